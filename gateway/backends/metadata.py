@@ -1,0 +1,48 @@
+"""Names of the gRPC metadata that a backend of ours and the gateway exchange beside the messages.
+
+Foreign backends send none of the trailers: each is an addition, never a requirement.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from gateway.domain.ids import ReplicaId
+
+AUTHORIZATION: Final = "authorization"
+"""`Bearer <replica token>` on every call, Health included (wire.md B3)."""
+TOKEN_VARIABLE: Final = "LOCALAI_GRPC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
+"""Environment variable in which a backend process finds its token."""
+
+REFUSED: Final = "x-gateway-refused"
+"""Trailer of a call that was turned away before any work: `full` or `draining`. It is no failure of the replica; the
+same status without this trailer is an ordinary error (pitfall 32)."""
+REFUSED_FULL: Final = "full"
+REFUSED_DRAINING: Final = "draining"
+
+FINISH_REASON: Final = "x-gateway-finish-reason"
+"""Trailer of a finished generation: `stop` or `length`."""
+
+ERROR_CODE: Final = "x-gateway-error-code"
+"""Trailer of an INVALID_ARGUMENT: the `code` of OpenAI's error object, `context_length_exceeded` for one."""
+ERROR_PARAM: Final = "x-gateway-error-param"
+"""Trailer of an INVALID_ARGUMENT: the request field that is wrong, in OpenAI's words."""
+
+MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
+"""Largest gRPC message either side sends or takes (wire.md B3)."""
+
+IDENTITY_MISMATCH: Final = "model identity mismatch"
+"""Text of a NOT_FOUND that says "another model is loaded here" (H5)."""
+NOT_LOADED: Final = "model not loaded"
+"""Text of a FAILED_PRECONDITION that says "nothing is loaded here" (R14)."""
+
+
+def replica_token(cluster_secret: bytes, replica_id: ReplicaId) -> str:
+    """The bearer token of one replica: every gateway can compute it, no other process can guess it (H5)."""
+    return hmac.new(cluster_secret, replica_id.encode(), hashlib.sha256).hexdigest()
+
+
+def bearer(token: str) -> Mapping[str, str]:
+    return MappingProxyType({AUTHORIZATION: f"Bearer {token}"})

@@ -1,0 +1,1 @@
+"""The vocabulary of the gateway: immutable records and pure rules, no I/O."""

@@ -1,0 +1,96 @@
+"""The fleet as data: nodes, replicas, demand and the state the planner and the router decide from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import NOTHING, ModelSpec
+
+
+class NodeStatus(StrEnum):
+    PENDING = "pending"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    DRAINING = "draining"
+    OFFLINE = "offline"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine with a worker agent."""
+
+    id: NodeId
+    name: str
+    boot_id: BootId
+    status: NodeStatus
+    labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    max_replicas_per_model: int = 1
+    free_vram_bytes: int | None = None
+    """None: unknown, which is no constraint."""
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One model loaded (or being loaded) in one backend process on one node."""
+
+    id: ReplicaId
+    model: ModelName
+    node_id: NodeId
+    slot: int
+    """Index among the node's replicas of this model; (node, model, slot) is unique (R10)."""
+    revision: Revision
+    desired: Desired
+    observed: Observed
+    parallel: int
+    """Requests it serves at a time."""
+    address: Address | None = None
+    pid: int | None = None
+    error: str | None = None
+    exit_code: int | None = None
+    """Of an ended process; negative: the signal."""
+    since: float = 0.0
+    """When `observed` last changed: seconds of the registry's clock."""
+
+
+@dataclass(frozen=True)
+class LoadFailure:
+    """Why a model does not come up, and when it is tried again. State of the model, seen by every gateway (L9, L10)."""
+
+    cause: str
+    attempts: int
+    """Failed loads in a row."""
+    retry_at: float
+    """Seconds of the registry's clock."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """Requests wait for `model` at `gateway_id`, the oldest since `since` (registry clock, seconds)."""
+
+    gateway_id: GatewayId
+    model: ModelName
+    waiting: int
+    since: float
+
+
+@dataclass(frozen=True)
+class ClusterState:
+    """One consistent read of the registry's control tables."""
+
+    version: int
+    """Grows with every control write; two reads with one version are equal (demand excepted)."""
+    models: Mapping[ModelName, ModelSpec] = field(default_factory=dict)
+    failures: Mapping[ModelName, LoadFailure] = field(default_factory=dict)
+    nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+    replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
+    demand: tuple[Demand, ...] = ()
+    """Never part of the version."""
+
+
+EMPTY_STATE: Final = ClusterState(
+    0, MappingProxyType({}), MappingProxyType({}), MappingProxyType({}), MappingProxyType({})
+)

@@ -1,0 +1,157 @@
+"""Every error a caller can see, as a tree by what the caller can do about it.
+
+| branch          | what the caller can do                 | status   |
+|-----------------|----------------------------------------|----------|
+| `BadRequest`    | change the request                     | 4xx      |
+| `Unavailable`   | send it again after `retry_after`      | 429, 503 |
+| `BackendFailed` | send it again, maybe; see the message  | 502, 504 |
+
+Anything else that reaches the edge is our bug: 500, logged with its traceback, told without it. Messages are written
+for the user and name what is wrong; secrets and addresses of other users never appear in them. The shape on the wire
+(`type`, `param`, `code`) is OpenAI's error object.
+"""
+
+from typing import ClassVar, Final
+
+from gateway.domain.ids import ModelName
+
+MODEL_NOT_FOUND: Final = "model_not_found"
+
+
+class GatewayError(Exception):
+    """The base. `status`, `type` and `code` are what HTTP shows; `param` names the offending field, if one does."""
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: str | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_seconds = retry_after_seconds
+        if code is not None:
+            self.code = code
+
+
+class BadRequest(GatewayError):
+    """The request itself is wrong; sending it again changes nothing."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class Unauthenticated(BadRequest):
+    status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(BadRequest):
+    status = 403
+    code = "forbidden"
+
+
+class NotFound(BadRequest):
+    status = 404
+    code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = MODEL_NOT_FOUND
+
+    def __init__(self, model: ModelName) -> None:
+        super().__init__(f"The model '{model}' does not exist. GET /v1/models lists those that do.", param="model")
+
+
+class MethodNotAllowed(BadRequest):
+    status = 405
+    code = "method_not_allowed"
+
+
+class RequestTimeout(BadRequest):
+    """The client did not send its whole request in time."""
+
+    status = 408
+    code = "request_timeout"
+
+
+class Conflict(BadRequest):
+    status = 409
+    code = "conflict"
+
+
+class PayloadTooLarge(BadRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(BadRequest):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class HeadersTooLarge(BadRequest):
+    status = 431
+    code = "headers_too_large"
+
+
+class Unavailable(GatewayError):
+    """Nothing is wrong with the request; it can be sent again after `retry_after_seconds` (always set)."""
+
+    status = 503
+    type = "server_error"
+    code = "unavailable"
+
+    def __init__(
+        self, message: str, *, retry_after_seconds: float, param: str | None = None, code: str | None = None
+    ) -> None:
+        super().__init__(message, param=param, code=code, retry_after_seconds=retry_after_seconds)
+
+
+class Overloaded(Unavailable):
+    """Too many requests wait already, or this one waited too long for a free slot."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
+
+class ModelLoading(Unavailable):
+    """The model is still coming up after `load_wait`; the load goes on (L11)."""
+
+    code = "model_loading"
+
+
+class ModelLoadFailed(Unavailable):
+    """The model does not come up; the message carries the cause (L10, L22)."""
+
+    code = "model_load_failed"
+
+
+class NoNode(Unavailable):
+    """No healthy node, or none yet."""
+
+    code = "no_node"
+
+
+class ShuttingDown(Unavailable):
+    code = "shutting_down"
+
+
+class BackendFailed(GatewayError):
+    """A backend process broke its promise while it had our request."""
+
+    status = 502
+    code = "backend_error"
+
+
+class Timeout(BackendFailed):
+    status = 504
+    code = "timeout"

@@ -1,0 +1,91 @@
+"""A request and its answer as the gateway understands them, whatever API they came through."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Literal
+
+from gateway.domain.ids import ModelName
+
+NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str
+    name: str | None = None
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn and when to stop. `None`: the backend's own default."""
+
+    max_tokens: int | None = None
+    """None: until the model ends or its context is full."""
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repeat_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
+    """Token id -> what is added to its logit, -100 (never) to 100 (always)."""
+    ignore_end: bool = False
+    """Go on past the model's end token (for tests and measurements)."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Text to be generated: from a conversation through the model's own template, or from a raw prompt."""
+
+    model: ModelName
+    prompt: str | tuple[ChatMessage, ...]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class EmbeddingInput:
+    """One text (or its token ids) to be turned into one vector."""
+
+    model: ModelName
+    text: str | tuple[int, ...]
+
+
+class Finish(StrEnum):
+    """Why a generation ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """The next part of an answer. Counts are totals so far, not differences; 0: the backend does not count."""
+
+    text: str
+    reasoning: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """How a generation ended; the text of a unary one is in `text`, a streamed one's came in pieces."""
+
+    finish: Finish
+    prompt_tokens: int
+    completion_tokens: int
+    text: str = ""
+    reasoning: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    vector: tuple[float, ...]
+    prompt_tokens: int

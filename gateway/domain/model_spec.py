@@ -1,0 +1,71 @@
+"""What a model is: the name users call, what its backend process is given, and how it is scheduled."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Final, Literal
+
+from gateway.domain.ids import ModelName, Revision
+
+LLAMA_CPP: Final = "llama-cpp"
+DEFAULT_PARALLEL: Final[Mapping[str, int]] = MappingProxyType({LLAMA_CPP: 4})
+"""Requests that one replica serves at a time when the spec does not say; 1 for a backend that is not listed."""
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One `[[models]]` entry. `None` means "not set", which is not the same as the default's value (see `revision`).
+
+    The first group of fields reaches the backend process, the second is for the planner only.
+    """
+
+    name: ModelName
+    backend: str
+    artifact: str
+    """Where the weights come from: `builtin:NAME`, `file:PATH`, later `hf://` and `https://`. Empty: the backend needs
+    no file."""
+    sha256: str | None = None
+    context_size: int | None = None
+    """Tokens one request may use, prompt and answer together."""
+    gpu_layers: int | None = None
+    parallel: int | None = None
+    """Requests one replica serves at a time; `slots` resolves the default."""
+    options: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+
+    min_replicas: int = 0
+    max_replicas: int = 1
+    """0: as many as there is room for."""
+    on_every_node: bool = False
+    """`replicas = "all"`: one on each node that the selector allows."""
+    selector: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    exclusive_group: str | None = None
+    load_timeout_seconds: float | None = None
+    source: Literal["file", "api"] = "file"
+
+    @property
+    def slots(self) -> int:
+        return self.parallel or DEFAULT_PARALLEL.get(self.backend, 1)
+
+    @cached_property
+    def revision(self) -> Revision:
+        """Hash of the explicitly set keys that the backend process sees, whatever their order (A8).
+
+        Neither scheduling keys nor defaults are part of it: changing `min_replicas` or upgrading the gateway reloads
+        nothing.
+        """
+        seen: dict[str, Any] = {
+            "backend": self.backend,
+            "artifact": self.artifact,
+            "sha256": self.sha256,
+            "context_size": self.context_size,
+            "gpu_layers": self.gpu_layers,
+            "parallel": self.parallel,
+            "options": dict(self.options) or None,
+        }
+        canonical = json.dumps({key: value for key, value in seen.items() if value is not None}, sort_keys=True)
+        return Revision(hashlib.sha256(canonical.encode()).hexdigest())
