@@ -30,6 +30,11 @@ ERROR_CODE: Final = "x-gateway-error-code"
 ERROR_PARAM: Final = "x-gateway-error-param"
 """Trailer of an INVALID_ARGUMENT: the request field that is wrong, in OpenAI's words."""
 
+SAMPLING_KEY: Final = "gateway.sampling"
+"""Key of `PredictOptions.Metadata` under which the gateway sends the sampling parameters that the client set, as a JSON
+object in llama.cpp's names. proto3 scalars can't say "unset": a Temperature of 0 may mean greedy or nothing at all. The
+classic fields are filled besides, for backends that read only those."""
+
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (wire.md B3)."""
 

@@ -1,0 +1,1 @@
+"""Configuration: a TOML file, the environment and the command line become one frozen, checked record."""

@@ -11,6 +11,7 @@ for the user and name what is wrong; secrets and addresses of other users never 
 (`type`, `param`, `code`) is OpenAI's error object.
 """
 
+from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from gateway.domain.ids import ModelName
@@ -124,9 +125,16 @@ class Overloaded(Unavailable):
 
 
 class ModelLoading(Unavailable):
-    """The model is still coming up after `load_wait`; the load goes on (L11)."""
+    """The model is still coming up after `load_wait`; the load goes on (L11).
+
+    `loading` says how far it is, in the words of the interface: model, state, node, ...
+    """
 
     code = "model_loading"
+
+    def __init__(self, message: str, *, retry_after_seconds: float, loading: Mapping[str, object]) -> None:
+        super().__init__(message, retry_after_seconds=retry_after_seconds, param="model")
+        self.loading = loading
 
 
 class ModelLoadFailed(Unavailable):

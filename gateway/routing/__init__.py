@@ -1,0 +1,1 @@
+"""From "a request for this model" to "a lease on that replica", decided anew for each request."""

@@ -1,0 +1,28 @@
+"""Frames JSON as server-sent events (WHATWG HTML, "Server-sent events"), the way OpenAI's clients read them."""
+
+from typing import Final
+
+MEDIA_TYPE: Final = "text/event-stream"
+
+DONE: Final = b"data: [DONE]\n\n"
+"""Ends a stream that went well. A stream that failed ends after its error event, without this."""
+
+_LINE_BREAKS_TO_SOME: Final = (
+    ("\u2028".encode(), rb"\u2028"),
+    ("\u2029".encode(), rb"\u2029"),
+    ("\u0085".encode(), rb"\u0085"),
+)
+"""Allowed raw in JSON and no line end in an event stream, but `str.splitlines` and readers built on it cut there."""
+
+
+def event(data: bytes) -> bytes:
+    """One event that carries `data`, a JSON text.
+
+    Raises `ValueError` on a raw line end, which would break the framing: JSON from an encoder never has one.
+    """
+    if b"\n" in data or b"\r" in data:
+        raise ValueError("an event's JSON must be on one line")
+    if not data.isascii():
+        for raw, escaped in _LINE_BREAKS_TO_SOME:
+            data = data.replace(raw, escaped)
+    return b"data: " + data + b"\n\n"

@@ -1,0 +1,146 @@
+"""One HTTP request and its response, over plain ASGI."""
+
+from typing import Final
+
+import trio
+
+from gateway.api.asgi import EVENT_STREAM, JSON, Headers, Message, Receive, Scope, Send
+from gateway.domain.errors import HeadersTooLarge, PayloadTooLarge, RequestTimeout
+from gateway.domain.ids import ModelName, RequestId, new_id
+
+HEADER_BYTES_MAX: Final = 32 * 1024
+"""Of all headers together; the listener's own limit is not strict (pitfall 35)."""
+REQUEST_ID_CHARS_MAX: Final = 128
+REQUEST_ID: Final = b"x-request-id"
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class Exchange:
+    """What handlers work with. Tracks what has been sent, so that an error after the first byte takes another form."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
+        self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        self._receive = receive
+        self._send = send
+        self.request_id = self._accept_request_id()
+        self.started_at = trio.current_time()
+        self.status: int | None = None
+        """Of the response, once its head was sent."""
+        self.complete = False
+        """The whole response was sent."""
+        self.closing = False
+        """The connection is not to be used again after this response."""
+        self.is_event_stream = False
+        self.response_headers: Headers = [(REQUEST_ID, self.request_id.encode())]
+        """Headers of every response to this request, whoever answers it."""
+        self.route = "other"
+        """The route's path, for the metrics; paths that no route names must not become labels."""
+        self.model: ModelName | None = None
+        """For the metrics: an existing model only."""
+        self.notes: dict[str, object] = {}
+        """Fields of the request's log line."""
+        self.failed = False
+        """It ended with an error after the response had begun."""
+
+    def _accept_request_id(self) -> RequestId:
+        given = self._headers.get(REQUEST_ID, b"")
+        if 0 < len(given) <= REQUEST_ID_CHARS_MAX and all(0x20 < byte < 0x7F for byte in given):
+            return RequestId(given.decode("ascii"))
+        return RequestId(new_id())
+
+    def header(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    def check_headers(self) -> None:
+        if self._header_bytes > HEADER_BYTES_MAX:
+            raise HeadersTooLarge(f"The request's headers have more than {HEADER_BYTES_MAX} bytes.")
+
+    async def read_body(self, bytes_max: int, timeout_seconds: float) -> bytes:
+        """The whole body. Raises `PayloadTooLarge` (before it is read, if it says its length), `RequestTimeout`,
+        `ClientGone`.
+
+        The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
+        """
+        self._check_length(self._headers.get(b"content-length"), bytes_max)
+        with trio.move_on_after(timeout_seconds):
+            return await self._read_parts(bytes_max)
+        self.closing = True
+        raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
+
+    def _check_length(self, announced: bytes | None, bytes_max: int) -> None:
+        if announced is not None and announced.isdigit() and int(announced) > bytes_max:
+            self._refuse_size(bytes_max)
+
+    def _refuse_size(self, bytes_max: int) -> None:
+        self.closing = True
+        raise PayloadTooLarge(f"The request's body has more than {bytes_max} bytes.")
+
+    async def _read_parts(self, bytes_max: int) -> bytes:
+        parts: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > bytes_max:
+                self._refuse_size(bytes_max)
+            more = message.get("more_body", False)
+        return b"".join(parts)
+
+    async def wait_disconnect(self) -> None:
+        """Returns when the client hangs up. Waits, never polls (pitfall 8)."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
+    ) -> None:
+        """The whole response in one go."""
+        length = (b"content-length", str(len(body)).encode())
+        await self.send_head(status, [(b"content-type", content_type), length, *(headers or [])])
+        await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def start_event_stream(self, headers: Headers | None = None) -> None:
+        self.is_event_stream = True
+        # `no` to buffering is for nginx, the usual proxy in front.
+        fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+        await self.send_head(200, [*fixed, *(headers or [])])
+
+    async def send_head(self, status: int, headers: Headers) -> None:
+        await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send_part(self, data: bytes) -> None:
+        await self.send_message({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end_stream(self, data: bytes = b"") -> None:
+        await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def send_message(self, message: Message) -> None:
+        """Every response message goes through here, those of the Quart application included."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            closing = [(b"connection", b"close")] if self.closing else []
+            message = {**message, "headers": [*message["headers"], *self.response_headers, *closing]}
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.complete = True
+        await self._send(message)
+
+    @property
+    def outcome(self) -> str:
+        """The HTTP status; `error` for one that failed after its first byte; `cancelled` if the client left."""
+        if self.failed:
+            return "error"
+        return str(self.status) if self.complete else "cancelled"
+
+    @property
+    def receive(self) -> Receive:
+        return self._receive

@@ -1,0 +1,45 @@
+"""What a browser on the same machine must not be able to do to a gateway without keys (CSRF, DNS rebinding). Pure.
+
+A keyless gateway listens on loopback only, but a web page can make the browser send requests there. So `Host` has to
+be a loopback name (a rebound DNS name is not), and an `Origin` has to be loopback, too. JSON bodies are demanded
+everywhere: a page can send a form across origins, but not `application/json` without asking first.
+"""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from gateway.domain.errors import Forbidden, UnsupportedMediaType
+
+
+def check_local_request(host: str | None, origin: str | None) -> None:
+    """Raises `Forbidden` unless both name this machine. An absent `Origin` is a client that is no browser."""
+    if host is None or not is_loopback_name(_without_port(host)):
+        raise Forbidden(
+            "A gateway without API keys answers only to a loopback Host, such as localhost.", code="bad_host"
+        )
+    if origin is not None and not is_loopback_name(urlsplit(origin).hostname or ""):
+        raise Forbidden(
+            "A gateway without API keys takes no requests from web pages of other origins.", code="bad_origin"
+        )
+
+
+def check_json(content_type: str | None) -> None:
+    """Raises `UnsupportedMediaType` unless the body is declared as JSON."""
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise UnsupportedMediaType("The body has to be JSON: send 'Content-Type: application/json'.")
+
+
+def is_loopback_name(name: str) -> bool:
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _without_port(host: str) -> str:
+    if host.startswith("["):
+        return host.partition("]")[0] + "]"
+    return host.partition(":")[0]

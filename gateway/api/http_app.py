@@ -1,0 +1,206 @@
+"""The ASGI application in front of everything: guards, roles, errors, the log line of each request.
+
+Inference routes are plain ASGI handlers (`Route`); every other path goes to `pages`, the Quart application. A request
+passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.api.asgi import App, Receive, Scope, Send
+from gateway.api.auth import Authenticator, Caller, Role
+from gateway.api.errors import InternalError, send_error
+from gateway.api.exchange import ClientGone, Exchange
+from gateway.api.guard import check_json, check_local_request
+from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
+from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER_DRAIN_SECONDS: Final = 5.0
+
+Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
+"""Answers one request whose body has been read. Raises `GatewayError`."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A plain ASGI route. A path that ends in "/" stands for everything below it."""
+
+    method: str
+    path: str
+    role: Role
+    handler: Handler
+
+
+@dataclass(frozen=True)
+class PageRoute:
+    """A path (or, with a final "/", all below it) that Quart serves, and the role it asks for."""
+
+    path: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    bytes_max: int
+    timeout_seconds: float
+
+
+class HttpApp:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        page_routes: Sequence[PageRoute],
+        pages: App,
+        *,
+        authenticator: Authenticator,
+        metrics: RequestMetrics,
+        limits: BodyLimits,
+    ) -> None:
+        self._routes = tuple(routes)
+        self._page_routes = tuple(page_routes)
+        self._pages = pages
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._limits = limits
+        self._draining = False
+        self._scopes: set[trio.CancelScope] = set()
+        """Of the running handlers, so that the end of a drain reaches them."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._pages(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            exchange = Exchange(scope, receive, send)
+            with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+                await self._serve(exchange, scope)
+
+    def drain(self) -> None:
+        """From now on new requests are refused; running ones go on."""
+        self._draining = True
+
+    def end_streams(self) -> None:
+        """The drain is over: running handlers end, each with an error that says so."""
+        for scope in tuple(self._scopes):
+            scope.cancel()
+
+    async def _serve(self, exchange: Exchange, scope: Scope) -> None:
+        try:
+            await self._guarded(exchange, partial(self._dispatch, exchange, scope))
+        finally:
+            self._note_end(exchange)
+
+    async def _guarded(self, exchange: Exchange, answer: Callable[[], Awaitable[None]]) -> None:
+        """Runs `answer`; whatever it raises becomes an error that the client can read, except a cancel.
+
+        A bug beside a cancel arrives as a group: the bug is logged, the cancel goes on (pitfall 2).
+        """
+        try:
+            await answer()
+        except ClientGone:
+            return
+        except GatewayError as error:
+            exchange.notes["error"] = error.message
+            await send_error(exchange, error)
+        except Exception:
+            log.exception("request.failed")
+            await send_error(exchange, InternalError())
+        except BaseExceptionGroup as group:
+            cancelled, failed = group.split(trio.Cancelled)
+            if failed is not None:
+                log.exception("request.failed", exc_info=failed)
+            if cancelled is not None:
+                raise cancelled from None
+            await send_error(exchange, InternalError())
+
+    async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
+        exchange.check_headers()
+        routes = [route for route in self._routes if _covers(route.path, exchange.path)]
+        page = next((page for page in self._page_routes if _covers(page.path, exchange.path)), None)
+        role = routes[0].role if routes else page.role if page else Role.INFERENCE
+        caller = self._admit(exchange, role)
+        if page is not None:
+            exchange.route = page.path
+            await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))
+        elif not routes:
+            raise NotFound(f"There is nothing at {exchange.method} {exchange.path}.")
+        else:
+            await self._run_route(exchange, routes, caller)
+
+    def _admit(self, exchange: Exchange, role: Role) -> Caller:
+        """Refuses who may not. Health is open to everyone at any time."""
+        if role is Role.PUBLIC:
+            return self._authenticator.anonymous
+        if self._draining:
+            exchange.closing = True
+            raise ShuttingDown("The gateway is shutting down.", retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS)
+        if self._authenticator.trusts_this_machine:
+            check_local_request(exchange.header("host"), exchange.header("origin"))
+        return self._authenticator.authorize(exchange.header("authorization"), role)
+
+    async def _run_route(self, exchange: Exchange, routes: list[Route], caller: Caller) -> None:
+        exchange.route = routes[0].path
+        route = next((route for route in routes if route.method == exchange.method), None)
+        if route is None:
+            allowed = ", ".join(route.method for route in routes)
+            raise MethodNotAllowed(f"{exchange.path} takes {allowed}, not {exchange.method}.")
+        if route.method != "POST":
+            await route.handler(exchange, caller, b"")
+            return
+        check_json(exchange.header("content-type"))
+        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds)
+        answer = partial(self._run_until_drained, partial(route.handler, exchange, caller, body))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
+            await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
+            nursery.cancel_scope.cancel()
+
+    async def _run_until_drained(self, answer: Callable[[], Awaitable[None]]) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            try:
+                await answer()
+            finally:
+                self._scopes.discard(scope)
+        if scope.cancelled_caught:
+            raise ShuttingDown(
+                "The gateway is shutting down and could not finish this request.",
+                retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS,
+            )
+
+    def _note_end(self, exchange: Exchange) -> None:
+        seconds = trio.current_time() - exchange.started_at
+        self._metrics.requests.labels(exchange.model or UNKNOWN_MODEL, exchange.route, exchange.outcome).inc()
+        self._metrics.duration.labels(exchange.route).observe(seconds)
+        level = log.debug if exchange.route in QUIET_ROUTES else log.info
+        level(
+            "request",
+            method=exchange.method,
+            path=exchange.path,
+            status=exchange.status,
+            outcome=exchange.outcome,
+            seconds=round(seconds, 4),
+            **exchange.notes,
+        )
+
+
+QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked every few seconds by machines; one line each would bury the rest."""
+
+
+def _covers(route_path: str, path: str) -> bool:
+    return path.startswith(route_path) if route_path.endswith("/") else path == route_path
+
+
+async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:
+    await exchange.wait_disconnect()
+    scope.cancel()

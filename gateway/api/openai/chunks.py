@@ -1,0 +1,86 @@
+"""Writes the chunks of a streamed answer, fast: all but the text is encoded once per stream.
+
+Both kinds of stream are used alike: `opening`, a `text` for each piece, `ending`. The results are JSON texts without
+framing (see `event_stream`).
+"""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Final
+
+from pydantic_core import to_json
+
+from gateway.api.openai.encode import chat_id, completion_id, usage
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.inference import Completion
+
+
+class ChunkEncoder(ABC):
+    """Encodes one stream. With `include_usage` a usage chunk ends it, and all others carry `"usage": null`."""
+
+    _open: ClassVar[bytes]
+    """What a choice says before its text, or before the fields of its delta, ..."""
+    _close: ClassVar[bytes]
+    """... and after them."""
+    _nothing: ClassVar[bytes]
+    """What stands between the two when there is no text."""
+
+    def __init__(self, answer_id: str, kind: str, model: ModelName, created: int, *, include_usage: bool) -> None:
+        envelope = {"id": answer_id, "object": kind, "created": created, "model": model}
+        self._envelope: Final = to_json(envelope).removesuffix(b"}")
+        self._include_usage: Final = include_usage
+        self._before: Final = self._envelope + b',"choices":[{"index":0,' + self._open
+        self._after_reason: Final = b'}],"usage":null}' if include_usage else b"}]}"
+        self._after: Final = self._close + b',"logprobs":null,"finish_reason":null' + self._after_reason
+
+    @abstractmethod
+    def opening(self) -> list[bytes]:
+        """The chunks before the first text."""
+
+    @abstractmethod
+    def text(self, text: str, reasoning: str = "") -> bytes:
+        """One chunk with the next part of the answer."""
+
+    def ending(self, answer: Completion) -> list[bytes]:
+        """The chunks after the last text: the finish reason, then the token counts if they are wanted."""
+        reason = b',"logprobs":null,"finish_reason":' + to_json(answer.finish)
+        chunks = [self._before + self._nothing + self._close + reason + self._after_reason]
+        if self._include_usage:
+            counts = to_json(usage(answer.prompt_tokens, answer.completion_tokens))
+            chunks.append(self._envelope + b',"choices":[],"usage":' + counts + b"}")
+        return chunks
+
+
+class ChatChunks(ChunkEncoder):
+    _open = b'"delta":{'
+    _close = b"}"
+    _nothing = b""
+
+    def __init__(self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool) -> None:
+        kind = "chat.completion.chunk"
+        super().__init__(chat_id(request_id), kind, model, created, include_usage=include_usage)
+
+    def opening(self) -> list[bytes]:
+        return [self._before + b'"role":"assistant","content":""' + self._after]
+
+    def text(self, text: str, reasoning: str = "") -> bytes:
+        if not reasoning:
+            return self._before + b'"content":' + to_json(text) + self._after
+        content = b',"content":' + to_json(text) if text else b""
+        return self._before + b'"reasoning_content":' + to_json(reasoning) + content + self._after
+
+
+class CompletionChunks(ChunkEncoder):
+    """Reasoning has no field here and stays part of the text, as in `encode.text_completion`."""
+
+    _open = b'"text":'
+    _close = b""
+    _nothing = b'""'
+
+    def __init__(self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool) -> None:
+        super().__init__(completion_id(request_id), "text_completion", model, created, include_usage=include_usage)
+
+    def opening(self) -> list[bytes]:
+        return []
+
+    def text(self, text: str, reasoning: str = "") -> bytes:
+        return self._before + to_json(reasoning + text) + self._after

@@ -1,0 +1,77 @@
+"""Chat messages as they come in: text content in its two spellings, and what else a message may hold."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final, Literal, Self
+
+from pydantic import Field, model_validator
+
+from gateway.api.json_body import ARRAY, MISSING, TEXT, UNSUPPORTED_VALUE, JsonBody, complaint, text_or_array
+from gateway.domain.inference import ChatMessage
+
+PART_SEPARATOR: Final = "\n"
+"""Between the text parts of one message. Parts are blocks (an instruction, a document): joined by nothing, the last
+word of one would run into the first of the next. llama.cpp and vLLM join the same way."""
+
+MESSAGES_MAX: Final = 16_384
+"""Far more than anyone means, and few enough to be checked in a tenth of a second."""
+PARTS_MAX: Final = 1_024
+"""Of one message."""
+
+
+class TextPart(JsonBody):
+    type: Literal["text"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_media(cls, data: object) -> object:
+        """Before the other keys are looked at: what is wrong with an image is its type, not its `image_url` key."""
+        kind = data.get("type") if isinstance(data, dict) else None
+        if isinstance(kind, str) and kind != "text":
+            message = f"Invalid value for '{{param}}': content parts of type '{kind[:64]}' are not supported."
+            raise complaint(UNSUPPORTED_VALUE, message, "type")
+        return data
+
+
+Parts = Annotated[list[TextPart], Field(min_length=1, max_length=PARTS_MAX, fail_fast=True)]
+Content = Annotated[
+    Annotated[str, TEXT] | Annotated[Parts, ARRAY], text_or_array("a string or an array of content parts")
+]
+
+
+class Message(JsonBody):
+    """One entry of `messages`. An answer of ours can be sent back as it is."""
+
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+        {"tool_calls": ([],), "function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
+    )
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Content
+    name: str | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    """Taken because our answers carry it, and dropped: earlier reasoning is no part of a conversation."""
+
+    @model_validator(mode="after")
+    def _check_tool_call_id(self) -> Self:
+        if self.role == "tool" and self.tool_call_id is None:
+            raise complaint(MISSING, "Missing required parameter: '{param}'.", "tool_call_id")
+        return self
+
+    def as_chat_message(self) -> ChatMessage:
+        return ChatMessage(
+            role="system" if self.role == "developer" else self.role,
+            content=self._text(),
+            name=self.name,
+            tool_call_id=self.tool_call_id,
+        )
+
+    def _text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return PART_SEPARATOR.join(part.text for part in self.content)
+
+
+Messages = Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX, fail_fast=True)]

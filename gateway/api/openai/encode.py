@@ -1,0 +1,114 @@
+"""Writes answers as OpenAI's JSON objects: pure functions from domain values to UTF-8 bytes.
+
+Source: the OpenAI API reference (the chat completion, completion, embeddings, model and error objects). `created` is
+in seconds since the epoch. `reasoning_content` is an extension that other servers share. Chunks are in `chunks.py`.
+"""
+
+import math
+import struct
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, Literal
+
+from pydantic_core import to_json
+
+from gateway.domain.errors import BackendFailed, GatewayError
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.inference import Completion, Embedding
+
+EncodingFormat = Literal["float", "base64"]
+OWNER: Final = "gateway"
+
+
+def chat_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
+    return _answer(chat_id(request_id), "chat.completion", model, created, choice, answer)
+
+
+def text_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
+    """The object has no field for reasoning: it stays part of the text, as the model wrote it."""
+    text = answer.reasoning + answer.text
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish}
+    return _answer(completion_id(request_id), "text_completion", model, created, choice, answer)
+
+
+def chat_id(request_id: RequestId) -> str:
+    return f"chatcmpl-{request_id}"
+
+
+def completion_id(request_id: RequestId) -> str:
+    return f"cmpl-{request_id}"
+
+
+def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
+def _answer(
+    answer_id: str, kind: str, model: ModelName, created: int, choice: dict[str, Any], answer: Completion
+) -> bytes:
+    return to_json(
+        {
+            "id": answer_id,
+            "object": kind,
+            "created": created,
+            "model": model,
+            "choices": [choice],
+            "usage": usage(answer.prompt_tokens, answer.completion_tokens),
+        }
+    )
+
+
+def embeddings(model: ModelName, vectors: Sequence[Embedding], encoding_format: EncodingFormat) -> bytes:
+    """The list of `vectors` in their order; base64 is of little-endian float32.
+
+    Raises `BackendFailed` for a vector with a NaN or an infinity in it: JSON can't say it, and nobody can use it.
+    """
+    encode = _base64 if encoding_format == "base64" else _floats
+    data = [
+        {"object": "embedding", "index": index, "embedding": encode(_finite(embedding.vector))}
+        for index, embedding in enumerate(vectors)
+    ]
+    tokens = sum(embedding.prompt_tokens for embedding in vectors)
+    counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return to_json({"object": "list", "data": data, "model": model, "usage": counts})
+
+
+def _finite(vector: tuple[float, ...]) -> tuple[float, ...]:
+    """A sum is finite only if each term is: float32 values are too small to overflow it."""
+    if not math.isfinite(sum(vector)):
+        raise BackendFailed("The backend returned an embedding with a number that is not finite.")
+    return vector
+
+
+def _floats(vector: tuple[float, ...]) -> tuple[float, ...]:
+    return vector
+
+
+def _base64(vector: tuple[float, ...]) -> str:
+    return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+
+def model_object(name: ModelName, created: int) -> bytes:
+    return to_json(_model(name, created))
+
+
+def model_list(names: Iterable[ModelName], created: int) -> bytes:
+    return to_json({"object": "list", "data": [_model(name, created) for name in names]})
+
+
+def _model(name: ModelName, created: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+
+
+def error_object(error: GatewayError) -> bytes:
+    """The body of an error response, and the data of the event that ends a failed stream."""
+    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    return to_json({"error": fields})

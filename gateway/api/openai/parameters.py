@@ -1,0 +1,148 @@
+"""The parameters that chat and completions share: their bounds, their mapping to `Sampling`, and what we lack.
+
+Each bound is OpenAI's unless its comment says otherwise. `top_k`, `min_p`, `repeat_penalty` and `ignore_eos` are
+extensions that OpenAI does not have; their names are llama.cpp's. `ignore_eos` is meant for tests and measurements.
+"""
+
+import re
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, ClassVar, Final
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from gateway.api.json_body import (
+    ARRAY,
+    INVALID_VALUE,
+    TEXT,
+    UNSUPPORTED_VALUE,
+    JsonBody,
+    complaint,
+    text_or_array,
+    wrong_type,
+    wrong_value,
+)
+from gateway.domain.errors import BadRequest
+from gateway.domain.inference import NO_BIAS, Sampling
+
+INT32_MAX: Final = 2**31 - 1
+"""The wire protocol's integers are 32 bits wide, token ids and counts included."""
+INT64_MIN: Final = -(2**63)
+INT64_MAX: Final = 2**63 - 1
+NAME_CHARACTERS_MAX: Final = 512
+"""Of a model's name and of a user: both end up in errors and logs."""
+STOP_SEQUENCES_MAX: Final = 16
+"""OpenAI takes 4. More cost us nothing, and clients of other servers send more."""
+BIAS_MAX: Final = 100
+BIASED_TOKENS_MAX: Final = 65_536
+"""Checking one costs a microsecond, and a body has room for a million."""
+REPEAT_PENALTY_MAX: Final = 10
+"""llama.cpp divides logits by it and has no bound; beyond this nothing but noise comes out."""
+
+_TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+
+Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
+User = Annotated[str, Field(max_length=NAME_CHARACTERS_MAX)]
+TokenLimit = Annotated[int, Field(ge=1, le=INT32_MAX)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+
+
+def _single_answer(n: int) -> int:
+    if n > 1:
+        raise complaint(UNSUPPORTED_VALUE, "Invalid value for '{param}': n > 1 is not supported by this gateway yet.")
+    return n
+
+
+def _as_bias(value: object) -> object:
+    """Keys of JSON objects are strings; ours are token ids."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > BIASED_TOKENS_MAX:
+        raise wrong_value(f"have at most {BIASED_TOKENS_MAX} entries")
+    return {_token_id(key): _bias(key, bias) for key, bias in value.items()}
+
+
+def _token_id(key: str) -> int:
+    if _TOKEN_ID.fullmatch(key) and (token := int(key)) <= INT32_MAX:
+        return token
+    raise complaint(INVALID_VALUE, "Invalid key in 'logit_bias': '{param}' does not name a token id.", key)
+
+
+def _bias(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type("a number", value, key)
+    if not -BIAS_MAX <= value <= BIAS_MAX:
+        raise wrong_value(f"be from -{BIAS_MAX} to {BIAS_MAX}", key)
+    return float(value)
+
+
+StopSequence = Annotated[str, Field(min_length=1)]
+StopSequences = Annotated[list[StopSequence], Field(max_length=STOP_SEQUENCES_MAX, fail_fast=True)]
+Stop = Annotated[
+    Annotated[StopSequence, TEXT] | Annotated[StopSequences, ARRAY], text_or_array("a string or an array of strings")
+]
+LogitBias = Annotated[dict[int, float], BeforeValidator(_as_bias)]
+
+
+class StreamOptions(JsonBody):
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"include_obfuscation": (False,)})
+
+    include_usage: bool | None = None
+
+
+class GenerationBody(JsonBody):
+    """What a chat and a completion request have in common."""
+
+    model: Name
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: User | None = None
+    max_tokens: TokenLimit | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Fraction | None = None
+    top_k: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
+    """0: no limit."""
+    min_p: Fraction | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=REPEAT_PENALTY_MAX)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    seed: Annotated[int, Field(ge=INT64_MIN, le=INT64_MAX)] | None = None
+    stop: Stop | None = None
+    logit_bias: LogitBias | None = None
+    ignore_eos: bool | None = None
+    n: Annotated[int, Field(ge=1), AfterValidator(_single_answer)] | None = None
+
+    def sampling(self, max_tokens: int | None) -> Sampling:
+        return Sampling(
+            max_tokens=max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            repeat_penalty=self.repeat_penalty,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            seed=None if self.seed is None else wire_seed(self.seed),
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            logit_bias=MappingProxyType(self.logit_bias) if self.logit_bias else NO_BIAS,
+            ignore_end=bool(self.ignore_eos),
+        )
+
+    def wants_usage(self) -> bool:
+        """Whether the stream ends with a usage chunk. Raises `BadRequest` when there is no stream to end."""
+        if self.stream_options is None:
+            return False
+        if not self.stream:
+            message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+            raise BadRequest(message, param="stream_options", code=INVALID_VALUE)
+        return bool(self.stream_options.include_usage)
+
+
+def wire_seed(seed: int) -> int:
+    """Any 64-bit seed as one of 1 to 2**31-1, those unchanged.
+
+    On the wire a seed has 31 useful bits: 0 is "not set", and backends take a negative one as "random", which would
+    break the promise of a seed.
+    """
+    return (seed - 1) % INT32_MAX + 1

@@ -1,0 +1,172 @@
+"""OpenAI's inference endpoints: parse, route, encode. Each handler is thin over `schema`, `Router` and `encode`."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import trio
+
+from gateway.api.asgi import Headers
+from gateway.api.auth import Caller, Role
+from gateway.api.event_stream import DONE, event
+from gateway.api.exchange import Exchange
+from gateway.api.http_app import Route
+from gateway.api.openai import encode, schema
+from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
+from gateway.domain.errors import ModelNotFound
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Piece
+from gateway.observability.metrics import RequestMetrics
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import Candidate, RoutingView
+from gateway.routing.router import RoutedStream, Router
+
+EMBEDDINGS_AT_ONCE = 4
+"""Inputs of one embeddings request that are worked on at the same time, so that one request can't take every slot."""
+
+
+class Chunks(Protocol):
+    """Makes the encoder of one stream."""
+
+    def __call__(
+        self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool
+    ) -> ChunkEncoder: ...
+
+
+class Answer(Protocol):
+    """Encodes one unary answer."""
+
+    def __call__(self, request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes: ...
+
+
+class OpenAiApi:
+    def __init__(
+        self,
+        router: Router,
+        views: SnapshotStore[RoutingView],
+        metrics: RequestMetrics,
+        *,
+        wall_clock: Callable[[], float],
+        expose_replica: bool,
+    ) -> None:
+        self._router = router
+        self._views = views
+        self._metrics = metrics
+        self._wall_clock = wall_clock
+        self._started = int(wall_clock())
+        self._expose_replica = expose_replica
+
+    def routes(self) -> Sequence[Route]:
+        return (
+            Route("POST", "/v1/chat/completions", Role.INFERENCE, self._chat),
+            Route("POST", "/v1/completions", Role.INFERENCE, self._completion),
+            Route("POST", "/v1/embeddings", Role.INFERENCE, self._embeddings),
+            Route("GET", "/v1/models", Role.INFERENCE, self._models),
+            Route("GET", "/v1/models/", Role.INFERENCE, self._model),
+        )
+
+    async def _chat(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+        await self._generate(exchange, schema.parse_chat(body), ChatChunks, encode.chat_completion)
+
+    async def _completion(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+        await self._generate(exchange, schema.parse_completion(body), CompletionChunks, encode.text_completion)
+
+    async def _generate(self, exchange: Exchange, call: schema.GenerationCall, chunks: Chunks, answer: Answer) -> None:
+        model, created = call.generation.model, int(self._wall_clock())
+        self._note_model(exchange, model, call.user)
+        if call.stream:
+            encoder = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
+            async with self._router.open_stream(call.generation, exchange.request_id) as stream:
+                await self._relay(exchange, model, encoder, stream)
+        else:
+            completion, candidate = await self._router.generate(call.generation, exchange.request_id)
+            headers = self._note_replica(exchange, candidate)
+            self._note_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
+            await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
+
+    async def _relay(self, exchange: Exchange, model: ModelName, encoder: ChunkEncoder, stream: RoutedStream) -> None:
+        """Writes what has arrived in one send, and never waits for more than has (architecture, streaming relay)."""
+        headers = self._note_replica(exchange, stream.candidate)
+        self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
+        await exchange.start_event_stream(headers)
+        frames = [event(chunk) for chunk in encoder.opening()]
+        while True:
+            batch = await stream.receive_batch()
+            frames += [event(encoder.text(item.text, item.reasoning)) for item in batch if _has_text(item)]
+            last = batch[-1]
+            if isinstance(last, Completion):
+                break
+            if frames:
+                await exchange.send_part(b"".join(frames))
+                frames = []
+        self._note_tokens(exchange, model, last.prompt_tokens, last.completion_tokens)
+        frames += [event(chunk) for chunk in encoder.ending(last)]
+        await exchange.end_stream(b"".join(frames) + DONE)
+
+    async def _embeddings(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+        call = schema.parse_embeddings(body)
+        self._note_model(exchange, call.model, call.user)
+        found = await self._embed_all(call.inputs, exchange.request_id)
+        vectors = [embedding for embedding, _ in found]
+        headers = self._note_replica(exchange, found[-1][1])
+        self._note_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
+        await exchange.respond(200, encode.embeddings(call.model, vectors, call.encoding_format), headers=headers)
+
+    async def _embed_all(
+        self, inputs: Sequence[EmbeddingInput], request_id: RequestId
+    ) -> list[tuple[Embedding, Candidate]]:
+        """One call to a backend for each input (wire.md B3), a few at a time, answers in order.
+
+        The first error ends the others and is raised as it is, not inside a group.
+        """
+        found: list[tuple[Embedding, Candidate] | None] = [None] * len(inputs)
+        errors: list[Exception] = []
+        waiting = iter(enumerate(inputs))
+
+        async def work(scope: trio.CancelScope) -> None:
+            try:
+                for index, item in waiting:
+                    found[index] = await self._router.embed(item, request_id)
+            except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery
+                errors.append(error)
+                scope.cancel()
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(EMBEDDINGS_AT_ONCE, len(inputs))):
+                nursery.start_soon(work, nursery.cancel_scope)
+        if errors:
+            raise errors[0]
+        return [each for each in found if each is not None]
+
+    async def _models(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        names = sorted(self._views.current.state.models)
+        await exchange.respond(200, encode.model_list(names, self._started))
+
+    async def _model(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        name = ModelName(exchange.path.removeprefix("/v1/models/"))
+        if name not in self._views.current.state.models:
+            raise ModelNotFound(name)
+        await exchange.respond(200, encode.model_object(name, self._started))
+
+    def _note_model(self, exchange: Exchange, model: ModelName, user: str | None) -> None:
+        exchange.notes["model"] = model
+        if user is not None:
+            exchange.notes["user"] = user
+        if model in self._views.current.state.models:
+            exchange.model = model
+
+    def _note_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:
+        exchange.notes["replica_id"] = candidate.replica_id
+        exchange.notes["node"] = candidate.node_name
+        if not self._expose_replica:
+            return []
+        node = candidate.node_name.encode("ascii", "replace")
+        return [(b"x-gateway-replica", candidate.replica_id.encode()), (b"x-gateway-node", node)]
+
+    def _note_tokens(self, exchange: Exchange, model: ModelName, prompt: int, completion: int) -> None:
+        exchange.notes["prompt_tokens"], exchange.notes["completion_tokens"] = prompt, completion
+        self._metrics.tokens.labels(model, "prompt").inc(prompt)
+        self._metrics.tokens.labels(model, "completion").inc(completion)
+
+
+def _has_text(item: Piece | Completion) -> bool:
+    return bool(item.text or item.reasoning)

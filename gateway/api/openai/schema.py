@@ -1,0 +1,195 @@
+"""Turns the body of an OpenAI request into a domain request, or refuses it by the name of the wrong field.
+
+A parameter is honoured, or accepted at the value where it changes nothing, or refused: never ignored. The exceptions
+are hints that can't change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
+Source: the OpenAI API reference, endpoints chat/completions, completions and embeddings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BeforeValidator
+
+from gateway.api.json_body import (
+    INVALID_VALUE,
+    UNSUPPORTED_VALUE,
+    JsonBody,
+    complaint,
+    parse_json,
+    wrong_type,
+    wrong_value,
+)
+from gateway.api.openai.content import Messages
+from gateway.api.openai.parameters import INT32_MAX, GenerationBody, Name, TokenLimit, User
+from gateway.domain.errors import BadRequest
+from gateway.domain.ids import ModelName
+from gateway.domain.inference import EmbeddingInput, Generation
+
+COMPLETION_TOKENS_DEFAULT: Final = 16
+"""OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
+EMBEDDING_INPUTS_MAX: Final = 2048
+
+
+@dataclass(frozen=True)
+class GenerationCall:
+    generation: Generation
+    stream: bool
+    include_usage: bool
+    """Only with `stream`: a last chunk carries the token counts."""
+    user: str | None
+    """The caller's own name for whoever asks; of no effect on the answer."""
+
+
+@dataclass(frozen=True)
+class ChatCall(GenerationCall):
+    """A request to /v1/chat/completions."""
+
+
+@dataclass(frozen=True)
+class CompletionCall(GenerationCall):
+    """A request to /v1/completions."""
+
+
+@dataclass(frozen=True)
+class EmbeddingsCall:
+    """A request to /v1/embeddings; the answer has one vector for each of `inputs` (at least one), in their order."""
+
+    model: ModelName
+    inputs: tuple[EmbeddingInput, ...]
+    encoding_format: Literal["float", "base64"]
+    user: str | None
+
+
+class ChatBody(GenerationBody):
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+        {
+            "tools": ([],),
+            "tool_choice": ("none",),
+            "parallel_tool_calls": (True, False),
+            "functions": ([],),
+            "function_call": ("none",),
+            "response_format": ({"type": "text"},),
+            "logprobs": (False,),
+            "top_logprobs": (),
+            "reasoning_effort": (),
+            "verbosity": ("medium",),
+            "modalities": (["text"],),
+            "audio": (),
+            "prediction": (),
+            "web_search_options": (),
+            "moderation": (),
+            "store": (False,),
+            "metadata": ({},),
+            "service_tier": ("auto", "default"),
+            "prompt_cache_options": (),
+            "prompt_cache_retention": (),
+        }
+    )
+
+    messages: Messages
+    max_completion_tokens: TokenLimit | None = None
+    safety_identifier: User | None = None
+    """The newer name of `user`."""
+    prompt_cache_key: str | None = None
+
+    def token_limit(self) -> int | None:
+        old, new = self.max_tokens, self.max_completion_tokens
+        if old is not None and new is not None and old != new:
+            message = "'max_tokens' and 'max_completion_tokens' are two names of one limit and differ; set one."
+            raise BadRequest(message, param="max_tokens", code=INVALID_VALUE)
+        return old if new is None else new
+
+
+def _as_prompt(value: object) -> object:
+    """An array of one text is that text."""
+    if not isinstance(value, list):
+        return value
+    if not value:
+        raise wrong_value("not be empty")
+    if type(value[0]) in {int, list}:
+        raise complaint(UNSUPPORTED_VALUE, "Invalid value for '{param}': token arrays are not supported; send text.")
+    if len(value) > 1:
+        message = "Invalid value for '{param}': several prompts in one request are not supported; send one for each."
+        raise complaint(UNSUPPORTED_VALUE, message)
+    return value[0]
+
+
+class CompletionBody(GenerationBody):
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+        {"echo": (False,), "suffix": ("",), "best_of": (1,), "logprobs": ()}
+    )
+
+    prompt: Annotated[str, BeforeValidator(_as_prompt)]
+
+    def token_limit(self) -> int:
+        return COMPLETION_TOKENS_DEFAULT if self.max_tokens is None else self.max_tokens
+
+
+Entry = str | tuple[int, ...]
+
+
+def _as_entries(value: object) -> list[Entry]:
+    """`input` in its four spellings: a text, texts, the token ids of one text, or those of several."""
+    if isinstance(value, str):
+        return [_entry(value)]
+    if not isinstance(value, list):
+        raise wrong_type("a string, an array of strings or an array of token ids", value)
+    if value and type(value[0]) is int:
+        return [_tokens(value)]
+    if not 1 <= len(value) <= EMBEDDING_INPUTS_MAX:
+        raise wrong_value(f"have 1 to {EMBEDDING_INPUTS_MAX} entries")
+    return [_entry(entry, index) for index, entry in enumerate(value)]
+
+
+def _entry(value: object, *at: int) -> Entry:
+    if not isinstance(value, str | list):
+        raise wrong_type("a string or an array of token ids", value, *at)
+    if not value:
+        raise wrong_value("not be empty", *at)
+    return value if isinstance(value, str) else _tokens(value, *at)
+
+
+def _tokens(values: list[Any], *at: int) -> tuple[int, ...]:
+    """Checks as a whole first: millions of ids fit into one body."""
+    if set(map(type, values)) != {int}:
+        index, wrong = next((i, value) for i, value in enumerate(values) if type(value) is not int)
+        raise wrong_type("a token id (an integer)", wrong, *at, index)
+    if min(values) < 0 or max(values) > INT32_MAX:
+        index = next(i for i, value in enumerate(values) if not 0 <= value <= INT32_MAX)
+        raise wrong_value(f"be a token id from 0 to {INT32_MAX}", *at, index)
+    return tuple(values)
+
+
+class EmbeddingsBody(JsonBody):
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"dimensions": ()})
+
+    model: Name
+    input: Annotated[list[Any], BeforeValidator(_as_entries)]
+    encoding_format: Literal["float", "base64"] | None = None
+    user: User | None = None
+
+
+def parse_chat(body: bytes) -> ChatCall:
+    """Raises `BadRequest`."""
+    parsed = parse_json(ChatBody, body)
+    prompt = tuple(message.as_chat_message() for message in parsed.messages)
+    user = parsed.safety_identifier if parsed.user is None else parsed.user
+    generation = Generation(ModelName(parsed.model), prompt, parsed.sampling(parsed.token_limit()))
+    return ChatCall(generation, bool(parsed.stream), parsed.wants_usage(), user)
+
+
+def parse_completion(body: bytes) -> CompletionCall:
+    """Raises `BadRequest`."""
+    parsed = parse_json(CompletionBody, body)
+    generation = Generation(ModelName(parsed.model), parsed.prompt, parsed.sampling(parsed.token_limit()))
+    return CompletionCall(generation, bool(parsed.stream), parsed.wants_usage(), parsed.user)
+
+
+def parse_embeddings(body: bytes) -> EmbeddingsCall:
+    """Raises `BadRequest`."""
+    parsed = parse_json(EmbeddingsBody, body)
+    model = ModelName(parsed.model)
+    inputs = tuple(EmbeddingInput(model, entry) for entry in parsed.input)
+    return EmbeddingsCall(model, inputs, parsed.encoding_format or "float", parsed.user)

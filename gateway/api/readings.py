@@ -1,0 +1,41 @@
+"""The series of `/metrics` that say what is, read from `statistics()` at each scrape. Pure."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+
+from gateway.api.status import StatusSource
+from gateway.observability.metrics import Reading
+from gateway.registry.protocol import RegistryStatistics
+from gateway.routing.router import RouterStatistics
+
+
+def readings(source: StatusSource, router: RouterStatistics, registry: RegistryStatistics) -> Iterator[Reading]:
+    """Models without requests show 0, so that a series does not appear only when something happens."""
+    view, loads, queues = source.view(), source.loads(), source.queues()
+    models = sorted(view.state.models)
+    yield _by_model("gateway_in_flight", "Open leases.", {m: loads.in_flight_by_model.get(m, 0) for m in models})
+    yield _by_model(
+        "gateway_queue_length",
+        "Requests that wait for a load or a slot.",
+        {m: queues[m].waiting if m in queues else 0 for m in models},
+    )
+    yield _by_model("gateway_picks", "Leases taken.", {m: router.picks.get(m, 0) for m in models}, is_counter=True)
+    yield _counted("gateway_reroutes", "Requests sent to another replica, by cause.", "cause", router.reroutes)
+    yield _counted("gateway_registry_statements", "Registry calls, by method.", "kind", registry.statements)
+    states = Counter((replica.model, replica.observed.value) for replica in view.state.replicas.values())
+    yield Reading("gateway_replicas", "Replicas, by observed state.", ("model", "state"), tuple(states.items()))
+    nodes = Counter(node.status.value for node in view.state.nodes.values())
+    yield Reading("gateway_nodes", "Nodes, by status.", ("status",), _one_label(nodes))
+    yield Reading("gateway_is_leader", "1 for the gateway that plans.", (), (((), float(source.is_leader())),))
+
+
+def _by_model(name: str, text: str, values: Mapping[str, float], *, is_counter: bool = False) -> Reading:
+    return Reading(name, text, ("model",), _one_label(values), is_counter)
+
+
+def _counted(name: str, text: str, label: str, values: Mapping[str, float]) -> Reading:
+    return Reading(name, text, (label,), _one_label(values), is_counter=True)
+
+
+def _one_label(values: Mapping[str, float]) -> tuple[tuple[tuple[str, ...], float], ...]:
+    return tuple(((label,), value) for label, value in values.items())

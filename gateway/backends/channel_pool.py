@@ -1,0 +1,54 @@
+"""One gRPC connection per replica, kept while the replica is in the fleet."""
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+
+from grpclib.client import Channel
+from grpclib.config import Configuration
+
+from gateway.domain.ids import Address, ReplicaId
+
+Dial = Callable[[Address], Channel]
+"""Makes an unconnected channel; called on the asyncio side. A seam of the composition root."""
+
+STREAM_WINDOW_BYTES = 128 * 1024
+"""What a backend may have in flight to us per stream: small, so that a slow client slows its own backend."""
+
+
+def dial(address: Address) -> Channel:
+    host, _, port = address.rpartition(":")
+    # No keepalive: backends keep gRPC's default policy, which answers pings within five minutes by hanging up, and a
+    # llama.cpp that loads a model answers nothing at all (pitfall 34).
+    return Channel(host, int(port), config=Configuration(http2_stream_window_size=STREAM_WINDOW_BYTES))
+
+
+@dataclass(frozen=True)
+class ChannelPoolStatistics:
+    open: int
+    """Replicas with a channel, connected or not."""
+
+
+class ChannelPool:
+    """Channels by replica id: a replica's address never changes, and an address never stands for a replica (H5)."""
+
+    def __init__(self, dial: Dial = dial) -> None:
+        self._dial = dial
+        self._channels: dict[ReplicaId, Channel] = {}
+
+    def get(self, replica_id: ReplicaId, address: Address) -> Channel:
+        """On the asyncio side only: a channel binds to the running loop when it is made."""
+        channel = self._channels.get(replica_id)
+        if channel is None:
+            channel = self._channels[replica_id] = self._dial(address)
+        return channel
+
+    def keep_only(self, alive: Container[ReplicaId]) -> None:
+        """Closes the channels of all other replicas; their open calls end with a lost connection."""
+        for replica_id in [known for known in self._channels if known not in alive]:
+            self._channels.pop(replica_id).close()
+
+    def close(self) -> None:
+        self.keep_only(())
+
+    def statistics(self) -> ChannelPoolStatistics:
+        return ChannelPoolStatistics(open=len(self._channels))

@@ -1,0 +1,163 @@
+"""Calls to backend processes over gRPC: each is one whole asyncio function behind the bridge (pitfalls 14, 21)."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, TypeVar
+
+import structlog
+import trio
+from grpclib import GRPCError
+from grpclib.client import Stream
+from grpclib.exceptions import StreamTerminatedError
+
+from gateway.backends import metadata as names
+from gateway.backends import translate
+from gateway.backends.call_errors import meaning
+from gateway.backends.channel_pool import ChannelPool
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.pb.backend_grpc import BackendStub
+from gateway.backends.protocol import AnswerStream, RouteError, Target
+from gateway.bridge import Bridge, CancelledByAsyncio, Outlet
+from gateway.domain.errors import BackendFailed, GatewayError
+from gateway.domain.ids import RequestId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Piece
+
+log = structlog.get_logger(__name__)
+
+M = TypeVar("M")
+R = TypeVar("R")
+
+PIECES_MAX: Final = 64
+"""Pieces that wait between the RPC and its reader; beyond that the backend has to wait (gRPC flow control)."""
+
+
+class GrpcBackends:
+    """`Backends` over real connections."""
+
+    def __init__(self, bridge: Bridge, channels: ChannelPool) -> None:
+        self._bridge = bridge
+        self._channels = channels
+
+    @asynccontextmanager
+    async def open_stream(
+        self, target: Target, generation: Generation, request_id: RequestId
+    ) -> AsyncIterator[AnswerStream]:
+        send, receive = trio.open_memory_channel[Piece | Completion](PIECES_MAX)
+        stream = _GrpcAnswerStream(receive)
+        request = translate.predict_options(generation, request_id)
+        reader = translate.ReplyReader(generation.sampling.max_tokens)
+        with send, receive:
+            async with self._bridge.open_task(self._relay_aio, target, request, reader, Outlet(send), stream):
+                yield stream
+
+    async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
+        request = translate.predict_options(generation, request_id)
+        reader = translate.ReplyReader(generation.sampling.max_tokens)
+        call = _Call("Predict")
+        reply = await self._unary(target, request, call, pb.Reply)
+        piece = reader.piece(reply)
+        return reader.completion(call.trailers.get(names.FINISH_REASON), text=piece.text, reasoning=piece.reasoning)
+
+    async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
+        request = translate.embedding_options(item, request_id)
+        return translate.embedding(await self._unary(target, request, _Call("Embedding"), pb.EmbeddingResult))
+
+    async def _unary(self, target: Target, request: pb.PredictOptions, call: "_Call", reply_type: type[R]) -> R:
+        async def answer(stream: Stream[pb.PredictOptions, R]) -> R:
+            reply = await stream.recv_message()
+            await stream.recv_trailing_metadata()
+            if not isinstance(reply, reply_type):
+                raise BackendFailed(f"The backend answered {call.method} without a message.")
+            return reply
+
+        try:
+            return await self._bridge.run(self._call_aio, target, request, call, answer)
+        except CancelledByAsyncio as error:
+            raise call.meaning_of(StreamTerminatedError(str(error))) from error
+
+    async def _relay_aio(
+        self,
+        target: Target,
+        request: pb.PredictOptions,
+        reader: translate.ReplyReader,
+        outlet: Outlet[Piece | Completion],
+        answer_stream: "_GrpcAnswerStream",
+    ) -> None:
+        call = _Call("PredictStream")
+
+        async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> None:
+            async for reply in stream:
+                await outlet.send_aio(reader.piece(reply))
+            await stream.recv_trailing_metadata()
+
+        try:
+            await self._call_aio(target, request, call, relay)
+            await outlet.send_aio(reader.completion(call.trailers.get(names.FINISH_REASON)))
+        except trio.BrokenResourceError:
+            pass  # the reader has left; it is not interested in how the call ends
+        except (RouteError, GatewayError) as error:
+            answer_stream.error = error
+        finally:
+            outlet.close()
+
+    async def _call_aio(
+        self,
+        target: Target,
+        request: pb.PredictOptions,
+        call: "_Call",
+        answer: Callable[[Stream[pb.PredictOptions, M]], Awaitable[R]],
+    ) -> R:
+        """One call from opening to trailers. Raises `RouteError` and `GatewayError` only."""
+        try:
+            method = getattr(BackendStub(self._channels.get(target.replica_id, target.address)), call.method)
+            async with method.open(metadata=names.bearer(target.token)) as stream:
+                call.stream = stream
+                await stream.send_message(request, end=True)
+                call.sent = True
+                return await answer(stream)
+        except (GRPCError, StreamTerminatedError, OSError) as error:
+            raise call.meaning_of(error) from error
+
+
+@dataclass
+class _Call:
+    """How far a call got, which is what its failure's meaning depends on."""
+
+    method: str
+    stream: Stream[Any, Any] | None = field(default=None, repr=False)
+    sent: bool = False
+
+    @property
+    def trailers(self) -> dict[str, str]:
+        found = self.stream.trailing_metadata if self.stream is not None else None
+        return {name: value for name, value in (found or {}).items() if isinstance(value, str)}
+
+    def meaning_of(self, error: Exception) -> RouteError | GatewayError:
+        return meaning(error, self.trailers, sent=self.sent)
+
+
+class _GrpcAnswerStream:
+    """The reading end of a relayed generation."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[Piece | Completion]) -> None:
+        self._channel = channel
+        self.error: RouteError | GatewayError | None = None
+
+    async def receive(self) -> Piece | Completion:
+        try:
+            return await self._channel.receive()
+        except trio.EndOfChannel:
+            self._raise_end()
+
+    def receive_nowait(self) -> Piece | Completion:
+        try:
+            return self._channel.receive_nowait()
+        except trio.EndOfChannel:
+            self._raise_end()
+
+    def _raise_end(self) -> NoReturn:
+        """The channel was closed without a completion: by a failed call, or because the asyncio side was cancelled."""
+        if self.error is None:
+            raise meaning(StreamTerminatedError("the call was cancelled on the asyncio side"), {}, sent=True)
+        raise self.error

@@ -1,0 +1,75 @@
+"""What a worker asks of the backend processes it starts (Health, LoadModel), over connections of their own.
+
+No channel is kept: a process is asked a few times while it comes up, and the channel that carries LoadModel may be
+silent for as long as the load takes (pitfall 34).
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from grpclib import GRPCError
+from grpclib.exceptions import StreamTerminatedError
+
+from gateway.backends import metadata as names
+from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.pb.backend_grpc import BackendStub
+from gateway.backends.protocol import BackendNotReady, LoadFailed
+from gateway.bridge import Bridge, CancelledByAsyncio
+from gateway.domain.ids import Address
+
+R = TypeVar("R")
+
+HEALTHY: Final = b"OK"
+
+
+class GrpcBackendControl:
+    """`BackendControl` over real connections."""
+
+    def __init__(self, bridge: Bridge, dial: Dial = dial) -> None:
+        self._bridge = bridge
+        self._dial = dial
+
+    async def health(self, address: Address, token: str, timeout_seconds: float) -> None:
+        async def ask(stub: BackendStub) -> pb.Reply:
+            return await stub.Health(pb.HealthMessage(), metadata=names.bearer(token))
+
+        try:
+            reply = await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
+        except _FAILURES as error:
+            raise BackendNotReady(_describe(error)) from error
+        if reply.message != HEALTHY:
+            raise BackendNotReady(f"Health answered {reply.message[:100]!r} instead of {HEALTHY!r}")
+
+    async def load_model(self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float) -> None:
+        async def ask(stub: BackendStub) -> pb.Result:
+            return await stub.LoadModel(options, metadata=names.bearer(token))
+
+        try:
+            result = await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
+        except TimeoutError as error:
+            raise LoadFailed(f"the model was not loaded within {timeout_seconds:.0f} s") from error
+        except _FAILURES as error:
+            raise LoadFailed(_describe(error)) from error
+        if not result.success:
+            raise LoadFailed(result.message or "the backend gave no reason")
+
+    async def _call_aio(
+        self, address: Address, ask: Callable[[BackendStub], Awaitable[R]], timeout_seconds: float
+    ) -> R:
+        channel = self._dial(address)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await ask(BackendStub(channel))
+        finally:
+            channel.close()
+
+
+_FAILURES: Final = (GRPCError, StreamTerminatedError, OSError, TimeoutError, CancelledByAsyncio)
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, GRPCError):
+        return error.message or error.status.name
+    return str(error) or type(error).__name__

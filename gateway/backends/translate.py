@@ -1,0 +1,123 @@
+"""Between the domain's words and protobuf's, both ways; pure."""
+
+import codecs
+import json
+from typing import Any
+
+from gateway.backends.metadata import SAMPLING_KEY
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.domain.ids import RequestId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece, Sampling
+
+
+def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
+    """A generation as a backend understands it; only what the client set is set (see `SAMPLING_KEY`)."""
+    options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=generation.model)
+    if isinstance(generation.prompt, str):
+        options.Prompt = generation.prompt
+    else:
+        options.UseTokenizerTemplate = True
+        for message in generation.prompt:
+            options.Messages.add(
+                role=message.role,
+                content=message.content,
+                name=message.name or "",
+                tool_call_id=message.tool_call_id or "",
+            )
+    _set_sampling(options, generation.sampling)
+    return options
+
+
+def _set_sampling(options: pb.PredictOptions, sampling: Sampling) -> None:
+    options.Metadata[SAMPLING_KEY] = json.dumps(_explicit(sampling))
+    options.Tokens = sampling.max_tokens or 0
+    options.Temperature = sampling.temperature or 0.0
+    options.TopP = sampling.top_p or 0.0
+    options.TopK = sampling.top_k or 0
+    options.MinP = sampling.min_p or 0.0
+    options.Penalty = sampling.repeat_penalty or 0.0
+    options.PresencePenalty = sampling.presence_penalty or 0.0
+    options.FrequencyPenalty = sampling.frequency_penalty or 0.0
+    options.Seed = _int32(sampling.seed or 0)
+    options.StopPrompts.extend(sampling.stop)
+    options.IgnoreEOS = sampling.ignore_end
+    if sampling.logit_bias:
+        options.LogitBias = json.dumps({str(token): bias for token, bias in sampling.logit_bias.items()})
+
+
+def _explicit(sampling: Sampling) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "max_tokens": sampling.max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "min_p": sampling.min_p,
+        "repeat_penalty": sampling.repeat_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "frequency_penalty": sampling.frequency_penalty,
+        "seed": sampling.seed,
+        "stop": list(sampling.stop) or None,
+        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
+        "ignore_eos": sampling.ignore_end or None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _int32(value: int) -> int:
+    """`value` wrapped into what a proto int32 holds."""
+    return (value + 2**31) % 2**32 - 2**31
+
+
+def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.PredictOptions:
+    """The text goes into `Embeddings`, not `Prompt`; one input a call (wire.md B3)."""
+    options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=item.model)
+    if isinstance(item.text, str):
+        options.Embeddings = item.text
+    else:
+        options.EmbeddingTokens.extend(item.text)
+    return options
+
+
+def embedding(result: pb.EmbeddingResult) -> Embedding:
+    return Embedding(tuple(result.embeddings), result.prompt_tokens)
+
+
+class ReplyReader:
+    """Turns the replies of one generation into pieces, then into its completion.
+
+    Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
+    preferred where a backend fills it, since it separates reasoning from the answer.
+    """
+
+    def __init__(self, max_tokens: int | None) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._max_tokens = max_tokens
+        self._prompt_tokens = 0
+        self._completion_tokens = 0
+
+    def piece(self, reply: pb.Reply) -> Piece:
+        self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
+        self._completion_tokens = max(self._completion_tokens, reply.tokens)
+        if reply.chat_deltas:
+            text = "".join(delta.content for delta in reply.chat_deltas)
+            reasoning = "".join(delta.reasoning_content for delta in reply.chat_deltas)
+        else:
+            text, reasoning = self._decoder.decode(reply.message), ""
+        return Piece(text, reasoning, self._prompt_tokens, self._completion_tokens)
+
+    def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
+        """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""
+        return Completion(
+            self._finish(finish_reason),
+            self._prompt_tokens,
+            self._completion_tokens,
+            text + self._decoder.decode(b"", final=True),
+            reasoning,
+        )
+
+    def _finish(self, reason: str | None) -> Finish:
+        """As the backend says; one that does not say has reached the limit if it made that many tokens."""
+        if reason in tuple(Finish):
+            return Finish(reason)
+        limit_reached = self._max_tokens is not None and self._completion_tokens >= self._max_tokens
+        return Finish.LENGTH if limit_reached else Finish.STOP

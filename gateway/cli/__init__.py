@@ -1,0 +1,84 @@
+"""The `gateway` program: one parser, one module per command. A command imports what it needs only when it runs."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from gateway import __version__
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+
+DEFAULT_CONFIG: Final = Path("config.toml")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit codes: 0 ok, 1 failed at run time, 2 bad usage or configuration. Errors are one clear line on stderr."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    # `gateway` alone, or with options only, serves.
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in {"-h", "--help", "--version"}):
+        arguments.insert(0, "serve")
+    parsed = parser.parse_args(arguments)
+    module, _, function = parsed.run.partition(":")
+    command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
+    try:
+        return command(parsed)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `gateway status | head`
+        sys.stderr.close()
+        return FAILED
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gateway", description="An inference gateway for models of your own.")
+    parser.add_argument("--version", action="version", version=f"gateway {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_check_config(commands)
+    _add_status(commands)
+    _add_backend(commands)
+    return parser
+
+
+Commands = argparse._SubParsersAction  # noqa: SLF001 - argparse has no public name for it
+
+
+def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser("serve", help="run the gateway (the default command)")
+    serve.add_argument(
+        "--config", type=Path, metavar="FILE", help="default: config.toml in this folder, if there is one"
+    )
+    serve.add_argument("--host", help="address to listen on; overrides server.host")
+    serve.add_argument("--port", type=int, help="port to listen on; overrides server.port")
+    serve.set_defaults(run="gateway.cli.serve:serve")
+
+
+def _add_check_config(commands: "Commands[argparse.ArgumentParser]") -> None:
+    check = commands.add_parser("check-config", help="report every problem of a configuration")
+    check.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: as for serve")
+    check.set_defaults(run="gateway.cli.check_config:check_config")
+
+
+def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
+    status = commands.add_parser("status", help="show nodes, models and replicas of a running gateway")
+    status.add_argument("--json", action="store_true", help="as the API returns it")
+    status.add_argument("--url", help="of the gateway; default: GATEWAY_URL or http://127.0.0.1:8080")
+    status.add_argument("--api-key", help="with the role admin; default: GATEWAY_API_KEY")
+    status.set_defaults(run="gateway.cli.status:status")
+
+
+def _add_backend(commands: "Commands[argparse.ArgumentParser]") -> None:
+    backend = commands.add_parser("backend", help="run one of our own backend programs, as a worker does")
+    backend.add_argument("name", choices=["llama-cpp"])
+    backend.add_argument("--addr", required=True, metavar="HOST:PORT", help="where to listen")
+    backend.set_defaults(run="gateway.cli.backend:backend")
+
+
+def complain(message: str) -> None:
+    print(f"gateway: {message}", file=sys.stderr)

@@ -1,0 +1,27 @@
+"""`gateway check-config`: every problem of a configuration, with its path and line."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from gateway.cli import DEFAULT_CONFIG, OK, USAGE
+from gateway.config.load import load_config
+from gateway.config.problems import ConfigError
+
+
+def find_config(named: Path | None) -> Path | None:
+    """The file that was named, else `config.toml` in this folder, else none: built-in defaults."""
+    if named is not None:
+        return named
+    return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None
+
+
+def check_config(arguments: argparse.Namespace) -> int:
+    try:
+        load_config(find_config(arguments.file), os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    print("ok")
+    return OK

@@ -1,0 +1,251 @@
+"""Types of single configuration values: what each may look like, and the sentence a user reads when it doesn't."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, StrictBool, StrictInt, StrictStr
+
+from gateway.config.units import (
+    INTEGER_MAX,
+    PORT_MAX,
+    Percent,
+    PortRange,
+    describe,
+    kind,
+    parse_budget,
+    parse_duration,
+    parse_port_range,
+    parse_size,
+)
+
+INT32_MAX: Final = 2**31 - 1
+"""Numbers that reach a backend are int32 on the wire (wire.md)."""
+BODY_BYTES_MAX: Final = 48 * 1024 * 1024
+"""Upper limit of `server.max_body`: with its envelope a body has to fit into one gRPC message of 50 MiB."""
+NAME_CHARACTERS_MAX: Final = 128
+MODEL_NAME_CHARACTERS_MAX: Final = 256
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
+_ARTIFACT_SHAPES: Final = MappingProxyType(
+    {
+        "builtin:": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
+        "file:": re.compile(r".*[^/].*"),
+        "hf://": re.compile(r"[^/\s]+/[^/\s]+(/\S*)?"),
+        "https://": re.compile(r"[^/\s]+/\S+"),
+    }
+)
+
+
+def _check_host(host: str) -> str:
+    if not _is_ip_address(host) and not _HOST_NAME.fullmatch(host):
+        raise ValueError(f'expected a host name or an IP address such as "127.0.0.1" or "::1", got {describe(host)}')
+    return host
+
+
+def _check_reachable(host: str) -> str:
+    if _is_ip_address(_check_host(host)) and ipaddress.ip_address(host).is_unspecified:
+        raise ValueError(f"expected an address that other machines can reach, got {describe(host)}")
+    return host
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`. A name other than localhost may resolve to anything: False."""
+    if _is_ip_address(host):
+        return ipaddress.ip_address(host).is_loopback
+    return host.lower().rstrip(".") == "localhost"
+
+
+def check_name(name: str) -> str:
+    """Name of a node, a key or a backend. Raises `ValueError`."""
+    if len(name) > NAME_CHARACTERS_MAX or not _NAME.fullmatch(name):
+        raise ValueError(
+            "expected a name of letters, digits, dots, dashes and underscores "
+            f"(at most {NAME_CHARACTERS_MAX} characters), got {describe(name)}"
+        )
+    return name
+
+
+def _check_model_name(name: str) -> str:
+    if not 1 <= len(name) <= MODEL_NAME_CHARACTERS_MAX or not name.isprintable() or " " in name:
+        raise ValueError(
+            f"expected a name of 1 to {MODEL_NAME_CHARACTERS_MAX} printable characters without spaces, "
+            f"got {describe(name)}"
+        )
+    return name
+
+
+def _check_sha256(digest: str) -> str:
+    if not _SHA256.fullmatch(digest):
+        raise ValueError("expected a SHA-256 as 64 hexadecimal digits")
+    return digest.lower()
+
+
+def _check_secret(secret: SecretStr) -> SecretStr:
+    if not _VISIBLE_ASCII.fullmatch(secret.get_secret_value()):
+        raise ValueError("expected a secret of visible ASCII characters without spaces, not empty")
+    return secret
+
+
+def _check_secret_sha256(secret: SecretStr) -> SecretStr:
+    return SecretStr(_check_sha256(secret.get_secret_value()))
+
+
+def _check_artifact(artifact: str) -> str:
+    if artifact and not _has_artifact_shape(artifact):
+        raise ValueError(
+            'expected "builtin:NAME", "file:PATH", "hf://OWNER/REPOSITORY/FILE" or "https://HOST/PATH", '
+            f"got {describe(artifact)}"
+        )
+    return artifact
+
+
+def _has_artifact_shape(artifact: str) -> bool:
+    for scheme, shape in _ARTIFACT_SHAPES.items():
+        if artifact.startswith(scheme):
+            return artifact.isprintable() and shape.fullmatch(artifact, len(scheme)) is not None
+    return False
+
+
+def _check_registry_url(url: str) -> str:
+    # No message shows an address: PostgreSQL's carry a password.
+    if url != "memory:" and not _is_sqlite_url(url) and not _is_postgresql_url(url):
+        raise ValueError('expected "sqlite:///PATH", "postgresql://USER:PASSWORD@HOST/DATABASE" or "memory:"')
+    return url
+
+
+def _check_postgresql_url(url: str) -> str:
+    if not _is_postgresql_url(url):
+        raise ValueError('expected "postgresql://USER:PASSWORD@HOST/DATABASE"')
+    return url
+
+
+def is_postgresql(url: str) -> bool:
+    """Whether a (valid) registry address names a PostgreSQL server."""
+    return url.startswith("postgresql://")
+
+
+def _is_sqlite_url(url: str) -> bool:
+    path = url.removeprefix("sqlite:///")
+    return path != url and path.strip("/") not in {"", ":memory:"} and "\0" not in path
+
+
+def _is_postgresql_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        is_complete = bool(parts.netloc or parts.path.strip("/") or parts.query) and parts.port != 0
+    except ValueError:  # a port that is no number, a broken IPv6 address
+        return False
+    return is_postgresql(url) and is_complete
+
+
+def _parse_path(value: object) -> Path:
+    if isinstance(value, Path):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"expected a path as a string, got {kind(value)}")  # noqa: TRY004 - pydantic's protocol
+    if not value or "\0" in value:
+        raise ValueError("expected a path, not empty")
+    return Path(value)
+
+
+def _parse_positive_duration(value: object) -> float:
+    seconds = parse_duration(value)
+    if seconds == 0:
+        raise ValueError(f"expected a duration above zero, got {describe(value)}")
+    return seconds
+
+
+def _parse_body_size(value: object) -> int:
+    size = parse_size(value)
+    if not 1 <= size <= BODY_BYTES_MAX:
+        raise ValueError(f"expected a size of 1 byte to {BODY_BYTES_MAX // 1024**2}MiB, got {describe(value)}")
+    return size
+
+
+def _scalar_text(value: object) -> str:
+    """A scalar as the text a backend or a label gets; booleans as TOML writes them."""
+    match value:
+        case str() if "\0" not in value:
+            return value
+        case bool():
+            return "true" if value else "false"
+        case int() if abs(value) <= INTEGER_MAX:
+            return str(value)
+        case float():
+            return str(value)
+        case _:
+            raise ValueError(f"expected a string, a number, true or false, got {describe(value)}")
+
+
+def _check_key(key: str) -> str:
+    if not key or not key.isprintable():
+        raise ValueError("expected a printable key")
+    return key
+
+
+def _check_option(key: str) -> str:
+    if ":" in key:
+        raise ValueError("an option's name can't contain a colon: the backend gets name:value")
+    return _check_key(key)
+
+
+def _check_variable(key: str) -> str:
+    if "=" in key:
+        raise ValueError("the name of an environment variable can't contain an equals sign")
+    return _check_key(key)
+
+
+Flag = StrictBool
+Text = StrictStr
+NonEmptyText = Annotated[StrictStr, Field(min_length=1)]
+Port = Annotated[StrictInt, Field(ge=0, le=PORT_MAX)]
+"""0: any free port, for tests."""
+Count = Annotated[StrictInt, Field(ge=0, le=INT32_MAX)]
+PositiveCount = Annotated[StrictInt, Field(ge=1, le=INT32_MAX)]
+Duration = Annotated[float, PlainValidator(parse_duration)]
+"""Seconds, written with a unit."""
+PositiveDuration = Annotated[float, PlainValidator(_parse_positive_duration)]
+BodySize = Annotated[int, PlainValidator(_parse_body_size)]
+"""Bytes."""
+Budget = Annotated[int | Percent, PlainValidator(parse_budget)]
+"""Bytes, or a share."""
+Ports = Annotated[PortRange, PlainValidator(parse_port_range)]
+PathText = Annotated[Path, PlainValidator(_parse_path)]
+Host = Annotated[StrictStr, AfterValidator(_check_host)]
+ReachableHost = Annotated[StrictStr, AfterValidator(_check_reachable)]
+Name = Annotated[StrictStr, AfterValidator(check_name)]
+ModelNameText = Annotated[StrictStr, AfterValidator(_check_model_name)]
+Sha256 = Annotated[StrictStr, AfterValidator(_check_sha256)]
+Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
+SecretSha256 = Annotated[SecretStr, AfterValidator(_check_secret_sha256)]
+Artifact = Annotated[StrictStr, AfterValidator(_check_artifact)]
+RegistryUrl = Annotated[StrictStr, AfterValidator(_check_registry_url)]
+PostgresqlUrl = Annotated[StrictStr, AfterValidator(_check_postgresql_url)]
+Role = Literal["inference", "admin"]
+
+_Scalar = Annotated[str, BeforeValidator(_scalar_text)]
+_Frozen = AfterValidator(MappingProxyType)
+Labels = Annotated[Mapping[Annotated[str, AfterValidator(_check_key)], _Scalar], _Frozen]
+Options = Annotated[Mapping[Annotated[str, AfterValidator(_check_option)], _Scalar], _Frozen]
+Variables = Annotated[Mapping[Annotated[str, AfterValidator(_check_variable)], _Scalar], _Frozen]
+
+
+def nothing() -> Mapping[str, str]:
+    """The default of a table. (A default value would be copied, which a read-only mapping can't be.)"""
+    return MappingProxyType({})

@@ -1,0 +1,88 @@
+"""Line numbers of the keys of a TOML document, which the reader of the standard library doesn't tell.
+
+A valid document is cut into its statements: lines are added to a piece until it is valid TOML by itself, so the
+standard reader decides what belongs together, and multi-line strings and arrays can't deceive us. Each statement then
+says which keys it sets. What is inside a multi-line array counts as being on the statement's first line.
+"""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from gateway.config.problems import Loc
+
+STATEMENT_LINES_MAX: Final = 200
+"""A longer statement ends the search: each of its lines is parsed together with all before it."""
+DEPTH_MAX: Final = 6
+"""No key of ours lies deeper."""
+
+
+def locate_keys(text: str) -> dict[Loc, int]:
+    """Line, from 1, at which each table and key of the valid document `text` begins. May be incomplete, never wrong."""
+    lines: dict[Loc, int] = {}
+    table: Loc = ()
+    arrays: dict[Loc, int] = {}
+    for line, source, statement in _split_statements(text):
+        if source.lstrip().startswith("["):
+            table = _enter_table(statement, arrays)
+            lines.setdefault(table, line)
+        else:
+            for loc in _keys_of(statement):
+                lines.setdefault(table + loc, line)
+    return lines
+
+
+def find_line(lines: Mapping[Loc, int], loc: Loc) -> int | None:
+    """Line of the key, else of the innermost table around it that is written down."""
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines.get(loc)
+
+
+def _split_statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(first line, source, what it says alone) of each statement; blank lines and comments say nothing."""
+    start, piece = 1, ""
+    for number, line in enumerate(text.split("\n"), start=1):
+        piece += line + "\n"
+        statement = _parse(piece)
+        if statement is not None:
+            yield start, piece, statement
+            start, piece = number + 1, ""
+        elif number - start >= STATEMENT_LINES_MAX:
+            return
+
+
+def _parse(piece: str) -> dict[str, Any] | None:
+    try:
+        return tomllib.loads(piece)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _enter_table(header: dict[str, Any], arrays: dict[Loc, int]) -> Loc:
+    """The place that `[a.b]` or `[[a.b]]` opens. `arrays` holds the number of elements of each array of tables."""
+    loc: Loc = ()
+    value: Any = header
+    while value:
+        if isinstance(value, list):
+            arrays[loc] = arrays.get(loc, 0) + 1
+            value = value[0]
+        else:
+            key, value = next(iter(value.items()))
+            loc += (key,)
+        if loc in arrays and not isinstance(value, list):
+            loc += (arrays[loc] - 1,)
+    return loc
+
+
+def _keys_of(statement: dict[str, Any]) -> Iterator[Loc]:
+    """Every place that a `key = value` sets: `a.b = [{c = 1}]` sets a, a.b, a.b[0] and a.b[0].c."""
+    waiting: list[tuple[Loc, Any]] = [((), statement)]
+    while waiting:
+        loc, value = waiting.pop()
+        if loc:
+            yield loc
+        if len(loc) < DEPTH_MAX and isinstance(value, dict):
+            waiting += [((*loc, key), inner) for key, inner in value.items()]
+        elif len(loc) < DEPTH_MAX and isinstance(value, list):
+            waiting += [((*loc, index), inner) for index, inner in enumerate(value)]

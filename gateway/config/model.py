@@ -1,0 +1,272 @@
+"""The configuration as frozen, typed sections; attribute names are the keys of the TOML file.
+
+Durations are seconds and sizes are bytes once read. A key that is not set and has no fixed default is None, and its
+docstring says what that means. These classes check each value by itself; what must fit together (and the sentences
+for both) is `load_config`'s matter, which is the only way a configuration reaches the gateway.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+
+from gateway.config.fields import (
+    Artifact,
+    BodySize,
+    Budget,
+    Count,
+    Duration,
+    Flag,
+    Host,
+    Labels,
+    ModelNameText,
+    Name,
+    NonEmptyText,
+    Options,
+    PathText,
+    Port,
+    Ports,
+    PositiveCount,
+    PositiveDuration,
+    PostgresqlUrl,
+    ReachableHost,
+    RegistryUrl,
+    Role,
+    Secret,
+    SecretSha256,
+    Sha256,
+    Variables,
+    is_loopback,
+    nothing,
+)
+from gateway.config.units import PORT_MAX, PortRange
+from gateway.domain.ids import ModelName
+from gateway.domain.model_spec import LLAMA_CPP, ModelSpec
+
+
+class Section(BaseModel):
+    """A table of the file. Immutable, and closed: an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
+
+
+def _next_port(data: dict[str, Any]) -> int:
+    port: int = data.get("port", 0)
+    if port == 0:
+        return 0
+    return port + 1 if port < PORT_MAX else port - 1
+
+
+class ServerSection(Section):
+    host: Host = "127.0.0.1"
+    port: Port = 8080
+    worker_port: Port = Field(default_factory=_next_port)
+    """Where workers of other machines connect; opened only when there is a join token."""
+    advertise: ReachableHost | None = None
+    """The host under which workers reach this gateway. None: the one they registered at."""
+    data_dir: PathText = Path("data")
+    """Registry, generated secrets, built-in models. Relative to the working folder."""
+    drain_timeout: Duration = 30.0
+    body_timeout: PositiveDuration = 30.0
+    """How long a client may take to send one request."""
+    write_timeout: PositiveDuration = 30.0
+    """How long a client may leave what was sent to it unread."""
+    max_body: BodySize = 32 * 1024 * 1024
+    connections_max: PositiveCount = 4096
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return is_loopback(self.host)
+
+
+class ApiKey(Section):
+    """One caller. Exactly one of `key` and `key_sha256` is set."""
+
+    name: Name
+    key: Secret | None = None
+    key_sha256: SecretSha256 | None = None
+    role: Role = "inference"
+
+    @model_validator(mode="after")
+    def _check_one_key(self) -> Self:
+        if (self.key is None) == (self.key_sha256 is None):
+            raise ValueError("set one of key and key_sha256")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the key in lower-case hex, whichever way the file gives it."""
+        if self.key is not None:
+            return hashlib.sha256(self.key.get_secret_value().encode()).hexdigest()
+        return self.key_sha256.get_secret_value() if self.key_sha256 is not None else ""
+
+
+class AuthSection(Section):
+    """Once loaded, `join_token` and `cluster_secret` are set if they came from a file, too."""
+
+    api_keys: tuple[ApiKey, ...] = ()
+    join_token: Secret | None = None
+    """None: no worker of another machine can join."""
+    join_token_file: PathText | None = None
+    cluster_secret: Secret | None = None
+    """None: made at first start and kept in the data folder."""
+    cluster_secret_file: PathText | None = None
+    allow_anonymous: Flag = False
+    auto_approve_nodes: Flag = True
+
+
+class RegistrySection(Section):
+    url: RegistryUrl = Field("", repr=False)
+    """Filled in by `Config` if it is not set: an SQLite file in the data folder."""
+    listen_url: PostgresqlUrl | None = Field(None, repr=False)
+    """None: the same as `url`."""
+    lease_sync_interval: PositiveDuration = 0.02
+    gateway_ttl: PositiveDuration = 15.0
+
+
+class RoutingSection(Section):
+    mode: Literal["snapshot", "strict"] = "snapshot"
+    attempts: PositiveCount = 3
+    retry_interval: PositiveDuration = 0.02
+    probe_ttl: Duration = 30.0
+    """0: every pick probes."""
+    probe_timeout: PositiveDuration = 2.0
+    load_wait: Duration = 60.0
+    """0: a request for a model that is not loaded starts the load and is answered at once."""
+    queue_max: Count = 256
+    queue_timeout: Duration = 60.0
+    expose_replica_header: Flag = False
+
+
+class HealthSection(Section):
+    heartbeat: PositiveDuration = 5.0
+    stale_after: PositiveDuration = 45.0
+    misses: PositiveCount = 3
+
+
+class ReconcilerSection(Section):
+    interval: PositiveDuration = 30.0
+    scale_down_delay: Duration = 300.0
+
+
+class WorkerSection(Section):
+    embedded: Flag = True
+    name: Name | None = None
+    """None: the machine's host name."""
+    advertise: ReachableHost | None = None
+    """The host under which gateways reach this worker's backends. None: the one the worker connects from."""
+    bind: Host | None = None
+    """Where backends listen. None: the loopback for an embedded worker, else what `advertise` says."""
+    port_range: Ports = PortRange(20100, 20999)
+    models_dir: PathText = Path()
+    """Filled in by `Config` if it is not set: `models` in the data folder."""
+    max_replicas_per_model: PositiveCount = 1
+    vram_budget: Budget | None = None
+    """None: all there is."""
+    labels: Labels = Field(default_factory=nothing)
+
+
+class BackendSection(Section):
+    """A backend program of the user's; `--addr HOST:PORT` is appended to its command."""
+
+    command: Annotated[tuple[NonEmptyText, ...], Field(min_length=1)]
+    env: Variables = Field(default_factory=nothing, repr=False)
+    ready_timeout: PositiveDuration = 60.0
+    refuses_when_full: Flag = False
+
+
+class LogSection(Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["auto", "json", "console"] = "auto"
+    """auto: console on a terminal, else json."""
+
+
+def _at_least_the_minimum(data: dict[str, Any]) -> int:
+    minimum: int = data.get("min_replicas", 0)
+    return max(1, minimum)
+
+
+class ModelEntry(Section):
+    """One `[[models]]` entry; `ModelSpec` says what the fields mean."""
+
+    name: ModelNameText
+    backend: Name
+    artifact: Artifact = ""
+    sha256: Sha256 | None = None
+    context_size: PositiveCount | None = None
+    gpu_layers: Count | None = None
+    parallel: PositiveCount | None = None
+    options: Options = Field(default_factory=nothing)
+    min_replicas: Count = 0
+    max_replicas: Count = Field(default_factory=_at_least_the_minimum)
+    """0: as many as there is room for. Not set: 1, or `min_replicas` if that is more."""
+    replicas: Literal["all"] | None = None
+    """"all": one on each node that the selector allows; instead of the two counts."""
+    selector: Labels = Field(default_factory=nothing)
+    exclusive_group: Name | None = None
+    load_timeout: PositiveDuration | None = None
+    """None: by the size of the artifact."""
+
+    def to_spec(self) -> ModelSpec:
+        return ModelSpec(
+            name=ModelName(self.name),
+            backend=self.backend,
+            artifact=self.artifact,
+            sha256=self.sha256,
+            context_size=self.context_size,
+            gpu_layers=self.gpu_layers,
+            parallel=self.parallel,
+            options=self.options,
+            min_replicas=self.min_replicas,
+            max_replicas=self.max_replicas,
+            on_every_node=self.replicas == "all",
+            selector=self.selector,
+            exclusive_group=self.exclusive_group,
+            load_timeout_seconds=self.load_timeout,
+        )
+
+
+TINY: Final = ModelEntry(name="tiny", backend=LLAMA_CPP, artifact="builtin:tiny")
+"""What is served when the configuration says nothing of models."""
+
+
+class Config(Section):
+    """All sections. Defaults that follow from another section (`registry.url`, `worker.models_dir`) are filled in."""
+
+    server: ServerSection = ServerSection()
+    auth: AuthSection = AuthSection()
+    registry: RegistrySection = Field(RegistrySection(), validate_default=True)
+    routing: RoutingSection = RoutingSection()
+    health: HealthSection = HealthSection()
+    reconciler: ReconcilerSection = ReconcilerSection()
+    worker: WorkerSection = Field(WorkerSection(), validate_default=True)
+    log: LogSection = LogSection()
+    backends: Annotated[Mapping[Name, BackendSection], AfterValidator(MappingProxyType)] = Field(
+        default_factory=lambda: MappingProxyType({})
+    )
+    models: tuple[ModelEntry, ...] = (TINY,)
+
+    @field_validator("registry")
+    @classmethod
+    def _keep_registry_in_data_dir(cls, registry: RegistrySection, info: ValidationInfo) -> RegistrySection:
+        if "url" in registry.model_fields_set or "server" not in info.data:
+            return registry
+        return registry.model_copy(update={"url": f"sqlite:///{info.data['server'].data_dir / 'registry.db'}"})
+
+    @field_validator("worker")
+    @classmethod
+    def _keep_models_in_data_dir(cls, worker: WorkerSection, info: ValidationInfo) -> WorkerSection:
+        if "models_dir" in worker.model_fields_set or "server" not in info.data:
+            return worker
+        return worker.model_copy(update={"models_dir": info.data["server"].data_dir / "models"})
+
+    def specs(self) -> tuple[ModelSpec, ...]:
+        """The models as the planner and the registry know them."""
+        return tuple(model.to_spec() for model in self.models)

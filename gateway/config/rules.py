@@ -1,0 +1,124 @@
+"""What the values of a configuration must satisfy together. Pure; each rule yields its findings."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from gateway.config.draft import Draft
+from gateway.config.fields import is_postgresql
+from gateway.config.messages import suggest
+from gateway.config.model import AuthSection, Config, HealthSection, ModelEntry, ServerSection
+from gateway.config.problems import Loc, format_path
+from gateway.config.units import quote
+from gateway.domain.model_spec import LLAMA_CPP
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Values that don't go together: reported at `loc`, concluded from that and from `others`."""
+
+    loc: Loc
+    message: str
+    others: tuple[Loc, ...] = ()
+
+    def rests_on(self, broken: Loc) -> bool:
+        """Whether a place that has a problem of its own took part, which makes this conclusion a guess."""
+        return any(_overlap(place, broken) for place in (self.loc, *self.others))
+
+
+def _overlap(one: Loc, other: Loc) -> bool:
+    """Whether one place is, or lies within, the other."""
+    shared = min(len(one), len(other))
+    return one[:shared] == other[:shared]
+
+
+def check_draft(draft: Draft, broken: Collection[Loc]) -> Iterator[Finding]:
+    """What the rules find. Silent about anything that rests on a `broken` place, one that has a problem already."""
+    for finding in _all_findings(draft):
+        if not any(finding.rests_on(place) for place in broken):
+            yield finding
+
+
+def _all_findings(draft: Draft) -> Iterator[Finding]:
+    yield from _check_server(draft.config.server, draft.config.auth)
+    yield from _check_auth(draft.config.auth)
+    yield from _check_api_keys(draft.config.auth)
+    yield from _check_registry(draft.config)
+    yield from _check_health(draft.config.health)
+    yield from _check_model_names(draft)
+    for index, model in draft.known_models():
+        yield from _check_backend(draft, index, model)
+        yield from _check_counts(index, model)
+
+
+def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]:
+    if not server.is_loopback and not auth.api_keys and not auth.allow_anonymous:
+        yield Finding(
+            ("server", "host"),
+            f"{quote(server.host)} is open to other machines, which needs auth.api_keys or auth.allow_anonymous = true",
+            (("auth", "api_keys"), ("auth", "allow_anonymous")),
+        )
+    if server.port != 0 and server.worker_port == server.port:
+        yield Finding(("server", "worker_port"), "must differ from server.port", (("server", "port"),))
+
+
+def _check_auth(auth: AuthSection) -> Iterator[Finding]:
+    for name in ("join_token", "cluster_secret"):
+        if getattr(auth, name) is not None and getattr(auth, f"{name}_file") is not None:
+            yield Finding(("auth", f"{name}_file"), f"{name} is set as well; keep one of them", (("auth", name),))
+
+
+def _check_api_keys(auth: AuthSection) -> Iterator[Finding]:
+    names: dict[str, int] = {}
+    digests: dict[str, int] = {}
+    for index, entry in enumerate(auth.api_keys):
+        loc = ("auth", "api_keys", index)
+        if (first := names.setdefault(entry.name, index)) != index:
+            yield Finding((*loc, "name"), f"{quote(entry.name)} is the name of api_keys[{first}] already")
+        if (first := digests.setdefault(entry.digest, index)) != index:
+            yield Finding(loc, f"has the same key as api_keys[{first}]")
+
+
+def _check_registry(config: Config) -> Iterator[Finding]:
+    url: Loc = ("registry", "url")
+    if is_postgresql(config.registry.url):
+        return
+    if config.routing.mode == "strict":
+        yield Finding(("routing", "mode"), '"strict" needs a postgresql:// registry.url', (url,))
+    if config.registry.listen_url is not None:
+        yield Finding(("registry", "listen_url"), "needs a postgresql:// registry.url", (url,))
+
+
+def _check_health(health: HealthSection) -> Iterator[Finding]:
+    if health.stale_after <= health.heartbeat:
+        yield Finding(("health", "stale_after"), "must be longer than health.heartbeat", (("health", "heartbeat"),))
+
+
+def _check_model_names(draft: Draft) -> Iterator[Finding]:
+    seen: dict[str, int] = {}
+    for index, model in draft.known_models():
+        if (first := seen.setdefault(model.name, index)) != index:
+            yield Finding(("models", index, "name"), f"{quote(model.name)} is the name of models[{first}] already")
+
+
+def _check_backend(draft: Draft, index: int, model: ModelEntry) -> Iterator[Finding]:
+    if draft.backends is None:
+        return
+    declared, loc = sorted(draft.backends), ("models", index)
+    if model.backend not in {LLAMA_CPP, *declared}:
+        remedy = format_path(("backends", model.backend))
+        hint = suggest(model.backend, [LLAMA_CPP, *declared])
+        problem = f'{quote(model.backend)} is neither "{LLAMA_CPP}" nor declared as [{remedy}]{hint}'
+        yield Finding((*loc, "backend"), problem)
+    if model.backend == LLAMA_CPP and LLAMA_CPP not in declared and not model.artifact:
+        yield Finding((*loc, "artifact"), f'is required for backend "{LLAMA_CPP}"')
+
+
+def _check_counts(index: int, model: ModelEntry) -> Iterator[Finding]:
+    loc: Loc = ("models", index)
+    lower, upper = (*loc, "min_replicas"), (*loc, "max_replicas")
+    counts = [key for key in ("min_replicas", "max_replicas") if key in model.model_fields_set]
+    if model.replicas == "all":
+        if counts:
+            yield Finding((*loc, "replicas"), f'"all" and {counts[0]} exclude each other', (lower, upper))
+    elif model.max_replicas and model.min_replicas > model.max_replicas:
+        yield Finding(lower, f"{model.min_replicas} is more than max_replicas, {model.max_replicas}", (upper,))

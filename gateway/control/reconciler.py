@@ -1,0 +1,64 @@
+"""The planner's loop: read the state, plan, write. Events only wake it; it always looks at everything."""
+
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.control.plan import plan, reasons
+from gateway.domain.ids import GatewayId, ReplicaId, new_id
+from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
+from gateway.wake import Wake
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Pause after the registry could not be used."""
+
+
+@dataclass
+class Reconciler:
+    """`wake` asks for a round; without it one comes every `interval_seconds`."""
+
+    registry: Registry
+    gateway_id: GatewayId
+    interval_seconds: float
+    wake: Wake = field(default_factory=Wake)
+    epoch: int | None = None
+    """Of our leadership; None: not the leader (yet)."""
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Plans until cancelled. Reports started after the first round."""
+        started = False
+        while True:
+            pause = await self._round()
+            if not started:
+                task_status.started()
+                started = True
+            await self.wake.wait_until(trio.current_time() + pause)
+
+    async def _round(self) -> float:
+        """One round; returns the seconds until the next one if nothing wakes us."""
+        try:
+            if self.epoch is None:
+                self.epoch = await self.registry.lead(self.gateway_id)
+            return await self._plan_and_apply(self.epoch)
+        except StaleEpoch:
+            log.warning("control.leadership_lost", epoch=self.epoch)
+            self.epoch = None
+            return 0
+        except RegistryError as error:
+            log.warning("control.registry_unavailable", error=str(error))
+            return RETRY_SECONDS
+
+    async def _plan_and_apply(self, epoch: int) -> float:
+        state, now = await self.registry.read_state(), await self.registry.now()
+        decided = plan(state, now, lambda: ReplicaId(new_id()))
+        if write := decided.as_write():
+            await self.registry.apply(epoch, write)
+            for verb, subject, because in reasons(decided):
+                log.info("control.planned", verb=verb, subject=subject, because=because)
+        if decided.again_at is None:
+            return self.interval_seconds
+        return min(self.interval_seconds, max(0.0, decided.again_at - now))

@@ -1,0 +1,99 @@
+"""From the Backend service's descriptor to our methods: every RPC is authenticated, answered or UNIMPLEMENTED."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
+
+from google.protobuf.descriptor import MethodDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from grpclib.const import Cardinality, Status
+from grpclib.const import Handler as Route
+from grpclib.server import Stream
+
+from gateway.backends.metadata import AUTHORIZATION, bearer
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.errors import CallError
+
+Request = TypeVar("Request", bound=Message)
+
+METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(pb.DESCRIPTOR.services_by_name["Backend"].methods)
+
+
+class Call(Generic[Request]):
+    """One RPC, as our methods see it. `trailers` are sent with the status of a call that ends well."""
+
+    def __init__(self, stream: Stream[Any, Any]) -> None:
+        self.trailers: dict[str, str] = {}
+        self.name = name
+        self._stream = stream
+
+    async def receive(self) -> Request:
+        request: Request | None = await self._stream.recv_message()
+        if request is None:
+            raise CallError(Status.INVALID_ARGUMENT, "the call ended before its message")
+        return request
+
+    async def send(self, reply: Message) -> None:
+        """Waits while the client does not read."""
+        await self._stream.send_message(reply)
+
+
+Method = Callable[[Call[Any]], Awaitable[None]]
+
+
+class Dispatcher:
+    """What a grpclib server serves: `methods` by the names of their RPCs. An empty `token` lets everybody in."""
+
+    def __init__(self, methods: Mapping[str, Method], token: str) -> None:
+        self._methods = methods
+        self._authorization = bearer(token)[AUTHORIZATION].encode() if token else None
+        self._open: set[asyncio.Task[Any]] = set()
+
+    def __mapping__(self) -> dict[str, Route]:
+        """grpclib's protocol for a service."""
+        return {f"/{method.containing_service.full_name}/{method.name}": self._route(method) for method in METHODS}
+
+    async def wait_finished(self) -> None:
+        """Wait for the calls that are open now, trailers included; not for those that come meanwhile."""
+        if self._open:
+            await asyncio.wait(set(self._open))
+
+    def _route(self, method: MethodDescriptor) -> Route:
+        cardinality = {
+            (False, False): Cardinality.UNARY_UNARY,
+            (False, True): Cardinality.UNARY_STREAM,
+            (True, False): Cardinality.STREAM_UNARY,
+            (True, True): Cardinality.STREAM_STREAM,
+        }[method.client_streaming, method.server_streaming]
+        answer = partial(self._answer, self._methods.get(method.name, _unimplemented))
+        return Route(answer, cardinality, GetMessageClass(method.input_type), GetMessageClass(method.output_type))
+
+    async def _answer(self, method: Method, stream: Stream[Any, Any]) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - grpclib runs each call in a task; for the type checker
+        # The task outlives this function by the trailers, which grpclib sends when they are not sent here.
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+        try:
+            self._authenticate(stream)
+            call = Call[Any](stream)
+            await method(call)
+            await stream.send_trailing_metadata(metadata=call.trailers)
+        except CallError as error:
+            await stream.send_trailing_metadata(
+                status=error.status, status_message=error.message, metadata=dict(error.trailers)
+            )
+
+    def _authenticate(self, stream: Stream[Any, Any]) -> None:
+        """Takes as long for a wrong token as for the right one (H5)."""
+        given = str((stream.metadata or {}).get(AUTHORIZATION, ""))
+        if self._authorization and not hmac.compare_digest(given.encode(), self._authorization):
+            raise CallError(Status.UNAUTHENTICATED, "wrong or missing bearer token")
+
+
+async def _unimplemented(call: Call[Message]) -> None:
+    """Without reading the request: a client that streams may wait for an answer before it sends one."""
+    raise CallError(Status.UNIMPLEMENTED, f"the llama-cpp engine has no {call.name}")

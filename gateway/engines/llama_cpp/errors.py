@@ -1,0 +1,57 @@
+"""How a call ends when it does not end well: a status, a message for the user, and trailers for the gateway."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from grpclib.const import Status
+
+from gateway.backends.metadata import (
+    ERROR_CODE,
+    ERROR_PARAM,
+    IDENTITY_MISMATCH,
+    NOT_LOADED,
+    REFUSED,
+    REFUSED_DRAINING,
+    REFUSED_FULL,
+)
+
+CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
+
+
+class CallError(Exception):
+    """Raised anywhere below an RPC; `dispatch` turns it into the call's status and trailers."""
+
+    def __init__(self, status: Status, message: str, trailers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.trailers: Mapping[str, str] = trailers or {}
+
+
+class LoadError(Exception):
+    """A model that can't be loaded, and why; the answer to LoadModel, not a status."""
+
+
+def invalid(message: str, *, param: str, code: str | None = None) -> CallError:
+    """The request is wrong at `param`, a name in OpenAI's words."""
+    trailers = {ERROR_CODE: code} if code else {}
+    # A name that the client made up may hold anything; a trailer may not.
+    if param.isascii() and param.isprintable():
+        trailers[ERROR_PARAM] = param
+    return CallError(Status.INVALID_ARGUMENT, message, trailers)
+
+
+def full() -> CallError:
+    return CallError(Status.RESOURCE_EXHAUSTED, "all slots are taken", {REFUSED: REFUSED_FULL})
+
+
+def draining() -> CallError:
+    return CallError(Status.UNAVAILABLE, "shutting down", {REFUSED: REFUSED_DRAINING})
+
+
+def not_loaded() -> CallError:
+    return CallError(Status.FAILED_PRECONDITION, NOT_LOADED)
+
+
+def identity_mismatch(wanted: str, loaded: str) -> CallError:
+    return CallError(Status.NOT_FOUND, f"{IDENTITY_MISMATCH}: {wanted!r} was asked for, {loaded!r} is loaded")

@@ -1,0 +1,157 @@
+"""The engine's process: what it needs, where it listens, which signals end it, and with which exit code."""
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import stat
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from gateway.backends.metadata import TOKEN_VARIABLE
+
+if TYPE_CHECKING:
+    from gateway.engines.llama_cpp.server import EngineServer
+
+log = logging.getLogger(__name__)
+
+EXIT_DRAINED: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_ORPHANED: Final = 3
+EXIT_SIGNALLED: Final = 128
+"""Plus the signal's number, as a shell would say it."""
+PORT_MAX: Final = 65_535
+STDIN: Final = 0
+
+
+class StartError(Exception):
+    """Why the engine does not start, for the one line that the user sees."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Address:
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def main(addr: str) -> int:
+    """Serve at `addr`, HOST:PORT, until told to stop. Returns only when it could not start: the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("grpclib").setLevel(logging.WARNING)  # it reports every cancelled call
+    # On a failed assertion llama.cpp would run a debugger on itself, for minutes, instead of ending.
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+    try:
+        address = parse_address(addr)
+        check_installed()
+        import uvloop  # noqa: PLC0415 - `check_installed` explains its absence
+
+        uvloop.run(_serve(address, os.environ.get(TOKEN_VARIABLE, "")))
+    except StartError as error:
+        sys.stderr.write(f"gateway backend llama-cpp: {error}\n")
+        return error.exit_code
+
+
+def parse_address(addr: str) -> Address:
+    """HOST:PORT, an IPv6 address in brackets. Port 0 lets the system choose. Raises `StartError`."""
+    host, _, port = addr.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+    if not host or (":" in host and not bracketed) or not (port.isascii() and port.isdecimal()):
+        raise StartError(f"--addr must be HOST:PORT, not {addr!r}", EXIT_USAGE)
+    if int(port) > PORT_MAX:
+        raise StartError(f"--addr: there is no port {port}", EXIT_USAGE)
+    return Address(host, int(port))
+
+
+def check_installed() -> None:
+    """Raises `StartError` that says what to install when llama.cpp can't be imported."""
+    try:
+        import uvloop  # noqa: F401, PLC0415 - only to see whether it is there
+        import xllamacpp  # noqa: F401, PLC0415 - the same
+    except ModuleNotFoundError as error:
+        raise StartError(f"{error.name} is not installed: pip install 'gateway[llama]'", EXIT_FAILED) from error
+    except ImportError as error:
+        hint = "; install your system's libgomp1 (the OpenMP runtime)" if "libgomp" in str(error) else ""
+        raise StartError(f"llama.cpp can't be loaded: {error}{hint}", EXIT_FAILED) from error
+
+
+async def _serve(address: Address, token: str) -> NoReturn:
+    from gateway.engines.llama_cpp.dispatch import Dispatcher  # noqa: PLC0415 - needs what `check_installed` checks
+    from gateway.engines.llama_cpp.server import EngineServer  # noqa: PLC0415 - the same
+    from gateway.engines.llama_cpp.service import EngineService  # noqa: PLC0415 - the same
+
+    service = EngineService()
+    dispatcher = Dispatcher(service.methods, token)
+    server = EngineServer([dispatcher])
+    terminated = _watch_signals()
+    bound = await _listen(server, address)
+    _watch_parent()
+    log.info("listening on %s", bound)
+    await terminated.wait()
+    service.drain()
+    await dispatcher.wait_finished()
+    await server.close_flushed()
+    _exit(EXIT_DRAINED)
+
+
+async def _listen(server: "EngineServer", address: Address) -> Address:
+    """Bind and listen; the address with the port that it got. Raises `StartError`."""
+    try:
+        listener = socket.create_server(
+            (address.host, address.port), family=socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        )
+    except socket.gaierror as error:
+        raise StartError(f"--addr: no such host {address.host!r}: {error.strerror}", EXIT_USAGE) from error
+    except OSError as error:
+        raise StartError(f"can't listen on {address}: {error.strerror}", EXIT_FAILED) from error
+    await server.start(sock=listener)
+    return Address(address.host, listener.getsockname()[1])
+
+
+def _watch_signals() -> asyncio.Event:
+    """The first SIGTERM sets the event; SIGINT, or another SIGTERM, ends the process at once."""
+    loop = asyncio.get_running_loop()
+    terminated = asyncio.Event()
+
+    def on_term() -> None:
+        if terminated.is_set():
+            _exit(EXIT_SIGNALLED + signal.SIGTERM)
+        terminated.set()
+
+    loop.add_signal_handler(signal.SIGTERM, on_term)
+    loop.add_signal_handler(signal.SIGINT, _exit, EXIT_SIGNALLED + signal.SIGINT)
+    return terminated
+
+
+def _watch_parent() -> None:
+    """End with the parent, which holds the other end of our stdin. Started by hand there is no such end to watch."""
+    try:
+        mode = os.fstat(STDIN).st_mode
+    except OSError:
+        return
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode):
+        threading.Thread(target=_exit_at_end_of_input, name="parent-watch", daemon=True).start()
+
+
+def _exit_at_end_of_input() -> None:
+    while os.read(STDIN, 4096):
+        pass
+    _exit(EXIT_ORPHANED)
+
+
+def _exit(code: int) -> NoReturn:
+    """Without Python's own exit, which aborts when a thread is inside llama.cpp."""
+    logging.shutdown()
+    os._exit(code)

@@ -1,0 +1,164 @@
+"""llama.cpp with one model loaded, through xllamacpp; every method blocks and belongs into a thread."""
+
+import http.client
+import json
+import logging
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import xllamacpp
+from grpclib.const import Status
+
+from gateway.engines.llama_cpp.chunks import context_exceeded, raise_error
+from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
+from gateway.engines.llama_cpp.generation import Sink
+from gateway.engines.llama_cpp.gguf_header import BrokenHeader, read_metadata
+from gateway.engines.llama_cpp.options import LoadOptions
+from gateway.engines.llama_cpp.requests import GenerationRequest
+from gateway.engines.llama_cpp.sampling import Limits
+
+log = logging.getLogger(__name__)
+
+LISTENER_TIMEOUT_SECONDS: Final = 60.0
+"""For llama.cpp's own listener, which answers without a slot, but not before the batch that it is working on."""
+LISTENER_THREADS: Final = 2
+LOG_ERRORS_ONLY: Final = 1
+TOPOLOGY: Final = Path("/sys/devices/system/cpu")
+
+
+class Model:
+    """A loaded model; not to be used after `unload`."""
+
+    def __init__(self, options: LoadOptions) -> None:
+        """Load: seconds to minutes, during which no other thread of this process runs (pitfall 34).
+
+        Raises `LoadError`.
+        """
+        self.options = options
+        self._api_key = secrets.token_urlsafe()
+        parameters = _parameters(options, self._api_key, _declares_pooling(options.file))
+        try:
+            self._server = xllamacpp.Server(parameters)
+        except RuntimeError as error:
+            raise LoadError(f"llama.cpp can't load {options.file}: {error}") from error
+        self.limits = self._read_limits()
+        if self.limits.context_tokens < options.context_tokens:
+            log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
+
+    def unload(self) -> None:
+        """Give its memory back, after the last call has returned."""
+        del self._server
+
+    def generate(self, request: GenerationRequest, sink: Sink) -> None:
+        """Every chunk goes to `sink`, until that returns True. Raises `CallError` for a request that is malformed."""
+        chat = request.param == "messages"
+        handle = self._server.handle_chat_completions if chat else self._server.handle_completions
+        try:
+            handle(request.body, sink)
+        except ValueError as error:
+            raise invalid(str(error), param=request.param) from error
+
+    def embed(self, item: str | Sequence[int]) -> Mapping[str, Any]:
+        """OpenAI's embedding object for one input. Raises `CallError`."""
+        if not self.options.embeddings:
+            raise CallError(Status.UNIMPLEMENTED, "this model was loaded with the option embeddings:false")
+        answer: Mapping[str, Any] = self._server.handle_embeddings({"input": item})
+        if "error" in answer:
+            self._check_length(item)
+            raise_error(answer, "input")
+        return answer
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a raw prompt as a completion counts them, its special ones included."""
+        answer = self._ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        return [int(token) for token in answer["tokens"]]
+
+    def _check_length(self, item: str | Sequence[int]) -> None:
+        """llama.cpp calls an input that is longer than its batch an error of its own. It is the user's."""
+        tokens = self.tokenize(item) if isinstance(item, str) else item
+        limit = min(self.options.batch_tokens, self.limits.context_tokens)
+        if len(tokens) > limit:
+            raise context_exceeded(len(tokens), limit, "input")
+
+    def _read_limits(self) -> Limits:
+        (entry,) = self._ask("GET", "/v1/models")["data"]
+        return Limits(context_tokens=entry["meta"]["n_ctx"], vocabulary_size=entry["meta"]["n_vocab"])
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """What xllamacpp has no method for, llama.cpp's own HTTP listener answers."""
+        connection = http.client.HTTPConnection(
+            str(urlsplit(self._server.listening_address).netloc), timeout=LISTENER_TIMEOUT_SECONDS
+        )
+        headers = {"authorization": f"Bearer {self._api_key}", "content-type": "application/json"}
+        try:
+            connection.request(method, path, json.dumps(body), headers)
+            response = connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise CallError(Status.INTERNAL, f"llama.cpp did not answer {path}: {error}") from error
+        finally:
+            connection.close()
+        raise_error(answer, "prompt")
+        return answer  # type: ignore[no-any-return]  # an object: every answer of the listener is one
+
+
+def _declares_pooling(file: Path) -> bool:
+    """Whether the model says how its embeddings are pooled, as one made for embeddings does."""
+    try:
+        metadata = read_metadata(file)
+    except (OSError, BrokenHeader) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LoadError(f"can't load {file}: {reason}") from error
+    return f"{metadata.get('general.architecture')}.pooling_type" in metadata
+
+
+def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> xllamacpp.CommonParams:
+    parameters = xllamacpp.CommonParams()
+    parameters.model.path = str(options.file)
+    parameters.n_parallel = options.parallel
+    parameters.n_ctx = options.context_tokens * options.parallel
+    parameters.n_batch = parameters.n_ubatch = options.batch_tokens
+    parameters.n_gpu_layers = options.gpu_layers
+    threads = options.threads or physical_cores()
+    parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
+    parameters.embedding = options.embeddings
+    parameters.pooling_type = _pooling_type(options.pooling, declares_pooling)
+    parameters.verbosity = LOG_ERRORS_ONLY
+    # Prompts of past requests in RAM, gigabytes that nobody has reserved for this model (P2).
+    parameters.cache_ram_mib = 0
+    _close_listener(parameters, api_key)
+    return parameters
+
+
+def _close_listener(parameters: xllamacpp.CommonParams, api_key: str) -> None:
+    """xllamacpp always opens llama.cpp's HTTP listener: on loopback, and with a key that nobody else knows."""
+    parameters.hostnames = ["127.0.0.1"]
+    parameters.port = 0
+    parameters.api_keys = [api_key]
+    parameters.n_threads_http = LISTENER_THREADS
+    parameters.ui = False
+    parameters.endpoint_slots = False
+
+
+def _pooling_type(pooling: str, declares_pooling: bool) -> xllamacpp.llama_pooling_type:
+    if pooling == "auto":
+        pooling = "unspecified" if declares_pooling else "mean"
+    return xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{pooling.upper()}"]
+
+
+def physical_cores() -> int:
+    """Cores that this process may run on; two hardware threads of one core only hinder each other here."""
+    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    return len({_siblings(cpu) for cpu in cpus})
+
+
+def _siblings(cpu: int) -> str:
+    """Names the core of `cpu`; the cpu itself where the system does not say."""
+    try:
+        return (TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+    except OSError:
+        return str(cpu)

@@ -1,0 +1,121 @@
+"""ModelOptions of a LoadModel call, read into what this engine loads; pure."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.errors import LoadError
+
+CONTEXT_TOKENS_DEFAULT: Final = 4096
+"""Per request; llama.cpp lowers it to what the model was trained for."""
+CONTEXT_STEP_TOKENS: Final = 256
+"""llama.cpp rounds a slot's context up to a multiple of this."""
+PARALLEL_DEFAULT: Final = 4
+PARALLEL_MAX: Final = 256
+THREADS_MAX: Final = 1024
+BATCH_TOKENS_DEFAULT: Final = 512
+BATCH_TOKENS_MIN: Final = 32
+BATCH_TOKENS_MAX: Final = 65_536
+POOLINGS: Final = ("auto", "none", "mean", "cls", "last", "rank")
+BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    identity: str
+    """What `ModelIdentity` of later calls must say, if it says anything."""
+    file: Path
+    context_tokens: int
+    """Per request, prompt and answer together."""
+    gpu_layers: int
+    """-1: as many as llama.cpp thinks fit."""
+    threads: int
+    """0: one per physical core."""
+    parallel: int
+    batch_tokens: int
+    """Prompt tokens between two chances to cancel; also the longest input of an embedding."""
+    embeddings: bool
+    pooling: str
+    """`auto`: as the model says, else the mean."""
+
+
+def load_options(request: pb.ModelOptions) -> LoadOptions:
+    """Raises `LoadError` that names the option; an option we don't know may matter to whoever set it."""
+    given = dict(_split(option) for option in request.Options)
+    if unknown := sorted(given.keys() - OPTIONS.keys()):
+        known = ", ".join(sorted(OPTIONS))
+        raise LoadError(f"unknown option {unknown[0]!r}; known are {known}")
+    values = {name: OPTIONS[name](name, text) for name, text in given.items()}
+    parallel = values.get("parallel", PARALLEL_DEFAULT)
+    return LoadOptions(
+        identity=request.Model,
+        file=_file(request),
+        context_tokens=_round_up(_context_tokens(request), CONTEXT_STEP_TOKENS),
+        gpu_layers=request.NGPULayers or -1,
+        threads=values.get("threads", max(request.Threads, 0)),
+        parallel=parallel,
+        # With mean pooling llama.cpp aborts the process when the batch can't be shared evenly among the slots.
+        batch_tokens=_round_up(values.get("batch", BATCH_TOKENS_DEFAULT), parallel),
+        embeddings=values.get("embeddings", True),
+        pooling=values.get("pooling", "auto"),
+    )
+
+
+def _split(option: str) -> tuple[str, str]:
+    name, colon, value = option.partition(":")
+    if not colon:
+        raise LoadError(f"option {option!r} must be written as key:value")
+    return name.strip(), value.strip()
+
+
+def _file(request: pb.ModelOptions) -> Path:
+    file = Path(request.ModelFile)
+    if not file.is_absolute():
+        raise LoadError(f"ModelFile must be an absolute path, not {request.ModelFile!r}")
+    return file
+
+
+def _context_tokens(request: pb.ModelOptions) -> int:
+    if request.ContextSize < 0:
+        raise LoadError(f"ContextSize must not be negative: {request.ContextSize}")
+    return request.ContextSize or CONTEXT_TOKENS_DEFAULT
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+Reader = Callable[[str, str], Any]
+
+
+def _integer(minimum: int, maximum: int) -> Reader:
+    def read(name: str, text: str) -> int:
+        if not (text.isascii() and text.isdecimal() and minimum <= int(text) <= maximum):
+            raise LoadError(f"option {name} must be a whole number from {minimum} to {maximum}, not {text!r}")
+        return int(text)
+
+    return read
+
+
+def _boolean(name: str, text: str) -> bool:
+    if text not in BOOLEANS:
+        raise LoadError(f"option {name} must be true or false, not {text!r}")
+    return BOOLEANS[text]
+
+
+def _pooling(name: str, text: str) -> str:
+    if text not in POOLINGS:
+        raise LoadError(f"option {name} must be one of {', '.join(POOLINGS)}, not {text!r}")
+    return text
+
+
+OPTIONS: Final[Mapping[str, Reader]] = {
+    "parallel": _integer(1, PARALLEL_MAX),
+    "threads": _integer(0, THREADS_MAX),
+    "batch": _integer(BATCH_TOKENS_MIN, BATCH_TOKENS_MAX),
+    "embeddings": _boolean,
+    "pooling": _pooling,
+}
+"""What `ModelOptions.Options` may set, as `key:value`."""

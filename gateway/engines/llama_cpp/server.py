@@ -1,0 +1,83 @@
+"""grpclib's server as an engine needs it: bounded messages, more streams, and a close that loses nothing."""
+
+import asyncio
+from collections.abc import Collection
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+from grpclib import GRPCError
+from grpclib.const import Status
+from grpclib.encoding.proto import ProtoCodec
+from grpclib.protocol import H2Protocol
+from grpclib.server import Server
+from h2.settings import SettingCodes
+
+from gateway.backends.metadata import MESSAGE_BYTES_MAX
+
+CONCURRENT_STREAMS_MAX: Final = 10_000
+"""Per connection. grpclib says 100, at which a client queues its calls where nobody sees them; ours are refused."""
+
+
+class BoundedCodec(ProtoCodec):
+    """Refuses messages over `MESSAGE_BYTES_MAX` both ways, as other gRPC servers do and grpclib does not."""
+
+    def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ANN401 - grpclib's signature
+        data: bytes = super().encode(message, message_type)
+        _check_size(len(data))
+        return data
+
+    def decode(self, data: bytes, message_type: Any) -> Any:  # noqa: ANN401 - grpclib's signature
+        _check_size(len(data))
+        try:
+            return super().decode(data, message_type)
+        except DecodeError as error:
+            raise GRPCError(Status.INVALID_ARGUMENT, f"not a {message_type.__name__}: {error}") from error
+
+
+def _check_size(size_bytes: int) -> None:
+    if size_bytes > MESSAGE_BYTES_MAX:
+        raise GRPCError(
+            Status.RESOURCE_EXHAUSTED, f"a message of {size_bytes} bytes; at most {MESSAGE_BYTES_MAX} are allowed"
+        )
+
+
+class _Connection(H2Protocol):
+    """One client's connection; enters itself into `open_connections` while it lives."""
+
+    def __init__(self, plain: H2Protocol, open_connections: dict[asyncio.BaseTransport, asyncio.Event]) -> None:
+        super().__init__(plain.handler, plain.config, plain.h2_config)
+        self._open = open_connections
+        self._transport: asyncio.BaseTransport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        h2 = self.connection._connection  # noqa: SLF001 - grpclib has no setting for this
+        h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CONCURRENT_STREAMS_MAX})
+        self.connection.flush()
+        self._transport = transport
+        self._open[transport] = asyncio.Event()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        if self._transport is not None and (lost := self._open.pop(self._transport, None)):
+            lost.set()
+
+
+class EngineServer(Server):
+    """Reaches into grpclib at one place, `_protocol_factory`; a test holds it (test_engine_limits)."""
+
+    def __init__(self, services: Collection[Any]) -> None:
+        super().__init__(services, codec=BoundedCodec())
+        self._open: dict[asyncio.BaseTransport, asyncio.Event] = {}
+
+    async def close_flushed(self) -> None:
+        """Stop listening and end every connection when its client has been sent what is still buffered."""
+        self.close()
+        lost = list(self._open.values())
+        for transport in tuple(self._open):
+            transport.close()
+        for event in lost:
+            await event.wait()
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _Connection(super()._protocol_factory(), self._open)

@@ -1,0 +1,204 @@
+"""The RPCs of the engine: at most one model, loaded by LoadModel, and what can be asked of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+
+from gateway.backends.metadata import FINISH_REASON
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
+from gateway.engines.llama_cpp.dispatch import Call, Method
+from gateway.engines.llama_cpp.errors import LoadError, draining, identity_mismatch, not_loaded
+from gateway.engines.llama_cpp.generation import Generation
+from gateway.engines.llama_cpp.model import Model
+from gateway.engines.llama_cpp.options import LoadOptions, load_options
+from gateway.engines.llama_cpp.requests import embedding_input, generation_request
+from gateway.engines.llama_cpp.slots import Slots
+
+HEALTHY: Final = b"OK"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    model: Model
+    slots: Slots
+
+    def serves(self, options: LoadOptions) -> bool:
+        return (self.model.options.identity, self.model.options.file) == (options.identity, options.file)
+
+
+class EngineService:
+    """Lives on the event loop; whatever blocks runs in a slot's thread or, without a slot, in the loop's default ones."""
+
+    def __init__(self) -> None:
+        self._loaded: Loaded | None = None
+        self._changing = asyncio.Lock()
+        """Held while a model is loaded or unloaded."""
+        self._loads: set[asyncio.Task[pb.Result]] = set()
+        self._draining = False
+
+    @property
+    def methods(self) -> Mapping[str, Method]:
+        """By RPC. What is missing here is UNIMPLEMENTED."""
+        return MappingProxyType(
+            {
+                "Health": self.health,
+                "Status": self.status,
+                "LoadModel": self.load_model,
+                "Free": self.free,
+                "Predict": self.predict,
+                "PredictStream": self.predict_stream,
+                "Embedding": self.embedding,
+                "TokenizeString": self.tokenize_string,
+            }
+        )
+
+    def drain(self) -> None:
+        """Refuse new work from now on; what has begun goes on."""
+        self._draining = True
+
+    async def health(self, call: Call[pb.HealthMessage]) -> None:
+        """Also without a model, and also while draining: the process is there (wire.md B3)."""
+        await call.send(pb.Reply(message=HEALTHY))
+
+    async def status(self, call: Call[pb.HealthMessage]) -> None:
+        """READY: at least one slot is free."""
+        await call.send(pb.StatusResponse(state=self._state()))
+
+    def _state(self) -> pb.StatusResponse.State:
+        if self._changing.locked():
+            return pb.StatusResponse.BUSY
+        if self._loaded is None:
+            return pb.StatusResponse.UNINITIALIZED
+        return pb.StatusResponse.READY if self._loaded.slots.has_free else pb.StatusResponse.BUSY
+
+    async def load_model(self, call: Call[pb.ModelOptions]) -> None:
+        """A client that leaves does not end the load (L4): its result is kept."""
+        self._refuse_when_draining()
+        load = asyncio.create_task(self._load(call.request))
+        self._loads.add(load)
+        load.add_done_callback(self._loads.discard)
+        await call.send(await asyncio.shield(load))
+
+    async def _load(self, request: pb.ModelOptions) -> pb.Result:
+        try:
+            options = load_options(request)
+            async with self._changing:
+                if self._loaded is None:
+                    model = await asyncio.to_thread(Model, options)
+                    self._loaded = Loaded(model, Slots(options.parallel))
+                elif not self._loaded.serves(options):
+                    loaded = self._loaded.model.options
+                    raise LoadError(f"already loaded: {loaded.identity!r} from {loaded.file}")
+        except LoadError as error:
+            return pb.Result(success=False, message=str(error))
+        return pb.Result(success=True, message=f"{options.identity!r} is loaded")
+
+    async def free(self, call: Call[pb.HealthMessage]) -> None:
+        """New calls find nothing loaded at once; the open ones are let finish, then the memory is given back."""
+        async with self._changing:
+            loaded, self._loaded = self._loaded, None
+            if loaded is not None:
+                await loaded.slots.wait_idle()
+                loaded.slots.close()
+                # The last reference goes where waiting for llama.cpp's own threads (up to a second) stops nobody.
+                await asyncio.to_thread(loaded.model.unload)
+        await call.send(pb.Result(success=True))
+
+    async def predict_stream(self, call: Call[pb.PredictOptions]) -> None:
+        """A reply per piece of text with the counts so far; the last one has no text, the totals and the timings."""
+        last = Chunk()
+        async with self._open_generation(call.request) as generation:
+            while chunks := await generation.next_chunks():
+                for chunk in chunks:
+                    last = _later(last, chunk)
+                    if chunk.text:
+                        await call.send(_reply(chunk))
+        await call.send(_last_reply(last))
+        call.trailers[FINISH_REASON] = last.finish or "stop"
+
+    async def predict(self, call: Call[pb.PredictOptions]) -> None:
+        """As a stream whose text is kept until it is whole; so it can be cancelled like one."""
+        last, text = Chunk(), []
+        async with self._open_generation(call.request) as generation:
+            while chunks := await generation.next_chunks():
+                for chunk in chunks:
+                    last = _later(last, chunk)
+                    text.append(chunk.text)
+        await call.send(_last_reply(last, "".join(text)))
+        call.trailers[FINISH_REASON] = last.finish or "stop"
+
+    @asynccontextmanager
+    async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[Generation]:
+        loaded = self._loaded_for(options)
+        request = generation_request(options, loaded.model.limits)
+        generation = Generation(
+            loaded.slots, partial(loaded.model.generate, request), partial(read_chunk, param=request.param)
+        )
+        try:
+            yield generation
+        finally:
+            generation.cancel()
+
+    async def embedding(self, call: Call[pb.PredictOptions]) -> None:
+        loaded = self._loaded_for(call.request)
+        item = embedding_input(call.request, loaded.model.limits)
+        answer = await loaded.slots.start(loaded.model.embed, item)
+        await call.send(_embedding_result(answer))
+
+    async def tokenize_string(self, call: Call[pb.PredictOptions]) -> None:
+        model = self._loaded_for(call.request).model
+        tokens = await asyncio.to_thread(model.tokenize, call.request.Prompt)
+        await call.send(pb.TokenizationResponse(length=len(tokens), tokens=tokens))
+
+    def _loaded_for(self, options: pb.PredictOptions) -> Loaded:
+        """The model, if this call may use it: not while draining, and only under its own name (H5)."""
+        self._refuse_when_draining()
+        if self._loaded is None:
+            raise not_loaded()
+        identity = self._loaded.model.options.identity
+        if options.ModelIdentity not in ("", identity):
+            raise identity_mismatch(options.ModelIdentity, identity)
+        return self._loaded
+
+    def _refuse_when_draining(self) -> None:
+        if self._draining:
+            raise draining()
+
+
+def _later(known: Chunk, chunk: Chunk) -> Chunk:
+    """What is known of the whole answer after `chunk`; some chunks carry no counts, one alone the finish reason."""
+    counted = chunk if chunk.prompt_tokens else known
+    return Chunk(
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        prompt_ms=counted.prompt_ms,
+        generation_ms=counted.generation_ms,
+        finish=chunk.finish or known.finish,
+    )
+
+
+def _reply(chunk: Chunk) -> pb.Reply:
+    return pb.Reply(message=chunk.text.encode(), tokens=chunk.completion_tokens, prompt_tokens=chunk.prompt_tokens)
+
+
+def _last_reply(whole: Chunk, text: str = "") -> pb.Reply:
+    return pb.Reply(
+        message=text.encode(),
+        tokens=whole.completion_tokens,
+        prompt_tokens=whole.prompt_tokens,
+        timing_prompt_processing=whole.prompt_ms,
+        timing_token_generation=whole.generation_ms,
+    )
+
+
+def _embedding_result(answer: Mapping[str, Any]) -> pb.EmbeddingResult:
+    vector = answer["data"][0]["embedding"]
+    tokens = answer["usage"]["prompt_tokens"]
+    return pb.EmbeddingResult(
+        embeddings=vector, prompt_tokens=tokens, tokens=tokens, dim=len(vector), layout=pb.EMBEDDING_LAYOUT_FINAL
+    )

@@ -1,0 +1,53 @@
+"""structlog, set up once per process: JSON lines when nobody watches, colour when somebody does.
+
+Every line that is written while a request is served carries its `request_id` (contextvars). Lines go to stderr; what
+a logger writes may not be a secret, and secrets are types that do not print (`SecretStr`, `repr=False`).
+"""
+
+import logging
+import sys
+from typing import Literal
+
+import structlog
+
+Format = Literal["auto", "json", "console"]
+
+
+def configure_logging(level: str, style: Format) -> None:
+    """`auto`: console on a terminal, JSON otherwise. Lines of libraries (stdlib logging) get the same form."""
+    as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
+    number = logging.getLevelNamesMapping()[level.upper()]
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    ending: list[structlog.typing.Processor] = (
+        [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, *ending],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    _route_stdlib(shared, ending, max(number, logging.WARNING))
+
+
+def _route_stdlib(
+    shared: list[structlog.typing.Processor], ending: list[structlog.typing.Processor], level: int
+) -> None:
+    """Libraries log through the standard library; their warnings and errors take the same form."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *ending],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)

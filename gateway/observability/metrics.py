@@ -1,0 +1,89 @@
+"""Prometheus series: what happened is counted here, what *is* is read from `statistics()` at scrape time.
+
+One registry per gateway, not the library's global one, so that several gateways can live in one process (tests, the
+simulation). Labels come from configured models and fixed words only, never from what a client sends.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+UNKNOWN_MODEL = "unknown"
+"""Label value of requests for a model that does not exist."""
+
+
+class RequestMetrics:
+    """Series that are written when something happens to a request."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "gateway_requests",
+            "Requests that have ended, by model, route and outcome (HTTP status, or `cancelled`).",
+            ("model", "route", "outcome"),
+            registry=registry,
+        )
+        self.duration = Histogram(
+            "gateway_request_duration_seconds",
+            "From the request's head to the last byte of its answer.",
+            ("route",),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.first_token = Histogram(
+            "gateway_time_to_first_token_seconds",
+            "From the parsed request to the first piece of its answer.",
+            ("model",),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "gateway_tokens", "Tokens read (`prompt`) and written (`completion`).", ("model", "kind"), registry=registry
+        )
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One value of a gauge or counter that some part of the gateway reports of itself."""
+
+    name: str
+    help: str
+    labels: tuple[str, ...]
+    values: tuple[tuple[tuple[str, ...], float], ...]
+    """(label values, value)."""
+    is_counter: bool = False
+
+    def as_metric(self) -> Metric:
+        family = (CounterMetricFamily if self.is_counter else GaugeMetricFamily)(
+            self.name, self.help, labels=self.labels
+        )
+        for label_values, value in self.values:
+            family.add_metric(label_values, value)
+        return family
+
+
+class StatisticsCollector(Collector):
+    """Asks for the readings at each scrape, so that nothing has to be kept in step."""
+
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[Metric]:
+        for reading in self._read():
+            yield reading.as_metric()
+
+
+class Metrics:
+    """All series of one gateway."""
+
+    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = RequestMetrics(self._registry)
+        self._registry.register(StatisticsCollector(read))
+
+    def exposition(self) -> bytes:
+        """The text format that Prometheus scrapes."""
+        return generate_latest(self._registry)

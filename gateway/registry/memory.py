@@ -1,0 +1,61 @@
+"""The registry in this process's memory: for simulations and tests, and for a gateway that should forget everything."""
+
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from gateway.domain.cluster import ClusterState, Demand
+from gateway.domain.ids import GatewayId
+from gateway.registry.store import After, Clock, Decision, Outcome, Store
+from gateway.registry.tables import EVENTS_KEPT, Event, Tables, difference
+
+
+@asynccontextmanager
+async def open_memory_registry(
+    url: str = "memory:",  # noqa: ARG001 - opened like every other store
+    *,
+    clock: Clock = time.time,
+) -> AsyncIterator["MemoryRegistry"]:
+    yield MemoryRegistry(clock)
+
+
+class MemoryRegistry(Store):
+    """No threads and no files: under a `MockClock`, hours pass in milliseconds. A method is one statement."""
+
+    def __init__(self, clock: Clock = time.time) -> None:
+        super().__init__(clock)
+        self._tables = Tables()
+        self._demand: dict[GatewayId, tuple[Demand, ...]] = {}
+        self._events = deque[Event](maxlen=EVENTS_KEPT)
+
+    async def read_state(self) -> ClusterState:
+        await trio.lowlevel.checkpoint()
+        self._statements["read_state"] += 1
+        demand = (row for rows in self._demand.values() for row in rows)
+        return self._tables.state(self._version, tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))))
+
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        await trio.lowlevel.checkpoint()
+        self._statements["read_events"] += 1
+        return tuple(reversed(self._events))[:newest]
+
+    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
+        await trio.lowlevel.checkpoint()
+        self._statements[method] += 1
+        now = self._clock()
+        after = decide(self._tables, now)
+        stored: Tables = self._tables if after is None else after
+        changes = difference(self._tables, stored, now)
+        if changes:
+            self._tables = stored
+            self._events.extend(changes.events)
+            self._grow(self._version + 1)
+        return Outcome(after, changed=bool(changes))
+
+    async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
+        await trio.lowlevel.checkpoint()
+        self._statements["publish_demand"] += 1
+        self._demand[gateway_id] = demand

@@ -1,0 +1,71 @@
+"""What this process believes of the fleet: one immutable value, swapped whole, read without any I/O.
+
+The request path reads `SnapshotStore.current` and nothing else, which is why a warm request costs no statement. What
+the value is, its readers decide: `build` turns a `ClusterState` into it, once per version.
+"""
+
+from collections.abc import Callable
+from typing import Final, Generic, NoReturn, TypeVar
+
+import structlog
+import trio
+
+from gateway.domain.cluster import ClusterState
+from gateway.registry.protocol import Registry, RegistryError
+
+Value = TypeVar("Value")
+log = structlog.get_logger()
+
+RETRY_FIRST_SECONDS: Final = 0.1
+RETRY_MAX_SECONDS: Final = 5.0
+ANY_VERSION: Final = -1
+"""Older than every version: `wait_newer` returns at once, so everything is read again."""
+
+
+class SnapshotStore(Generic[Value]):
+    """The current value and a way to wait for another one. Waiters miss intermediate values, never the last."""
+
+    def __init__(self, initial: Value) -> None:
+        self.current = initial
+        self._changed = trio.Event()
+
+    def publish(self, value: Value) -> None:
+        self.current = value
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def wait_change(self, seen: Value) -> Value:
+        """Returns the current value as soon as it is another object than `seen`: at once if it is already."""
+        await trio.lowlevel.checkpoint()
+        while self.current is seen:
+            await self._changed.wait()
+        return self.current
+
+
+async def run_snapshot_watcher(
+    registry: Registry,
+    store: SnapshotStore[Value],
+    build: Callable[[ClusterState], Value],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Keeps `store` up to date; reports started once the first snapshot is published.
+
+    A registry that fails at the start raises `RegistryError`. One that fails later leaves the last snapshot standing,
+    so that the fleet serves without it; it is asked again after a growing pause, and everything is read anew.
+    """
+    state = await registry.read_state()
+    store.publish(build(state))
+    task_status.started()
+    seen, pause_seconds = state.version, RETRY_FIRST_SECONDS
+    while True:
+        try:
+            await registry.wait_newer(seen)
+            state = await registry.read_state()
+        except RegistryError as error:
+            log.warning("snapshot_outdated", error=str(error), version=state.version, retry_seconds=pause_seconds)
+            await trio.sleep(pause_seconds)
+            seen, pause_seconds = ANY_VERSION, min(2 * pause_seconds, RETRY_MAX_SECONDS)
+        else:
+            store.publish(build(state))
+            seen, pause_seconds = state.version, RETRY_FIRST_SECONDS

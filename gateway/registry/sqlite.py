@@ -1,0 +1,160 @@
+"""The embedded registry: one SQLite file that serves one gateway and survives kill -9 at any moment.
+
+All statements run on a worker thread, one transaction at a time (a `CapacityLimiter` of 1, first come, first served).
+A caller cancelled while it queues has done nothing; once its transaction has begun the thread is awaited to the end,
+so there are no half-done transactions and no commit that nobody hears of.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+import trio
+
+from gateway.domain.cluster import ClusterState, Demand
+from gateway.domain.ids import GatewayId
+from gateway.registry import rows
+from gateway.registry.sqlite_file import SqliteFile, Transaction, database_path
+from gateway.registry.store import After, Clock, Decision, Outcome, Store
+from gateway.registry.tables import EVENTS_KEPT, Changes, Event, Leadership, Tables, difference
+
+Result = TypeVar("Result")
+log = structlog.get_logger()
+
+CLOSE_SECONDS: Final = 10.0
+
+
+def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
+    """An insert that overwrites. (INSERT OR REPLACE would delete first, and a node would take its replicas along.)"""
+    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
+    overwritten = ", ".join(f"{column} = excluded.{column}" for column in columns if column != key)
+    return f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET {overwritten}"  # noqa: S608 - constants only
+
+
+PUT_MODEL: Final = _upsert("models", "name", rows.MODEL_COLUMNS)
+PUT_NODE: Final = _upsert("nodes", "id", rows.NODE_COLUMNS)
+PUT_REPLICA: Final = _upsert("replicas", "id", rows.REPLICA_COLUMNS)
+ADD_DEMAND: Final = "INSERT INTO demand VALUES (:gateway_id, :model, :waiting, :since)"
+ADD_EVENT: Final = "INSERT INTO events (at, kind, subject, detail) VALUES (:at, :kind, :subject, :detail)"
+TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - :kept"
+
+
+@asynccontextmanager
+async def open_sqlite_registry(url: str, *, clock: Clock = time.time) -> AsyncIterator["SqliteRegistry"]:
+    """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
+
+    The rows of a gateway that was killed are taken over as they are; only its demand is dropped, since nobody waits
+    any more. Raises `RegistryLocked` when another process has the file, `RegistryError` when it can't be used.
+    """
+    path = database_path(url)
+    file = await trio.to_thread.run_sync(SqliteFile.open, path)
+    try:
+        version, unreadable = await trio.to_thread.run_sync(_take_over, file)
+        if unreadable:
+            log.warning("models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway")
+        yield SqliteRegistry(file, clock, version)
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await trio.to_thread.run_sync(file.close)
+
+
+class SqliteRegistry(Store):
+    """See `open_sqlite_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+
+    def __init__(self, file: SqliteFile, clock: Clock, version: int) -> None:
+        super().__init__(clock, version)
+        self._file = file
+        self._one_transaction = trio.CapacityLimiter(1)
+
+    async def read_state(self) -> ClusterState:
+        return await self._run("read_state", _read_state, mode="DEFERRED")
+
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        return await self._run("read_events", partial(_read_events, newest=newest), mode="DEFERRED")
+
+    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
+        outcome, version = await self._run(method, partial(_decide, decide=decide, clock=self._clock))
+        self._grow(version)
+        return outcome
+
+    async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
+        await self._run("publish_demand", partial(_write_demand, gateway_id=gateway_id, demand=demand))
+
+    async def _run(self, method: str, work: Callable[[Transaction], Result], mode: str = "IMMEDIATE") -> Result:
+        def run() -> Result:
+            with self._file.transaction(mode) as transaction:
+                try:
+                    return work(transaction)
+                finally:
+                    self._statements[method] += transaction.statements
+
+        return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
+
+
+def _take_over(file: SqliteFile) -> tuple[int, list[str]]:
+    with file.transaction() as transaction:
+        transaction.rows("DELETE FROM demand")
+        return _version(transaction), sorted(_tables(transaction).unreadable)
+
+
+def _read_state(transaction: Transaction) -> ClusterState:
+    demand = transaction.rows("SELECT * FROM demand ORDER BY gateway_id, model")
+    return _tables(transaction).state(_version(transaction), tuple(map(rows.demand_from_row, demand)))
+
+
+def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:
+    found = transaction.rows("SELECT at, kind, subject, detail FROM events ORDER BY id DESC LIMIT ?", newest)
+    return tuple(Event(*row) for row in found)
+
+
+def _decide(transaction: Transaction, decide: Decision[After], clock: Clock) -> tuple[Outcome[After], int]:
+    now = clock()
+    before = _tables(transaction)
+    after = decide(before, now)
+    changes = difference(before, before if after is None else after, now)
+    if changes:
+        _write(transaction, changes)
+    return Outcome(after, changed=bool(changes)), _version(transaction)
+
+
+def _version(transaction: Transaction) -> int:
+    version: int = transaction.rows("SELECT version FROM state_version")[0][0]
+    return version
+
+
+def _tables(transaction: Transaction) -> Tables:
+    stored = [(row, rows.model_from_row(row)) for row in transaction.rows("SELECT * FROM models")]
+    nodes = map(rows.node_from_row, transaction.rows("SELECT * FROM nodes"))
+    replicas = map(rows.replica_from_row, transaction.rows("SELECT * FROM replicas"))
+    return Tables(
+        models={model.spec.name: model for _, model in stored if model},
+        nodes={row.node.id: row for row in nodes},
+        replicas={replica.id: replica for replica in replicas},
+        leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+        unreadable={row["name"]: row["source"] for row, model in stored if model is None},
+    )
+
+
+def _write(transaction: Transaction, changes: Changes) -> None:
+    transaction.write("DELETE FROM models WHERE name = :key", _keys(changes.removed_models))
+    transaction.write("DELETE FROM replicas WHERE id = :key", _keys(changes.removed_replicas))
+    transaction.write(PUT_MODEL, [rows.model_to_row(row) for row in changes.models])
+    transaction.write(PUT_NODE, [rows.node_to_row(row) for row in changes.nodes])
+    transaction.write(PUT_REPLICA, [rows.replica_to_row(replica) for replica in changes.replicas])
+    if changes.leadership:
+        transaction.write("UPDATE leadership SET gateway_id = :gateway_id, epoch = :epoch", [vars(changes.leadership)])
+    transaction.write(ADD_EVENT, [vars(event) for event in changes.events])
+    transaction.write(TRIM_EVENTS, [{"kept": EVENTS_KEPT}])
+    transaction.rows("UPDATE state_version SET version = version + 1")
+
+
+def _write_demand(transaction: Transaction, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
+    transaction.rows("DELETE FROM demand WHERE gateway_id = ?", gateway_id)
+    transaction.write(ADD_DEMAND, [rows.demand_to_row(row) for row in demand])
+
+
+def _keys(keys: Sequence[str]) -> list[dict[str, rows.SqlValue]]:
+    return [{"key": key} for key in keys]

@@ -1,0 +1,211 @@
+"""Holds the file of an embedded registry: url, lock, schema, transactions, and errors that name the remedy.
+
+Theory of operation. A gateway owns its file from open to close through `flock` on `FILE.lock`; the kernel lets go of it
+when the process ends, however it ends, so there is nothing to repair and nothing to wait for. The lock file stays,
+because removing it would let two processes lock two files of one name. Write-ahead logging with synchronous = NORMAL
+hands each commit to the operating system before it returns: it survives kill -9 of the process, and the file stays
+consistent through a power loss, which may cost the last moments before it.
+"""
+
+import fcntl
+import os
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from gateway.registry.protocol import RegistryError, RegistryLocked
+from gateway.registry.rows import SqlValue
+
+URL_PREFIX: Final = "sqlite:///"
+APPLICATION_ID: Final = int.from_bytes(b"gtwy", "big")
+"""In the file's header (PRAGMA application_id): tells our files from those of other programs."""
+BUSY_SECONDS: Final = 5.0
+"""How long a statement waits for somebody who looks at the file with another program."""
+
+
+def database_path(url: str) -> Path:
+    """`sqlite:///data/x.db` is relative to the working folder, `sqlite:////var/x.db` absolute (as in SQLAlchemy).
+
+    What follows the third slash is the path, verbatim. Raises `RegistryError` when there is none.
+    """
+    name = url.removeprefix(URL_PREFIX)
+    if not url.startswith(URL_PREFIX) or name in ("", ":memory:"):
+        raise RegistryError(
+            f"registry.url {url!r} names no file: write sqlite:///data/registry.db (relative) or "
+            "sqlite:////var/lib/gateway/registry.db (absolute); memory: keeps nothing"
+        )
+    return Path(name).resolve()
+
+
+def migrations() -> tuple[str, ...]:
+    """The SQL of each schema version, the first first."""
+    folder = resources.files("gateway.registry") / "migrations" / "sqlite"
+    scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
+    return tuple(script.read_text(encoding="utf-8") for script in scripts)
+
+
+class Transaction:
+    """What may be done between BEGIN and COMMIT; counts its statements."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.statements = 0
+
+    def rows(self, sql: str, *parameters: SqlValue) -> list[sqlite3.Row]:
+        self.statements += 1
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def write(self, sql: str, rows: Sequence[Mapping[str, SqlValue]]) -> None:
+        """Executes `sql` once for each row."""
+        self.statements += len(rows)
+        if rows:
+            self._connection.executemany(sql, rows)
+
+
+class SqliteFile:
+    """An open, locked, migrated registry file. May be used on any thread, on one at a time."""
+
+    def __init__(self, path: Path, lock: int, connection: sqlite3.Connection) -> None:
+        self.path = path
+        self._lock = lock
+        self._connection = connection
+
+    @classmethod
+    def open(cls, path: Path) -> "SqliteFile":
+        """Raises `RegistryLocked` when another gateway has the file, `RegistryError` when it can't be used."""
+        lock = _lock(path)
+        try:
+            with _told_by_name(path):
+                return cls(path, lock, _connect(path))
+        except BaseException:
+            os.close(lock)
+            raise
+
+    def close(self) -> None:
+        try:
+            with _told_by_name(self.path):
+                self._connection.close()
+        finally:
+            os.close(self._lock)
+
+    @contextmanager
+    def transaction(self, mode: str = "IMMEDIATE") -> Iterator[Transaction]:
+        """All or nothing: an exception inside rolls back. Raises `RegistryError` for what SQLite can't do."""
+        with _told_by_name(self.path):
+            self._connection.execute(f"BEGIN {mode}")
+            try:
+                yield Transaction(self._connection)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                # A full disk, for one, has rolled back already.
+                with suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+
+def _lock(path: Path) -> int:
+    """The descriptor that holds the lock; closing it lets go. It is not inherited by the processes we start."""
+    lock_path = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _unusable_folder(path, error) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, str(os.getpid()).encode(), 0)
+    except BlockingIOError as error:
+        holder = os.pread(lock, 32, 0).decode(errors="replace") or "unknown"
+        os.close(lock)
+        raise RegistryLocked(
+            f"registry {path} is in use by another gateway process (pid {holder}); "
+            "one embedded registry serves one gateway; use a PostgreSQL registry for several"
+        ) from error
+    except OSError as error:
+        os.close(lock)
+        raise _unusable_folder(path, error) from error
+    return lock
+
+
+def _unusable_folder(path: Path, error: OSError) -> RegistryError:
+    return RegistryError(
+        f"registry {path} can't be opened: {error.strerror or error}; "
+        "set registry.url to a file in a local folder that this user may write"
+    )
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        connection.row_factory = sqlite3.Row
+        _refuse_unknown_file(path, connection)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        _migrate(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _refuse_unknown_file(path: Path, connection: sqlite3.Connection) -> None:
+    """Before anything is written: is the file whole, ours, and of a schema that we know?"""
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise _damaged(path, verdict)
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application_id,) = connection.execute("PRAGMA application_id").fetchone()
+    if tables and application_id != APPLICATION_ID:
+        raise RegistryError(f"registry {path} is another program's database; set registry.url to another file")
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    if schema > (known := len(migrations())):
+        raise RegistryError(
+            f"registry {path} was written by a newer gateway (schema {schema}, this one knows {known}); "
+            "run that version, or set registry.url to another file"
+        )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Each migration and its mark are one transaction: a process killed in between has done it or not."""
+    (schema,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, script in enumerate(migrations()[schema:], start=schema + 1):
+        marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+        connection.executescript(f"BEGIN IMMEDIATE; {script} {marks} COMMIT;")
+
+
+@contextmanager
+def _told_by_name(path: Path) -> Iterator[None]:
+    """SQLite's errors as `RegistryError`, with the file and, where there is one, the remedy."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise _explained(path, error) from error
+    except (OverflowError, UnicodeError) as error:
+        raise RegistryError(f"registry {path} can't store a value: {error}") from error
+
+
+def _explained(path: Path, error: sqlite3.Error) -> RegistryError:
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the upper bits say where it happened
+        case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
+            return _damaged(path, str(error))
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            remedy = "; the file and its folder must be writable by this user"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            remedy = "; close the program that has it open"
+        case sqlite3.SQLITE_FULL:
+            remedy = "; free some disk space"
+        case _:
+            remedy = ""
+    return RegistryError(f"registry {path} can't be used: {error}{remedy}")
+
+
+def _damaged(path: Path, what: str) -> RegistryError:
+    return RegistryError(
+        f"registry {path} is damaged ({what}); restore a backup, or move {path.name}, {path.name}-wal and "
+        f"{path.name}-shm away and start with an empty registry"
+    )

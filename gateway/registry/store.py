@@ -1,0 +1,105 @@
+"""The registry's methods, written once over the few primitives that each embedded store brings."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeAlias, TypeVar
+
+import trio
+
+from gateway.domain.cluster import ClusterState, Demand, NodeStatus
+from gateway.domain.ids import GatewayId, NodeId
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.session import Hello, Report
+from gateway.registry import writes
+from gateway.registry.protocol import ControlWrite, RegistryStatistics
+from gateway.registry.tables import Event, Tables
+
+Clock: TypeAlias = Callable[[], float]
+"""Seconds since the epoch. A store may ask it on any thread."""
+
+After = TypeVar("After", bound=Tables | None)
+"""The rows to store; None where a write may be refused."""
+
+Decision: TypeAlias = Callable[[Tables, float], After]
+"""From the stored rows and the time to the rows to store. Pure."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[After]):
+    after: After
+    changed: bool
+
+
+class Store(ABC):
+    """A `Registry` (its contract is in protocol.py) whose rows only this process writes."""
+
+    def __init__(self, clock: Clock, version: int = 0) -> None:
+        self._clock = clock
+        self._version = version
+        self._grown = trio.Event()
+        self._statements = Counter[str]()
+
+    @abstractmethod
+    async def read_state(self) -> ClusterState: ...
+
+    @abstractmethod
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        """The last `newest` lines of the audit trail, the newest first."""
+
+    @abstractmethod
+    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
+        """One transaction: read, decide, write the difference, bump the version if there is one (then call `_grow`).
+        What `decide` raises ends it with nothing written."""
+
+    @abstractmethod
+    async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None: ...
+
+    async def now(self) -> float:
+        await trio.lowlevel.checkpoint()
+        return self._clock()
+
+    async def wait_newer(self, version: int) -> None:
+        await trio.lowlevel.checkpoint()
+        while self._version <= version:
+            await self._grown.wait()
+
+    async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
+        await self._transact("declare_models", lambda tables, _: writes.declared(tables, specs))
+
+    async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
+        outcome = await self._transact("join_node", lambda tables, now: writes.joined(tables, hello, gateway_id, now))
+        return outcome.after.nodes[hello.node_id].session
+
+    async def leave_node(self, node_id: NodeId, session: int, status: NodeStatus) -> bool:
+        outcome = await self._transact("leave_node", lambda tables, _: writes.left(tables, node_id, session, status))
+        return outcome.after is not None
+
+    async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
+        outcome = await self._transact(
+            "observe", lambda tables, now: writes.observed(tables, node_id, session, reports, now)
+        )
+        return outcome.after is not None
+
+    async def lead(self, gateway_id: GatewayId) -> int:
+        outcome = await self._transact("lead", lambda tables, _: writes.led(tables, gateway_id))
+        return outcome.after.leadership.epoch
+
+    async def apply(self, epoch: int, write: ControlWrite) -> bool:
+        outcome = await self._transact("apply", lambda tables, _: writes.applied(tables, epoch, write))
+        return outcome.changed
+
+    async def publish_demand(self, gateway_id: GatewayId, demand: Sequence[Demand]) -> None:
+        await self._replace_demand(gateway_id, writes.demanded(gateway_id, demand))
+
+    def statistics(self) -> RegistryStatistics:
+        return RegistryStatistics(self._version, dict(self._statements))
+
+    def _grow(self, version: int) -> None:
+        """Wakes `wait_newer`. Called once a change is durable, and without an `await` in between; two calls may come
+        in the wrong order, since two callers may resume in any order."""
+        if version > self._version:
+            self._version = version
+            self._grown.set()
+            self._grown = trio.Event()

@@ -1,0 +1,161 @@
+"""What each write of the registry means: pure functions from the stored rows to the rows that should be stored.
+
+Every store reads rows, asks a function of this module, and writes the difference in the same transaction, so the
+meaning of a write exists once. None as a result: the write is refused, nothing changes.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from gateway.domain.cluster import Demand, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
+from gateway.domain.lifecycle import FINAL, Observed, may_follow
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.session import Hello, Report
+from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
+from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+
+REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
+
+
+def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
+    """The models of the configuration file are exactly `specs` (of two with one name, the later)."""
+    of_file = {spec.name: spec if spec.source == "file" else replace(spec, source="file") for spec in specs}
+    models = {name: row for name, row in tables.models.items() if row.spec.source != "file"}
+    models |= {name: _redeclared(tables.models.get(name), spec) for name, spec in of_file.items()}
+    unreadable = {
+        name: source for name, source in tables.unreadable.items() if source != "file" and name not in of_file
+    }
+    return replace(tables, models=models, unreadable=unreadable)
+
+
+def _redeclared(old: ModelRow | None, spec: ModelSpec) -> ModelRow:
+    same_revision = old is not None and old.spec.revision == spec.revision
+    return ModelRow(spec, old.failure if old is not None and same_revision else None)
+
+
+def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> Tables:
+    """The node is healthy and has a new session. Raises `RegistryError` when another node has its name."""
+    for row in tables.nodes.values():
+        if row.node.name == hello.name and row.node.id != hello.node_id:
+            raise RegistryError(
+                f"node name {hello.name!r} belongs to node {row.node.id}; give this worker another name"
+            )
+    old = tables.nodes.get(hello.node_id)
+    node = Node(
+        id=hello.node_id,
+        name=hello.name,
+        boot_id=hello.boot_id,
+        status=NodeStatus.HEALTHY,
+        labels=hello.labels,
+        max_replicas_per_model=hello.max_replicas_per_model,
+        free_vram_bytes=hello.free_vram_bytes,
+    )
+    session = old.session + 1 if old else 1
+    restarted = old is not None and old.node.boot_id != hello.boot_id
+    return replace(
+        tables,
+        nodes={**tables.nodes, node.id: NodeRow(node, session, gateway_id)},
+        replicas=_processes_lost(tables.replicas.values(), node.id, now) if restarted else tables.replicas,
+    )
+
+
+def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) -> dict[ReplicaId, Replica]:
+    return {
+        replica.id: replace(replica, observed=Observed.GONE, since=now)
+        if replica.node_id == node_id and replica.observed not in FINAL
+        else replica
+        for replica in replicas
+    }
+
+
+def left(tables: Tables, node_id: NodeId, session: int, status: NodeStatus) -> Tables | None:
+    """The session has ended and nobody holds the node. None: the session is not the node's newest (H9)."""
+    row = tables.nodes.get(node_id)
+    if row is None or row.session != session:
+        return None
+    ended = NodeRow(replace(row.node, status=status), session, gateway_id=None)
+    return replace(tables, nodes={**tables.nodes, node_id: ended})
+
+
+def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float) -> Tables | None:
+    """The reports, in order, are written over what is stored. None: the session is not the node's newest (H9).
+
+    A node speaks for its own replicas only: a report about another node's replica is one about an unknown replica.
+    """
+    row = tables.nodes.get(node_id)
+    if row is None or row.session != session:
+        return None
+    replicas = dict(tables.replicas)
+    for report in reports:
+        replica = replicas.get(report.replica_id)
+        if replica and replica.node_id == node_id and may_follow(replica.observed, report.observed):
+            replicas[replica.id] = _reported(replica, report, now)
+    return replace(tables, replicas=replicas)
+
+
+def _reported(replica: Replica, report: Report, now: float) -> Replica:
+    told = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
+    if report.error is not None:
+        told["error"] = _storable(report.error)
+    since = replica.since if replica.observed == report.observed else now
+    return replace(replica, observed=report.observed, since=since, **told)
+
+
+def led(tables: Tables, gateway_id: GatewayId) -> Tables:
+    """`gateway_id` is the leader; the epoch is a new one unless it was already."""
+    if tables.leadership.gateway_id == gateway_id:
+        return tables
+    return replace(tables, leadership=Leadership(gateway_id, tables.leadership.epoch + 1))
+
+
+def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
+    """The planner's write: forget, then place, then desire, then failures. A row that a part of it names but that is
+    not there (a replica, a model, the node of a new replica) makes that part void, not the write.
+
+    Raises `StaleEpoch` unless `epoch` is the leader's (L13).
+    """
+    leader = tables.leadership
+    if epoch != leader.epoch:
+        raise StaleEpoch(f"epoch {epoch} is over: gateway {leader.gateway_id} leads with epoch {leader.epoch}")
+    replicas = {key: replica for key, replica in tables.replicas.items() if key not in write.forget}
+    replicas |= _placeable(tables, replicas.values(), write.place)
+    for replica_id, desired in write.desire:
+        if replica_id in replicas:
+            replicas[replica_id] = replace(replicas[replica_id], desired=desired)
+    models = dict(tables.models)
+    for name, failure in write.failures:
+        if name in models:
+            models[name] = ModelRow(models[name].spec, _storable_failure(failure))
+    return replace(tables, replicas=replicas, models=models)
+
+
+def _placeable(tables: Tables, staying: Iterable[Replica], place: Iterable[Replica]) -> dict[ReplicaId, Replica]:
+    """The new rows whose id and slot are free and whose node exists; of two that claim one slot, the first (R10)."""
+    taken: set[object] = set()
+    for replica in staying:
+        taken |= {replica.id, _slot(replica)}
+    placed = dict[ReplicaId, Replica]()
+    for replica in place:
+        if replica.node_id in tables.nodes and taken.isdisjoint({replica.id, _slot(replica)}):
+            taken |= {replica.id, _slot(replica)}
+            placed[replica.id] = replica
+    return placed
+
+
+def _slot(replica: Replica) -> tuple[NodeId, ModelName, int]:
+    return replica.node_id, replica.model, replica.slot
+
+
+def demanded(gateway_id: GatewayId, demand: Sequence[Demand]) -> tuple[Demand, ...]:
+    """One row per model, all of them this gateway's (of two for one model, the later)."""
+    return tuple({row.model: replace(row, gateway_id=gateway_id) for row in demand}.values())
+
+
+def _storable_failure(failure: LoadFailure | None) -> LoadFailure | None:
+    return failure and replace(failure, cause=_storable(failure.cause))
+
+
+def _storable(text: str) -> str:
+    """The text of a dying process may hold bytes that are no text (lone surrogates), and no database takes those."""
+    return text.encode(errors="replace").decode()

@@ -1,0 +1,68 @@
+"""Which replicas may take a request at all: one predicate, used by every path that asks (R11, R12, A8). Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Replica
+from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A routable replica: what the picker compares and where the call would go."""
+
+    replica_id: ReplicaId
+    model: ModelName
+    node_id: NodeId
+    node_name: str
+    address: Address
+    slots: int
+    """Requests it serves at a time."""
+    free_vram_bytes: int | None
+
+
+@dataclass(frozen=True)
+class RoutingView:
+    """What routing believes: one version of the fleet, with the candidates of each model worked out once."""
+
+    state: ClusterState
+    candidates: Mapping[ModelName, tuple[Candidate, ...]]
+
+
+def why_not_routable(replica: Replica, node: Node | None, spec: ModelSpec | None) -> str | None:
+    """The first reason why `replica` may take no request, or None if it may."""
+    if spec is None:
+        return "its model does not exist any more"
+    if replica.revision != spec.revision:
+        return "its model's spec has changed since it was loaded"
+    if node is None or node.status is not NodeStatus.HEALTHY:
+        return f"its node is {node.status if node else 'unknown'}"
+    if any(node.labels.get(label) != value for label, value in spec.selector.items()):
+        return "its node does not match the model's selector"
+    if replica.desired is not Desired.RUN:
+        return f"it is to {replica.desired}"
+    if replica.observed is not Observed.READY or replica.address is None:
+        return f"it is {replica.observed}"
+    return None
+
+
+def build_view(state: ClusterState) -> RoutingView:
+    found: dict[ModelName, list[Candidate]] = {}
+    for replica in state.replicas.values():
+        node = state.nodes.get(replica.node_id)
+        if why_not_routable(replica, node, state.models.get(replica.model)) is None:
+            assert node is not None  # noqa: S101 - both follow from being routable
+            assert replica.address is not None  # noqa: S101
+            found.setdefault(replica.model, []).append(_candidate(replica, node, replica.address))
+    return RoutingView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
+
+
+def _candidate(replica: Replica, node: Node, address: Address) -> Candidate:
+    return Candidate(replica.id, replica.model, node.id, node.name, address, replica.parallel, node.free_vram_bytes)
+
+
+EMPTY_VIEW: Final = build_view(EMPTY_STATE)

@@ -1,0 +1,41 @@
+"""The right to have one request on a replica, from the pick to the last byte."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from gateway.domain.ids import RequestId
+from gateway.routing.eligibility import Candidate
+
+
+class Lease:
+    """Held by one request scope. Ending it is synchronous and idempotent: no cancel can skip it (pitfall 13)."""
+
+    __slots__ = ("_end", "candidate", "opened_at", "refused", "request_id")
+
+    def __init__(
+        self, candidate: Candidate, request_id: RequestId, opened_at: float, end: "Callable[[Lease], None]"
+    ) -> None:
+        self.candidate = candidate
+        self.request_id = request_id
+        self.opened_at = opened_at
+        self.refused = False
+        """The replica said that it has no free slot, so the end of this lease frees none."""
+        self._end: Callable[[Lease], None] | None = end
+
+    def release(self) -> None:
+        if self._end is not None:
+            end, self._end = self._end, None
+            end(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = "open" if self._end is not None else "ended"
+        return f"<Lease {state} replica={self.candidate.replica_id} request={self.request_id}>"

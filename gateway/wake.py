@@ -1,0 +1,23 @@
+"""A wake-up that coalesces: however often it is set before somebody waits, that one wakes once."""
+
+import trio
+
+
+class Wake:
+    """For one waiter. It says "look again", never what happened, so nothing is lost by setting it twice."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+
+    def set(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        """Returns at once if it was set since the last `wait`."""
+        await self._event.wait()
+        self._event = trio.Event()
+
+    async def wait_until(self, deadline: float) -> None:
+        """As `wait`, but no longer than to `deadline` (trio clock, seconds)."""
+        with trio.move_on_at(deadline):
+            await self.wait()

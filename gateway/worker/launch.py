@@ -1,0 +1,36 @@
+"""Becomes a backend program that cannot outlive its worker: `python -I -S launch.py WORKER_PID -- COMMAND...`.
+
+A program of its own because the kernel ties "die with your parent" to the child (PR_SET_PDEATHSIG) and keeps it across
+exec, so a foreign backend gets it without knowing (H13). Standard library only: it runs without site-packages.
+"""
+
+import ctypes
+import os
+import signal
+import sys
+from typing import Final, NoReturn
+
+PR_SET_PDEATHSIG: Final = 1
+EXIT_NOT_STARTED: Final = 127
+"""As a shell says "no such command"."""
+
+
+def main(arguments: list[str]) -> NoReturn:
+    worker_pid, command = int(arguments[0]), arguments[2:]
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != worker_pid:
+        # It died before the line above could take effect.
+        sys.exit(EXIT_NOT_STARTED)
+    # Python ignores these, and what is ignored stays so across exec.
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(ignored, signal.SIG_DFL)
+    try:
+        os.execvp(command[0], command)  # noqa: S606 - the operator's own command, and a shell is not wanted
+    except OSError as error:
+        sys.stderr.write(f"cannot start {command[0]!r}: {error.strerror}\n")
+        sys.exit(EXIT_NOT_STARTED)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,279 @@
+"""The life of one replica: its artifact, its port, its process, its model, its end.
+
+Theory of operation. A replica lives as long as its process: one task waits for the exit, and whatever else happens (a
+failed load, a timeout, the wish to drain or stop) is a reason to signal the process. So there is one way out, through
+an exit that was reaped, and only then is the port free (W10), the record gone and the final report made (L8). What a
+final report says depends on who ended it: a process that we signalled was stopped, any other one broke (H14).
+"""
+
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFailed
+from gateway.domain.ids import ReplicaId
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.session import DesiredReplica, Report
+from gateway.worker.artifacts import Artifact, ArtifactError, ArtifactStore
+from gateway.worker.bring_up import BackendEnd
+from gateway.worker.command import (
+    BackendProgram,
+    UnknownBackend,
+    command_line,
+    environment,
+    program_of,
+    working_folder,
+)
+from gateway.worker.output import LineTail
+from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach
+from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
+from gateway.worker.settings import WorkerSettings
+from gateway.worker.state_file import StateFile
+
+log = structlog.get_logger(__name__)
+
+CRASH_NOTICE_SECONDS: Final = 0.5
+"""A crash breaks the connection just before the exit is seen; the exit is the better explanation and is waited for."""
+LAST_OUTPUT_SECONDS_MAX: Final = 1.0
+"""After the exit. A process that left the group may hold the pipe open for ever."""
+REAP_SECONDS_MAX: Final = 5.0
+"""At shutdown, after SIGKILL: a process that the kernel can't end must not hold the worker."""
+
+
+class CouldNotStart(Exception):
+    """There is no process: what it needs is missing on this machine."""
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the replicas of one worker share."""
+
+    settings: WorkerSettings
+    ports: PortAllocator
+    records: StateFile
+    artifacts: ArtifactStore
+    spawn: SpawnProcess
+    control: BackendControl
+
+
+@dataclass(frozen=True)
+class ReplicaStatistics:
+    replica_id: ReplicaId
+    observed: Observed
+    pid: int | None
+    port: int | None
+
+
+class ReplicaTask:
+    """One replica on this machine. `run` is its life; `desire` may be called at any time, before and after it too.
+
+    `report` is called at each change of state and must not block.
+    """
+
+    def __init__(self, wish: DesiredReplica, workshop: Workshop, report: Callable[[Report], None]) -> None:
+        self._wish = wish
+        self._workshop = workshop
+        self._settings = workshop.settings
+        self._send_report = report
+        self._log = log.bind(replica_id=wish.replica_id, model=wish.spec.name)
+        self._observed = Observed.PLACED
+        self._port: int | None = None
+        self._pid: int | None = None
+        self._exit_code: int | None = None
+        self._output = LineTail()
+        self._failure: str | None = None
+        self._signalled = False
+        self._unwanted = trio.Event()
+        self._stop = trio.Event()
+        self._fetching = trio.CancelScope()
+        self._coming_up = trio.CancelScope()
+
+    @property
+    def replica_id(self) -> ReplicaId:
+        return self._wish.replica_id
+
+    def statistics(self) -> ReplicaStatistics:
+        return ReplicaStatistics(self.replica_id, self._observed, self._pid, self._port)
+
+    def desire(self, desired: Desired) -> None:
+        """What is wanted of it now. A drain or a stop is never taken back; a stop cuts a drain short."""
+        if desired is Desired.RUN:
+            return
+        if desired is Desired.STOP:
+            self._stop.set()
+        self._unwanted.set()
+        self._fetching.cancel()
+        self._coming_up.cancel()
+
+    async def run(self) -> None:
+        """Returns once the process is gone and reported so. Only a cancel comes out of it, after the same end."""
+        try:
+            await self._live()
+        except CouldNotStart as error:
+            self._failure = str(error)
+        except Exception as error:  # noqa: BLE001 - a bug in one replica's task must not end the others'
+            self._log.exception("worker.replica_task_failed")
+            self._failure = f"internal error of the worker: {error!r}"
+        finally:
+            self._report_end()
+
+    async def _live(self) -> None:
+        try:
+            program = program_of(self._wish.spec.backend, self._settings.backends)
+        except UnknownBackend as error:
+            raise CouldNotStart(str(error)) from error
+        artifact = await self._fetch()
+        if artifact is None or self._unwanted.is_set():
+            return
+        with ExitStack() as held:
+            process = self._start(program, held)
+            self._exit_code = await self._attend(process, program, artifact)
+
+    async def _fetch(self) -> Artifact | None:
+        """None: it was not wanted any more."""
+        self._report(Observed.FETCHING)
+        with self._fetching:
+            try:
+                return await self._workshop.artifacts.fetch(self._wish.spec)
+            except (ArtifactError, OSError) as error:
+                raise CouldNotStart(str(error)) from error
+        return None
+
+    def _start(self, program: BackendProgram, held: ExitStack) -> BackendProcess:
+        """Starts the process; `held` keeps its port and its record until it was reaped."""
+        try:
+            self._port = held.enter_context(self._workshop.ports.reserve())
+            process = self._workshop.spawn(
+                command_line(program, address_of(self._settings.bind_host, self._port)),
+                env=environment(program, self._wish.token, os.environ),
+                cwd=working_folder(program),
+            )
+        except (NoFreePort, OSError) as error:
+            raise CouldNotStart(f"the backend process could not be started: {error}") from error
+        self._pid = process.pid
+        held.enter_context(self._workshop.records.recording(process.pid, self.replica_id, self._port))
+        self._report(Observed.STARTING)
+        return process
+
+    async def _attend(self, process: BackendProcess, program: BackendProgram, artifact: Artifact) -> int:
+        """Reads the process's output until it has ended, also while it is being stopped: it may have much to say, and
+        a full pipe would keep it from ending."""
+        reading = trio.CancelScope(shield=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_output, process, reading)
+            try:
+                return await self._wait_end(process, program, artifact)
+            finally:
+                reading.deadline = trio.current_time() + LAST_OUTPUT_SECONDS_MAX
+
+    async def _keep_output(self, process: BackendProcess, reading: trio.CancelScope) -> None:
+        with reading:
+            async with process.output:
+                async for chunk in process.output:
+                    for line in self._output.feed(bytes(chunk)):
+                        self._log.debug("worker.backend_output", line=line)
+
+    async def _wait_end(self, process: BackendProcess, program: BackendProgram, artifact: Artifact) -> int:
+        """Brings the model up, signals the process when it is unwanted, returns the exit code."""
+        code: int | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._come_up, program, artifact)
+                nursery.start_soon(self._end_when_unwanted, process, program)
+                code = await process.wait()
+                nursery.cancel_scope.cancel()
+            return code
+        finally:
+            if code is None:
+                await self._end_at_shutdown(process)
+
+    async def _come_up(self, program: BackendProgram, artifact: Artifact) -> None:
+        assert self._port is not None  # noqa: S101 - the process has been started on it
+        listens = address_of(host_to_reach(self._settings.bind_host), self._port)
+        backend = BackendEnd(self._workshop.control, listens, self._wish.token)
+        with self._coming_up:
+            try:
+                await backend.wait_healthy(program.ready_timeout_seconds)
+                self._report(Observed.LOADING)
+                await backend.load(self._wish.spec, artifact)
+            except (BackendNotReady, LoadFailed) as error:
+                self._failure = str(error)
+                await trio.sleep(CRASH_NOTICE_SECONDS)
+                self._unwanted.set()
+                return
+            if not self._unwanted.is_set():
+                self._report(Observed.READY)
+
+    async def _end_when_unwanted(self, process: BackendProcess, program: BackendProgram) -> None:
+        """TERM, wait, KILL. The waits end with the process: this task is cancelled then."""
+        await self._unwanted.wait()
+        if self._observed is Observed.READY and not self._stop.is_set():
+            await self._drain(process, program)
+        self._terminate(process)
+        await trio.sleep(self._settings.stop_timeout_seconds)
+        process.kill()
+
+    async def _drain(self, process: BackendProcess, program: BackendProgram) -> None:
+        """Lets open requests finish. A backend that does not refuse new calls itself would cut the open ones at TERM:
+        it is left alone until a stop says that nobody uses it any more, or the drain's time is over."""
+        self._report(Observed.DRAINING)
+        if program.refuses_when_full:
+            self._terminate(process)
+        with trio.move_on_after(self._settings.drain_timeout_seconds):
+            await self._stop.wait()
+
+    async def _end_at_shutdown(self, process: BackendProcess) -> None:
+        """The worker ends (or has a bug): so does the process, within a bound."""
+        stop_timeout_seconds = self._settings.stop_timeout_seconds
+        with trio.move_on_after(stop_timeout_seconds + REAP_SECONDS_MAX, shield=True) as bound:
+            self._terminate(process)
+            with trio.move_on_after(stop_timeout_seconds):
+                self._exit_code = await process.wait()
+                return
+            process.kill()
+            self._exit_code = await process.wait()
+        if bound.cancelled_caught:
+            self._log.error("worker.process_stays", pid=process.pid)
+
+    def _terminate(self, process: BackendProcess) -> None:
+        self._signalled = True
+        process.terminate()
+
+    def _report_end(self) -> None:
+        broke_itself = self._exit_code is not None and not self._signalled
+        if self._failure is None and not broke_itself:
+            self._log.info("worker.replica_stopped", exit_code=self._exit_code)
+            self._report(Observed.GONE)
+            return
+        error = self._explain_end(broke_itself=broke_itself)
+        self._log.warning("worker.replica_broke", exit_code=self._exit_code, error=error)
+        was_ready = self._observed in {Observed.READY, Observed.DRAINING}
+        self._report(Observed.GONE if was_ready else Observed.FAILED, error)
+
+    def _explain_end(self, *, broke_itself: bool) -> str:
+        """One sentence, then the last lines of output (L22)."""
+        cause = self._failure or ""
+        if broke_itself and self._exit_code is not None:
+            exited = f"the backend process {describe_exit(self._exit_code)} while {self._observed}"
+            cause = f"{exited} ({cause})" if cause else exited
+        lines = self._output.last()
+        return "\n".join([f"{cause}; its last output:", *lines]) if lines else cause
+
+    def _report(self, observed: Observed, error: str | None = None) -> None:
+        """Every report is complete: one that was overtaken before it was sent is not missed."""
+        self._observed = observed
+        self._send_report(
+            Report(
+                self.replica_id,
+                observed,
+                address=None if self._port is None else address_of(self._settings.advertise_host, self._port),
+                pid=self._pid,
+                exit_code=self._exit_code,
+                error=error,
+            )
+        )

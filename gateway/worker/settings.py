@@ -1,0 +1,29 @@
+"""What a worker has to know of its machine and its configuration."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from gateway.worker.command import BackendProgram
+from gateway.worker.ports import PortRange
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    state_folder: Path
+    """Holds `processes.json`; one worker per folder."""
+    models_dir: Path
+    port_range: PortRange
+    bind_host: str
+    """Where backends listen."""
+    advertise_host: str
+    """Host under which gateways reach them."""
+    drain_timeout_seconds: float
+    """How long a draining replica may finish its open requests."""
+    stop_timeout_seconds: float = 5.0
+    """Between SIGTERM and SIGKILL."""
+    backends: Mapping[str, BackendProgram] = field(default_factory=lambda: MappingProxyType({}))
+    """The `[backends.NAME]` sections."""
+    port_lock_folder: Path | None = None
+    """None: the one that all workers of this machine share."""

@@ -1,0 +1,79 @@
+"""Small records that the registry tests are made of, and the clock they are stamped with."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from gateway.domain.cluster import Replica
+from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.session import Hello
+from gateway.registry.protocol import ControlWrite, Registry
+
+GATEWAY = GatewayId("gateway-1")
+OTHER_GATEWAY = GatewayId("gateway-2")
+NODE = NodeId("node-1")
+OTHER_NODE = NodeId("node-2")
+MODEL = ModelName("tiny")
+REPLICA = ReplicaId("replica-1")
+OTHER_REPLICA = ReplicaId("replica-2")
+
+
+@dataclass
+class SettableClock:
+    """Stands until a test sets it; may be read on any thread."""
+
+    seconds: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def spec(name: str = MODEL, **changes: object) -> ModelSpec:
+    fields: dict[str, object] = {"name": ModelName(name), "backend": "llama-cpp", "artifact": "builtin:tiny", **changes}
+    return ModelSpec(**fields)  # type: ignore[arg-type] # named by the tests
+
+
+def hello(node_id: NodeId = NODE, boot_id: str = "boot-1", **changes: object) -> Hello:
+    fields: dict[str, object] = {
+        "node_id": node_id,
+        "name": f"name of {node_id}",
+        "boot_id": BootId(boot_id),
+        **changes,
+    }
+    return Hello(**fields)  # type: ignore[arg-type] # named by the tests
+
+
+def replica(replica_id: ReplicaId = REPLICA, **changes: object) -> Replica:
+    fields: dict[str, object] = {
+        "id": replica_id,
+        "model": MODEL,
+        "node_id": NODE,
+        "slot": 0,
+        "revision": Revision("r1"),
+        "desired": Desired.RUN,
+        "observed": Observed.PLACED,
+        "parallel": 4,
+        "since": 1.0,
+        **changes,
+    }
+    return Replica(**fields)  # type: ignore[arg-type] # named by the tests
+
+
+async def place(registry: Registry, *replicas: Replica) -> None:
+    epoch = await registry.lead(GATEWAY)
+    await registry.apply(epoch, ControlWrite(place=replicas))
+
+
+async def stored(registry: Registry, replica_id: ReplicaId = REPLICA) -> Replica:
+    return (await registry.read_state()).replicas[replica_id]
+
+
+@asynccontextmanager
+async def bumping(registry: Registry, versions: int) -> AsyncIterator[None]:
+    """What happens inside bumps the version exactly so many times, and every reader agrees about it."""
+    before = (await registry.read_state()).version
+    yield
+    assert (await registry.read_state()).version == before + versions
+    assert registry.statistics().version == before + versions

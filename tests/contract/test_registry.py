@@ -1,0 +1,591 @@
+"""What every registry store guarantees: the docstrings of gateway/registry/protocol.py, sentence by sentence."""
+
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
+from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.session import Report
+from gateway.registry.protocol import ControlWrite, Registry, RegistryError, StaleEpoch
+from gateway.registry.store import Store
+from tests.contract.samples import (
+    GATEWAY,
+    MODEL,
+    NODE,
+    OTHER_GATEWAY,
+    OTHER_NODE,
+    OTHER_REPLICA,
+    REPLICA,
+    SettableClock,
+    bumping,
+    hello,
+    place,
+    replica,
+    spec,
+    stored,
+)
+
+FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
+
+
+async def fail_load(registry: Registry, failure: LoadFailure | None = FAILURE) -> bool:
+    return await registry.apply(await registry.lead(GATEWAY), ControlWrite(failures=((MODEL, failure),)))
+
+
+# Reading, waiting, versions
+
+
+async def test_a_new_registry_is_empty(registry: Registry) -> None:
+    state = await registry.read_state()
+    assert (state.version, state.models, state.nodes, state.replicas, state.demand) == (0, {}, {}, {}, ())
+
+
+async def test_now_is_the_registrys_clock(registry: Registry, clock: SettableClock) -> None:
+    clock.seconds = 5_000.25
+    assert await registry.now() == 5_000.25
+
+
+async def test_a_read_state_does_not_change_any_more(registry: Registry) -> None:
+    before = await registry.read_state()
+    await registry.declare_models([spec()])
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    assert (before.version, before.models, before.nodes, before.replicas) == (0, {}, {}, {})
+
+
+async def test_wait_newer_returns_at_once_for_an_older_version(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await registry.wait_newer(0)
+
+
+async def test_wait_newer_wakes_every_waiter_when_the_version_grows(registry: Registry) -> None:
+    seen: list[int] = []
+
+    async def wait() -> None:
+        await registry.wait_newer(0)
+        seen.append((await registry.read_state()).version)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        await registry.declare_models([spec()])
+    assert seen == [1, 1, 1]
+
+
+async def test_wait_newer_sleeps_through_writes_that_change_nothing(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registry.wait_newer, 1)
+        await registry.declare_models([spec()])
+        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 1, 1.0)])
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_no_wake_up_is_lost_among_concurrent_writers(registry: Registry) -> None:
+    writers, writes_each = 4, 5
+
+    async def write(writer: int) -> None:
+        for number in range(writes_each):
+            await registry.join_node(hello(NodeId(f"node-{writer}"), f"boot-{number}"), GATEWAY)
+
+    async def follow() -> None:
+        version = 0
+        while version < writers * writes_each:
+            await registry.wait_newer(version)
+            newer = (await registry.read_state()).version
+            assert newer > version
+            version = newer
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(follow)
+        for writer in range(writers):
+            nursery.start_soon(write, writer)
+    assert (await registry.read_state()).version == writers * writes_each
+
+
+async def test_a_cancelled_wait_leaves_the_others_waiting(registry: Registry) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(registry.wait_newer, 0)
+        with trio.move_on_at(-1):
+            await registry.wait_newer(0)
+        await registry.declare_models([spec()])
+
+
+# Models
+
+
+async def test_l17_declared_models_are_stored_completely(registry: Registry) -> None:
+    full = spec(
+        sha256="ab" * 32,
+        context_size=4096,
+        gpu_layers=99,
+        parallel=8,
+        options={"threads": "4"},
+        min_replicas=1,
+        max_replicas=0,
+        on_every_node=True,
+        selector={"gpu.vendor": "nvidia"},
+        exclusive_group="big",
+        load_timeout_seconds=90.5,
+    )
+    async with bumping(registry, 1):
+        await registry.declare_models([full, spec("other")])
+    models = (await registry.read_state()).models
+    assert models == {MODEL: full, "other": spec("other")}
+    assert models[MODEL].revision == full.revision
+
+
+async def test_declaring_the_same_models_again_changes_nothing(registry: Registry) -> None:
+    await registry.declare_models([spec(), spec("other")])
+    async with bumping(registry, 0):
+        await registry.declare_models([spec("other"), spec()])
+
+
+async def test_a_declaration_adds_replaces_and_removes_in_one_version(registry: Registry) -> None:
+    await registry.declare_models([spec(), spec("old")])
+    async with bumping(registry, 1):
+        await registry.declare_models([spec(min_replicas=2), spec("new")])
+    assert (await registry.read_state()).models == {MODEL: spec(min_replicas=2), "new": spec("new")}
+
+
+async def test_a_declared_model_is_a_file_model_whatever_it_says(registry: Registry) -> None:
+    await registry.declare_models([spec(source="api")])
+    assert (await registry.read_state()).models[MODEL].source == "file"
+    await registry.declare_models([])
+    assert (await registry.read_state()).models == {}
+
+
+async def test_removing_a_model_leaves_its_replicas_to_the_planner(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    await registry.declare_models([])
+    assert await stored(registry) == replica()
+
+
+async def test_a_load_failure_is_kept_while_the_revision_is(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await fail_load(registry)
+    await registry.declare_models([spec(min_replicas=3)])
+    assert (await registry.read_state()).failures == {MODEL: FAILURE}
+
+
+async def test_a8_a_new_revision_forgets_the_load_failure(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await fail_load(registry)
+    await registry.declare_models([spec(context_size=512)])
+    assert (await registry.read_state()).failures == {}
+
+
+async def test_a_removed_model_takes_its_load_failure_along(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await fail_load(registry)
+    await registry.declare_models([])
+    await registry.declare_models([spec()])
+    assert (await registry.read_state()).failures == {}
+
+
+# Sessions
+
+
+async def test_a_joining_node_is_healthy_and_stored_as_it_introduced_itself(registry: Registry) -> None:
+    introduction = hello(labels={"tier": "gpu"}, max_replicas_per_model=3, free_vram_bytes=24 << 30)
+    async with bumping(registry, 1):
+        assert await registry.join_node(introduction, GATEWAY) == 1
+    node = (await registry.read_state()).nodes[NODE]
+    assert (node.id, node.name, node.boot_id) == (NODE, introduction.name, "boot-1")
+    assert (node.status, node.labels) == (NodeStatus.HEALTHY, {"tier": "gpu"})
+    assert (node.max_replicas_per_model, node.free_vram_bytes) == (3, 24 << 30)
+
+
+async def test_the_session_number_grows_with_each_session(registry: Registry) -> None:
+    numbers = [await registry.join_node(hello(boot_id=boot), GATEWAY) for boot in ("boot-1", "boot-1", "boot-2")]
+    assert numbers == [1, 2, 3]
+    assert await registry.join_node(hello(OTHER_NODE), GATEWAY) == 1
+
+
+async def test_h10_the_same_boot_id_keeps_the_nodes_replicas(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(observed=Observed.READY))
+    async with bumping(registry, 1):
+        await registry.join_node(hello(free_vram_bytes=1), OTHER_GATEWAY)
+    assert await stored(registry) == replica(observed=Observed.READY)
+
+
+async def test_h10_a_new_boot_id_ends_the_nodes_replicas_and_only_those(
+    registry: Registry, clock: SettableClock
+) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await registry.join_node(hello(OTHER_NODE), GATEWAY)
+    elsewhere = replica(OTHER_REPLICA, node_id=OTHER_NODE, observed=Observed.READY)
+    failed = replica(ReplicaId("replica-3"), slot=1, observed=Observed.FAILED, error="exit code 1")
+    await place(registry, replica(observed=Observed.READY), elsewhere, failed)
+    clock.seconds = 2000.0
+    async with bumping(registry, 1):
+        await registry.join_node(hello(boot_id="boot-2"), GATEWAY)
+    replicas = (await registry.read_state()).replicas
+    assert replicas[REPLICA] == replica(observed=Observed.GONE, since=2000.0)
+    assert replicas[elsewhere.id] == elsewhere
+    assert replicas[failed.id] == failed
+
+
+async def test_a_node_name_belongs_to_one_node(registry: Registry) -> None:
+    await registry.join_node(hello(name="box"), GATEWAY)
+    async with bumping(registry, 0):
+        with pytest.raises(RegistryError, match=f"'box' belongs to node {NODE}"):
+            await registry.join_node(hello(OTHER_NODE, name="box"), GATEWAY)
+
+
+async def test_a_node_may_change_its_name(registry: Registry) -> None:
+    await registry.join_node(hello(name="box"), GATEWAY)
+    await registry.join_node(hello(name="tower"), GATEWAY)
+    await registry.join_node(hello(OTHER_NODE, name="box"), GATEWAY)
+    assert {node.name for node in (await registry.read_state()).nodes.values()} == {"tower", "box"}
+
+
+async def test_a_left_node_has_the_status_it_left_with(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    async with bumping(registry, 1):
+        assert await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
+        assert await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
+    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.OFFLINE
+
+
+async def test_h9_a_session_that_was_taken_over_cant_end_the_node(registry: Registry) -> None:
+    old = await registry.join_node(hello(), GATEWAY)
+    await registry.join_node(hello(), OTHER_GATEWAY)
+    async with bumping(registry, 0):
+        assert not await registry.leave_node(NODE, old, NodeStatus.OFFLINE)
+        assert not await registry.leave_node(NodeId("nobody"), 1, NodeStatus.OFFLINE)
+    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.HEALTHY
+
+
+# Reports
+
+
+async def test_h9_a_stale_session_reports_nothing(registry: Registry) -> None:
+    old = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    await registry.join_node(hello(), OTHER_GATEWAY)
+    async with bumping(registry, 0):
+        assert not await registry.observe(NODE, old, [Report(REPLICA, Observed.FETCHING)])
+        assert not await registry.observe(NodeId("nobody"), 1, [Report(REPLICA, Observed.FETCHING)])
+    assert await stored(registry) == replica()
+
+
+async def test_h9_a_late_report_does_not_revive_a_node(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
+    await registry.observe(NODE, session, [Report(REPLICA, Observed.FETCHING)])
+    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.OFFLINE
+
+
+async def test_a_report_is_written_with_its_time(registry: Registry, clock: SettableClock) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    clock.seconds = 1234.5
+    report = Report(REPLICA, Observed.READY, address=Address("127.0.0.1:20100"), pid=77, parallel=2)
+    async with bumping(registry, 1):
+        assert await registry.observe(NODE, session, [report])
+    assert await stored(registry) == replica(
+        observed=Observed.READY, address="127.0.0.1:20100", pid=77, parallel=2, since=1234.5
+    )
+
+
+async def test_what_a_report_does_not_say_stays(registry: Registry, clock: SettableClock) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    running = replica(observed=Observed.READY, address="127.0.0.1:20100", pid=77, parallel=2)
+    await place(registry, running)
+    clock.seconds = 1500.0
+    await registry.observe(NODE, session, [Report(REPLICA, Observed.GONE, exit_code=-9, error="killed")])
+    gone = replace(running, observed=Observed.GONE, exit_code=-9, error="killed", since=1500.0)
+    assert await stored(registry) == gone
+
+
+async def test_since_is_when_the_state_changed_not_when_it_was_last_told(
+    registry: Registry, clock: SettableClock
+) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(observed=Observed.LOADING))
+    clock.seconds = 1500.0
+    async with bumping(registry, 1):
+        await registry.observe(NODE, session, [Report(REPLICA, Observed.LOADING, pid=5)])
+    assert await stored(registry) == replica(observed=Observed.LOADING, pid=5)
+
+
+async def test_a_repeated_report_changes_nothing(registry: Registry, clock: SettableClock) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    report = Report(REPLICA, Observed.LOADING, pid=5)
+    await registry.observe(NODE, session, [report])
+    clock.seconds = 1500.0
+    async with bumping(registry, 0):
+        assert await registry.observe(NODE, session, [report])
+        assert await registry.observe(NODE, session, [])
+
+
+@pytest.mark.parametrize(
+    ("current", "reported"),
+    [
+        (Observed.READY, Observed.LOADING),
+        (Observed.GONE, Observed.READY),
+        (Observed.FAILED, Observed.GONE),
+        (Observed.DRAINING, Observed.READY),
+    ],
+)
+async def test_a_report_that_goes_back_is_dropped(registry: Registry, current: Observed, reported: Observed) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(observed=current))
+    async with bumping(registry, 0):
+        assert await registry.observe(NODE, session, [Report(REPLICA, reported, pid=1)])
+
+
+async def test_r9_a_report_for_an_unknown_replica_is_dropped(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    async with bumping(registry, 0):
+        assert await registry.observe(NODE, session, [Report(ReplicaId("never placed"), Observed.READY)])
+    assert (await registry.read_state()).replicas == {}
+
+
+async def test_a_node_cant_speak_for_another_nodes_replica(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    session = await registry.join_node(hello(OTHER_NODE), GATEWAY)
+    await place(registry, replica())
+    async with bumping(registry, 0):
+        assert await registry.observe(OTHER_NODE, session, [Report(REPLICA, Observed.GONE)])
+
+
+async def test_reports_of_one_call_are_one_version_in_their_order(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
+    reports = [
+        Report(REPLICA, Observed.READY, pid=1),
+        Report(OTHER_REPLICA, Observed.FAILED, exit_code=1),
+        Report(REPLICA, Observed.FETCHING, pid=2),
+        Report(REPLICA, Observed.DRAINING),
+    ]
+    async with bumping(registry, 1):
+        await registry.observe(NODE, session, reports)
+    assert (await stored(registry)).observed == Observed.DRAINING
+    assert (await stored(registry)).pid == 1
+    assert (await stored(registry, OTHER_REPLICA)).exit_code == 1
+
+
+async def test_an_error_with_bytes_that_are_no_text_is_stored(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    error = b"bad \xff byte, \0 too".decode(errors="surrogateescape")
+    assert await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error=error)])
+    assert (await stored(registry)).error == "bad ? byte, \0 too"
+
+
+# Leadership and the planner's writes
+
+
+async def test_the_epoch_grows_with_each_new_leader_only(registry: Registry) -> None:
+    assert await registry.lead(GATEWAY) == 1
+    async with bumping(registry, 0):
+        assert await registry.lead(GATEWAY) == 1
+    async with bumping(registry, 1):
+        assert await registry.lead(OTHER_GATEWAY) == 2
+    assert await registry.lead(GATEWAY) == 3
+
+
+async def test_l13_a_former_leader_writes_nothing(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    former = await registry.lead(GATEWAY)
+    await registry.lead(OTHER_GATEWAY)
+    async with bumping(registry, 0):
+        with pytest.raises(StaleEpoch):
+            await registry.apply(former, ControlWrite(place=(replica(),)))
+        with pytest.raises(StaleEpoch):
+            await registry.apply(former, ControlWrite())
+    assert (await registry.read_state()).replicas == {}
+
+
+@pytest.mark.parametrize("epoch", [-1, 1, 7])
+async def test_l13_an_epoch_that_never_was_writes_nothing(registry: Registry, epoch: int) -> None:
+    await registry.declare_models([spec()])
+    with pytest.raises(StaleEpoch):
+        await registry.apply(epoch, ControlWrite(failures=((MODEL, FAILURE),)))
+    assert (await registry.read_state()).failures == {}
+
+
+async def test_a_control_write_is_one_version(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
+    write = ControlWrite(
+        place=(replica(ReplicaId("replica-3"), slot=2),),
+        desire=((REPLICA, Desired.DRAIN),),
+        forget=(OTHER_REPLICA,),
+        failures=((MODEL, FAILURE),),
+    )
+    async with bumping(registry, 1):
+        assert await registry.apply(1, write)
+    state = await registry.read_state()
+    assert state.replicas == {
+        REPLICA: replica(desired=Desired.DRAIN),
+        "replica-3": replica(ReplicaId("replica-3"), slot=2),
+    }
+    assert state.failures == {MODEL: FAILURE}
+
+
+async def test_a_repeated_control_write_changes_nothing(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    await registry.join_node(hello(), GATEWAY)
+    epoch = await registry.lead(GATEWAY)
+    write = ControlWrite((replica(),), ((REPLICA, Desired.STOP),), (OTHER_REPLICA,), ((MODEL, FAILURE),))
+    assert await registry.apply(epoch, write)
+    async with bumping(registry, 0):
+        assert not await registry.apply(epoch, write)
+        assert not await registry.apply(epoch, ControlWrite())
+
+
+async def test_unknown_rows_make_a_part_of_a_write_void_not_the_write(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    epoch = await registry.lead(GATEWAY)
+    write = ControlWrite(
+        place=(replica(OTHER_REPLICA, node_id=NodeId("never joined")), replica()),
+        desire=((ReplicaId("never placed"), Desired.STOP),),
+        forget=(ReplicaId("never placed"),),
+        failures=((ModelName("never declared"), FAILURE),),
+    )
+    assert await registry.apply(epoch, write)
+    state = await registry.read_state()
+    assert state.replicas == {REPLICA: replica()}
+    assert state.failures == {}
+
+
+async def test_a_cleared_failure_is_gone(registry: Registry) -> None:
+    await registry.declare_models([spec()])
+    assert await fail_load(registry)
+    assert await fail_load(registry, None)
+    assert (await registry.read_state()).failures == {}
+
+
+async def test_r10_twenty_claims_of_a_node_with_four_slots_make_four_rows(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    epoch = await registry.lead(GATEWAY)
+    applied: list[bool] = []
+
+    async def claim(number: int) -> None:
+        claimed = replica(ReplicaId(f"claim-{number}"), slot=number % 4)
+        applied.append(await registry.apply(epoch, ControlWrite(place=(claimed,))))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(claim, number)
+    assert sorted(applied) == [False] * 16 + [True] * 4
+    assert sorted(row.slot for row in (await registry.read_state()).replicas.values()) == [0, 1, 2, 3]
+
+
+async def test_r10_two_claims_of_one_slot_in_one_write_make_one_row(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(), replica(OTHER_REPLICA))
+    assert (await registry.read_state()).replicas == {REPLICA: replica()}
+
+
+async def test_r9_a_placed_id_is_not_placed_again_elsewhere(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    async with bumping(registry, 0):
+        await place(registry, replica(slot=3))
+
+
+async def test_an_ended_replica_holds_its_slot_until_it_is_forgotten(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica(observed=Observed.FAILED))
+    successor = replica(OTHER_REPLICA)
+    await place(registry, successor)
+    assert list((await registry.read_state()).replicas) == [REPLICA]
+    await registry.apply(1, ControlWrite(place=(successor,), forget=(REPLICA,)))
+    assert (await registry.read_state()).replicas == {OTHER_REPLICA: successor}
+
+
+async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await place(registry, replica())
+    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    await registry.observe(NODE, session, [Report(REPLICA, Observed.READY)])
+    assert (await stored(registry)).desired == Desired.DRAIN
+
+
+# Demand
+
+
+async def test_demand_is_replaced_gateway_by_gateway_and_is_no_version(registry: Registry) -> None:
+    async with bumping(registry, 0):
+        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 3, 10.0), Demand(GATEWAY, ModelName("b"), 1, 1)])
+        await registry.publish_demand(OTHER_GATEWAY, [Demand(OTHER_GATEWAY, MODEL, 9, 5.5)])
+        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 4, 10.0)])
+    assert (await registry.read_state()).demand == (
+        Demand(GATEWAY, MODEL, 4, 10.0),
+        Demand(OTHER_GATEWAY, MODEL, 9, 5.5),
+    )
+    await registry.publish_demand(OTHER_GATEWAY, [])
+    assert (await registry.read_state()).demand == (Demand(GATEWAY, MODEL, 4, 10.0),)
+
+
+async def test_demand_is_the_publishers_and_one_row_per_model(registry: Registry) -> None:
+    await registry.publish_demand(GATEWAY, [Demand(OTHER_GATEWAY, MODEL, 1, 1.0), Demand(GATEWAY, MODEL, 2, 2.0)])
+    assert (await registry.read_state()).demand == (Demand(GATEWAY, MODEL, 2, 2.0),)
+
+
+# Statistics and the audit trail
+
+
+async def test_statements_are_counted_under_the_method_that_caused_them(registry: Registry) -> None:
+    await registry.join_node(hello(), GATEWAY)
+    await registry.publish_demand(GATEWAY, [])
+    before = registry.statistics().statements
+    assert set(before) == {"join_node", "publish_demand"}
+    await registry.read_state()
+    after = registry.statistics().statements
+    assert after.pop("read_state") > 0
+    assert after == before
+
+
+async def test_the_clock_and_waiting_cost_no_statement(registry: Registry) -> None:
+    await registry.now()
+    await registry.wait_newer(-1)
+    registry.statistics()
+    assert registry.statistics().statements == {}
+
+
+async def test_every_change_leaves_one_line_in_the_audit_trail(registry: Store, clock: SettableClock) -> None:
+    session = await registry.join_node(hello(), GATEWAY)
+    await registry.declare_models([spec()])
+    await place(registry, replica())
+    await fail_load(registry)
+    clock.seconds = 1100.0
+    await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error="exit code 1")])
+    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.STOP),)))
+    await registry.apply(1, ControlWrite(forget=(REPLICA,)))
+    await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
+    await registry.declare_models([])
+    events = (await registry.read_events(100))[::-1]
+    assert [(event.kind, event.subject) for event in events] == [
+        ("node.joined", NODE),
+        ("model.declared", MODEL),
+        ("gateway.leads", GATEWAY),
+        ("replica.placed", REPLICA),
+        ("model.failed", MODEL),
+        ("replica.observed", REPLICA),
+        ("replica.desired", REPLICA),
+        ("replica.forgotten", REPLICA),
+        ("node.left", NODE),
+        ("model.removed", MODEL),
+    ]
+    assert (events[0].at, events[5].at) == (1000.0, 1100.0)
+    assert events[5].detail == "placed -> failed: exit code 1"
+    assert await registry.read_events(1) == events[-1:]

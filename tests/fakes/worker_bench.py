@@ -1,0 +1,104 @@
+"""A worker agent as its gateway sees it: desired sets go in, reports come out and are kept."""
+
+import math
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import trio
+
+from gateway.backends.protocol import BackendControl
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.session import DesiredReplica, DesiredSet, Report
+from gateway.worker.agent import Agent, run_agent
+from gateway.worker.command import BackendProgram
+from gateway.worker.ports import PortRange
+from gateway.worker.process import SpawnProcess
+from gateway.worker.settings import WorkerSettings
+
+TEST_PORTS: Final = PortRange(22000, 22499)
+FAKE_BACKEND: Final[Mapping[str, BackendProgram]] = MappingProxyType({"fake": BackendProgram(("fake-backend",))})
+
+
+def settings_in(folder: Path, backends: Mapping[str, BackendProgram] = FAKE_BACKEND) -> WorkerSettings:
+    """Settings of a worker that lives in `folder`."""
+    return WorkerSettings(
+        state_folder=folder / "state",
+        models_dir=folder / "models",
+        port_range=TEST_PORTS,
+        bind_host="127.0.0.1",
+        advertise_host="127.0.0.1",
+        drain_timeout_seconds=30.0,
+        backends=backends,
+    )
+
+
+def wish(
+    replica_id: str,
+    desired: Desired = Desired.RUN,
+    *,
+    backend: str = "fake",
+    artifact: str = "",
+    context_size: int | None = None,
+    load_timeout_seconds: float | None = None,
+) -> DesiredReplica:
+    """What the planner wants of one replica of a model that is called as the replica."""
+    spec = ModelSpec(
+        ModelName(replica_id),
+        backend,
+        artifact,
+        context_size=context_size,
+        load_timeout_seconds=load_timeout_seconds,
+    )
+    return DesiredReplica(ReplicaId(replica_id), spec, desired, token=f"token-of-{replica_id}")
+
+
+@dataclass
+class WorkerBench:
+    agent: Agent
+    desired: trio.MemorySendChannel[DesiredSet]
+    reports: trio.MemoryReceiveChannel[Report]
+    history: list[Report] = field(default_factory=list)
+
+    async def want(self, *wishes: DesiredReplica, epoch: int = 1) -> None:
+        await self.desired.send(DesiredSet(epoch, wishes))
+
+    async def wait_report(self, replica_id: str, *states: Observed) -> Report:
+        """The replica's first report of one of `states`, past ones included. Fails when it takes a final one first."""
+        position = 0
+        while True:
+            while position == len(self.history):
+                self.history.append(await self.reports.receive())
+            report = self.history[position]
+            position += 1
+            if report.replica_id == replica_id and report.observed in states:
+                return report
+            assert report.replica_id != replica_id or report.observed not in {Observed.GONE, Observed.FAILED}, report
+
+    def states_of(self, replica_id: str) -> list[Observed]:
+        """The reported states, in order, those that were received anyhow."""
+        try:
+            while True:
+                self.history.append(self.reports.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return [report.observed for report in self.history if report.replica_id == replica_id]
+
+
+@asynccontextmanager
+async def open_worker(
+    settings: WorkerSettings, spawn: SpawnProcess, control: BackendControl
+) -> AsyncIterator[WorkerBench]:
+    """Leaving the context is the worker's shutdown."""
+    send_desired, receive_desired = trio.open_memory_channel[DesiredSet](math.inf)
+    send_reports, receive_reports = trio.open_memory_channel[Report](math.inf)
+    async with trio.open_nursery() as nursery:
+        run = partial(run_agent, settings, receive_desired, send_reports, spawn=spawn, control=control)
+        agent = await nursery.start(run)
+        yield WorkerBench(agent, send_desired, receive_reports)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,327 @@
+"""The SQLite registry and its file: urls, broken files, rows of a newer gateway, cancellation in mid-transaction."""
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import structlog.testing
+import trio
+
+from gateway.domain.cluster import ClusterState, Demand, NodeStatus
+from gateway.domain.ids import Address
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.open import open_registry
+from gateway.registry.protocol import ControlWrite, RegistryError, RegistryLocked
+from gateway.registry.sqlite import SqliteRegistry, open_sqlite_registry
+from gateway.registry.sqlite_file import migrations
+from gateway.registry.tables import EVENTS_KEPT
+from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_REPLICA, REPLICA, hello, place, replica, spec, stored
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "registry.db"
+
+
+@pytest.fixture
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def execute(path: Path, sql: str, *parameters: object) -> None:
+    """What an operator, or a gateway of another version, does to the closed file."""
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(sql, parameters)
+
+
+async def read(url: str) -> ClusterState:
+    async with open_sqlite_registry(url) as registry:
+        return await registry.read_state()
+
+
+async def fill(url: str) -> ClusterState:
+    async with open_sqlite_registry(url) as registry:
+        await registry.declare_models([spec()])
+        await registry.join_node(hello(labels={"tier": "gpu"}), GATEWAY)
+        ready = replica(observed=Observed.READY, address=Address("127.0.0.1:20100"), pid=7)
+        await place(registry, ready)
+        return await registry.read_state()
+
+
+async def refusal(url: str) -> str:
+    with pytest.raises(RegistryError) as refused:
+        await read(url)
+    return str(refused.value)
+
+
+# Opening
+
+
+async def test_l17_everything_is_there_again_after_a_restart(url: str) -> None:
+    assert await fill(url) == await read(url)
+
+
+async def test_demand_of_a_dead_gateway_is_not_taken_over(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 1, 1.0)])
+    assert (await read(url)).demand == ()
+
+
+async def test_a_relative_url_is_relative_to_the_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    await read("sqlite:///data/new/registry.db")
+    assert (tmp_path / "data" / "new" / "registry.db").is_file()
+
+
+@pytest.mark.parametrize("bad", ["sqlite:///", "sqlite:///:memory:", "sqlite://registry.db", "sqlite:registry.db"])
+async def test_a_url_without_a_file_is_refused_with_the_right_form(bad: str) -> None:
+    assert "write sqlite:///data/registry.db (relative)" in await refusal(bad)
+
+
+async def test_the_scheme_chooses_the_store(url: str) -> None:
+    async with open_registry("memory:") as memory, open_registry(url) as sqlite:
+        assert isinstance(memory, MemoryRegistry)
+        assert isinstance(sqlite, SqliteRegistry)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [("postgresql://u:secret@db/fleet", "not available yet"), ("redis://u:secret@db", "unknown scheme 'redis'")],
+)
+def test_a_scheme_that_is_not_served_is_named_without_the_password(bad: str, message: str) -> None:
+    with pytest.raises(RegistryError, match=message) as refused:
+        open_registry(bad)
+    assert "secret" not in str(refused.value)
+
+
+async def test_one_file_is_opened_once_by_whatever_name(url: str, tmp_path: Path) -> None:
+    (tmp_path / "alias.db").symlink_to(tmp_path / "registry.db")
+    async with open_sqlite_registry(url):
+        with pytest.raises(RegistryLocked):
+            await read(f"sqlite:///{tmp_path}/alias.db")
+    await read(f"sqlite:///{tmp_path}/alias.db")
+
+
+def test_a_folder_that_cant_be_made_is_named_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    message = trio.run(refusal, f"sqlite:///{tmp_path}/file/sub/registry.db")
+    assert f"{tmp_path}/file/sub/registry.db can't be opened" in message
+    assert "set registry.url to a file" in message
+
+
+def test_a_path_that_is_a_folder_is_refused(path: Path, url: str) -> None:
+    path.mkdir()
+    assert f"registry {path} can't be used: unable to open database file" in trio.run(refusal, url)
+
+
+def test_a_file_that_is_no_database_is_refused_with_the_remedy_and_kept(path: Path, url: str) -> None:
+    path.write_bytes(b"not a database at all\n" * 100)
+    assert f"registry {path} is damaged (file is not a database); restore a backup, or move" in trio.run(refusal, url)
+    assert path.read_bytes().startswith(b"not a database")
+
+
+def test_a_file_with_overwritten_pages_is_refused(path: Path, url: str) -> None:
+    trio.run(fill, url)
+    content = path.read_bytes()
+    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    assert f"registry {path} is damaged" in trio.run(refusal, url)
+
+
+def test_another_programs_database_is_left_alone(path: Path, url: str) -> None:
+    execute(path, "CREATE TABLE bookmarks (url TEXT)")
+    before = path.read_bytes()
+    assert "is another program's database" in trio.run(refusal, url)
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_schema_is_refused(path: Path, url: str) -> None:
+    await fill(url)
+    newer = len(migrations()) + 1
+    execute(path, f"PRAGMA user_version = {newer}")
+    assert f"written by a newer gateway (schema {newer}, this one knows {newer - 1})" in await refusal(url)
+
+
+def test_a_refused_file_is_not_locked(path: Path, url: str) -> None:
+    path.write_bytes(b"not a database at all\n" * 100)
+    trio.run(refusal, url)
+    path.unlink()
+    trio.run(read, url)
+
+
+# What another version wrote
+
+
+@pytest.mark.parametrize(
+    ("column", "read_as"), [("desired", {"desired": Desired.DRAIN}), ("observed", {"observed": Observed.DRAINING})]
+)
+async def test_unknown_replica_states_take_no_requests_and_end_nothing(
+    path: Path, url: str, column: str, read_as: dict[str, object]
+) -> None:
+    before = (await fill(url)).replicas[REPLICA]
+    execute(path, f"UPDATE replicas SET {column} = 'hibernating'")
+    assert (await read(url)).replicas[REPLICA] == replace(before, **read_as)  # type: ignore[arg-type] # named above
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("status", "hibernating"), ("labels", "not json"), ("labels", "[]"), ("labels", '{"a": 1}')]
+)
+async def test_a_node_that_cant_be_read_gets_nothing_new_and_keeps_its_session(
+    path: Path, url: str, column: str, value: str
+) -> None:
+    await fill(url)
+    execute(path, f"UPDATE nodes SET {column} = ?", value)
+    async with open_sqlite_registry(url) as registry:
+        assert (await registry.read_state()).nodes[NODE].status == NodeStatus.UNHEALTHY
+        assert await registry.join_node(hello(), GATEWAY) == 2
+        assert (await registry.read_state()).nodes[NODE].status == NodeStatus.HEALTHY
+
+
+@pytest.mark.parametrize(
+    "stored_spec", ['{"backend": "b", "artifact": "", "vision_tower": "x"}', "{}", "[]", "not json"]
+)
+async def test_a_model_that_cant_be_read_is_in_no_state_but_stays_in_the_file(
+    path: Path, url: str, stored_spec: str
+) -> None:
+    await fill(url)
+    execute(path, "UPDATE models SET spec = ?, source = 'api'", stored_spec)
+    with structlog.testing.capture_logs() as logs:
+        async with open_sqlite_registry(url) as registry:
+            assert (await registry.read_state()).models == {}
+            await registry.declare_models([spec("other")])
+            assert list((await registry.read_state()).models) == ["other"]
+    assert [line["models"] for line in logs] == [[MODEL]]
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT spec FROM models WHERE name = ?", (MODEL,)).fetchall() == [(stored_spec,)]
+
+
+@pytest.mark.parametrize("declared", [[], [spec()]])
+async def test_a_file_model_that_cant_be_read_is_declared_anew_or_removed(
+    path: Path, url: str, declared: list[ModelSpec]
+) -> None:
+    await fill(url)
+    execute(path, "UPDATE models SET spec = '{}'")
+    with structlog.testing.capture_logs():
+        async with open_sqlite_registry(url) as registry:
+            await registry.declare_models(declared)
+    with structlog.testing.capture_logs() as logs:
+        assert list((await read(url)).models.values()) == declared
+    assert logs == []
+
+
+async def test_models_of_the_api_survive_a_declaration_unless_their_name_is_taken(path: Path, url: str) -> None:
+    """No method writes such a row yet, so the file is made to hold one."""
+    await fill(url)
+    execute(path, "UPDATE models SET source = 'api'")
+    async with open_sqlite_registry(url) as registry:
+        await registry.declare_models([spec("other")])
+        assert (await registry.read_state()).models == {MODEL: spec(source="api"), "other": spec("other")}
+        await registry.declare_models([spec(min_replicas=1)])
+        assert (await registry.read_state()).models == {MODEL: spec(min_replicas=1)}
+
+
+# Transactions
+
+
+class GatedClock:
+    """Holds the transaction that asks for the time, on its thread, until the test opens the gate."""
+
+    def __init__(self) -> None:
+        self.asked, self.gate = threading.Event(), threading.Event()
+
+    def __call__(self) -> float:
+        self.asked.set()
+        self.gate.wait()
+        return 1.0
+
+
+@pytest.fixture
+def clock() -> Iterator[GatedClock]:
+    clock = GatedClock()
+    yield clock
+    clock.gate.set()
+
+
+async def test_a_caller_cancelled_in_its_transaction_has_written_wholly_and_woken_the_waiters(
+    url: str, clock: GatedClock
+) -> None:
+    async with open_sqlite_registry(url, clock=clock) as registry, trio.open_nursery() as nursery:
+        nursery.start_soon(registry.wait_newer, 0)
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as writer:
+            writer.start_soon(_declare, registry, scope)
+            # The loop is free while the transaction stands still.
+            await trio.to_thread.run_sync(clock.asked.wait)
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+            clock.gate.set()
+        assert list((await registry.read_state()).models) == [MODEL]
+        assert registry.statistics().version == 1
+
+
+async def test_a_caller_cancelled_in_the_queue_has_written_nothing(url: str, clock: GatedClock) -> None:
+    async with open_sqlite_registry(url, clock=clock) as registry:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.join_node, hello(), GATEWAY)
+            await trio.to_thread.run_sync(clock.asked.wait)
+            queued = trio.CancelScope()
+            nursery.start_soon(_declare, registry, queued)
+            await trio.testing.wait_all_tasks_blocked()
+            queued.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            clock.gate.set()
+        state = await registry.read_state()
+        assert (state.version, list(state.nodes), list(state.models)) == (1, [NODE], [])
+
+
+async def _declare(registry: SqliteRegistry, scope: trio.CancelScope) -> None:
+    with scope:
+        await registry.declare_models([spec()])
+
+
+async def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        await registry.join_node(hello(), GATEWAY)
+        epoch = await registry.lead(GATEWAY)
+        too_large = replica(OTHER_REPLICA, slot=2**70)
+        with pytest.raises(RegistryError, match="can't store a value"):
+            await registry.apply(epoch, ControlWrite(place=(replica(slot=1), too_large)))
+        state = await registry.read_state()
+        assert (state.version, state.replicas) == (2, {})
+        await place(registry, replica())
+        assert await stored(registry) == replica()
+
+
+async def test_a_database_that_another_program_holds_says_so(
+    path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.registry.sqlite_file.BUSY_SECONDS", 0.0)
+    async with open_sqlite_registry(url) as registry:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(RegistryError, match=r"database is locked; close the program that has it open"):
+                await registry.declare_models([spec()])
+        await registry.declare_models([spec()])
+
+
+async def test_the_audit_trail_keeps_the_newest_lines(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        await registry.declare_models([spec(f"m{number}") for number in range(EVENTS_KEPT)])
+        await registry.declare_models([])
+        events = await registry.read_events(2 * EVENTS_KEPT)
+    assert len(events) == EVENTS_KEPT
+    assert {event.kind for event in events} == {"model.removed"}
+
+
+def test_every_migration_has_its_number_and_there_is_no_gap() -> None:
+    folder = Path(__file__).parents[2] / "gateway" / "registry" / "migrations" / "sqlite"
+    names = sorted(file.name for file in folder.iterdir())
+    assert [int(name.partition("_")[0]) for name in names] == list(range(1, len(names) + 1))
+    assert len(migrations()) == len(names)

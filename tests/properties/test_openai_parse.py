@@ -1,0 +1,86 @@
+"""Whatever is sent: a request comes out, or a `BadRequest` in words that a caller understands."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.api.openai.schema import (
+    ChatBody,
+    CompletionBody,
+    EmbeddingsBody,
+    parse_chat,
+    parse_completion,
+    parse_embeddings,
+)
+from gateway.domain.errors import BadRequest
+
+Parse = Callable[[bytes], object]
+PARSERS: list[Parse] = [parse_chat, parse_completion, parse_embeddings]
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
+JSON = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=8,
+)
+WORDS = ["role", "user", "tool", "content", "type", "text", "name", "5", "include_usage"]
+NEARLY = st.recursive(
+    SCALARS | st.sampled_from(WORDS),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
+    max_leaves=12,
+)
+"""JSON that gets past the first checks."""
+MESSAGES = st.lists(
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "tool", "system"])},
+        optional={"content": NEARLY, "name": NEARLY, "tool_call_id": NEARLY, "tool_calls": NEARLY, "|x": NEARLY},
+    ),
+    max_size=3,
+)
+NAMES = sorted(
+    {name for body in (ChatBody, CompletionBody, EmbeddingsBody) for name in [*body.model_fields, *body.without_effect]}
+)
+
+
+def check(parse: Parse, body: bytes) -> None:
+    """A refusal is an error about the request, in plain words and of bounded length."""
+    try:
+        parse(body)
+    except BadRequest as error:
+        assert error.status == 400
+        assert error.code is not None
+        assert len(error.message) < 1000
+        assert "Input should" not in error.message
+        assert "{param}" not in error.message
+        assert "{got}" not in error.message
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(body=st.binary(max_size=64))
+def test_any_bytes(parse: Parse, body: bytes) -> None:
+    check(parse, body)
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@given(value=JSON)
+def test_any_json(parse: Parse, value: Any) -> None:
+    check(parse, json.dumps(value).encode())
+
+
+@pytest.mark.parametrize("parse", PARSERS)
+@settings(max_examples=300)
+@given(fields=st.dictionaries(st.sampled_from(NAMES), NEARLY | JSON, max_size=3))
+def test_any_value_of_any_parameter(parse: Parse, fields: dict[str, Any]) -> None:
+    good = {"model": "m", "messages": [{"role": "user", "content": "x"}], "prompt": "x", "input": "x"}
+    required = {parse_chat: ("model", "messages"), parse_completion: ("model", "prompt")}.get(parse, ("model", "input"))
+    check(parse, json.dumps({name: good[name] for name in required} | fields).encode())
+
+
+@settings(max_examples=300)
+@given(messages=MESSAGES)
+def test_any_messages(messages: Any) -> None:
+    check(parse_chat, json.dumps({"model": "m", "messages": messages}).encode())

@@ -1,0 +1,131 @@
+"""The snapshot: readers see one whole value, waiters miss none that stays, an outage leaves the last one standing."""
+
+from collections import deque
+
+import pytest
+import structlog.testing
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.domain.cluster import EMPTY_STATE, ClusterState
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.protocol import RegistryError
+from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
+from tests.contract.samples import GATEWAY, NODE, hello
+
+
+class FailingRegistry(MemoryRegistry):
+    """Raises the queued errors, one per read, before it answers again. Keeps the times of all reads."""
+
+    def __init__(self, *errors: RegistryError) -> None:
+        super().__init__()
+        self.errors = deque(errors)
+        self.read_at: list[float] = []
+
+    async def read_state(self) -> ClusterState:
+        self.read_at.append(trio.current_time())
+        if self.errors:
+            raise self.errors.popleft()
+        return await super().read_state()
+
+
+def same(state: ClusterState) -> ClusterState:
+    return state
+
+
+async def test_wait_change_returns_at_once_when_another_value_is_current() -> None:
+    store = SnapshotStore("old")
+    store.publish("new")
+    assert await store.wait_change("old") == "new"
+
+
+async def test_every_waiter_wakes_and_sees_the_last_of_several_values() -> None:
+    store, seen = SnapshotStore("old"), list[str]()
+
+    async def wait() -> None:
+        seen.append(await store.wait_change("old"))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        store.publish("between")
+        store.publish("new")
+    assert seen == ["new"] * 3
+
+
+async def test_publishing_the_seen_value_again_wakes_nobody() -> None:
+    store = SnapshotStore("same")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.wait_change, "same")
+        await wait_all_tasks_blocked()
+        store.publish("same")
+        await wait_all_tasks_blocked()
+        assert len(nursery.child_tasks) == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_watcher_has_published_when_it_reports_started() -> None:
+    registry, store = MemoryRegistry(), SnapshotStore(EMPTY_STATE)
+    await registry.join_node(hello(), GATEWAY)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_snapshot_watcher, registry, store, same)
+        assert NODE in store.current.nodes
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_watcher_builds_one_value_per_version_and_rests_in_between() -> None:
+    registry, store = MemoryRegistry(), SnapshotStore(-1)
+    built: list[int] = []
+
+    def build(state: ClusterState) -> int:
+        built.append(state.version)
+        return state.version
+
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_snapshot_watcher, registry, store, build)
+        for version in (1, 2):
+            await registry.join_node(hello(), GATEWAY)
+            assert await store.wait_change(version - 1) == version
+            await wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert built == [0, 1, 2]
+
+
+async def test_an_outage_keeps_the_snapshot_and_is_retried_with_growing_pauses(autojump_clock: MockClock) -> None:
+    registry, store = FailingRegistry(), SnapshotStore(EMPTY_STATE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_snapshot_watcher, registry, store, same)
+        before = store.current
+        registry.errors.extend(RegistryError("connection refused") for _ in range(8))
+        registry.read_at.clear()
+        with structlog.testing.capture_logs() as logs:
+            await registry.join_node(hello(), GATEWAY)
+            await trio.sleep(10)
+            assert store.current is before
+            assert NODE in (await store.wait_change(before)).nodes
+        nursery.cancel_scope.cancel()
+    pauses = [later - earlier for earlier, later in zip(registry.read_at, registry.read_at[1:], strict=False)]
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert [line["error"] for line in logs] == ["connection refused"] * 8
+
+
+async def test_after_an_outage_everything_is_read_again_even_at_the_same_version(autojump_clock: MockClock) -> None:
+    registry, store = FailingRegistry(), SnapshotStore(EMPTY_STATE)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_snapshot_watcher, registry, store, same)
+        registry.errors.append(RegistryError("connection refused"))
+        with structlog.testing.capture_logs():
+            await registry.join_node(hello(), GATEWAY)
+            await trio.sleep(1)
+        assert store.current.version == 1
+        registry.read_at.clear()
+        await wait_all_tasks_blocked()
+        assert registry.read_at == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_registry_that_fails_at_the_start_says_so() -> None:
+    registry, store = FailingRegistry(RegistryError("connection refused")), SnapshotStore(EMPTY_STATE)
+    with pytest.raises(RegistryError, match="connection refused"):
+        await run_snapshot_watcher(registry, store, same)

@@ -1,0 +1,378 @@
+"""The agent and its replicas on Trio's virtual clock: no process, no socket but the ports' bind test."""
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.backends.protocol import BackendNotReady, LoadFailed
+from gateway.domain.ids import Address
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.session import DesiredSet
+from gateway.worker.command import BackendProgram
+from tests.fakes.worker_bench import open_worker, settings_in, wish
+from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
+
+DRAINING_ITSELF = {"fake": BackendProgram(("fake-backend",), refuses_when_full=True)}
+
+
+@pytest.fixture
+def spawn() -> FakeSpawn:
+    return FakeSpawn()
+
+
+@pytest.fixture
+def control(spawn: FakeSpawn) -> FakeControl:
+    return FakeControl(spawn)
+
+
+def failing(error: Exception) -> Callable[[Address], Awaitable[None]]:
+    async def fail(address: Address) -> None:
+        raise error
+
+    return fail
+
+
+async def never(address: Address) -> None:
+    await trio.sleep_forever()
+
+
+def signals_of(process: FakeProcess) -> list[str]:
+    return [name for _, name in process.signals]
+
+
+async def test_a_replica_comes_up_and_says_where_it_is(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    settings = replace(settings_in(tmp_path), advertise_host="box-7")
+    async with open_worker(settings, spawn, control) as worker:
+        await worker.want(wish("a", context_size=2048))
+        ready = await worker.wait_report("a", Observed.READY)
+        (replica,) = worker.agent.statistics().replicas
+        assert ready.address == f"box-7:{replica.port}"
+        assert ready.pid == replica.pid == spawn.started[0].pid
+        assert spawn.started[0].command == ("fake-backend", "--addr", f"127.0.0.1:{replica.port}")
+        assert [(options.Model, options.ContextSize) for options in control.loads] == [("a", 2048)]
+
+
+async def test_the_same_set_again_changes_nothing(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        for _ in range(3):
+            await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        await worker.want(wish("a"))
+        await wait_all_tasks_blocked()
+        assert len(spawn.started) == len(control.loads) == 1
+
+
+async def test_w4_a_slow_load_holds_up_nothing_else(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async def load(address: Address) -> None:
+        if spawn.started[0].command[-1] == address:
+            await trio.sleep_forever()
+
+    control.load = load
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("slow"))
+        await worker.wait_report("slow", Observed.LOADING)
+        await worker.want(wish("slow"), wish("quick"))
+        await worker.wait_report("quick", Observed.READY)
+        assert worker.states_of("slow")[-1] is Observed.LOADING
+
+
+async def test_h14_a_stop_on_request_is_no_error(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        with capture_logs() as logs:
+            await worker.want(wish("a", Desired.STOP))
+            gone = await worker.wait_report("a", Observed.GONE)
+    assert gone.error is None
+    assert gone.exit_code == -15
+    assert not [entry for entry in logs if entry["log_level"] in {"warning", "error"}]
+
+
+async def test_h14_an_exit_nobody_asked_for_is_one(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        with capture_logs() as logs:
+            spawn.started[0].write("out of memory\n")
+            spawn.started[0].end(-9)
+            gone = await worker.wait_report("a", Observed.GONE)
+    assert gone.exit_code == -9
+    assert gone.error == "the backend process was killed by SIGKILL while ready; its last output:\nout of memory"
+    assert [entry["event"] for entry in logs if entry["log_level"] == "warning"] == ["worker.replica_broke"]
+
+
+async def test_w12_a_replica_missing_from_the_set_is_stopped(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"), wish("b"))
+        await worker.wait_report("a", Observed.READY)
+        await worker.wait_report("b", Observed.READY)
+        await worker.want(wish("b"))
+        await worker.wait_report("a", Observed.GONE)
+        assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["b"]
+
+
+async def test_w12_stopping_what_never_ran_here_ends_its_row(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a", Desired.STOP), wish("b", Desired.DRAIN))
+        assert (await worker.wait_report("a", Observed.GONE)).error is None
+        assert (await worker.wait_report("b", Observed.GONE)).error is None
+        assert not spawn.started
+
+
+async def test_l13_a_set_of_an_older_leader_is_refused(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"), epoch=5)
+        await worker.wait_report("a", Observed.READY)
+        with capture_logs() as logs:
+            await worker.want(wish("b"), epoch=4)
+            await wait_all_tasks_blocked()
+        assert worker.agent.statistics().epoch == 5
+        assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["a"]
+        assert [entry["event"] for entry in logs] == ["worker.stale_desired_set"]
+
+
+async def test_an_ended_replica_is_never_started_again_and_its_end_is_said_again(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    control.load = failing(LoadFailed("no such tensor"))
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        first = await worker.wait_report("a", Observed.FAILED)
+        await worker.want(wish("a"))
+        await wait_all_tasks_blocked()
+        assert worker.states_of("a")[-2:] == [Observed.FAILED, Observed.FAILED]
+        assert worker.history[-1] == first
+        assert len(spawn.started) == 1
+
+
+async def test_l20_a_failed_load_carries_the_backends_message(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    control.load = failing(LoadFailed("no such tensor"))
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.error == "no such tensor"
+    assert signals_of(spawn.started[0]) == ["SIGTERM"]
+
+
+async def test_l21_a_backend_that_is_never_ready_fails_in_time(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    control.healthy = failing(BackendNotReady("connection refused"))
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.error == "the backend was not ready within 60 s of its start (connection refused)"
+    assert Observed.LOADING not in worker.states_of("a")
+
+
+async def test_l21_a_health_call_without_an_answer_is_asked_again(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    asked = 0
+
+    async def hang_once(address: Address) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await trio.sleep_forever()
+
+    control.healthy = hang_once
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+    assert asked == 2
+
+
+async def test_l22_an_exit_before_ready_shows_code_and_output(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async def crash(address: Address) -> None:
+        spawn.at(address).write("CUDA not found\n")
+        spawn.at(address).end(3)
+        raise LoadFailed("connection lost")
+
+    control.load = crash
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.exit_code == 3
+    assert failed.error == (
+        "the backend process exited with code 3 while loading (connection lost); its last output:\nCUDA not found"
+    )
+
+
+async def test_l7_l8_a_load_without_end_is_ended_with_its_process(tmp_path: Path, autojump_clock: MockClock) -> None:
+    spawn = FakeSpawn(ignores_term=True)  # as an engine that is deaf while it loads
+    control = FakeControl(spawn, load=never)
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a", load_timeout_seconds=1000.0))
+        begin = trio.current_time()
+        failed = await worker.wait_report("a", Observed.FAILED)
+        assert trio.current_time() - begin >= 1000
+    assert failed.error is not None
+    assert failed.error.startswith("the model was not loaded within 1000 s")
+    assert signals_of(spawn.started[0]) == ["SIGTERM", "SIGKILL"]
+
+
+@pytest.mark.parametrize("stage", [Observed.STARTING, Observed.LOADING])
+async def test_a_stop_while_it_comes_up_is_no_failure(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl, stage: Observed
+) -> None:
+    control.healthy = never if stage is Observed.STARTING else control.healthy
+    control.load = never
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", stage)
+        await worker.want()
+        gone = await worker.wait_report("a", Observed.GONE)
+    assert gone.error is None
+    assert signals_of(spawn.started[0]) == ["SIGTERM"]
+
+
+async def test_a_stop_before_the_process_starts_none(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        worker.desired.send_nowait(DesiredSet(1, (wish("a"),)))
+        worker.desired.send_nowait(DesiredSet(1, ()))
+        await worker.wait_report("a", Observed.GONE)
+        assert not spawn.started
+
+
+async def test_a_drain_of_a_backend_that_refuses_begins_with_term(tmp_path: Path, autojump_clock: MockClock) -> None:
+    spawn = FakeSpawn(ignores_term=True)
+    async with open_worker(settings_in(tmp_path, DRAINING_ITSELF), spawn, FakeControl(spawn)) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        begin = trio.current_time()
+        await worker.want(wish("a", Desired.DRAIN))
+        await worker.wait_report("a", Observed.DRAINING)
+        gone = await worker.wait_report("a", Observed.GONE)
+    assert gone.error is None
+    times = [(round(time - begin), name) for time, name in spawn.started[0].signals]
+    assert times == [(0, "SIGTERM"), (30, "SIGTERM"), (35, "SIGKILL")]
+
+
+async def test_w11_a_drain_of_any_other_backend_leaves_it_alone_until_the_stop(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        await worker.want(wish("a", Desired.DRAIN))
+        await worker.wait_report("a", Observed.DRAINING)
+        await trio.sleep(20)
+        assert not spawn.started[0].signals
+        await worker.want(wish("a", Desired.STOP))
+        assert (await worker.wait_report("a", Observed.GONE)).error is None
+
+
+async def test_a_drain_is_not_taken_back(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        await worker.want(wish("a", Desired.DRAIN))
+        await worker.want(wish("a", Desired.RUN))
+        await worker.wait_report("a", Observed.GONE)
+
+
+async def test_w10_a_port_stays_taken_until_its_process_was_reaped(tmp_path: Path, autojump_clock: MockClock) -> None:
+    spawn = FakeSpawn(ignores_term=True)
+    async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        (replica,) = worker.agent.statistics().replicas
+        await worker.want()
+        await wait_all_tasks_blocked()
+        allocator = worker.agent._workshop.ports
+        assert replica.port is not None
+        assert allocator._try_lock(replica.port) is None
+        await worker.wait_report("a", Observed.GONE)
+        with allocator.reserve():
+            assert allocator._try_lock(replica.port) is not None
+
+
+async def test_l23_a_missing_artifact_fails_before_any_process(tmp_path: Path, spawn: FakeSpawn) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+        await worker.want(wish("a", artifact="file:nowhere.gguf"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.error == f"artifact file {tmp_path / 'models' / 'nowhere.gguf'} does not exist"
+    assert not spawn.started
+
+
+async def test_an_unknown_backend_is_named(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a", backend="whisper"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.error == "this worker has no backend 'whisper'; it has fake, llama-cpp"
+
+
+async def test_a_machine_that_cannot_start_processes_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
+    spawn = FakeSpawn(error=BlockingIOError(11, "Resource temporarily unavailable"))
+    async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+        await worker.want(wish("a"))
+        failed = await worker.wait_report("a", Observed.FAILED)
+    assert failed.error is not None
+    assert "Resource temporarily unavailable" in failed.error
+
+
+async def test_a_bug_in_one_replica_leaves_the_others_and_is_logged(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("good"))
+        await worker.wait_report("good", Observed.READY)
+        control.load = failing(ZeroDivisionError("a bug"))
+        with capture_logs() as logs:
+            await worker.want(wish("good"), wish("bad"))
+            failed = await worker.wait_report("bad", Observed.FAILED)
+        assert worker.states_of("good")[-1] is Observed.READY
+    assert failed.error is not None
+    assert "a bug" in failed.error
+    assert signals_of(spawn.started[1]) == ["SIGTERM"]
+    assert [entry["event"] for entry in logs if entry.get("exc_info")] == ["worker.replica_task_failed"]
+
+
+async def test_shutdown_ends_all_at_once_within_the_bound_and_says_so(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    spawn = FakeSpawn(ignores_term=True)
+    settings = settings_in(tmp_path)
+    async with open_worker(settings, spawn, FakeControl(spawn)) as worker:
+        await worker.want(wish("a"), wish("b"), wish("c"))
+        for name in "abc":
+            await worker.wait_report(name, Observed.READY)
+        assert len(json.loads((settings.state_folder / "processes.json").read_text())["processes"]) == 3
+        begin = trio.current_time()
+    assert round(trio.current_time() - begin) == 5
+    assert [signals_of(process) for process in spawn.started] == [["SIGTERM", "SIGKILL"]] * 3
+    assert [worker.states_of(name)[-1] for name in "abc"] == [Observed.GONE] * 3
+    assert json.loads((settings.state_folder / "processes.json").read_text()) == {"processes": []}

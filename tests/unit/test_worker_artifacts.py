@@ -1,0 +1,99 @@
+import hashlib
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import trio
+
+from gateway.domain.ids import ModelName
+from gateway.domain.model_spec import ModelSpec
+from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactError, ArtifactStore, _hash
+
+
+def spec(artifact: str, sha256: str | None = None, source: Literal["file", "api"] = "file") -> ModelSpec:
+    return ModelSpec(ModelName("m"), "llama-cpp", artifact, sha256=sha256, source=source)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(b"weights")
+    return path
+
+
+async def test_no_artifact_needs_no_file(tmp_path: Path) -> None:
+    assert await ArtifactStore(tmp_path / "missing").fetch(spec("")) == NO_ARTIFACT
+
+
+async def test_a_file_is_found_relative_to_models_dir_or_anywhere(tmp_path: Path, weights: Path) -> None:
+    found = Artifact(weights, 7)
+    assert await ArtifactStore(tmp_path).fetch(spec("file:weights.gguf")) == found
+    assert await ArtifactStore(tmp_path / "elsewhere").fetch(spec(f"file:{weights}")) == found
+
+
+async def test_l23_what_is_no_file_is_named(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    with pytest.raises(ArtifactError, match=f"{tmp_path}/nowhere does not exist"):
+        await store.fetch(spec("file:nowhere"))
+    with pytest.raises(ArtifactError, match=f"{tmp_path} is not a regular file"):
+        await store.fetch(spec("file:."))
+
+
+async def test_a_model_set_through_the_api_stays_in_models_dir(tmp_path: Path, weights: Path) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "link.gguf").symlink_to(weights)
+    for name in (str(weights), "../weights.gguf", "link.gguf"):
+        with pytest.raises(ArtifactError, match="not in the models folder"):
+            await ArtifactStore(models).fetch(spec(f"file:{name}", source="api"))
+
+
+async def test_the_hash_is_verified(tmp_path: Path, weights: Path) -> None:
+    right = hashlib.sha256(b"weights").hexdigest()
+    assert (await ArtifactStore(tmp_path).fetch(spec("file:weights.gguf", right.upper()))).path == weights
+    with pytest.raises(ArtifactError, match=f"has sha256 {right}, expected {'0' * 64}"):
+        await ArtifactStore(tmp_path).fetch(spec("file:weights.gguf", "0" * 64))
+
+
+async def test_l6_hashing_ends_when_it_is_cancelled(tmp_path: Path) -> None:
+    endless = tmp_path / "endless"
+    endless.symlink_to("/dev/zero")
+    with trio.move_on_after(0.05) as scope:
+        await trio.to_thread.run_sync(_hash, endless)
+    assert scope.cancelled_caught
+
+
+async def test_builtin_tiny_is_made_once(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+    made: list[Artifact] = []
+
+    async def fetch() -> None:
+        made.append(await store.fetch(spec("builtin:tiny")))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch)
+        nursery.start_soon(fetch)
+    assert made[0] == made[1]
+    assert made[0].path is not None
+    assert made[0].path.read_bytes()[:4] == b"GGUF"
+    assert list((tmp_path / "builtin").iterdir()) == [made[0].path]
+
+
+async def test_builtin_tiny_without_its_extra_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gateway.engines.llama_cpp.tiny_model", None)
+    with pytest.raises(ArtifactError, match="needs the llama extra"):
+        await ArtifactStore(tmp_path).fetch(spec("builtin:tiny"))
+
+
+@pytest.mark.parametrize("artifact", ["hf://org/model", "https://host/model.gguf", "weights.gguf"])
+async def test_other_sources_are_refused_by_name(tmp_path: Path, artifact: str) -> None:
+    with pytest.raises(ArtifactError, match=artifact):
+        await ArtifactStore(tmp_path).fetch(spec(artifact))
+
+
+async def test_an_unknown_builtin_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="unknown artifact builtin:huge; there is tiny"):
+        await ArtifactStore(tmp_path).fetch(spec("builtin:huge"))

@@ -1,0 +1,83 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from gateway.domain.ids import Address, ModelName
+from gateway.domain.model_spec import ModelSpec
+from gateway.worker.artifacts import NO_ARTIFACT, Artifact
+from gateway.worker.command import (
+    BackendProgram,
+    UnknownBackend,
+    command_line,
+    environment,
+    program_of,
+    working_folder,
+)
+from gateway.worker.model_options import GIB, load_seconds_max, model_options
+
+FOREIGN = BackendProgram(("/opt/whisper/run.sh", "-v"), env={"HF_HUB_OFFLINE": "0", "LOCALAI_GRPC_AUTH_TOKEN": "x"})
+
+
+def test_our_engine_is_run_by_our_own_python() -> None:
+    program = program_of("llama-cpp", {})
+    line = command_line(program, Address("127.0.0.1:20100"))
+    assert line == (sys.executable, "-m", "gateway", "backend", "llama-cpp", "--addr", "127.0.0.1:20100")
+    assert program.refuses_when_full
+    assert working_folder(program) is None
+
+
+def test_a_configured_program_runs_beside_itself() -> None:
+    program = program_of("whisper", {"whisper": FOREIGN})
+    assert command_line(program, Address("h:1")) == ("/opt/whisper/run.sh", "-v", "--addr", "h:1")
+    assert working_folder(program) == Path("/opt/whisper")
+    assert working_folder(BackendProgram(("found-on-path",))) is None
+
+
+def test_an_operator_may_replace_our_engine() -> None:
+    assert program_of("llama-cpp", {"llama-cpp": FOREIGN}) is FOREIGN
+
+
+def test_an_unknown_backend_is_an_error_that_lists_the_known() -> None:
+    with pytest.raises(UnknownBackend, match="'piper'; it has llama-cpp, whisper"):
+        program_of("piper", {"whisper": FOREIGN})
+
+
+def test_secrets_go_by_environment_and_ours_stay_here() -> None:
+    inherited = {"PATH": "/bin", "GATEWAY_AUTH__CLUSTER_SECRET": "s3cret", "HF_HUB_OFFLINE": "1"}
+    variables = environment(FOREIGN, "replica-token", inherited)
+    assert variables == {
+        "PATH": "/bin",
+        "HF_HUB_OFFLINE": "0",
+        "PYTHONUNBUFFERED": "1",
+        "LOCALAI_GRPC_AUTH_TOKEN": "replica-token",
+    }
+
+
+def test_model_options_say_what_is_set() -> None:
+    spec = ModelSpec(
+        ModelName("chat"), "llama-cpp", "file:m.gguf", context_size=4096, gpu_layers=99, options={"mirostat": "2"}
+    )
+    options = model_options(spec, Artifact(Path("/models/m.gguf"), 1))
+    assert (options.Model, options.ModelFile) == ("chat", "/models/m.gguf")
+    assert (options.ContextSize, options.NGPULayers) == (4096, 99)
+    assert list(options.Options) == ["mirostat:2", "parallel:4"]
+
+
+def test_a_foreign_backend_hears_of_parallel_only_when_it_is_set() -> None:
+    silent = ModelSpec(ModelName("m"), "whisper", "")
+    told = ModelSpec(ModelName("m"), "whisper", "", parallel=2)
+    assert list(model_options(silent, NO_ARTIFACT).Options) == []
+    assert list(model_options(told, NO_ARTIFACT).Options) == ["parallel:2"]
+    assert model_options(silent, NO_ARTIFACT).ModelFile == ""
+
+
+@pytest.mark.parametrize(("gib", "seconds"), [(0, 300), (2, 340), (70, 1700), (600, 12_300), (2000, 21_600)])
+def test_l7_the_time_for_a_load_grows_with_its_size(gib: int, seconds: float) -> None:
+    assert load_seconds_max(ModelSpec(ModelName("m"), "llama-cpp", ""), gib * GIB) == seconds
+
+
+def test_l7_an_explicit_time_wins_both_ways() -> None:
+    for seconds in (1.0, 100_000.0):
+        spec = ModelSpec(ModelName("m"), "llama-cpp", "", load_timeout_seconds=seconds)
+        assert load_seconds_max(spec, 70 * GIB) == seconds
