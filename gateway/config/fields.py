@@ -193,6 +193,12 @@ def _scalar_text(value: object) -> str:
             raise ValueError(f"expected a string, a number, true or false, got {describe(value)}")
 
 
+def _check_argument(argument: str) -> str:
+    if not argument or "\0" in argument:
+        raise ValueError(f"expected a string that is not empty and has no NUL in it, got {describe(argument)}")
+    return argument
+
+
 def _check_key(key: str) -> str:
     if not key or not key.isprintable():
         raise ValueError("expected a printable key")
@@ -212,8 +218,7 @@ def _check_variable(key: str) -> str:
 
 
 Flag = StrictBool
-Text = StrictStr
-NonEmptyText = Annotated[StrictStr, Field(min_length=1)]
+Argument = Annotated[StrictStr, AfterValidator(_check_argument)]
 Port = Annotated[StrictInt, Field(ge=0, le=PORT_MAX)]
 """0: any free port, for tests."""
 Count = Annotated[StrictInt, Field(ge=0, le=INT32_MAX)]

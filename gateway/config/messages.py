@@ -41,7 +41,7 @@ def _sentence(detail: ErrorDetails, loc: Loc) -> str:
             return "is required"
         case "extra_forbidden":
             return unknown_key(loc)
-        case "too_short" | "string_too_short":
+        case "too_short":
             return "must not be empty"
         case "value_error":
             return str(context["error"])

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from gateway.config.fields import (
+    Argument,
     Artifact,
     BodySize,
     Budget,
@@ -24,7 +25,6 @@ from gateway.config.fields import (
     Labels,
     ModelNameText,
     Name,
-    NonEmptyText,
     Options,
     PathText,
     Port,
@@ -176,7 +176,7 @@ class WorkerSection(Section):
 class BackendSection(Section):
     """A backend program of the user's; `--addr HOST:PORT` is appended to its command."""
 
-    command: Annotated[tuple[NonEmptyText, ...], Field(min_length=1)]
+    command: Annotated[tuple[Argument, ...], Field(min_length=1)]
     env: Variables = Field(default_factory=nothing, repr=False)
     ready_timeout: PositiveDuration = 60.0
     refuses_when_full: Flag = False

@@ -27,7 +27,7 @@ class Problem:
     """Where the value was set: the file, an environment variable, the command line. Empty: nowhere (a default)."""
 
     def __str__(self) -> str:
-        where = f"{self.source}:{self.line}" if self.line else self.source
+        where = self.source if self.line is None else f"{self.source or 'text'}:{self.line}"
         return ": ".join(part for part in (where, self.path, self.message) if part)
 
 

@@ -116,9 +116,8 @@ def _check_backend(draft: Draft, index: int, model: ModelEntry) -> Iterator[Find
 def _check_counts(index: int, model: ModelEntry) -> Iterator[Finding]:
     loc: Loc = ("models", index)
     lower, upper = (*loc, "min_replicas"), (*loc, "max_replicas")
-    counts = [key for key in ("min_replicas", "max_replicas") if key in model.model_fields_set]
     if model.replicas == "all":
-        if counts:
-            yield Finding((*loc, "replicas"), f'"all" and {counts[0]} exclude each other', (lower, upper))
+        if model.min_replicas or "max_replicas" in model.model_fields_set:
+            yield Finding((*loc, "replicas"), '"all" excludes min_replicas and max_replicas', (lower, upper))
     elif model.max_replicas and model.min_replicas > model.max_replicas:
         yield Finding(lower, f"{model.min_replicas} is more than max_replicas, {model.max_replicas}", (upper,))

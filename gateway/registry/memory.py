@@ -4,6 +4,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import chain
 
 import trio
 
@@ -34,8 +35,7 @@ class MemoryRegistry(Store):
     async def read_state(self) -> ClusterState:
         await trio.lowlevel.checkpoint()
         self._statements["read_state"] += 1
-        demand = (row for rows in self._demand.values() for row in rows)
-        return self._tables.state(self._version, tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))))
+        return self._tables.state(self._version, chain.from_iterable(self._demand.values()))
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
         await trio.lowlevel.checkpoint()

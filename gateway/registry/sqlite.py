@@ -101,8 +101,8 @@ def _take_over(file: SqliteFile) -> tuple[int, list[str]]:
 
 
 def _read_state(transaction: Transaction) -> ClusterState:
-    demand = transaction.rows("SELECT * FROM demand ORDER BY gateway_id, model")
-    return _tables(transaction).state(_version(transaction), tuple(map(rows.demand_from_row, demand)))
+    demand = map(rows.demand_from_row, transaction.rows("SELECT * FROM demand"))
+    return _tables(transaction).state(_version(transaction), demand)
 
 
 def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:

@@ -1,7 +1,8 @@
 """What a registry stores, as immutable records, and what differs between two moments of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -9,7 +10,7 @@ from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Repl
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.model_spec import ModelSpec
 
-Key = TypeVar("Key")
+Key = TypeVar("Key", bound=str)
 Row = TypeVar("Row")
 
 EVENTS_KEPT: Final = 10_000
@@ -62,14 +63,15 @@ class Tables:
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
     """Model rows that this version does not understand, with their `source`: kept, never shown."""
 
-    def state(self, version: int, demand: tuple[Demand, ...]) -> ClusterState:
+    def state(self, version: int, demand: Iterable[Demand]) -> ClusterState:
+        """In the order of ids, so that equal states are gone through alike, whatever store they come from."""
         return ClusterState(
             version=version,
-            models=MappingProxyType({name: row.spec for name, row in self.models.items()}),
-            failures=MappingProxyType({name: row.failure for name, row in self.models.items() if row.failure}),
-            nodes=MappingProxyType({node_id: row.node for node_id, row in self.nodes.items()}),
-            replicas=MappingProxyType(dict(self.replicas)),
-            demand=demand,
+            models=_ordered({name: row.spec for name, row in self.models.items()}),
+            failures=_ordered({name: row.failure for name, row in self.models.items() if row.failure}),
+            nodes=_ordered({node_id: row.node for node_id, row in self.nodes.items()}),
+            replicas=_ordered(self.replicas),
+            demand=tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))),
         )
 
 
@@ -103,11 +105,15 @@ def difference(before: Tables, after: Tables, now: float) -> Changes:
 
 
 def _removed(before: Mapping[Key, object], after: Mapping[Key, object]) -> tuple[Key, ...]:
-    return tuple(key for key in before if key not in after)
+    return tuple(sorted(key for key in before if key not in after))
 
 
 def _written(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> tuple[Row, ...]:
-    return tuple(row for key, row in after.items() if row != before.get(key))
+    return tuple(row for key, row in sorted(after.items(), key=itemgetter(0)) if row != before.get(key))
+
+
+def _ordered(rows: Mapping[Key, Row]) -> Mapping[Key, Row]:
+    return MappingProxyType(dict(sorted(rows.items(), key=itemgetter(0))))
 
 
 def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:

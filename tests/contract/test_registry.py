@@ -57,6 +57,12 @@ async def test_a_read_state_does_not_change_any_more(registry: Registry) -> None
     assert (before.version, before.models, before.nodes, before.replicas) == (0, {}, {}, {})
 
 
+async def test_equal_states_are_gone_through_in_one_order(registry: Registry) -> None:
+    await registry.declare_models([spec("b"), spec("c")])
+    await registry.declare_models([spec("c"), spec("a"), spec("b")])
+    assert list((await registry.read_state()).models) == ["a", "b", "c"]
+
+
 async def test_wait_newer_returns_at_once_for_an_older_version(registry: Registry) -> None:
     await registry.declare_models([spec()])
     await registry.wait_newer(0)

@@ -16,7 +16,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -30,6 +30,7 @@ from gateway.backends import metadata as names
 from gateway.backends.pb import backend_pb2 as pb
 
 VECTOR_LENGTH: Final = 8
+CARDINALITIES: Final = {(kind.client_streaming, kind.server_streaming): kind for kind in Cardinality}
 FLOOD_BYTES: Final = 64 * 1024
 ServerStream: TypeAlias = Stream[Any, Any]
 
@@ -40,6 +41,11 @@ class Script:
 
     stderr: str = ""
     """Printed at the start."""
+    stderr_repeat: int = 1
+    """As many times: a flood, when large."""
+    farewell: str = ""
+    """Printed at the end, after a drain."""
+    farewell_repeat: int = 1
     exit_at_start: int | None = None
     listen_delay: float = 0.0
     """Before anything listens at the address."""
@@ -101,7 +107,7 @@ class EventLog:
 
 
 class ScriptedBackend:
-    """Health, LoadModel, Predict, PredictStream, Embedding; the rest is UNIMPLEMENTED by grpclib."""
+    """Health, LoadModel, Predict, PredictStream and Embedding; the rest is UNIMPLEMENTED."""
 
     def __init__(self, script: Script, log: EventLog) -> None:
         self._script = script
@@ -114,15 +120,23 @@ class ScriptedBackend:
         self._idle.set()
 
     def __mapping__(self) -> dict[str, Handler]:
-        unary, streaming = Cardinality.UNARY_UNARY, Cardinality.UNARY_STREAM
-        methods: dict[str, tuple[Callable[[ServerStream], Awaitable[None]], Cardinality, Any, Any]] = {
-            "Health": (self.health, unary, pb.HealthMessage, pb.Reply),
-            "LoadModel": (self.load_model, unary, pb.ModelOptions, pb.Result),
-            "Predict": (self.predict, unary, pb.PredictOptions, pb.Reply),
-            "PredictStream": (self.predict_stream, streaming, pb.PredictOptions, pb.Reply),
-            "Embedding": (self.embedding, unary, pb.PredictOptions, pb.EmbeddingResult),
+        methods = {
+            "Health": self.health,
+            "LoadModel": self.load_model,
+            "Predict": self.predict,
+            "PredictStream": self.predict_stream,
+            "Embedding": self.embedding,
         }
-        return {f"/backend.Backend/{name}": Handler(*method) for name, method in methods.items()}
+        return {
+            # grpclib's own answer to an unknown method lacks a header and arrives as another error
+            f"/backend.Backend/{method.name}": Handler(
+                methods.get(method.name, unimplemented),
+                CARDINALITIES[method.client_streaming, method.server_streaming],
+                getattr(pb, method.input_type.name),
+                getattr(pb, method.output_type.name),
+            )
+            for method in pb.DESCRIPTOR.services_by_name["Backend"].methods
+        }
 
     async def drain(self) -> None:
         """Refuses new calls from now on; returns when the open ones have ended."""
@@ -136,7 +150,7 @@ class ScriptedBackend:
         await stream.send_message(pb.Reply(message=self._script.health_answer.encode()))
 
     async def load_model(self, stream: ServerStream) -> None:
-        options = await stream.recv_message()
+        options: pb.ModelOptions = await request_of(stream)
         self._log.write("LoadModel", model=options.Model, file=options.ModelFile, options=list(options.Options))
         await asyncio.sleep(self._script.load_delay)
         if self._script.load_exits is not None:
@@ -174,7 +188,7 @@ class ScriptedBackend:
     @asynccontextmanager
     async def _serving(self, stream: ServerStream, method: str) -> AsyncIterator[pb.PredictOptions]:
         """One call that takes a slot, from its check to its end. Raises `GRPCError`, with the trailer on refusals."""
-        options: pb.PredictOptions = await stream.recv_message()
+        options: pb.PredictOptions = await request_of(stream)
         self._calls += 1
         fields = {"model": options.ModelIdentity, "prompt": options.Prompt, "correlation_id": options.CorrelationId}
         self._log.write(method, messages=len(options.Messages), **fields)
@@ -252,6 +266,16 @@ class ScriptedBackend:
         return {names.FINISH_REASON: "length" if cut else self._script.finish}
 
 
+async def unimplemented(stream: ServerStream) -> None:
+    raise GRPCError(Status.UNIMPLEMENTED, "not scripted")
+
+
+async def request_of(stream: ServerStream) -> Any:  # noqa: ANN401 - each method has its own message
+    message = await stream.recv_message()
+    assert message is not None
+    return message
+
+
 class _AnsweredError(GRPCError):
     """Leaves a handler whose trailers are sent already; grpclib sends nothing after them."""
 
@@ -285,6 +309,11 @@ def end_with_stdin() -> None:
         threading.Thread(target=wait_for_end, daemon=True).start()
 
 
+def say(line: str, times: int) -> None:
+    for _ in range(times):
+        sys.stderr.write(line + "\n")
+
+
 async def serve(script: Script, address: str, log: EventLog) -> None:
     host, _, port = address.rpartition(":")
     backend = ScriptedBackend(script, log)
@@ -300,6 +329,8 @@ async def serve(script: Script, address: str, log: EventLog) -> None:
     await terminated.wait()
     await backend.drain()
     server.close()
+    if script.farewell:
+        say(script.farewell, script.farewell_repeat)
 
 
 def main() -> None:
@@ -310,7 +341,7 @@ def main() -> None:
     log = EventLog(os.environ.get("SCRIPT_LOG"))
     log.write("start", address=address)
     if script.stderr:
-        sys.stderr.write(script.stderr + "\n")
+        say(script.stderr, script.stderr_repeat)
     if script.exit_at_start is not None:
         sys.exit(script.exit_at_start)
     if script.grandchild:

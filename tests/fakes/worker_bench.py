@@ -1,6 +1,8 @@
 """A worker agent as its gateway sees it: desired sets go in, reports come out and are kept."""
 
+import json
 import math
+import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,9 @@ from gateway.worker.ports import PortRange
 from gateway.worker.process import SpawnProcess
 from gateway.worker.settings import WorkerSettings
 
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+NEVER_SECONDS: Final = 3 * 3600
+"""A watchdog, mostly of virtual time: so long without a report means that none will come."""
 TEST_PORTS: Final = PortRange(22000, 22499)
 FAKE_BACKEND: Final[Mapping[str, BackendProgram]] = MappingProxyType({"fake": BackendProgram(("fake-backend",))})
 
@@ -39,12 +44,23 @@ def settings_in(folder: Path, backends: Mapping[str, BackendProgram] = FAKE_BACK
     )
 
 
+def scripted(script: Mapping[str, object] | None = None, log: Path | None = None) -> dict[str, BackendProgram]:
+    """The backend `fake` as a real program: tests.fakes.scripted_backend. None: SCRIPT as this process has it."""
+    env = {"PYTHONPATH": str(REPOSITORY)}
+    if script is not None:
+        env["SCRIPT"] = json.dumps(script)
+    if log is not None:
+        env["SCRIPT_LOG"] = str(log)
+    return {"fake": BackendProgram((sys.executable, "-m", "tests.fakes.scripted_backend"), env)}
+
+
 def wish(
     replica_id: str,
     desired: Desired = Desired.RUN,
     *,
     backend: str = "fake",
     artifact: str = "",
+    sha256: str | None = None,
     context_size: int | None = None,
     load_timeout_seconds: float | None = None,
 ) -> DesiredReplica:
@@ -53,6 +69,7 @@ def wish(
         ModelName(replica_id),
         backend,
         artifact,
+        sha256=sha256,
         context_size=context_size,
         load_timeout_seconds=load_timeout_seconds,
     )
@@ -74,7 +91,8 @@ class WorkerBench:
         position = 0
         while True:
             while position == len(self.history):
-                self.history.append(await self.reports.receive())
+                with trio.fail_after(NEVER_SECONDS):
+                    self.history.append(await self.reports.receive())
             report = self.history[position]
             position += 1
             if report.replica_id == replica_id and report.observed in states:

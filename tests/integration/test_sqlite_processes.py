@@ -55,8 +55,10 @@ trio.run(main)
 @contextmanager
 def child(code: str, url: str) -> Iterator[subprocess.Popen[str]]:
     """A Python process. It gets every descriptor of this one that may be inherited."""
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code, url], text=True, close_fds=False, **pipes) as process:
+    command = [sys.executable, "-c", code, url]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, close_fds=False
+    ) as process:
         try:
             yield process
         finally:

@@ -5,7 +5,7 @@ from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from gateway.api.json_body import JsonBody, field_path, parse_json, shown
 from gateway.domain.errors import BadRequest
@@ -23,8 +23,9 @@ class Sample(JsonBody):
     verbose: bool | None = None
     colour: Literal["red", "green"] = "red"
     inner: Inner | None = None
-    tags: Annotated[list[str], Field(max_length=2)] = []
-    labels: dict[str, str] = {}
+    tags: Annotated[list[str], Field(max_length=2)] | None = None
+    many: Annotated[list[int], Field(fail_fast=True)] | None = None
+    labels: dict[str, str] | None = None
 
 
 def refusal(body: bytes) -> BadRequest:
@@ -53,7 +54,7 @@ def test_the_last_of_two_equal_keys_wins() -> None:
         (b"{'name': 'abc'}", "line 1 column 2"),
         (b'{"name": "\xff"}', "line 1 column 11"),
         (b'\xef\xbb\xbf{"name": "abc"}', "line 1 column 1"),
-        (b'{"name": "a\nb"}', "line 1"),
+        (b'{"name": "a\nb"}', "control character"),
         (b'{"name": "\\ud800"}', "line 1"),
         (b'{"name": "\\udc00\\ud800"}', "line 1"),
         (b'{"ratio": NaN}', "line 1 column 11"),
@@ -101,7 +102,7 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, kind: str) -> None:
         ('"name": "abc", "labels": []', "labels", "invalid_type", "expected an object, got an array."),
         ('"name": "abc", "labels": {"a": 1}', "labels.a", "invalid_type", "expected a string, got an integer."),
         ('"name": "abc", "x": 1', "x", "unknown_parameter", "Unrecognized request argument supplied: x"),
-        ('"inner": {"size": 1, "y": 1}', "inner.y", "unknown_parameter", "argument supplied: inner.y"),
+        ('"name": "abc", "inner": {"size": 1, "y": 1}', "inner.y", "unknown_parameter", "argument supplied: inner.y"),
         ('"name": "abc", "dry_run": true', "dry_run", "unsupported_parameter", "'dry_run' is not supported by this"),
         ('"name": "abc", "dry_run": 0', "dry_run", "unsupported_parameter", "'dry_run' is not supported by this"),
         ('"name": "abc", "trace": ""', "trace", "unsupported_parameter", "'trace' is not supported by this"),
@@ -109,8 +110,6 @@ def test_a_body_that_is_no_object_is_refused(body: bytes, kind: str) -> None:
 )
 def test_the_wrong_field_is_named(fields: str, param: str, code: str, message: str) -> None:
     error = refusal(f"{{{fields}}}".encode())
-    if fields.startswith('"inner"'):
-        assert error.param == "name" or param == error.param
     assert (error.status, error.type) == (400, "invalid_request_error")
     assert (error.param, error.code) == (param, code)
     assert message in error.message
@@ -124,10 +123,12 @@ def test_an_error_repeats_only_the_beginning_of_what_was_sent() -> None:
     assert len(shown(10**4000)) < 100
 
 
-def test_one_error_is_made_however_many_there_are() -> None:
-    """A body of unknown keys must not cost an error object each."""
-    body = b"{" + b",".join(b'"a%d":0' % index for index in range(20_000)) + b"}"
-    assert refusal(body).param == "a0"
+@pytest.mark.parametrize("data", [{f"a{i}": 0 for i in range(1000)}, {"name": "abc", "many": ["x"] * 1000}])
+def test_one_error_is_made_however_many_there_are(data: dict[str, object]) -> None:
+    """An error object for each of a million wrong keys or entries would block the loop for seconds."""
+    with pytest.raises(ValidationError) as caught:
+        Sample.model_validate(data)
+    assert caught.value.error_count() == 1
 
 
 @pytest.mark.parametrize(

@@ -12,11 +12,11 @@ from gateway.domain.inference import ChatMessage, Sampling
 HELLO = [{"role": "user", "content": "hello"}]
 
 
-def body(**fields: Any) -> bytes:
+def body(**fields: object) -> bytes:
     return json.dumps({"model": "tiny", "messages": HELLO} | fields).encode()
 
 
-def refusal(**fields: Any) -> BadRequest:
+def refusal(**fields: object) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         parse_chat(body(**fields))
     return caught.value
@@ -241,8 +241,8 @@ def test_text_parts_are_lines_of_one_text() -> None:
 
 
 def test_an_answer_of_ours_can_be_sent_back_whole() -> None:
-    answer = {"role": "assistant", "content": "hi", "refusal": None, "reasoning_content": "hmm", "annotations": []}
-    answer |= {"tool_calls": None, "function_call": None, "audio": None}
+    answer: dict[str, Any] = {"role": "assistant", "content": "hi", "reasoning_content": "hmm", "annotations": []}
+    answer |= dict.fromkeys(["refusal", "audio", "tool_calls", "function_call"])
     assert parse_chat(body(messages=[*HELLO, answer])).generation.prompt[1] == ChatMessage("assistant", "hi")
 
 
@@ -286,7 +286,7 @@ def test_an_answer_of_ours_can_be_sent_back_whole() -> None:
         ([{"role": "assistant", "content": "x", "audio": {"id": "a"}}], "messages[0].audio", "is not supported"),
     ],
 )
-def test_a_bad_message_is_refused_by_its_path(messages: Any, param: str, message: str) -> None:
+def test_a_bad_message_is_refused_by_its_path(messages: object, param: str, message: str) -> None:
     error = refusal(messages=messages)
     assert (error.status, error.param) == (400, param)
     assert message in error.message

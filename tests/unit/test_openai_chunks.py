@@ -55,7 +55,8 @@ def test_reasoning_goes_to_its_own_field() -> None:
 def test_a_completion_stream(include_usage: bool) -> None:
     encoder = CompletionChunks(REQUEST, TINY, 5, include_usage=include_usage)
     raw = [*encoder.opening(), encoder.text("Once"), encoder.text("b", reasoning="a"), *encoder.ending(END)]
-    chunks = [OpenAICompletion.model_validate_json(chunk) for chunk in raw]
+    # As the client does, without validation: its type forgets that the reason is null until the end.
+    chunks = [OpenAICompletion.construct(**json.loads(chunk)) for chunk in raw]
     assert {(chunk.id, chunk.object, chunk.created, chunk.model) for chunk in chunks} == {
         ("cmpl-r-1", "text_completion", 5, "tiny")
     }

@@ -10,7 +10,7 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.inference import Generation, Sampling
 
 
-def body(**fields: Any) -> bytes:
+def body(**fields: object) -> bytes:
     return json.dumps({"model": "tiny", "prompt": "Once"} | fields).encode()
 
 

@@ -9,7 +9,7 @@ from gateway.api.openai.schema import parse_embeddings
 from gateway.domain.errors import BadRequest
 
 
-def body(**fields: Any) -> bytes:
+def body(**fields: object) -> bytes:
     return json.dumps({"model": "minilm", "input": "hello"} | fields).encode()
 
 
@@ -25,7 +25,7 @@ def body(**fields: Any) -> bytes:
         (["a"] * 2048, ["a"] * 2048),
     ],
 )
-def test_inputs_keep_their_order(value: Any, texts: list[str | tuple[int, ...]]) -> None:
+def test_inputs_keep_their_order(value: object, texts: list[str | tuple[int, ...]]) -> None:
     call = parse_embeddings(body(input=value))
     assert [entry.text for entry in call.inputs] == texts
     assert {entry.model for entry in call.inputs} == {"minilm"}

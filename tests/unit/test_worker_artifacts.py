@@ -8,6 +8,8 @@ import trio
 
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
+from gateway.engines.llama_cpp import tiny_model
+from gateway.worker import artifacts
 from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactError, ArtifactStore, _hash
 
 
@@ -57,14 +59,22 @@ async def test_the_hash_is_verified(tmp_path: Path, weights: Path) -> None:
 
 
 async def test_l6_hashing_ends_when_it_is_cancelled(tmp_path: Path) -> None:
-    endless = tmp_path / "endless"
-    endless.symlink_to("/dev/zero")
+    large = tmp_path / "large"
+    with large.open("wb") as file:
+        file.truncate(2**31)
     with trio.move_on_after(0.05) as scope:
-        await trio.to_thread.run_sync(_hash, endless)
+        await trio.to_thread.run_sync(_hash, large)
     assert scope.cancelled_caught
 
 
-async def test_builtin_tiny_is_made_once(tmp_path: Path) -> None:
+async def test_builtin_tiny_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Path] = []
+
+    def write(path: Path) -> None:
+        written.append(path)
+        tiny_model.write_tiny_model(path)
+
+    monkeypatch.setattr(artifacts, "_BUILTINS", {"tiny": ("tiny-1.gguf", write)})
     store = ArtifactStore(tmp_path)
     made: list[Artifact] = []
 
@@ -74,9 +84,9 @@ async def test_builtin_tiny_is_made_once(tmp_path: Path) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(fetch)
         nursery.start_soon(fetch)
-    assert made[0] == made[1]
-    assert made[0].path is not None
-    assert made[0].path.read_bytes()[:4] == b"GGUF"
+    assert made[0] == made[1] == Artifact(tmp_path / "builtin" / "tiny-1.gguf", made[0].size_bytes)
+    assert made[0].size_bytes > 100_000
+    assert len(written) == 1
     assert list((tmp_path / "builtin").iterdir()) == [made[0].path]
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic_core import to_json
 
-from gateway.domain.errors import BackendFailed, GatewayError
+from gateway.domain.errors import BackendFailed, GatewayError, ModelLoading
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding
 
@@ -109,6 +109,10 @@ def _model(name: ModelName, created: int) -> dict[str, Any]:
 
 
 def error_object(error: GatewayError) -> bytes:
-    """The body of an error response, and the data of the event that ends a failed stream."""
+    """The body of an error response, and the data of the event that ends a failed stream.
+
+    `loading`, beside the error, says how far a model is that does not serve yet.
+    """
     fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    return to_json({"error": fields})
+    loading = {"loading": error.loading} if isinstance(error, ModelLoading) else {}
+    return to_json({"error": fields, **loading})

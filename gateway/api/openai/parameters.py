@@ -39,7 +39,7 @@ BIASED_TOKENS_MAX: Final = 65_536
 REPEAT_PENALTY_MAX: Final = 10
 """llama.cpp divides logits by it and has no bound; beyond this nothing but noise comes out."""
 
-_TOKEN_ID: Final = re.compile(r"[0-9]{1,10}", re.ASCII)
+_TOKEN_ID: Final = re.compile(r"[0-9]{1,10}")
 
 Name = Annotated[str, Field(min_length=1, max_length=NAME_CHARACTERS_MAX)]
 User = Annotated[str, Field(max_length=NAME_CHARACTERS_MAX)]

@@ -1,7 +1,7 @@
 """OpenAI's inference endpoints: parse, route, encode. Each handler is thin over `schema`, `Router` and `encode`."""
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
@@ -20,8 +20,16 @@ from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import Candidate, RoutingView
 from gateway.routing.router import RoutedStream, Router
 
-EMBEDDINGS_AT_ONCE = 4
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+EMBEDDINGS_AT_ONCE: Final = 4
 """Inputs of one embeddings request that are worked on at the same time, so that one request can't take every slot."""
+
+LARGE_BYTES: Final = 256 * 1024
+"""JSON of this size takes milliseconds to read or write, which would hold up every stream of this process."""
+NUMBER_BYTES: Final = 20
+"""About what one number of an embedding takes as JSON."""
 
 
 class Chunks(Protocol):
@@ -65,10 +73,12 @@ class OpenAiApi:
         )
 
     async def _chat(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
-        await self._generate(exchange, schema.parse_chat(body), ChatChunks, encode.chat_completion)
+        call = await run_off_loop_if_large(len(body), schema.parse_chat, body)
+        await self._generate(exchange, call, ChatChunks, encode.chat_completion)
 
     async def _completion(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
-        await self._generate(exchange, schema.parse_completion(body), CompletionChunks, encode.text_completion)
+        call = await run_off_loop_if_large(len(body), schema.parse_completion, body)
+        await self._generate(exchange, call, CompletionChunks, encode.text_completion)
 
     async def _generate(self, exchange: Exchange, call: schema.GenerationCall, chunks: Chunks, answer: Answer) -> None:
         model, created = call.generation.model, int(self._wall_clock())
@@ -103,13 +113,15 @@ class OpenAiApi:
         await exchange.end_stream(b"".join(frames) + DONE)
 
     async def _embeddings(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
-        call = schema.parse_embeddings(body)
+        call = await run_off_loop_if_large(len(body), schema.parse_embeddings, body)
         self._note_model(exchange, call.model, call.user)
         found = await self._embed_all(call.inputs, exchange.request_id)
         vectors = [embedding for embedding, _ in found]
         headers = self._note_replica(exchange, found[-1][1])
         self._note_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
-        await exchange.respond(200, encode.embeddings(call.model, vectors, call.encoding_format), headers=headers)
+        size = sum(NUMBER_BYTES * len(each.vector) for each in vectors)
+        answer = await run_off_loop_if_large(size, encode.embeddings, call.model, vectors, call.encoding_format)
+        await exchange.respond(200, answer, headers=headers)
 
     async def _embed_all(
         self, inputs: Sequence[EmbeddingInput], request_id: RequestId
@@ -166,6 +178,13 @@ class OpenAiApi:
         exchange.notes["prompt_tokens"], exchange.notes["completion_tokens"] = prompt, completion
         self._metrics.tokens.labels(model, "prompt").inc(prompt)
         self._metrics.tokens.labels(model, "completion").inc(completion)
+
+
+async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
+    """`function(*args)`, in a thread when it has much to do."""
+    if size_bytes <= LARGE_BYTES:
+        return function(*args)
+    return await trio.to_thread.run_sync(function, *args)
 
 
 def _has_text(item: Piece | Completion) -> bool:

@@ -61,13 +61,12 @@ def raise_error(raw: Mapping[str, Any], param: Param) -> None:
         return
     message = str(error.get("message", "llama.cpp failed without a message"))
     if error.get("type") == CONTEXT_EXCEEDED_TYPE:
-        raise context_exceeded(int(error["n_prompt_tokens"]), int(error["n_ctx"]), param)
+        tokens, context = error["n_prompt_tokens"], error["n_ctx"]
+        raise too_long(f"{param} has {tokens} tokens, too many for this model's context of {context} tokens", param)
     if error.get("code", INTERNAL_ERROR) >= INTERNAL_ERROR:
         raise CallError(Status.INTERNAL, message)
     raise invalid(message, param=param)
 
 
-def context_exceeded(tokens: int, limit: int, param: Param) -> CallError:
-    return invalid(
-        f"{param} has {tokens} tokens; this model's limit is {limit}", param=param, code=CONTEXT_LENGTH_EXCEEDED
-    )
+def too_long(message: str, param: Param) -> CallError:
+    return invalid(message, param=param, code=CONTEXT_LENGTH_EXCEEDED)

@@ -25,12 +25,13 @@ METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(pb.DESCRIPTOR.services_by_n
 class Call(Generic[Request]):
     """One RPC, as our methods see it. `trailers` are sent with the status of a call that ends well."""
 
-    def __init__(self, stream: Stream[Any, Any]) -> None:
-        self.trailers: dict[str, str] = {}
+    def __init__(self, name: str, stream: Stream[Any, Any]) -> None:
         self.name = name
+        self.trailers: dict[str, str] = {}
         self._stream = stream
 
     async def receive(self) -> Request:
+        """The request; raises `CallError` when there is none."""
         request: Request | None = await self._stream.recv_message()
         if request is None:
             raise CallError(Status.INVALID_ARGUMENT, "the call ended before its message")
@@ -68,10 +69,10 @@ class Dispatcher:
             (True, False): Cardinality.STREAM_UNARY,
             (True, True): Cardinality.STREAM_STREAM,
         }[method.client_streaming, method.server_streaming]
-        answer = partial(self._answer, self._methods.get(method.name, _unimplemented))
+        answer = partial(self._answer, method.name)
         return Route(answer, cardinality, GetMessageClass(method.input_type), GetMessageClass(method.output_type))
 
-    async def _answer(self, method: Method, stream: Stream[Any, Any]) -> None:
+    async def _answer(self, name: str, stream: Stream[Any, Any]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpclib runs each call in a task; for the type checker
         # The task outlives this function by the trailers, which grpclib sends when they are not sent here.
@@ -79,8 +80,8 @@ class Dispatcher:
         task.add_done_callback(self._open.discard)
         try:
             self._authenticate(stream)
-            call = Call[Any](stream)
-            await method(call)
+            call = Call[Any](name, stream)
+            await self._methods.get(name, _unimplemented)(call)
             await stream.send_trailing_metadata(metadata=call.trailers)
         except CallError as error:
             await stream.send_trailing_metadata(
@@ -89,11 +90,11 @@ class Dispatcher:
 
     def _authenticate(self, stream: Stream[Any, Any]) -> None:
         """Takes as long for a wrong token as for the right one (H5)."""
-        given = str((stream.metadata or {}).get(AUTHORIZATION, ""))
+        given = str(stream.metadata.get(AUTHORIZATION, "")) if stream.metadata else ""
         if self._authorization and not hmac.compare_digest(given.encode(), self._authorization):
             raise CallError(Status.UNAUTHENTICATED, "wrong or missing bearer token")
 
 
 async def _unimplemented(call: Call[Message]) -> None:
-    """Without reading the request: a client that streams may wait for an answer before it sends one."""
+    """Does not wait for a request: a client that streams may not send one before it has an answer."""
     raise CallError(Status.UNIMPLEMENTED, f"the llama-cpp engine has no {call.name}")

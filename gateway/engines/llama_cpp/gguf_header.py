@@ -52,9 +52,6 @@ def _skip_array(file: BinaryIO) -> None:
     if kind == STRING:
         for _ in range(count):
             file.seek(_length(file), 1)
-    elif kind == ARRAY:
-        for _ in range(count):
-            _skip_array(file)
     else:
         file.seek(count * struct.calcsize(_format(kind)), 1)
 

@@ -54,7 +54,7 @@ def main(addr: str) -> int:
     try:
         address = parse_address(addr)
         check_installed()
-        import uvloop  # noqa: PLC0415 - `check_installed` explains its absence
+        import uvloop
 
         uvloop.run(_serve(address, os.environ.get(TOKEN_VARIABLE, "")))
     except StartError as error:
@@ -78,8 +78,8 @@ def parse_address(addr: str) -> Address:
 def check_installed() -> None:
     """Raises `StartError` that says what to install when llama.cpp can't be imported."""
     try:
-        import uvloop  # noqa: F401, PLC0415 - only to see whether it is there
-        import xllamacpp  # noqa: F401, PLC0415 - the same
+        import uvloop  # noqa: F401 - only to see whether it is there
+        import xllamacpp  # noqa: F401 - the same
     except ModuleNotFoundError as error:
         raise StartError(f"{error.name} is not installed: pip install 'gateway[llama]'", EXIT_FAILED) from error
     except ImportError as error:
@@ -88,9 +88,9 @@ def check_installed() -> None:
 
 
 async def _serve(address: Address, token: str) -> NoReturn:
-    from gateway.engines.llama_cpp.dispatch import Dispatcher  # noqa: PLC0415 - needs what `check_installed` checks
-    from gateway.engines.llama_cpp.server import EngineServer  # noqa: PLC0415 - the same
-    from gateway.engines.llama_cpp.service import EngineService  # noqa: PLC0415 - the same
+    from gateway.engines.llama_cpp.dispatch import Dispatcher
+    from gateway.engines.llama_cpp.server import EngineServer
+    from gateway.engines.llama_cpp.service import EngineService
 
     service = EngineService()
     dispatcher = Dispatcher(service.methods, token)
@@ -107,17 +107,28 @@ async def _serve(address: Address, token: str) -> NoReturn:
 
 
 async def _listen(server: "EngineServer", address: Address) -> Address:
-    """Bind and listen; the address with the port that it got. Raises `StartError`."""
-    try:
-        listener = socket.create_server(
-            (address.host, address.port), family=socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        )
-    except socket.gaierror as error:
-        raise StartError(f"--addr: no such host {address.host!r}: {error.strerror}", EXIT_USAGE) from error
-    except OSError as error:
-        raise StartError(f"can't listen on {address}: {error.strerror}", EXIT_FAILED) from error
+    """Listen; the address with the port that it got. Raises `StartError`."""
+    listener = bind(address)
     await server.start(sock=listener)
     return Address(address.host, listener.getsockname()[1])
+
+
+def bind(address: Address) -> socket.socket:
+    """Not shared with anybody: SO_REUSEPORT would let two engines have one port (pitfall 33). Raises `StartError`."""
+    try:
+        family, kind, protocol, _, resolved = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except (socket.gaierror, UnicodeError) as error:
+        raise StartError(f"--addr: no such host {address.host!r}: {error}", EXIT_USAGE) from error
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(resolved)
+    except OSError as error:
+        listener.close()
+        raise StartError(f"can't listen on {address}: {error.strerror}", EXIT_FAILED) from error
+    return listener
 
 
 def _watch_signals() -> asyncio.Event:

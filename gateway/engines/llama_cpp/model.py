@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import xllamacpp
 from grpclib.const import Status
 
-from gateway.engines.llama_cpp.chunks import context_exceeded, raise_error
+from gateway.engines.llama_cpp.chunks import raise_error, too_long
 from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
 from gateway.engines.llama_cpp.generation import Sink
 from gateway.engines.llama_cpp.gguf_header import BrokenHeader, read_metadata
@@ -82,7 +82,7 @@ class Model:
         tokens = self.tokenize(item) if isinstance(item, str) else item
         limit = min(self.options.batch_tokens, self.limits.context_tokens)
         if len(tokens) > limit:
-            raise context_exceeded(len(tokens), limit, "input")
+            raise too_long(f"input has {len(tokens)} tokens; this model embeds at most {limit} at once", "input")
 
     def _read_limits(self) -> Limits:
         (entry,) = self._ask("GET", "/v1/models")["data"]

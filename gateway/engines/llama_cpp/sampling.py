@@ -158,7 +158,7 @@ def _logit_bias(name: str, value: Any, limits: Limits) -> Body:  # noqa: ANN401 
     return {name: [_bias(name, token, bias, limits) for token, bias in value.items()]}
 
 
-def _bias(name: str, token: str, bias: object, limits: Limits) -> tuple[int, float]:
+def _bias(name: str, token: str, bias: Any, limits: Limits) -> tuple[int, float]:  # noqa: ANN401 - straight from JSON
     digits = token.isascii() and token.isdecimal() and len(token) <= TOKEN_DIGITS_MAX
     if not (digits and int(token) < limits.vocabulary_size):
         _wrong(name, f"keyed by token ids below {limits.vocabulary_size}", token)

@@ -32,7 +32,7 @@ class Loaded:
 
 
 class EngineService:
-    """Lives on the event loop; whatever blocks runs in a slot's thread or, without a slot, in the loop's default ones."""
+    """Lives on the event loop; what blocks runs in a slot's thread or, if it needs no slot, in the loop's own ones."""
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
@@ -62,11 +62,13 @@ class EngineService:
         self._draining = True
 
     async def health(self, call: Call[pb.HealthMessage]) -> None:
-        """Also without a model, and also while draining: the process is there (wire.md B3)."""
+        """Also without a model, and also while draining: the process is there."""
+        await call.receive()
         await call.send(pb.Reply(message=HEALTHY))
 
     async def status(self, call: Call[pb.HealthMessage]) -> None:
         """READY: at least one slot is free."""
+        await call.receive()
         await call.send(pb.StatusResponse(state=self._state()))
 
     def _state(self) -> pb.StatusResponse.State:
@@ -78,8 +80,9 @@ class EngineService:
 
     async def load_model(self, call: Call[pb.ModelOptions]) -> None:
         """A client that leaves does not end the load (L4): its result is kept."""
+        request = await call.receive()
         self._refuse_when_draining()
-        load = asyncio.create_task(self._load(call.request))
+        load = asyncio.create_task(self._load(request))
         self._loads.add(load)
         load.add_done_callback(self._loads.discard)
         await call.send(await asyncio.shield(load))
@@ -88,18 +91,23 @@ class EngineService:
         try:
             options = load_options(request)
             async with self._changing:
-                if self._loaded is None:
-                    model = await asyncio.to_thread(Model, options)
-                    self._loaded = Loaded(model, Slots(options.parallel))
-                elif not self._loaded.serves(options):
-                    loaded = self._loaded.model.options
-                    raise LoadError(f"already loaded: {loaded.identity!r} from {loaded.file}")
+                await self._change_to(options)
         except LoadError as error:
             return pb.Result(success=False, message=str(error))
         return pb.Result(success=True, message=f"{options.identity!r} is loaded")
 
+    async def _change_to(self, options: LoadOptions) -> None:
+        """Nothing to do when this very model is loaded: LoadModel may be repeated."""
+        if self._loaded is None:
+            model = await asyncio.to_thread(Model, options)
+            self._loaded = Loaded(model, Slots(options.parallel))
+        elif not self._loaded.serves(options):
+            loaded = self._loaded.model.options
+            raise LoadError(f"already loaded: {loaded.identity!r} from {loaded.file}")
+
     async def free(self, call: Call[pb.HealthMessage]) -> None:
         """New calls find nothing loaded at once; the open ones are let finish, then the memory is given back."""
+        await call.receive()
         async with self._changing:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
@@ -112,7 +120,7 @@ class EngineService:
     async def predict_stream(self, call: Call[pb.PredictOptions]) -> None:
         """A reply per piece of text with the counts so far; the last one has no text, the totals and the timings."""
         last = Chunk()
-        async with self._open_generation(call.request) as generation:
+        async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
                 for chunk in chunks:
                     last = _later(last, chunk)
@@ -124,7 +132,7 @@ class EngineService:
     async def predict(self, call: Call[pb.PredictOptions]) -> None:
         """As a stream whose text is kept until it is whole; so it can be cancelled like one."""
         last, text = Chunk(), []
-        async with self._open_generation(call.request) as generation:
+        async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
                 for chunk in chunks:
                     last = _later(last, chunk)
@@ -145,14 +153,16 @@ class EngineService:
             generation.cancel()
 
     async def embedding(self, call: Call[pb.PredictOptions]) -> None:
-        loaded = self._loaded_for(call.request)
-        item = embedding_input(call.request, loaded.model.limits)
+        request = await call.receive()
+        loaded = self._loaded_for(request)
+        item = embedding_input(request, loaded.model.limits)
         answer = await loaded.slots.start(loaded.model.embed, item)
         await call.send(_embedding_result(answer))
 
     async def tokenize_string(self, call: Call[pb.PredictOptions]) -> None:
-        model = self._loaded_for(call.request).model
-        tokens = await asyncio.to_thread(model.tokenize, call.request.Prompt)
+        request = await call.receive()
+        model = self._loaded_for(request).model
+        tokens = await asyncio.to_thread(model.tokenize, request.Prompt)
         await call.send(pb.TokenizationResponse(length=len(tokens), tokens=tokens))
 
     def _loaded_for(self, options: pb.PredictOptions) -> Loaded:

@@ -31,14 +31,14 @@ CHAT_TEMPLATE: Final = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 
-WORDS: Final = (
-    "a and are as at be bird blue bridge but by came can cat clear cloud day deep did down early ever fall far field "
-    "fire first for from garden gave go green had has have he her here hill his home house how if in into is it its "
-    "lake late leaf light like little long moon more morning mountain near new night no not now of old on one only or "
-    "our out over path quiet rain red river road sea she sky slow small snow so some song spring star still stone "
-    "summer sun than that the their then there they this through time to tree under until up very was water we went "
-    "were what when where which while who wide wind window winter with word year you young"
-).split()  # noqa: SIM905 - one word a line would fill a page
+WORDS: Final = """
+a and are as at be bird blue bridge but by came can cat clear cloud day deep did down early ever fall far field fire
+first for from garden gave go green had has have he her here hill his home house how if in into is it its lake late leaf
+light like little long moon more morning mountain near new night no not now of old on one only or our out over path
+quiet rain red river road sea she sky slow small snow so some song spring star still stone summer sun than that the
+their then there they this through time to tree under until up very was water we went were what when where which while
+who wide wind window winter with word year you young
+"""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ def write_tiny_model(
     `embedding_length` (a multiple of 32) and `layers` make a slower model, `context_tokens` is what it claims to be
     trained for.
     """
+    if embedding_length % (2 * HEAD_LENGTH):
+        raise ValueError(f"embedding_length must be a multiple of {2 * HEAD_LENGTH}, not {embedding_length}")
     vocabulary = tuple(_vocabulary())
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -97,7 +99,7 @@ def _vocabulary() -> Iterator[Token]:
 def _pieces() -> tuple[str, ...]:
     """A space, every printable ASCII character, and every beginning of a word, each once."""
     characters = [SPACE, *(chr(code) for code in range(ord("!"), ord("~") + 1))]
-    beginnings = [SPACE + word[:length] for word in WORDS for length in range(1, len(word) + 1)]
+    beginnings = [SPACE + word[:length] for word in WORDS.split() for length in range(1, len(word) + 1)]
     return tuple(dict.fromkeys(characters + sorted(beginnings, key=len)))
 
 

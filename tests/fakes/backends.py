@@ -1,0 +1,85 @@
+"""A `Backends` in memory whose answers a test scripts, replica by replica."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway.backends.protocol import AnswerStream, RouteError, Target
+from gateway.domain.errors import GatewayError
+from gateway.domain.ids import ReplicaId, RequestId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece, Sampling
+
+DONE = Completion(Finish.STOP, 3, 2)
+NO_SAMPLING = Sampling()
+Item = Piece | Completion | RouteError | GatewayError | trio.Event
+"""Given, raised, or waited for."""
+
+
+@dataclass
+class Script:
+    """How one replica answers: the items in order, each either given, raised or waited for."""
+
+    items: list[Item] = field(default_factory=lambda: [Piece("hello"), DONE])
+
+
+class FakeBackends:
+    """Records who was called; a call is running from its start to the end of its scope."""
+
+    def __init__(self) -> None:
+        self.scripts: dict[ReplicaId, Script] = {}
+        self.calls: list[ReplicaId] = []
+        self.running: list[ReplicaId] = []
+        self.on_call: Callable[[Target], None] = lambda _target: None
+
+    def script(self, replica_id: ReplicaId, *items: Item) -> None:
+        self.scripts[replica_id] = Script(list(items))
+
+    @asynccontextmanager
+    async def open_stream(
+        self, target: Target, generation: Generation, request_id: RequestId
+    ) -> AsyncIterator[AnswerStream]:
+        self.calls.append(target.replica_id)
+        self.on_call(target)
+        self.running.append(target.replica_id)
+        try:
+            yield FakeAnswerStream(list(self.scripts.get(target.replica_id, Script()).items))
+        finally:
+            self.running.remove(target.replica_id)
+
+    async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
+        async with self.open_stream(target, generation, request_id) as stream:
+            while True:
+                item = await stream.receive()
+                if isinstance(item, Completion):
+                    return item
+
+    async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
+        completion = await self.generate(target, Generation(item.model, "", NO_SAMPLING), request_id)
+        return Embedding((1.0, 0.0), completion.prompt_tokens)
+
+
+class FakeAnswerStream:
+    def __init__(self, items: list[Item]) -> None:
+        self._items = items
+
+    async def receive(self) -> Piece | Completion:
+        await trio.lowlevel.checkpoint()
+        while isinstance(self._items[0], trio.Event):
+            await self._items[0].wait()
+            self._items.pop(0)
+        return self._take()
+
+    def receive_nowait(self) -> Piece | Completion:
+        if isinstance(self._items[0], trio.Event):
+            raise trio.WouldBlock
+        return self._take()
+
+    def _take(self) -> Piece | Completion:
+        item = self._items[0]
+        if isinstance(item, Exception):
+            raise item  # again and again, as a closed stream does
+        assert isinstance(item, Piece | Completion)
+        del self._items[0]
+        return item

@@ -1,0 +1,158 @@
+"""A real llama.cpp engine process and a plain asyncio client for it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from google.protobuf.message import Message
+from grpclib import GRPCError
+from grpclib.client import Channel
+from grpclib.client import Stream as ClientStream
+
+from gateway.backends.metadata import SAMPLING_KEY, TOKEN_VARIABLE, bearer
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.pb.backend_grpc import BackendStub
+
+IDENTITY: Final = "tiny"
+EXIT_SECONDS_MAX: Final = 30.0
+"""Only a hung engine takes that long."""
+
+
+class EngineProcess:
+    """`python -m gateway.engines.llama_cpp` on a free port; `stdin` is the pipe that says we live."""
+
+    def __init__(self, *, token: str = "") -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.engines.llama_cpp", "--addr", "127.0.0.1:0"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, TOKEN_VARIABLE: token},
+        )
+        self.log: list[str] = []
+        self.port = self._wait_listening()
+        # Whoever does not read the pipe stops the engine when the pipe is full.
+        self._reader = threading.Thread(target=self._read_log)
+        self._reader.start()
+
+    def wait_exit(self) -> int:
+        return self.process.wait(EXIT_SECONDS_MAX)
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self._reader.join()
+        for pipe in (self.process.stdin, self.process.stderr):
+            assert pipe is not None
+            pipe.close()
+
+    def _wait_listening(self) -> int:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            if "listening on " in line:
+                return int(line.rsplit(":", 1)[1])
+        raise AssertionError(f"the engine did not start: {self.log}")
+
+    def _read_log(self) -> None:
+        assert self.process.stderr is not None
+        self.log.extend(self.process.stderr)
+
+
+@contextlib.contextmanager
+def open_engine(*, token: str = "") -> Iterator[EngineProcess]:
+    engine = EngineProcess(token=token)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+@dataclass
+class Answer:
+    """What came of one call: the replies until it ended, then its trailers and its error, if it had one."""
+
+    replies: list[Any] = field(default_factory=list)
+    trailers: Mapping[str, str] = field(default_factory=dict)
+    error: GRPCError | None = None
+
+    @property
+    def text(self) -> str:
+        """Decoded strictly and reply by reply: each holds whole characters."""
+        return "".join(reply.message.decode() for reply in self.replies)
+
+
+class EngineClient:
+    """One channel; every method is one whole call and needs no model of how the engine works."""
+
+    def __init__(self, port: int, *, token: str = "") -> None:
+        self.channel = Channel("127.0.0.1", port)
+        self.stub = BackendStub(self.channel)
+        self._metadata = dict(bearer(token)) if token else None
+
+    async def call(self, rpc: str, request: Message) -> Answer:
+        async with self.open(rpc) as stream:
+            await stream.send_message(request, end=True)
+            return await finish(stream)
+
+    @contextlib.asynccontextmanager
+    async def open(self, rpc: str) -> AsyncIterator[ClientStream[Any, Any]]:
+        """The raw call; leaving it early cancels it."""
+        async with getattr(self.stub, rpc).open(metadata=self._metadata) as stream:
+            try:
+                yield stream
+            finally:
+                with contextlib.suppress(Exception):
+                    await stream.cancel()
+
+    async def load(self, file: Path, *, context_tokens: int = 1024, options: Sequence[str] = ()) -> pb.Result:
+        request = pb.ModelOptions(
+            Model=IDENTITY, ModelFile=str(file), ContextSize=context_tokens, Options=["threads:1", *options]
+        )
+        result: pb.Result = await self.stub.LoadModel(request, metadata=self._metadata)
+        return result
+
+    async def state(self) -> int:
+        status = await self.stub.Status(pb.HealthMessage(), metadata=self._metadata)
+        return int(status.state)
+
+    def close(self) -> None:
+        self.channel.close()
+
+
+async def finish(stream: ClientStream[Any, Any]) -> Answer:
+    """Read what is left of a call."""
+    answer = Answer()
+    try:
+        while (reply := await stream.recv_message()) is not None:
+            answer.replies.append(reply)
+        await stream.recv_trailing_metadata()
+    except GRPCError as error:
+        answer.error = error
+    answer.trailers = {key: str(value) for key, value in (stream.trailing_metadata or {}).items()}
+    return answer
+
+
+def prompt(text: str = "the river", sampling: Mapping[str, object] | None = None) -> pb.PredictOptions:
+    """A raw prompt, with the sampling parameters as our gateway sends them."""
+    return pb.PredictOptions(Prompt=text, Metadata={SAMPLING_KEY: json.dumps(sampling or {})})
+
+
+def chat(text: str = "hello", sampling: Mapping[str, object] | None = None) -> pb.PredictOptions:
+    options = prompt("", sampling)
+    options.UseTokenizerTemplate = True
+    options.Messages.add(role="user", content=text)
+    return options
+
+
+async def wait_state(client: EngineClient, state: int) -> None:
+    """Each round is a call and an answer; nothing sleeps."""
+    while await client.state() != state:
+        pass

@@ -1,0 +1,30 @@
+"""A worker as a process, to be killed: `python -m tests.fakes.worker_program FOLDER`, with SCRIPT for its backend.
+
+Runs one replica and prints each report as a JSON line: `{"observed": "ready", "pid": 1}`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import trio
+
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.bridge import open_bridge
+from gateway.worker.process import spawn_process
+from tests.fakes.worker_bench import open_worker, scripted, settings_in, wish
+
+
+async def run_worker(folder: Path) -> None:
+    async with (
+        open_bridge() as bridge,
+        open_worker(settings_in(folder, scripted()), spawn_process, GrpcBackendControl(bridge)) as worker,
+    ):
+        await worker.want(wish("a"))
+        async for report in worker.reports:
+            sys.stdout.write(json.dumps({"observed": report.observed, "pid": report.pid}) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    trio.run(run_worker, Path(sys.argv[1]))

@@ -1,0 +1,246 @@
+"""Runs real gateways as real processes for the integration tests, and looks at them from outside."""
+
+import json
+import os
+import re
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Self, TypeVar
+
+import httpx
+import openai
+import psutil
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+START_SECONDS: Final = 30.0
+WAIT_SECONDS: Final = 30.0
+
+T = TypeVar("T")
+
+SCRIPTED: Final = f"""
+[backends.scripted]
+command = [{sys.executable!r}, "-m", "tests.fakes.scripted_backend"]
+"""
+"""The scripted backend as a `[backends]` section; its behaviour is in the section's env (`scripted_model`)."""
+
+
+def wait_for(look: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:
+    """Looks until the answer is true and returns it. Fails, naming `what`, when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := look():
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"waited {seconds} s for {what}")
+
+
+@dataclass
+class GatewayProcess:
+    """One `gateway serve` in a folder of its own."""
+
+    folder: Path
+    process: "subprocess.Popen[str]"
+    url: str = ""
+    lines: list[str] = field(default_factory=list)
+    """What it wrote to stderr so far."""
+
+    @property
+    def log(self) -> str:
+        return "".join(self.lines)
+
+    def client(self, api_key: str | None = None, timeout: float = 30.0) -> httpx.Client:
+        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
+
+    def openai(self, **options: Any) -> openai.OpenAI:
+        settings: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
+        return openai.OpenAI(base_url=f"{self.url}/v1", **settings)
+
+    def chat(self, model: str = "tiny", **fields: Any) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, **fields}
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60.0)
+
+    def status(self) -> dict[str, Any]:
+        document: dict[str, Any] = httpx.get(f"{self.url}/api/status", timeout=10.0).json()
+        return document
+
+    def model(self, name: str = "tiny") -> dict[str, Any]:
+        return next(model for model in self.status()["models"] if model["name"] == name)
+
+    def metric(self, series: str) -> float:
+        """The value of one series such as `gateway_in_flight{model="tiny"}`; 0 if it is not there."""
+        for line in httpx.get(f"{self.url}/metrics", timeout=10.0).text.splitlines():
+            name, _, value = line.rpartition(" ")
+            if name == series:
+                return float(value)
+        return 0.0
+
+    def metric_sum(self, name: str) -> float:
+        """The sum over all label values of one metric."""
+        text = httpx.get(f"{self.url}/metrics", timeout=10.0).text
+        return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+    def backend_pids(self) -> list[int]:
+        """Of the backend processes that are children of this gateway and still live."""
+        try:
+            children = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+        return [child.pid for child in children if is_alive(child.pid)]
+
+    def send_signal(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def stop(self, seconds: float = 30.0) -> int:
+        """SIGTERM, then its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is no zombie."""
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@contextmanager
+def running_gateway(
+    folder: Path, config: str = "", *, args: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> Iterator[GatewayProcess]:
+    """A gateway on a free port with `config` as its TOML file; killed at the end if it still runs."""
+    gateway = start_gateway(folder, config, args=args, env=env)
+    try:
+        wait_for(lambda: gateway.url or gateway.process.poll() is not None, "the gateway to listen", START_SECONDS)
+        assert gateway.url, f"the gateway did not start:\n{gateway.log}"
+        yield gateway
+    finally:
+        gateway.process.kill()
+        gateway.process.wait()
+
+
+def start_gateway(
+    folder: Path, config: str = "", *, args: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+) -> GatewayProcess:
+    """Starts one without waiting for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if config:
+        (folder / "config.toml").write_text(config)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "serve", "--port", "0", *args],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    gateway = GatewayProcess(folder, process)
+    threading.Thread(target=_read_log, args=(gateway,), daemon=True).start()
+    return gateway
+
+
+def _read_log(gateway: GatewayProcess) -> None:
+    assert gateway.process.stderr is not None
+    with gateway.process.stderr as stream:
+        for line in stream:
+            gateway.lines.append(line)
+            if found := re.search(r"listens on (http://\S+)", line):
+                gateway.url = found[1]
+
+
+def scripted_config(script: Mapping[str, object], *, log: Path | None = None, model: str = "", more: str = "") -> str:
+    """A configuration whose model `scripted` is served by the scripted backend.
+
+    `log` gets its events (`events_in`); `model` is further lines of the model's table, `more` further sections.
+    """
+    env = {"SCRIPT": json.dumps(script), **({"SCRIPT_LOG": str(log)} if log else {})}
+    lines = "\n".join(f"{name} = {json.dumps(value)}" for name, value in env.items())
+    artifact = json.dumps(f"file:{ROOT / 'pyproject.toml'}")  # any file: it is never read
+    table = f'[[models]]\nname = "scripted"\nbackend = "scripted"\nartifact = {artifact}\n{model}\n'
+    return f"{more}\n{SCRIPTED}\n[backends.scripted.env]\n{lines}\n{table}"
+
+
+def events_in(log: Path, name: str) -> list[dict[str, Any]]:
+    """What scripted backends wrote to `log` under that name, oldest first."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def together(count: int, call: Callable[[int], T]) -> list[T]:
+    """Calls `call(0)` ... `call(count - 1)` at the same time, each in its thread; the results in order."""
+    barrier = threading.Barrier(count)
+
+    def run(index: int) -> T:
+        barrier.wait(WAIT_SECONDS)
+        return call(index)
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
+
+
+def chat_request(model: str = "tiny", **fields: Any) -> bytes:
+    """A whole chat request as it goes over a socket; a stream unless said otherwise."""
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "stream": True, **fields}
+    payload = json.dumps(body).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {len(payload)}\r\n"
+    return head.encode() + b"content-type: application/json\r\n\r\n" + payload
+
+
+class RawClient:
+    """A client at the socket's level, which may stop reading or hang up at any byte."""
+
+    def __init__(self, gateway: GatewayProcess, *, receive_buffer_bytes: int | None = None) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(WAIT_SECONDS)
+        if receive_buffer_bytes is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+        url = httpx.URL(gateway.url)
+        self.socket.connect((url.host, url.port))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read_until(self, mark: bytes) -> bytes:
+        """All that came up to `mark` and a little more. Fails when the connection ends before it."""
+        received = b""
+        while mark not in received:
+            data = self.socket.recv(65536)
+            assert data, f"the connection ended before {mark!r}: {received!r}"
+            received += data
+        return received
+
+    def read_to_end(self) -> bytes:
+        received = b""
+        while data := self.socket.recv(65536):
+            received += data
+        return received
+
+    def reset(self) -> None:
+        """Hangs up the hard way (RST), as a killed client's kernel does when something is unread."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+def is_idle(pid: int, seconds: float = 0.2) -> bool:
+    """Whether the process used (nearly) no processor for that long."""
+    before = sum(psutil.Process(pid).cpu_times()[:2])
+    time.sleep(seconds)
+    return sum(psutil.Process(pid).cpu_times()[:2]) - before <= 0.1 * seconds

@@ -1,0 +1,92 @@
+"""What llama.cpp is asked for a PredictOptions."""
+
+import pytest
+
+from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.errors import CallError
+from gateway.engines.llama_cpp.requests import REFUSED_FIELDS, STREAMED, embedding_input, generation_request
+from gateway.engines.llama_cpp.sampling import Limits
+
+LIMITS = Limits(context_tokens=1024, vocabulary_size=100)
+NOTHING_SET = {SAMPLING_KEY: "{}"}
+
+
+def refused_param(options: pb.PredictOptions) -> str:
+    with pytest.raises(CallError) as caught:
+        generation_request(options, LIMITS)
+    return caught.value.trailers[ERROR_PARAM]
+
+
+def test_a_raw_prompt_stays_raw() -> None:
+    request = generation_request(pb.PredictOptions(Prompt="the river", Metadata=NOTHING_SET), LIMITS)
+    assert request.param == "prompt"
+    assert request.body == {**STREAMED, "prompt": "the river"}
+
+
+def test_a_chat_goes_through_the_models_template() -> None:
+    options = pb.PredictOptions(
+        UseTokenizerTemplate=True,
+        Prompt="ignored",
+        Messages=[
+            pb.Message(role="user", content="hi", name="ann"),
+            pb.Message(role="assistant", tool_calls='[{"id": "c1"}]', reasoning_content="hm"),
+            pb.Message(role="tool", content="4", tool_call_id="c1"),
+        ],
+        Metadata=NOTHING_SET,
+    )
+    request = generation_request(options, LIMITS)
+    assert request.param == "messages"
+    assert request.body == {
+        **STREAMED,
+        "reasoning_format": "none",
+        "messages": [
+            {"role": "user", "content": "hi", "name": "ann"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}], "reasoning_content": "hm"},
+            {"role": "tool", "content": "4", "tool_call_id": "c1"},
+        ],
+    }
+
+
+def test_sampling_never_changes_how_llama_is_called() -> None:
+    options = pb.PredictOptions(Prompt="a", Metadata={SAMPLING_KEY: '{"stream": false}'})
+    assert refused_param(options) == "stream"
+
+
+def test_a_chat_without_messages_is_refused() -> None:
+    assert refused_param(pb.PredictOptions(UseTokenizerTemplate=True)) == "messages"
+
+
+def test_tool_calls_that_are_no_json_are_refused() -> None:
+    message = pb.Message(role="assistant", tool_calls="[")
+    assert refused_param(pb.PredictOptions(UseTokenizerTemplate=True, Messages=[message])) == "messages"
+
+
+REFUSED = {
+    "Tools": pb.PredictOptions(Tools="[]"),
+    "ToolChoice": pb.PredictOptions(ToolChoice="auto"),
+    "Grammar": pb.PredictOptions(Grammar="root ::= [a]"),
+    "Images": pb.PredictOptions(Images=["x"]),
+    "Videos": pb.PredictOptions(Videos=["x"]),
+    "Audios": pb.PredictOptions(Audios=["x"]),
+    "Logprobs": pb.PredictOptions(Logprobs=1),
+    "TopLogprobs": pb.PredictOptions(TopLogprobs=1),
+    "NegativePrompt": pb.PredictOptions(NegativePrompt="x"),
+}
+
+
+@pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
+def test_a_field_that_is_not_honoured_is_refused_by_name(field: str) -> None:
+    assert refused_param(REFUSED[field]) == REFUSED_FIELDS[field]
+
+
+def test_an_embedding_is_of_a_text_or_of_tokens() -> None:
+    assert embedding_input(pb.PredictOptions(Embeddings="the river"), LIMITS) == "the river"
+    assert embedding_input(pb.PredictOptions(EmbeddingTokens=[0, 99]), LIMITS) == [0, 99]
+
+
+@pytest.mark.parametrize("options", [pb.PredictOptions(Prompt="the river"), pb.PredictOptions(EmbeddingTokens=[100])])
+def test_an_embedding_of_nothing_or_of_unknown_tokens_is_refused(options: pb.PredictOptions) -> None:
+    with pytest.raises(CallError) as caught:
+        embedding_input(options, LIMITS)
+    assert caught.value.trailers == {ERROR_PARAM: "input"}

@@ -1,0 +1,88 @@
+"""The one policy, by example. Its properties are in tests/properties/test_picker.py."""
+
+from random import Random
+
+from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
+from gateway.routing.eligibility import Candidate
+from gateway.routing.load_table import LoadTable, ReplicaUse
+from gateway.routing.picker import Choice, pick
+from tests.fakes.fleet import replica, view
+
+NOW = 100.0
+
+
+def candidate(name: str, *, slots: int = 4, vram: int | None = None) -> Candidate:
+    return Candidate(ReplicaId(name), ModelName("m"), NodeId("n"), "n", Address("a:1"), slots, vram)
+
+
+def choose(candidates: list[Candidate], uses: dict[str, ReplicaUse]) -> Choice | None:
+    return pick(candidates, lambda replica_id: uses.get(replica_id, ReplicaUse()), NOW, Random(1))
+
+
+def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaUse:
+    table = LoadTable()
+    leases = {table.lease(candidate("x"), f"r{i}", 0.0) for i in range(count)}  # type: ignore[arg-type]
+    return ReplicaUse(leases, last_used, full_until)
+
+
+def chosen(choice: Choice | None) -> str:
+    assert choice is not None
+    return choice.candidate.replica_id
+
+
+def test_nothing_to_choose_from() -> None:
+    assert choose([], {}) is None
+
+
+def test_least_load_first() -> None:
+    assert chosen(choose([candidate("a"), candidate("b")], {"a": busy(2), "b": busy(1)})) == "b"
+
+
+def test_r2_longest_unused_breaks_a_tie_before_vram() -> None:
+    fat, thin = candidate("fat", vram=80), candidate("thin", vram=8)
+    uses = {"fat": busy(0, last_used=2.0), "thin": busy(0, last_used=1.0)}
+    assert chosen(choose([fat, thin], uses)) == "thin"
+
+
+def test_more_free_vram_breaks_the_last_tie() -> None:
+    assert chosen(choose([candidate("a", vram=8), candidate("b", vram=9), candidate("c")], {})) == "b"
+
+
+def test_a_free_slot_beats_a_lower_load_without_one() -> None:
+    small, large = candidate("small", slots=1), candidate("large", slots=8)
+    choice = choose([small, large], {"small": busy(1), "large": busy(3)})
+    assert chosen(choice) == "large"
+    assert choice is not None
+    assert choice.has_free_slot
+
+
+def test_all_taken_is_said() -> None:
+    choice = choose([candidate("a", slots=1)], {"a": busy(1)})
+    assert choice is not None
+    assert not choice.has_free_slot
+
+
+def test_a_replica_that_said_full_counts_as_taken_until_then() -> None:
+    a, b = candidate("a"), candidate("b")
+    assert chosen(choose([a, b], {"a": busy(0, full_until=NOW + 1), "b": busy(3)})) == "b"
+    assert chosen(choose([a, b], {"a": busy(0, full_until=NOW), "b": busy(3)})) == "a"
+
+
+def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
+    table = LoadTable()
+    candidates = [candidate("a", vram=24), candidate("b", vram=16), candidate("c", vram=8)]
+    picked = []
+    for turn in range(9):
+        choice = pick(candidates, table.use_of, float(turn), Random(turn))
+        assert choice is not None
+        with table.lease(choice.candidate, f"r{turn}", float(turn)):  # type: ignore[arg-type]
+            picked.append(choice.candidate.replica_id)
+    assert sorted(picked) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
+
+
+def test_r6_one_request_is_one_lease() -> None:
+    table = LoadTable()
+    only = view(replica("r1")).candidates[ModelName("m")][0]
+    with table.lease(only, "request", 0.0):  # type: ignore[arg-type]
+        assert table.statistics().in_flight == {"r1": 1}
+    assert table.statistics().in_flight == {}
