@@ -211,7 +211,11 @@ async def _start_front(gateway: Gateway, front: trio.Nursery, listening: socket.
     server = gateway.config.server
     listener = Listener(
         gateway.app,
-        ListenerSettings(drain_seconds=server.drain_timeout, write_timeout_seconds=server.write_timeout),
+        ListenerSettings(
+            drain_seconds=server.drain_timeout,
+            write_timeout_seconds=server.write_timeout,
+            connections_max=server.connections_max,
+        ),
         on_drain=gateway.app.drain,
         on_drain_end=gateway.app.end_streams,
         stop=gateway.stop,

@@ -17,7 +17,7 @@ def check_local_request(host: str | None, origin: str | None) -> None:
         raise Forbidden(
             "A gateway without API keys answers only to a loopback Host, such as localhost.", code="bad_host"
         )
-    if origin is not None and not is_loopback_name(urlsplit(origin).hostname or ""):
+    if origin is not None and not is_loopback_name(_host_of(origin)):
         raise Forbidden(
             "A gateway without API keys takes no requests from web pages of other origins.", code="bad_origin"
         )
@@ -37,6 +37,14 @@ def is_loopback_name(name: str) -> bool:
         return ip_address(name.strip("[]")).is_loopback
     except ValueError:
         return False
+
+
+def _host_of(origin: str) -> str:
+    """Empty for `null`, which a page without an origin sends, and for what is no URL."""
+    try:
+        return urlsplit(origin).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _without_port(host: str) -> str:

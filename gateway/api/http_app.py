@@ -152,6 +152,7 @@ class HttpApp:
         route = next((route for route in routes if route.method == exchange.method), None)
         if route is None:
             allowed = ", ".join(route.method for route in routes)
+            exchange.response_headers.append((b"allow", allowed.encode()))
             raise MethodNotAllowed(f"{exchange.path} takes {allowed}, not {exchange.method}.")
         if route.method != "POST":
             await route.handler(exchange, caller, b"")

@@ -101,7 +101,9 @@ async def _answer_http_exception(error: HTTPException) -> Response:
         case 404:
             return _envelope(NotFound("There is nothing at this path."))
         case 405:
-            return _envelope(MethodNotAllowed("This path does not take that method."))
+            response = _envelope(MethodNotAllowed("This path does not take that method."))
+            response.headers.extend(error.get_headers())
+            return response
         case _:
             response = _envelope(BadRequest(error.description or error.name))
             response.status_code = error.code or 400

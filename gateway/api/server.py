@@ -1,8 +1,9 @@
 """The listener: hypercorn's Trio worker with bounded writes, a drain and a hard end.
 
-Two things are added to hypercorn 0.18 through a private seam (pitfalls 5, 36): a client that reads nothing loses its
-connection after `write_timeout`, and `close_all` ends every connection at once, so that no reader can hold the
-shutdown. `pyproject.toml` pins the version; tests/integration/test_server.py holds both.
+Added to hypercorn 0.18 through a private seam (pitfalls 5, 36): a client that reads nothing loses its connection after
+`write_timeout`, an idle connection always has its clock, connections are counted, and `close_all` ends every one at
+once, so that no reader can hold the shutdown. `pyproject.toml` pins the version; tests/integration/test_listener.py
+holds all this.
 """
 
 import socket
@@ -15,7 +16,7 @@ import hypercorn.trio.run
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio import serve
 from hypercorn.trio.tcp_server import TCPServer
 
@@ -31,6 +32,8 @@ class ListenerSettings:
     drain_seconds: float
     """How long open requests may go on after the stop was asked for."""
     write_timeout_seconds: float
+    connections_max: int
+    """Open at a time; one more is closed at once."""
     header_timeout_seconds: float = 15.0
     """For a request's head to arrive whole, and for a connection without a request."""
     end_grace_seconds: float = 1.0
@@ -42,20 +45,48 @@ class BoundedTCPServer(TCPServer):
 
     open_servers: ClassVar["weakref.WeakSet[BoundedTCPServer]"] = weakref.WeakSet()
     write_timeout_seconds: ClassVar[float] = 30.0
+    connections_max: ClassVar[int] = 4096
+    _input_ended = False
 
     async def run(self) -> None:
+        if len(self.open_servers) >= self.connections_max:
+            log.warning("http.too_many_connections", connections_max=self.connections_max)
+            await trio.aclose_forcefully(self.stream)
+            return
         self.open_servers.add(self)
         try:
             await super().run()
         except Exception:
             # One connection's failure is not the server's (pitfall 10).
             log.exception("http.connection_failed")
+        finally:
+            self.open_servers.discard(self)
 
     async def protocol_send(self, event: Event) -> None:
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-        elif not await self._send_bounded(event.data):
-            await self.protocol.handle(Closed())
+        match event:
+            case RawData():
+                if not await self._send_bounded(event.data):
+                    await self.protocol.handle(Closed())
+            case Updated():
+                await self._note_idle(event)
+            case _:
+                await super().protocol_send(event)
+
+    async def _note_idle(self, event: Updated) -> None:
+        """Stops the clock of an idle connection, or starts it, which is the last act of a response.
+
+        Shielded, since the app is told "disconnected" just before and may have cancelled itself; a connection without
+        the clock would stay open for as long as its client likes, also through a drain. It only starts a task.
+        """
+        if not (event.idle and self._input_ended):
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        """Returns when the client has closed. Then there is nothing to wait for, and the descriptor is given back."""
+        await super()._read_data()
+        self._input_ended = True
+        await self.idle_task.stop()
 
     async def _send_bounded(self, data: bytes) -> bool:
         """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""
@@ -96,6 +127,7 @@ class Listener:
     ) -> None:
         """Takes `listening` over. Reports started with its address, as `http://host:port`."""
         BoundedTCPServer.write_timeout_seconds = self.settings.write_timeout_seconds
+        BoundedTCPServer.connections_max = self.settings.connections_max
         hypercorn.trio.run.TCPServer = BoundedTCPServer  # type: ignore[attr-defined]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_in_time, nursery.cancel_scope)

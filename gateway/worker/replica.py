@@ -4,6 +4,7 @@ Theory of operation. A replica lives as long as its process: one task waits for 
 failed load, a timeout, the wish to drain or stop) is a reason to signal the process. So there is one way out, through
 an exit that was reaped, and only then is the port free (W10), the record gone and the final report made (L8). What a
 final report says depends on who ended it: a process that we signalled was stopped, any other one broke (H14).
+Longer than other files, because every phase adds to what that end has to tell.
 """
 
 import os

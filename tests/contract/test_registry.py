@@ -29,6 +29,9 @@ from tests.contract.samples import (
     stored,
 )
 
+PATIENCE_SECONDS = 30.0
+"""Of tests that would hang for ever if a wake-up were lost."""
+
 FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
 
 
@@ -65,7 +68,8 @@ async def test_equal_states_are_gone_through_in_one_order(registry: Registry) ->
 
 async def test_wait_newer_returns_at_once_for_an_older_version(registry: Registry) -> None:
     await registry.declare_models([spec()])
-    await registry.wait_newer(0)
+    with trio.fail_after(PATIENCE_SECONDS):
+        await registry.wait_newer(0)
 
 
 async def test_wait_newer_wakes_every_waiter_when_the_version_grows(registry: Registry) -> None:
@@ -75,11 +79,12 @@ async def test_wait_newer_wakes_every_waiter_when_the_version_grows(registry: Re
         await registry.wait_newer(0)
         seen.append((await registry.read_state()).version)
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(wait)
-        await wait_all_tasks_blocked()
-        await registry.declare_models([spec()])
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            await registry.declare_models([spec()])
     assert seen == [1, 1, 1]
 
 
@@ -109,20 +114,31 @@ async def test_no_wake_up_is_lost_among_concurrent_writers(registry: Registry) -
             assert newer > version
             version = newer
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(3):
-            nursery.start_soon(follow)
-        for writer in range(writers):
-            nursery.start_soon(write, writer)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(follow)
+            for writer in range(writers):
+                nursery.start_soon(write, writer)
     assert (await registry.read_state()).version == writers * writes_each
 
 
 async def test_a_cancelled_wait_leaves_the_others_waiting(registry: Registry) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(registry.wait_newer, 0)
-        with trio.move_on_at(-1):
+    leaving = trio.CancelScope()
+
+    async def wait_and_leave() -> None:
+        with leaving:
             await registry.wait_newer(0)
-        await registry.declare_models([spec()])
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(registry.wait_newer, 0)
+            nursery.start_soon(wait_and_leave)
+            await wait_all_tasks_blocked()
+            leaving.cancel()
+            await wait_all_tasks_blocked()
+            assert len(nursery.child_tasks) == 1
+            await registry.declare_models([spec()])
 
 
 # Models

@@ -270,7 +270,7 @@ async def unimplemented(stream: ServerStream) -> None:
     raise GRPCError(Status.UNIMPLEMENTED, "not scripted")
 
 
-async def request_of(stream: ServerStream) -> Any:  # noqa: ANN401 - each method has its own message
+async def request_of(stream: ServerStream) -> Any:
     message = await stream.recv_message()
     assert message is not None
     return message

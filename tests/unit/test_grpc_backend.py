@@ -227,7 +227,7 @@ async def test_a_slow_reader_holds_its_backend_back() -> None:
     async def answer(stream: ServerStream, request: Any) -> None:
         nonlocal sent
         for _ in range(100_000):
-            await stream.send_message(pb.Reply(message=b"x" * 100))
+            await stream.send_message(pb.Reply(message=b"x" * 20_000))
             sent += 1
 
     async with open_bench() as bench:

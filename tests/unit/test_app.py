@@ -1,0 +1,202 @@
+"""The composition root through its three seams: no process is started, no backend dialled, no file of a registry."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from grpclib.client import Channel
+
+from gateway.app import Gateway, open_gateway
+from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE, replica_token
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.config.load import parse_config
+from gateway.local_state import StartupError
+from gateway.registry.memory import open_memory_registry
+from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.worker_parts import FakeSpawn
+
+CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
+
+
+@dataclass
+class House:
+    gateway: Gateway
+    client: httpx.AsyncClient
+    spawn: FakeSpawn
+    service: InMemoryBackend
+
+    async def chat(self, **fields: object) -> httpx.Response:
+        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields})
+
+
+async def answer_hello(stream: ServerStream, request: Any) -> None:
+    match request:
+        case pb.HealthMessage():
+            await stream.send_message(pb.Reply(message=b"OK"))
+        case pb.ModelOptions():
+            await stream.send_message(pb.Result(success=True))
+        case _:
+            await stream.send_message(pb.Reply(message=b"hello", tokens=1, prompt_tokens=2))
+
+
+@asynccontextmanager
+async def open_house(folder: Path, toml: str = "") -> AsyncIterator[House]:
+    """A gateway whose fleet is one in-memory backend behind every address."""
+    service, spawn = InMemoryBackend(), FakeSpawn()
+    service.answer = answer_hello
+    channels: list[Channel] = []
+    config = parse_config(
+        f'[server]\nport = 0\ndata_dir = "{folder}"\n[registry]\nurl = "memory:"\n[worker]\nname = "box"\n{toml}', {}
+    )
+    opened = open_gateway(
+        config, open_registry=open_memory_registry, dial=lambda _address: Handle(channels[0]), spawn=spawn
+    )
+    async with opened as gateway, open_in_memory(gateway.bridge, service) as channel:
+        channels.append(channel)
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
+            yield House(gateway, client, spawn, service)
+
+
+class Handle(Channel):
+    """Another handle on one connection: its user may close it, the connection stays."""
+
+    def __init__(self, channel: Channel) -> None:
+        super().__init__("127.0.0.1", 1)
+        self._protocol = channel._protocol
+
+    def close(self) -> None:
+        self._protocol = None
+
+
+async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        response = await house.chat()
+        assert response.status_code == 200
+        assert response.json()["choices"][0]["message"]["content"] == "hello"
+        [process] = house.spawn.started
+        [replica] = house.gateway.views.current.state.replicas.values()
+        token = replica_token(house.gateway.cluster_secret, replica.id)
+        assert process.env[TOKEN_VARIABLE] == token
+        assert {each[AUTHORIZATION] for each in house.service.metadata} == {f"Bearer {token}"}
+        assert token not in " ".join(process.command)
+
+
+async def test_warm_requests_execute_no_registry_statement(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.chat()
+        await house.client.get("/api/status")  # the cold load's last reports are written by now
+        before = house.gateway.registry.statistics().statements
+        for _ in range(100):
+            assert (await house.chat()).status_code == 200
+        assert house.gateway.registry.statistics().statements == before
+
+
+async def test_a_hundred_first_requests_are_one_load(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        statuses: list[int] = []
+
+        async def request() -> None:
+            statuses.append((await house.chat()).status_code)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(100):
+                nursery.start_soon(request)
+        assert statuses == [200] * 100
+        assert len(house.spawn.started) == 1
+        assert sum(isinstance(each, pb.ModelOptions) for each in house.service.requests) == 1
+        assert house.gateway.loads.statistics().in_flight == {}
+
+
+async def test_a_process_that_dies_is_replaced_by_the_next_request(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.chat()
+        house.spawn.started[0].end(-9)
+        views = house.gateway.views
+        while views.current.candidates:
+            await views.wait_change(views.current)
+        assert (await house.chat()).status_code == 200
+        assert len(house.spawn.started) == 2
+
+
+async def test_leaving_stops_the_processes(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.chat()
+    assert house.spawn.started[0].code is not None
+
+
+async def test_the_status_document(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.chat()
+        document = (await house.client.get("/api/status")).json()
+    [gateway], [node], [model], [replica] = (document[part] for part in ("gateways", "nodes", "models", "replicas"))
+    assert gateway == {"id": house.gateway.id, "leader": True}
+    assert (node["name"], node["status"]) == ("box", "healthy")
+    assert (model["name"], model["ready"], model["desired"], model["in_flight"], model["queued"]) == (
+        "tiny",
+        1,
+        1,
+        0,
+        0,
+    )
+    assert model["status"] == "ready"
+    assert (replica["model"], replica["node"], replica["state"], replica["slots"]) == ("tiny", "box", "ready", 4)
+
+
+async def test_the_series_of_the_request_path(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        await house.chat()
+        text = (await house.client.get("/metrics")).text
+    for series in (
+        'gateway_requests_total{model="tiny",outcome="200",route="/v1/chat/completions"} 1.0',
+        'gateway_in_flight{model="tiny"} 0.0',
+        'gateway_picks_total{model="tiny"} 1.0',
+        'gateway_tokens_total{kind="prompt",model="tiny"} 2.0',
+        'gateway_replicas{model="tiny",state="ready"} 1.0',
+        'gateway_nodes{status="healthy"} 1.0',
+        'gateway_registry_statements_total{kind="read_state"}',
+    ):
+        assert series in text
+
+
+async def test_ready_only_while_it_serves(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        assert (await house.client.get("/readyz")).json()["status"] == "ready"
+        house.gateway.stop.set()
+        assert not all(house.gateway.ready().values())
+
+
+async def test_a_taken_port_is_said_before_anything_is_touched(tmp_path: Path) -> None:
+    async with open_house(tmp_path / "first") as house:
+        port = house.gateway.url.rpartition(":")[2]
+        config = parse_config(f'[server]\nport = {port}\ndata_dir = "{tmp_path / "second"}"\n', {})
+        with pytest.raises(StartupError, match=f"can't listen on 127.0.0.1:{port}"):
+            async with open_gateway(config):
+                pass
+    assert not (tmp_path / "second" / "registry.db").exists()
+
+
+async def test_the_cluster_secret_is_kept_and_private(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        first = house.gateway.cluster_secret
+    async with open_house(tmp_path) as house:
+        assert house.gateway.cluster_secret == first
+    assert (tmp_path / "cluster_secret").stat().st_mode & 0o077 == 0
+
+
+async def test_streams_are_what_openai_clients_read(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        response = await house.chat(stream=True, stream_options={"include_usage": True})
+        events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert events[-1] == "[DONE]"
+    chunks = [json.loads(event) for event in events[:-1]]
+    assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert chunks[1]["choices"][0]["delta"] == {"content": "hello"}
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}

@@ -1,0 +1,107 @@
+"""The domain's words in protobuf's."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.backends.metadata import SAMPLING_KEY, replica_token
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.translate import ReplyReader, embedding_options, predict_options
+from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.inference import ChatMessage, EmbeddingInput, Finish, Generation, Sampling
+
+MODEL, REQUEST = ModelName("m"), RequestId("r")
+
+
+def options(sampling: Sampling) -> pb.PredictOptions:
+    return predict_options(Generation(MODEL, "hi", sampling), REQUEST)
+
+
+def explicit(sampling: Sampling) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(options(sampling).Metadata[SAMPLING_KEY])
+    return found
+
+
+def test_nothing_set_is_nothing_said() -> None:
+    assert explicit(Sampling()) == {}
+
+
+def test_zero_is_not_unset() -> None:
+    assert explicit(Sampling(temperature=0.0, top_k=0, seed=0)) == {"temperature": 0.0, "top_k": 0, "seed": 0}
+
+
+def test_everything_set_is_said_and_fills_the_classic_fields() -> None:
+    sampling = Sampling(9, 0.5, 0.25, 40, 0.125, 1.5, 0.5, -0.5, 7, ("END",), {5: -100.0}, ignore_end=True)
+    request = options(sampling)
+    assert explicit(sampling) == {
+        "max_tokens": 9,
+        "temperature": 0.5,
+        "top_p": 0.25,
+        "top_k": 40,
+        "min_p": 0.125,
+        "repeat_penalty": 1.5,
+        "presence_penalty": 0.5,
+        "frequency_penalty": -0.5,
+        "seed": 7,
+        "stop": ["END"],
+        "logit_bias": {"5": -100.0},
+        "ignore_eos": True,
+    }
+    assert (request.Tokens, request.Temperature, request.TopP, request.TopK) == (9, 0.5, 0.25, 40)
+    assert (request.MinP, request.Penalty, request.PresencePenalty, request.FrequencyPenalty) == (0.125, 1.5, 0.5, -0.5)
+    assert (request.Seed, list(request.StopPrompts), request.IgnoreEOS) == (7, ["END"], True)
+    assert json.loads(request.LogitBias) == {"5": -100.0}
+
+
+@pytest.mark.parametrize(("seed", "wire"), [(2**31, -(2**31)), (2**32 - 1, -1), (-1, -1), (2**31 - 1, 2**31 - 1)])
+def test_a_seed_wraps_into_the_field(seed: int, wire: int) -> None:
+    assert options(Sampling(seed=seed)).Seed == wire
+
+
+def test_a_conversation_uses_the_models_own_template() -> None:
+    prompt = (ChatMessage("system", "s"), ChatMessage("tool", "t", name="f", tool_call_id="c"))
+    request = predict_options(Generation(MODEL, prompt, Sampling()), REQUEST)
+    assert request.UseTokenizerTemplate
+    assert request.Prompt == ""
+    assert [(m.role, m.content, m.name, m.tool_call_id) for m in request.Messages] == [
+        ("system", "s", "", ""),
+        ("tool", "t", "f", "c"),
+    ]
+
+
+def test_embedding_text_goes_where_backends_look_for_it() -> None:
+    assert embedding_options(EmbeddingInput(MODEL, "text"), REQUEST).Embeddings == "text"
+    assert list(embedding_options(EmbeddingInput(MODEL, (3, 4)), REQUEST).EmbeddingTokens) == [3, 4]
+
+
+@given(st.text(), st.data())
+def test_text_survives_any_split_into_replies(text: str, data: st.DataObject) -> None:
+    raw = text.encode()
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
+    parts = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    reader = ReplyReader(None)
+    read = "".join(reader.piece(pb.Reply(message=part)).text for part in parts) + reader.completion("stop").text
+    assert read == text
+
+
+def test_counts_never_go_back() -> None:
+    """Some backends send a total in the last reply only, some count up, some send 0 after it."""
+    reader = ReplyReader(None)
+    reader.piece(pb.Reply(tokens=5, prompt_tokens=3))
+    reader.piece(pb.Reply())
+    completion = reader.completion(None)
+    assert (completion.prompt_tokens, completion.completion_tokens) == (3, 5)
+    assert completion.finish is Finish.STOP
+
+
+def test_an_unknown_finish_reason_is_none() -> None:
+    assert ReplyReader(None).completion("tool_calls").finish is Finish.STOP
+
+
+def test_h5_a_token_belongs_to_one_replica_and_one_cluster() -> None:
+    tokens = {replica_token(key, ReplicaId(who)) for key in (b"k1", b"k2") for who in ("a", "b")}
+    assert len(tokens) == 4
+    assert replica_token(b"k1", ReplicaId("a")) in tokens
