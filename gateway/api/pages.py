@@ -102,7 +102,7 @@ async def _answer_http_exception(error: HTTPException) -> Response:
             return _envelope(NotFound("There is nothing at this path."))
         case 405:
             response = _envelope(MethodNotAllowed("This path does not take that method."))
-            response.headers.extend(error.get_headers())
+            response.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
             return response
         case _:
             response = _envelope(BadRequest(error.description or error.name))
