@@ -203,5 +203,8 @@ def _covers(route_path: str, path: str) -> bool:
 
 
 async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:
+    """The listener says "disconnect" after a complete response as well, while it still has to close the connection or
+    to make it ready for the next request: a cancel would keep it from that."""
     await exchange.wait_disconnect()
-    scope.cancel()
+    if not exchange.complete:
+        scope.cancel()

@@ -1,24 +1,26 @@
-"""The listener: hypercorn's Trio worker with bounded writes, a drain and a hard end.
+"""The listener: hypercorn's Trio connections with bounded writes, a bounded number, a drain and a hard end.
 
-Added to hypercorn 0.18 through a private seam (pitfalls 5, 36): a client that reads nothing loses its connection after
-`write_timeout`, an idle connection always has its clock, connections are counted, and `close_all` ends every one at
-once, so that no reader can hold the shutdown. `pyproject.toml` pins the version; tests/integration/test_listener.py
-holds all this.
+hypercorn's own `serve` can't be told any of that: a client that reads nothing holds its shutdown for ever (pitfalls 5,
+36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, on hypercorn's
+`TCPServer`, which is not a public name: `pyproject.toml` pins the version, tests/integration/test_http_edge.py holds
+the behaviour.
 """
 
 import socket
-import weakref
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Final
+from functools import partial
+from typing import Final
 
-import hypercorn.trio.run
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.trio import serve
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.utils import wrap_app
 
 from gateway.api.asgi import App
 
@@ -32,61 +34,30 @@ class ListenerSettings:
     drain_seconds: float
     """How long open requests may go on after the stop was asked for."""
     write_timeout_seconds: float
+    """How long a client may leave what was sent to it unread."""
     connections_max: int
-    """Open at a time; one more is closed at once."""
     header_timeout_seconds: float = 15.0
     """For a request's head to arrive whole, and for a connection without a request."""
     end_grace_seconds: float = 1.0
     """After the drain: for streams to send their last event before connections are cut."""
 
 
-class BoundedTCPServer(TCPServer):
-    """A connection that is closed when its client does not read."""
+class BoundedConnection(TCPServer):
+    """A connection that is closed when its client does not read, and whose failure is its own."""
 
-    open_servers: ClassVar["weakref.WeakSet[BoundedTCPServer]"] = weakref.WeakSet()
-    write_timeout_seconds: ClassVar[float] = 30.0
-    connections_max: ClassVar[int] = 4096
-    _input_ended = False
+    write_timeout_seconds = 30.0
 
     async def run(self) -> None:
-        if len(self.open_servers) >= self.connections_max:
-            log.warning("http.too_many_connections", connections_max=self.connections_max)
-            await trio.aclose_forcefully(self.stream)
-            return
-        self.open_servers.add(self)
         try:
             await super().run()
         except Exception:
-            # One connection's failure is not the server's (pitfall 10).
             log.exception("http.connection_failed")
-        finally:
-            self.open_servers.discard(self)
 
     async def protocol_send(self, event: Event) -> None:
-        match event:
-            case RawData():
-                if not await self._send_bounded(event.data):
-                    await self.protocol.handle(Closed())
-            case Updated():
-                await self._note_idle(event)
-            case _:
-                await super().protocol_send(event)
-
-    async def _note_idle(self, event: Updated) -> None:
-        """Stops the clock of an idle connection, or starts it, which is the last act of a response.
-
-        Shielded, since the app is told "disconnected" just before and may have cancelled itself; a connection without
-        the clock would stay open for as long as its client likes, also through a drain. It only starts a task.
-        """
-        if not (event.idle and self._input_ended):
-            with trio.CancelScope(shield=True):
-                await super().protocol_send(event)
-
-    async def _read_data(self) -> None:
-        """Returns when the client has closed. Then there is nothing to wait for, and the descriptor is given back."""
-        await super()._read_data()
-        self._input_ended = True
-        await self.idle_task.stop()
+        if not isinstance(event, RawData):
+            await super().protocol_send(event)
+        elif not await self._send_bounded(event.data):
+            await self.protocol.handle(Closed())
 
     async def _send_bounded(self, data: bytes) -> bool:
         """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""
@@ -97,17 +68,14 @@ class BoundedTCPServer(TCPServer):
                 if not scope.cancelled_caught:
                     return True
                 log.warning("http.reader_stalled", seconds=self.write_timeout_seconds)
-                with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
-                    await trio.aclose_forcefully(self.stream)
+                await self.close_now()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
         return False
 
-
-async def close_all() -> None:
-    """Ends every open connection at once."""
-    for server in tuple(BoundedTCPServer.open_servers):
-        await trio.aclose_forcefully(server.stream)
+    async def close_now(self) -> None:
+        with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
+            await trio.aclose_forcefully(self.stream)
 
 
 @dataclass
@@ -121,37 +89,68 @@ class Listener:
     on_drain_end: Callable[[], None]
     """Called when the drain time is over: open streams are to end with an error event."""
     stop: trio.Event = field(default_factory=trio.Event)
+    _connections: set[BoundedConnection] = field(default_factory=set)
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Takes `listening` over. Reports started with its address, as `http://host:port`."""
-        BoundedTCPServer.write_timeout_seconds = self.settings.write_timeout_seconds
-        BoundedTCPServer.connections_max = self.settings.connections_max
-        hypercorn.trio.run.TCPServer = BoundedTCPServer  # type: ignore[attr-defined]
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._end_in_time, nursery.cancel_scope)
-            binds = await nursery.start(self._serve, listening, nursery.cancel_scope)
-            task_status.started(binds[0])
+        config = _hypercorn_config(self.settings)
+        app = wrap_app(self.app, config.wsgi_max_body_size, "asgi")
+        lifespan = Lifespan(app, config, {})
+        async with trio.open_nursery() as outer:
+            await outer.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            context = WorkerContext(None)
+            async with trio.open_nursery() as connections:
+                serve = partial(self._serve_connection, app, config, context)
+                await self._accept(listening, serve, connections, task_status)
+                outer.start_soon(self._end_in_time, connections.cancel_scope)
+                await context.terminated.set()  # connections without a request close now
+                self.on_drain()
+            await lifespan.wait_for_shutdown()
+            outer.cancel_scope.cancel()
 
-    async def _serve(
-        self, listening: socket.socket, scope: trio.CancelScope, *, task_status: trio.TaskStatus[list[str]]
+    async def _accept(
+        self,
+        listening: socket.socket,
+        serve: Callable[[trio.SocketStream], Awaitable[None]],
+        connections: trio.Nursery,
+        task_status: trio.TaskStatus[str],
     ) -> None:
-        config = _hypercorn_config(self.settings, listening.detach())
-        trigger: Callable[[], Awaitable[None]] = self.stop.wait
-        await serve(self.app, config, shutdown_trigger=trigger, task_status=task_status)
-        scope.cancel()
+        """Until `stop`; then the socket is closed, so that nobody waits in its backlog."""
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        async with listener, trio.open_nursery() as accepting:
+            accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
+            task_status.started(_url_of(listening))
+            await self.stop.wait()
+            accepting.cancel_scope.cancel()
 
-    async def _end_in_time(self, scope: trio.CancelScope) -> None:
-        await self.stop.wait()
-        self.on_drain()
+    async def _serve_connection(
+        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+    ) -> None:
+        if len(self._connections) >= self.settings.connections_max:
+            log.warning("http.too_many_connections", limit=self.settings.connections_max)
+            await trio.aclose_forcefully(stream)
+            return
+        connection = BoundedConnection(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        connection.write_timeout_seconds = self.settings.write_timeout_seconds
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    async def _end_in_time(self, connections: trio.CancelScope) -> None:
+        """What keeps the drain from lasting: first streams are told to end, then sockets are cut, then tasks."""
         await trio.sleep(self.settings.drain_seconds)
         self.on_drain_end()
         await trio.sleep(self.settings.end_grace_seconds)
-        log.warning("http.drain_cut", seconds=self.settings.drain_seconds)
-        await close_all()
+        log.warning("http.drain_cut", connections=len(self._connections))
+        for connection in tuple(self._connections):
+            await connection.close_now()
         await trio.sleep(self.settings.end_grace_seconds)
-        scope.cancel()
+        connections.cancel()
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -159,17 +158,20 @@ def open_socket(host: str, port: int) -> socket.socket:
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each connection
+    listening.setblocking(False)
     return listening
 
 
-def _hypercorn_config(settings: ListenerSettings, file_descriptor: int) -> Config:
+def _url_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _hypercorn_config(settings: ListenerSettings) -> Config:
     config = Config()
-    config.bind = [f"fd://{file_descriptor}"]
-    config.backlog = BACKLOG
     config.keep_alive_timeout = settings.header_timeout_seconds  # it is the header deadline as well (pitfall 35)
     config.keep_alive_max_requests = 10**9
     config.read_timeout = None  # it would cut healthy event streams, whose clients say nothing
-    config.graceful_timeout = settings.drain_seconds + 2 * settings.end_grace_seconds
     config.h2_max_concurrent_streams = 1000
     config.include_server_header = False
     config.accesslog = None

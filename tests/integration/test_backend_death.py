@@ -147,30 +147,51 @@ def test_h13_the_engine_does_not_outlive_a_killed_gateway(tmp_path: Path) -> Non
         wait_for(lambda: not is_alive(pid), "the engine to be gone", seconds=10.0)
 
 
-def test_a_drain_lets_open_streams_finish_and_refuses_new_requests(tmp_path: Path) -> None:
+def test_a_drain_lets_open_streams_finish_and_takes_no_new_requests(tmp_path: Path) -> None:
     log = tmp_path / "events"
-    script = {"tokens": 60, "token_interval": 0.05}
+    config = scripted_config({"tokens": 60, "token_interval": 0.05}, log=log, model="parallel = 2")
     with (
-        running_gateway(tmp_path, scripted_config(script, log=log, model="parallel = 2")) as gateway,
+        running_gateway(tmp_path, config) as gateway,
         gateway.client() as client,
-        gateway.client() as other,
+        RawClient(gateway) as idle,
+        RawClient(gateway) as busy,
     ):
-        assert other.get("/v1/models").status_code == 200  # its connection stays open
+        idle.send(chat_request("scripted", max_tokens=1, stream=False))
+        idle.read_until(b"usage")
+        busy.send(chat_request("scripted", max_tokens=20))
         with open_chat(client, "scripted") as lines:
             next(lines)
-            with open_chat(other, "scripted", max_tokens=2) as others_lines:
-                next(others_lines)
-                gateway.send_signal(signal.SIGTERM)
-                wait_for(lambda: "gateway.stopping" in gateway.log, "the drain to begin")
-                list(others_lines)
-            refused = other.post("/v1/chat/completions", json={"model": "scripted", "messages": []})
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
-            assert int(refused.headers["retry-after"]) >= 1
+            busy.read_until(b"tok0 ")
+            gateway.send_signal(signal.SIGTERM)
+            wait_for(lambda: "gateway.stopping" in gateway.log, "the drain to begin")
+            assert idle.read_to_end() == b""  # closed at once, and the other one with the end of its answer
+            assert busy.read_to_end().endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+            with pytest.raises(ConnectionRefusedError), RawClient(gateway):
+                pass
+            assert gateway.process.poll() is None
             events = list(lines)
         assert events[-1] == DONE
-        assert "tok59 " in events[-3] or "tok59 " in events[-2]
+        assert [event for event in events if "tok59 " in event]
         assert gateway.process.wait(30.0) == 0
         assert not is_alive(events_in(log, "start")[0]["pid"])
+
+
+def test_a_request_over_an_open_connection_is_refused_during_the_drain(tmp_path: Path) -> None:
+    """HTTP/2 carries several requests at a time, so its connection outlives the beginning of the drain."""
+    config = scripted_config({"tokens": 40, "token_interval": 0.05}, model="parallel = 2")
+    with (
+        running_gateway(tmp_path, config) as gateway,
+        httpx.Client(base_url=gateway.url, http1=False, http2=True, timeout=30.0) as client,
+        open_chat(client, "scripted") as lines,
+    ):
+        next(lines)
+        gateway.send_signal(signal.SIGTERM)
+        wait_for(lambda: "gateway.stopping" in gateway.log, "the drain to begin")
+        refused = client.post("/v1/chat/completions", json={"model": "scripted", "messages": []})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "shutting_down")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert list(lines)[-1] == DONE
+        assert gateway.process.wait(30.0) == 0
 
 
 def test_a_stream_longer_than_the_drain_ends_with_an_error_event(tmp_path: Path) -> None:

@@ -30,12 +30,15 @@ def test_what_is_not_set_has_a_default() -> None:
         batch_tokens=512,
         embeddings=True,
         pooling="auto",
+        flash_attention="auto",
     )
 
 
 def test_every_option_is_read() -> None:
-    read = options("parallel:2", "threads: 3", "batch:64", "embeddings:false", "pooling:last")
-    expected = dataclasses.replace(options(), parallel=2, threads=3, batch_tokens=64, embeddings=False, pooling="last")
+    read = options("parallel:2", "threads: 3", "batch:64", "embeddings:false", "pooling:last", "flash_attention:off")
+    expected = dataclasses.replace(
+        options(), parallel=2, threads=3, batch_tokens=64, embeddings=False, pooling="last", flash_attention="off"
+    )
     assert read == expected
 
 
@@ -67,6 +70,7 @@ def test_a_batch_can_be_shared_evenly_among_the_slots(parallel: int) -> None:
         ("batch:1", "option batch"),
         ("embeddings:yes", "option embeddings"),
         ("pooling:median", "option pooling"),
+        ("flash_attention:true", "option flash_attention"),
     ],
 )
 def test_a_wrong_option_is_named(option: str, message: str) -> None:

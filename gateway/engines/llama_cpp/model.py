@@ -27,6 +27,11 @@ LISTENER_TIMEOUT_SECONDS: Final = 60.0
 """For llama.cpp's own listener, which answers without a slot, but not before the batch that it is working on."""
 LISTENER_THREADS: Final = 2
 LOG_ERRORS_ONLY: Final = 1
+FLASH_ATTENTION: Final = {
+    "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 
 
@@ -127,6 +132,7 @@ def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> x
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.embedding = options.embeddings
     parameters.pooling_type = _pooling_type(options.pooling, declares_pooling)
+    parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     parameters.verbosity = LOG_ERRORS_ONLY
     # Prompts of past requests in RAM, gigabytes that nobody has reserved for this model (P2).
     parameters.cache_ram_mib = 0

@@ -18,7 +18,6 @@ THREADS_MAX: Final = 1024
 BATCH_TOKENS_DEFAULT: Final = 512
 BATCH_TOKENS_MIN: Final = 32
 BATCH_TOKENS_MAX: Final = 65_536
-POOLINGS: Final = ("auto", "none", "mean", "cls", "last", "rank")
 BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 
@@ -39,6 +38,9 @@ class LoadOptions:
     embeddings: bool
     pooling: str
     """`auto`: as the model says, else the mean."""
+    flash_attention: str
+    """`auto`: as llama.cpp thinks best. With `off`, what has a seed repeats exactly also beside other calls (seen on
+    CPUs), for more memory."""
 
 
 def load_options(request: pb.ModelOptions) -> LoadOptions:
@@ -60,6 +62,7 @@ def load_options(request: pb.ModelOptions) -> LoadOptions:
         batch_tokens=_round_up(values.get("batch", BATCH_TOKENS_DEFAULT), parallel),
         embeddings=values.get("embeddings", True),
         pooling=values.get("pooling", "auto"),
+        flash_attention=values.get("flash_attention", "auto"),
     )
 
 
@@ -105,10 +108,13 @@ def _boolean(name: str, text: str) -> bool:
     return BOOLEANS[text]
 
 
-def _pooling(name: str, text: str) -> str:
-    if text not in POOLINGS:
-        raise LoadError(f"option {name} must be one of {', '.join(POOLINGS)}, not {text!r}")
-    return text
+def _one_of(*choices: str) -> Reader:
+    def read(name: str, text: str) -> str:
+        if text not in choices:
+            raise LoadError(f"option {name} must be one of {', '.join(choices)}, not {text!r}")
+        return text
+
+    return read
 
 
 OPTIONS: Final[Mapping[str, Reader]] = {
@@ -116,6 +122,7 @@ OPTIONS: Final[Mapping[str, Reader]] = {
     "threads": _integer(0, THREADS_MAX),
     "batch": _integer(BATCH_TOKENS_MIN, BATCH_TOKENS_MAX),
     "embeddings": _boolean,
-    "pooling": _pooling,
+    "pooling": _one_of("auto", "none", "mean", "cls", "last", "rank"),
+    "flash_attention": _one_of("auto", "on", "off"),
 }
 """What `ModelOptions.Options` may set, as `key:value`."""
