@@ -28,10 +28,12 @@ class StaleEpoch(RegistryError):
 class ControlWrite:
     """What one planning round changes. Applied as one transaction or not at all.
 
-    place     -- new rows; a row whose id or (node, model, slot) is taken already is skipped, not an error (R10)
-    desire    -- replica -> what is wanted of it now; an unknown replica is skipped
     forget    -- rows to delete; an unknown replica is skipped
-    failures  -- model -> its load failure, or None to clear it
+    place     -- new rows; one whose id or (node, model, slot) is taken, or whose node is unknown, is skipped (R10)
+    desire    -- replica -> what is wanted of it now; an unknown replica is skipped
+    failures  -- model -> its load failure, or None to clear it; an unknown model is skipped
+
+    In this order: a slot that is freed here can be placed on here.
     """
 
     place: tuple[Replica, ...] = ()
@@ -45,10 +47,9 @@ class ControlWrite:
 
 @dataclass(frozen=True)
 class RegistryStatistics:
-    """`statements` counts what was executed since the store was opened, by method name (`gateway_registry_statements_total`)."""
-
     version: int
     statements: dict[str, int] = field(default_factory=dict)
+    """What was executed since the store was opened, by method."""
 
 
 class Registry(Protocol):
@@ -85,7 +86,8 @@ class Registry(Protocol):
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
         """A worker's session begins: the node becomes healthy and this gateway holds its session. Returns the session
         number, which grows with each session of the node. With a new boot id, the node's replicas become `gone` (a
-        restarted agent has no processes: a boot id stands in for the exit reports that can never come)."""
+        restarted agent has no processes: a boot id stands in for the exit reports that can never come). Raises when
+        another node has the name."""
 
     async def leave_node(self, node_id: NodeId, session: int, status: NodeStatus) -> bool:
         """A session ends; the node becomes `status`. False: a newer session has taken over, nothing was written."""

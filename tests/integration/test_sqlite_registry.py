@@ -128,10 +128,14 @@ def test_a_file_that_is_no_database_is_refused_with_the_remedy_and_kept(path: Pa
     assert path.read_bytes().startswith(b"not a database")
 
 
-def test_a_file_with_overwritten_pages_is_refused(path: Path, url: str) -> None:
+def test_a_file_with_an_overwritten_page_is_refused_before_that_page_is_needed(path: Path, url: str) -> None:
     trio.run(fill, url)
-    content = path.read_bytes()
-    path.write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+    with closing(sqlite3.connect(path)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = 'events'").fetchone()
+        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * page_bytes)
+        file.write(b"\xff" * page_bytes)
     assert f"registry {path} is damaged" in trio.run(refusal, url)
 
 

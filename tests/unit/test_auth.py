@@ -53,16 +53,14 @@ def test_a_key_opens_what_its_role_covers(
         "Bearer " + hashlib.sha256(b"sk-ops").hexdigest(),
     ],
 )
-def test_no_key_and_a_wrong_key_open_nothing(
-    with_keys: Authenticator, authorization: str | None, needed: Role
-) -> None:
+def test_no_key_and_a_wrong_key_open_nothing(with_keys: Authenticator, authorization: str | None, needed: Role) -> None:
     with pytest.raises(Unauthenticated) as caught:
         with_keys.authorize(authorization, needed)
     assert "sk-" not in caught.value.message
 
 
 def test_a_role_that_is_too_low_is_told_from_a_wrong_key(with_keys: Authenticator) -> None:
-    with pytest.raises(Forbidden, match="'chat'.*'admin'"):
+    with pytest.raises(Forbidden, match=r"'chat'.*'admin'"):
         with_keys.authorize("Bearer sk-chat", Role.ADMIN)
 
 

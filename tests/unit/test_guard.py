@@ -71,14 +71,24 @@ def test_any_other_page_is_refused_also_one_without_an_origin(origin: str) -> No
     assert caught.value.code == "bad_origin"
 
 
-@pytest.mark.parametrize("content_type", ["application/json", "Application/JSON; charset=utf-8", " application/json ;x"])
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=utf-8", " application/json ;x"]
+)
 def test_json_passes(content_type: str) -> None:
     check_json(content_type)
 
 
 @pytest.mark.parametrize(
     "content_type",
-    [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "text/json", "x;application/json"],
+    [
+        None,
+        "",
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "text/json",
+        "x;application/json",
+    ],
 )
 def test_what_a_form_can_send_without_asking_is_refused(content_type: str | None) -> None:
     with pytest.raises(UnsupportedMediaType):

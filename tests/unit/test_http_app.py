@@ -9,35 +9,19 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.asgi import Message, Receive, Scope, Send
+from gateway.api.asgi import Message
 from gateway.api.auth import Authenticator, Caller, Key, Role
 from gateway.api.exchange import Exchange
 from gateway.api.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route
 from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
-from tests.fakes.asgi_request import AsgiRequest
+from tests.fakes.asgi import AsgiRequest, FakePages
 
 JSON = {"host": "localhost", "content-type": "application/json"}
 KEY = Key("someone", b"\0" * 32, Role.ADMIN)
 LIMITS = BodyLimits(bytes_max=100, timeout_seconds=5.0)
 
 Logs = list[MutableMapping[str, Any]]
-
-
-class FakePages:
-    """Says its path; stays in `/stay` until it is cancelled."""
-
-    def __init__(self) -> None:
-        self.lifespans = 0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            self.lifespans += 1
-            return
-        if scope["path"] == "/pages/stay":
-            await trio.sleep_forever()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["path"].encode()})
 
 
 @pytest.fixture
@@ -61,6 +45,8 @@ Build = Callable[..., HttpApp]
 
 @pytest.fixture
 def build(pages: FakePages, registry: CollectorRegistry) -> Build:
+    metrics = RequestMetrics(registry)
+
     def build_app(handler: Handler | None = None, *, keys: Sequence[Key] = ()) -> HttpApp:
         run = handler or answer_ok
         routes = [
@@ -75,7 +61,7 @@ def build(pages: FakePages, registry: CollectorRegistry) -> Build:
             page_routes,
             pages,
             authenticator=Authenticator(keys, allow_anonymous=False),
-            metrics=RequestMetrics(registry),
+            metrics=metrics,
             limits=LIMITS,
         )
 
@@ -118,7 +104,8 @@ async def fail_while_cancelled(_exchange: Exchange, _caller: Caller, _body: byte
 
 
 def post(body: bytes = b"{}", path: str = "/do", **headers: str) -> AsgiRequest:
-    return AsgiRequest("POST", path, {**JSON, **headers}, [body])
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return AsgiRequest("POST", path, {**JSON, **named}, [body])
 
 
 def get(path: str, **headers: str) -> AsgiRequest:
@@ -238,7 +225,7 @@ async def test_a_body_that_does_not_come_is_given_up(build: Build, autojump_cloc
 
 async def test_an_error_of_ours_says_all_it_knows(build: Build, logs: Logs) -> None:
     error = Overloaded("Too many.", retry_after_seconds=1.2, param="model")
-    request = await post(**{"x-request-id": "mine"}).run(build(failing(error)))
+    request = await post(x_request_id="mine").run(build(failing(error)))
     assert request.status == 429
     assert request.headers["retry-after"] == "2"
     assert request.headers["x-request-id"] == "mine"

@@ -1,4 +1,4 @@
-"""One HTTP request as the listener hands it to the application, and what the application sends back."""
+"""ASGI without a listener: a request as hypercorn hands it over with what is sent back, and an application of pages."""
 
 import json
 import math
@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from gateway.api.asgi import App, Headers, Message, Scope
+from gateway.api.asgi import App, Headers, Message, Receive, Scope, Send
 
 LOCAL: Mapping[str, str] = {"host": "localhost"}
 
@@ -92,7 +92,7 @@ class AsgiRequest:
         return bool(self.sent) and self.sent[-1]["type"] == "http.response.body" and not self.sent[-1].get("more_body")
 
     @property
-    def json(self) -> Any:  # noqa: ANN401 - whatever the answer holds
+    def json(self) -> Any:
         return json.loads(self.body)
 
     @property
@@ -101,3 +101,19 @@ class AsgiRequest:
         found: dict[str, Any] = self.json["error"]
         assert set(found) == {"message", "type", "param", "code"}, found
         return found
+
+
+class FakePages:
+    """Answers with the path; stays in `/pages/stay` until it is cancelled."""
+
+    def __init__(self) -> None:
+        self.lifespans = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            self.lifespans += 1
+            return
+        if scope["path"] == "/pages/stay":
+            await trio.sleep_forever()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
