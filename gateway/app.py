@@ -46,7 +46,6 @@ from gateway.routing.load_table import LoadTable
 from gateway.routing.router import Router
 from gateway.worker.agent import run_agent
 from gateway.worker.command import BackendProgram
-from gateway.worker.ports import PortRange
 from gateway.worker.process import SpawnProcess, spawn_process
 from gateway.worker.settings import WorkerSettings
 
@@ -264,7 +263,7 @@ def worker_settings(config: Config) -> WorkerSettings:
     return WorkerSettings(
         state_folder=config.server.data_dir,
         models_dir=worker.models_dir,
-        port_range=PortRange(worker.port_range.first, worker.port_range.last),
+        port_range=worker.port_range,
         bind_host=bind,
         advertise_host=worker.advertise or bind,
         drain_timeout_seconds=config.server.drain_timeout,

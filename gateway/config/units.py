@@ -52,6 +52,9 @@ class PortRange:
     first: int
     last: int
 
+    def __len__(self) -> int:
+        return self.last - self.first + 1
+
     def __str__(self) -> str:
         return f"{self.first}-{self.last}"
 

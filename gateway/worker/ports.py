@@ -11,28 +11,14 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
+from gateway.config.units import PortRange
 from gateway.domain.ids import Address
 
 
 class NoFreePort(Exception):
     """Every port of the range is locked or bound."""
-
-
-@dataclass(frozen=True)
-class PortRange:
-    """Both ends included. Lies outside the ephemeral range, where any client's socket may sit on a port."""
-
-    first: int
-    last: int
-
-    def __len__(self) -> int:
-        return self.last - self.first + 1
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
 
 
 def machine_lock_folder() -> Path:

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
+from gateway.config.units import PortRange
 from gateway.worker.command import BackendProgram
-from gateway.worker.ports import PortRange
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """A real llama.cpp engine process and a plain asyncio client for it."""
 
+import asyncio
 import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 from grpclib import GRPCError
 from grpclib.client import Channel
 from grpclib.client import Stream as ClientStream
+from grpclib.config import Configuration
 
 from gateway.backends.metadata import SAMPLING_KEY, TOKEN_VARIABLE, bearer
 from gateway.backends.pb import backend_pb2 as pb
@@ -28,10 +30,10 @@ EXIT_SECONDS_MAX: Final = 30.0
 class EngineProcess:
     """`python -m gateway.engines.llama_cpp` on a free port; `stdin` is the pipe that says we live."""
 
-    def __init__(self, *, token: str = "") -> None:
+    def __init__(self, *, token: str = "", stdin: int = subprocess.PIPE) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "gateway.engines.llama_cpp", "--addr", "127.0.0.1:0"],
-            stdin=subprocess.PIPE,
+            stdin=stdin,
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, TOKEN_VARIABLE: token},
@@ -50,8 +52,8 @@ class EngineProcess:
         self.process.wait()
         self._reader.join()
         for pipe in (self.process.stdin, self.process.stderr):
-            assert pipe is not None
-            pipe.close()
+            if pipe is not None:
+                pipe.close()
 
     def _wait_listening(self) -> int:
         assert self.process.stderr is not None
@@ -67,12 +69,36 @@ class EngineProcess:
 
 
 @contextlib.contextmanager
-def open_engine(*, token: str = "") -> Iterator[EngineProcess]:
-    engine = EngineProcess(token=token)
+def open_engine(*, token: str = "", stdin: int = subprocess.PIPE) -> Iterator[EngineProcess]:
+    engine = EngineProcess(token=token, stdin=stdin)
     try:
         yield engine
     finally:
         engine.close()
+
+
+T = TypeVar("T")
+
+
+def run(engine: EngineProcess, function: Callable[["EngineClient"], Awaitable[T]], *, token: str = "") -> T:
+    """Run `function` with a client of its own, on an event loop of its own."""
+
+    async def main() -> T:
+        with open_client(engine, token=token) as client:
+            return await function(client)
+
+    return asyncio.run(main())
+
+
+@contextlib.contextmanager
+def open_client(
+    engine: EngineProcess, *, token: str = "", config: Configuration | None = None
+) -> Iterator["EngineClient"]:
+    client = EngineClient(engine.port, token=token, config=config)
+    try:
+        yield client
+    finally:
+        client.channel.close()
 
 
 @dataclass
@@ -90,10 +116,10 @@ class Answer:
 
 
 class EngineClient:
-    """One channel; every method is one whole call and needs no model of how the engine works."""
+    """One channel to an engine."""
 
-    def __init__(self, port: int, *, token: str = "") -> None:
-        self.channel = Channel("127.0.0.1", port)
+    def __init__(self, port: int, *, token: str = "", config: Configuration | None = None) -> None:
+        self.channel = Channel("127.0.0.1", port, config=config)
         self.stub = BackendStub(self.channel)
         self._metadata = dict(bearer(token)) if token else None
 
@@ -114,7 +140,7 @@ class EngineClient:
 
     async def load(self, file: Path, *, context_tokens: int = 1024, options: Sequence[str] = ()) -> pb.Result:
         request = pb.ModelOptions(
-            Model=IDENTITY, ModelFile=str(file), ContextSize=context_tokens, Options=["threads:1", *options]
+            Model=IDENTITY, ModelFile=str(file), ContextSize=context_tokens, Options=[*FAST, *options]
         )
         result: pb.Result = await self.stub.LoadModel(request, metadata=self._metadata)
         return result
@@ -122,9 +148,6 @@ class EngineClient:
     async def state(self) -> int:
         status = await self.stub.Status(pb.HealthMessage(), metadata=self._metadata)
         return int(status.state)
-
-    def close(self) -> None:
-        self.channel.close()
 
 
 async def finish(stream: ClientStream[Any, Any]) -> Answer:
@@ -150,6 +173,14 @@ def chat(text: str = "hello", sampling: Mapping[str, object] | None = None) -> p
     options.UseTokenizerTemplate = True
     options.Messages.add(role="user", content=text)
     return options
+
+
+FAST: Final = ("threads:1", "flash_attention:off")
+"""For a model as tiny as ours, on cores that other tests use too. The latter also makes answers repeat exactly."""
+NARROW: Final = Configuration(http2_connection_window_size=65_535, http2_stream_window_size=65_535)
+"""For a client that stops an engine's stream by not reading it: about 2,600 replies fit into its window."""
+ENDLESS: Final[Mapping[str, object]] = {"temperature": 0, "ignore_eos": True}
+"""Sampling of an answer that goes on until the context is full."""
 
 
 async def wait_state(client: EngineClient, state: int) -> None:

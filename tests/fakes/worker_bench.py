@@ -14,13 +14,13 @@ from typing import Final
 import trio
 
 from gateway.backends.protocol import BackendControl
+from gateway.config.units import PortRange
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.session import DesiredReplica, DesiredSet, Report
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.command import BackendProgram
-from gateway.worker.ports import PortRange
 from gateway.worker.process import SpawnProcess
 from gateway.worker.settings import WorkerSettings
 

@@ -13,7 +13,6 @@ import httpx
 import pytest
 
 from tests.integration.harness import (
-    GatewayProcess,
     RawClient,
     chat_request,
     events_in,
@@ -94,9 +93,7 @@ def test_h5_a_backend_with_another_model_answers_nothing(tmp_path: Path, stream:
 
 def test_h5_a_process_with_another_token_never_serves(tmp_path: Path) -> None:
     """Somebody else's backend on the port of ours: it refuses our token, so it never becomes ready."""
-    command = json.dumps(
-        ["env", "LOCALAI_GRPC_AUTH_TOKEN=other", sys.executable, "-m", "tests.fakes.scripted_backend"]
-    )
+    command = json.dumps(["env", "LOCALAI_GRPC_AUTH_TOKEN=other", sys.executable, "-m", "tests.fakes.scripted_backend"])
     config = f"""
 [backends.other]
 command = {command}

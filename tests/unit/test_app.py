@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from grpclib.client import Channel
 
 from gateway.app import Gateway, open_gateway
@@ -90,7 +91,7 @@ async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -
 async def test_warm_requests_execute_no_registry_statement(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         await house.chat()
-        await house.client.get("/api/status")  # the cold load's last reports are written by now
+        await trio.testing.wait_all_tasks_blocked(0.2)  # the cold load's last writes are done
         before = house.gateway.registry.statistics().statements
         for _ in range(100):
             assert (await house.chat()).status_code == 200

@@ -1,5 +1,6 @@
 """How the engine refuses to start: one line and an exit code."""
 
+import socket
 import sys
 from pathlib import Path
 
@@ -30,6 +31,13 @@ def test_a_bad_address_is_a_usage_error(addr: str, capfd: pytest.CaptureFixture[
 def test_a_host_that_does_not_exist_is_a_usage_error(capfd: pytest.CaptureFixture[str]) -> None:
     assert main("no-such-host.invalid:20100") == EXIT_USAGE
     assert "no such host 'no-such-host.invalid'" in capfd.readouterr().err
+
+
+def test_a_port_that_is_taken_is_said_so(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        addr = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert main(addr) == EXIT_FAILED
+    assert capfd.readouterr().err == f"gateway backend llama-cpp: can't listen on {addr}: Address already in use\n"
 
 
 def test_a_missing_package_is_named_with_its_remedy(

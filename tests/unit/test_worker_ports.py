@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.worker.ports import NoFreePort, PortAllocator, PortRange, address_of, host_to_reach
+from gateway.config.units import PortRange
+from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach
 
 HOST = "127.0.0.1"
 
