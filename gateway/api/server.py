@@ -2,7 +2,7 @@
 
 hypercorn's own `serve` can't be told any of that: a client that reads nothing holds its shutdown for ever (pitfalls 5,
 36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, on hypercorn's
-`TCPServer`, which is not a public name: `pyproject.toml` pins the version, tests/integration/test_http_edge.py holds
+`TCPServer`, which is not a public name: `pyproject.toml` pins the version, tests/integration/test_listener.py holds
 the behaviour.
 """
 
@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -43,9 +43,10 @@ class ListenerSettings:
 
 
 class BoundedConnection(TCPServer):
-    """A connection that is closed when its client does not read, and whose failure is its own."""
+    """A connection that is closed when its client does not read or is gone, and whose failure is its own."""
 
     write_timeout_seconds = 30.0
+    _input_ended = False
 
     async def run(self) -> None:
         try:
@@ -54,10 +55,31 @@ class BoundedConnection(TCPServer):
             log.exception("http.connection_failed")
 
     async def protocol_send(self, event: Event) -> None:
-        if not isinstance(event, RawData):
-            await super().protocol_send(event)
-        elif not await self._send_bounded(event.data):
-            await self.protocol.handle(Closed())
+        match event:
+            case RawData():
+                if not await self._send_bounded(event.data):
+                    await self.protocol.handle(Closed())
+            case Updated():
+                await self._set_idle(event)
+            case _:
+                await super().protocol_send(event)
+
+    async def _set_idle(self, event: Updated) -> None:
+        """Starts the clock of an idle connection, or stops it.
+
+        Starting it is the last act of a response, and the application, which was told "disconnect" just before, may
+        have cancelled itself. Without the clock a connection would stay for as long as its client likes, and hold the
+        drain. So it is shielded; it never waits for anyone.
+        """
+        if not (event.idle and self._input_ended):
+            with trio.CancelScope(shield=True):
+                await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        """Until the client has closed. Then there is nothing to wait for, and the descriptor is given back at once."""
+        await super()._read_data()
+        self._input_ended = True
+        await self.idle_task.stop()
 
     async def _send_bounded(self, data: bytes) -> bool:
         """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""

@@ -42,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_check_config(commands)
     _add_status(commands)
+    _add_chat(commands)
     _add_backend(commands)
     return parser
 
@@ -68,9 +69,21 @@ def _add_check_config(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
     status = commands.add_parser("status", help="show nodes, models and replicas of a running gateway")
     status.add_argument("--json", action="store_true", help="as the API returns it")
-    status.add_argument("--url", help="of the gateway; default: GATEWAY_URL or http://127.0.0.1:8080")
-    status.add_argument("--api-key", help="with the role admin; default: GATEWAY_API_KEY")
+    _add_connection(status)
     status.set_defaults(run="gateway.cli.status:status")
+
+
+def _add_chat(commands: "Commands[argparse.ArgumentParser]") -> None:
+    chat = commands.add_parser("chat", help="talk to a model of a running gateway")
+    chat.add_argument("model", nargs="?", help="default: demo, or the first model there is")
+    _add_connection(chat)
+    chat.set_defaults(run="gateway.cli.chat:chat")
+
+
+def _add_connection(command: argparse.ArgumentParser) -> None:
+    """How a command finds its gateway."""
+    command.add_argument("--url", help="of the gateway; default: GATEWAY_URL or http://127.0.0.1:8080")
+    command.add_argument("--api-key", help="default: GATEWAY_API_KEY")
 
 
 def _add_backend(commands: "Commands[argparse.ArgumentParser]") -> None:

@@ -1,7 +1,10 @@
 """How commands talk to a running gateway: over its HTTP API, with a key from the arguments or the environment."""
 
 import argparse
+import json
 import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 import httpx
@@ -14,18 +17,54 @@ class ApiError(Exception):
     """The gateway could not be asked, or said no; the message is for the user."""
 
 
-def get(arguments: argparse.Namespace, path: str) -> dict[str, Any]:
-    """The JSON object at `path`. Raises `ApiError`."""
-    url = (arguments.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL).rstrip("/")
-    key = arguments.api_key or os.environ.get("GATEWAY_API_KEY")
-    headers = {"authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = httpx.get(url + path, headers=headers, timeout=TIMEOUT_SECONDS)
+class ApiClient:
+    """One gateway's API. Every method raises `ApiError` and nothing else."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.url = (arguments.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL).rstrip("/")
+        key = arguments.api_key or os.environ.get("GATEWAY_API_KEY")
+        self._headers = {"authorization": f"Bearer {key}"} if key else {}
+
+    def get(self, path: str) -> dict[str, Any]:
+        """The JSON object at `path`."""
+        with self._errors():
+            response = httpx.get(self.url + path, headers=self._headers, timeout=TIMEOUT_SECONDS)
+            return self._checked(response)
+
+    def stream_events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+        """The JSON objects of an event stream, as they come; a gateway that still loads the model may take its time.
+
+        Closing the iterator ends the request.
+        """
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=None)
+        with (
+            self._errors(),
+            httpx.stream("POST", self.url + path, json=body, headers=self._headers, timeout=timeout) as response,
+        ):
+            if not response.is_success:
+                response.read()
+                self._checked(response)
+            for line in response.iter_lines():
+                data = line.removeprefix("data: ")
+                if data and data != "[DONE]":
+                    yield self._checked_event(json.loads(data))
+
+    def _checked(self, response: httpx.Response) -> dict[str, Any]:
         document: dict[str, Any] = response.json()
-    except httpx.HTTPError as error:
-        raise ApiError(f"can't reach a gateway at {url}: {error}") from error
-    except ValueError as error:
-        raise ApiError(f"what answers at {url} is not a gateway (no JSON came back)") from error
-    if response.is_success:
+        if response.is_success:
+            return document
+        raise ApiError(document.get("error", {}).get("message") or f"{self.url} answered {response.status_code}")
+
+    def _checked_event(self, document: dict[str, Any]) -> dict[str, Any]:
+        if "error" in document:
+            raise ApiError(document["error"]["message"])
         return document
-    raise ApiError(document.get("error", {}).get("message") or f"{url} answered {response.status_code}")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.HTTPError as error:
+            raise ApiError(f"can't reach a gateway at {self.url}: {error}") from error
+        except ValueError as error:
+            raise ApiError(f"what answers at {self.url} is not a gateway (no JSON came back)") from error

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from gateway.cli import FAILED, OK, complain
-from gateway.cli.client import ApiError, get
+from gateway.cli.client import ApiClient, ApiError
 
 TABLES: Final[Mapping[str, Sequence[str]]] = {
     "nodes": ("name", "status", "id"),
@@ -18,7 +18,7 @@ CELL_CHARS_MAX: Final = 60
 
 def status(arguments: argparse.Namespace) -> int:
     try:
-        document = get(arguments, "/api/status")
+        document = ApiClient(arguments).get("/api/status")
     except ApiError as error:
         complain(str(error))
         return FAILED

@@ -154,7 +154,7 @@ def test_a_drain_lets_open_streams_finish_and_takes_no_new_requests(tmp_path: Pa
         RawClient(gateway) as busy,
     ):
         idle.send(chat_request("scripted", max_tokens=1, stream=False))
-        idle.read_until(b"usage")
+        idle.read_until(b"}}")
         busy.send(chat_request("scripted", max_tokens=20))
         with open_chat(client, "scripted") as lines:
             next(lines)

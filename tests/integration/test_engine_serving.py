@@ -27,9 +27,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     with open_engine() as engine:
 
         async def load(client: EngineClient) -> None:
-            result = await client.load(
-                model, context_tokens=CONTEXT_TOKENS, options=["parallel:3", "flash_attention:off"]
-            )
+            result = await client.load(model, context_tokens=CONTEXT_TOKENS, options=["parallel:3"])
             assert result.success, result.message
 
         run(engine, load)

@@ -1,7 +1,7 @@
 """The listener over real sockets: slow heads, idle connections, readers that stall, and the end of all of them."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -39,12 +39,15 @@ class ListenerBench:
     port: int
     ended: trio.Event
 
+    held: AsyncExitStack
+    """The clients' ends, closed at the end."""
+
     async def connect(self) -> trio.SocketStream:
-        return await trio.open_tcp_stream("127.0.0.1", self.port)
+        return await self.held.enter_async_context(await trio.open_tcp_stream("127.0.0.1", self.port))
 
     async def wait_connections(self, count: int) -> None:
-        while len(self.listener._connections) != count:
-            await trio.sleep(0.01)  # noqa: ASYNC110 - the listener has no event for it
+        while len(self.listener._connections) != count:  # noqa: ASYNC110 - the listener has no event for it
+            await trio.sleep(0.01)
 
 
 async def answer(exchange: Exchange, _caller: Caller, body: bytes) -> None:
@@ -82,14 +85,14 @@ async def open_listener(**settings: Any) -> AsyncIterator[ListenerBench]:
     }
     app = build_app()
     listener = Listener(app, ListenerSettings(**limits), on_drain=app.drain, on_drain_end=app.end_streams)
-    bench = ListenerBench(listener, 0, trio.Event())
+    bench = ListenerBench(listener, 0, trio.Event(), AsyncExitStack())
 
     async def run(*, task_status: trio.TaskStatus[str]) -> None:
         await listener.run(open_socket("127.0.0.1", 0), task_status=task_status)
         bench.ended.set()
 
     with trio.fail_after(PATIENCE):
-        async with trio.open_nursery() as nursery:
+        async with bench.held, trio.open_nursery() as nursery:
             url = await nursery.start(run)
             bench.port = int(url.rpartition(":")[2])
             yield bench

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
@@ -181,15 +181,8 @@ class EngineService:
 
 
 def _later(known: Chunk, chunk: Chunk) -> Chunk:
-    """What is known of the whole answer after `chunk`; some chunks carry no counts, one alone the finish reason."""
-    counted = chunk if chunk.prompt_tokens else known
-    return Chunk(
-        prompt_tokens=counted.prompt_tokens,
-        completion_tokens=counted.completion_tokens,
-        prompt_ms=counted.prompt_ms,
-        generation_ms=counted.generation_ms,
-        finish=chunk.finish or known.finish,
-    )
+    """What is known of the whole answer after `chunk`; its counts are totals, the finish reason is said only once."""
+    return replace(chunk, finish=chunk.finish or known.finish)
 
 
 def _reply(chunk: Chunk) -> pb.Reply:

@@ -1,0 +1,258 @@
+"""Who gets in, over every route that there is: keys, roles, browsers, and a gateway that is open to other machines."""
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import httpx
+import pytest
+from prometheus_client import CollectorRegistry
+
+from gateway.api.auth import Role
+from gateway.api.openai.routes import OpenAiApi
+from gateway.api.pages import PAGE_ROUTES, build_pages
+from gateway.api.status import StatusSource
+from gateway.domain.ids import GatewayId
+from gateway.observability.metrics import Metrics, RequestMetrics
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import EMPTY_VIEW
+from gateway.routing.load_table import LoadTable
+from gateway.routing.router import Router
+from tests.integration.harness import GatewayProcess, running_gateway, start_gateway, wait_for
+
+INFERENCE_KEY: Final = "sk-inference-5f2c"
+ADMIN_KEY: Final = "sk-admin-77aa"
+HASHED_KEY: Final = "sk-hashed-e01b"
+WRONG_KEY: Final = "sk-wrong-9d3e"
+KEYS: Final = f"""
+[auth]
+api_keys = [
+  {{ name = "chat", key = "{INFERENCE_KEY}" }},
+  {{ name = "ops", key = "{ADMIN_KEY}", role = "admin" }},
+  {{ name = "hashed", key_sha256 = "{hashlib.sha256(HASHED_KEY.encode()).hexdigest()}", role = "admin" }},
+]
+"""
+OPEN: Final = """
+[server]
+host = "0.0.0.0"
+[auth]
+allow_anonymous = true
+"""
+
+
+@dataclass(frozen=True)
+class Door:
+    """One route as a stranger finds it."""
+
+    method: str
+    path: str
+    role: Role
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.path}"
+
+
+def all_doors() -> Sequence[Door]:
+    """Every route of the gateway, taken from where they are made, and paths that are none."""
+    views = SnapshotStore(EMPTY_VIEW)
+    api = OpenAiApi(
+        cast("Router", None), views, RequestMetrics(CollectorRegistry()), wall_clock=time.time, expose_replica=False
+    )
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
+    rules = build_pages(source, Metrics(list), dict).url_map.iter_rules()
+    return (
+        *(Door(route.method, route.path, route.role) for route in api.routes()),
+        *(Door(method, rule.rule, page_role(rule.rule)) for rule in rules for method in sorted(rule.methods or ())),
+        Door("GET", "/api/nothing", Role.ADMIN),
+        Door("GET", "/nothing", Role.INFERENCE),
+        Door("POST", "/", Role.INFERENCE),
+    )
+
+
+def page_role(path: str) -> Role:
+    return next(page.role for page in PAGE_ROUTES if path.startswith(page.path))
+
+
+DOORS: Final = all_doors()
+CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
+HEALTH: Final = [door for door in DOORS if door.role is Role.PUBLIC]
+
+
+def knock(gateway: GatewayProcess, door: Door, key: str | None = None, **headers: str) -> httpx.Response:
+    credentials = {"authorization": f"Bearer {key}"} if key is not None else {}
+    json: Any = {} if door.method == "POST" else None
+    # Certificates play no part, and to load them would take longer than all the rest.
+    with httpx.Client(base_url=gateway.url, verify=False) as client:
+        return client.request(door.method, door.path, headers={**credentials, **headers}, json=json)
+
+
+def code_of(response: httpx.Response) -> str:
+    """Of the error; HEAD has no body to say it."""
+    if response.request.method == "HEAD":
+        return ""
+    code: str = response.json()["error"]["code"]
+    return code
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """With keys. At the end none of them, right or wrong, is in its log."""
+    with running_gateway(tmp_path_factory.mktemp("locked"), KEYS + '[log]\nlevel = "debug"\n') as process:
+        yield process
+        assert "/v1/models" in process.log
+        for secret in (INFERENCE_KEY, ADMIN_KEY, HASHED_KEY, WRONG_KEY):
+            assert secret not in process.log
+            assert hashlib.sha256(secret.encode()).hexdigest() not in process.log
+
+
+@pytest.fixture(scope="module")
+def keyless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path_factory.mktemp("keyless")) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path_factory.mktemp("anonymous"), OPEN) as process:
+        process.url = process.url.replace("0.0.0.0", "127.0.0.1")
+        yield process
+
+
+def test_the_table_of_routes_is_not_empty() -> None:
+    assert {str(door) for door in DOORS} >= {"POST /v1/embeddings", "GET /metrics", "GET /api/status", "GET /healthz"}
+
+
+# Keys
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Door) -> None:
+    response = knock(locked, door)
+    assert response.status_code == 401
+    assert code_of(response) in {"invalid_api_key", ""}
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize(
+    "key", [WRONG_KEY, INFERENCE_KEY[:-1], ADMIN_KEY + "x", hashlib.sha256(HASHED_KEY.encode()).hexdigest()]
+)
+def test_with_a_wrong_key_nothing_opens_and_it_is_not_repeated(locked: GatewayProcess, door: Door, key: str) -> None:
+    response = knock(locked, door, key)
+    assert response.status_code == 401
+    assert key not in response.text
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Door) -> None:
+    response = knock(locked, door, INFERENCE_KEY)
+    if door.role is Role.ADMIN:
+        assert (response.status_code, code_of(response)) in {(403, "forbidden"), (403, "")}
+        assert INFERENCE_KEY not in response.text
+    else:
+        assert response.status_code not in {401, 403}
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("key", [ADMIN_KEY, HASHED_KEY])
+def test_an_admin_key_opens_all(locked: GatewayProcess, door: Door, key: str) -> None:
+    assert knock(locked, door, key).status_code not in {401, 403}
+
+
+@pytest.mark.parametrize("door", HEALTH, ids=str)
+@pytest.mark.parametrize("key", [None, WRONG_KEY])
+def test_health_is_open(locked: GatewayProcess, door: Door, key: str | None) -> None:
+    assert knock(locked, door, key, host="probe.example").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz/../api/status",
+        "//api/status",
+        "/api//status",
+        "/API/status",
+        "/%61pi/status",
+        "/api/status?x=/healthz",
+    ],
+)
+def test_no_spelling_of_a_path_goes_around_the_key(locked: GatewayProcess, path: str) -> None:
+    response = httpx.get(httpx.URL(locked.url).copy_with(raw_path=path.encode()))
+    assert response.status_code == 401
+
+
+def test_a_key_answers_a_real_request(locked: GatewayProcess) -> None:
+    with locked.client(INFERENCE_KEY) as client:
+        body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
+        assert client.post("/v1/chat/completions", json=body).status_code == 200
+
+
+def test_with_keys_any_host_may_be_named(locked: GatewayProcess) -> None:
+    door = Door("GET", "/v1/models", Role.INFERENCE)
+    assert knock(locked, door, INFERENCE_KEY, host="llm.example", origin="https://app.example").status_code == 200
+
+
+# Without keys, on loopback
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "192.168.0.1", ""])
+def test_a_foreign_host_is_refused(keyless: GatewayProcess, door: Door, host: str) -> None:
+    response = knock(keyless, door, host=host)
+    assert (response.status_code, code_of(response)) in {(403, "bad_host"), (403, "")}
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:8080", "null", "http://[::1"])
+def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Door, origin: str) -> None:
+    response = knock(keyless, door, origin=origin)
+    assert (response.status_code, code_of(response)) in {(403, "bad_origin"), (403, "")}
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
+def test_this_machine_may_do_everything(keyless: GatewayProcess, door: Door, host: str) -> None:
+    assert knock(keyless, door, host=host, origin="http://localhost:3000").status_code not in {401, 403}
+
+
+def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> None:
+    assert knock(keyless, Door("GET", "/api/status", Role.ADMIN), WRONG_KEY).status_code == 200
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> None:
+    posts = [door for door in CLOSED if door.method == "POST" and door.path.startswith("/v1/")]
+    assert posts
+    for door in posts:
+        assert knock(keyless, door, **{"content-type": content_type}).status_code == 415
+
+
+# Open to other machines
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gateway.example"])
+def test_an_open_address_without_keys_does_not_start(tmp_path: Path, host: str) -> None:
+    gateway = start_gateway(tmp_path, f'[server]\nhost = "{host}"\n')
+    assert gateway.process.wait(30) == 2
+    wait_for(lambda: "server.host" in gateway.log, "its complaint")
+    assert "Traceback" not in gateway.log
+
+
+def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> None:
+    gateway = start_gateway(tmp_path, args=("--host", "0.0.0.0"))
+    assert gateway.process.wait(30) == 2
+
+
+@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("key", [None, WRONG_KEY])
+def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Door, key: str | None) -> None:
+    response = knock(anonymous, door, key, host="llm.example")
+    assert (response.status_code == 403) is (door.role is Role.ADMIN)
+    assert response.status_code != 401
+
+
+def test_a_stranger_gets_an_answer(anonymous: GatewayProcess) -> None:
+    assert anonymous.chat(max_tokens=1).status_code == 200
