@@ -1,6 +1,5 @@
 """A real llama.cpp engine process and a plain asyncio client for it."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -21,6 +20,7 @@ from grpclib.config import Configuration
 from gateway.backends.metadata import SAMPLING_KEY, TOKEN_VARIABLE, bearer
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
+from tests.fakes.plain_asyncio import run_asyncio
 
 IDENTITY: Final = "tiny"
 EXIT_SECONDS_MAX: Final = 30.0
@@ -87,7 +87,7 @@ def run(engine: EngineProcess, function: Callable[["EngineClient"], Awaitable[T]
         with open_client(engine, token=token) as client:
             return await function(client)
 
-    return asyncio.run(main())
+    return run_asyncio(main())
 
 
 @contextlib.contextmanager

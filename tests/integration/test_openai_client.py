@@ -13,6 +13,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
+from tests.fakes.plain_asyncio import run_asyncio
 from tests.integration.harness import (
     SCRIPTED,
     GatewayProcess,
@@ -375,7 +376,7 @@ def test_the_asynchronous_client(gateway: GatewayProcess) -> None:
             whole = [answer.choices[0].finish_reason for answer in await asyncio.gather(*calls)]
             return [streamed[-1] or "", *whole]
 
-    assert asyncio.run(ask()) == ["length"] * 5
+    assert run_asyncio(ask()) == ["length"] * 5
 
 
 Ask = Callable[[openai.OpenAI], object]

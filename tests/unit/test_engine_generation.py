@@ -12,6 +12,7 @@ from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.errors import CallError
 from gateway.engines.llama_cpp.generation import BUFFERED_CHUNKS_MAX, Generation, Sink
 from gateway.engines.llama_cpp.slots import Slots
+from tests.fakes.plain_asyncio import run_asyncio
 
 
 def read(raw: Mapping[str, Any]) -> Chunk:
@@ -40,7 +41,7 @@ def test_every_chunk_arrives_in_order_though_the_buffer_overflows() -> None:
     async def main() -> list[str]:
         return await drain(Generation(Slots(1), counting(3 * BUFFERED_CHUNKS_MAX), read))
 
-    assert asyncio.run(main()) == [str(number) for number in range(3 * BUFFERED_CHUNKS_MAX)]
+    assert run_asyncio(main()) == [str(number) for number in range(3 * BUFFERED_CHUNKS_MAX)]
 
 
 def test_a_client_that_does_not_read_stops_the_thread_and_not_its_cancelling() -> None:
@@ -61,7 +62,7 @@ def test_a_client_that_does_not_read_stops_the_thread_and_not_its_cancelling() -
         generation.cancel()
         await slots.wait_idle()
 
-    asyncio.run(main())
+    run_asyncio(main())
     assert accepted == BUFFERED_CHUNKS_MAX
 
 
@@ -71,7 +72,7 @@ def test_who_sees_the_end_finds_the_slot_free() -> None:
         for _ in range(200):
             await drain(Generation(slots, counting(3), read))
 
-    asyncio.run(main())
+    run_asyncio(main())
 
 
 def test_all_slots_taken_is_a_refusal_at_once() -> None:
@@ -90,7 +91,7 @@ def test_all_slots_taken_is_a_refusal_at_once() -> None:
         assert await drain(first) == []
         assert await drain(Generation(slots, counting(1), read)) == ["0"]
 
-    asyncio.run(main())
+    run_asyncio(main())
 
 
 def test_what_a_callback_raises_is_not_lost_and_comes_after_the_text_before_it() -> None:
@@ -108,7 +109,7 @@ def test_what_a_callback_raises_is_not_lost_and_comes_after_the_text_before_it()
         assert texts == ["0", "1"]
         assert slots.has_free
 
-    asyncio.run(main())
+    run_asyncio(main())
 
 
 def test_what_llama_raises_is_raised() -> None:
@@ -121,7 +122,7 @@ def test_what_llama_raises_is_raised() -> None:
         with pytest.raises(RuntimeError, match="boom"):
             await drain(generation)
 
-    asyncio.run(main())
+    run_asyncio(main())
 
 
 def test_a_slot_is_taken_until_the_thread_returns_whatever_becomes_of_the_waiter() -> None:
@@ -137,4 +138,4 @@ def test_a_slot_is_taken_until_the_thread_returns_whatever_becomes_of_the_waiter
         await slots.wait_idle()
         assert slots.has_free
 
-    asyncio.run(main())
+    run_asyncio(main())

@@ -4,6 +4,7 @@ import asyncio
 import socket
 
 from gateway.engines.llama_cpp.server import EngineServer
+from tests.fakes.plain_asyncio import run_asyncio
 
 UNREAD_BYTES = 40_000_000
 """More than twice what the kernel keeps for a client that does not read."""
@@ -29,4 +30,4 @@ def test_closing_waits_until_a_slow_client_has_everything() -> None:
             await closing
             return received
 
-    assert asyncio.run(main()) >= UNREAD_BYTES
+    assert run_asyncio(main()) >= UNREAD_BYTES

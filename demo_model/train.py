@@ -1,0 +1,133 @@
+"""Trains the demo model on the CPU and writes it as a GGUF file: `python -m demo_model.train OUT.gguf [--steps N]`."""
+
+import argparse
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from demo_model import questions
+from demo_model.conversations import Conversations
+from demo_model.gguf_file import write_gguf
+from demo_model.network import Network, Shape
+from demo_model.tokenizer import encode_pieces, train_tokenizer
+
+SEED: Final = 7
+STEPS: Final = 1600
+"""Fixed, unlike a time, so that a slow machine makes the same model as a fast one."""
+BATCH_TOKENS: Final = 6144
+POOL: Final = 160
+"""Conversations that are sorted by length before they are cut into batches, so that few places stay empty."""
+LENGTH_MAX: Final = 1280
+LEARNING_RATE: Final = 3e-3
+LEARNING_RATE_END: Final = 0.01
+"""Share of the learning rate that is left at the end."""
+WARM_UP_STEPS: Final = 60
+WEIGHT_DECAY: Final = 0.05
+GRADIENT_MAX: Final = 1.0
+REPORT_STEPS: Final = 25
+IGNORED: Final = -100
+
+
+class Batch(NamedTuple):
+    tokens: Tensor
+    """Rows x length."""
+    targets: Tensor
+    """The token after each, or IGNORED where nothing is to be learned."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m demo_model.train", description=__doc__)
+    parser.add_argument("out", type=Path, help="the GGUF file to write")
+    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.manual_seed(SEED)
+    torch.set_num_threads(arguments.threads)
+    entries = questions.load_entries()
+    conversations = Conversations(entries, random.Random(SEED))
+    tokenizer = train_tokenizer(entries, conversations)
+    network = Network(Shape(vocabulary=tokenizer.get_vocab_size()))
+    print(f"{sum(p.numel() for p in network.parameters()):,} parameters, {len(entries)} answers, "
+          f"{len(questions.trained_pairs(entries)):,} questions", flush=True)  # fmt: skip
+    train(network, batches(conversations, tokenizer, random.Random(SEED)), arguments.steps)
+    write_gguf(arguments.out, network, tokenizer)
+    print(f"{arguments.out}: {arguments.out.stat().st_size:,} bytes")
+
+
+def train(network: Network, source: Iterator[Batch], steps: int) -> None:
+    optimizer = _optimizer(network)
+    started, losses, tokens = time.monotonic(), [], 0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = LEARNING_RATE * schedule(step, steps)
+        batch = next(source)
+        losses.append(_step(network, optimizer, batch))
+        tokens += batch.tokens.numel()
+        if (step + 1) % REPORT_STEPS == 0:
+            passed = time.monotonic() - started
+            loss = sum(losses[-REPORT_STEPS:]) / REPORT_STEPS
+            print(f"{passed:5.0f} s  step {step + 1}  loss {loss:.4f}  {tokens / passed:.0f} tokens/s", flush=True)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the learning rate: a short climb, then half a cosine."""
+    climb = min(1.0, (step + 1) / WARM_UP_STEPS)
+    fall = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return climb * (LEARNING_RATE_END + (1 - LEARNING_RATE_END) * fall)
+
+
+def batches(conversations: Conversations, tokenizer: Tokenizer, rng: random.Random) -> Iterator[Batch]:
+    """For ever; each of about BATCH_TOKENS tokens in rows of similar length."""
+    while True:
+        rows = [encode_pieces(tokenizer, conversations.sample()) for _ in range(POOL)]
+        rows = sorted(((tokens[:LENGTH_MAX], learned[:LENGTH_MAX]) for tokens, learned in rows), key=lambda r: len(r[0]))
+        cut: list[list[tuple[list[int], list[bool]]]] = [[]]
+        for row in rows:
+            if (len(cut[-1]) + 1) * len(row[0]) > BATCH_TOKENS:
+                cut.append([])
+            cut[-1].append(row)
+        rng.shuffle(cut)
+        yield from (_batch(part) for part in cut)
+
+
+def _batch(rows: list[tuple[list[int], list[bool]]]) -> Batch:
+    length = max(len(tokens) for tokens, _ in rows) - 1
+    batch = Batch(
+        torch.zeros(len(rows), length, dtype=torch.long), torch.full((len(rows), length), IGNORED, dtype=torch.long)
+    )
+    for index, (tokens, learned) in enumerate(rows):
+        ids, wanted = torch.tensor(tokens), torch.tensor(learned[1:])
+        batch.tokens[index, : len(tokens) - 1] = ids[:-1]
+        batch.targets[index, : len(tokens) - 1] = torch.where(wanted, ids[1:], IGNORED)
+    return batch
+
+
+def _optimizer(network: Network) -> torch.optim.Optimizer:
+    matrices = [p for p in network.parameters() if p.dim() == 2]
+    scales = [p for p in network.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": scales, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
+
+
+def _step(network: Network, optimizer: torch.optim.Optimizer, batch: Batch) -> float:
+    wanted = batch.targets != IGNORED
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(batch.tokens, wanted)
+    loss = functional.cross_entropy(logits.float(), batch.targets[wanted])
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_MAX)
+    optimizer.step()
+    return loss.item()
+
+
+if __name__ == "__main__":
+    main()
