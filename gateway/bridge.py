@@ -76,6 +76,10 @@ class Outlet(Generic[T]):
             self._channel.send_nowait(item)
         except trio.WouldBlock:
             await trio_asyncio.trio_as_aio(self._channel.send)(item)
+            # A cancel that comes in the moment in which the item is taken finds the Trio side done and is lost on its
+            # way back; the task would go on, for ever if its next `send_aio` finds no reader.
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise asyncio.CancelledError from None
 
     def close(self) -> None:
         self._channel.close()

@@ -10,12 +10,14 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
+import hypercorn.protocol
 import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
@@ -42,6 +44,33 @@ class ListenerSettings:
     """After the drain: for streams to send their last event before connections are cut."""
 
 
+class _AnsweredStream:
+    """Takes what still comes of the body of a request that has had its answer."""
+
+    idle = True
+
+    async def handle(self, event: object) -> None:
+        pass
+
+
+class _Streams(dict[int, Any]):
+    def __missing__(self, stream_id: int) -> _AnsweredStream:
+        return _AnsweredStream()
+
+
+class TolerantH2Protocol(H2Protocol):
+    """hypercorn's takes a late part of a refused body (413, 401) for a failure of the connection, and ends the streams
+    of everybody else on it."""
+
+    async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
+        self.streams = _Streams()
+        await super().initiate(headers, settings)
+
+
+# hypercorn names the class in the middle of a method, so this is the only way in.
+hypercorn.protocol.H2Protocol = TolerantH2Protocol  # type: ignore[attr-defined]
+
+
 class BoundedConnection(TCPServer):
     """A connection that is closed when its client does not read or is gone, and whose failure is its own."""
 
@@ -59,21 +88,19 @@ class BoundedConnection(TCPServer):
             case RawData():
                 if not await self._send_bounded(event.data):
                     await self.protocol.handle(Closed())
-            case Updated():
-                await self._set_idle(event)
+            case Updated(idle=True) if self._input_ended:
+                pass  # nobody is there whom the connection could wait for
             case _:
-                await super().protocol_send(event)
+                await self._end_response(event)
 
-    async def _set_idle(self, event: Updated) -> None:
-        """Starts the clock of an idle connection, or stops it.
+    async def _end_response(self, event: Event) -> None:
+        """Starts the clock of an idle connection, stops it, or closes the connection.
 
-        Starting it is the last act of a response, and the application, which was told "disconnect" just before, may
-        have cancelled itself. Without the clock a connection would stay for as long as its client likes, and hold the
-        drain. So it is shielded; it never waits for anyone.
+        That is the last act of a response, and the application, which was told "disconnect" just before, may have
+        cancelled itself. Left undone, the connection would stay for as long as its client likes, and hold the drain.
         """
-        if not (event.idle and self._input_ended):
-            with trio.CancelScope(shield=True):
-                await super().protocol_send(event)
+        with trio.move_on_after(self.write_timeout_seconds, shield=True):
+            await super().protocol_send(event)
 
     async def _read_data(self) -> None:
         """Until the client has closed. Then there is nothing to wait for, and the descriptor is given back at once."""

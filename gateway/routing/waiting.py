@@ -4,7 +4,15 @@ from collections.abc import Container
 from typing import Final
 
 from gateway.domain.cluster import NodeStatus, Replica
-from gateway.domain.errors import GatewayError, ModelLoadFailed, ModelLoading, ModelNotFound, NoNode, Overloaded
+from gateway.domain.errors import (
+    BackendFailed,
+    GatewayError,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelNotFound,
+    NoNode,
+    Overloaded,
+)
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired
 from gateway.routing.eligibility import RoutingView
@@ -39,6 +47,8 @@ def gave_up(view: RoutingView, model: ModelName, waited_seconds: float, excluded
         return Overloaded(
             f"All {slots} slots of '{model}' stayed busy for {waited_seconds:.0f} s.", retry_after_seconds=1
         )
+    if view.candidates.get(model) and not coming_up(view, model):
+        return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
     if not any(node.status is NodeStatus.HEALTHY for node in view.state.nodes.values()):
         return NoNode(
             f"No healthy node could load '{model}' within {waited_seconds:.0f} s.",

@@ -58,7 +58,7 @@ class StateFile:
 
         To be called once, before anything is started.
         """
-        leftovers = tuple(record for record in self._records.values() if _still_runs(record))
+        leftovers = tuple(record for record in self._records.values() if _still_runs(record) or _group_remains(record))
         for record in leftovers:
             log.warning("worker.leftover_killed", pid=record.pid, replica_id=record.replica_id, port=record.port)
             kill_group(record.pid, signal.SIGKILL)
@@ -85,7 +85,7 @@ def start_mark(pid: int) -> str | None:
     since then. None: no such process, a zombie, or no /proc."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = _boot_id()
     except OSError:
         return None
     # The second field is the program's name in parentheses and may hold anything, also spaces and parentheses.
@@ -93,8 +93,24 @@ def start_mark(pid: int) -> str | None:
     return None if state in "ZX" else f"{boot}/{following[18]}"
 
 
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def _still_runs(record: ProcessRecord) -> bool:
     return record.started is not None and start_mark(record.pid) == record.started
+
+
+def _group_remains(record: ProcessRecord) -> bool:
+    """Whether what a start script has left behind still runs: the kernel ended the script with the worker, not its
+    children. Nobody gets the number of a group that still exists, so a group without a leader is the recorded one."""
+    try:
+        if record.started is None or not record.started.startswith(_boot_id()) or start_mark(record.pid) is not None:
+            return False
+        os.killpg(record.pid, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _read(path: Path) -> list[ProcessRecord]:

@@ -1,15 +1,18 @@
-"""HTTP at the socket: what slow, odd and broken clients get, what every response carries, and that nobody is blocked."""
+"""HTTP at the socket: what slow, odd and broken clients get, that they block nobody, what every response carries."""
 
 import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
+import h2.config
+import h2.connection
 import httpx
 import psutil
 import pytest
+from h2.events import ResponseReceived, StreamEnded
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.harness import GatewayProcess, RawClient, running_gateway, together, wait_for
@@ -128,7 +131,6 @@ def test_many_idle_connections_block_nobody(gateway: GatewayProcess) -> None:
         b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\xa5" * 100 + b"\r\n\r\n",
         b"\x00" * 1000 + b"\r\n\r\n",
         b"hello\r\n\r\n",
-        b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n",
         b"GET /\xff HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\n\r\n",
         b"GET /v1/models HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
@@ -290,6 +292,37 @@ def test_http_2_is_spoken_with_who_begins_with_it(gateway: GatewayProcess) -> No
         assert client.get("/nothing").status_code == 404
 
 
+def test_a_refused_upload_over_http_2_ends_no_other_stream(gateway: GatewayProcess) -> None:
+    """What still comes of its body belongs to no request any more."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration())
+    client.initiate_connection()
+    head = [(":authority", "localhost"), (":scheme", "http"), (":method", "POST"), (":path", "/v1/chat/completions")]
+    with RawClient(gateway) as raw:
+        client.send_headers(1, [*head, ("content-type", "text/plain")])
+        raw.send(client.data_to_send())
+        assert statuses_until(raw, client, StreamEnded) == [(1, b"415")]
+        client.send_data(1, b"late", end_stream=True)
+        client.send_headers(3, [*head, ("content-type", "application/json")])
+        client.send_data(3, CHAT_BODY, end_stream=True)
+        raw.send(client.data_to_send())
+        assert statuses_until(raw, client, StreamEnded) == [(3, b"200")]
+
+
+def statuses_until(raw: RawClient, client: h2.connection.H2Connection, kind: type[object]) -> list[tuple[int, bytes]]:
+    """Of the responses that begin until an event of that kind comes. Fails when the connection ends before it."""
+    statuses: list[tuple[int, bytes]] = []
+    while data := raw.socket.recv(65536):
+        events = client.receive_data(data)
+        statuses += [(event.stream_id, dict(event.headers)[b":status"]) for event in events if is_response(event)]
+        if any(isinstance(event, kind) for event in events):
+            return statuses
+    raise AssertionError("the connection ended")
+
+
+def is_response(event: object) -> TypeGuard[ResponseReceived]:
+    return isinstance(event, ResponseReceived)
+
+
 def test_broken_http_2_breaks_nothing(gateway: GatewayProcess) -> None:
     preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
     for rest in (b"", b"\x00" * 500, b"\xff" * 500, HEALTH, b"\x00\x00\x04\x01\x05\x00\x00\x00\x01\xff\xff\xff\xff"):
@@ -417,18 +450,3 @@ def test_the_status_document_has_its_form(client: httpx.Client) -> None:
     assert (model["name"], model["ready"], model["desired"], model["status"]) == ("tiny", 1, 1, "ready")
     assert document["replicas"][0]["state"] == "ready"
     assert document["nodes"][0]["name"] == document["replicas"][0]["node"]
-
-
-def test_health_is_told_while_it_drains(tmp_path: Any) -> None:
-    """Over a connection that was open before: new ones are not accepted any more."""
-    with running_gateway(tmp_path) as gateway, RawClient(gateway) as probe, RawClient(gateway) as streaming:
-        assert gateway.chat(max_tokens=1).status_code == 200
-        body = CHAT_BODY.replace(b'"max_tokens":2', b'"max_tokens":4000,"stream":true,"ignore_eos":true')
-        streaming.send(post(body=body))
-        streaming.read_until(b"data: ")
-        probe.send(HEALTH[:-2])
-        gateway.process.terminate()
-        wait_for(lambda: "gateway.stopping" in gateway.log, "the drain to begin")
-        probe.send(b"\r\n")
-        assert b"200" in probe.read_to_end()[:20]
-        assert streaming.read_to_end().endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")

@@ -143,6 +143,21 @@ async def test_a_connection_that_is_idle_after_a_request_is_closed(request_bytes
         assert await read_to_end(client) == b""
 
 
+CLOSING: Final = b"\r\nConnection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [HEALTH.replace(b"\r\n", CLOSING, 1), DO.replace(b"\r\n", CLOSING, 1), HEALTH.replace(b"1.1", b"1.0")],
+)
+async def test_a_connection_that_is_not_to_be_kept_is_closed(request_bytes: bytes) -> None:
+    async with open_listener() as bench:
+        client = await bench.connect()
+        await client.send_all(request_bytes)
+        assert await read_response(client) == 200
+        assert await read_to_end(client) == b""
+
+
 @pytest.mark.parametrize("request_bytes", [HEALTH, DO])
 async def test_an_idle_connection_does_not_hold_the_drain(request_bytes: bytes) -> None:
     async with open_listener() as bench:

@@ -129,6 +129,25 @@ async def test_the_outlet_hands_over_and_waits_only_for_a_full_channel() -> None
         assert [await receive.receive() for _ in range(4)] == [0, 1, 2, 3]
 
 
+async def test_a_cancel_in_the_moment_in_which_an_item_is_taken_is_not_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    send, receive = trio.open_memory_channel[int](0)
+    outlet = Outlet(send)
+
+    async def work() -> None:
+        while True:
+            await outlet.send_aio(1)
+
+    async with open_bridge() as bridge:
+        async with bridge.open_task(work):
+            await trio.testing.wait_all_tasks_blocked()
+            receive.receive_nowait()
+        assert trio.current_time() == 0, "it had to be abandoned"
+        send.close()
+        receive.close()
+
+
 async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
     async def misbehave() -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)

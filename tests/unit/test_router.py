@@ -152,6 +152,16 @@ async def test_a_stale_replica_alone_is_waited_for_like_a_load(autojump_clock: t
     assert served == [B]
 
 
+async def test_a_stale_replica_that_stays_alone_is_told_as_a_failed_backend(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = RoutingBench(replica(A))
+    bench.backends.script(A, Stale("model identity mismatch"))
+    with pytest.raises(BackendFailed, match="Every replica"):
+        await bench.generate()
+    assert trio.current_time() == pytest.approx(60)
+
+
 async def test_a_client_that_leaves_ends_the_call_and_the_lease(autojump_clock: trio.testing.MockClock) -> None:
     bench, never = RoutingBench(replica(A)), trio.Event()
     bench.backends.script(A, Piece("a"), never)

@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import trio
 
 from gateway.domain.ids import ReplicaId
+from gateway.worker.process import wait_exit
 from gateway.worker.state_file import ProcessRecord, StateFile, start_mark
 
 
@@ -44,6 +46,21 @@ async def test_h13_a_leftover_is_killed_and_forgotten(tmp_path: Path, sleeper: s
     assert [record.replica_id for record in reaped] == ["a"]
     assert sleeper.poll() == -9
     assert remembered(tmp_path) == []
+
+
+async def test_h13_what_a_killed_start_script_has_left_behind_is_killed_too(tmp_path: Path) -> None:
+    """The kernel ends the recorded leader together with its worker, and not what the leader had started."""
+    script = "sleep 600 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE) as leader:
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        remember(tmp_path, ProcessRecord(leader.pid, start_mark(leader.pid), ReplicaId("a"), 20100))
+        leader.kill()
+        leader.wait()
+        assert start_mark(child) is not None
+        assert [record.replica_id for record in await StateFile(tmp_path).reap_leftovers()] == ["a"]
+        with trio.fail_after(5):
+            await wait_exit(child)
 
 
 @pytest.mark.parametrize("mark", ["another-boot/123", None])
