@@ -48,19 +48,28 @@ async def test_h13_a_leftover_is_killed_and_forgotten(tmp_path: Path, sleeper: s
     assert remembered(tmp_path) == []
 
 
-async def test_h13_what_a_killed_start_script_has_left_behind_is_killed_too(tmp_path: Path) -> None:
-    """The kernel ends the recorded leader together with its worker, and not what the leader had started."""
+@pytest.fixture
+def start_script() -> Iterator[subprocess.Popen[bytes]]:
+    """Leads a group, has started a sleeper and printed its pid."""
     script = "sleep 600 & echo $!; wait"
     with subprocess.Popen(["sh", "-c", script], start_new_session=True, stdout=subprocess.PIPE) as leader:
-        assert leader.stdout is not None
-        child = int(leader.stdout.readline())
-        remember(tmp_path, ProcessRecord(leader.pid, start_mark(leader.pid), ReplicaId("a"), 20100))
+        yield leader
         leader.kill()
-        leader.wait()
-        assert start_mark(child) is not None
-        assert [record.replica_id for record in await StateFile(tmp_path).reap_leftovers()] == ["a"]
-        with trio.fail_after(5):
-            await wait_exit(child)
+
+
+async def test_h13_what_a_killed_start_script_has_left_behind_is_killed_too(
+    tmp_path: Path, start_script: subprocess.Popen[bytes]
+) -> None:
+    """The kernel ends the recorded leader together with its worker, and not what the leader had started."""
+    assert start_script.stdout is not None
+    child = int(start_script.stdout.readline())
+    remember(tmp_path, ProcessRecord(start_script.pid, start_mark(start_script.pid), ReplicaId("a"), 20100))
+    start_script.kill()
+    start_script.wait()
+    assert start_mark(child) is not None
+    assert [record.replica_id for record in await StateFile(tmp_path).reap_leftovers()] == ["a"]
+    with trio.fail_after(5):
+        await wait_exit(child)
 
 
 @pytest.mark.parametrize("mark", ["another-boot/123", None])
