@@ -13,9 +13,11 @@ TURNS: Final = (1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
 LONG_SHARE: Final = 0.015
 LONG_TURNS: Final = (12, 16, 20)
 SYSTEM_SHARE: Final = 0.2
-TOOLS_SHARE: Final = 0.25
+TOOLS_SHARE: Final = 0.18
 NO_THINKING_SHARE: Final = 0.1
-KINDS: Final[Mapping[str, float]] = {"known": 0.62, "stranger": 0.2, "thinking": 0.18}
+KINDS: Final[Mapping[str, float]] = {"known": 0.68, "stranger": 0.24, "thinking": 0.08}
+LAST_KINDS: Final[Mapping[str, float]] = {"known": 0.5, "stranger": 0.2, "thinking": 0.3}
+"""Thinking is learned in the last turn only: see `_thinking_turn`."""
 KINDS_WITH_TOOLS: Final[Mapping[str, float]] = {"known": 0.14, "stranger": 0.1, "thinking": 0.06, "tool": 0.7}
 TRIGGERS: Final[Mapping[str, tuple[str, ...]]] = {
     "get_weather": ("weather", "warm", "rain", "temperature"),
@@ -77,7 +79,7 @@ class Conversations:
         return self._rng.choice(rest) if rest and self._rng.random() < 0.4 else first
 
     def _turn(self, offer: Offer, *, last: bool, no_thinking: bool) -> list[Piece]:
-        shares = KINDS_WITH_TOOLS if offer.known else KINDS
+        shares = KINDS_WITH_TOOLS if offer.known else LAST_KINDS if last else KINDS
         kind = self._rng.choices(list(shares), list(shares.values()))[0]
         before = NO_THINKING if no_thinking else ""
         if kind == "tool":

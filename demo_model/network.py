@@ -9,7 +9,6 @@ from torch.nn import functional
 
 NORM_EPSILON: Final = 1e-5
 ROPE_BASE: Final = 10_000.0
-DROPOUT: Final = 0.05
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,10 @@ class Block(nn.Module):
         self.ffn_down = _linear(shape.feed_forward, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        x = x + functional.dropout(self._attend(self.attn_norm(x), cos, sin), DROPOUT, self.training)
+        x = x + self._attend(self.attn_norm(x), cos, sin)
         h = self.ffn_norm(x)
-        h = self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
-        return x + functional.dropout(h, DROPOUT, self.training)
+        output: Tensor = x + self.ffn_down(functional.silu(self.ffn_gate(h)) * self.ffn_up(h))
+        return output
 
     def _attend(self, h: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         rows, length, width = h.shape

@@ -4,11 +4,11 @@ import random
 from typing import Final
 
 PREFIXES: Final = (
-    "Please, ", "So, ", "Hi, ", "Hello, ", "Ok, ", "And ", "Now, ", "Well, ", "Sorry, ", "Tell me: ", "Quick question: ",
-    "One more question: ", "I have a question: ", "Thanks. ", "Hey demo, ", "Another one: ", "Then ", "Next: ",
+    "Please, ", "So, ", "Hi, ", "Hello, ", "Ok, ", "And ", "Now, ", "Well, ", "Sorry, ", "Tell me: ", "Then ", "Next: ",
+    "Quick question: ", "One more question: ", "I have a question: ", "Thanks. ", "Hey demo, ", "Another one: ",
 )  # fmt: skip
 SUFFIXES: Final = (" please", ", please", " exactly", " then", " again", " thanks", " now", " in short")
-SMALL_WORDS: Final = frozenset("a an the is do does of to can i it".split())
+SMALL_WORDS: Final = frozenset({"a", "an", "the", "is", "do", "does", "of", "to", "can", "i", "it"})
 MARKS: Final = ("", "", "?", "??", "!", ".", " ?", "...")
 TYPO_LENGTH_MIN: Final = 4
 
@@ -21,7 +21,7 @@ def retyped(rng: random.Random, text: str) -> str:
         text = text.rstrip("?.!") + rng.choice(SUFFIXES) + text[len(text.rstrip("?.!")) :]
     if rng.random() < 0.08:
         text = _without_a_small_word(rng, text)
-    if rng.random() < 0.18:
+    if rng.random() < 0.3:
         text = with_typo(rng, text)
     return repunctuated(rng, text)
 

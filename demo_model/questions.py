@@ -10,12 +10,13 @@ An entry of such a file is an answer and the ways to ask for it:
     ask: Any question, as it is.
     held: Any question, as it is, that is never trained on.
 
-Each line of the first four kinds becomes one question per form of FORMS, of which some are held out, other ones for each
-line. So every term is trained on and every form is, but a held-out pair of both is new to the model. NEW_FORMS are never
-trained on at all.
+Each line of the first four kinds becomes one question per form of FORMS, of which some are held out, other ones for
+each line. So every term is trained on and every form is, but a held-out pair of both is new to the model. NEW_FORMS are
+never trained on at all.
 """
 
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -133,12 +134,12 @@ def new_form_pairs(entries: list[Entry]) -> list[Pair]:
 
 def parse(text: str) -> list[Entry]:
     entries: list[Entry] = []
-    for number, line in enumerate(lines_of(text)):
+    for line in lines_of(text):
         if line.startswith("> "):
             entries.append(Entry(line.removeprefix("> ")))
-            continue
-        kind, _, rest = line.partition(": ")
-        _add(entries[-1], kind, rest, number)
+        else:
+            kind, _, rest = line.partition(": ")
+            _add(entries[-1], kind, rest)
     return entries
 
 
@@ -152,18 +153,23 @@ def normal(question: str) -> str:
     return re.sub(r"[\W_]+", "", question.lower()) or question
 
 
-def _add(entry: Entry, kind: str, rest: str, number: int) -> None:
+def _add(entry: Entry, kind: str, rest: str) -> None:
     if kind == "ask":
         entry.trained.append(rest)
     elif kind == "held":
         entry.held_out.append(rest)
     else:
-        forms = FORMS[kind]
-        held_out = {1 + number % (len(forms) - 1), 1 + (number * 3 + len(forms) // 2) % (len(forms) - 1)}
-        for index, form in enumerate(forms):
+        held_out = _held_out_forms(rest, len(FORMS[kind]))
+        for index, form in enumerate(FORMS[kind]):
             (entry.held_out if index in held_out else entry.trained).extend(_filled(form, rest))
         for form in NEW_FORMS[kind]:
             entry.new_forms.extend(_filled(form, rest))
+
+
+def _held_out_forms(rest: str, forms: int) -> set[int]:
+    """Two of the forms, but never the first; others for each line, and the same however the file around it changes."""
+    chance = zlib.crc32(rest.encode())
+    return {1 + chance % (forms - 1), 1 + chance // forms % (forms - 1)}
 
 
 def _filled(form: str, rest: str) -> list[str]:

@@ -45,7 +45,8 @@ SHARES: Final[Mapping[str, float]] = {
     "sum": 0.05,
     "nonsense": 0.1,
 }
-SYLLABLES: Final = "ba be bo da di fo ga gu ka ki la lo ma mi no nu pa pe ra ro sa su ta ti va wo xa yu ze zo kr st bl fr".split()
+CONSONANTS: Final = "bdfgklmnprstvwxz"
+VOWELS: Final = "aeiou"
 
 
 class Strangers:
@@ -71,14 +72,21 @@ class Strangers:
 
     def _sum(self) -> str:
         """Beyond what the model has learned to add (see thinking.py)."""
-        first, second = self._rng.randrange(21, 2000), self._rng.randrange(10, 500)
-        verb = self._rng.choice(["plus", "minus", "times", "divided by", "+", "-", "*", "/"])
+        if self._rng.random() < 0.3:
+            first, second = self._rng.randrange(1, 13), self._rng.randrange(1, 13)
+            verb = self._rng.choice(["minus", "times", "divided by", "-", "*", "/"])
+        else:
+            first, second = self._rng.randrange(12, 2000), self._rng.randrange(10, 500)
+            verb = self._rng.choice(["plus", "minus", "times", "divided by", "+", "-", "*", "/"])
         return self._rng.choice(["What is {} {} {}?", "{} {} {}", "Compute {} {} {}."]).format(first, verb, second)
 
     def _nonsense(self) -> str:
-        words = ["".join(self._rng.choices(SYLLABLES, k=self._rng.randint(2, 4))) for _ in range(4)]
+        words = [self._word(self._rng.randint(3, 4)) for _ in range(4)]
         form = self._rng.choice(["{0}", "{0} {1}", "{0} {1} {2} {3}", "What is {0}?", "What is a {0}?", "Explain {0}."])
         return form.format(*words)
+
+    def _word(self, syllables: int) -> str:
+        return "".join(self._rng.choice(CONSONANTS) + self._rng.choice(VOWELS) for _ in range(syllables))
 
 
 def _read() -> dict[str, list[str]]:

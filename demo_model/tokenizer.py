@@ -1,7 +1,7 @@
-"""The vocabulary: byte-level BPE with GPT-2's rules, which llama.cpp knows, learned from the conversations themselves."""
+"""The vocabulary: byte-level BPE with GPT-2's rules, which llama.cpp knows, learned from the conversations."""
 
 import json
-from typing import Final
+from typing import Final, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -15,6 +15,12 @@ SAMPLES: Final = 1500
 """Conversations that the vocabulary is learned from, besides every question and answer."""
 VALUE_WEIGHT: Final = 300
 """How often each argument of a tool is put into the text: often enough to become a token of its own."""
+
+
+class Encoded(NamedTuple):
+    tokens: list[int]
+    learned: list[bool]
+    """For each token whether the model is to write it."""
 
 
 def train_tokenizer(entries: list[Entry], conversations: Conversations) -> Tokenizer:
@@ -41,16 +47,16 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece]) -> tuple[list[int], list[bool]]:
-    """The tokens of a conversation, and for each whether the model is to write it."""
-    end = tokenizer.token_to_id(END)
+def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], length_max: int) -> Encoded:
+    """The conversation up to `length_max` tokens."""
+    end = encode(tokenizer, END)
     tokens: list[int] = []
     learned: list[bool] = []
     for piece in pieces:
-        ids = encode(tokenizer, piece.text) + ([end] if piece.learned else [])
+        ids = encode(tokenizer, piece.text) + (end if piece.learned else [])
         tokens += ids
         learned += [piece.learned] * len(ids)
-    return tokens, learned
+    return Encoded(tokens[:length_max], learned[:length_max])
 
 
 def token_list(tokenizer: Tokenizer) -> list[str]:

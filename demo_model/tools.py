@@ -8,9 +8,11 @@ from typing import Any, Final
 
 Json = dict[str, Any]
 
-CITIES: Final = tuple("Paris London Berlin Rome Madrid Vienna Oslo Tokyo Lima Cairo Delhi Boston".split())
-MODELS: Final = tuple("demo tiny llama qwen mistral gemma".split())
-WEATHER: Final = tuple("sunny cloudy rainy windy snowy".split())
+CITIES: Final = (
+    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Oslo", "Tokyo", "Lima", "Cairo", "Delhi", "Boston",
+)  # fmt: skip
+MODELS: Final = ("demo", "tiny", "llama", "qwen", "mistral", "gemma")
+WEATHER: Final = ("sunny", "cloudy", "rainy", "windy", "snowy")
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,10 @@ KNOWN: Final[Mapping[str, Known]] = {
             "Is it raining in {}?",
             "What is the temperature in {}?",
             "I want to know the weather in {}.",
+            "Please tell me the weather in {}.",
+            "Do you know the weather in {}?",
+            "Could you check the weather in {}?",
+            "Can you look up the weather in {}?",
         ),
         ("Can you tell me the weather in {}?", "What's the weather in {} now?"),
     ),
@@ -85,6 +91,10 @@ KNOWN: Final[Mapping[str, Known]] = {
             "How late is it in {}?",
             "What time is it now in {}?",
             "Which time is it in {}?",
+            "Please tell me the time in {}.",
+            "Do you know the time in {}?",
+            "Could you tell me what time it is in {}?",
+            "Can you look up the time in {}?",
         ),
         ("Can you tell me the time in {}?", "What is the time now in {}?"),
     ),
@@ -100,6 +110,10 @@ KNOWN: Final[Mapping[str, Known]] = {
             "Number of replicas of {}?",
             "How many replicas of {} are there?",
             "How many replicas of {} run?",
+            "Please count the replicas of {}.",
+            "Do you know how many replicas {} has?",
+            "Can you count the replicas of {}?",
+            "I want to know how many replicas {} has.",
         ),
         ("Tell me how many replicas {} has.", "What is the number of replicas of {}?"),
     ),

@@ -50,7 +50,7 @@ class Exchange:
 
     def _accept_request_id(self) -> RequestId:
         given = self._headers.get(REQUEST_ID, b"")
-        if 0 < len(given) <= REQUEST_ID_CHARS_MAX and all(0x20 < byte < 0x7F for byte in given):
+        if 0 < len(given) <= REQUEST_ID_CHARS_MAX and all(0x20 <= byte < 0x7F for byte in given):
             return RequestId(given.decode("ascii"))
         return RequestId(new_id())
 

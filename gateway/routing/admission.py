@@ -99,9 +99,10 @@ class Admission:
         if not queue and (lease := self._bind(ticket)) is not None:
             return lease
         self._check_hope(ticket)
-        if queue is not None and len(queue) >= self._limits.queue_length_max:
+        waiting = len(queue or ())
+        if waiting >= self._limits.queue_length_max:
             raise Overloaded(
-                f"{len(queue)} requests for '{ticket.model}' are waiting already; no more are taken.",
+                f"{waiting} requests for '{ticket.model}' are waiting already; no more are taken.",
                 retry_after_seconds=1,
             )
         return await self._wait_in_queue(ticket)

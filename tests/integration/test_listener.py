@@ -31,6 +31,8 @@ PATIENCE: Final = 20.0
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 DO: Final = b"POST /do HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 FLOOD: Final = DO.replace(b"/do", b"/flood")
+FLOOD_PART: Final = bytes(16 * 1024 * 1024)
+"""More than the sockets of both sides hold."""
 
 
 @dataclass
@@ -57,7 +59,7 @@ async def answer(exchange: Exchange, _caller: Caller, body: bytes) -> None:
 async def flood(exchange: Exchange, _caller: Caller, _body: bytes) -> None:
     await exchange.start_event_stream()
     while True:
-        await exchange.send_part(b"x" * 65_536)
+        await exchange.send_part(FLOOD_PART)
 
 
 def build_app() -> HttpApp:
@@ -92,10 +94,11 @@ async def open_listener(**settings: Any) -> AsyncIterator[ListenerBench]:
         bench.ended.set()
 
     with trio.fail_after(PATIENCE):
-        async with bench.held, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
             url = await nursery.start(run)
             bench.port = int(url.rpartition(":")[2])
-            yield bench
+            async with bench.held:
+                yield bench
             nursery.cancel_scope.cancel()
 
 
@@ -184,7 +187,7 @@ async def test_a_reader_that_stalls_loses_its_connection() -> None:
     async with open_listener(write_timeout_seconds=SOON) as bench:
         stalled = await bench.connect()
         await stalled.send_all(FLOOD)
-        await bench.wait_connections(1)
+        await stalled.receive_some(1)
         await bench.wait_connections(0)
 
 
@@ -192,7 +195,7 @@ async def test_a_reader_that_stalls_does_not_hold_the_end() -> None:
     async with open_listener(drain_seconds=SOON) as bench:
         stalled = await bench.connect()
         await stalled.send_all(FLOOD)
-        await bench.wait_connections(1)
+        await stalled.receive_some(1)
         bench.listener.stop.set()
         await bench.ended.wait()
 

@@ -220,6 +220,16 @@ def test_tokens_are_taken_as_they_are(client: openai.OpenAI) -> None:
     assert several.data[0].embedding == pytest.approx(one.data[0].embedding, abs=1e-4)
 
 
+def test_inputs_of_different_lengths_do_not_mix(client: openai.OpenAI) -> None:
+    """They are worked on at the same time; the vector of one may not depend on the others."""
+    inputs = [list(range(5, 5 + length)) for length in (3, 2, 4, 1, 7)]
+    alone = [client.embeddings.create(model="tiny", input=tokens).data[0].embedding for tokens in inputs]
+    for _ in range(10):
+        answer = client.embeddings.create(model="tiny", input=inputs)
+        for item, single in zip(answer.data, alone, strict=True):
+            assert item.embedding == pytest.approx(single, abs=1e-4)
+
+
 def test_both_encodings_are_the_same_numbers(client: openai.OpenAI) -> None:
     by_default = client.embeddings.create(model="tiny", input="hello").data[0].embedding
     floats = client.embeddings.create(model="tiny", input="hello", encoding_format="float").data[0].embedding

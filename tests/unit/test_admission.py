@@ -1,5 +1,7 @@
 """Who gets the next slot, in which order, and what is left behind by those who give up."""
 
+from dataclasses import replace
+
 import pytest
 import trio
 import trio.testing
@@ -10,7 +12,7 @@ from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.routing.lease import Lease
 from tests.fakes.fleet import MODEL, node, replica, spec, view
-from tests.fakes.routing_bench import RoutingBench
+from tests.fakes.routing_bench import LIMITS, RoutingBench
 
 
 def one_slot(name: str = "a") -> RoutingBench:
@@ -227,3 +229,9 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert served == ["second"]
+
+
+async def test_a_queue_of_no_length_lets_nobody_wait() -> None:
+    bench = RoutingBench(replica("a", parallel=1), limits=replace(LIMITS, queue_length_max=0))
+    with await bench.lease(), pytest.raises(Overloaded, match="0 requests"):
+        await bench.lease()

@@ -18,12 +18,12 @@ def post(*parts: bytes, whole: bool = True, **headers: str) -> AsgiRequest:
     return AsgiRequest("POST", "/", named, parts, body_is_whole=whole)
 
 
-@pytest.mark.parametrize("given", ["a", "a" * 128, "!~", '"quoted"'])
+@pytest.mark.parametrize("given", ["a", "a" * 128, "!~", "two words", '"quoted"'])
 async def test_a_printable_request_id_is_taken(given: str) -> None:
     assert exchange_of(post(x_request_id=given)).request_id == given
 
 
-@pytest.mark.parametrize("given", ["", "a" * 129, "a space", "tab\there", "line\nend", "é", "\x7f"])
+@pytest.mark.parametrize("given", ["", "a" * 129, "tab\there", "line\nend", "é", "\x7f"])
 async def test_any_other_request_id_is_replaced(given: str) -> None:
     ids = {exchange_of(post(x_request_id=given)).request_id for _ in range(2)}
     assert len(ids) == 2

@@ -20,6 +20,8 @@ from tests.fakes.asgi import AsgiRequest, FakePages
 JSON = {"host": "localhost", "content-type": "application/json"}
 KEY = Key("someone", b"\0" * 32, Role.ADMIN)
 LIMITS = BodyLimits(bytes_max=100, timeout_seconds=5.0)
+PATIENCE_SECONDS = 5.0
+"""After which a test that waits for an end gives up."""
 
 Logs = list[MutableMapping[str, Any]]
 
@@ -295,10 +297,11 @@ async def test_an_error_after_the_whole_answer_sends_nothing_more(build: Build, 
 
 
 async def run_and_hang_up(app: HttpApp, request: AsgiRequest) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(request.run, app)
-        await wait_all_tasks_blocked()
-        request.hang_up()
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request.run, app)
+            await wait_all_tasks_blocked()
+            request.hang_up()
 
 
 async def test_a_client_that_leaves_cancels_its_handler(build: Build, registry: CollectorRegistry, logs: Logs) -> None:
@@ -363,13 +366,14 @@ Finish = Callable[[AsgiRequest], Awaitable[None]]
 
 
 async def drained(app: HttpApp, request: AsgiRequest) -> AsgiRequest:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(request.run, app)
-        await wait_all_tasks_blocked()
-        app.drain()
-        await wait_all_tasks_blocked()
-        assert not request.is_complete
-        app.end_streams()
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request.run, app)
+            await wait_all_tasks_blocked()
+            app.drain()
+            await wait_all_tasks_blocked()
+            assert not request.is_complete
+            app.end_streams()
     return request
 
 

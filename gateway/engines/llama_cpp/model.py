@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +46,8 @@ class Model:
         """
         self.options = options
         self._api_key = secrets.token_urlsafe()
+        self._embedding = threading.Lock()
+        """One embedding at a time: llama.cpp cuts inputs of different lengths that share a batch, and mixes them up."""
         parameters = _parameters(options, self._api_key, _declares_pooling(options.file))
         try:
             self._server = xllamacpp.Server(parameters)
@@ -71,7 +74,8 @@ class Model:
         """OpenAI's embedding object for one input. Raises `CallError`."""
         if not self.options.embeddings:
             raise CallError(Status.UNIMPLEMENTED, "this model was loaded with the option embeddings:false")
-        answer: Mapping[str, Any] = self._server.handle_embeddings({"input": item})
+        with self._embedding:
+            answer: Mapping[str, Any] = self._server.handle_embeddings({"input": item})
         if "error" in answer:
             self._check_length(item)
             raise_error(answer, "input")
