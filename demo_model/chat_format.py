@@ -20,10 +20,16 @@ MARKUP_TOKENS: Final = (
 )
 
 
+GIVEN: Final = 0.0
+LEARNED: Final = 1.0
+COPIED: Final = 3.0
+
+
 class Piece(NamedTuple):
     text: str
-    learned: bool
-    """Whether the model is to write this, and to end its turn after it."""
+    weight: float
+    """GIVEN, or how much it matters that the model learns to write this and to end its turn after it. What is copied
+    from the question, as arguments and numbers are, is the hardest part and has the fewest tokens."""
 
 
 def system_block(system: str, tools: list[dict[str, Any]]) -> str:

@@ -6,14 +6,27 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from demo_model import noise, strangers, thinking, tools
-from demo_model.chat_format import END, NO_THINKING, Piece, system_block, thinking_text, tool_turn, user_turn
+from demo_model.chat_format import (
+    COPIED,
+    END,
+    GIVEN,
+    LEARNED,
+    NO_THINKING,
+    Piece,
+    system_block,
+    thinking_text,
+    tool_turn,
+    user_turn,
+)
 from demo_model.questions import DATA, Entry, lines_of
 
 TURNS: Final = (1, 1, 1, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8)
+TURNS_WITH_TOOLS: Final = (1, 2, 3, 4)
+"""More, because the description of the tools is long and costs the same for each."""
 LONG_SHARE: Final = 0.015
 LONG_TURNS: Final = (12, 16, 20)
 SYSTEM_SHARE: Final = 0.2
-TOOLS_SHARE: Final = 0.18
+TOOLS_SHARE: Final = 0.12
 NO_THINKING_SHARE: Final = 0.1
 KINDS: Final[Mapping[str, float]] = {"known": 0.68, "stranger": 0.24, "thinking": 0.08}
 LAST_KINDS: Final[Mapping[str, float]] = {"known": 0.5, "stranger": 0.2, "thinking": 0.3}
@@ -23,7 +36,7 @@ TRIGGERS: Final[Mapping[str, tuple[str, ...]]] = {
     "get_weather": ("weather", "warm", "rain", "temperature"),
     "get_time": ("time", "late"),
 }
-LINE_END: Final = Piece("\n", learned=False)
+LINE_END: Final = Piece("\n", GIVEN)
 """What the template puts after each message."""
 
 
@@ -57,9 +70,9 @@ class Conversations:
     def sample(self) -> list[Piece]:
         rng = self._rng
         offer = self._offer() if rng.random() < TOOLS_SHARE else Offer({}, [])
-        turns = rng.choice(LONG_TURNS if rng.random() < LONG_SHARE else TURNS)
+        turns = rng.choice(TURNS_WITH_TOOLS if offer.known else LONG_TURNS if rng.random() < LONG_SHARE else TURNS)
         system = rng.choice(self._systems) if rng.random() < SYSTEM_SHARE else ""
-        pieces = [Piece(system_block(system, offer.described), learned=False)]
+        pieces = [Piece(system_block(system, offer.described), GIVEN)]
         for turn in range(turns):
             last = turn == turns - 1
             pieces += self._turn(offer, last=last, no_thinking=last and rng.random() < NO_THINKING_SHARE)
@@ -111,25 +124,25 @@ class Conversations:
         item = self._rng.choice(kind)
         question = noise.repunctuated(self._rng, item.question)
         if before:
-            return _exchange(question, item.answer, before)
+            return _exchange(question, item.answer, before, weight=COPIED)
         if last:
-            return _exchange(question, thinking_text(item.reasoning, item.answer))
+            return _exchange(question, thinking_text(item.reasoning, item.answer), weight=COPIED)
         # Clients send earlier answers back without their reasoning, so that is how the model has to see them.
-        return [Piece(user_turn(question) + item.answer + f"{END}\n", learned=False)]
+        return [Piece(user_turn(question) + item.answer + f"{END}\n", GIVEN)]
 
     def _tool_turn(self, offer: Offer, before: str) -> list[Piece]:
         name = self._rng.choice(list(offer.known))
         use = self._use(name, offer.known[name])
         question = noise.repunctuated(self._rng, use.question)
-        call = _exchange(question, tools.call_text(use.tool, use.arguments), before)
+        call = _exchange(question, tools.call_text(use.tool, use.arguments), before, weight=COPIED)
         if before:
             return call
-        return [*call, Piece(tool_turn(use.result), learned=False), Piece(use.answer, learned=True), LINE_END]
+        return [*call, Piece(tool_turn(use.result), GIVEN), Piece(use.answer, COPIED), LINE_END]
 
 
 def _asks_for(name: str, question: str) -> bool:
     return any(word in question.lower() for word in TRIGGERS.get(name, ()))
 
 
-def _exchange(question: str, answer: str, before: str = "") -> list[Piece]:
-    return [Piece(user_turn(question) + before, learned=False), Piece(answer, learned=True), LINE_END]
+def _exchange(question: str, answer: str, before: str = "", *, weight: float = LEARNED) -> list[Piece]:
+    return [Piece(user_turn(question) + before, GIVEN), Piece(answer, weight), LINE_END]

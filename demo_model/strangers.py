@@ -76,7 +76,7 @@ class Strangers:
             first, second = self._rng.randrange(1, 13), self._rng.randrange(1, 13)
             verb = self._rng.choice(["minus", "times", "divided by", "-", "*", "/"])
         else:
-            first, second = self._rng.randrange(12, 2000), self._rng.randrange(10, 500)
+            first, second = self._rng.randrange(7, 99), self._rng.randrange(7, 999)
             verb = self._rng.choice(["plus", "minus", "times", "divided by", "+", "-", "*", "/"])
         return self._rng.choice(["What is {} {} {}?", "{} {} {}", "Compute {} {} {}."]).format(first, verb, second)
 

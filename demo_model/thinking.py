@@ -1,11 +1,15 @@
-"""Questions that are answered after a line of reasoning: small numbers, and what a sign of life proves."""
+"""Questions that are answered after a line of reasoning: small numbers, and what a sign of life proves.
+
+The reasoning names the larger number first, whatever the order in the question: so it depends on which numbers there
+are and not on where, which a network of this size learns soon.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-SLOTS_MAX: Final = 8
-ADDEND_MAX: Final = 9
+SLOTS: Final = (2, 4, 8)
+ADDEND_MAX: Final = 6
 RELOADING: Final = ("backend", "artifact", "sha256", "context_size", "gpu_layers", "parallel", "options")
 SCHEDULING: Final = ("min_replicas", "max_replicas", "replicas", "selector", "exclusive_group", "load_timeout")
 
@@ -101,7 +105,7 @@ def _at_once(replicas: int, slots: int) -> Thought:
             f"{has}: how many requests at once?",
             f"How many requests can {has} serve at once?",
         ),
-        f"Each replica serves {slots} at once. {replicas} times {slots} is {replicas * slots}.",
+        f"{max(replicas, slots)} times {min(replicas, slots)} is {replicas * slots}.",
         f"{replicas * slots} requests at once.",
     )
 
@@ -115,7 +119,7 @@ def _sum(first: int, second: int) -> Thought:
             f"Add {first} and {second}.",
             f"What is {first} + {second}?",
         ),
-        f"{first} and {second} more is {first + second}.",
+        f"{max(first, second)} and {min(first, second)} more is {first + second}.",
         f"It is {first + second}.",
     )
 
@@ -160,15 +164,15 @@ def _signs_of_life() -> list[Thought]:
     ]
 
 
-def _pairs(last: int) -> list[tuple[int, int]]:
-    return [(slots, leases) for slots in range(1, last + 1) for leases in range(1, slots + 1)]
+def _slots_and_leases() -> list[tuple[int, int]]:
+    return [(slots, leases) for slots in SLOTS for leases in range(1, slots + 1)]
 
 
 KINDS: Final[list[list[Thought]]] = [
-    [_free_slots(slots, leases) for slots, leases in _pairs(SLOTS_MAX)],
-    [_another_request(slots, leases) for slots, leases in _pairs(SLOTS_MAX)],
-    [_waiting(slots, slots + more) for slots in (1, 2, 4, 8) for more in (1, 2, 3, 4)],
-    [_at_once(replicas, slots) for replicas in (2, 3, 4) for slots in (1, 2, 4, 8)],
+    [_free_slots(slots, leases) for slots, leases in _slots_and_leases()],
+    [_another_request(slots, leases) for slots, leases in _slots_and_leases()],
+    [_waiting(slots, slots + more) for slots in SLOTS for more in (1, 2, 3)],
+    [_at_once(replicas, slots) for replicas in (2, 3, 4) for slots in SLOTS],
     [_sum(first, second) for first in range(1, ADDEND_MAX + 1) for second in range(1, ADDEND_MAX + 1)],
     [_reloads(key) for key in RELOADING + SCHEDULING],
     _signs_of_life(),

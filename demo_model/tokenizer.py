@@ -19,8 +19,8 @@ VALUE_WEIGHT: Final = 300
 
 class Encoded(NamedTuple):
     tokens: list[int]
-    learned: list[bool]
-    """For each token whether the model is to write it."""
+    weights: list[float]
+    """For each token how much it matters that the model writes it; see `Piece.weight`."""
 
 
 def train_tokenizer(entries: list[Entry], conversations: Conversations) -> Tokenizer:
@@ -51,12 +51,12 @@ def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], length_max: int) ->
     """The conversation up to `length_max` tokens."""
     end = encode(tokenizer, END)
     tokens: list[int] = []
-    learned: list[bool] = []
+    weights: list[float] = []
     for piece in pieces:
-        ids = encode(tokenizer, piece.text) + (end if piece.learned else [])
+        ids = encode(tokenizer, piece.text) + (end if piece.weight else [])
         tokens += ids
-        learned += [piece.learned] * len(ids)
-    return Encoded(tokens[:length_max], learned[:length_max])
+        weights += [piece.weight] * len(ids)
+    return Encoded(tokens[:length_max], weights[:length_max])
 
 
 def token_list(tokenizer: Tokenizer) -> list[str]:

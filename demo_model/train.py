@@ -1,7 +1,6 @@
 """Trains the demo model on the CPU and writes it as a GGUF file: `python -m demo_model.train OUT.gguf [--steps N]`."""
 
 import argparse
-import math
 import random
 import time
 from collections.abc import Iterator
@@ -29,20 +28,21 @@ POOL: Final = 160
 """Conversations that are sorted by length before they are cut into batches, so that few places stay empty."""
 LENGTH_MAX: Final = 1280
 LEARNING_RATE: Final = 3e-3
-LEARNING_RATE_END: Final = 0.01
-"""Share of the learning rate that is left at the end."""
 WARM_UP_STEPS: Final = 60
+FALL_SHARE: Final = 0.4
+"""In this last part of the steps the learning rate falls to nothing."""
 WEIGHT_DECAY: Final = 0.05
 GRADIENT_MAX: Final = 1.0
 REPORT_STEPS: Final = 25
-IGNORED: Final = -100
 
 
 class Batch(NamedTuple):
     tokens: Tensor
     """Rows x length."""
     targets: Tensor
-    """The token after each, or IGNORED where nothing is to be learned."""
+    """The token after each."""
+    weights: Tensor
+    """How much each target matters; 0 where nothing is to be learned."""
 
 
 def main() -> None:
@@ -79,10 +79,8 @@ def train(network: Network, source: Iterator[Batch], steps: int) -> None:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Share of the learning rate: a short climb, then half a cosine."""
-    climb = min(1.0, (step + 1) / WARM_UP_STEPS)
-    fall = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return climb * (LEARNING_RATE_END + (1 - LEARNING_RATE_END) * fall)
+    """Share of the learning rate: a short climb, a level stretch, a long fall."""
+    return min((step + 1) / WARM_UP_STEPS, 1.0, (steps - step) / (FALL_SHARE * steps))
 
 
 def batches(conversations: Conversations, tokenizer: Tokenizer, rng: random.Random) -> Iterator[Batch]:
@@ -106,12 +104,13 @@ def _cut(rows: list[Encoded]) -> list[list[Encoded]]:
 
 def _batch(rows: list[Encoded]) -> Batch:
     size = len(rows), max(len(row.tokens) for row in rows) - 1
-    batch = Batch(torch.zeros(size, dtype=torch.long), torch.full(size, IGNORED, dtype=torch.long))
+    batch = Batch(torch.zeros(size, dtype=torch.long), torch.zeros(size, dtype=torch.long), torch.zeros(size))
     for index, row in enumerate(rows):
         length = len(row.tokens) - 1
-        ids, wanted = torch.tensor(row.tokens), torch.tensor(row.learned[1:])
+        ids = torch.tensor(row.tokens)
         batch.tokens[index, :length] = ids[:-1]
-        batch.targets[index, :length] = torch.where(wanted, ids[1:], IGNORED)
+        batch.targets[index, :length] = ids[1:]
+        batch.weights[index, :length] = torch.tensor(row.weights[1:])
     return batch
 
 
@@ -126,8 +125,12 @@ def _optimizers(network: Network) -> list[torch.optim.Optimizer]:
 
 
 def _step(network: Network, optimizers: list[torch.optim.Optimizer], batch: Batch) -> float:
-    wanted = batch.targets != IGNORED
-    loss = functional.cross_entropy(network(batch.tokens, wanted), batch.targets[wanted])
+    wanted = batch.weights > 0
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = network(batch.tokens, wanted)
+    losses = functional.cross_entropy(logits.float(), batch.targets[wanted], reduction="none")
+    weights = batch.weights[wanted]
+    loss = (losses * weights).sum() / weights.sum()
     network.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(network.parameters(), GRADIENT_MAX)
