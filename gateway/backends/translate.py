@@ -2,12 +2,26 @@
 
 import codecs
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 from gateway.backends.metadata import SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece, Sampling
+from gateway.domain.inference import (
+    Completion,
+    Embedding,
+    EmbeddingInput,
+    Finish,
+    Generation,
+    Piece,
+    Sampling,
+    ToolCall,
+    ToolCallDelta,
+)
+
+THINKING_KEY: Final = "enable_thinking"
+"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it."""
 
 
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
@@ -23,9 +37,31 @@ def predict_options(generation: Generation, request_id: RequestId) -> pb.Predict
                 content=message.content,
                 name=message.name or "",
                 tool_call_id=message.tool_call_id or "",
+                tool_calls=_tool_calls_text(message.tool_calls),
             )
+        _set_tools(options, generation)
     _set_sampling(options, generation.sampling)
     return options
+
+
+def _set_tools(options: pb.PredictOptions, generation: Generation) -> None:
+    options.Tools = generation.tools or ""
+    options.ToolChoice = generation.tool_choice or ""
+    if generation.thinking is not None:
+        options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
+
+
+def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
+    """The calls of one message as OpenAI writes them, in one JSON text (wire.md B3); "" for none."""
+    if not calls:
+        return ""
+    return json.dumps(
+        [
+            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+            for call in calls
+        ],
+        ensure_ascii=False,
+    )
 
 
 def _set_sampling(options: pb.PredictOptions, sampling: Sampling) -> None:
@@ -86,7 +122,7 @@ class ReplyReader:
     """Turns the replies of one generation into pieces, then into its completion.
 
     Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
-    preferred where a backend fills it, since it separates reasoning from the answer.
+    preferred where a backend fills it, since it separates reasoning and tool calls from the answer.
     """
 
     def __init__(self, max_tokens: int | None) -> None:
@@ -94,6 +130,7 @@ class ReplyReader:
         self._max_tokens = max_tokens
         self._prompt_tokens = 0
         self._completion_tokens = 0
+        self._tool_calls: list[ToolCallDelta] = []
 
     def piece(self, reply: pb.Reply) -> Piece:
         self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
@@ -101,9 +138,11 @@ class ReplyReader:
         if reply.chat_deltas:
             text = "".join(delta.content for delta in reply.chat_deltas)
             reasoning = "".join(delta.reasoning_content for delta in reply.chat_deltas)
+            tool_calls = _tool_call_deltas(reply)
         else:
-            text, reasoning = self._decoder.decode(reply.message), ""
-        return Piece(text, reasoning, self._prompt_tokens, self._completion_tokens)
+            text, reasoning, tool_calls = self._decoder.decode(reply.message), "", ()
+        self._tool_calls += tool_calls
+        return Piece(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
 
     def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
         """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""
@@ -113,11 +152,37 @@ class ReplyReader:
             self._completion_tokens,
             text + self._decoder.decode(b"", final=True),
             reasoning,
+            _whole_tool_calls(self._tool_calls),
         )
 
     def _finish(self, reason: str | None) -> Finish:
         """As the backend says; one that does not say has reached the limit if it made that many tokens."""
         if reason in tuple(Finish):
             return Finish(reason)
-        limit_reached = self._max_tokens is not None and self._completion_tokens >= self._max_tokens
-        return Finish.LENGTH if limit_reached else Finish.STOP
+        if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
+            return Finish.LENGTH
+        return Finish.TOOL_CALLS if self._tool_calls else Finish.STOP
+
+
+def _tool_call_deltas(reply: pb.Reply) -> tuple[ToolCallDelta, ...]:
+    return tuple(
+        ToolCallDelta(call.index, call.id, call.name, call.arguments)
+        for delta in reply.chat_deltas
+        for call in delta.tool_calls
+    )
+
+
+def _whole_tool_calls(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    """The calls that came in parts, in the order in which they began."""
+    parts: dict[int, list[ToolCallDelta]] = {}
+    for delta in deltas:
+        parts.setdefault(delta.index, []).append(delta)
+    return tuple(
+        ToolCall(
+            # Some backends repeat id and name with every part.
+            id=next((part.id for part in call if part.id), ""),
+            name=next((part.name for part in call if part.name), ""),
+            arguments="".join(part.arguments for part in call),
+        )
+        for call in parts.values()
+    )

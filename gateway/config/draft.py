@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from gateway.config.fields import check_name
 from gateway.config.messages import explain_errors, suggest, table_at
-from gateway.config.model import TINY, BackendSection, Config, ModelEntry, Section
+from gateway.config.model import DEFAULT_MODELS, BackendSection, Config, ModelEntry, Section
 from gateway.config.problems import Loc
 from gateway.config.units import kind
 
@@ -43,7 +43,7 @@ def read_draft(document: Mapping[str, Any]) -> tuple[Draft, list[Refusal]]:
         elif name not in {"backends", "models"}:
             sections[name] = _read_table(table_at((name,)), raw, (name,), refused)
     backends = _read_backends(document.get("backends", {}), refused)
-    models = _read_models(document["models"], refused) if "models" in document else (TINY,)
+    models = _read_models(document["models"], refused) if "models" in document else DEFAULT_MODELS
     return Draft(Config.model_validate(sections), backends, models), refused
 
 

@@ -233,7 +233,11 @@ class ModelEntry(Section):
         )
 
 
+DEMO: Final = ModelEntry(name="demo", backend=LLAMA_CPP, artifact="builtin:demo")
+"""Answers questions about this gateway; it comes with the package."""
 TINY: Final = ModelEntry(name="tiny", backend=LLAMA_CPP, artifact="builtin:tiny")
+"""Random weights, made on the spot, for tests and measurements."""
+DEFAULT_MODELS: Final = (DEMO, TINY)
 """What is served when the configuration says nothing of models."""
 
 
@@ -251,7 +255,7 @@ class Config(Section):
     backends: Annotated[Mapping[Name, BackendSection], AfterValidator(MappingProxyType)] = Field(
         default_factory=lambda: MappingProxyType({})
     )
-    models: tuple[ModelEntry, ...] = (TINY,)
+    models: tuple[ModelEntry, ...] = DEFAULT_MODELS
 
     @field_validator("registry")
     @classmethod

@@ -11,12 +11,36 @@ from gateway.domain.ids import ModelName
 NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """What a model wants to have called, whole."""
+
+    id: str
+    """By which the message with the result names this call. "": the backend gave it none."""
+    name: str
+    arguments: str
+    """JSON text, as the model wrote it: a broken one if the answer was cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next part of a tool call. The name and the id come with its first part, the arguments bit by bit."""
+
+    index: int
+    """Which call of this answer it belongs to, from 0."""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+
+
 @dataclass(frozen=True)
 class ChatMessage:
     role: Literal["system", "user", "assistant", "tool"]
     content: str
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    """Of an assistant that wanted them called."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +71,12 @@ class Generation:
     model: ModelName
     prompt: str | tuple[ChatMessage, ...]
     sampling: Sampling
+    tools: str | None = None
+    """What a chat may call: OpenAI's `tools` array as JSON text, its keys in a fixed order. None: nothing."""
+    tool_choice: str | None = None
+    """`required`, or the JSON text of OpenAI's object that names one tool. None: the model decides."""
+    thinking: bool | None = None
+    """Whether the model is to think before it answers. None: as its template has it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +92,7 @@ class Finish(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +103,22 @@ class Piece:
     reasoning: str = ""
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a generation ended; the text of a unary one is in `text`, a streamed one's came in pieces."""
+    """How a generation ended; the text of a unary one is in `text`, a streamed one's came in pieces.
+
+    `tool_calls` are whole in both cases: they can be acted on only when all of them are there.
+    """
 
     finish: Finish
     prompt_tokens: int
     completion_tokens: int
     text: str = ""
     reasoning: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -48,7 +49,7 @@ class ArtifactStore:
             case "file":
                 path = await trio.to_thread.run_sync(self._find_file, spec, Path(name))
             case "builtin":
-                path = await self._make_builtin(name)
+                path = await self._find_builtin(name)
             case _:
                 raise ArtifactError(f"artifact {spec.artifact!r} is not supported yet: use file:PATH or builtin:NAME")
         return await trio.to_thread.run_sync(_verified, path, spec.sha256)
@@ -64,15 +65,31 @@ class ArtifactStore:
             raise ArtifactError(f"artifact {path} is not a regular file")
         return path
 
-    async def _make_builtin(self, name: str) -> Path:
-        if name not in _BUILTINS:
-            raise ArtifactError(f"unknown artifact builtin:{name}; there is {', '.join(sorted(_BUILTINS))}")
-        file_name, write = _BUILTINS[name]
+    async def _find_builtin(self, name: str) -> Path:
+        if name in _SHIPPED:
+            return await trio.to_thread.run_sync(_shipped_file, name)
+        if name in _MADE:
+            return await self._make_builtin(*_MADE[name])
+        known = ", ".join(sorted((*_SHIPPED, *_MADE)))
+        raise ArtifactError(f"unknown artifact builtin:{name}; there is {known}")
+
+    async def _make_builtin(self, file_name: str, write: Callable[[Path], None]) -> Path:
         path = (self._models_dir / "builtin" / file_name).resolve()
         async with self._making:  # replicas that come up together make it once
             if not path.exists():
                 await trio.to_thread.run_sync(_write_whole, path, write, abandon_on_cancel=True)
         return path
+
+
+_SHIPPED: Final[Mapping[str, str]] = MappingProxyType({"demo": "engines/llama_cpp/models/demo.gguf"})
+"""Name -> file of the package. It is used where it lies: every machine with a worker has the package."""
+
+
+def _shipped_file(name: str) -> Path:
+    path = Path(str(resources.files("gateway").joinpath(_SHIPPED[name])))
+    if not path.is_file():
+        raise ArtifactError(f"builtin:{name} is missing from this installation ({path}): install gateway again")
+    return path
 
 
 def _write_tiny(path: Path) -> None:
@@ -83,7 +100,7 @@ def _write_tiny(path: Path) -> None:
     write_tiny_model(path)
 
 
-_BUILTINS: Final[Mapping[str, tuple[str, Callable[[Path], None]]]] = MappingProxyType(
+_MADE: Final[Mapping[str, tuple[str, Callable[[Path], None]]]] = MappingProxyType(
     {"tiny": (f"tiny-{TINY_FORMAT}.gguf", _write_tiny)}
 )
 """Name -> file name, and what writes the file."""

@@ -196,6 +196,19 @@ def test_embeddings_beside_answers_are_right_with_an_odd_number_of_slots(engine:
     assert beside[2].text == call(engine, "Predict", prompt("a", {**GREEDY, "max_tokens": 30})).text
 
 
+def test_embeddings_beside_each_other_are_right(engine: EngineProcess) -> None:
+    """Of texts of different lengths: their mean must not be that of a part."""
+    requests = [pb.PredictOptions(Embeddings="river " * count) for count in (1, 4, 9)]
+
+    async def together(client: EngineClient) -> list[Answer]:
+        return await asyncio.gather(*(client.call("Embedding", request) for request in requests))
+
+    alone = [call(engine, "Embedding", request).replies[0].embeddings for request in requests]
+    for _ in range(20):
+        for answer, expected in zip(run(engine, together), alone, strict=True):
+            assert answer.replies[0].embeddings == pytest.approx(expected, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     "options",
     [pb.PredictOptions(Embeddings="river " * 600), pb.PredictOptions(EmbeddingTokens=[300] * 600)],

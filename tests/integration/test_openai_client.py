@@ -243,9 +243,11 @@ def test_both_encodings_are_the_same_numbers(client: openai.OpenAI) -> None:
 
 
 def test_models_are_listed_and_found(client: openai.OpenAI) -> None:
-    (model,) = client.models.list().data
-    assert (model.id, model.object, model.owned_by) == ("tiny", "model", "gateway")
-    assert client.models.retrieve("tiny") == model
+    models = client.models.list().data
+    assert [model.id for model in models] == ["demo", "tiny"]
+    for model in models:
+        assert (model.object, model.owned_by) == ("model", "gateway")
+        assert client.models.retrieve(model.id) == model
 
 
 # Errors

@@ -27,6 +27,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 WORDS = ["role", "user", "tool", "content", "type", "text", "name", "5", "include_usage"]
+WORDS += ["id", "function", "arguments", "parameters", "strict", "auto", "required", "enable_thinking", "{}"]
 NEARLY = st.recursive(
     SCALARS | st.sampled_from(WORDS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS), inner, max_size=4),
@@ -35,7 +36,7 @@ NEARLY = st.recursive(
 """JSON that gets past the first checks."""
 MESSAGES = st.lists(
     st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "tool", "system"])},
+        {"role": st.sampled_from(["user", "tool", "system", "assistant"])},
         optional={"content": NEARLY, "name": NEARLY, "tool_call_id": NEARLY, "tool_calls": NEARLY, "|x": NEARLY},
     ),
     max_size=3,

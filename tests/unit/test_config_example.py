@@ -29,9 +29,12 @@ class Shown:
 
 
 def shown_keys() -> Iterator[Shown]:
+    """A second entry of an array is there for what it sets, and need not show its keys again."""
     table = ""
     for number, line in enumerate(LINES):
         if match := TABLE.fullmatch(line):
+            if match[2] == table == "models":
+                return
             table = match[2]
         elif match := KEY.fullmatch(line):
             yield Shown(table, match[2], number, match[1] is not None)

@@ -26,13 +26,15 @@ def the_problem(text: str, environ: dict[str, str] | None = None) -> Problem:
 
 
 class TestDefaults:
-    def test_without_a_file_one_tiny_model_is_served_on_loopback(self) -> None:
+    def test_without_a_file_two_small_models_are_served_on_loopback(self) -> None:
         config = load_config(None, {})
         assert config == Config()
         assert (config.server.host, config.server.port, config.server.worker_port) == ("127.0.0.1", 8080, 8081)
-        assert config.specs() == (ModelSpec(ModelName("tiny"), "llama-cpp", "builtin:tiny"),)
+        assert config.specs() == tuple(
+            ModelSpec(ModelName(name), "llama-cpp", f"builtin:{name}") for name in ("demo", "tiny")
+        )
 
-    def test_a_file_without_models_still_serves_tiny_and_an_empty_array_serves_none(self) -> None:
+    def test_a_file_without_models_still_serves_them_and_an_empty_array_serves_none(self) -> None:
         assert parse_config("[server]\nport = 1", {}).models == Config().models
         assert parse_config("models = []", {}).models == ()
 

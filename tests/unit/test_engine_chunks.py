@@ -6,6 +6,7 @@ import pytest
 from grpclib.const import Status
 
 from gateway.backends.metadata import ERROR_CODE, ERROR_PARAM
+from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.errors import CallError
 
@@ -34,6 +35,50 @@ def test_a_chats_last_chunk_has_the_usage_and_no_choice() -> None:
     raw = {"choices": [], "usage": {"prompt_tokens": 27, "completion_tokens": 5}, "timings": TIMINGS}
     chunk = read_chunk(raw, "messages")
     assert (chunk.prompt_tokens, chunk.completion_tokens, chunk.text) == (27, 5, "")
+
+
+def test_reasoning_is_no_text() -> None:
+    raw = {"choices": [{"delta": {"reasoning_content": "hm"}, "finish_reason": None}]}
+    assert read_chunk(raw, "messages") == Chunk(reasoning="hm")
+
+
+def test_a_call_begins_with_its_name_and_goes_on_with_its_arguments() -> None:
+    first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}
+    second = {"index": 0, "function": {"arguments": "}"}}
+    raws = [{"choices": [{"delta": {"tool_calls": [call]}, "finish_reason": None}]} for call in (first, second)]
+    assert [read_chunk(raw, "messages") for raw in raws] == [
+        Chunk(tool_calls=(pb.ToolCallDelta(index=0, id="c1", name="f", arguments="{"),)),
+        Chunk(tool_calls=(pb.ToolCallDelta(index=0, arguments="}"),)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("chunk", "has"),
+    [
+        (Chunk("a"), True),
+        (Chunk(reasoning="a"), True),
+        (Chunk(tool_calls=(pb.ToolCallDelta(index=0),)), True),
+        (Chunk(finish="stop", completion_tokens=5), False),
+    ],
+)
+def test_what_a_chunk_has_to_be_sent_for(chunk: Chunk, has: bool) -> None:
+    assert chunk.has_content is has
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        (
+            "Unable to generate parser for this template. JSON schema error at #/a: unrecognized type x",
+            "the parameters of a tool can't be used: JSON schema error at #/a: unrecognized type x",
+        ),
+        ("Failed to initialize samplers: failed to parse grammar", "too large or nested too deeply"),
+    ],
+)
+def test_a_tool_without_a_grammar_is_the_tools_fault(message: str, told: str) -> None:
+    error = error_of({"code": 400, "message": message, "type": "invalid_request_error"})
+    assert (error.status, error.trailers) == (Status.INVALID_ARGUMENT, {ERROR_PARAM: "tools"})
+    assert told in error.message
 
 
 def test_the_finish_reason() -> None:

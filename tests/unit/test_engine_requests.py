@@ -1,11 +1,20 @@
 """What llama.cpp is asked for a PredictOptions."""
 
+from typing import Any
+
 import pytest
 
 from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CallError
-from gateway.engines.llama_cpp.requests import REFUSED_FIELDS, STREAMED, embedding_input, generation_request
+from gateway.engines.llama_cpp.requests import (
+    CHAT_ONLY_FIELDS,
+    REFUSED_FIELDS,
+    STREAMED,
+    THINKING_KEY,
+    embedding_input,
+    generation_request,
+)
 from gateway.engines.llama_cpp.sampling import Limits
 
 LIMITS = Limits(context_tokens=1024, vocabulary_size=100)
@@ -39,13 +48,37 @@ def test_a_chat_goes_through_the_models_template() -> None:
     assert request.param == "messages"
     assert request.body == {
         **STREAMED,
-        "reasoning_format": "none",
+        "reasoning_format": "auto",
         "messages": [
             {"role": "user", "content": "hi", "name": "ann"},
             {"role": "assistant", "content": "", "tool_calls": [{"id": "c1"}], "reasoning_content": "hm"},
             {"role": "tool", "content": "4", "tool_call_id": "c1"},
         ],
     }
+
+
+def asking(**fields: Any) -> pb.PredictOptions:
+    """A chat, and whatever else."""
+    fields["Metadata"] = NOTHING_SET | fields.get("Metadata", {})
+    return pb.PredictOptions(UseTokenizerTemplate=True, Messages=[pb.Message(role="user", content="hi")], **fields)
+
+
+def test_a_chat_has_its_tools() -> None:
+    plain = generation_request(asking(), LIMITS).body
+    body = generation_request(asking(Tools='[{"function": {"name": "f"}}]', ToolChoice="required"), LIMITS).body
+    assert body == {**plain, "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}
+
+
+@pytest.mark.parametrize(("said", "thinks"), [("true", True), ("false", False)])
+def test_a_chat_may_be_told_whether_to_think(said: str, thinks: bool) -> None:
+    assert THINKING_KEY == "enable_thinking"
+    body = generation_request(asking(Metadata={THINKING_KEY: said}), LIMITS).body
+    assert body["chat_template_kwargs"] == {"enable_thinking": thinks}
+    assert "chat_template_kwargs" not in generation_request(asking(), LIMITS).body
+
+
+def test_thinking_that_is_neither_on_nor_off_is_refused() -> None:
+    assert refused_param(asking(Metadata={THINKING_KEY: "maybe"})) == "chat_template_kwargs.enable_thinking"
 
 
 def test_sampling_never_changes_how_llama_is_called() -> None:
@@ -63,8 +96,6 @@ def test_tool_calls_that_are_no_json_are_refused() -> None:
 
 
 REFUSED = {
-    "Tools": pb.PredictOptions(Tools="[]"),
-    "ToolChoice": pb.PredictOptions(ToolChoice="auto"),
     "Grammar": pb.PredictOptions(Grammar="root ::= [a]"),
     "Images": pb.PredictOptions(Images=["x"]),
     "Videos": pb.PredictOptions(Videos=["x"]),
@@ -78,6 +109,13 @@ REFUSED = {
 @pytest.mark.parametrize("field", sorted(REFUSED_FIELDS))
 def test_a_field_that_is_not_honoured_is_refused_by_name(field: str) -> None:
     assert refused_param(REFUSED[field]) == REFUSED_FIELDS[field]
+
+
+@pytest.mark.parametrize("field", sorted(CHAT_ONLY_FIELDS))
+def test_a_raw_prompt_has_no_tools(field: str) -> None:
+    options = pb.PredictOptions(Prompt="a", Metadata=NOTHING_SET)
+    setattr(options, field, "[]")
+    assert refused_param(options) == CHAT_ONLY_FIELDS[field]
 
 
 def test_an_embedding_is_of_a_text_or_of_tokens() -> None:

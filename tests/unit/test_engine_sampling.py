@@ -1,6 +1,7 @@
 """Sampling parameters: from the gateway's JSON or the classic fields, checked, in llama.cpp's words."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -107,6 +108,18 @@ def test_what_must_repeat_does_not_use_the_prompt_cache(parameters: dict[str, An
 
 def test_what_need_not_repeat_may_use_the_prompt_cache() -> None:
     assert "cache_prompt" not in explicit({"temperature": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("by_default", "given", "may"), [(0.0, {}, False), (0.0, {"temperature": 1}, True), (0.8, {}, True)]
+)
+def test_a_model_that_is_greedy_by_default_repeats_itself_too(
+    by_default: float, given: dict[str, Any], may: bool
+) -> None:
+    options = pb.PredictOptions(Metadata={SAMPLING_KEY: json.dumps(given)})
+    body = sampling_body(options, dataclasses.replace(LIMITS, temperature=by_default))
+    assert ("cache_prompt" not in body) == may
+    assert "temperature" not in body.keys() - given.keys(), "llama.cpp knows its default itself"
 
 
 def test_one_stop_word_may_stand_alone() -> None:

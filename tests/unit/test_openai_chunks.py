@@ -1,14 +1,16 @@
 """Streamed answers as the official client reads them."""
 
 import json
+from typing import Any
 
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletionChunk
 
 from gateway.api.openai.chunks import ChatChunks, CompletionChunks
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Finish
+from gateway.domain.inference import Completion, Finish, ToolCallDelta
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
@@ -49,6 +51,50 @@ def test_reasoning_goes_to_its_own_field() -> None:
         json.loads(chat().text(text, reasoning))["choices"][0]["delta"] for text, reasoning in [("", "hm"), ("a", "hm")]
     ]
     assert deltas == [{"reasoning_content": "hm"}, {"reasoning_content": "hm", "content": "a"}]
+
+
+def test_a_call_is_named_once_and_its_arguments_follow() -> None:
+    """Clients join the fields of all parts: an id or a name that came twice would be there twice."""
+    encoder = chat()
+    parts = [
+        ToolCallDelta(0, "c1", "f", "{"),
+        ToolCallDelta(0, "c1", "f", '"a": 1'),
+        ToolCallDelta(1, "", "g", "{}"),
+        ToolCallDelta(0, arguments="}"),
+    ]
+    raw = [encoder.text("", "", [part]) for part in parts[:2]] + [encoder.text("", "", parts[2:])]
+    chunks = [ChatCompletionChunk.model_validate_json(chunk, strict=True) for chunk in raw]
+    assert [chunk.choices[0].delta.model_dump(exclude_unset=True) for chunk in chunks] == [
+        {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": "{"}}]},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"a": 1'}}]},
+        {
+            "tool_calls": [
+                {"index": 1, "id": "call_r-1_1", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+                {"index": 0, "function": {"arguments": "}"}},
+            ]
+        },
+    ]
+
+
+def test_the_clients_own_accumulator_puts_calls_together() -> None:
+    encoder, state = chat(), ChatCompletionStreamState()
+    end = Completion(Finish.TOOL_CALLS, 3, 4)
+    raw = [
+        *encoder.opening(),
+        encoder.text("Well."),
+        encoder.text("", "", [ToolCallDelta(0, "c1", "f", "{")]),
+        encoder.text("", "", [ToolCallDelta(0, arguments="}"), ToolCallDelta(1, "c2", "g", "{}")]),
+        *encoder.ending(end),
+    ]
+    for chunk in raw:
+        state.handle_chunk(ChatCompletionChunk.model_validate_json(chunk))
+    [choice] = state.get_final_completion().choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", "Well.")
+    calls: list[Any] = list(choice.message.tool_calls or ())
+    assert [(call.id, call.function.name, call.function.arguments) for call in calls] == [
+        ("c1", "f", "{}"),
+        ("c2", "g", "{}"),
+    ]
 
 
 @pytest.mark.parametrize("include_usage", [False, True])

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import struct
+from typing import Any
 
 import pytest
 from openai.types import Completion as OpenAICompletion
@@ -13,7 +14,7 @@ from openai.types.chat import ChatCompletion
 from gateway.api.openai import encode
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, ModelLoading, ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding, Finish
+from gateway.domain.inference import Completion, Embedding, Finish, ToolCall
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
@@ -42,6 +43,31 @@ def test_reasoning_has_a_field_of_its_own_in_chat_only() -> None:
     message = json.loads(encode.chat_completion(REQUEST, TINY, 0, answer))["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("4", "2+2")
     assert json.loads(encode.text_completion(REQUEST, TINY, 0, answer))["choices"][0]["text"] == "2+24"
+
+
+CALLS = (ToolCall("c1", "get_weather", '{"city": "Paris"}'), ToolCall("", "get_time", "{}"))
+
+
+def test_tool_calls() -> None:
+    raw = encode.chat_completion(REQUEST, TINY, 0, Completion(Finish.TOOL_CALLS, 1, 2, tool_calls=CALLS))
+    [choice] = ChatCompletion.model_validate_json(raw, strict=True).choices
+    assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
+    assert [call.model_dump() for call in choice.message.tool_calls or ()] == [
+        {"id": "c1", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Paris"}'}},
+        {"id": "call_r-1_1", "type": "function", "function": {"name": "get_time", "arguments": "{}"}},
+    ]
+
+
+def test_an_answer_may_have_text_and_calls_and_one_without_calls_does_not_mention_them() -> None:
+    def message(answer: Completion) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(encode.chat_completion(REQUEST, TINY, 0, answer))["choices"][0]["message"]
+        return found
+
+    both = message(Completion(Finish.TOOL_CALLS, 1, 2, text="Well.", tool_calls=CALLS))
+    assert (both["content"], len(both["tool_calls"])) == ("Well.", 2)
+    neither = message(Completion(Finish.STOP, 1, 2))
+    assert neither["content"] == ""
+    assert "tool_calls" not in neither
 
 
 def test_a_text_completion() -> None:

@@ -11,7 +11,15 @@ from gateway.backends.metadata import SAMPLING_KEY, replica_token
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.translate import ReplyReader, embedding_options, predict_options
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import ChatMessage, EmbeddingInput, Finish, Generation, Sampling
+from gateway.domain.inference import (
+    ChatMessage,
+    EmbeddingInput,
+    Finish,
+    Generation,
+    Sampling,
+    ToolCall,
+    ToolCallDelta,
+)
 
 MODEL, REQUEST = ModelName("m"), RequestId("r")
 
@@ -72,6 +80,28 @@ def test_a_conversation_uses_the_models_own_template() -> None:
     ]
 
 
+def test_tools_and_thinking_are_passed_on() -> None:
+    generation = Generation(MODEL, (ChatMessage("user", "hi"),), Sampling(), '[{"type":"function"}]', "required", False)
+    request = predict_options(generation, REQUEST)
+    assert (request.Tools, request.ToolChoice) == ('[{"type":"function"}]', "required")
+    assert request.Metadata["enable_thinking"] == "false"
+
+
+def test_what_is_not_said_of_tools_and_thinking_is_not_there() -> None:
+    request = predict_options(Generation(MODEL, (ChatMessage("user", "hi"),), Sampling()), REQUEST)
+    assert (request.Tools, request.ToolChoice, request.Messages[0].tool_calls) == ("", "", "")
+    assert set(request.Metadata) == {SAMPLING_KEY}
+
+
+def test_calls_of_earlier_messages_are_one_json_text() -> None:
+    calls = (ToolCall("c1", "f", '{"a": "ü"}'), ToolCall("c2", "g", "{}"))
+    request = predict_options(Generation(MODEL, (ChatMessage("assistant", "", tool_calls=calls),), Sampling()), REQUEST)
+    assert json.loads(request.Messages[0].tool_calls) == [
+        {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": "ü"}'}},
+        {"id": "c2", "type": "function", "function": {"name": "g", "arguments": "{}"}},
+    ]
+
+
 def test_embedding_text_goes_where_backends_look_for_it() -> None:
     assert embedding_options(EmbeddingInput(MODEL, "text"), REQUEST).Embeddings == "text"
     assert list(embedding_options(EmbeddingInput(MODEL, (3, 4)), REQUEST).EmbeddingTokens) == [3, 4]
@@ -98,7 +128,48 @@ def test_counts_never_go_back() -> None:
 
 
 def test_an_unknown_finish_reason_is_none() -> None:
-    assert ReplyReader(None).completion("tool_calls").finish is Finish.STOP
+    assert ReplyReader(None).completion("content_filter").finish is Finish.STOP
+
+
+def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
+    return pb.Reply(message=b"hidden", chat_deltas=[pb.ChatDelta(content=content, tool_calls=calls)])
+
+
+def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
+    """Of two calls at once, of which one begins later; some backends repeat the id and the name."""
+    reader = ReplyReader(None)
+    pieces = [
+        reader.piece(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='{"a'), content="Well.")),
+        reader.piece(reply(pb.ToolCallDelta(index=1, name="g", arguments="{}"))),
+        reader.piece(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='": '))),
+        reader.piece(reply(pb.ToolCallDelta(index=0, arguments="1}"))),
+    ]
+    assert [(piece.text, piece.tool_calls) for piece in pieces] == [
+        ("Well.", (ToolCallDelta(0, "c1", "f", '{"a'),)),
+        ("", (ToolCallDelta(1, "", "g", "{}"),)),
+        ("", (ToolCallDelta(0, "c1", "f", '": '),)),
+        ("", (ToolCallDelta(0, "", "", "1}"),)),
+    ]
+    completion = reader.completion("tool_calls")
+    assert completion.finish is Finish.TOOL_CALLS
+    assert completion.tool_calls == (ToolCall("c1", "f", '{"a": 1}'), ToolCall("", "g", "{}"))
+
+
+@pytest.mark.parametrize(
+    ("said", "max_tokens", "finish"),
+    [
+        (None, None, Finish.TOOL_CALLS),
+        (None, 5, Finish.LENGTH),
+        ("length", None, Finish.LENGTH),
+        ("stop", None, Finish.STOP),
+    ],
+)
+def test_an_answer_that_calls_says_so_unless_the_backend_knows_better(
+    said: str | None, max_tokens: int | None, finish: Finish
+) -> None:
+    reader = ReplyReader(max_tokens)
+    reader.piece(pb.Reply(tokens=5, chat_deltas=[pb.ChatDelta(tool_calls=[pb.ToolCallDelta(name="f")])]))
+    assert reader.completion(said).finish is finish
 
 
 def test_h5_a_token_belongs_to_one_replica_and_one_cluster() -> None:

@@ -1,5 +1,6 @@
 import hashlib
 import sys
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +12,8 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
 from gateway.worker import artifacts
 from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactError, ArtifactStore, _hash
+
+ROOT = Path(__file__).parents[2]
 
 
 def spec(artifact: str, sha256: str | None = None, source: Literal["file", "api"] = "file") -> ModelSpec:
@@ -74,7 +77,7 @@ async def test_builtin_tiny_is_made_once(tmp_path: Path, monkeypatch: pytest.Mon
         written.append(path)
         tiny_model.write_tiny_model(path)
 
-    monkeypatch.setattr(artifacts, "_BUILTINS", {"tiny": ("tiny-1.gguf", write)})
+    monkeypatch.setattr(artifacts, "_MADE", {"tiny": ("tiny-1.gguf", write)})
     store = ArtifactStore(tmp_path)
     made: list[Artifact] = []
 
@@ -88,6 +91,29 @@ async def test_builtin_tiny_is_made_once(tmp_path: Path, monkeypatch: pytest.Mon
     assert made[0].size_bytes > 100_000
     assert len(written) == 1
     assert list((tmp_path / "builtin").iterdir()) == [made[0].path]
+
+
+async def test_builtin_demo_is_used_where_it_lies(tmp_path: Path) -> None:
+    artifact = await ArtifactStore(tmp_path / "models").fetch(spec("builtin:demo"))
+    assert artifact.path == ROOT / "gateway/engines/llama_cpp/models/demo.gguf"
+    assert artifact.path.read_bytes()[:4] == b"GGUF"
+    assert artifact.size_bytes <= 4_000_000
+
+
+async def test_l23_an_installation_without_the_demo_model_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifacts, "_SHIPPED", {"demo": "engines/nowhere.gguf"})
+    with pytest.raises(ArtifactError, match=r"builtin:demo is missing from this installation \(.*/nowhere\.gguf\)"):
+        await ArtifactStore(tmp_path).fetch(spec("builtin:demo"))
+
+
+def test_the_package_brings_every_model_that_it_ships() -> None:
+    """An installed package has only what package-data names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["gateway"]
+    for file in artifacts._SHIPPED.values():
+        assert any((ROOT / "gateway" / file) in (ROOT / "gateway").glob(pattern) for pattern in patterns), file
 
 
 async def test_builtin_tiny_without_its_extra_says_what_to_install(
@@ -105,5 +131,5 @@ async def test_other_sources_are_refused_by_name(tmp_path: Path, artifact: str) 
 
 
 async def test_an_unknown_builtin_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="unknown artifact builtin:huge; there is tiny"):
+    with pytest.raises(ArtifactError, match="unknown artifact builtin:huge; there is demo, tiny"):
         await ArtifactStore(tmp_path).fetch(spec("builtin:huge"))

@@ -5,13 +5,14 @@ framing (see `event_stream`).
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Final
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final
 
 from pydantic_core import to_json
 
-from gateway.api.openai.encode import chat_id, completion_id, usage
+from gateway.api.openai.encode import chat_id, completion_id, tool_call_id, usage
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion
+from gateway.domain.inference import Completion, ToolCallDelta
 
 
 class ChunkEncoder(ABC):
@@ -37,7 +38,7 @@ class ChunkEncoder(ABC):
         """The chunks before the first text."""
 
     @abstractmethod
-    def text(self, text: str, reasoning: str = "") -> bytes:
+    def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:
         """One chunk with the next part of the answer."""
 
     def ending(self, answer: Completion) -> list[bytes]:
@@ -58,19 +59,37 @@ class ChatChunks(ChunkEncoder):
     def __init__(self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool) -> None:
         kind = "chat.completion.chunk"
         super().__init__(chat_id(request_id), kind, model, created, include_usage=include_usage)
+        self._request_id: Final = request_id
+        self._begun_calls: Final = set[int]()
 
     def opening(self) -> list[bytes]:
         return [self._before + b'"role":"assistant","content":""' + self._after]
 
-    def text(self, text: str, reasoning: str = "") -> bytes:
-        if not reasoning:
+    def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:
+        if not reasoning and not tool_calls:
             return self._before + b'"content":' + to_json(text) + self._after
-        content = b',"content":' + to_json(text) if text else b""
-        return self._before + b'"reasoning_content":' + to_json(reasoning) + content + self._after
+        fields: dict[str, Any] = {"reasoning_content": reasoning} if reasoning else {}
+        if text:
+            fields["content"] = text
+        if tool_calls:
+            fields["tool_calls"] = [self._tool_call(part) for part in tool_calls]
+        return self._before + to_json(fields)[1:-1] + self._after
+
+    def _tool_call(self, part: ToolCallDelta) -> dict[str, Any]:
+        """The first part of a call says which it is; clients join the fields of all parts, so it is said only once."""
+        if part.index in self._begun_calls:
+            return {"index": part.index, "function": {"arguments": part.arguments}}
+        self._begun_calls.add(part.index)
+        return {
+            "index": part.index,
+            "id": part.id or tool_call_id(self._request_id, part.index),
+            "type": "function",
+            "function": {"name": part.name, "arguments": part.arguments},
+        }
 
 
 class CompletionChunks(ChunkEncoder):
-    """Reasoning has no field here and stays part of the text, as in `encode.text_completion`."""
+    """Reasoning has no field here and stays part of the text, as in `encode.text_completion`. Nothing calls tools."""
 
     _open = b'"text":'
     _close = b""
@@ -82,5 +101,5 @@ class CompletionChunks(ChunkEncoder):
     def opening(self) -> list[bytes]:
         return []
 
-    def text(self, text: str, reasoning: str = "") -> bytes:
+    def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:  # noqa: ARG002 - as the base has it
         return self._before + to_json(reasoning + text) + self._after

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gateway.api.json_body import ARRAY, MISSING, TEXT, UNSUPPORTED_VALUE, JsonBody, complaint, text_or_array
+from gateway.api.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, complaint, text_or_array
+from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
 from gateway.domain.inference import ChatMessage
 
 PART_SEPARATOR: Final = "\n"
@@ -26,11 +27,7 @@ class TextPart(JsonBody):
     @model_validator(mode="before")
     @classmethod
     def _refuse_media(cls, data: object) -> object:
-        """Before the other keys are looked at: what is wrong with an image is its type, not its `image_url` key."""
-        kind = data.get("type") if isinstance(data, dict) else None
-        if isinstance(kind, str) and kind != "text":
-            message = f"Invalid value for '{{param}}': content parts of type '{kind[:64]}' are not supported."
-            raise complaint(UNSUPPORTED_VALUE, message, "type")
+        refuse_other_kind(data, "text", "content parts")
         return data
 
 
@@ -44,20 +41,32 @@ class Message(JsonBody):
     """One entry of `messages`. An answer of ours can be sent back as it is."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-        {"tool_calls": ([],), "function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
+        {"function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
     )
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content
     name: str | None = None
     tool_call_id: str | None = None
+    tool_calls: MessageToolCalls | None = None
     reasoning_content: str | None = None
     """Taken because our answers carry it, and dropped: earlier reasoning is no part of a conversation."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allow_calls_without_text(cls, data: object) -> object:
+        """An assistant that calls tools need not say anything, and null is how OpenAI writes that."""
+        if not isinstance(data, dict) or data.get("content") is not None:
+            return data
+        return {**data, "content": ""} if data.get("role") == "assistant" and data.get("tool_calls") else data
+
     @model_validator(mode="after")
-    def _check_tool_call_id(self) -> Self:
+    def _check_role(self) -> Self:
         if self.role == "tool" and self.tool_call_id is None:
             raise complaint(MISSING, "Missing required parameter: '{param}'.", "tool_call_id")
+        if self.role != "assistant" and self.tool_calls:
+            message = "Invalid value for '{param}': only messages of the role 'assistant' have tool calls."
+            raise complaint(INVALID_VALUE, message, "tool_calls")
         return self
 
     def as_chat_message(self) -> ChatMessage:
@@ -66,6 +75,7 @@ class Message(JsonBody):
             content=self._text(),
             name=self.name,
             tool_call_id=self.tool_call_id,
+            tool_calls=tuple(call.as_tool_call() for call in self.tool_calls or ()),
         )
 
     def _text(self) -> str:

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from gateway.domain.errors import BackendFailed, GatewayError, ModelLoading
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding
+from gateway.domain.inference import Completion, Embedding, ToolCall
 
 EncodingFormat = Literal["float", "base64"]
 OWNER: Final = "gateway"
@@ -24,8 +24,21 @@ def chat_completion(request_id: RequestId, model: ModelName, created: int, answe
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["content"] = answer.text or None
+        message["tool_calls"] = [_tool_call(request_id, index, call) for index, call in enumerate(answer.tool_calls)]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
     return _answer(chat_id(request_id), "chat.completion", model, created, choice, answer)
+
+
+def _tool_call(request_id: RequestId, index: int, call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id or tool_call_id(request_id, index), "type": "function", "function": function}
+
+
+def tool_call_id(request_id: RequestId, index: int) -> str:
+    """For a call that the backend gave none: the client needs one to tell its result from others."""
+    return f"call_{request_id}_{index}"
 
 
 def text_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:

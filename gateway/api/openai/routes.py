@@ -101,7 +101,7 @@ class OpenAiApi:
         frames = [event(chunk) for chunk in encoder.opening()]
         while True:
             batch = await stream.receive_batch()
-            frames += [event(encoder.text(item.text, item.reasoning)) for item in batch if _has_text(item)]
+            frames += [event(_encoded(encoder, item)) for item in batch if _has_content(item)]
             last = batch[-1]
             if isinstance(last, Completion):
                 break
@@ -187,5 +187,10 @@ async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *
     return await trio.to_thread.run_sync(function, *args)
 
 
-def _has_text(item: Piece | Completion) -> bool:
-    return bool(item.text or item.reasoning)
+def _has_content(item: Piece | Completion) -> bool:
+    """A completion has at most the rest of a text; its tool calls were in the pieces before it."""
+    return bool(item.text or item.reasoning or (isinstance(item, Piece) and item.tool_calls))
+
+
+def _encoded(encoder: ChunkEncoder, item: Piece | Completion) -> bytes:
+    return encoder.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Piece) else ())

@@ -2,6 +2,7 @@
 
 A parameter is honoured, or accepted at the value where it changes nothing, or refused: never ignored. The exceptions
 are hints that can't change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
+`chat_template_kwargs` is an extension that other servers share; `enable_thinking` is all that it may hold here.
 Source: the OpenAI API reference, endpoints chat/completions, completions and embeddings.
 """
 
@@ -23,6 +24,7 @@ from gateway.api.json_body import (
 )
 from gateway.api.openai.content import Messages
 from gateway.api.openai.parameters import INT32_MAX, GenerationBody, Name, TokenLimit, User
+from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
 from gateway.domain.inference import EmbeddingInput, Generation
@@ -62,12 +64,16 @@ class EmbeddingsCall:
     user: str | None
 
 
+class TemplateSettings(JsonBody):
+    """What the model's chat template is told besides the messages."""
+
+    enable_thinking: bool | None = None
+    """Whether the model is to think before it answers; without effect on one that does not know how to."""
+
+
 class ChatBody(GenerationBody):
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         {
-            "tools": ([],),
-            "tool_choice": ("none",),
-            "parallel_tool_calls": (True, False),
             "functions": ([],),
             "function_call": ("none",),
             "response_format": ({"type": "text"},),
@@ -89,6 +95,10 @@ class ChatBody(GenerationBody):
     )
 
     messages: Messages
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: TemplateSettings | None = None
     max_completion_tokens: TokenLimit | None = None
     safety_identifier: User | None = None
     """The newer name of `user`."""
@@ -176,7 +186,10 @@ def parse_chat(body: bytes) -> ChatCall:
     parsed = parse_json(ChatBody, body)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
-    generation = Generation(ModelName(parsed.model), prompt, parsed.sampling(parsed.token_limit()))
+    tools, choice = offer(parsed.tools or (), parsed.tool_choice, parallel=parsed.parallel_tool_calls)
+    settings = parsed.chat_template_kwargs or TemplateSettings()
+    sampling = parsed.sampling(parsed.token_limit())
+    generation = Generation(ModelName(parsed.model), prompt, sampling, tools, choice, settings.enable_thinking)
     return ChatCall(generation, bool(parsed.stream), parsed.wants_usage(), user)
 
 

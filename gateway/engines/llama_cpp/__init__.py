@@ -5,8 +5,8 @@ server          grpclib as we need it: limits, a close that flushes
 dispatch        from the service's descriptor to our methods: authentication, errors, the rest UNIMPLEMENTED
 service         the RPCs
 options         ModelOptions   -> what to load
-requests        PredictOptions -> what llama.cpp is asked, with `sampling`
-chunks          what llama.cpp says -> text, counts, errors
+requests        PredictOptions -> what llama.cpp is asked, with `sampling` and `tools`
+chunks          what llama.cpp says -> text, reasoning, tool calls, counts, errors
 slots           as many calls inside llama.cpp as it has slots, never one more
 generation      the bridge between a thread inside llama.cpp and the event loop
 model           llama.cpp itself, through xllamacpp; `gguf_header` looks into the file first

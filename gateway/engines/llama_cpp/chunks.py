@@ -6,6 +6,7 @@ from typing import Any, Final, Literal
 
 from grpclib.const import Status
 
+from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CONTEXT_LENGTH_EXCEEDED, CallError, invalid
 
 Param = Literal["messages", "prompt", "input"]
@@ -13,6 +14,9 @@ Param = Literal["messages", "prompt", "input"]
 
 CONTEXT_EXCEEDED_TYPE: Final = "exceed_context_size_error"
 INTERNAL_ERROR: Final = 500
+SCHEMA_ERROR: Final = "JSON schema error at"
+GRAMMAR_ERROR: Final = "failed to parse grammar"
+"""What llama.cpp says of tools, the only thing of ours that it makes a grammar of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +24,33 @@ class Chunk:
     """A part of an answer. Counts are totals so far; a chunk may hold several tokens, or none."""
 
     text: str = ""
+    reasoning: str = ""
+    tool_calls: tuple[pb.ToolCallDelta, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_ms: float = 0.0
     generation_ms: float = 0.0
     finish: str | None = None
-    """`stop` or `length` in the chunk that says why the generation ended."""
+    """`stop`, `length` or `tool_calls` in the chunk that says why the generation ended."""
+
+    @property
+    def has_content(self) -> bool:
+        return bool(self.text or self.reasoning or self.tool_calls)
 
 
 def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
     """One chunk of a chat or a raw completion. Raises `CallError` for a chunk that is an error."""
     raise_error(raw, param)
-    text, finish = _read_choice(raw)
+    choice = _choice(raw)
+    delta = choice.get("delta", choice)
     timings = raw.get("timings") or {}
     usage = raw.get("usage") or {}
     return Chunk(
-        text=text,
-        finish=finish,
+        # A chat has its text in the `content` of a delta, a raw completion in the `text` of the choice itself.
+        text=delta.get("content") or delta.get("text") or "",
+        reasoning=delta.get("reasoning_content") or "",
+        tool_calls=tuple(_tool_call(call) for call in delta.get("tool_calls") or ()),
+        finish=choice.get("finish_reason"),
         # Only the last chunk has the usage; until then the timings count what was read from the cache separately.
         prompt_tokens=usage.get("prompt_tokens", timings.get("cache_n", 0) + timings.get("prompt_n", 0)),
         completion_tokens=usage.get("completion_tokens", timings.get("predicted_n", 0)),
@@ -45,13 +59,20 @@ def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
     )
 
 
-def _read_choice(raw: Mapping[str, Any]) -> tuple[str, str | None]:
-    """The text and the finish reason; the chunk that ends a chat has no choice, only totals."""
-    for choice in raw.get("choices") or ():
-        delta = choice.get("delta")
-        text = choice.get("text") if delta is None else delta.get("content")
-        return text or "", choice.get("finish_reason")
-    return "", None
+def _choice(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Empty for the chunk that ends a chat: it has only totals."""
+    return next(iter(raw.get("choices") or ()), {})
+
+
+def _tool_call(call: Mapping[str, Any]) -> pb.ToolCallDelta:
+    """The first chunk of a call has its id and name, all of them parts of its arguments."""
+    function = call.get("function") or {}
+    return pb.ToolCallDelta(
+        index=call.get("index", 0),
+        id=call.get("id") or "",
+        name=function.get("name") or "",
+        arguments=function.get("arguments") or "",
+    )
 
 
 def raise_error(raw: Mapping[str, Any], param: Param) -> None:
@@ -65,7 +86,17 @@ def raise_error(raw: Mapping[str, Any], param: Param) -> None:
         raise too_long(f"{param} has {tokens} tokens, too many for this model's context of {context} tokens", param)
     if error.get("code", INTERNAL_ERROR) >= INTERNAL_ERROR:
         raise CallError(Status.INTERNAL, message)
-    raise invalid(message, param=param)
+    raise unreadable(message, param)
+
+
+def unreadable(message: str, param: Param) -> CallError:
+    """For a request that llama.cpp refuses: at its tools if their parameters make no grammar, else at its text."""
+    if SCHEMA_ERROR in message:
+        what = message[message.index(SCHEMA_ERROR) :]
+        return invalid(f"the parameters of a tool can't be used: {what}", param="tools")
+    if message.endswith(GRAMMAR_ERROR):
+        return invalid("the parameters of a tool can't be used: they are too large or nested too deeply", param="tools")
+    return invalid(message, param=param)
 
 
 def too_long(message: str, param: Param) -> CallError:

@@ -8,14 +8,15 @@ import secrets
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import xllamacpp
 from grpclib.const import Status
 
-from gateway.engines.llama_cpp.chunks import raise_error, too_long
-from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
+from gateway.engines.llama_cpp.chunks import raise_error, too_long, unreadable
+from gateway.engines.llama_cpp.errors import CallError, LoadError
 from gateway.engines.llama_cpp.generation import Sink
 from gateway.engines.llama_cpp.gguf_header import BrokenHeader, read_metadata
 from gateway.engines.llama_cpp.options import LoadOptions
@@ -53,6 +54,9 @@ class Model:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
             raise LoadError(f"llama.cpp can't load {options.file}: {error}") from error
+        self._embedding = Lock()
+        """Held while llama.cpp embeds. Of inputs side by side it pools only what ends up in the same micro-batch, so
+        that the vectors of longer ones are wrong."""
         self.limits = self._read_limits()
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
@@ -67,8 +71,9 @@ class Model:
         handle = self._server.handle_chat_completions if chat else self._server.handle_completions
         try:
             handle(request.body, sink)
-        except ValueError as error:
-            raise invalid(str(error), param=request.param) from error
+        except (ValueError, RuntimeError) as error:
+            # llama.cpp raises while it prepares a request, never later: what fails then is a chunk.
+            raise unreadable(str(error), request.param) from error
 
     def embed(self, item: str | Sequence[int]) -> Mapping[str, Any]:
         """OpenAI's embedding object for one input. Raises `CallError`."""
@@ -95,7 +100,13 @@ class Model:
 
     def _read_limits(self) -> Limits:
         (entry,) = self._ask("GET", "/v1/models")["data"]
-        return Limits(context_tokens=entry["meta"]["n_ctx"], vocabulary_size=entry["meta"]["n_vocab"])
+        properties = self._ask("GET", "/props")
+        return Limits(
+            context_tokens=entry["meta"]["n_ctx"],
+            vocabulary_size=entry["meta"]["n_vocab"],
+            takes_tools=properties["chat_template_caps"]["supports_tools"],
+            temperature=properties["default_generation_settings"]["params"]["temperature"],
+        )
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """What xllamacpp has no method for, llama.cpp's own HTTP listener answers."""

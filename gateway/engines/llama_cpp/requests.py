@@ -1,16 +1,22 @@
 """A PredictOptions, read into what llama.cpp is asked; pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Param
 from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.options import BOOLEANS
 from gateway.engines.llama_cpp.sampling import Body, Limits, parse_json, sampling_body
+from gateway.engines.llama_cpp.tools import tools_body
+
+THINKING_KEY: Final = "enable_thinking"
+"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it,
+which is also the template's."""
+TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 REFUSED_FIELDS: Final = {
-    "Tools": "tools",
-    "ToolChoice": "tool_choice",
     "Grammar": "grammar",
     "Images": "messages",
     "Videos": "messages",
@@ -20,6 +26,9 @@ REFUSED_FIELDS: Final = {
     "NegativePrompt": "negative_prompt",
 }
 """Fields that would change the answer and that we don't honour, with OpenAI's name for each: refused, never ignored."""
+
+CHAT_ONLY_FIELDS: Final = {"Tools": "tools", "ToolChoice": "tool_choice"}
+"""Further ones that only a chat honours: a raw prompt has no template that would show the model its tools."""
 
 STREAMED: Final[Body] = {
     "stream": True,
@@ -40,12 +49,11 @@ class GenerationRequest:
 
 def generation_request(options: pb.PredictOptions, limits: Limits) -> GenerationRequest:
     """Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
-    for field, param in REFUSED_FIELDS.items():
-        if getattr(options, field):
-            raise invalid(f"{field} is not supported by the llama-cpp engine", param=param)
+    _refuse(options, REFUSED_FIELDS, "is not supported by the llama-cpp engine")
     body = STREAMED | sampling_body(options, limits)
     if options.UseTokenizerTemplate:
-        return GenerationRequest({**body, "messages": _messages(options), "reasoning_format": "none"}, "messages")
+        return GenerationRequest(body | _chat_body(options, limits), "messages")
+    _refuse(options, CHAT_ONLY_FIELDS, "is for chats, not for raw prompts")
     return GenerationRequest({**body, "prompt": options.Prompt}, "prompt")
 
 
@@ -57,6 +65,25 @@ def embedding_input(options: pb.PredictOptions, limits: Limits) -> str | list[in
     if any(not 0 <= token < limits.vocabulary_size for token in tokens):
         raise invalid(f"input must be token ids below {limits.vocabulary_size}", param="input")
     return options.Embeddings or tokens
+
+
+def _refuse(options: pb.PredictOptions, fields: Mapping[str, str], why: str) -> None:
+    for field, param in fields.items():
+        if getattr(options, field):
+            raise invalid(f"{field} {why}", param=param)
+
+
+def _chat_body(options: pb.PredictOptions, limits: Limits) -> Body:
+    """`reasoning_format` auto: what a template declares as thinking comes apart from the answer."""
+    body: Body = {"messages": _messages(options), "reasoning_format": "auto"}
+    body |= tools_body(options.Tools, options.ToolChoice, limits)
+    thinking = options.Metadata.get(THINKING_KEY)
+    if thinking is not None:
+        if thinking not in BOOLEANS:
+            message = f"{THINKING_KEY} must be true or false, not {thinking[:100]!r}"
+            raise invalid(message, param=f"{TEMPLATE_SETTINGS}.{THINKING_KEY}")
+        body[TEMPLATE_SETTINGS] = {THINKING_KEY: BOOLEANS[thinking]}
+    return body
 
 
 def _messages(options: pb.PredictOptions) -> list[dict[str, Any]]:

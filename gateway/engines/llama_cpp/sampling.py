@@ -27,10 +27,14 @@ TOKEN_DIGITS_MAX: Final = 9
 
 @dataclass(frozen=True)
 class Limits:
-    """What the loaded model can do."""
+    """What the loaded model can do, and what it does when it is not told."""
 
     context_tokens: int
     vocabulary_size: int
+    takes_tools: bool = True
+    """Whether its chat template shows it the tools that it may call."""
+    temperature: float | None = None
+    """Of a request that sets none, as the model's file or llama.cpp says. None: not known."""
 
 
 Body = dict[str, Any]
@@ -46,7 +50,7 @@ def sampling_body(request: pb.PredictOptions, limits: Limits) -> Body:
         if reader is None:
             raise invalid(f"unknown sampling parameter {name!r}", param=name)
         body |= reader(name, value, limits)
-    if "seed" in given or given.get("temperature") == 0:
+    if "seed" in given or given.get("temperature", limits.temperature) == 0:
         # A prefix from the cache was computed in other batches, so its last digits differ and so may the answer.
         body["cache_prompt"] = False
     return body

@@ -1,7 +1,7 @@
 """The RPCs of the engine: at most one model, loaded by LoadModel, and what can be asked of it."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -118,26 +118,27 @@ class EngineService:
         await call.send(pb.Result(success=True))
 
     async def predict_stream(self, call: Call[pb.PredictOptions]) -> None:
-        """A reply per piece of text with the counts so far; the last one has no text, the totals and the timings."""
+        """A reply per piece of the answer with the counts so far; the last one has only the totals and the timings."""
         last = Chunk()
         async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
                 for chunk in chunks:
                     last = _later(last, chunk)
-                    if chunk.text:
-                        await call.send(_reply(chunk))
-        await call.send(_last_reply(last))
+                    if chunk.has_content:
+                        await call.send(_reply([chunk]))
+        await call.send(_last_reply(last, []))
         call.trailers[FINISH_REASON] = last.finish or "stop"
 
     async def predict(self, call: Call[pb.PredictOptions]) -> None:
-        """As a stream whose text is kept until it is whole; so it can be cancelled like one."""
-        last, text = Chunk(), []
+        """As a stream that is kept until it is whole; so it can be cancelled like one."""
+        last, pieces = Chunk(), list[Chunk]()
         async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
                 for chunk in chunks:
                     last = _later(last, chunk)
-                    text.append(chunk.text)
-        await call.send(_last_reply(last, "".join(text)))
+                    if chunk.has_content:
+                        pieces.append(chunk)
+        await call.send(_last_reply(last, pieces))
         call.trailers[FINISH_REASON] = last.finish or "stop"
 
     @asynccontextmanager
@@ -185,18 +186,29 @@ def _later(known: Chunk, chunk: Chunk) -> Chunk:
     return replace(chunk, finish=chunk.finish or known.finish)
 
 
-def _reply(chunk: Chunk) -> pb.Reply:
-    return pb.Reply(message=chunk.text.encode(), tokens=chunk.completion_tokens, prompt_tokens=chunk.prompt_tokens)
+def _reply(pieces: Sequence[Chunk]) -> pb.Reply:
+    """The next part of an answer, and the counts of its last piece.
+
+    `message` has the text. What is no text has its place in `chat_deltas`, and brings the text along, since whoever
+    reads those reads nothing else.
+    """
+    text = "".join(piece.text for piece in pieces)
+    reasoning = "".join(piece.reasoning for piece in pieces)
+    tool_calls = [call for piece in pieces for call in piece.tool_calls]
+    reply = pb.Reply(message=text.encode())
+    if reasoning or tool_calls:
+        reply.chat_deltas.add(content=text, reasoning_content=reasoning, tool_calls=tool_calls)
+    if pieces:
+        reply.tokens, reply.prompt_tokens = pieces[-1].completion_tokens, pieces[-1].prompt_tokens
+    return reply
 
 
-def _last_reply(whole: Chunk, text: str = "") -> pb.Reply:
-    return pb.Reply(
-        message=text.encode(),
-        tokens=whole.completion_tokens,
-        prompt_tokens=whole.prompt_tokens,
-        timing_prompt_processing=whole.prompt_ms,
-        timing_token_generation=whole.generation_ms,
-    )
+def _last_reply(whole: Chunk, pieces: Sequence[Chunk]) -> pb.Reply:
+    """Totals and timings, and what has not been sent yet."""
+    reply = _reply(pieces)
+    reply.tokens, reply.prompt_tokens = whole.completion_tokens, whole.prompt_tokens
+    reply.timing_prompt_processing, reply.timing_token_generation = whole.prompt_ms, whole.generation_ms
+    return reply
 
 
 def _embedding_result(answer: Mapping[str, Any]) -> pb.EmbeddingResult:

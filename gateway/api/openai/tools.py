@@ -1,0 +1,211 @@
+"""What a request says of tools: those it offers, which may be called, and the calls in earlier messages.
+
+Source: the OpenAI API reference, chat/completions, `tools`, `tool_choice` and `messages[].tool_calls`. Of the kinds of
+tool there only functions are known here.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import from_json, to_json
+
+from gateway.api.json_body import (
+    INVALID_VALUE,
+    MISSING,
+    UNSUPPORTED_VALUE,
+    JsonBody,
+    complaint,
+    json_kind,
+    wrong_type,
+    wrong_value,
+)
+from gateway.domain.errors import BadRequest
+from gateway.domain.inference import ToolCall
+
+TOOLS_MAX: Final = 128
+"""Of one request, and of the calls of one message."""
+TOOLS_BYTES_MAX: Final = 1024 * 1024
+"""Of all tools as JSON. Backends turn each schema into a grammar before the first token, and can't be stopped at it."""
+CALL_ID_CHARACTERS_MAX: Final = 512
+CHOICE_WORDS: Final = ("none", "auto", "required")
+
+_FUNCTION_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def refuse_other_kind(data: object, known: str, things: str) -> None:
+    """Complains of the `type` of a JSON object if it is not `known`; of a missing one or of a non-string, others do.
+
+    To be called before the other keys are looked at: what is wrong with an image is its type, not its `image_url` key.
+    """
+    kind = data.get("type") if isinstance(data, dict) else None
+    if isinstance(kind, str) and kind != known:
+        message = f"Invalid value for '{{param}}': {things} of type '{kind[:64]}' are not supported."
+        raise complaint(UNSUPPORTED_VALUE, message, "type")
+
+
+def _check_function_name(name: str) -> str:
+    if not _FUNCTION_NAME.fullmatch(name):
+        raise wrong_value("be 1 to 64 letters, digits, '_' or '-'")
+    return name
+
+
+FunctionName = Annotated[str, AfterValidator(_check_function_name)]
+
+
+class Function(JsonBody):
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False,)})
+
+    name: FunctionName
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    """A JSON schema, in the caller's order of keys: that is how the model sees it. The backend judges it."""
+
+
+class Tool(JsonBody):
+    type: Literal["function"]
+    function: Function
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_tools(cls, data: object) -> object:
+        refuse_other_kind(data, "function", "tools")
+        return data
+
+
+def _check_unique(tools: list[Tool]) -> list[Tool]:
+    seen = set[str]()
+    for index, tool in enumerate(tools):
+        if tool.function.name in seen:
+            message = "Invalid value for '{param}': another tool has this name."
+            raise complaint(INVALID_VALUE, message, index, "function", "name")
+        seen.add(tool.function.name)
+    return tools
+
+
+Tools = Annotated[list[Tool], Field(max_length=TOOLS_MAX, fail_fast=True), AfterValidator(_check_unique)]
+
+
+class NamedFunction(JsonBody):
+    name: FunctionName
+
+
+class ToolChoice(JsonBody):
+    """One of the words, or an object that names a function. A word is read as an object of that type."""
+
+    type: Literal["none", "auto", "required", "function"]
+    function: NamedFunction | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_word(cls, data: object) -> object:
+        if isinstance(data, str):
+            if data not in CHOICE_WORDS:
+                raise wrong_value("be 'none', 'auto', 'required' or an object that names a function")
+            return {"type": data}
+        if not isinstance(data, dict):
+            raise wrong_type("a string or an object", data)
+        if data.get("type") in CHOICE_WORDS:
+            raise wrong_value("be 'function'", "type")
+        refuse_other_kind(data, "function", "choices")
+        return data
+
+    @model_validator(mode="after")
+    def _check_function(self) -> Self:
+        if self.type == "function" and self.function is None:
+            raise complaint(MISSING, "Missing required parameter: '{param}'.", "function")
+        return self
+
+
+AUTO: Final = ToolChoice.model_validate("auto")
+"""What a request without a choice gets."""
+
+
+class CalledFunction(JsonBody):
+    name: FunctionName
+    arguments: str
+
+    @model_validator(mode="after")
+    def _check_arguments(self) -> Self:
+        """Templates write them out as an object; none can do so with what is no JSON."""
+        try:
+            value = from_json(self.arguments, allow_inf_nan=False)
+        except ValueError:
+            raise wrong_value("be the text of a JSON object", "arguments") from None
+        if not isinstance(value, dict):
+            raise wrong_value(f"be the text of a JSON object, not of {json_kind(value)}", "arguments")
+        return self
+
+
+class MessageToolCall(JsonBody):
+    """One entry of an assistant message's `tool_calls`."""
+
+    id: Annotated[str, Field(min_length=1, max_length=CALL_ID_CHARACTERS_MAX)]
+    type: Literal["function"]
+    function: CalledFunction
+    index: Annotated[int, Field(ge=0)] | None = None
+    """Taken because the parts of a streamed call carry it, and dropped: the order says the same."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_calls(cls, data: object) -> object:
+        refuse_other_kind(data, "function", "tool calls")
+        return data
+
+    def as_tool_call(self) -> ToolCall:
+        return ToolCall(self.id, self.function.name, self.function.arguments)
+
+
+MessageToolCalls = Annotated[list[MessageToolCall], Field(max_length=TOOLS_MAX, fail_fast=True)]
+
+
+def offer(tools: Sequence[Tool], choice: ToolChoice | None, *, parallel: bool | None) -> tuple[str | None, str | None]:
+    """`tools` and `tool_choice` as `Generation` has them. Raises `BadRequest` if they do not fit together.
+
+    The tools of a request that allows no call are left out: a model calls what it sees.
+    """
+    choice = choice or AUTO
+    _check_choice(tools, choice)
+    if not tools or choice.type == "none":
+        return None, None
+    _check_parallel(parallel)
+    return _tools_text(tools), _choice_text(choice)
+
+
+def _check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
+    message = None
+    if choice.type in ("required", "function") and not tools:
+        message = "Invalid value for 'tool_choice': it asks for a call, and 'tools' offers nothing to call."
+    elif choice.function is not None and choice.function.name not in {tool.function.name for tool in tools}:
+        message = f"Invalid value for 'tool_choice': 'tools' has no function '{choice.function.name}'."
+    if message is not None:
+        raise BadRequest(message, param="tool_choice", code=INVALID_VALUE)
+
+
+def _check_parallel(parallel: bool | None) -> None:
+    """llama.cpp takes `false` and lets the model call as often as it likes all the same."""
+    if parallel is False:
+        message = "Invalid value for 'parallel_tool_calls': false is not supported by this gateway yet."
+        raise BadRequest(message, param="parallel_tool_calls", code=UNSUPPORTED_VALUE)
+
+
+def _tools_text(tools: Sequence[Tool]) -> str:
+    text = to_json([{"type": tool.type, "function": _function_fields(tool.function)} for tool in tools])
+    if len(text) > TOOLS_BYTES_MAX:
+        message = f"Invalid value for 'tools': must be at most {TOOLS_BYTES_MAX} bytes of JSON, got {len(text)}."
+        raise BadRequest(message, param="tools", code=INVALID_VALUE)
+    return text.decode()
+
+
+def _function_fields(function: Function) -> dict[str, Any]:
+    fields = {"name": function.name, "description": function.description, "parameters": function.parameters}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _choice_text(choice: ToolChoice) -> str | None:
+    """None for what a request without a choice gets anyway."""
+    if choice.function is not None:
+        return to_json({"type": choice.type, "function": {"name": choice.function.name}}).decode()
+    return None if choice.type == "auto" else choice.type

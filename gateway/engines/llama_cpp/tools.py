@@ -1,0 +1,54 @@
+"""The tools of a chat and which of them are to be called, in llama.cpp's words; pure."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.sampling import Body, Limits, parse_json
+
+TOOLS: Final = "tools"
+TOOL_CHOICE: Final = "tool_choice"
+WORDS: Final = ("none", "auto", "required")
+
+
+def tools_body(tools_text: str, choice_text: str, limits: Limits) -> Body:
+    """PredictOptions' Tools and ToolChoice as OpenAI's parameters; nothing when no tool may be called.
+
+    Two of OpenAI's choices are unknown to llama.cpp, which still shows the model all tools: for `none` there are no
+    tools here, and for a named one only that one. Raises `CallError` (INVALID_ARGUMENT) that names the parameter.
+    """
+    tools, choice = _tools(tools_text), _choice(choice_text)
+    if choice not in WORDS:
+        tools, choice = [tool for tool in tools if _name(tool) == choice], "required"
+    if choice == "required" and not tools:
+        raise invalid(f"{TOOL_CHOICE} asks for a call of a tool that is not there", param=TOOL_CHOICE)
+    if choice == "none" or not tools:
+        return {}
+    if not limits.takes_tools:
+        raise invalid("this model can't call tools: its chat template has no place for them", param=TOOLS)
+    return {TOOLS: tools, TOOL_CHOICE: choice}
+
+
+def _tools(text: str) -> list[Mapping[str, Any]]:
+    tools = parse_json(text, TOOLS) if text else []
+    if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise invalid(f"{TOOLS} must be a JSON array of objects", param=TOOLS)
+    return tools
+
+
+def _choice(text: str) -> str:
+    """One of the words, or the name of a tool. The words come bare or as JSON strings."""
+    if not text or text in WORDS:
+        return text or "auto"
+    choice = parse_json(text, TOOL_CHOICE)
+    name = choice if choice in WORDS else _name(choice)
+    if not isinstance(name, str):
+        raise invalid(
+            f"{TOOL_CHOICE} must be one of {', '.join(WORDS)} or an object that names a function", param=TOOL_CHOICE
+        )
+    return name
+
+
+def _name(tool: object) -> object:
+    function = tool.get("function") if isinstance(tool, dict) else None
+    return function.get("name") if isinstance(function, dict) else None
