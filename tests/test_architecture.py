@@ -50,6 +50,9 @@ PURE: Final = (
     "api/openai/chunks.py",
     "engines/llama_cpp/sampling.py",
     "engines/llama_cpp/options.py",
+    "engines/llama_cpp/requests.py",
+    "engines/llama_cpp/tools.py",
+    "api/openai/tools.py",
 )
 """No I/O, no clock, no waiting: they take `now` and `rng` as arguments."""
 IMPURE_MODULES: Final = frozenset({"trio", "asyncio", "time", "socket", "os", "random", "threading", "subprocess"})

@@ -23,7 +23,7 @@ REFUSED_FULL: Final = "full"
 REFUSED_DRAINING: Final = "draining"
 
 FINISH_REASON: Final = "x-gateway-finish-reason"
-"""Trailer of a finished generation: `stop` or `length`."""
+"""Trailer of a finished generation: `stop`, `length` or `tool_calls`."""
 
 ERROR_CODE: Final = "x-gateway-error-code"
 """Trailer of an INVALID_ARGUMENT: the `code` of OpenAI's error object, `context_length_exceeded` for one."""
@@ -34,6 +34,10 @@ SAMPLING_KEY: Final = "gateway.sampling"
 """Key of `PredictOptions.Metadata` under which the gateway sends the sampling parameters that the client set, as a JSON
 object in llama.cpp's names. proto3 scalars can't say "unset": a Temperature of 0 may mean greedy or nothing at all. The
 classic fields are filled besides, for backends that read only those."""
+
+THINKING_KEY: Final = "enable_thinking"
+"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it, which
+is also that of templates."""
 
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (wire.md B3)."""

@@ -3,9 +3,9 @@
 import codecs
 import json
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from gateway.backends.metadata import SAMPLING_KEY
+from gateway.backends.metadata import SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import (
@@ -19,9 +19,6 @@ from gateway.domain.inference import (
     ToolCall,
     ToolCallDelta,
 )
-
-THINKING_KEY: Final = "enable_thinking"
-"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it."""
 
 
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:

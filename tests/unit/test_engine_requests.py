@@ -4,14 +4,13 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY
+from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CallError
 from gateway.engines.llama_cpp.requests import (
     CHAT_ONLY_FIELDS,
     REFUSED_FIELDS,
     STREAMED,
-    THINKING_KEY,
     embedding_input,
     generation_request,
 )

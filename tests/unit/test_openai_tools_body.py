@@ -37,7 +37,7 @@ def parsed(**fields: object) -> Generation:
 
 def test_tools_are_passed_on_in_a_fixed_order_of_keys_but_for_the_schemas() -> None:
     """A template writes them out as they come, and models know OpenAI's order."""
-    given = {"function": {"strict": False, "parameters": SCHEMA, "description": "ü", "name": "f"}, "type": "function"}
+    given = {"function": {"strict": True, "parameters": SCHEMA, "description": "ü", "name": "f"}, "type": "function"}
     generation = parsed(tools=[given, tool("g-1_")])
     assert generation.tools == (
         '[{"type":"function","function":{"name":"f","description":"ü","parameters":{"type":"object","properties":'
@@ -107,7 +107,6 @@ def test_as_many_tools_as_openai_takes() -> None:
         ({"tools": [tool("g"), tool(), tool()]}, "tools[2].function.name", "another tool has this name"),
         ({"tools": [tool(description=1)]}, "tools[0].function.description", "expected a string, got an integer"),
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters", "expected an object, got an array"),
-        ({"tools": [tool(strict=True)]}, "tools[0].function.strict", "is not supported by this gateway yet"),
         ({"tools": [tool(returns={})]}, "tools[0].function.returns", "Unrecognized request argument"),
         ({"tools": [tool(description="x" * TOOLS_BYTES_MAX)]}, "tools", "must be at most 1048576 bytes of JSON"),
         ({"tool_choice": "any"}, "tool_choice", "must be 'none', 'auto', 'required' or an object"),

@@ -56,7 +56,8 @@ FunctionName = Annotated[str, AfterValidator(_check_function_name)]
 
 
 class Function(JsonBody):
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False,)})
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False, True)})
+    """Arguments are bound to the schema in any case: llama.cpp samples them under a grammar made from it."""
 
     name: FunctionName
     description: str | None = None

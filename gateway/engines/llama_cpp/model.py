@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -47,8 +46,6 @@ class Model:
         """
         self.options = options
         self._api_key = secrets.token_urlsafe()
-        self._embedding = threading.Lock()
-        """One embedding at a time: llama.cpp cuts inputs of different lengths that share a batch, and mixes them up."""
         parameters = _parameters(options, self._api_key, _declares_pooling(options.file))
         try:
             self._server = xllamacpp.Server(parameters)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from gateway.backends.metadata import THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Param
 from gateway.engines.llama_cpp.errors import invalid
@@ -11,9 +12,6 @@ from gateway.engines.llama_cpp.options import BOOLEANS
 from gateway.engines.llama_cpp.sampling import Body, Limits, parse_json, sampling_body
 from gateway.engines.llama_cpp.tools import tools_body
 
-THINKING_KEY: Final = "enable_thinking"
-"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it,
-which is also the template's."""
 TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 REFUSED_FIELDS: Final = {
