@@ -4,7 +4,7 @@ Level-triggered: the plan follows from the whole state alone, so a lost event co
 plan that was carried out leaves nothing to plan. Every entry says why.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -101,13 +101,19 @@ class _Draft:
         ]
 
 
-def plan(state: ClusterState, now: float, new_replica_id: Callable[[], ReplicaId]) -> Plan:
-    """`now` is the registry's clock; `new_replica_id` gives ids that were never used before."""
+def plan(
+    state: ClusterState,
+    now: float,
+    new_replica_id: Callable[[], ReplicaId],
+    hung: Container[ReplicaId] = (),
+) -> Plan:
+    """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `hung` are replicas that
+    probes found busy without any request on them."""
     draft = _Draft(state, now, new_replica_id, dict(state.replicas), dict(state.failures))
     for replica in state.replicas.values():
         _settle_ended(draft, replica)
     for replica in tuple(draft.replicas.values()):
-        _retire_unwanted(draft, replica)
+        _retire_unwanted(draft, replica, hangs=replica.id in hung)
     for spec in state.models.values():
         _note_success(draft, spec)
         _start_wanted(draft, spec)
@@ -140,8 +146,12 @@ def backoff_seconds(attempts: int) -> float:
     return min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)
 
 
-def _retire_unwanted(draft: _Draft, replica: Replica) -> None:
-    """Drains what no spec asks for any more. It is unroutable already (A8)."""
+def _retire_unwanted(draft: _Draft, replica: Replica, *, hangs: bool) -> None:
+    """Drains what no spec asks for any more, which is unroutable already (A8); stops what hangs."""
+    if hangs and replica.desired is not Desired.STOP:
+        draft.want.append(Want(replica.id, Desired.STOP, "it hangs: busy without any request"))
+        draft.replicas[replica.id] = replace(replica, desired=Desired.STOP)
+        return
     if replica.desired is not Desired.RUN:
         return
     spec = draft.state.models.get(replica.model)

@@ -27,6 +27,12 @@ class Reconciler:
     wake: Wake = field(default_factory=Wake)
     epoch: int | None = None
     """Of our leadership; None: not the leader (yet)."""
+    hung: set[ReplicaId] = field(default_factory=set)
+    """Replicas that hang, as this gateway sees it; kept until they are gone."""
+
+    def note_hung(self, replica_id: ReplicaId) -> None:
+        self.hung.add(replica_id)
+        self.wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Plans until cancelled. Reports started after the first round."""
@@ -54,7 +60,8 @@ class Reconciler:
 
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
-        decided = plan(state, now, lambda: ReplicaId(new_id()))
+        self.hung &= state.replicas.keys()
+        decided = plan(state, now, lambda: ReplicaId(new_id()), self.hung)
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):

@@ -10,7 +10,7 @@ from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.routing.lease import Lease
 from tests.fakes.fleet import MODEL, node, replica, spec, view
-from tests.fakes.routing_bench import RoutingBench
+from tests.fakes.routing_bench import ORIGIN, RoutingBench
 
 
 def one_slot(name: str = "a") -> RoutingBench:
@@ -177,7 +177,7 @@ async def test_a_failure_does_not_matter_while_a_replica_serves() -> None:
 
 async def test_an_unknown_model_is_refused_at_once() -> None:
     with pytest.raises(ModelNotFound):
-        RoutingBench().admission.open_ticket(ModelName("nope"), "r")  # type: ignore[arg-type]
+        RoutingBench().admission.open_ticket(ModelName("nope"), ORIGIN)
 
 
 async def test_a_model_that_is_removed_ends_its_waiters(autojump_clock: trio.testing.MockClock) -> None:
@@ -211,7 +211,7 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
     """The first has tried the only replica in vain, the second has not."""
     bench, served = one_slot(), list[str]()
     held = await bench.lease("holder")
-    first = bench.admission.open_ticket(MODEL, "first")  # type: ignore[arg-type]
+    first = bench.admission.open_ticket(MODEL, ORIGIN)
 
     async def second() -> None:
         with await bench.lease("second"):

@@ -7,6 +7,7 @@ from gateway.routing.eligibility import Candidate
 from gateway.routing.load_table import LoadTable, ReplicaUse
 from gateway.routing.picker import Choice, pick
 from tests.fakes.fleet import replica, view
+from tests.fakes.routing_bench import ORIGIN
 
 NOW = 100.0
 
@@ -21,8 +22,8 @@ def choose(candidates: list[Candidate], uses: dict[str, ReplicaUse]) -> Choice |
 
 def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaUse:
     table = LoadTable()
-    leases = {table.lease(candidate("x"), f"r{i}", 0.0) for i in range(count)}  # type: ignore[arg-type]
-    return ReplicaUse(leases, last_used, full_until)
+    leases = {table.lease(candidate("x"), ORIGIN, 0.0) for _ in range(count)}
+    return ReplicaUse(leases, last_used=last_used, full_until=full_until)
 
 
 def chosen(choice: Choice | None) -> str:
@@ -75,7 +76,7 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
     for turn in range(9):
         choice = pick(candidates, table.use_of, float(turn), Random(turn))
         assert choice is not None
-        with table.lease(choice.candidate, f"r{turn}", float(turn)):  # type: ignore[arg-type]
+        with table.lease(choice.candidate, ORIGIN, float(turn)):
             picked.append(choice.candidate.replica_id)
     assert sorted(picked) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
 
@@ -83,6 +84,6 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
 def test_r6_one_request_is_one_lease() -> None:
     table = LoadTable()
     only = view(replica("r1")).candidates[ModelName("m")][0]
-    with table.lease(only, "request", 0.0):  # type: ignore[arg-type]
+    with table.lease(only, ORIGIN, 0.0):
         assert table.statistics().in_flight == {"r1": 1}
     assert table.statistics().in_flight == {}
