@@ -11,7 +11,7 @@ from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
 from gateway.domain.probe import ProbeOutcome
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.eligibility import RoutingView
+from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
 from gateway.routing.probe_cache import ProbeCache
@@ -23,6 +23,11 @@ ORIGIN = Origin(RequestId("request"))
 LIMITS = AdmissionLimits(
     load_wait_seconds=60, queue_timeout_seconds=30, queue_length_max=8, retry_interval_seconds=0.02
 )
+
+
+def idle_admission() -> Admission:
+    """One that knows no model; needs no Trio."""
+    return Admission(lambda: EMPTY_VIEW, LoadTable(), LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
 
 
 class FakeProbe:

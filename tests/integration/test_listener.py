@@ -65,7 +65,7 @@ def build_app() -> HttpApp:
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, answer), Route("POST", "/flood", Role.INFERENCE, flood)],
         PAGE_ROUTES,
-        build_pages(source, Metrics(list), dict),
+        build_pages(source, idle_admission(), Metrics(list), dict),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(1000, NEVER),

@@ -20,7 +20,7 @@ from gateway.observability.metrics import Metrics, Reading
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.routing_bench import RoutingBench
+from tests.fakes.routing_bench import idle_admission
 
 
 def readings() -> Iterator[Reading]:
@@ -38,13 +38,13 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-async def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
+def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
     source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
-    return build_pages(source, RoutingBench().admission, metrics, lambda: checks)
+    return build_pages(source, idle_admission(), metrics, lambda: checks)
 
 
 @pytest.fixture
-async def app(pages: Pages, metrics: Metrics) -> HttpApp:
+def app(pages: Pages, metrics: Metrics) -> HttpApp:
     authenticator = Authenticator((), allow_anonymous=False)
     limits = BodyLimits(1000, 1.0)
     return HttpApp((), PAGE_ROUTES, pages, authenticator=authenticator, metrics=metrics.requests, limits=limits)
