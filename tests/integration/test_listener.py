@@ -20,6 +20,7 @@ from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
+from tests.fakes.routing_bench import idle_admission
 
 SOON: Final = 0.2
 """Seconds of a limit that a test waits for."""
