@@ -95,7 +95,7 @@ class Gateway:
             token_of=self.token_of,
         )
         self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval)
-        self.probes.on_hung = self.reconciler.note_hung
+        self.probes.on_broken = self.reconciler.note_broken
         self.demand = DemandPublisher(
             self.registry, self.id, self._waiting, self.reconciler.wake.set, config.registry.lease_sync_interval
         )

@@ -109,8 +109,7 @@ class ExplainBody(JsonBody):
 
 def explanation(admission: Admission, model: ModelName) -> dict[str, Any]:
     """Raises `ModelNotFound`."""
-    choice, considered, now = admission.explain(model)
-    chosen = choice.candidate if choice is not None and choice.has_free_slot else None
+    chosen, considered, now = admission.explain(model)
     queue = admission.statistics().get(model)
     return {
         "model": model,

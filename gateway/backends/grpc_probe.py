@@ -1,5 +1,7 @@
 """Asks a replica whether it is alive, over a connection of its own: a probe never waits behind a request (H3)."""
 
+import errno
+from socket import gaierror
 from typing import Final
 
 import trio
@@ -18,6 +20,11 @@ from gateway.domain.probe import ProbeOutcome
 CONNECT_SHARE: Final = 0.25
 """Part of the probe's time that is kept for the connect that tells a busy replica from one that can't be reached."""
 
+NO_WAY_THERE: Final = frozenset(
+    {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT}
+)
+"""What the network says when it can't even ask the machine; that tells nothing of the replica."""
+
 
 class GrpcProbe:
     """`Probe` over real connections. Raises nothing that the other side can cause; takes no longer than its time."""
@@ -30,6 +37,7 @@ class GrpcProbe:
     async def __call__(self, target: Target) -> ProbeOutcome:
         """- answered, in whatever words: alive, unless it does not know our token: then it is somebody else;
         - refused, or the connection broke: gone;
+        - no way to the machine: unreachable;
         - silent: one TCP connect decides between busy and unreachable.
         """
         with trio.move_on_after(self._timeout_seconds * (1 - CONNECT_SHARE)):
@@ -37,7 +45,10 @@ class GrpcProbe:
                 await self._bridge.run(self._ask_aio, target)
             except GRPCError as error:
                 return ProbeOutcome.GONE if error.status is Status.UNAUTHENTICATED else ProbeOutcome.ALIVE
-            except (StreamTerminatedError, OSError, CancelledByAsyncio):
+            except OSError as error:
+                no_way = isinstance(error, gaierror) or error.errno in NO_WAY_THERE
+                return ProbeOutcome.UNREACHABLE if no_way else ProbeOutcome.GONE
+            except (StreamTerminatedError, CancelledByAsyncio):
                 return ProbeOutcome.GONE
             return ProbeOutcome.ALIVE
         accepted = await can_connect(target.address, self._timeout_seconds * CONNECT_SHARE)

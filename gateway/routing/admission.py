@@ -6,7 +6,7 @@ lease is there or its time is up, so a waiter that is cancelled leaves no trace:
 was given in the same moment is released.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,12 +22,16 @@ from gateway.routing.decisions import Considered, Decision, DecisionLog, conside
 from gateway.routing.eligibility import Candidate, RoutingView, why_not_routable
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_table import FOREVER, NEVER, LoadTable
 from gateway.routing.picker import ALONE, Choice, Policy, pick
 from gateway.routing.waiting import fail_fast, gave_up
 
 RETRY_BACKOFF_MAX: Final = 10.0
-"""A refused head of the queue asks again after `retry_interval`, doubling up to this many times as long."""
+"""A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
+times as long."""
+GUESSES_MAX: Final = 32
+"""Per model and longest pause between retries: replicas that are asked although others have published that they are
+full. All of a small fleet; in a large one the refused calls must not become the main traffic."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ModelQueueStatistics:
 class Ticket:
     """One request's place in its model's queue, kept over re-routes so that it never queues behind later ones."""
 
-    __slots__ = ("decision", "excluded", "failure", "lease", "model", "number", "origin", "refusals", "since", "wake")
+    __slots__ = ("decision", "excluded", "failure", "lease", "model", "number", "origin", "since", "wake")
 
     def __init__(self, number: int, model: ModelName, origin: Origin, since: float, decision: Decision) -> None:
         self.number = number
@@ -61,7 +65,6 @@ class Ticket:
         self.decision = decision
         self.excluded: set[ReplicaId] = set()
         """Replicas that failed this request; never tried twice."""
-        self.refusals = 0
         self.lease: Lease | None = None
         self.failure: GatewayError | None = None
         """Set instead of a lease when it has to go."""
@@ -91,6 +94,8 @@ class Admission:
         self._rng = rng
         self._numbers = count()
         self._queues: dict[ModelName, FairQueue[Ticket]] = {}
+        self._guess_at: dict[ModelName, float] = {}
+        """When the next guess is allowed. It lags behind while there are none: so many may then come at once."""
         self.decisions = decisions or DecisionLog()
         self._policy = policy
         self.on_demand_change: Callable[[], None] = lambda: None
@@ -168,18 +173,26 @@ class Admission:
         return ticket.since + limit
 
     def _retry_at(self, ticket: Ticket) -> float:
-        """When the first refused replica may be asked again; only the first of a line asks."""
+        """When the first replica that is full or suspect may be asked again.
+
+        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it."""
         if not self._queues[ticket.model].is_first(ticket):
-            return float("inf")
-        uses = (self.loads.use_of(candidate.replica_id) for candidate in self._candidates(ticket))
-        return min((use.full_until for use in uses if use.full_until > trio.current_time()), default=float("inf"))
+            return FOREVER
+        now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
+        guess_at = self._guess_at.get(ticket.model, NEVER)
+        full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
+        suspect = (self.loads.use_of(candidate.replica_id).suspect_until for candidate in candidates)
+        return min((at for at in (*full, *suspect) if at > now), default=FOREVER)
 
     def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
         """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
         ends here."""
-        backoff = min(2.0**ticket.refusals, RETRY_BACKOFF_MAX)
-        ticket.refusals += 1
+        refusals = self.loads.use_of(lease.candidate.replica_id).refusals
+        backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
         self.loads.note_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
+        if (queue := self._queues.get(ticket.model)) is not None:
+            for first in queue.firsts():
+                first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
     def note_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""
@@ -192,9 +205,9 @@ class Admission:
         """Gives free slots to the waiters of `model`, in turn. Ends with the first one that could take any replica and
         gets none: then nobody behind it gets one either."""
         passed_over: set[Ticket] = set()
-        held_by = partial(self.loads.held_by, self._view().candidates.get(model, ()))
+        share_of = partial(self.loads.share_of, model, self._view().candidates.get(model, ()))
         while (queue := self._queues.get(model)) is not None:
-            ticket = queue.next_in_turn(held_by, passed_over)
+            ticket = queue.next_in_turn(share_of, passed_over)
             if ticket is None:
                 return
             ticket.lease = self._bind(ticket)
@@ -209,22 +222,40 @@ class Admission:
     def _bind(self, ticket: Ticket) -> Lease | None:
         now, candidates = trio.current_time(), self._candidates(ticket)
         choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
-        if choice is None or not choice.has_free_slot:
+        if choice is not None and not choice.has_free_slot:
+            choice = self._guess(ticket.model, candidates, now)
+        if choice is None:
             return None
-        considered = consider(candidates, choice.candidate, self.loads.use_of, now)
+        considered = consider(candidates, choice.candidate, self.loads.use_of, now, self._policy())
         lease = self.loads.lease(choice.candidate, ticket.origin, now)
         ticket.decision.picked(choice.candidate, considered, now)
         return lease
 
-    def explain(self, model: ModelName) -> tuple[Choice | None, tuple[Considered, ...], float]:
-        """What a pick would choose now, among what, and when "now" was. Raises `ModelNotFound`."""
+    def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
+        """The one asked longest ago of those that are full only as far as other gateways have published.
+
+        A slot that they have freed since would stay idle until they publish again, and the replica can tell better.
+        """
+        guess_at = self._guess_at.get(model, NEVER)
+        if now < guess_at:
+            return None
+        loads = self.loads
+        doubtful = [each for each in candidates if loads.is_doubtful(each) and loads.ask_at(each, guess_at) <= now]
+        choice = pick(doubtful, self.loads.use_of, now, self._rng)
+        if choice is not None:
+            period = self._limits.retry_interval_seconds * RETRY_BACKOFF_MAX
+            self._guess_at[model] = max(guess_at, now - period) + period / GUESSES_MAX
+        return choice
+
+    def explain(self, model: ModelName) -> tuple[Candidate | None, tuple[Considered, ...], float]:
+        """What would be chosen now, among what, and when "now" was. Raises `ModelNotFound`."""
         view, now = self._view(), trio.current_time()
         if model not in view.state.models:
             raise ModelNotFound(model)
         candidates = view.candidates.get(model, ())
         choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
         chosen = choice.candidate if choice is not None and choice.has_free_slot else None
-        return choice, consider(candidates, chosen, self.loads.use_of, now), now
+        return chosen, consider(candidates, chosen, self.loads.use_of, now, self._policy()), now
 
     def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
         """Replicas of the model that may take no request, each with the first reason."""

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -19,10 +19,10 @@ from gateway.routing.picker import ALONE, Policy, ReplicaLoad, Standing, standin
 DECISIONS_KEPT: Final = 1024
 CANDIDATES_KEPT: Final = 16
 """Per pick, the chosen one included: a fleet of thousands must not make a pick expensive."""
+CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
 
 
-@dataclass(frozen=True, slots=True)
-class Considered:
+class Considered(NamedTuple):
     """One candidate as it stood when a pick was made."""
 
     candidate: Candidate
@@ -89,11 +89,10 @@ def consider(
     policy: Policy = ALONE,
 ) -> tuple[Considered, ...]:
     """The numbers of the chosen one and of the first others."""
-    rng = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
     kept = list(candidates[:CANDIDATES_KEPT])
-    if chosen is not None and chosen not in kept:
+    if chosen is not None and all(each.replica_id != chosen.replica_id for each in kept):
         kept[-1] = chosen
-    return tuple(Considered(each, standing_of(each, load_of(each.replica_id), now, rng, policy)) for each in kept)
+    return tuple(Considered(each, standing_of(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
 
 
 def describe(decision: Decision) -> dict[str, Any]:

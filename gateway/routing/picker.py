@@ -33,9 +33,18 @@ class ReplicaLoad(Protocol):
         """Leases that recent failures have left behind: they count as load and take no slot."""
 
 
+Rank = tuple[bool, bool, bool, int, float, int]
+"""What decides, in its order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
+
+DECIDES_FOR_SEVERAL: Final = 4
+"""So much of a rank counts if gateways share one stale order: chance comes before the rest."""
+
+
 class Standing(NamedTuple):
     """How one candidate stood when a pick was made; in the order in which it is compared."""
 
+    suspect: bool
+    """It has failed lately. While another one has not, requests wait for that one rather than try this one."""
     taken: bool
     busy: bool
     load: int
@@ -48,6 +57,7 @@ class Standing(NamedTuple):
 
 WORDS: Final[Mapping[str, str]] = MappingProxyType(
     {
+        "suspect": "it has failed lately",
         "taken": "no free slot",
         "busy": "it did not answer the last probe",
         "load": "more load ({mine} against {best})",
@@ -63,7 +73,7 @@ WORDS: Final[Mapping[str, str]] = MappingProxyType(
 class Choice:
     candidate: Candidate
     has_free_slot: bool
-    """False: it is the best of those that are all taken, and nothing may be bound to it now."""
+    """False: it is the best of those that are all taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,30 +96,40 @@ def pick(
 ) -> Choice | None:
     """The best candidate; None if there is none.
 
-    A free slot comes first; then one that answers, the least load, the longest unused (R2), the most free VRAM, chance.
+    One that has not failed lately comes first, and a free slot; then one that answers, the least load, the longest
+    unused (R2), the most free VRAM, chance.
     """
-    best: Candidate | None = None
-    best_standing: Standing | None = None
+    decisive = DECIDES_FOR_SEVERAL if policy.several_gateways else None
+    tied: list[Candidate] = []
+    best: tuple[float, ...] = ()
     for candidate in candidates:
-        standing = standing_of(candidate, load_of(candidate.replica_id), now, rng, policy)
-        if best_standing is None or standing < best_standing:
-            best, best_standing = candidate, standing
-    if best is None or best_standing is None:
+        rank = _rank(candidate, load_of(candidate.replica_id), now)[:decisive]
+        if not tied or rank < best:
+            tied, best = [candidate], rank
+        elif rank == best:
+            tied.append(candidate)
+    if not tied:
         return None
-    return Choice(best, has_free_slot=not best_standing.taken)
+    return Choice(tied[0] if len(tied) == 1 else rng.choice(tied), has_free_slot=not best[1])
+
+
+def _rank(candidate: Candidate, load: ReplicaLoad, now: float) -> Rank:
+    """A plain tuple: building a named one takes as long as all the rest, and every candidate of every pick has one."""
+    in_use, phantoms = load.open_leases, load.phantoms(now)
+    return (
+        phantoms > 0,
+        in_use >= candidate.slots or now < load.full_until,
+        now < load.busy_until,
+        in_use + phantoms,
+        load.last_used,
+        -(candidate.free_vram_bytes or 0),
+    )
 
 
 def standing_of(candidate: Candidate, load: ReplicaLoad, now: float, rng: Random, policy: Policy = ALONE) -> Standing:
-    in_use = load.open_leases
-    return Standing(
-        in_use >= candidate.slots or now < load.full_until,
-        now < load.busy_until,
-        in_use + load.phantoms(now),
-        rng.random() if policy.several_gateways else 0.0,
-        load.last_used,
-        -(candidate.free_vram_bytes or 0),
-        rng.random(),
-    )
+    rank = _rank(candidate, load, now)
+    chance_first = rng.random() if policy.several_gateways else 0.0
+    return Standing(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
 
 
 def why_not_chosen(standing: Standing, winner: Standing) -> str:

@@ -28,6 +28,8 @@ BUSY_SECONDS: Final = 1.0
 """How long "busy" is believed before the replica is asked again."""
 HOLD_PAUSE_SECONDS: Final = 0.5
 """Between two probes of a replica that still works on a cancelled request."""
+HOLD_SECONDS_MAX: Final = 600.0
+"""Then its slot counts as free again, so that a replica which hangs is found to do so."""
 HUNG_PROBES: Final = 3
 """So many probes in a row that found a replica busy without any request on it say that it hangs."""
 
@@ -75,8 +77,8 @@ class ProbeCache:
         self._outcomes: Counter[ProbeOutcome] = Counter()
         self._hits = 0
         self._shared = 0
-        self.on_hung: Callable[[ReplicaId], None] = lambda _replica: None
-        """Called when a replica is found to hang; it is for control to replace it. Set once."""
+        self.on_broken: Callable[[ReplicaId, str], None] = lambda _replica, _because: None
+        """Called when a replica is found to live and to be of no use; it is for control to replace it. Set once."""
 
     def note_alive(self, replica_id: ReplicaId) -> None:
         """It answered something just now."""
@@ -96,8 +98,9 @@ class ProbeCache:
 
     async def _hold(self, lease: Lease, target: Target) -> None:
         with lease:
-            while await self._shared_probe(target) is ProbeOutcome.BUSY:  # noqa: ASYNC110 - another machine's event
-                await trio.sleep(HOLD_PAUSE_SECONDS)
+            with trio.move_on_after(HOLD_SECONDS_MAX):
+                while await self._shared_probe(target) is ProbeOutcome.BUSY:  # noqa: ASYNC110 - another machine's event
+                    await trio.sleep(HOLD_PAUSE_SECONDS)
 
     async def check(self, target: Target) -> ProbeOutcome:
         """What is known, or what a probe says. Without a probe it does not even yield."""
@@ -142,7 +145,7 @@ class ProbeCache:
             known.idle_busy_probes = known.idle_busy_probes + 1 if idle else 0
             if known.idle_busy_probes == HUNG_PROBES:
                 log.warning("probe.replica_hangs", replica_id=replica_id)
-                self.on_hung(replica_id)
+                self.on_broken(replica_id, "it hangs: busy without any request")
 
     def _of(self, replica_id: ReplicaId) -> _Known:
         known = self._known.get(replica_id)

@@ -8,7 +8,7 @@ from typing import Final, Self
 import structlog
 import trio
 
-from gateway.backends.protocol import Lost, Refused, RouteError, Target, Unreachable
+from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, Unreachable
 from gateway.domain.errors import BackendFailed, BadRequest
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
@@ -35,15 +35,10 @@ class Passage:
     attempt: Attempt
     loads: LoadTable
     probes: ProbeCache
-    _called: bool = False
-    """The backend has our call, or may have it."""
 
     @property
     def candidate(self) -> Candidate:
         return self.lease.candidate
-
-    def note_called(self) -> None:
-        self._called = True
 
     def note_progress(self, *, done: bool) -> None:
         """The backend answered something: a proof of life. `done`: it was the last thing."""
@@ -64,17 +59,24 @@ class Passage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, BadRequest):
-            self.probes.note_alive(self.target.replica_id)  # it took the trouble to refuse the request
-        if isinstance(error, BackendFailed) and self.attempt.outcome == "running":
-            self.note_failure("failed")
-        left_early = self.attempt.outcome == "running"
-        if left_early:
-            self.attempt.end("refused" if isinstance(error, BadRequest) else "left")
-        if left_early and self._called and not self.candidate.refuses_when_full and error is not None:
+        if self.attempt.outcome == "running":
+            self._judge(error)
+        may_go_on = self.attempt.outcome == "left" and self.lease.called and not self.candidate.refuses_when_full
+        if may_go_on:
             self.probes.hold_until_answered(self.lease, self.target)
         else:
             self.lease.release()
+
+    def _judge(self, error: BaseException | None) -> None:
+        """How the call ended that nobody has judged so far."""
+        match error:
+            case BackendFailed():
+                self.note_failure("failed")
+            case BadRequest():
+                self.probes.note_alive(self.target.replica_id)  # it took the trouble to refuse the request
+                self.attempt.end("refused")
+            case _:
+                self.attempt.end("left")
 
 
 class Route:
@@ -107,7 +109,7 @@ class Route:
         if not outcome.may_serve:
             self.note(Unreachable(f"the probe said {outcome}"), passage)
             return False
-        passage.note_called()
+        passage.lease.called = True
         return True
 
     def note(self, error: RouteError, passage: Passage) -> None:
@@ -129,6 +131,8 @@ class Route:
                 self._admission.note_refusal(self.ticket, passage.lease)
             return
         passage.note_failure(cause)
+        if isinstance(error, Stale):
+            passage.probes.on_broken(passage.target.replica_id, f"it answers, but not as the replica it was: {error}")
         self.ticket.excluded.add(passage.target.replica_id)
         self._attempts_left -= 1
         self._reruns_left -= isinstance(error, Lost)

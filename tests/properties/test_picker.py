@@ -64,8 +64,12 @@ def test_the_choice_is_never_beaten(fleet: list[tuple[int, int | None, Load]], o
         return
     assert choice is not None
     mine, my_load = choice.candidate, by_id[choice.candidate.replica_id]
-    assert choice.has_free_slot == any(free(candidate, load) for candidate, load in pairs)
+    trusted = [(candidate, load) for candidate, load in pairs if not load.ghosts] or pairs
+    assert choice.has_free_slot == any(free(candidate, load) for candidate, load in trusted)
     for other, load in pairs:
+        if bool(load.ghosts) != bool(my_load.ghosts):
+            assert not my_load.ghosts
+            continue
         if free(other, load) != free(mine, my_load):
             assert free(mine, my_load)
             continue
