@@ -142,7 +142,9 @@ class Route:
     def _reroute(self, cause: str, passage: Passage, detail: str) -> None:
         self.reason = cause
         self._reroutes[cause] += 1
-        log.info("request.rerouted", cause=cause, replica_id=passage.target.replica_id, detail=detail)
+        # A full replica is everyday life under load, several times a request with many gateways.
+        write = log.debug if cause == "full" else log.info
+        write("request.rerouted", cause=cause, replica_id=passage.target.replica_id, detail=detail)
 
 
 def _cause(error: RouteError) -> str:
