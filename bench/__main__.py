@@ -1,52 +1,32 @@
-"""`python -m bench` (or `make bench`): what the gateway adds to calling a backend directly.
+"""`python -m bench` (or `make bench`): measurements of the gateway; without a name, all of them in brief.
 
-A backend that answers at once is called over gRPC directly and through a gateway over HTTP, with one connection and
-with several. The figures of both sides come from the same run on the same machine, so their ratio says more than each.
+overhead -- what the gateway adds to calling a backend directly
+pick     -- what it costs to decide where a request goes
+quality  -- how long requests wait with our routing and with others, simulated
 """
 
 import argparse
-import sys
-import tempfile
-from pathlib import Path
 
-from bench.direct import measure_direct
-from bench.http_load import Load, measure_http
-from bench.report import Figures, print_table
-from tests.integration.harness import ROOT, running_gateway
-
-STREAMED_TOKENS = 200
-
-CONFIG = """
-[log]
-level = "error"
-[backends.instant]
-command = [{python!r}, "-m", "tests.fakes.scripted_backend"]
-refuses_when_full = true
-env = {{ PYTHONPATH = {root!r}, SCRIPT = '{{"tokens": {tokens}}}' }}
-[[models]]
-name = "instant"
-backend = "instant"
-parallel = 64
-min_replicas = 1
-"""
+from bench.overhead import run_overhead
+from bench.pick_cost import run_pick_cost
+from bench.routing_quality import run_routing_quality
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=5.0, help="per measurement")
-    seconds: float = parser.parse_args().seconds
-    figures: list[Figures] = []
-    for tokens in (1, STREAMED_TOKENS):
-        with tempfile.TemporaryDirectory() as folder:
-            config = CONFIG.format(python=sys.executable, root=str(ROOT), tokens=tokens)
-            with running_gateway(Path(folder), config) as gateway:
-                gateway.chat("instant")
-                stream = tokens > 1
-                for connections in (1, 16) if stream else (1, 32):
-                    load = Load(connections, seconds, stream=stream, tokens=tokens)
-                    figures.append(measure_direct(gateway, load))
-                    figures.append(measure_http(gateway, load))
-    print_table(figures)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", nargs="?", choices=("overhead", "pick", "quality"), help="default: all, in brief")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of `overhead`, per measurement")
+    parser.add_argument("--quick", action="store_true", help="of `quality`: few requests, and only the hardest setting")
+    options = parser.parse_args()
+    what: str | None = options.what
+    if what in ("overhead", None):
+        run_overhead(options.seconds if what else 1.0)
+    if what in ("pick", None):
+        run_pick_cost()
+    if what in ("quality", None):
+        run_routing_quality(quick=options.quick or what is None)
 
 
 if __name__ == "__main__":

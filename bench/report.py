@@ -1,6 +1,7 @@
 """What a measurement found, and the table it is printed in."""
 
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import quantiles
 
@@ -35,13 +36,20 @@ class Figures:
 HEADER = ["what", "req/s", "p50 ms", "p99 ms", "tok/s", "gateway us/req", "gateway us/tok"]
 
 
-def print_table(figures: Iterable[Figures]) -> None:
-    rows = [HEADER, *(each.row() for each in figures)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADER))]
-    for row in rows:
-        print(
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        )
+def print_figures(figures: Iterable[Figures]) -> None:
+    print_table(
+        "Overhead: a backend that answers at once, called directly and through the gateway",
+        HEADER,
+        [each.row() for each in figures],
+    )
+
+
+def print_table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """The first column holds names, the others numbers."""
+    lines = [header, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    print(f"\n{title}\n")
+    for line in lines:
+        cells = zip(line, widths, strict=True)
+        print("  ".join(cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(cells)))
+    sys.stdout.flush()

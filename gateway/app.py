@@ -7,7 +7,7 @@ Read `open_gateway` from top to bottom: what is opened first dies last. The thre
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,22 +27,24 @@ from gateway.api.status import StatusSource
 from gateway.backends.channel_pool import ChannelPool, Dial, dial
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.backends.grpc_probe import GrpcProbe
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge, open_bridge
 from gateway.config.model import Config
 from gateway.control.demand import DemandPublisher, Waiting
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import NodeSession
-from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, new_id
+from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, ReplicaId, new_id
 from gateway.domain.session import DesiredSet, Hello, Report
 from gateway.local_state import StartupError, keep_cluster_secret, keep_node_id, prepare_data_dir
-from gateway.observability.metrics import Metrics
+from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.open import open_registry
 from gateway.registry.protocol import OpenRegistry, Registry
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
+from gateway.routing.eligibility import EMPTY_VIEW, REFUSING, RoutingView, build_view
 from gateway.routing.load_table import LoadTable
+from gateway.routing.probe_cache import ProbeCache, open_probe_cache
 from gateway.routing.router import Router
 from gateway.worker.agent import run_agent
 from gateway.worker.command import BackendProgram
@@ -63,7 +65,9 @@ class Gateway:
     registry: Registry
     bridge: Bridge
     channels: ChannelPool
-    cluster_secret: bytes
+    loads: LoadTable
+    probes: ProbeCache
+    token_of: Callable[[ReplicaId], str]
     id: GatewayId = field(default_factory=lambda: GatewayId(new_id()))
     url: str = ""
     """Where it listens, once it does."""
@@ -71,7 +75,6 @@ class Gateway:
     def __post_init__(self) -> None:
         config = self.config
         self.views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
-        self.loads = LoadTable()
         self.admission = Admission(
             lambda: self.views.current,
             self.loads,
@@ -84,14 +87,15 @@ class Gateway:
             wall_clock=time.time,
             rng=random.Random(),  # noqa: S311 - breaks ties
         )
-        self.token_of = partial(replica_token, self.cluster_secret)
         self.router = Router(
             self.admission,
             GrpcBackends(self.bridge, self.channels),
+            self.probes,
             attempts=config.routing.attempts,
             token_of=self.token_of,
         )
         self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval)
+        self.probes.on_broken = self.reconciler.note_broken
         self.demand = DemandPublisher(
             self.registry, self.id, self._waiting, self.reconciler.wake.set, config.registry.lease_sync_interval
         )
@@ -103,10 +107,13 @@ class Gateway:
             self.loads.statistics,
             self.admission.statistics,
         )
-        self.metrics = Metrics(lambda: readings(self.status, self.router.statistics(), self.registry.statistics()))
+        self.metrics = Metrics(self._readings)
         self.app = _build_http_app(self)
         self.stop = trio.Event()
         """Set: stop accepting, drain, end."""
+
+    def _readings(self) -> Iterator[Reading]:
+        return readings(self.status, self.router.statistics(), self.probes.statistics(), self.registry.statistics())
 
     def _waiting(self) -> dict[ModelName, Waiting]:
         return {
@@ -126,6 +133,7 @@ class Gateway:
         while True:
             self.admission.note_view_change()
             self.loads.keep_only(view.state.replicas)
+            self.probes.keep_only(view.state.replicas)
             self.channels.keep_only(view.state.replicas)
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
@@ -145,19 +153,33 @@ async def open_gateway(
     """
     prepare_data_dir(config.server.data_dir)
     with _listening_socket(config) as listening:
-        async with open_registry(config.registry.url) as registry, open_bridge() as bridge:
-            with closing(ChannelPool(dial)) as channels:
-                gateway = Gateway(config, registry, bridge, channels, _cluster_secret(config))
-                await registry.declare_models([entry.to_spec() for entry in config.models])
-                async with trio.open_nursery() as services:
-                    await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
-                    async with trio.open_nursery() as front:
-                        await _start_front(gateway, front, listening)
-                        try:
-                            yield gateway
-                        finally:
-                            gateway.stop.set()
-                    services.cancel_scope.cancel()
+        async with (
+            open_registry(config.registry.url) as registry,
+            open_bridge() as bridge,
+            _open_parts(config, registry, bridge, dial) as gateway,
+        ):
+            await registry.declare_models([entry.to_spec() for entry in config.models])
+            async with trio.open_nursery() as services:
+                await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
+                async with trio.open_nursery() as front:
+                    await _start_front(gateway, front, listening)
+                    try:
+                        yield gateway
+                    finally:
+                        gateway.stop.set()
+                services.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_parts(config: Config, registry: Registry, bridge: Bridge, dial: Dial) -> AsyncIterator[Gateway]:
+    """What the services stand on: connections to backends and the cache of what is known of them."""
+    loads = LoadTable()
+    probe = GrpcProbe(bridge, config.routing.probe_timeout, dial)
+    token_of = partial(replica_token, _cluster_secret(config))
+    with closing(ChannelPool(dial)) as channels:
+        ttl = config.routing.probe_ttl
+        async with open_probe_cache(probe, ttl_seconds=ttl, in_flight=loads.in_flight) as probes:
+            yield Gateway(config, registry, bridge, channels, loads, probes, token_of)
 
 
 @contextmanager
@@ -177,12 +199,19 @@ def _listening_socket(config: Config) -> Iterator[socket.socket]:
 async def _start_services(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
 ) -> None:
-    await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build_view)
+    build = partial(build_view, refusing=_refusing_backends(gateway.config))
+    await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build)
     services.start_soon(gateway.run_view_changes)
     services.start_soon(gateway.demand.run)
     await services.start(gateway.reconciler.run)
     if gateway.config.worker.embedded:
         await _start_embedded_worker(gateway, services, control, spawn)
+
+
+def _refusing_backends(config: Config) -> frozenset[str]:
+    """Ours, unless a section takes the name, and those whose section says so."""
+    said = {name for name, section in config.backends.items() if section.refuses_when_full}
+    return frozenset(said | (REFUSING - config.backends.keys()))
 
 
 async def _start_embedded_worker(
@@ -234,7 +263,7 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
     return HttpApp(
         openai.routes(),
         PAGE_ROUTES,
-        build_pages(gateway.status, gateway.metrics, gateway.ready),
+        build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready),
         authenticator=_authenticator(config),
         metrics=gateway.metrics.requests,
         limits=BodyLimits(config.server.max_body, config.server.body_timeout),

@@ -4,12 +4,13 @@ Inference does not pass through here. Requests arrive already admitted by `HttpA
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import structlog
 import trio
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic_core import to_json
-from quart import Response
+from quart import Response, request
 from quart.typing import ResponseReturnValue
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
@@ -17,10 +18,14 @@ from werkzeug.exceptions import HTTPException
 from gateway.api.auth import Role
 from gateway.api.errors import InternalError, error_headers
 from gateway.api.http_app import PageRoute
+from gateway.api.json_body import JsonBody, parse_json
 from gateway.api.openai.encode import error_object
 from gateway.api.status import StatusSource, status_document
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
+from gateway.domain.ids import ModelName, RequestId
 from gateway.observability.metrics import Metrics
+from gateway.routing.admission import Admission
+from gateway.routing.decisions import describe, describe_candidates
 
 log = structlog.get_logger(__name__)
 
@@ -56,7 +61,9 @@ class Pages(QuartTrio):
         return await super().handle_user_exception(error)
 
 
-def build_pages(source: StatusSource, metrics: Metrics, ready: Callable[[], dict[str, bool]]) -> Pages:
+def build_pages(
+    source: StatusSource, admission: Admission, metrics: Metrics, ready: Callable[[], dict[str, bool]]
+) -> Pages:
     """`ready` tells for each part whether it works; all have to for `/readyz`."""
     pages = Pages()
 
@@ -79,7 +86,38 @@ def build_pages(source: StatusSource, metrics: Metrics, ready: Callable[[], dict
     async def status() -> Response:
         return _json(status_document(source))
 
+    @pages.get("/api/decisions/<request_id>")
+    async def decision(request_id: str) -> Response:
+        found = admission.decisions.find(RequestId(request_id))
+        if found is None:
+            raise NotFound(f"No recent decision has the request id '{request_id}'; only the newest are kept.")
+        return _json(describe(found))
+
+    @pages.post("/api/explain")
+    async def explain() -> Response:
+        body = parse_json(ExplainBody, await request.data)
+        return _json(explanation(admission, ModelName(body.model)))
+
     return pages
+
+
+class ExplainBody(JsonBody):
+    """What the router would do now with a request for `model`."""
+
+    model: str
+
+
+def explanation(admission: Admission, model: ModelName) -> dict[str, Any]:
+    """Raises `ModelNotFound`."""
+    chosen, considered, now = admission.explain(model)
+    queue = admission.statistics().get(model)
+    return {
+        "model": model,
+        "chosen": chosen.replica_id if chosen is not None else None,
+        "queued": queue.waiting if queue is not None else 0,
+        "candidates": list(describe_candidates(considered, chosen, now)),
+        "not_routable": admission.not_routable(model),
+    }
 
 
 def _json(document: object, status: int = 200) -> Response:

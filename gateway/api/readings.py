@@ -6,10 +6,13 @@ from collections.abc import Iterator, Mapping
 from gateway.api.status import StatusSource
 from gateway.observability.metrics import Reading
 from gateway.registry.protocol import RegistryStatistics
+from gateway.routing.probe_cache import ProbeStatistics
 from gateway.routing.router import RouterStatistics
 
 
-def readings(source: StatusSource, router: RouterStatistics, registry: RegistryStatistics) -> Iterator[Reading]:
+def readings(
+    source: StatusSource, router: RouterStatistics, probes: ProbeStatistics, registry: RegistryStatistics
+) -> Iterator[Reading]:
     """Models without requests show 0, so that a series does not appear only when something happens."""
     view, loads, queues = source.view(), source.loads(), source.queues()
     models = sorted(view.state.models)
@@ -19,8 +22,14 @@ def readings(source: StatusSource, router: RouterStatistics, registry: RegistryS
         "Requests that wait for a load or a slot.",
         {m: queues[m].waiting if m in queues else 0 for m in models},
     )
-    yield _by_model("gateway_picks", "Leases taken.", {m: router.picks.get(m, 0) for m in models}, is_counter=True)
+    picks = {(model, "first"): 0 for model in models} | router.picks
+    yield Reading(
+        "gateway_picks", "Leases taken, by what made them necessary.", ("model", "reason"), tuple(picks.items()), True
+    )
     yield _counted("gateway_reroutes", "Requests sent to another replica, by cause.", "cause", router.reroutes)
+    outcomes = {outcome.value: count for outcome, count in probes.outcomes.items()}
+    yield _counted("gateway_probes", "Probes, by outcome.", "outcome", outcomes)
+    yield Reading("gateway_probe_cache_hits", "Requests that needed no probe.", (), (((), probes.hits),), True)
     yield _counted("gateway_registry_statements", "Registry calls, by method.", "kind", registry.statements)
     states = Counter((replica.model, replica.observed.value) for replica in view.state.replicas.values())
     yield Reading("gateway_replicas", "Replicas, by observed state.", ("model", "state"), tuple(states.items()))

@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_check_config(commands)
     _add_status(commands)
     _add_chat(commands)
+    _add_explain(commands)
     _add_backend(commands)
     return parser
 
@@ -78,6 +79,14 @@ def _add_chat(commands: "Commands[argparse.ArgumentParser]") -> None:
     chat.add_argument("model", nargs="?", help="default: demo, or the first model there is")
     _add_connection(chat)
     chat.set_defaults(run="gateway.cli.chat:chat")
+
+
+def _add_explain(commands: "Commands[argparse.ArgumentParser]") -> None:
+    explain = commands.add_parser("explain", help="show what the router would do, or did with one request")
+    explain.add_argument("model", nargs="?", help="what a request for it would get now")
+    explain.add_argument("--request", metavar="ID", help="what this request got (the X-Request-Id of its response)")
+    _add_connection(explain)
+    explain.set_defaults(run="gateway.cli.explain:explain")
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:

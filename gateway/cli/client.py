@@ -27,8 +27,14 @@ class ApiClient:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`."""
+        return self._ask("GET", path, None)
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         with self._errors():
-            response = httpx.get(self.url + path, headers=self._headers, timeout=TIMEOUT_SECONDS)
+            response = httpx.request(method, self.url + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS)
             return self._checked(response)
 
     def stream_events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:

@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from gateway.cli import FAILED, OK, complain
 from gateway.cli.client import ApiClient, ApiError
+from gateway.cli.table import table
 
 TABLES: Final[Mapping[str, Sequence[str]]] = {
     "nodes": ("name", "status", "id"),
     "models": ("name", "status", "ready", "desired", "in_flight", "queued", "error"),
     "replicas": ("model", "node", "state", "in_flight", "slots", "address", "pid", "id"),
 }
-CELL_CHARS_MAX: Final = 60
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -31,19 +31,5 @@ def render(document: Mapping[str, Any]) -> Iterator[str]:
     for index, (name, columns) in enumerate(TABLES.items()):
         if index:
             yield ""
-        rows = [[_cell(row.get(column)) for column in columns] for row in document[name]]
-        yield from _table([column.upper().replace("_", " ") for column in columns], rows, name)
-
-
-def _table(header: list[str], rows: list[list[str]], name: str) -> Iterator[str]:
-    if not rows:
-        yield f"no {name}"
-        return
-    widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    for row in [header, *rows]:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _cell(value: object) -> str:
-    text = "-" if value is None else str(value).partition("\n")[0]
-    return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 3] + "..."
+        rows = document[name]
+        yield from table(columns, rows) if rows else (f"no {name}",)

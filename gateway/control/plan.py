@@ -4,8 +4,9 @@ Level-triggered: the plan follows from the whole state alone, so a lost event co
 plan that was carried out leaves nothing to plan. Every entry says why.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Final
 
 from gateway.control.placement import Place, pick_place
@@ -17,6 +18,7 @@ from gateway.registry.protocol import ControlWrite
 
 BACKOFF_FIRST_SECONDS: Final = 10.0
 BACKOFF_MAX_SECONDS: Final = 300.0
+NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -101,13 +103,19 @@ class _Draft:
         ]
 
 
-def plan(state: ClusterState, now: float, new_replica_id: Callable[[], ReplicaId]) -> Plan:
-    """`now` is the registry's clock; `new_replica_id` gives ids that were never used before."""
+def plan(
+    state: ClusterState,
+    now: float,
+    new_replica_id: Callable[[], ReplicaId],
+    broken: Mapping[ReplicaId, str] = NONE_BROKEN,
+) -> Plan:
+    """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
+    that live and are of no use, and why: a gateway has found out in passing."""
     draft = _Draft(state, now, new_replica_id, dict(state.replicas), dict(state.failures))
     for replica in state.replicas.values():
         _settle_ended(draft, replica)
     for replica in tuple(draft.replicas.values()):
-        _retire_unwanted(draft, replica)
+        _retire_unwanted(draft, replica, broken=broken.get(replica.id))
     for spec in state.models.values():
         _note_success(draft, spec)
         _start_wanted(draft, spec)
@@ -140,8 +148,12 @@ def backoff_seconds(attempts: int) -> float:
     return min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)
 
 
-def _retire_unwanted(draft: _Draft, replica: Replica) -> None:
-    """Drains what no spec asks for any more. It is unroutable already (A8)."""
+def _retire_unwanted(draft: _Draft, replica: Replica, *, broken: str | None) -> None:
+    """Drains what no spec asks for any more, which is unroutable already (A8); stops what is of no use (H1, R14)."""
+    if broken is not None and replica.desired is not Desired.STOP:
+        draft.want.append(Want(replica.id, Desired.STOP, broken))
+        draft.replicas[replica.id] = replace(replica, desired=Desired.STOP)
+        return
     if replica.desired is not Desired.RUN:
         return
     spec = draft.state.models.get(replica.model)

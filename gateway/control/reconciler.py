@@ -27,6 +27,14 @@ class Reconciler:
     wake: Wake = field(default_factory=Wake)
     epoch: int | None = None
     """Of our leadership; None: not the leader (yet)."""
+    broken: dict[ReplicaId, str] = field(default_factory=dict)
+    """Replicas that live and are of no use, as this gateway sees it, and why; kept until they are gone."""
+
+    def note_broken(self, replica_id: ReplicaId, because: str) -> None:
+        """Let it be replaced."""
+        if replica_id not in self.broken:
+            self.broken[replica_id] = because
+            self.wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Plans until cancelled. Reports started after the first round."""
@@ -54,7 +62,8 @@ class Reconciler:
 
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
-        decided = plan(state, now, lambda: ReplicaId(new_id()))
+        self.broken = {who: why for who, why in self.broken.items() if who in state.replicas}
+        decided = plan(state, now, lambda: ReplicaId(new_id()), self.broken)
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):

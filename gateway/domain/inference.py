@@ -6,7 +6,19 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Literal
 
-from gateway.domain.ids import ModelName
+from gateway.domain.ids import ModelName, RequestId
+
+ANYBODY: Final = "anonymous"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which request, and whose: the queue is fair between callers, and traces name the request."""
+
+    request_id: RequestId
+    caller: str = ANYBODY
+    """Name of the API key, or of whoever needs none."""
+
 
 NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
 

@@ -46,8 +46,9 @@ TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events
 async def open_sqlite_registry(url: str, *, clock: Clock = time.time) -> AsyncIterator["SqliteRegistry"]:
     """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
 
-    The rows of a gateway that was killed are taken over as they are; only its demand is dropped, since nobody waits
-    any more. Raises `RegistryLocked` when another process has the file, `RegistryError` when it can't be used.
+    The rows of a gateway that was killed are taken over as they are; only its demand and its leases are dropped, since
+    nobody waits or is served any more. Raises `RegistryLocked` when another process has the file, `RegistryError` when
+    it can't be used.
     """
     path = database_path(url)
     file = await trio.to_thread.run_sync(SqliteFile.open, path)
@@ -97,6 +98,7 @@ class SqliteRegistry(Store):
 def _take_over(file: SqliteFile) -> tuple[int, list[str]]:
     with file.transaction() as transaction:
         transaction.rows("DELETE FROM demand")
+        transaction.rows("DELETE FROM leases")
         return _version(transaction), sorted(_tables(transaction).unreadable)
 
 

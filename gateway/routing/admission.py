@@ -1,14 +1,14 @@
-"""Who gets the next free slot: per model a first-come queue that binds late, to a replica that has room now.
+"""Who gets the next free slot: per model a fair queue that binds late, to a replica that has room now.
 
-Binding happens synchronously in `_serve`, which walks a model's queue in order and gives each waiter a lease while
-there are free slots. It runs whenever a slot may have become free: a lease ended, the view changed, a refused
-replica may be asked again. A waiter only sleeps until its lease is there or its time is up, so a waiter that is
-cancelled leaves no trace: its place is removed, and a lease it was given in the same moment is released.
+Binding happens synchronously in `_serve`, which gives free slots to waiters in turn. It runs whenever a slot may have
+become free: a lease ended, the view changed, a refused replica may be asked again. A waiter only sleeps until its
+lease is there or its time is up, so a waiter that is cancelled leaves no trace: its place is removed, and a lease it
+was given in the same moment is released.
 """
 
-from bisect import insort
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Final
@@ -16,15 +16,22 @@ from typing import Final
 import trio
 
 from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.routing.eligibility import Candidate, RoutingView
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.inference import Origin
+from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
+from gateway.routing.eligibility import Candidate, RoutingView, why_not_routable
+from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import LoadTable
-from gateway.routing.picker import pick
+from gateway.routing.load_table import FOREVER, NEVER, LoadTable
+from gateway.routing.picker import ALONE, Choice, Policy, pick
 from gateway.routing.waiting import fail_fast, gave_up
 
 RETRY_BACKOFF_MAX: Final = 10.0
-"""A refused head of the queue asks again after `retry_interval`, doubling up to this many times as long."""
+"""A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
+times as long."""
+GUESSES_MAX: Final = 32
+"""Per model and longest pause between retries: replicas that are asked although others have published that they are
+full. All of a small fleet; in a large one the refused calls must not become the main traffic."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +55,24 @@ class ModelQueueStatistics:
 class Ticket:
     """One request's place in its model's queue, kept over re-routes so that it never queues behind later ones."""
 
-    __slots__ = ("excluded", "lease", "model", "number", "refusals", "request_id", "since", "wake")
+    __slots__ = ("decision", "excluded", "failure", "lease", "model", "number", "origin", "since", "wake")
 
-    def __init__(self, number: int, model: ModelName, request_id: RequestId, since: float) -> None:
+    def __init__(self, number: int, model: ModelName, origin: Origin, since: float, decision: Decision) -> None:
         self.number = number
         self.model = model
-        self.request_id = request_id
+        self.origin = origin
         self.since = since
+        self.decision = decision
         self.excluded: set[ReplicaId] = set()
         """Replicas that failed this request; never tried twice."""
-        self.refusals = 0
         self.lease: Lease | None = None
+        self.failure: GatewayError | None = None
+        """Set instead of a lease when it has to go."""
         self.wake = trio.Event()
+
+    @property
+    def caller(self) -> str:
+        return self.origin.caller
 
 
 class Admission:
@@ -71,41 +84,57 @@ class Admission:
         *,
         wall_clock: Callable[[], float],
         rng: Random,
+        decisions: DecisionLog | None = None,
+        policy: Callable[[], Policy] = lambda: ALONE,
     ) -> None:
         self._view = view
-        self._loads = loads
+        self.loads = loads
         self._limits = limits
         self._wall_clock = wall_clock
         self._rng = rng
         self._numbers = count()
-        self._queues: dict[ModelName, list[Ticket]] = {}
+        self._queues: dict[ModelName, FairQueue[Ticket]] = {}
+        self._guess_at: dict[ModelName, float] = {}
+        """When the next guess is allowed. It lags behind while there are none: so many may then come at once."""
+        self.decisions = decisions or DecisionLog()
+        self._policy = policy
         self.on_demand_change: Callable[[], None] = lambda: None
         """Called when a model's queue begins or ends. Set once, by the demand publisher."""
         loads.on_release = self._serve
 
-    def open_ticket(self, model: ModelName, request_id: RequestId) -> Ticket:
+    def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
         """Raises `ModelNotFound`."""
         if model not in self._view().state.models:
             raise ModelNotFound(model)
-        return Ticket(next(self._numbers), model, request_id, trio.current_time())
+        decision = self.decisions.open(model, origin)
+        return Ticket(next(self._numbers), model, origin, trio.current_time(), decision)
 
     async def wait_lease(self, ticket: Ticket) -> Lease:
         """A lease on a replica with a free slot; the caller has to release it.
 
         Does not even yield when one is free and nobody waits. Raises `Overloaded`, `ModelLoading`, `ModelLoadFailed`,
-        `NoNode`, and `ModelNotFound` when the model is removed meanwhile.
+        `NoNode`, `BackendFailed`, and `ModelNotFound` when the model is removed meanwhile.
         """
         queue = self._queues.get(ticket.model)
         if not queue and (lease := self._bind(ticket)) is not None:
             return lease
         self._check_hope(ticket)
-        waiting = len(queue or ())
-        if waiting >= self._limits.queue_length_max:
-            raise Overloaded(
-                f"{waiting} requests for '{ticket.model}' are waiting already; no more are taken.",
-                retry_after_seconds=1,
-            )
+        if len(queue or ()) >= self._limits.queue_length_max:
+            self._make_room(queue or FairQueue(), ticket)
         return await self._wait_in_queue(ticket)
+
+    def _make_room(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
+        """A full queue takes one more only in place of another caller's that has many. Raises `Overloaded`."""
+        full = Overloaded(
+            f"{len(queue)} requests for '{ticket.model}' are waiting already; no more are taken.",
+            retry_after_seconds=1,
+        )
+        displaced = queue.to_displace(ticket.caller)
+        if displaced is None:
+            raise full
+        queue.remove(displaced)
+        displaced.failure = full
+        displaced.wake.set()
 
     async def _wait_in_queue(self, ticket: Ticket) -> Lease:
         self._join(ticket)
@@ -113,6 +142,8 @@ class Admission:
             self._serve(ticket.model)
             while ticket.lease is None:
                 await self._sleep(ticket)
+                if ticket.failure is not None:
+                    raise ticket.failure
                 if ticket.lease is None:
                     self._check_hope(ticket)
                     self._serve(ticket.model)
@@ -142,19 +173,26 @@ class Admission:
         return ticket.since + limit
 
     def _retry_at(self, ticket: Ticket) -> float:
-        """When the first refused replica may be asked again; only the head of the queue asks."""
-        queue = self._queues[ticket.model]
-        if queue[0] is not ticket:
-            return float("inf")
-        uses = (self._loads.use_of(candidate.replica_id) for candidate in self._candidates(ticket))
-        return min((use.full_until for use in uses if use.full_until > trio.current_time()), default=float("inf"))
+        """When the first replica that is full or suspect may be asked again.
+
+        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it."""
+        if not self._queues[ticket.model].is_first(ticket):
+            return FOREVER
+        now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
+        guess_at = self._guess_at.get(ticket.model, NEVER)
+        full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
+        suspect = (self.loads.use_of(candidate.replica_id).suspect_until for candidate in candidates)
+        return min((at for at in (*full, *suspect) if at > now), default=FOREVER)
 
     def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
         """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
         ends here."""
-        backoff = min(2.0**ticket.refusals, RETRY_BACKOFF_MAX)
-        ticket.refusals += 1
-        self._loads.note_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
+        refusals = self.loads.use_of(lease.candidate.replica_id).refusals
+        backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
+        self.loads.note_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
+        if (queue := self._queues.get(ticket.model)) is not None:
+            for first in queue.firsts():
+                first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
     def note_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""
@@ -164,23 +202,70 @@ class Admission:
                 ticket.wake.set()
 
     def _serve(self, model: ModelName) -> None:
-        """Gives free slots to the waiters of `model`, in order. Stops at the first one that could take any replica and
+        """Gives free slots to the waiters of `model`, in turn. Ends with the first one that could take any replica and
         gets none: then nobody behind it gets one either."""
-        for ticket in tuple(self._queues.get(model, ())):
-            if ticket.lease is not None:
-                continue
+        passed_over: set[Ticket] = set()
+        share_of = partial(self.loads.share_of, model, self._view().candidates.get(model, ()))
+        while (queue := self._queues.get(model)) is not None:
+            ticket = queue.next_in_turn(share_of, passed_over)
+            if ticket is None:
+                return
             ticket.lease = self._bind(ticket)
             if ticket.lease is not None:
+                self._take_out(queue, ticket)
                 ticket.wake.set()
-            elif not ticket.excluded:
+            elif ticket.excluded:
+                passed_over.add(ticket)
+            else:
                 return
 
     def _bind(self, ticket: Ticket) -> Lease | None:
-        now = trio.current_time()
-        choice = pick(self._candidates(ticket), self._loads.use_of, now, self._rng)
-        if choice is None or not choice.has_free_slot:
+        now, candidates = trio.current_time(), self._candidates(ticket)
+        choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
+        if choice is not None and not choice.has_free_slot:
+            choice = self._guess(ticket.model, candidates, now)
+        if choice is None:
             return None
-        return self._loads.lease(choice.candidate, ticket.request_id, now)
+        considered = consider(candidates, choice.candidate, self.loads.use_of, now, self._policy())
+        lease = self.loads.lease(choice.candidate, ticket.origin, now)
+        ticket.decision.picked(choice.candidate, considered, now)
+        return lease
+
+    def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
+        """The one asked longest ago of those that are full only as far as other gateways have published.
+
+        A slot that they have freed since would stay idle until they publish again, and the replica can tell better.
+        """
+        guess_at = self._guess_at.get(model, NEVER)
+        if now < guess_at:
+            return None
+        loads = self.loads
+        doubtful = [each for each in candidates if loads.is_doubtful(each) and loads.ask_at(each, guess_at) <= now]
+        choice = pick(doubtful, self.loads.use_of, now, self._rng)
+        if choice is not None:
+            period = self._limits.retry_interval_seconds * RETRY_BACKOFF_MAX
+            self._guess_at[model] = max(guess_at, now - period) + period / GUESSES_MAX
+        return choice
+
+    def explain(self, model: ModelName) -> tuple[Candidate | None, tuple[Considered, ...], float]:
+        """What would be chosen now, among what, and when "now" was. Raises `ModelNotFound`."""
+        view, now = self._view(), trio.current_time()
+        if model not in view.state.models:
+            raise ModelNotFound(model)
+        candidates = view.candidates.get(model, ())
+        choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
+        chosen = choice.candidate if choice is not None and choice.has_free_slot else None
+        return chosen, consider(candidates, chosen, self.loads.use_of, now, self._policy()), now
+
+    def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
+        """Replicas of the model that may take no request, each with the first reason."""
+        state = self._view().state
+        reasons = {
+            replica.id: why_not_routable(replica, state.nodes.get(replica.node_id), state.models.get(model))
+            for replica in state.replicas.values()
+            if replica.model == model
+        }
+        return {replica_id: reason for replica_id, reason in reasons.items() if reason is not None}
 
     def _candidates(self, ticket: Ticket) -> tuple[Candidate, ...]:
         candidates = self._view().candidates.get(ticket.model, ())
@@ -194,25 +279,28 @@ class Admission:
             raise error
 
     def _join(self, ticket: Ticket) -> None:
-        queue = self._queues.setdefault(ticket.model, [])
-        insort(queue, ticket, key=lambda each: each.number)
+        queue = self._queues.setdefault(ticket.model, FairQueue())
+        queue.add(ticket)
         if len(queue) == 1:
             self.on_demand_change()
 
     def _leave(self, ticket: Ticket) -> None:
-        queue = self._queues[ticket.model]
-        was_head = queue[0] is ticket
-        queue.remove(ticket)
+        queue = self._queues.get(ticket.model)
+        if queue is not None and ticket in queue:
+            self._take_out(queue, ticket)
+
+    def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
+        following = queue.remove(ticket)
+        if following is not None:
+            following.wake.set()  # it has to watch refused replicas from now on
         if not queue:
             del self._queues[ticket.model]
             self.on_demand_change()
-        elif was_head:
-            queue[0].wake.set()  # the new head has to watch refused replicas from now on
 
     def statistics(self) -> dict[ModelName, ModelQueueStatistics]:
         """By model, for those that have waiting requests."""
         now = trio.current_time()
         return {
-            model: ModelQueueStatistics(len(queue), now - min(ticket.since for ticket in queue))
+            model: ModelQueueStatistics(len(queue), now - min(each.since for each in queue))
             for model, queue in self._queues.items()
         }

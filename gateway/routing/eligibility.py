@@ -1,6 +1,6 @@
 """Which replicas may take a request at all: one predicate, used by every path that asks (R11, R12, A8). Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -8,7 +8,10 @@ from typing import Final
 from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import LLAMA_CPP, ModelSpec
+
+REFUSING: Final = frozenset({LLAMA_CPP})
+"""Our own backend programs: all of them refuse at once when they are full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +26,8 @@ class Candidate:
     slots: int
     """Requests it serves at a time."""
     free_vram_bytes: int | None
+    refuses_when_full: bool = True
+    """It turns calls away itself and notices when a call is cancelled; foreign backends may do neither."""
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,23 @@ def why_not_routable(replica: Replica, node: Node | None, spec: ModelSpec | None
     return None
 
 
-def build_view(state: ClusterState) -> RoutingView:
+def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> RoutingView:
+    """`refusing` names the backends whose processes turn calls away themselves."""
     found: dict[ModelName, list[Candidate]] = {}
     for replica in state.replicas.values():
         node = state.nodes.get(replica.node_id)
         if why_not_routable(replica, node, state.models.get(replica.model)) is None:
             assert node is not None  # noqa: S101 - both follow from being routable
             assert replica.address is not None  # noqa: S101
-            found.setdefault(replica.model, []).append(_candidate(replica, node, replica.address))
+            refuses = state.models[replica.model].backend in refusing
+            found.setdefault(replica.model, []).append(_candidate(replica, node, replica.address, refuses))
     return RoutingView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
 
 
-def _candidate(replica: Replica, node: Node, address: Address) -> Candidate:
-    return Candidate(replica.id, replica.model, node.id, node.name, address, replica.parallel, node.free_vram_bytes)
+def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) -> Candidate:
+    return Candidate(
+        replica.id, replica.model, node.id, node.name, address, replica.parallel, node.free_vram_bytes, refuses
+    )
 
 
 EMPTY_VIEW: Final = build_view(EMPTY_STATE)

@@ -4,21 +4,21 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from gateway.domain.ids import RequestId
+from gateway.domain.inference import Origin
 from gateway.routing.eligibility import Candidate
 
 
 class Lease:
     """Held by one request scope. Ending it is synchronous and idempotent: no cancel can skip it (pitfall 13)."""
 
-    __slots__ = ("_end", "candidate", "opened_at", "refused", "request_id")
+    __slots__ = ("_end", "called", "candidate", "opened_at", "origin", "refused")
 
-    def __init__(
-        self, candidate: Candidate, request_id: RequestId, opened_at: float, end: "Callable[[Lease], None]"
-    ) -> None:
+    def __init__(self, candidate: Candidate, origin: Origin, opened_at: float, end: "Callable[[Lease], None]") -> None:
         self.candidate = candidate
-        self.request_id = request_id
+        self.origin = origin
         self.opened_at = opened_at
+        self.called = False
+        """The replica has the request, or may have it. Before, its holder still waits to hear whether it lives."""
         self.refused = False
         """The replica said that it has no free slot, so the end of this lease frees none."""
         self._end: Callable[[Lease], None] | None = end
@@ -38,4 +38,4 @@ class Lease:
 
     def __repr__(self) -> str:
         state = "open" if self._end is not None else "ended"
-        return f"<Lease {state} replica={self.candidate.replica_id} request={self.request_id}>"
+        return f"<Lease {state} replica={self.candidate.replica_id} request={self.origin.request_id}>"

@@ -1,11 +1,26 @@
-"""Who uses which replica now: open leases, and nothing that is counted up and down (R4 to R9)."""
+"""Who uses which replica now: open leases, and nothing that is counted up and down (R4 to R9).
+
+Failures are leases, too: each leaves a *phantom* that expires by itself, later with every failure in a row. So a
+replica that fails at once never looks idle, and one that recovers is found out by the next request that tries it. That
+is the whole circuit breaker.
+"""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
+from itertools import count
+from typing import Final
 
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.inference import Origin
 from gateway.routing.eligibility import Candidate
+from gateway.routing.fair_queue import Share
 from gateway.routing.lease import Lease
+
+NEVER: Final = float("-inf")
+FOREVER: Final = float("inf")
+PHANTOM_FIRST_SECONDS: Final = 1.0
+"""How long the first failure weighs; each further one in a row twice as long."""
+PHANTOM_MAX_SECONDS: Final = 60.0
 
 
 @dataclass
@@ -13,12 +28,32 @@ class ReplicaUse:
     """A replica's load as the picker reads it."""
 
     leases: set[Lease] = field(default_factory=set)
-    last_used: float = float("-inf")
-    full_until: float = float("-inf")
+    elsewhere: int = 0
+    """Leases that other gateways have published."""
+    last_used: float = NEVER
+    full_until: float = NEVER
+    refusals: int = 0
+    """In a row: "no free slot", and nothing else since."""
+    busy_until: float = NEVER
+    failures: int = 0
+    """In a row."""
+    expiries: list[float] = field(default_factory=list)
+    """When each phantom ends."""
 
     @property
-    def in_flight(self) -> int:
-        return len(self.leases)
+    def open_leases(self) -> int:
+        return len(self.leases) + self.elsewhere
+
+    @property
+    def suspect_until(self) -> float:
+        """When its last phantom ends."""
+        return max(self.expiries, default=NEVER)
+
+    def phantoms(self, now: float) -> int:
+        if not self.expiries:
+            return 0
+        self.expiries = [expiry for expiry in self.expiries if expiry > now]
+        return len(self.expiries)
 
 
 @dataclass(frozen=True)
@@ -26,6 +61,8 @@ class LoadStatistics:
     in_flight: dict[ReplicaId, int]
     """Open leases of each replica that has any."""
     in_flight_by_model: dict[ModelName, int]
+    failures: dict[ReplicaId, int]
+    """Failures in a row of each replica that has any."""
 
 
 class LoadTable:
@@ -33,6 +70,9 @@ class LoadTable:
 
     def __init__(self) -> None:
         self._uses: dict[ReplicaId, ReplicaUse] = {}
+        self._turn = count(1)
+        self._turns: dict[tuple[ModelName, str], int] = {}
+        """When each caller got its last lease of a model, counted in leases. Callers are keys of the configuration."""
         self.on_release: Callable[[ModelName], None] = lambda _model: None
         """Called after a lease ended, when its slot is free already. Set once, by admission."""
 
@@ -42,25 +82,75 @@ class LoadTable:
             use = self._uses[replica_id] = ReplicaUse()
         return use
 
-    def lease(self, candidate: Candidate, request_id: RequestId, now: float) -> Lease:
+    def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease; the same scope that took it has to release it."""
-        lease = Lease(candidate, request_id, now, self._end)
+        lease = Lease(candidate, origin, now, self._end)
         use = self.use_of(candidate.replica_id)
         use.leases.add(lease)
         use.last_used = now
+        self._turns[candidate.model, origin.caller] = next(self._turn)
         return lease
 
     def _end(self, lease: Lease) -> None:
         use = self.use_of(lease.candidate.replica_id)
         use.leases.discard(lease)
         if not lease.refused:
-            use.full_until = float("-inf")
+            use.full_until, use.refusals = NEVER, 0
         self.on_release(lease.candidate.model)
+
+    def in_flight(self, replica_id: ReplicaId) -> int:
+        """Requests that it has, or may have. A lease whose holder still waits for a probe is none yet: it can't be what
+        keeps the replica busy."""
+        use = self._uses.get(replica_id)
+        return sum(lease.called for lease in use.leases) if use is not None else 0
+
+    def share_of(self, model: ModelName, candidates: tuple[Candidate, ...], caller: str) -> Share:
+        """What `caller` has of `model`, whose replicas are `candidates`."""
+        uses = (self._uses.get(candidate.replica_id) for candidate in candidates)
+        held = sum(lease.origin.caller == caller for use in uses if use is not None for lease in use.leases)
+        return Share(held, self._turns.get((model, caller), 0))
+
+    def is_doubtful(self, candidate: Candidate) -> bool:
+        """It is full, but only as far as other gateways have published; the replica itself can tell better."""
+        use = self.use_of(candidate.replica_id)
+        return candidate.refuses_when_full and len(use.leases) < candidate.slots <= use.open_leases
+
+    def ask_at(self, candidate: Candidate, guess_at: float) -> float:
+        """From when on it may be asked: it has a free slot, or a guess that it has one is allowed from `guess_at` on.
+
+        Only what other gateways have published can be doubted, and only where the replica itself refuses if it is true.
+        """
+        use = self.use_of(candidate.replica_id)
+        if use.open_leases < candidate.slots:
+            return use.full_until
+        if self.is_doubtful(candidate):
+            return max(guess_at, use.full_until)
+        return FOREVER
 
     def note_full(self, lease: Lease, until: float) -> None:
         """The replica refused: it is taken as full until `until`, or until another lease on it ends here."""
         lease.refused = True
-        self.use_of(lease.candidate.replica_id).full_until = until
+        use = self.use_of(lease.candidate.replica_id)
+        use.full_until = until
+        use.refusals += 1
+
+    def note_busy(self, replica_id: ReplicaId, until: float) -> None:
+        """It did not answer a probe: until then another replica is preferred."""
+        self.use_of(replica_id).busy_until = until
+
+    def note_failure(self, replica_id: ReplicaId, now: float) -> None:
+        use = self.use_of(replica_id)
+        seconds = min(PHANTOM_FIRST_SECONDS * 2.0 ** min(use.failures, 30), PHANTOM_MAX_SECONDS)
+        use.failures += 1
+        use.expiries.append(now + seconds)
+
+    def note_success(self, replica_id: ReplicaId) -> None:
+        """It answered: its past is forgiven."""
+        use = self.use_of(replica_id)
+        use.failures = use.refusals = 0
+        use.busy_until = NEVER
+        if use.expiries:
+            use.expiries = []
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
         """Forgets replicas that are not in the fleet any more and have no lease here."""
@@ -68,9 +158,12 @@ class LoadTable:
             del self._uses[replica_id]
 
     def statistics(self) -> LoadStatistics:
-        in_flight = {replica_id: use.in_flight for replica_id, use in self._uses.items() if use.leases}
         by_model: dict[ModelName, int] = {}
         for use in self._uses.values():
             for lease in use.leases:
                 by_model[lease.candidate.model] = by_model.get(lease.candidate.model, 0) + 1
-        return LoadStatistics(in_flight, by_model)
+        return LoadStatistics(
+            {replica_id: len(use.leases) for replica_id, use in self._uses.items() if use.leases},
+            by_model,
+            {replica_id: use.failures for replica_id, use in self._uses.items() if use.failures},
+        )

@@ -1,7 +1,7 @@
-"""Carries one request to a replica and its answer back: lease, call, and another replica if the first was no good.
+"""Carries one request to a replica and its answer back: lease, probe, call, and another replica if that was no good.
 
-Nothing in here outlives a request (R1). A call may be sent elsewhere only while no byte of its answer has come: what
-`RouteError` each kind means for the request is decided in `_Route.note`.
+Nothing in here outlives a request (R1). A call may be sent elsewhere only while no byte of its answer has come; what
+each `RouteError` means for the request is decided in `route.Route.note`.
 """
 
 from collections import Counter
@@ -10,33 +10,27 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
-import structlog
 import trio
 
-from gateway.backends.protocol import AnswerStream, Backends, Refused, RouteError, Target
-from gateway.backends.protocol import Lost as ConnectionLost
-from gateway.domain.errors import BackendFailed
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Piece
-from gateway.routing.admission import Admission, Ticket
+from gateway.backends.protocol import AnswerStream, Backends, RouteError, Target
+from gateway.domain.errors import BackendFailed, GatewayError
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Origin, Piece
+from gateway.routing.admission import Admission
 from gateway.routing.eligibility import Candidate
-from gateway.routing.lease import Lease
-
-log = structlog.get_logger(__name__)
+from gateway.routing.probe_cache import ProbeCache
+from gateway.routing.route import Passage, Route
 
 R = TypeVar("R")
 
 BATCH_MAX: Final = 64
 """Pieces handed on in one go when that many are there already."""
-RERUNS_AFTER_LOSS_MAX: Final = 1
-"""A request that has reached a backend which then vanished is sent to one more, not to all of them: it may itself be
-what kills them."""
 
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    picks: dict[ModelName, int]
-    """Leases taken."""
+    picks: dict[tuple[ModelName, str], int]
+    """Leases taken, by model and by why: `first`, or the cause of the re-route that made another one necessary."""
     reroutes: dict[str, int]
     """Requests sent elsewhere, by cause."""
 
@@ -44,8 +38,9 @@ class RouterStatistics:
 class RoutedStream:
     """The answer of the replica that was chosen: pieces, then one `Completion`."""
 
-    def __init__(self, candidate: Candidate, first: Piece | Completion, rest: AnswerStream) -> None:
-        self.candidate = candidate
+    def __init__(self, passage: Passage, first: Piece | Completion, rest: AnswerStream) -> None:
+        self.candidate = passage.candidate
+        self._passage = passage
         self._first: Piece | Completion | None = first
         self._rest = rest
 
@@ -58,8 +53,9 @@ class RoutedStream:
         try:
             while len(batch) < BATCH_MAX and not isinstance(batch[-1], Completion):
                 batch.append(self._rest.receive_nowait())
-        except (trio.WouldBlock, RouteError, BackendFailed):
+        except (trio.WouldBlock, RouteError, GatewayError):
             pass  # nothing more now; an ended stream says so again when it is asked again
+        self._passage.note_progress(done=isinstance(batch[-1], Completion))
         return batch
 
     async def _next(self) -> Piece | Completion:
@@ -69,121 +65,105 @@ class RoutedStream:
         try:
             return await self._rest.receive()
         except RouteError as error:
+            self._passage.note_failure("lost")
             raise BackendFailed(f"The backend was lost in the middle of its answer ({error}).") from error
 
 
 class Router:
     def __init__(
-        self, admission: Admission, backends: Backends, *, attempts: int, token_of: Callable[[ReplicaId], str]
+        self,
+        admission: Admission,
+        backends: Backends,
+        probes: ProbeCache,
+        *,
+        attempts: int,
+        token_of: Callable[[ReplicaId], str],
     ) -> None:
         self._admission = admission
         self._backends = backends
+        self._probes = probes
         self._attempts = attempts
         self._token_of = token_of
-        self._picks: Counter[ModelName] = Counter()
+        self._picks: Counter[tuple[ModelName, str]] = Counter()
         self._reroutes: Counter[str] = Counter()
 
     @asynccontextmanager
-    async def open_stream(self, generation: Generation, request_id: RequestId) -> AsyncIterator[RoutedStream]:
+    async def open_stream(self, generation: Generation, origin: Origin) -> AsyncIterator[RoutedStream]:
         """Yields once the first item of the answer is there, so that nothing is sent to the client before (A10).
 
         Raises `GatewayError`.
         """
         async with AsyncExitStack() as held:
-            yield await self._start_stream(held, generation, request_id)
+            yield await self._start_stream(held, generation, origin)
 
-    async def _start_stream(self, held: AsyncExitStack, generation: Generation, request_id: RequestId) -> RoutedStream:
+    async def _start_stream(self, held: AsyncExitStack, generation: Generation, origin: Origin) -> RoutedStream:
         """`held` receives what has to be given back when the answer has ended: first the call, then the lease."""
-        route = self._route(generation.model, request_id)
+        route = self._route(generation.model, origin)
         while True:
             async with AsyncExitStack() as attempt:
-                lease, target = await self._take(attempt, route)
-                stream = await attempt.enter_async_context(self._backends.open_stream(target, generation, request_id))
+                passage = await self._take(attempt, route)
+                if passage is None:
+                    continue
+                call = self._backends.open_stream(passage.target, generation, origin.request_id)
+                stream = await attempt.enter_async_context(call)
                 try:
                     first = await stream.receive()
                 except RouteError as error:
-                    route.note(error, lease)
+                    route.note(error, passage)
                     continue
                 held.push_async_exit(attempt.pop_all())
-                return RoutedStream(lease.candidate, first, stream)
+                return RoutedStream(passage, first, stream)
 
-    async def generate(self, generation: Generation, request_id: RequestId) -> tuple[Completion, Candidate]:
+    async def generate(self, generation: Generation, origin: Origin) -> tuple[Completion, Candidate]:
         """Raises `GatewayError`."""
 
         async def call(target: Target) -> Completion:
-            return await self._backends.generate(target, generation, request_id)
+            return await self._backends.generate(target, generation, origin.request_id)
 
-        return await self._unary(generation.model, request_id, call)
+        return await self._unary(generation.model, origin, call)
 
-    async def embed(self, item: EmbeddingInput, request_id: RequestId) -> tuple[Embedding, Candidate]:
+    async def embed(self, item: EmbeddingInput, origin: Origin) -> tuple[Embedding, Candidate]:
         """Raises `GatewayError`."""
 
         async def call(target: Target) -> Embedding:
-            return await self._backends.embed(target, item, request_id)
+            return await self._backends.embed(target, item, origin.request_id)
 
-        return await self._unary(item.model, request_id, call)
+        return await self._unary(item.model, origin, call)
 
     async def _unary(
-        self, model: ModelName, request_id: RequestId, call: Callable[[Target], Awaitable[R]]
+        self, model: ModelName, origin: Origin, call: Callable[[Target], Awaitable[R]]
     ) -> tuple[R, Candidate]:
-        route = self._route(model, request_id)
+        route = self._route(model, origin)
         while True:
             async with AsyncExitStack() as attempt:
-                lease, target = await self._take(attempt, route)
+                passage = await self._take(attempt, route)
+                if passage is None:
+                    continue
                 try:
-                    return await call(target), lease.candidate
+                    answer = await call(passage.target)
                 except RouteError as error:
-                    route.note(error, lease)
+                    route.note(error, passage)
+                    continue
+                passage.note_progress(done=True)
+                return answer, passage.candidate
 
-    async def _take(self, attempt: AsyncExitStack, route: "_Route") -> tuple[Lease, Target]:
-        lease = attempt.enter_context(await self._admission.wait_lease(route.ticket))
+    async def _take(self, attempt: AsyncExitStack, route: Route) -> Passage | None:
+        """A lease on a replica that is alive or at least busy; None: that one was not, look for another.
+
+        The lease lives in `attempt`; a cancelled call to a backend that may not notice leaves it to the probe cache.
+        """
+        lease = await self._admission.wait_lease(route.ticket)
         candidate = lease.candidate
-        self._picks[candidate.model] += 1
-        token = self._token_of(candidate.replica_id)
-        return lease, Target(candidate.replica_id, candidate.model, candidate.address, token)
+        target = Target(candidate.replica_id, candidate.model, candidate.address, self._token_of(candidate.replica_id))
+        passage = Passage(lease, target, route.ticket.decision.attempts[-1], self._admission.loads, self._probes)
+        attempt.enter_context(passage)
+        self._picks[candidate.model, route.reason] += 1
+        outcome = await self._probes.check(target)
+        return passage if route.accepts(outcome, passage) else None
 
-    def _route(self, model: ModelName, request_id: RequestId) -> "_Route":
-        ticket = self._admission.open_ticket(model, request_id)
-        return _Route(ticket, self._admission, self._attempts, self._reroutes)
+    def _route(self, model: ModelName, origin: Origin) -> Route:
+        ticket = self._admission.open_ticket(model, origin)
+        return Route(ticket, self._admission, self._attempts, self._reroutes)
 
     def statistics(self) -> RouterStatistics:
         return RouterStatistics(dict(self._picks), dict(self._reroutes))
-
-
-class _Route:
-    """One request's way over replicas: how often it may go on, and where not."""
-
-    def __init__(self, ticket: Ticket, admission: Admission, attempts: int, reroutes: Counter[str]) -> None:
-        self.ticket = ticket
-        self._admission = admission
-        self._attempts_left = attempts
-        self._reruns_left = RERUNS_AFTER_LOSS_MAX
-        self._reroutes = reroutes
-
-    def note(self, error: RouteError, lease: Lease) -> None:
-        """Prepares the next attempt, or raises `BackendFailed` if there is to be none.
-
-        - refused, full: no attempt; the replica is asked again later;
-        - refused, draining: no attempt, but another replica;
-        - stale, unreachable: another replica, until the attempts are used up;
-        - lost after the request was sent: the same, but only once.
-        """
-        cause, replica_id = _cause(error), lease.candidate.replica_id
-        self._reroutes[cause] += 1
-        log.info("request.rerouted", cause=cause, replica_id=replica_id, detail=str(error))
-        if isinstance(error, Refused) and not error.draining:
-            self._admission.note_refusal(self.ticket, lease)
-            return
-        self.ticket.excluded.add(replica_id)
-        if isinstance(error, Refused):
-            return
-        self._attempts_left -= 1
-        self._reruns_left -= isinstance(error, ConnectionLost)
-        if self._attempts_left <= 0 or self._reruns_left < 0:
-            raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
-
-
-def _cause(error: RouteError) -> str:
-    if isinstance(error, Refused):
-        return "draining" if error.draining else "full"
-    return type(error).__name__.lower()

@@ -1,24 +1,52 @@
 """Admission and router over a view that the test changes at will."""
 
+from collections.abc import Awaitable, Callable
 from random import Random
 
+import trio
+
+from gateway.backends.protocol import Target
 from gateway.domain.cluster import Replica
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, Generation, Sampling
+from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
+from gateway.domain.probe import ProbeOutcome
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.eligibility import RoutingView
+from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
+from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
 from tests.fakes.backends import FakeBackends
 from tests.fakes.fleet import MODEL, view
 
+ORIGIN = Origin(RequestId("request"))
 LIMITS = AdmissionLimits(
     load_wait_seconds=60, queue_timeout_seconds=30, queue_length_max=8, retry_interval_seconds=0.02
 )
 
 
+def idle_admission() -> Admission:
+    """One that knows no model; needs no Trio."""
+    return Admission(lambda: EMPTY_VIEW, LoadTable(), LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
+
+
+class FakeProbe:
+    """Says `alive` unless told otherwise, replica by replica; remembers whom it was asked about."""
+
+    def __init__(self) -> None:
+        self.outcomes: dict[ReplicaId, ProbeOutcome] = {}
+        self.asked: list[ReplicaId] = []
+        self.wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    async def __call__(self, target: Target) -> ProbeOutcome:
+        self.asked.append(target.replica_id)
+        await self.wait()
+        return self.outcomes.get(target.replica_id, ProbeOutcome.ALIVE)
+
+
 class RoutingBench:
+    """Made inside a Trio test: probes run in the nursery around the test function."""
+
     def __init__(self, *replicas: Replica, limits: AdmissionLimits = LIMITS, attempts: int = 3) -> None:
         self.view: RoutingView = view(*replicas)
         self.wall_now = 1000.0
@@ -27,17 +55,23 @@ class RoutingBench:
             lambda: self.view, self.loads, limits, wall_clock=lambda: self.wall_now, rng=Random(7)
         )
         self.backends = FakeBackends()
-        self.router = Router(self.admission, self.backends, attempts=attempts, token_of=lambda replica: f"t-{replica}")
+        self.probe = FakeProbe()
+        nursery = trio.lowlevel.current_task().parent_nursery
+        assert nursery is not None
+        self.probes = ProbeCache(nursery, self.probe, ttl_seconds=30, in_flight=self.loads.in_flight)
+        self.router = Router(
+            self.admission, self.backends, self.probes, attempts=attempts, token_of=lambda replica: f"t-{replica}"
+        )
 
     def show(self, changed: RoutingView) -> None:
         self.view = changed
         self.admission.note_view_change()
 
-    async def lease(self, name: str = "request", model: ModelName = MODEL) -> Lease:
-        return await self.admission.wait_lease(self.admission.open_ticket(model, RequestId(name)))
+    async def lease(self, name: str = "request", model: ModelName = MODEL, caller: str = ANYBODY) -> Lease:
+        return await self.admission.wait_lease(self.admission.open_ticket(model, Origin(RequestId(name), caller)))
 
     async def generate(self, model: ModelName = MODEL) -> tuple[Completion, ReplicaId]:
-        completion, candidate = await self.router.generate(generation(model), RequestId("request"))
+        completion, candidate = await self.router.generate(generation(model), ORIGIN)
         return completion, candidate.replica_id
 
     def in_flight(self) -> int:

@@ -107,7 +107,7 @@ class EventLog:
 
 
 class ScriptedBackend:
-    """Health, LoadModel, Predict, PredictStream and Embedding; the rest is UNIMPLEMENTED."""
+    """Health, LoadModel, Predict, PredictStream, Embedding and Free; the rest is UNIMPLEMENTED."""
 
     def __init__(self, script: Script, log: EventLog) -> None:
         self._script = script
@@ -126,6 +126,7 @@ class ScriptedBackend:
             "Predict": self.predict,
             "PredictStream": self.predict_stream,
             "Embedding": self.embedding,
+            "Free": self.free,
         }
         return {
             # grpclib's own answer to an unknown method lacks a header and arrives as another error
@@ -162,6 +163,11 @@ class ScriptedBackend:
         await stream.send_message(
             pb.Result(success=self._script.load_fails is None, message=self._script.load_fails or "")
         )
+
+    async def free(self, stream: ServerStream) -> None:
+        await stream.recv_message()
+        self._loaded = None
+        await stream.send_message(pb.Result(success=True))
 
     async def predict(self, stream: ServerStream) -> None:
         async with self._serving(stream, "Predict") as options:

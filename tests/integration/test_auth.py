@@ -21,6 +21,7 @@ from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from gateway.routing.router import Router
+from tests.fakes.routing_bench import idle_admission
 from tests.integration.harness import GatewayProcess, running_gateway, start_gateway, wait_for
 
 INFERENCE_KEY: Final = "sk-inference-5f2c"
@@ -62,7 +63,7 @@ def all_doors() -> Sequence[Door]:
         cast("Router", None), views, RequestMetrics(CollectorRegistry()), wall_clock=time.time, expose_replica=False
     )
     source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
-    rules = build_pages(source, Metrics(list), dict).url_map.iter_rules()
+    rules = build_pages(source, idle_admission(), Metrics(list), dict).url_map.iter_rules()
     return (
         *(Door(route.method, route.path, route.role) for route in api.routes()),
         *(Door(method, rule.rule, page_role(rule.rule)) for rule in rules for method in sorted(rule.methods or ())),

@@ -49,7 +49,7 @@ def test_r10_a_burst_loads_one_engine_and_warm_requests_cost_no_statement(tmp_pa
             for _ in range(1000):
                 assert client.post("/v1/chat/completions", json={"model": "tiny", **BODY}).status_code == 200
         assert gateway.metric_sum("gateway_registry_statements_total") == statements
-        assert gateway.metric('gateway_picks_total{model="tiny"}') == 1000 + BURST
+        assert gateway.metric('gateway_picks_total{model="tiny",reason="first"}') == 1000 + BURST
 
 
 def test_l10_l22_a_failed_load_answers_all_waiters_with_one_cause(tmp_path: Path) -> None:

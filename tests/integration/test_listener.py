@@ -20,6 +20,7 @@ from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
+from tests.fakes.routing_bench import idle_admission
 
 SOON: Final = 0.2
 """Seconds of a limit that a test waits for."""
@@ -67,7 +68,7 @@ def build_app() -> HttpApp:
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, answer), Route("POST", "/flood", Role.INFERENCE, flood)],
         PAGE_ROUTES,
-        build_pages(source, Metrics(list), dict),
+        build_pages(source, idle_admission(), Metrics(list), dict),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(1000, NEVER),

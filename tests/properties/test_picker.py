@@ -13,13 +13,25 @@ from gateway.routing.picker import pick
 class Load:
     """A load as data."""
 
-    def __init__(self, in_flight: int, last_used: float, full_until: float) -> None:
-        self.in_flight = in_flight
+    def __init__(self, open_leases: int, ghosts: int, last_used: float, full_until: float, busy_until: float) -> None:
+        self.open_leases = open_leases
+        self.ghosts = ghosts
         self.last_used = last_used
         self.full_until = full_until
+        self.busy_until = busy_until
+
+    def phantoms(self, now: float) -> int:
+        return self.ghosts
 
 
-loads = st.builds(Load, st.integers(0, 5), st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 20.0]))
+loads = st.builds(
+    Load,
+    st.integers(0, 5),
+    st.integers(0, 2),
+    st.sampled_from([0.0, 1.0, 2.0]),
+    st.sampled_from([0.0, 20.0]),
+    st.sampled_from([0.0, 20.0]),
+)
 fleets = st.lists(st.tuples(st.integers(1, 5), st.none() | st.integers(0, 3), loads), max_size=8)
 NOW = 10.0
 
@@ -32,7 +44,13 @@ def candidates_of(fleet: list[tuple[int, int | None, Load]]) -> list[tuple[Candi
 
 
 def free(candidate: Candidate, load: Load) -> bool:
-    return load.in_flight < candidate.slots and load.full_until <= NOW
+    return load.open_leases < candidate.slots and load.full_until <= NOW
+
+
+def rank(candidate: Candidate, load: Load) -> tuple[bool, int, float, int]:
+    """What is compared among those that are equally free."""
+    vram = -(candidate.free_vram_bytes or 0)
+    return load.busy_until > NOW, load.open_leases + load.ghosts, load.last_used, vram
 
 
 @given(fleets, st.randoms(use_true_random=False), st.integers())
@@ -46,13 +64,16 @@ def test_the_choice_is_never_beaten(fleet: list[tuple[int, int | None, Load]], o
         return
     assert choice is not None
     mine, my_load = choice.candidate, by_id[choice.candidate.replica_id]
-    assert choice.has_free_slot == any(free(candidate, load) for candidate, load in pairs)
+    trusted = [(candidate, load) for candidate, load in pairs if not load.ghosts] or pairs
+    assert choice.has_free_slot == any(free(candidate, load) for candidate, load in trusted)
     for other, load in pairs:
+        if bool(load.ghosts) != bool(my_load.ghosts):
+            assert not my_load.ghosts
+            continue
         if free(other, load) != free(mine, my_load):
             assert free(mine, my_load)
             continue
-        mine_key = (my_load.in_flight, my_load.last_used, -(mine.free_vram_bytes or 0))
-        assert mine_key <= (load.in_flight, load.last_used, -(other.free_vram_bytes or 0))
+        assert rank(mine, my_load) <= rank(other, load)
 
 
 @given(fleets, st.integers())

@@ -10,9 +10,10 @@ from gateway.domain.cluster import LoadFailure, NodeStatus
 from gateway.domain.errors import ModelLoadFailed, ModelLoading, ModelNotFound, NoNode, Overloaded
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
+from gateway.routing.eligibility import RoutingView
 from gateway.routing.lease import Lease
 from tests.fakes.fleet import MODEL, node, replica, spec, view
-from tests.fakes.routing_bench import LIMITS, RoutingBench
+from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
 
 
 def one_slot(name: str = "a") -> RoutingBench:
@@ -179,7 +180,7 @@ async def test_a_failure_does_not_matter_while_a_replica_serves() -> None:
 
 async def test_an_unknown_model_is_refused_at_once() -> None:
     with pytest.raises(ModelNotFound):
-        RoutingBench().admission.open_ticket(ModelName("nope"), "r")  # type: ignore[arg-type]
+        RoutingBench().admission.open_ticket(ModelName("nope"), ORIGIN)
 
 
 async def test_a_model_that_is_removed_ends_its_waiters(autojump_clock: trio.testing.MockClock) -> None:
@@ -213,7 +214,7 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
     """The first has tried the only replica in vain, the second has not."""
     bench, served = one_slot(), list[str]()
     held = await bench.lease("holder")
-    first = bench.admission.open_ticket(MODEL, "first")  # type: ignore[arg-type]
+    first = bench.admission.open_ticket(MODEL, ORIGIN)
 
     async def second() -> None:
         with await bench.lease("second"):
@@ -235,3 +236,205 @@ async def test_a_queue_of_no_length_lets_nobody_wait() -> None:
     bench = RoutingBench(replica("a", parallel=1), limits=replace(LIMITS, queue_length_max=0))
     with await bench.lease(), pytest.raises(Overloaded, match="0 requests"):
         await bench.lease()
+
+
+def flooded(queue_length_max: int = 256) -> RoutingBench:
+    """One slot, and a queue as long as configured by default."""
+    limits = replace(LIMITS, queue_length_max=queue_length_max, queue_timeout_seconds=10_000)
+    return RoutingBench(replica("a", parallel=1), limits=limits)
+
+
+async def test_one_callers_flood_does_not_delay_anothers_single_request(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Each request takes a second. The flood gets what the queue holds, the rest of it is refused."""
+    bench, served, refused = flooded(), list[str](), list[str]()
+
+    async def request(caller: str) -> None:
+        try:
+            with await bench.lease(caller=caller):
+                served.append(caller)
+                await trio.sleep(1)
+        except Overloaded:
+            refused.append(caller)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(1000):
+            nursery.start_soon(request, "heavy")
+        await trio.sleep(10.5)
+        assert (len(refused), bench.waiting()) == (1000 - 1 - 256, 256 - 10)
+        begun = len(served)
+        await request("light")
+        assert served[begun:] == ["light"]
+        assert trio.current_time() == pytest.approx(12)  # at 11 the running one ended
+    assert served.count("heavy") == 257
+    assert set(refused) == {"heavy"}
+
+
+async def test_a_full_queue_makes_room_for_another_caller_by_its_latest_request(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench, ended = flooded(queue_length_max=4), list[tuple[str, str]]()
+
+    async def request(name: str, caller: str) -> None:
+        try:
+            with await bench.lease(name, caller=caller):
+                ended.append((name, "served"))
+                await trio.sleep(1)
+        except Overloaded:
+            ended.append((name, "refused"))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(request, f"heavy {number}", "heavy")
+            await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(request, "light", "light")
+        await trio.testing.wait_all_tasks_blocked()
+        assert ended == [("heavy 0", "served"), ("heavy 4", "refused")]
+        assert bench.waiting() == 4
+    assert [name for name, _ in ended[2:]] == ["light", "heavy 1", "heavy 2", "heavy 3"]
+
+
+async def test_two_callers_that_both_wait_get_a_slot_in_turn(autojump_clock: trio.testing.MockClock) -> None:
+    limits = replace(LIMITS, queue_length_max=100, queue_timeout_seconds=10_000)
+    bench, most = RoutingBench(replica("a", parallel=4), limits=limits), dict[str, int]()
+
+    async def request(caller: str) -> None:
+        with await bench.lease(caller=caller):
+            held = bench.loads.share_of(MODEL, bench.view.candidates[MODEL], caller).held
+            if min(waiting_of(bench, "x"), waiting_of(bench, "y")) > 0:
+                most[caller] = max(most.get(caller, 0), held)
+            await trio.sleep(1)
+
+    async with trio.open_nursery() as nursery:
+        for caller in ["x"] * 40 + ["y"] * 20:
+            nursery.start_soon(request, caller)
+    assert most == {"x": 2, "y": 2}
+
+
+def waiting_of(bench: RoutingBench, caller: str) -> int:
+    return sum(ticket.caller == caller for queue in bench.admission._queues.values() for ticket in queue)
+
+
+async def test_r4_waiters_that_leave_one_by_one_leave_the_order_of_the_rest(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench, served = flooded(), list[int]()
+    scopes = [trio.CancelScope() for _ in range(20)]
+
+    async def request(number: int) -> None:
+        with scopes[number], await bench.lease(str(number)):
+            served.append(number)
+
+    held = await bench.lease("holder")
+    async with trio.open_nursery() as nursery:
+        for number in range(20):
+            nursery.start_soon(request, number)
+            await trio.testing.wait_all_tasks_blocked()
+        for number in (0, 19, *range(1, 19, 3)):
+            scopes[number].cancel()
+            await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 12
+        held.release()
+    assert served == [number for number in range(2, 19) if number % 3 != 1]
+    assert bench.waiting() == bench.in_flight() == 0
+    assert bench.admission._queues == {}
+
+
+async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """The replica is the arbiter: what it turned away goes to the head again, not to the end."""
+    bench, served = one_slot(), list[str]()
+
+    async def later() -> None:
+        with await bench.lease("later"):
+            served.append("later")
+
+    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    lease = await bench.admission.wait_lease(ticket)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(later)
+        await trio.testing.wait_all_tasks_blocked()
+        bench.admission.note_refusal(ticket, lease)
+        lease.release()
+        with await bench.admission.wait_lease(ticket):
+            served.append("earlier")
+            assert trio.current_time() == pytest.approx(0.02)
+    assert served == ["earlier", "later"]
+
+
+async def test_a_refused_replica_is_asked_again_as_soon_as_another_lease_on_it_ends(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = RoutingBench(replica("a", parallel=2))
+    ticket, running = bench.admission.open_ticket(MODEL, ORIGIN), await bench.lease("running")
+    for _ in range(10):  # each pause is longer than the one before
+        with await bench.admission.wait_lease(ticket) as lease:
+            bench.admission.note_refusal(ticket, lease)
+    asked_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.admission.wait_lease, ticket)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 1
+        running.release()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 0
+    assert trio.current_time() == asked_at
+
+
+async def test_a_replica_that_only_others_fill_is_asked_when_none_is_free(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """What they published may be over."""
+    bench = RoutingBench(replica("a", parallel=1))
+    bench.loads.use_of(replica("a").id).elsewhere = 1
+    with await bench.lease() as lease:
+        assert lease.candidate.replica_id == "a"
+
+
+async def test_a_replica_that_would_not_refuse_is_not_put_to_that_test(autojump_clock: trio.testing.MockClock) -> None:
+    bench = RoutingBench(replica("a", parallel=1))
+    [candidate] = bench.view.candidates[MODEL]
+    bench.view = RoutingView(bench.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
+    bench.loads.use_of(candidate.replica_id).elsewhere = 1
+    with pytest.raises(Overloaded):
+        await bench.lease()
+
+
+async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    fleet = [replica(f"r{number:02}", parallel=1, slot=number) for number in range(40)]
+    bench, asked = RoutingBench(*fleet), list[str]()
+    for each in fleet:
+        bench.loads.use_of(each.id).elsewhere = 1
+    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    for _ in range(41):
+        with await bench.admission.wait_lease(ticket) as lease:
+            asked.append(lease.candidate.replica_id)
+            bench.admission.note_refusal(ticket, lease)
+        if len(asked) == 32:
+            assert trio.current_time() == 0
+    assert len(set(asked[:40])) == 40
+    assert asked[40] in asked[:33], "the first that were asked are the first to be asked again"
+    assert trio.current_time() == pytest.approx(8 * 0.2 / 32)
+
+
+async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench, pauses = one_slot(), list[float]()
+    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    for _ in range(6):
+        began = trio.current_time()
+        with await bench.admission.wait_lease(ticket) as lease:
+            pauses.append(trio.current_time() - began)
+            bench.admission.note_refusal(ticket, lease)
+    assert pauses == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.2])
+    (await bench.admission.wait_lease(ticket)).release()  # it took that one
+    with await bench.admission.wait_lease(ticket) as lease:
+        bench.admission.note_refusal(ticket, lease)
+    began = trio.current_time()
+    (await bench.admission.wait_lease(ticket)).release()
+    assert trio.current_time() - began == pytest.approx(0.02)

@@ -14,9 +14,10 @@ import trio.testing
 from grpclib.client import Channel
 
 from gateway.app import Gateway, open_gateway
-from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE, replica_token
+from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.config.load import parse_config
+from gateway.domain.ids import ReplicaId
 from gateway.local_state import StartupError
 from gateway.registry.memory import open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
@@ -82,7 +83,7 @@ async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -
         assert response.json()["choices"][0]["message"]["content"] == "hello"
         [process] = house.spawn.started
         [replica] = house.gateway.views.current.state.replicas.values()
-        token = replica_token(house.gateway.cluster_secret, replica.id)
+        token = house.gateway.token_of(replica.id)
         assert process.env[TOKEN_VARIABLE] == token
         assert {each[AUTHORIZATION] for each in house.service.metadata} == {f"Bearer {token}"}
         assert token not in " ".join(process.command)
@@ -151,10 +152,12 @@ async def test_the_series_of_the_request_path(tmp_path: Path) -> None:
     for series in (
         'gateway_requests_total{model="tiny",outcome="200",route="/v1/chat/completions"} 1.0',
         'gateway_in_flight{model="tiny"} 0.0',
-        'gateway_picks_total{model="tiny"} 1.0',
+        'gateway_picks_total{model="tiny",reason="first"} 1.0',
         'gateway_tokens_total{kind="prompt",model="tiny"} 2.0',
         'gateway_replicas{model="tiny",state="ready"} 1.0',
         'gateway_nodes{status="healthy"} 1.0',
+        'gateway_probes_total{outcome="alive"} 1.0',
+        "gateway_probe_cache_hits_total 0.0",
         'gateway_registry_statements_total{kind="read_state"}',
     ):
         assert series in text
@@ -179,9 +182,9 @@ async def test_a_taken_port_is_said_before_anything_is_touched(tmp_path: Path) -
 
 async def test_the_cluster_secret_is_kept_and_private(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        first = house.gateway.cluster_secret
+        first = house.gateway.token_of(ReplicaId("r"))
     async with open_house(tmp_path) as house:
-        assert house.gateway.cluster_secret == first
+        assert house.gateway.token_of(ReplicaId("r")) == first
     assert (tmp_path / "cluster_secret").stat().st_mode & 0o077 == 0
 
 

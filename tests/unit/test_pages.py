@@ -20,6 +20,7 @@ from gateway.observability.metrics import Metrics, Reading
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.routing_bench import idle_admission
 
 
 def readings() -> Iterator[Reading]:
@@ -39,7 +40,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
     source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
-    return build_pages(source, metrics, lambda: checks)
+    return build_pages(source, idle_admission(), metrics, lambda: checks)
 
 
 @pytest.fixture

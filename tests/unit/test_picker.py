@@ -5,8 +5,9 @@ from random import Random
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.routing.eligibility import Candidate
 from gateway.routing.load_table import LoadTable, ReplicaUse
-from gateway.routing.picker import Choice, pick
+from gateway.routing.picker import ALONE, Choice, Policy, pick, standing_of, why_not_chosen
 from tests.fakes.fleet import replica, view
+from tests.fakes.routing_bench import ORIGIN
 
 NOW = 100.0
 
@@ -21,8 +22,8 @@ def choose(candidates: list[Candidate], uses: dict[str, ReplicaUse]) -> Choice |
 
 def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaUse:
     table = LoadTable()
-    leases = {table.lease(candidate("x"), f"r{i}", 0.0) for i in range(count)}  # type: ignore[arg-type]
-    return ReplicaUse(leases, last_used, full_until)
+    leases = {table.lease(candidate("x"), ORIGIN, 0.0) for _ in range(count)}
+    return ReplicaUse(leases, last_used=last_used, full_until=full_until)
 
 
 def chosen(choice: Choice | None) -> str:
@@ -75,7 +76,7 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
     for turn in range(9):
         choice = pick(candidates, table.use_of, float(turn), Random(turn))
         assert choice is not None
-        with table.lease(choice.candidate, f"r{turn}", float(turn)):  # type: ignore[arg-type]
+        with table.lease(choice.candidate, ORIGIN, float(turn)):
             picked.append(choice.candidate.replica_id)
     assert sorted(picked) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3
 
@@ -83,6 +84,62 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
 def test_r6_one_request_is_one_lease() -> None:
     table = LoadTable()
     only = view(replica("r1")).candidates[ModelName("m")][0]
-    with table.lease(only, "request", 0.0):  # type: ignore[arg-type]
+    with table.lease(only, ORIGIN, 0.0):
         assert table.statistics().in_flight == {"r1": 1}
     assert table.statistics().in_flight == {}
+
+
+def test_h2_one_that_answers_beats_a_lower_load() -> None:
+    uses = {"a": ReplicaUse(busy_until=NOW + 1), "b": busy(3)}
+    assert chosen(choose([candidate("a"), candidate("b")], uses)) == "b"
+
+
+def test_h2_a_free_slot_beats_one_that_answers() -> None:
+    uses = {"a": ReplicaUse(busy_until=NOW + 1), "b": busy(4)}
+    choice = choose([candidate("a"), candidate("b")], uses)
+    assert chosen(choice) == "a"
+    assert choice is not None
+    assert choice.has_free_slot
+
+
+def test_h1_busy_is_preferred_against_for_a_moment_only() -> None:
+    uses = {"a": ReplicaUse(busy_until=NOW), "b": busy(1)}
+    assert chosen(choose([candidate("a"), candidate("b")], uses)) == "a"
+
+
+def test_leases_at_other_gateways_count_like_our_own() -> None:
+    uses = {"a": ReplicaUse(elsewhere=2), "b": busy(1)}
+    assert chosen(choose([candidate("a"), candidate("b")], uses)) == "b"
+    choice = choose([candidate("a")], {"a": ReplicaUse(elsewhere=4)})
+    assert choice is not None
+    assert not choice.has_free_slot
+
+
+def test_a_phantom_weighs_like_a_lease_and_takes_no_slot() -> None:
+    failing = ReplicaUse(expiries=[NOW + 1, NOW + 2])
+    assert chosen(choose([candidate("a"), candidate("b")], {"a": failing, "b": busy(1)})) == "b"
+    choice = choose([candidate("a", slots=1)], {"a": failing})
+    assert choice is not None
+    assert choice.has_free_slot
+
+
+def test_several_gateways_break_ties_by_chance_before_last_use() -> None:
+    candidates = [candidate("a"), candidate("b")]
+    uses = {"a": busy(0, last_used=1.0), "b": busy(0, last_used=2.0)}
+    for policy, expected in ((ALONE, {"a"}), (Policy(several_gateways=True), {"a", "b"})):
+        found = {chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), policy)) for seed in range(20)}
+        assert found == expected
+
+
+def test_chance_between_several_gateways_comes_after_the_load() -> None:
+    candidates, uses = [candidate("a"), candidate("b")], {"a": busy(1), "b": busy(0)}
+    for seed in range(20):
+        assert chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), Policy(several_gateways=True))) == "b"
+
+
+def test_what_a_loser_is_told_is_the_first_difference() -> None:
+    rng = Random(1)
+    winner = standing_of(candidate("a"), busy(1, last_used=5.0), NOW, rng)
+    loser = standing_of(candidate("b"), busy(2, last_used=1.0), NOW, rng)
+    assert why_not_chosen(loser, winner) == "more load (2 against 1)"
+    assert why_not_chosen(winner, winner) == "chance"

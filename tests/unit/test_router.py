@@ -6,11 +6,11 @@ import trio.testing
 
 from gateway.backends.protocol import Lost, Refused, Stale, Unreachable
 from gateway.domain.errors import BackendFailed, BadRequest, ModelNotFound
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Completion, EmbeddingInput, Piece
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import MODEL, replica, view
-from tests.fakes.routing_bench import RoutingBench, generation
+from tests.fakes.routing_bench import ORIGIN, RoutingBench, generation
 
 A, B = ReplicaId("a"), ReplicaId("b")
 
@@ -32,7 +32,7 @@ async def test_r1_each_request_is_routed_on_its_own() -> None:
 async def test_a_stream_brings_pieces_then_its_completion() -> None:
     bench = RoutingBench(replica(A))
     bench.backends.script(A, Piece("hel"), Piece("lo"), DONE)
-    async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
         assert stream.candidate.replica_id == A
         assert bench.in_flight() == 1
         assert await stream.receive_batch() == [Piece("hel"), Piece("lo"), DONE]
@@ -43,7 +43,7 @@ async def test_a_stream_brings_pieces_then_its_completion() -> None:
 async def test_what_is_there_is_handed_on_without_waiting_for_more() -> None:
     bench, later = RoutingBench(replica(A)), trio.Event()
     bench.backends.script(A, Piece("a"), Piece("b"), later, DONE)
-    async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
         assert await stream.receive_batch() == [Piece("a"), Piece("b")]
         later.set()
         assert await stream.receive_batch() == [DONE]
@@ -65,7 +65,7 @@ async def test_r14_a_call_that_failed_for_its_place_goes_to_another_replica(
 async def test_a_stream_is_rerouted_before_its_first_byte() -> None:
     bench = two()
     bench.backends.script(A, Unreachable("refused"))
-    async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
         assert stream.candidate.replica_id == B
         assert bench.backends.running == [B]
         assert bench.in_flight() == 1
@@ -75,7 +75,7 @@ async def test_a_stream_is_rerouted_before_its_first_byte() -> None:
 async def test_m7_nothing_is_run_again_after_the_first_byte() -> None:
     bench = two()
     bench.backends.script(A, Piece("hel"), Lost("reset"))
-    async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
         assert await stream.receive_batch() == [Piece("hel")]
         with pytest.raises(BackendFailed, match="middle of its answer"):
             await stream.receive_batch()
@@ -166,7 +166,7 @@ async def test_a_client_that_leaves_ends_the_call_and_the_lease(autojump_clock: 
     bench, never = RoutingBench(replica(A)), trio.Event()
     bench.backends.script(A, Piece("a"), never)
     with trio.move_on_after(1):
-        async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+        async with bench.router.open_stream(generation(), ORIGIN) as stream:
             await stream.receive_batch()
             assert bench.backends.running == [A]
             await stream.receive_batch()
@@ -177,7 +177,7 @@ async def test_a_client_that_leaves_ends_the_call_and_the_lease(autojump_clock: 
 async def test_r7_embeddings_hold_a_lease_like_anything_else() -> None:
     bench, seen = RoutingBench(replica(A)), list[int]()
     bench.backends.on_call = lambda _target: seen.append(bench.in_flight())
-    embedding, _ = await bench.router.embed(EmbeddingInput(MODEL, "text"), RequestId("r"))
+    embedding, _ = await bench.router.embed(EmbeddingInput(MODEL, "text"), ORIGIN)
     assert embedding.vector == (1.0, 0.0)
     assert seen == [1]
     assert bench.in_flight() == 0
@@ -200,6 +200,6 @@ async def test_an_unknown_model_never_reaches_a_backend() -> None:
 async def test_a_completion_may_be_the_first_item() -> None:
     bench = RoutingBench(replica(A))
     bench.backends.script(A, DONE)
-    async with bench.router.open_stream(generation(), RequestId("r")) as stream:
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
         batch = await stream.receive_batch()
     assert isinstance(batch[0], Completion)

@@ -14,7 +14,7 @@ from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Piece
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Origin, Piece
 from gateway.observability.metrics import RequestMetrics
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import Candidate, RoutingView
@@ -72,23 +72,27 @@ class OpenAiApi:
             Route("GET", "/v1/models/", Role.INFERENCE, self._model),
         )
 
-    async def _chat(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+    async def _chat(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await run_off_loop_if_large(len(body), schema.parse_chat, body)
-        await self._generate(exchange, call, ChatChunks, encode.chat_completion)
+        origin = origin_of(exchange, caller)
+        await self._generate(exchange, origin, call, ChatChunks, encode.chat_completion)
 
-    async def _completion(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+    async def _completion(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await run_off_loop_if_large(len(body), schema.parse_completion, body)
-        await self._generate(exchange, call, CompletionChunks, encode.text_completion)
+        origin = origin_of(exchange, caller)
+        await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
 
-    async def _generate(self, exchange: Exchange, call: schema.GenerationCall, chunks: Chunks, answer: Answer) -> None:
+    async def _generate(
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, chunks: Chunks, answer: Answer
+    ) -> None:
         model, created = call.generation.model, int(self._wall_clock())
         self._note_model(exchange, model, call.user)
         if call.stream:
             encoder = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
-            async with self._router.open_stream(call.generation, exchange.request_id) as stream:
+            async with self._router.open_stream(call.generation, origin) as stream:
                 await self._relay(exchange, model, encoder, stream)
         else:
-            completion, candidate = await self._router.generate(call.generation, exchange.request_id)
+            completion, candidate = await self._router.generate(call.generation, origin)
             headers = self._note_replica(exchange, candidate)
             self._note_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
@@ -112,10 +116,10 @@ class OpenAiApi:
         frames += [event(chunk) for chunk in encoder.ending(last)]
         await exchange.end_stream(b"".join(frames) + DONE)
 
-    async def _embeddings(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+    async def _embeddings(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await run_off_loop_if_large(len(body), schema.parse_embeddings, body)
         self._note_model(exchange, call.model, call.user)
-        found = await self._embed_all(call.inputs, exchange.request_id)
+        found = await self._embed_all(call.inputs, origin_of(exchange, caller))
         vectors = [embedding for embedding, _ in found]
         headers = self._note_replica(exchange, found[-1][1])
         self._note_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
@@ -123,9 +127,7 @@ class OpenAiApi:
         answer = await run_off_loop_if_large(size, encode.embeddings, call.model, vectors, call.encoding_format)
         await exchange.respond(200, answer, headers=headers)
 
-    async def _embed_all(
-        self, inputs: Sequence[EmbeddingInput], request_id: RequestId
-    ) -> list[tuple[Embedding, Candidate]]:
+    async def _embed_all(self, inputs: Sequence[EmbeddingInput], origin: Origin) -> list[tuple[Embedding, Candidate]]:
         """One call to a backend for each input (wire.md B3), a few at a time, answers in order.
 
         The first error ends the others and is raised as it is, not inside a group.
@@ -137,7 +139,7 @@ class OpenAiApi:
         async def work(scope: trio.CancelScope) -> None:
             try:
                 for index, item in waiting:
-                    found[index] = await self._router.embed(item, request_id)
+                    found[index] = await self._router.embed(item, origin)
             except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery
                 errors.append(error)
                 scope.cancel()
@@ -178,6 +180,10 @@ class OpenAiApi:
         exchange.notes["prompt_tokens"], exchange.notes["completion_tokens"] = prompt, completion
         self._metrics.tokens.labels(model, "prompt").inc(prompt)
         self._metrics.tokens.labels(model, "completion").inc(completion)
+
+
+def origin_of(exchange: Exchange, caller: Caller) -> Origin:
+    return Origin(exchange.request_id, caller.name)
 
 
 async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:

@@ -1,0 +1,172 @@
+"""What is known of replicas' lives, and one probe at a time to learn more.
+
+A success counts for `ttl_seconds`; every successful call and every streamed message is one, so a replica in use is
+never probed (H3). Several requests that need the same answer share one probe, which runs in the cache's own nursery:
+the caller that happened to start it may leave without harm to the others (H4).
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.protocol import Target
+from gateway.domain.ids import ReplicaId
+from gateway.domain.probe import ProbeOutcome
+from gateway.routing.lease import Lease
+
+log = structlog.get_logger(__name__)
+
+Probe = Callable[[Target], Awaitable[ProbeOutcome]]
+"""Asks one replica; bounded by itself, never raises."""
+
+BUSY_SECONDS: Final = 1.0
+"""How long "busy" is believed before the replica is asked again."""
+HOLD_PAUSE_SECONDS: Final = 0.5
+"""Between two probes of a replica that still works on a cancelled request."""
+HOLD_SECONDS_MAX: Final = 600.0
+"""Then its slot counts as free again, so that a replica which hangs is found to do so."""
+HUNG_PROBES: Final = 3
+"""So many probes in a row that found a replica busy without any request on it say that it hangs."""
+
+
+@dataclass
+class _Known:
+    """What is known of one replica."""
+
+    alive_at: float = float("-inf")
+    busy_until: float = float("-inf")
+    idle_busy_probes: int = 0
+
+
+@dataclass
+class _Running:
+    """A probe under way."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    outcome: ProbeOutcome = ProbeOutcome.UNREACHABLE
+    """Valid once `done`; what a probe that broke down is taken for."""
+
+
+@dataclass(frozen=True)
+class ProbeStatistics:
+    outcomes: dict[ProbeOutcome, int]
+    hits: int
+    """Requests that needed no probe."""
+    shared: int
+    """Requests that waited for a probe which another one had started."""
+    running: int
+
+
+class ProbeCache:
+    """Made by `open_probe_cache`."""
+
+    def __init__(
+        self, nursery: trio.Nursery, probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
+    ) -> None:
+        self._nursery = nursery
+        self._probe = probe
+        self._ttl_seconds = ttl_seconds
+        self._in_flight = in_flight
+        self._known: dict[ReplicaId, _Known] = {}
+        self._running: dict[ReplicaId, _Running] = {}
+        self._outcomes: Counter[ProbeOutcome] = Counter()
+        self._hits = 0
+        self._shared = 0
+        self.on_broken: Callable[[ReplicaId, str], None] = lambda _replica, _because: None
+        """Called when a replica is found to live and to be of no use; it is for control to replace it. Set once."""
+
+    def note_alive(self, replica_id: ReplicaId) -> None:
+        """It answered something just now."""
+        known = self._of(replica_id)
+        known.alive_at = trio.current_time()
+        known.busy_until = float("-inf")
+        known.idle_busy_probes = 0
+
+    def note_failure(self, replica_id: ReplicaId) -> None:
+        """A call failed: whatever was known is not worth anything any more."""
+        self._of(replica_id).alive_at = float("-inf")
+
+    def hold_until_answered(self, lease: Lease, target: Target) -> None:
+        """Takes over a lease whose call was cancelled on a backend that may not care: its slot is free only when Health
+        answers again, or when the replica is gone (wire.md B3)."""
+        self._nursery.start_soon(self._hold, lease, target)
+
+    async def _hold(self, lease: Lease, target: Target) -> None:
+        with lease:
+            with trio.move_on_after(HOLD_SECONDS_MAX):
+                while await self._shared_probe(target) is ProbeOutcome.BUSY:  # noqa: ASYNC110 - another machine's event
+                    await trio.sleep(HOLD_PAUSE_SECONDS)
+
+    async def check(self, target: Target) -> ProbeOutcome:
+        """What is known, or what a probe says. Without a probe it does not even yield."""
+        known = self._of(target.replica_id)
+        now = trio.current_time()
+        if now - known.alive_at < self._ttl_seconds:
+            self._hits += 1
+            return ProbeOutcome.ALIVE
+        if now < known.busy_until:
+            self._hits += 1
+            return ProbeOutcome.BUSY
+        return await self._shared_probe(target)
+
+    async def _shared_probe(self, target: Target) -> ProbeOutcome:
+        running = self._running.get(target.replica_id)
+        if running is None:
+            running = self._running[target.replica_id] = _Running()
+            self._nursery.start_soon(self._run_probe, target, running)
+        else:
+            self._shared += 1
+        await running.done.wait()
+        return running.outcome
+
+    async def _run_probe(self, target: Target, running: _Running) -> None:
+        idle_before = not self._in_flight(target.replica_id)
+        try:
+            running.outcome = await self._probe(target)
+        except Exception:
+            log.exception("probe.failed", replica_id=target.replica_id)
+        finally:
+            del self._running[target.replica_id]
+            running.done.set()
+        self._learn(target.replica_id, running.outcome, idle=idle_before)
+
+    def _learn(self, replica_id: ReplicaId, outcome: ProbeOutcome, *, idle: bool) -> None:
+        self._outcomes[outcome] += 1
+        known = self._of(replica_id)
+        if outcome is ProbeOutcome.ALIVE:
+            self.note_alive(replica_id)
+        elif outcome is ProbeOutcome.BUSY:
+            known.busy_until = trio.current_time() + BUSY_SECONDS
+            known.idle_busy_probes = known.idle_busy_probes + 1 if idle else 0
+            if known.idle_busy_probes == HUNG_PROBES:
+                log.warning("probe.replica_hangs", replica_id=replica_id)
+                self.on_broken(replica_id, "it hangs: busy without any request")
+
+    def _of(self, replica_id: ReplicaId) -> _Known:
+        known = self._known.get(replica_id)
+        if known is None:
+            known = self._known[replica_id] = _Known()
+        return known
+
+    def keep_only(self, fleet: Container[ReplicaId]) -> None:
+        """Forgets replicas that are not in the fleet any more."""
+        for replica_id in [each for each in self._known if each not in fleet]:
+            del self._known[replica_id]
+
+    def statistics(self) -> ProbeStatistics:
+        return ProbeStatistics(dict(self._outcomes), self._hits, self._shared, len(self._running))
+
+
+@asynccontextmanager
+async def open_probe_cache(
+    probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
+) -> AsyncIterator[ProbeCache]:
+    """Leaving cancels the probes that are under way."""
+    async with trio.open_nursery() as nursery:
+        yield ProbeCache(nursery, probe, ttl_seconds=ttl_seconds, in_flight=in_flight)
+        nursery.cancel_scope.cancel()

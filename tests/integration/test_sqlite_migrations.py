@@ -1,0 +1,125 @@
+"""Registry files of older gateways: they open under this one and keep what they hold, or stay as they were."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.registry import sqlite_file
+from gateway.registry.protocol import ControlWrite, RegistryError
+from gateway.registry.sqlite import open_sqlite_registry
+from gateway.registry.sqlite_file import migrations
+from gateway.registry.tables import Event
+
+MODEL = ModelSpec(ModelName("tiny"), "llama-cpp", "builtin:tiny", selector={"gpu": "yes"})
+NODE = Node(NodeId("n1"), "box", BootId("b1"), NodeStatus.HEALTHY, {"gpu": "yes"}, 2, free_vram_bytes=8)
+REPLICA = Replica(
+    ReplicaId("r1"),
+    MODEL.name,
+    NODE.id,
+    slot=0,
+    revision=Revision("rev1"),
+    desired=Desired.RUN,
+    observed=Observed.READY,
+    parallel=4,
+    address=Address("127.0.0.1:20100"),
+    pid=7,
+    since=2.5,
+)
+
+SCHEMA_1 = """
+    INSERT INTO models VALUES (
+        'tiny', 'file', 'rev1',
+        '{"backend": "llama-cpp", "artifact": "builtin:tiny", "selector": {"gpu": "yes"}}', 'no memory', 2, 70.0);
+    INSERT INTO nodes VALUES ('n1', 'box', 'b1', 'healthy', '{"gpu": "yes"}', 2, 8, 3, 'g1');
+    INSERT INTO replicas VALUES (
+        'r1', 'tiny', 'n1', 0, 'rev1', 'run', 'ready', 4, '127.0.0.1:20100', 7, NULL, NULL, 2.5);
+    INSERT INTO demand VALUES ('g1', 'tiny', 1, 2.0);
+    INSERT INTO events (at, kind, subject, detail) VALUES (2.0, 'node.joined', 'n1', 'session 3 at gateway g1');
+    UPDATE leadership SET gateway_id = 'g1', epoch = 5;
+    UPDATE state_version SET version = 41;
+    PRAGMA application_id = 1735686009;
+    PRAGMA user_version = 1;
+"""
+"""What a gateway that knew the first migration only has left behind: literally, since nobody rewrites the past."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "registry.db"
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executescript(migrations()[0] + SCHEMA_1)
+    return path
+
+
+@pytest.fixture
+def url(path: Path) -> str:
+    return f"sqlite:///{path}"
+
+
+def ask(path: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+async def test_l17_a_file_of_the_first_schema_keeps_all_but_the_demand(path: Path, url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        state = await registry.read_state()
+        events = await registry.read_events(10)
+    assert state.version == 41
+    assert state.models == {MODEL.name: MODEL}
+    assert state.failures == {MODEL.name: LoadFailure("no memory", attempts=2, retry_at=70.0)}
+    assert state.nodes == {NODE.id: NODE}
+    assert state.replicas == {REPLICA.id: REPLICA}
+    assert state.demand == ()
+    assert events == (Event(2.0, "node.joined", "n1", "session 3 at gateway g1"),)
+    assert ask(path, "PRAGMA user_version") == [(len(migrations()),)]
+
+
+async def test_l13_sessions_and_epochs_go_on_where_they_were(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        assert await registry.leave_node(NODE.id, 3, NodeStatus.OFFLINE)
+        assert await registry.lead(GatewayId("g1")) == 5
+        assert await registry.apply(5, ControlWrite(forget=(REPLICA.id,)))
+        assert await registry.lead(GatewayId("g2")) == 6
+        assert registry.statistics().version == 44
+
+
+async def test_a_migrated_file_has_the_schema_of_a_new_one(path: Path, url: str, tmp_path: Path) -> None:
+    for each in (url, f"sqlite:///{tmp_path}/new.db"):
+        async with open_sqlite_registry(each):
+            pass
+    schema = "SELECT type, name, sql FROM sqlite_master ORDER BY name"
+    assert ask(path, schema) == ask(tmp_path / "new.db", schema)
+
+
+async def test_a_migration_that_fails_leaves_the_file_as_it_was(
+    path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = ask(path, "SELECT name FROM sqlite_master ORDER BY name")
+    broken = (migrations()[0], "CREATE TABLE half (a); DELETE FROM replicas; CREATE TABLE models (b);")
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite_file, "migrations", lambda: broken)
+        with pytest.raises(RegistryError, match="table models already exists"):
+            async with open_sqlite_registry(url):
+                pass
+    assert ask(path, "PRAGMA user_version") == [(1,)]
+    assert ask(path, "SELECT name FROM sqlite_master ORDER BY name") == before
+    async with open_sqlite_registry(url) as registry:
+        assert (await registry.read_state()).replicas == {REPLICA.id: REPLICA}
+
+
+async def test_leases_of_a_dead_gateway_are_not_taken_over(path: Path, url: str) -> None:
+    async with open_sqlite_registry(url):
+        pass
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("INSERT INTO leases VALUES ('g1', 'r1', 4, 3.0)")
+    async with open_sqlite_registry(url):
+        pass
+    assert ask(path, "SELECT * FROM leases") == []

@@ -1,0 +1,186 @@
+"""What happens to the installation: the next event is drawn from the run's own randomness."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from typing import Final
+
+import trio
+
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.lifecycle import Desired
+from gateway.domain.model_spec import ModelSpec
+from gateway.registry.protocol import ControlWrite, StaleEpoch
+from tests.simulation.backend import POISON, Mood
+from tests.simulation.clients import CALLERS, Request
+from tests.simulation.house import MODELS, House
+
+EVENT_SECONDS_MEAN: Final = 0.4
+FAULT_SECONDS_MEAN: Final = 3.0
+FAULT_SECONDS_MAX: Final = 20.0
+AT_ONCE_PROBABILITY: Final = 0.25
+"""That the next event comes in the same moment."""
+LEAVE_AT_PICK_PROBABILITY: Final = 0.02
+POISON_PROBABILITY: Final = 0.01
+LAST_CALLER: Final = "the last"
+"""Asks when all is well again, and is patient."""
+FOR_EVER: Final = 3600.0
+UNKNOWN_MODEL: Final = ModelName("nobody's")
+
+
+class Events:
+    """`happen` makes one event happen. Everything that takes time runs in `nursery`."""
+
+    def __init__(self, house: House, nursery: trio.Nursery) -> None:
+        self._house = house
+        self._nursery = nursery
+        self._random = house.world.random
+        self._numbers = count(1)
+        self.next_at = trio.current_time()
+        house.on_pick = self.maybe_leave_now
+        self._kinds: dict[Callable[[], None], int] = {
+            self.send_request: 50,
+            self.send_burst: 3,
+            self.leave: 12,
+            self.change_mood: 16,
+            self.kill_process: 2,
+            self.crash_machine: 1,
+            self.cut_machine: 2,
+            self.lag_machine: 3,
+            self.slow_registry: 2,
+            self.fail_loads: 1,
+            self.edit_model: 2,
+            self.remove_model: 1,
+            self.restore_models: 6,
+            self.retire_replica: 4,
+        }
+
+    def happen(self) -> None:
+        [event] = self._random.choices(list(self._kinds), list(self._kinds.values()))
+        event()
+        if self._random.random() >= AT_ONCE_PROBABILITY:
+            self.next_at = trio.current_time() + self._random.expovariate(1 / EVENT_SECONDS_MEAN)
+
+    def _fault_seconds(self) -> float:
+        return min(self._random.expovariate(1 / FAULT_SECONDS_MEAN), FAULT_SECONDS_MAX)
+
+    def send_request(self, model: ModelName | None = None, caller: str | None = None) -> None:
+        names = [*(spec.name for spec in MODELS), UNKNOWN_MODEL]
+        is_last = caller == LAST_CALLER
+        request = Request(
+            RequestId(f"q{next(self._numbers)}"),
+            model or self._random.choices(names, [50, 25, 25, 1])[0],
+            caller or self._random.choice(CALLERS),
+            self._random.choice(["stream", "stream", "unary", "embedding"]),
+            tokens=self._random.randint(1, 8),
+            patience_seconds=self._random.choice([FOR_EVER, FOR_EVER, FOR_EVER if is_last else self._patience()]),
+            pause_seconds=self._random.choice([0.0, 0.0, 0.5]),
+            prompt=POISON if not is_last and self._random.random() < POISON_PROBABILITY else "hello",
+        )
+        self._nursery.start_soon(self._house.clients.run, request)
+
+    def _patience(self) -> float:
+        return self._random.expovariate(1 / 2)
+
+    def send_burst(self) -> None:
+        """One caller floods one model."""
+        model, caller = self._random.choice(MODELS).name, self._random.choice(CALLERS)
+        for _ in range(self._random.randint(4, 15)):
+            self.send_request(model, caller)
+
+    def leave(self) -> None:
+        if live := list(self._house.clients.live.values()):
+            request = self._random.choice(live)
+            self._house.world.note(f"{request} is about to leave")
+            request.leave.cancel()
+
+    def maybe_leave_now(self, request_id: RequestId) -> None:
+        """In the moment in which it gets what it waited for."""
+        request = self._house.clients.live[request_id]
+        if request.caller != LAST_CALLER and self._random.random() < LEAVE_AT_PICK_PROBABILITY:
+            self._house.world.note(f"{request} is about to leave with a lease")
+            request.leave.cancel()
+
+    def change_mood(self) -> None:
+        if backends := self._house.backends():
+            backend, mood = self._random.choice(backends), self._random.choice(list(Mood))
+            seconds = self._fault_seconds()
+            self._house.world.note(f"{backend.token[:6]} is {mood} for {seconds:.3f} s")
+            backend.be(mood, seconds)
+
+    def kill_process(self) -> None:
+        if processes := self._house.processes():
+            process = self._random.choice(processes)
+            self._house.world.note(f"{process.backend.token[:6]} is killed")
+            process.end(-9)
+
+    def crash_machine(self) -> None:
+        self._random.choice(self._house.machines).crash.set()
+
+    def cut_machine(self) -> None:
+        machine, seconds = self._random.choice(self._house.machines), self._fault_seconds()
+        self._house.world.note(f"{machine.name} is cut off for {seconds:.3f} s")
+        for backend in self._house.backends():
+            if backend.address.startswith(machine.host):
+                backend.disturbed = True
+        self._nursery.start_soon(self._house.network.run_cut, machine.host, seconds)
+
+    def lag_machine(self) -> None:
+        machine = self._random.choice(self._house.machines)
+        machine.lag_seconds = self._random.choice([0.0, 0.0, 0.5, 3.0])
+        self._house.world.note(f"{machine.name} lags by {machine.lag_seconds} s")
+
+    def slow_registry(self) -> None:
+        self._house.registry.slow_until = trio.current_time() + self._fault_seconds()
+        self._house.world.note(f"the registry is slow until {self._house.registry.slow_until:.3f}")
+
+    def fail_loads(self) -> None:
+        self._random.choice(self._house.machines).load_failures += self._random.randint(1, 3)
+
+    def edit_model(self) -> None:
+        spec = self._random.choice(MODELS)
+        changes: dict[str, object] = self._random.choice(
+            [
+                {"options": {"edition": str(self._random.randint(1, 3))}},
+                {"parallel": self._random.randint(1, 4)},
+                {"min_replicas": self._random.randint(0, 3), "max_replicas": 3},
+            ]
+        )
+        self._house.world.note(f"{spec.name} is edited: {changes}")
+        current = self._house.specs.get(spec.name, spec)
+        self._declare(replace(current, **changes))  # type: ignore[arg-type]
+
+    def remove_model(self) -> None:
+        spec = self._random.choice(MODELS)
+        self._house.world.note(f"{spec.name} is removed")
+        self._house.specs.pop(spec.name, None)
+        self._declare()
+
+    def restore_models(self) -> None:
+        """Those that were removed come back; edits stay."""
+        self._declare(*(spec for spec in MODELS if spec.name not in self._house.specs))
+
+    def _declare(self, *changed: ModelSpec) -> None:
+        self._house.specs |= {spec.name: spec for spec in changed}
+        self._nursery.start_soon(self._house.declare)
+
+    def retire_replica(self) -> None:
+        if replicas := list(self._house.gateway.views.current.state.replicas.values()):
+            replica, desired = self._random.choice(replicas), self._random.choice([Desired.DRAIN, Desired.STOP])
+            self._house.world.note(f"{replica.id} is to {desired}")
+            self._nursery.start_soon(self._desire, ControlWrite(desire=((replica.id, desired),)))
+
+    async def _desire(self, write: ControlWrite) -> None:
+        try:
+            await self._house.registry.apply(self._house.gateway.reconciler.epoch or 0, write)
+        except StaleEpoch:
+            self._house.world.object_to("the only gateway has lost the leadership")
+
+    def stop_faults(self) -> None:
+        """From now on everything is as it should be; what is under way takes its time."""
+        self._house.world.note("the faults end")
+        for machine in self._house.machines:
+            machine.lag_seconds, machine.load_failures = 0.0, 0
+        for backend in self._house.backends():
+            backend.be(Mood.WELL, 0)
+        self._declare(*MODELS)

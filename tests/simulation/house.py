@@ -1,0 +1,109 @@
+"""The simulated installation: one gateway from the production parts, three machines, three models."""
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import trio
+
+from gateway.app import Gateway, _open_parts, _start_services
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.bridge import open_bridge
+from gateway.config.load import parse_config
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.model_spec import ModelSpec
+from tests.fakes.worker_parts import FakeSpawn
+from tests.simulation.backend import SimBackend
+from tests.simulation.clients import Clients
+from tests.simulation.ledger import Ledger
+from tests.simulation.machine import FOREIGN, OURS, Machine, SimProcess
+from tests.simulation.network import Network
+from tests.simulation.registry import SimRegistry
+from tests.simulation.world import World
+
+QUEUE_SECONDS: Final = 20.0
+LOAD_WAIT_SECONDS: Final = 30.0
+QUEUE_MAX: Final = 12
+CONFIG: Final = f"""
+[server]
+data_dir = "{{folder}}"
+[auth]
+cluster_secret = "a-secret-that-is-long-enough-for-a-test"
+[registry]
+url = "memory:"
+[worker]
+embedded = false
+[routing]
+queue_timeout = "{QUEUE_SECONDS:g}s"
+load_wait = "{LOAD_WAIT_SECONDS:g}s"
+queue_max = {QUEUE_MAX}
+probe_ttl = "5s"
+probe_timeout = "1s"
+[backends.{OURS}]
+command = ["{OURS}"]
+refuses_when_full = true
+[backends.{FOREIGN}]
+command = ["{FOREIGN}"]
+"""
+MODELS: Final = (
+    ModelSpec(ModelName("steady"), OURS, "", parallel=2, min_replicas=2, max_replicas=3),
+    ModelSpec(ModelName("rare"), OURS, "", parallel=1, min_replicas=0, max_replicas=2),
+    ModelSpec(ModelName("foreign"), FOREIGN, "", parallel=1, min_replicas=2, max_replicas=2),
+)
+
+
+@dataclass
+class House:
+    world: World
+    network: Network
+    gateway: Gateway
+    registry: SimRegistry
+    ledger: Ledger
+    machines: tuple[Machine, ...]
+    clients: Clients
+    specs: dict[ModelName, ModelSpec] = field(default_factory=lambda: {spec.name: spec for spec in MODELS})
+    """What is declared, or is about to be."""
+    on_pick: Callable[[RequestId], None] = lambda _request_id: None
+    """Called just before a request gets a lease."""
+    _declaring: trio.Lock = field(default_factory=trio.Lock)
+
+    def processes(self) -> list[SimProcess]:
+        return [process for machine in self.machines for process in machine.living()]
+
+    def backends(self) -> list[SimBackend]:
+        return [process.backend for process in self.processes()]
+
+    async def declare(self) -> None:
+        """Makes the registry's models those of `specs`, as they are by then."""
+        async with self._declaring:
+            await self.registry.declare_models(list(self.specs.values()))
+
+
+@asynccontextmanager
+async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
+    network, ledger = Network(world), Ledger(world)
+    registry = SimRegistry(world)
+    config = parse_config(CONFIG.format(folder=folder), {})
+    async with open_bridge() as bridge, _open_parts(config, registry, bridge, network.dial) as gateway:
+        gateway.admission._wall_clock = world.wall_clock
+        gateway.admission._rng = Random(world.seed)
+        machines = tuple(_machine(world, network, ledger, folder, number) for number in range(3))
+        house = House(world, network, gateway, registry, ledger, machines, Clients(world, gateway.router))
+        with network.replacing_sockets():
+            async with trio.open_nursery() as services:
+                await house.declare()
+                await _start_services(gateway, services, GrpcBackendControl(bridge, network.dial), FakeSpawn())
+                for machine in machines:
+                    services.start_soon(machine.run, gateway)
+                yield house
+                services.cancel_scope.cancel()
+
+
+def _machine(world: World, network: Network, ledger: Ledger, folder: Path, number: int) -> Machine:
+    """The port allocator really binds its ports, so each machine of each run needs a loopback address of its own."""
+    host = f"127.{100 + number}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
+    return Machine(world, network, ledger, f"machine{number}", host, folder, replicas_max=1 + (number == 0))

@@ -1,0 +1,262 @@
+"""What must be true whenever everything has come to rest, and what must be true of each request that has ended."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final
+
+import trio
+
+from gateway.domain.cluster import ClusterState, NodeStatus, Replica
+from gateway.domain.errors import (
+    BackendFailed,
+    GatewayError,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelNotFound,
+    NoNode,
+    Overloaded,
+)
+from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.inference import Origin
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.routing.admission import Ticket
+from gateway.routing.eligibility import Candidate
+from gateway.routing.fair_queue import FairQueue
+from gateway.routing.lease import Lease
+from tests.simulation.clients import Request
+from tests.simulation.house import LOAD_WAIT_SECONDS, QUEUE_SECONDS, House
+from tests.simulation.ledger import RERUNS_AFTER_LOSS_MAX
+
+ROUNDING_SECONDS: Final = 1e-6
+FAILED_ATTEMPTS: Final = frozenset({"stale", "unreachable", "lost", "failed"})
+EXCLUDING_ATTEMPTS: Final = FAILED_ATTEMPTS | {"draining"}
+
+
+class Watch:
+    """Sees every pick as it is made, and everything else at each rest."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._gateway = house.gateway
+        self._world = house.world
+        self._tickets: dict[RequestId, Ticket] = {}
+        self._rows: dict[ReplicaId, Replica] = {}
+        self._replica_of: dict[str, ReplicaId] = {}
+        """By token."""
+        self._judged: set[RequestId] = set()
+        self._overfull: set[ModelName] = set()
+        """Models whose queue has been full."""
+        house.clients.on_error = self._judge_error
+        self._watch_admission()
+
+    def _watch_admission(self) -> None:
+        """Replaces three methods of the gateway's parts by ones that look first."""
+        admission, loads = self._gateway.admission, self._gateway.loads
+        open_ticket, make_room, lease = admission.open_ticket, admission._make_room, loads.lease
+
+        def opening_ticket(model: ModelName, origin: Origin) -> Ticket:
+            ticket = self._tickets[origin.request_id] = open_ticket(model, origin)
+            return ticket
+
+        def making_room(queue: FairQueue[Ticket], ticket: Ticket) -> None:
+            self._overfull.add(ticket.model)
+            make_room(queue, ticket)
+
+        def leasing(candidate: Candidate, origin: Origin, now: float) -> Lease:
+            self._check_pick(candidate, self._tickets[origin.request_id], now)
+            self._house.on_pick(origin.request_id)
+            return lease(candidate, origin, now)
+
+        admission.open_ticket = opening_ticket  # type: ignore[method-assign]
+        admission._make_room = making_room  # type: ignore[method-assign]
+        loads.lease = leasing  # type: ignore[method-assign]
+
+    def _check_pick(self, candidate: Candidate, ticket: Ticket, now: float) -> None:
+        replica_id, use = candidate.replica_id, self._gateway.loads.use_of(candidate.replica_id)
+        picked = f"{ticket.origin.request_id} is bound to {replica_id}, which"
+        if not routable(self._gateway.views.current.state, replica_id, ticket.model):
+            self._world.object_to(f"{picked} is not routable")
+        if use.open_leases >= candidate.slots:
+            self._world.object_to(f"{picked} has no free slot")
+        if now < use.full_until:
+            self._world.object_to(f"{picked} has just refused")
+        if replica_id in ticket.excluded:
+            self._world.object_to(f"{picked} has failed it")
+        for earlier in self._waiting(ticket.model):
+            comes_first = earlier.caller == ticket.caller and earlier.number < ticket.number
+            if comes_first and replica_id not in earlier.excluded:
+                self._world.object_to(f"{picked} {earlier.origin.request_id} has waited for longer")
+
+    def check(self) -> None:
+        """To be called at each rest. Raises `Violation`."""
+        self._learn_replicas()
+        for check in self._checks():
+            check()
+        for request in list(self._house.clients.ended.values()):
+            if request.id not in self._judged:
+                self._judged.add(request.id)
+                self._judge_visits(request)
+        self._world.raise_violations()
+
+    def _checks(self) -> Iterator[Callable[[], None]]:
+        yield self._check_view_is_current
+        yield self._check_one_lease_per_running_request
+        yield self._check_calls_are_covered
+        yield self._check_nobody_waits_in_vain
+        yield self._check_one_process_per_slot
+        yield self._check_one_probe_per_replica
+
+    def _learn_replicas(self) -> None:
+        for replica in self._gateway.registry._tables.replicas.values():  # type: ignore[attr-defined]
+            if replica.id not in self._rows:
+                self._rows[replica.id] = replica
+                self._replica_of[self._gateway.token_of(replica.id)] = replica.id
+
+    def _leases(self) -> list[Lease]:
+        return [lease for use in self._gateway.loads._uses.values() for lease in use.leases]
+
+    def _waiting(self, model: ModelName) -> list[Ticket]:
+        return list(self._gateway.admission._queues.get(model, ()))
+
+    def _check_view_is_current(self) -> None:
+        if not self._house.registry.is_at_rest:
+            return
+        seen, stored = self._gateway.views.current.state.version, self._house.registry._version
+        if seen != stored:
+            self._world.object_to(f"the view shows version {seen} of {stored}")
+
+    def _check_one_lease_per_running_request(self) -> None:
+        """R4 to R9. A request waits, or it holds one lease. A lease without a request is on a foreign replica that may
+        still work on what was cancelled."""
+        held = Counter(lease.origin.request_id for lease in self._leases())
+        queued = {ticket.origin.request_id for queue in self._gateway.admission._queues.values() for ticket in queue}
+        live = self._house.clients.live
+        for request in live.values():
+            if held[request.id] + (request.id in queued) != 1:
+                self._world.object_to(f"{request} holds {held[request.id]} leases; queued: {request.id in queued}")
+        for gone in queued - live.keys():
+            self._world.object_to(f"{gone} has ended and waits")
+        for lease in self._leases():
+            if lease.origin.request_id not in live and lease.candidate.refuses_when_full:
+                self._world.object_to(f"{lease} outlives its request")
+
+    def _check_calls_are_covered(self) -> None:
+        """What a backend works on has a lease. Behind a cut the backend can't know yet that a call was cancelled."""
+        leases = {(lease.candidate.replica_id, str(lease.origin.request_id)) for lease in self._leases()}
+        for backend in self._house.backends():
+            if self._house.network.host(backend.address).is_holding:
+                continue
+            for visit in backend.calls:
+                if (self._replica_of.get(backend.token), visit.request_id) not in leases:
+                    self._world.object_to(f"{visit.request_id} runs at {backend.address} without a lease")
+
+    def _check_nobody_waits_in_vain(self) -> None:
+        view, now = self._gateway.views.current, trio.current_time()
+        for model, queue in self._gateway.admission._queues.items():
+            for ticket in queue:
+                self._check_exclusions(ticket)
+                if now - ticket.since > max(QUEUE_SECONDS, LOAD_WAIT_SECONDS) + ROUNDING_SECONDS:
+                    self._world.object_to(f"{ticket.origin.request_id} waits for too long")
+                for candidate in self._trusted(view.candidates.get(model, ()), now):
+                    use = self._gateway.loads.use_of(candidate.replica_id)
+                    is_free = use.open_leases < candidate.slots and now >= use.full_until
+                    if is_free and candidate.replica_id not in ticket.excluded:
+                        self._world.object_to(f"{ticket.origin.request_id} waits though {candidate.replica_id} is free")
+
+    def _trusted(self, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
+        """While some have not failed lately, requests wait for those."""
+        loads = self._gateway.loads
+        return [each for each in candidates if not loads.use_of(each.replica_id).phantoms(now)] or candidates
+
+    def _check_exclusions(self, ticket: Ticket) -> None:
+        """A replica that was merely full or busy is asked again."""
+        failed = {each.chosen.replica_id for each in ticket.decision.attempts if each.outcome in EXCLUDING_ATTEMPTS}
+        if unfair := ticket.excluded - failed:
+            self._world.object_to(f"{ticket.origin.request_id} excludes {unfair}, which have not failed it")
+
+    def _check_one_process_per_slot(self) -> None:
+        """R10: never two loads of one model in one place."""
+        places = Counter(
+            (row.node_id, row.model, row.slot)
+            for process in self._house.processes()
+            if (row := self._rows.get(self._replica_of.get(process.backend.token, ReplicaId("")))) is not None
+        )
+        for place, processes in places.items():
+            if processes > 1:
+                self._world.object_to(f"{processes} processes for {place}")
+
+    def _check_one_probe_per_replica(self) -> None:
+        for backend in self._house.backends():
+            if backend.probes_now > 1 and not self._house.network.host(backend.address).is_holding:
+                self._world.object_to(f"{backend.probes_now} probes at a time of {backend.address}")
+
+    def _judge_visits(self, request: Request) -> None:
+        visits = self._house.ledger.visits[request.id]
+        ends = [visit.outcome for visit in visits]
+        if request.outcome == "answered" and ("answered" in ends[:-1] or ends[-1] not in ("answered", "unheard")):
+            self._world.object_to(f"{request} was answered though its visits ended as {ends}")
+
+    def _judge_error(self, request: Request, error: GatewayError) -> None:
+        """In the moment in which the client is told: the next one may show another view."""
+        if (why := self._why_unfounded(request, error)) is not None:
+            self._world.object_to(f"{request} was told {error!r}, but {why}")
+
+    def _why_unfounded(self, request: Request, error: GatewayError) -> str | None:
+        """None: the error is well-founded."""
+        state, waited = self._gateway.views.current.state, trio.current_time() - request.begun_at
+        match error:
+            case ModelNotFound():
+                return "it exists" if request.model in state.models else None
+            case ModelLoadFailed():
+                return None if request.model in state.failures else "no load has failed"
+            case Overloaded():
+                if request.model in self._overfull or waited >= QUEUE_SECONDS - ROUNDING_SECONDS:
+                    return None
+                return f"it waited only {waited} s, and the queue was never full"
+            case ModelLoading() | NoNode():
+                return None if waited >= LOAD_WAIT_SECONDS - ROUNDING_SECONDS else f"it waited only {waited} s"
+            case BackendFailed():
+                return self._why_not_failed(request, waited)
+            case _:
+                return "nothing here is a reason for that"
+
+    def _why_not_failed(self, request: Request, waited: float) -> str | None:
+        """It may fail when a backend said so, after its first byte, when its attempts are used up, or when all replicas
+        have failed it and no other has come up in time."""
+        ends = [attempt.outcome for attempt in self._tickets[request.id].decision.attempts]
+        failures = [end for end in ends if end in FAILED_ATTEMPTS]
+        if ends[-1] == "failed":
+            visits = [visit.outcome for visit in self._house.ledger.visits[request.id]]
+            return None if visits[-1:] == ["broken"] else f"its visits ended as {visits}"
+        if request.words or len(failures) >= self._gateway.config.routing.attempts:
+            return None
+        if failures.count("lost") > RERUNS_AFTER_LOSS_MAX:
+            return None
+        if (failures or "draining" in ends) and waited >= LOAD_WAIT_SECONDS - ROUNDING_SECONDS:
+            return None
+        return f"its attempts ended as {ends}"
+
+    def check_end(self) -> None:
+        """When nothing is asked for any more, nothing is left. Raises `Violation`."""
+        self.check()
+        left = {
+            "requests": self._house.clients.live,
+            "leases": self._gateway.loads.statistics().in_flight,
+            "queues": self._gateway.admission.statistics(),
+            "calls": [visit for backend in self._house.backends() for visit in backend.calls],
+            "probes": self._gateway.probes.statistics().running,
+        }
+        for name, remaining in left.items():
+            if remaining:
+                self._world.object_to(f"{name} are left at the end: {remaining}")
+        self._world.raise_violations()
+
+
+def routable(state: ClusterState, replica_id: ReplicaId, model: ModelName) -> bool:
+    """The predicate of R11, R12 and A8, written down a second time."""
+    replica, spec = state.replicas.get(replica_id), state.models.get(model)
+    if replica is None or spec is None or replica.model != model:
+        return False
+    node = state.nodes.get(replica.node_id)
+    wanted = replica.desired is Desired.RUN and replica.revision == spec.revision
+    return wanted and replica.observed is Observed.READY and node is not None and node.status is NodeStatus.HEALTHY

@@ -1,0 +1,166 @@
+"""A machine with the real worker agent on it, whose processes are simulated and whose session may lag."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+import trio
+
+from gateway.app import Gateway
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.config.units import PortRange
+from gateway.control.sessions import NodeSession
+from gateway.domain.ids import Address, BootId, NodeId, new_id
+from gateway.domain.session import DesiredSet, Hello, Report
+from gateway.worker.agent import run_agent
+from gateway.worker.command import BackendProgram
+from gateway.worker.settings import WorkerSettings
+from tests.fakes.worker_parts import FakeProcess, FakeSpawn
+from tests.simulation.backend import Load, SimBackend
+from tests.simulation.ledger import Ledger
+from tests.simulation.network import Network
+from tests.simulation.world import World
+
+T = TypeVar("T")
+
+OURS: Final = "ours"
+FOREIGN: Final = "foreign"
+PROGRAMS: Final[Mapping[str, BackendProgram]] = {
+    OURS: BackendProgram((OURS,), refuses_when_full=True),
+    FOREIGN: BackendProgram((FOREIGN,)),
+}
+PORTS: Final = PortRange(22500, 22999)
+REPORTS_MAX: Final = 64
+
+
+class SimProcess(FakeProcess):
+    """A process whose body is a `SimBackend`."""
+
+    backend: SimBackend
+
+    def terminate(self) -> None:
+        """Ours finish what they have begun, foreign ones drop it."""
+        if not self.backend.refuses:
+            super().terminate()
+            return
+        self.backend.drains = True
+        self.backend.on_idle = self._end_when_idle
+        self._end_when_idle()
+
+    def end(self, code: int) -> None:
+        if self.code is None:
+            self.backend.lose_calls()
+            self.backend._network.close(self.backend.address)
+        super().end(code)
+
+    def _end_when_idle(self) -> None:
+        if not self.backend.calls:
+            self.end(0)
+
+
+@dataclass
+class Machine:
+    world: World
+    network: Network
+    ledger: Ledger
+    name: str
+    host: str
+    """Its address; the ports of two machines, and of two runs at a time, never meet."""
+    folder: Path
+    replicas_max: int = 1
+    """Of one model."""
+    lag_seconds: float = 0.0
+    """How late its reports and orders arrive."""
+    load_failures: int = 0
+    """So many of the next loads fail."""
+    processes: list[SimProcess] = field(default_factory=list)
+    crash: trio.Event = field(default_factory=trio.Event)
+
+    def __post_init__(self) -> None:
+        self._spawn = FakeSpawn()
+
+    def living(self) -> list[SimProcess]:
+        self.processes = [process for process in self.processes if process.code is None]
+        return self.processes
+
+    async def run(self, gateway: Gateway) -> None:
+        """Boots again and again; each boot ends with a crash."""
+        while True:
+            self.crash = trio.Event()
+            async with trio.open_nursery() as nursery:
+                await self._boot(nursery, gateway)
+                await self.crash.wait()
+                self.world.note(f"{self.name} crashes")
+                for process in self.living():
+                    process.end(-9)
+                nursery.cancel_scope.cancel()
+            await trio.sleep(self.world.random.uniform(0, 5))
+
+    async def _boot(self, nursery: trio.Nursery, gateway: Gateway) -> None:
+        """The agent and its session, joined by channels with a delay in between."""
+        orders_out, orders_late = trio.open_memory_channel[DesiredSet](1)
+        orders_in, orders = trio.open_memory_channel[DesiredSet](1)
+        reports_out, reports_late = trio.open_memory_channel[Report](REPORTS_MAX)
+        reports_in, reports = trio.open_memory_channel[Report](REPORTS_MAX)
+        control = GrpcBackendControl(gateway.bridge, self.network.dial_locally)
+        await nursery.start(
+            partial(run_agent, self._settings(), orders, reports_out, spawn=self._start, control=control)
+        )
+        nursery.start_soon(self._delay, orders_late, orders_in)
+        nursery.start_soon(self._delay, reports_late, reports_in)
+        session = NodeSession(
+            hello=Hello(NodeId(self.name), self.name, BootId(new_id()), max_replicas_per_model=self.replicas_max),
+            gateway_id=gateway.id,
+            registry=gateway.registry,
+            views=gateway.views,
+            epoch=lambda: gateway.reconciler.epoch or 0,
+            token_of=gateway.token_of,
+            desired=orders_out,
+            reports=reports,
+        )
+        await nursery.start(session.run)
+
+    async def _delay(self, late: trio.MemoryReceiveChannel[T], onward: trio.MemorySendChannel[T]) -> None:
+        async for item in late:
+            await trio.sleep(self.lag_seconds)
+            await onward.send(item)
+
+    def _settings(self) -> WorkerSettings:
+        return WorkerSettings(
+            state_folder=self.folder / self.name,
+            models_dir=self.folder,
+            port_range=PORTS,
+            bind_host=self.host,
+            advertise_host=self.host,
+            drain_timeout_seconds=20.0,
+            backends=PROGRAMS,
+            port_lock_folder=self.folder,
+        )
+
+    def _start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> SimProcess:
+        program, _, address = command
+        fake = self._spawn(command, env=env, cwd=cwd)
+        process = SimProcess(fake.pid, fake.command, env, cwd)
+        process.backend = SimBackend(
+            self.world,
+            self.network,
+            self.ledger,
+            Address(address),
+            env[TOKEN_VARIABLE],
+            refuses=program == OURS,
+            load=self._next_load,
+        )
+        process.backend.end = process.end
+        self.living().append(process)
+        self.world.note(f"{self.name} starts {process.backend.token[:6]} at {address}")
+        return process
+
+    def _next_load(self, model: str) -> Load:
+        seconds = self.world.random.choice([0.3, 1.0, 4.0])
+        if self.load_failures:
+            self.load_failures -= 1
+            return Load(seconds, f"{model} does not fit")
+        return Load(seconds)

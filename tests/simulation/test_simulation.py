@@ -1,0 +1,66 @@
+"""Hundreds of events on one gateway, many seeds, and what must hold at every rest."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.simulation.faults import LAST_CALLER, Events
+from tests.simulation.house import MODELS, House, open_house
+from tests.simulation.invariants import Watch
+from tests.simulation.world import Violation, World, run_seeded, step
+
+EVENTS: Final = 300
+SETTLE_SECONDS: Final = 400.0
+"""After the last event: longer than the longest pause after a failed load, and than anybody waits for anything."""
+SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SIMULATION_SEEDS", 30)))
+
+
+def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:
+    """Raises `Violation`."""
+    world = World(seed)
+
+    async def main() -> None:
+        async with open_house(world, folder) as house, trio.open_nursery() as happenings:
+            await _live(house, Events(house, happenings), events)
+
+    run_seeded(world, main)
+    return world
+
+
+async def _live(house: House, events: Events, number: int) -> None:
+    watch = Watch(house)
+    for _ in range(number):
+        await _pass_time(house, watch, events.next_at)
+        events.happen()
+    events.stop_faults()
+    await _pass_time(house, watch, trio.current_time() + SETTLE_SECONDS)
+    watch.check_end()
+    for spec in MODELS:
+        events.send_request(spec.name, LAST_CALLER)
+    await _pass_time(house, watch, trio.current_time() + SETTLE_SECONDS)
+    watch.check_end()
+    for request in house.clients.ended.values():
+        if request.caller == LAST_CALLER and request.outcome != "answered":
+            raise Violation(f"{request} ended as {request.outcome} though all is well again")
+
+
+async def _pass_time(house: House, watch: Watch, until: float) -> None:
+    while True:
+        await wait_all_tasks_blocked()
+        watch.check()
+        if await step(house.world, until):
+            return
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_faults(seed: int, tmp_path: Path) -> None:
+    simulate(seed, tmp_path)
+
+
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
+    first, second = (simulate(7, tmp_path / name, events=60) for name in ("first", "second"))
+    assert first.trace.digest == second.trace.digest

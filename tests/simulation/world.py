@@ -1,0 +1,153 @@
+"""One seeded run: its randomness, its clock, its trace, and the only place that reaches into Trio's scheduler."""
+
+import hashlib
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, Final
+from unittest.mock import patch
+
+import structlog
+import trio
+import trio._core._run as scheduler
+from trio.testing import MockClock
+
+TRACE_KEPT: Final = 80
+LINES_OF_A_MOMENT_MAX: Final = 3000
+"""More than that without any time passing means that somebody runs in circles."""
+EPOCH: Final = 1_700_000_000.0
+"""What the registry's clock shows when a run begins."""
+SMALLEST_JUMP: Final = 1e-9
+"""A jump to a deadline can fall short of it by a rounding error; without a minimum it could be repeated for ever."""
+TOLD: Final = frozenset({"info", "warning", "error", "critical", "exception"})
+ALARMS: Final = frozenset({"error", "critical", "exception"})
+
+
+class Violation(AssertionError):
+    """Something that must never be true was."""
+
+
+class Trace:
+    """The last events as text, and a digest of all of them: two runs of one seed have the same."""
+
+    def __init__(self) -> None:
+        self._last: deque[str] = deque(maxlen=TRACE_KEPT)
+        self._digest = hashlib.sha256()
+        self._now = 0.0
+        self._lines_now = 0
+
+    def note(self, text: str) -> None:
+        """Raises `Violation` when a moment does not end."""
+        now = trio.current_time()
+        self._lines_now = self._lines_now + 1 if now == self._now else 1
+        self._now = now
+        if self._lines_now > LINES_OF_A_MOMENT_MAX:
+            raise Violation("it does not come to rest")
+        line = f"{now:9.3f}  {text}"
+        self._last.append(line)
+        self._digest.update(line.encode())
+
+    def tail(self) -> str:
+        return "\n".join(self._last)
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+
+@dataclass
+class World:
+    """What every part of a run shares."""
+
+    seed: int
+    clock: MockClock = field(default_factory=MockClock)
+    trace: Trace = field(default_factory=Trace)
+    violations: list[str] = field(default_factory=list)
+    """Found while somebody else's code was running; raised at the next rest."""
+
+    def __post_init__(self) -> None:
+        self.random = Random(self.seed)
+        self._ids = Random(self.seed)
+
+    def note(self, text: str) -> None:
+        self.trace.note(text)
+
+    def object_to(self, text: str) -> None:
+        self.note(f"VIOLATION {text}")
+        self.violations.append(text)
+
+    def wall_clock(self) -> float:
+        return EPOCH + trio.current_time()
+
+    def raise_violations(self) -> None:
+        if self.violations:
+            raise Violation(self.violations[0])
+
+    def new_uuid(self) -> uuid.UUID:
+        return uuid.UUID(int=self._ids.getrandbits(128), version=4)
+
+
+def run_seeded(world: World, main: Callable[[], Awaitable[None]]) -> None:
+    """Runs `main` so that the seed alone decides what happens. A failure is told with the seed and the trace's tail."""
+    with ExitStack() as held:
+        held.enter_context(_seeded_scheduler(world.seed))
+        held.enter_context(_logs_in_trace(world))
+        held.enter_context(patch("uuid.uuid4", world.new_uuid))
+        try:
+            trio.run(main, clock=world.clock)
+        except Exception as group:  # noqa: BLE001 - whatever it is, it is told with its seed
+            error = _innermost(group)
+            told = Violation(f"SEED={world.seed}: {type(error).__name__}: {error}\n{world.trace.tail()}")
+            raise told from (None if isinstance(error, Violation) else group)
+
+
+async def step(world: World, next_event_at: float) -> bool:
+    """Lets everything come to rest, then time pass: to `next_event_at` or the next deadline, whichever is earlier.
+
+    True: it is time for the event. To be called by one task, which must look at the world before it calls again.
+    """
+    pause = trio.lowlevel.current_statistics().seconds_to_next_deadline
+    until_event = max(0.0, next_event_at - trio.current_time())
+    world.clock.jump(min(until_event, max(pause, SMALLEST_JUMP)))
+    return until_event <= pause
+
+
+@contextmanager
+def _seeded_scheduler(seed: int) -> Iterator[None]:
+    """Trio shuffles each batch of runnable tasks; seeded, the shuffle is part of what the seed decides."""
+    state = scheduler._r.getstate()
+    scheduler._r.seed(seed)
+    with patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True):
+        try:
+            yield
+        finally:
+            scheduler._r.setstate(state)
+
+
+@contextmanager
+def _logs_in_trace(world: World) -> Iterator[None]:
+    """What the gateway logs is part of the trace; an error that it logs is a violation."""
+
+    def record(_logger: object, level: str, entry: Mapping[str, Any]) -> str:
+        details = " ".join(f"{key}={value}" for key, value in entry.items() if key not in {"event", "exc_info"})
+        if level in ALARMS:
+            world.object_to(f"the log says: {entry['event']} {details}")
+        elif level in TOLD:
+            world.note(f"    {entry['event']} {details}")
+        raise structlog.DropEvent
+
+    before = structlog.get_config()
+    structlog.configure(processors=[structlog.processors.format_exc_info, record])
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,220 @@
+"""The classifier of replicas' lives against real sockets and real processes."""
+
+import errno
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import trio
+from grpclib import GRPCError, Status
+from grpclib.client import Channel
+
+from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.grpc_probe import GrpcProbe, can_connect
+from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.protocol import Target
+from gateway.bridge import open_bridge
+from gateway.domain.ids import Address, ModelName, ReplicaId
+from gateway.domain.probe import ProbeOutcome
+from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+
+TOKEN = "secret"
+PATIENT_SECONDS = 30.0
+"""For probes that are answered: a slow machine must not make them silent."""
+SHORT_SECONDS = 0.4
+"""For probes that nobody answers."""
+
+
+def target(address: str, token: str = TOKEN) -> Target:
+    return Target(ReplicaId("r1"), ModelName("m"), Address(address), token)
+
+
+async def probe(address: str, timeout_seconds: float, *, token: str = TOKEN, dial: Dial = dial) -> ProbeOutcome:
+    async with open_bridge() as bridge:
+        return await GrpcProbe(bridge, timeout_seconds, dial)(target(address, token))
+
+
+def address_of(listening: socket.socket) -> str:
+    host, port = listening.getsockname()
+    return f"{host}:{port}"
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Its kernel takes connections; nobody else does anything with them."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listening:
+        yield listening
+
+
+@dataclass
+class Backend:
+    address: str
+    process: "subprocess.Popen[bytes]"
+
+
+@pytest.fixture
+def backend(listener: socket.socket) -> Iterator[Backend]:
+    """A scripted backend process that listens, at a port that was free a moment ago."""
+    address = address_of(listener)
+    listener.close()
+    told, log = os.pipe()
+    environment = {"SCRIPT": json.dumps({"ignore_stdin": True}), "SCRIPT_LOG": f"/dev/fd/{log}", TOKEN_VARIABLE: TOKEN}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.fakes.scripted_backend", "--addr", address],
+        env={**os.environ, **environment},
+        pass_fds=[log],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        os.close(log)
+        wait_until_it_says(told, b"listening")
+        yield Backend(address, process)
+    finally:
+        process.kill()
+        process.wait()
+        os.close(told)
+
+
+def wait_until_it_says(pipe: int, word: bytes) -> None:
+    said = b""
+    while word not in said:
+        assert select.select([pipe], [], [], PATIENT_SECONDS)[0], f"it only said {said!r}"
+        said += os.read(pipe, 4096)
+
+
+async def test_a_backend_that_answers_is_alive(backend: Backend) -> None:
+    assert await probe(backend.address, PATIENT_SECONDS) is ProbeOutcome.ALIVE
+
+
+async def test_h5_one_that_does_not_know_our_token_is_somebody_else(backend: Backend) -> None:
+    assert await probe(backend.address, PATIENT_SECONDS, token="other") is ProbeOutcome.GONE
+
+
+async def test_h1_a_stopped_process_is_busy_until_it_goes_on(backend: Backend) -> None:
+    os.kill(backend.process.pid, signal.SIGSTOP)
+    assert await probe(backend.address, SHORT_SECONDS) is ProbeOutcome.BUSY
+    os.kill(backend.process.pid, signal.SIGCONT)
+    assert await probe(backend.address, PATIENT_SECONDS) is ProbeOutcome.ALIVE
+
+
+async def test_a_killed_process_is_gone(backend: Backend) -> None:
+    backend.process.kill()
+    backend.process.wait()
+    assert await probe(backend.address, PATIENT_SECONDS) is ProbeOutcome.GONE
+
+
+async def test_nobody_at_the_port_is_gone(listener: socket.socket) -> None:
+    address = address_of(listener)
+    listener.close()
+    assert await probe(address, PATIENT_SECONDS) is ProbeOutcome.GONE
+
+
+async def test_a_listener_that_never_answers_is_busy(listener: socket.socket) -> None:
+    assert await probe(address_of(listener), SHORT_SECONDS) is ProbeOutcome.BUSY
+
+
+async def test_one_that_hangs_up_is_gone(listener: socket.socket) -> None:
+    async def hang_up(stream: trio.SocketStream) -> None:
+        await stream.receive_some()  # so that it was a connection, and then none
+
+    async with trio.open_nursery() as nursery:
+        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listener))
+        nursery.start_soon(trio.serve_listeners, hang_up, [accepting])
+        assert await probe(address_of(listener), PATIENT_SECONDS) is ProbeOutcome.GONE
+        nursery.cancel_scope.cancel()
+
+
+@pytest.fixture
+def silent_address() -> Iterator[Address]:
+    """A listener whose backlog is full: Linux answers no further connect at all, as a firewall that drops."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full, closing(socket.socket()) as first:
+        first.connect(full.getsockname())
+        yield Address(address_of(full))
+
+
+async def test_a_machine_that_takes_no_connection_is_unreachable(silent_address: Address) -> None:
+    assert await probe(silent_address, SHORT_SECONDS) is ProbeOutcome.UNREACHABLE
+
+
+class NoWayChannel(Channel):
+    """Connecting ends with what the network says."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__("127.0.0.1", 1)
+        self._error = error
+
+    async def _create_connection(self) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (OSError(errno.EHOSTUNREACH, "no route to host"), ProbeOutcome.UNREACHABLE),
+        (OSError(errno.ENETUNREACH, "network is unreachable"), ProbeOutcome.UNREACHABLE),
+        (socket.gaierror(socket.EAI_NONAME, "unknown name"), ProbeOutcome.UNREACHABLE),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "refused"), ProbeOutcome.GONE),
+        (ConnectionResetError(errno.ECONNRESET, "reset"), ProbeOutcome.GONE),
+        (OSError("Multiple exceptions: refused, refused"), ProbeOutcome.GONE),
+    ],
+)
+async def test_no_way_to_the_machine_is_not_taken_for_a_dead_replica(error: OSError, outcome: ProbeOutcome) -> None:
+    assert await probe("127.0.0.1:1", PATIENT_SECONDS, dial=lambda _address: NoWayChannel(error)) is outcome
+
+
+@pytest.mark.parametrize("status", [Status.UNIMPLEMENTED, Status.INTERNAL, Status.UNAVAILABLE])
+async def test_any_answer_of_the_replica_is_a_sign_of_life(status: Status) -> None:
+    async def answer(_stream: ServerStream, _request: object) -> None:
+        raise GRPCError(status)
+
+    async with open_bridge() as bridge:
+        service = InMemoryBackend()
+        service.answer = answer
+        async with open_in_memory(bridge, service) as channel:
+            assert await GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)(target("a:1")) is (
+                ProbeOutcome.ALIVE
+            )
+        assert service.metadata[0]["authorization"] == f"Bearer {TOKEN}"
+
+
+async def test_each_probe_has_a_connection_of_its_own_and_closes_it() -> None:
+    """H3: on the connection of the requests it would wait behind them."""
+
+    async def answer(stream: ServerStream, _request: object) -> None:
+        await stream.send_message(pb.Reply(message=b"OK"))
+
+    async with open_bridge() as bridge:
+        service, dialled = InMemoryBackend(), list[Address]()
+        service.answer = answer
+        for _ in range(2):
+            async with open_in_memory(bridge, service) as channel:
+
+                def once(address: Address, channel: Channel = channel) -> Channel:
+                    dialled.append(address)
+                    return channel
+
+                await GrpcProbe(bridge, PATIENT_SECONDS, once)(target("a:1"))
+                assert channel._protocol is None
+        assert dialled == ["a:1", "a:1"]
+
+
+async def test_a_connect_is_judged_by_itself(listener: socket.socket) -> None:
+    address = Address(address_of(listener))
+    assert await can_connect(address, PATIENT_SECONDS)
+    listener.close()
+    assert not await can_connect(address, PATIENT_SECONDS)
+
+
+async def test_a_connect_without_an_answer_takes_no_longer_than_its_time(silent_address: Address) -> None:
+    with trio.fail_after(PATIENT_SECONDS):
+        assert not await can_connect(silent_address, 0.1)

@@ -1,0 +1,262 @@
+"""What is known of a replica's life, how long it is believed, and one probe for all who ask."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+import trio.testing
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from gateway.backends.protocol import Target
+from gateway.domain.ids import Address, ReplicaId
+from gateway.domain.probe import ProbeOutcome
+from gateway.routing.load_table import LoadTable
+from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ProbeCache, open_probe_cache
+from tests.fakes.fleet import MODEL, replica, view
+from tests.fakes.routing_bench import ORIGIN, FakeProbe
+
+A = ReplicaId("a")
+TARGET = Target(A, MODEL, Address("127.0.0.1:1"), "t-a")
+TTL_SECONDS = 30.0
+
+
+@dataclass
+class Bench:
+    cache: ProbeCache
+    probe: FakeProbe
+    calls: dict[ReplicaId, int]
+    """Requests that a replica has now."""
+    hung: list[ReplicaId] = field(default_factory=list)
+
+    def says(self, outcome: ProbeOutcome) -> None:
+        self.probe.outcomes[A] = outcome
+
+    async def check(self) -> ProbeOutcome:
+        return await self.cache.check(TARGET)
+
+    @property
+    def probes(self) -> int:
+        return len(self.probe.asked)
+
+
+@asynccontextmanager
+async def open_bench(ttl_seconds: float = TTL_SECONDS) -> AsyncIterator[Bench]:
+    probe, calls = FakeProbe(), dict[ReplicaId, int]()
+    async with open_probe_cache(
+        probe, ttl_seconds=ttl_seconds, in_flight=lambda replica_id: calls.get(replica_id, 0)
+    ) as cache:
+        bench = Bench(cache, probe, calls)
+        cache.on_broken = lambda replica_id, _because: bench.hung.append(replica_id)
+        yield bench
+
+
+async def test_a_success_counts_for_the_ttl_and_no_longer(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        assert await bench.check() is ProbeOutcome.ALIVE
+        await trio.sleep(TTL_SECONDS - 0.001)
+        assert await bench.check() is ProbeOutcome.ALIVE
+        assert bench.probes == 1
+        await trio.sleep(0.001)
+        assert await bench.check() is ProbeOutcome.ALIVE
+        assert bench.probes == 2
+        assert bench.cache.statistics().hits == 1
+
+
+async def test_a_ttl_of_zero_probes_every_time(autojump_clock: MockClock) -> None:
+    async with open_bench(ttl_seconds=0) as bench:
+        for _ in range(3):
+            await bench.check()
+            bench.cache.note_alive(A)
+        assert bench.probes == 3
+
+
+async def test_what_is_known_is_told_without_even_a_checkpoint(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.cache.note_alive(A)
+        with trio.CancelScope() as scope:
+            scope.cancel()  # any checkpoint would raise
+            assert await bench.check() is ProbeOutcome.ALIVE
+        assert bench.probes == 0
+
+
+async def test_h3_whatever_it_answers_makes_it_known_as_alive(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        for _ in range(4):  # a stream of two minutes that says something now and then
+            bench.cache.note_alive(A)
+            await trio.sleep(TTL_SECONDS - 1)
+            assert await bench.check() is ProbeOutcome.ALIVE
+        assert bench.probes == 0
+
+
+async def test_a_failed_call_ends_what_was_known(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await bench.check()
+        bench.cache.note_failure(A)
+        bench.says(ProbeOutcome.GONE)
+        assert await bench.check() is ProbeOutcome.GONE
+        assert bench.probes == 2
+
+
+@pytest.mark.parametrize("outcome", [ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
+async def test_a_bad_outcome_is_told_and_not_remembered(autojump_clock: MockClock, outcome: ProbeOutcome) -> None:
+    async with open_bench() as bench:
+        bench.says(outcome)
+        assert await bench.check() is outcome
+        bench.says(ProbeOutcome.ALIVE)
+        assert await bench.check() is ProbeOutcome.ALIVE
+
+
+async def test_h1_busy_is_believed_for_a_moment(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.says(ProbeOutcome.BUSY)
+        for _ in range(3):
+            assert await bench.check() is ProbeOutcome.BUSY
+        assert bench.probes == 1
+        await trio.sleep(BUSY_SECONDS)
+        bench.says(ProbeOutcome.ALIVE)
+        assert await bench.check() is ProbeOutcome.ALIVE
+
+
+async def test_an_answer_ends_busy_at_once(autojump_clock: MockClock) -> None:
+    async with open_bench(ttl_seconds=0) as bench:  # so that "alive" does not hide it
+        bench.says(ProbeOutcome.BUSY)
+        await bench.check()
+        bench.cache.note_alive(A)
+        bench.says(ProbeOutcome.ALIVE)
+        assert await bench.check() is ProbeOutcome.ALIVE
+
+
+async def test_h4_a_leader_that_leaves_harms_no_follower(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        answered, seen = trio.Event(), list[ProbeOutcome]()
+        bench.probe.wait = answered.wait
+
+        async def leader() -> None:
+            with trio.move_on_after(0.010):
+                await bench.check()
+                raise AssertionError("the leader was to leave before the answer")
+
+        async def follower() -> None:
+            seen.append(await bench.check())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(leader)
+            await trio.testing.wait_all_tasks_blocked()
+            for _ in range(50):
+                nursery.start_soon(follower)
+            await trio.sleep(1)
+            assert bench.cache.statistics().running == 1
+            answered.set()
+        assert seen == [ProbeOutcome.ALIVE] * 50
+        assert bench.probes == 1
+        assert bench.cache.statistics().shared == 50
+
+
+async def test_two_replicas_are_probed_side_by_side(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        answered, other = trio.Event(), Target(ReplicaId("b"), MODEL, Address("127.0.0.1:2"), "t-b")
+        bench.probe.wait = answered.wait
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.cache.check, TARGET)
+            nursery.start_soon(bench.cache.check, other)
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(bench.probe.asked) == {A, "b"}
+            answered.set()
+
+
+async def test_a_probe_that_breaks_down_counts_as_unreachable_and_ends_nothing_else(autojump_clock: MockClock) -> None:
+    async def break_down() -> None:
+        raise ZeroDivisionError
+
+    async with open_bench() as bench:
+        bench.probe.wait = break_down
+        with capture_logs() as logs:
+            assert await bench.check() is ProbeOutcome.UNREACHABLE
+        assert [entry["event"] for entry in logs] == ["probe.failed"]
+        bench.probe.wait = trio.lowlevel.checkpoint
+        assert await bench.check() is ProbeOutcome.ALIVE
+
+
+async def find_busy(bench: Bench, times: int) -> None:
+    bench.says(ProbeOutcome.BUSY)
+    for _ in range(times):
+        await bench.check()
+        await trio.sleep(BUSY_SECONDS)
+
+
+async def test_h1_a_replica_that_is_busy_without_a_request_hangs(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await find_busy(bench, HUNG_PROBES - 1)
+        assert bench.hung == []
+        await find_busy(bench, 3)
+        assert bench.hung == [A]
+
+
+async def test_h1_a_replica_that_is_busy_with_a_request_never_hangs(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await find_busy(bench, HUNG_PROBES - 1)
+        bench.calls[A] = 1
+        await find_busy(bench, 60)
+        assert bench.hung == []
+        bench.calls[A] = 0
+        await find_busy(bench, HUNG_PROBES - 1)
+        assert bench.hung == []
+
+
+async def test_an_answer_in_between_starts_the_count_of_busy_probes_again(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await find_busy(bench, HUNG_PROBES - 1)
+        bench.cache.note_alive(A)
+        await trio.sleep(TTL_SECONDS)
+        await find_busy(bench, HUNG_PROBES - 1)
+        assert bench.hung == []
+
+
+@pytest.mark.parametrize("outcome", [ProbeOutcome.ALIVE, ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
+async def test_r8_a_held_lease_ends_when_the_replica_is_no_longer_busy(
+    autojump_clock: MockClock, outcome: ProbeOutcome
+) -> None:
+    loads = LoadTable()
+    async with open_bench() as bench:
+        bench.says(ProbeOutcome.BUSY)
+        lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())
+        bench.cache.hold_until_answered(lease, TARGET)
+        await trio.sleep(60)
+        assert loads.statistics().in_flight == {A: 1}
+        bench.says(outcome)
+        await trio.sleep(HOLD_PAUSE_SECONDS)
+        assert loads.statistics().in_flight == {}
+
+
+async def test_leaving_the_cache_ends_its_probes_and_held_leases(autojump_clock: MockClock) -> None:
+    loads = LoadTable()
+    async with open_bench() as bench:
+        bench.probe.wait = trio.sleep_forever
+        lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())
+        bench.cache.hold_until_answered(lease, TARGET)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.cache.statistics().running == 1
+    assert bench.cache.statistics().running == 0
+    assert loads.statistics().in_flight == {}
+
+
+async def test_replicas_that_left_the_fleet_are_forgotten(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        await bench.check()
+        bench.cache.keep_only({A})
+        await bench.check()
+        assert bench.probes == 1
+        bench.cache.keep_only(set())
+        await bench.check()
+        assert bench.probes == 2
+
+
+async def test_outcomes_are_counted(autojump_clock: MockClock) -> None:
+    async with open_bench(ttl_seconds=0) as bench:
+        for outcome in (ProbeOutcome.ALIVE, ProbeOutcome.GONE, ProbeOutcome.GONE):
+            bench.says(outcome)
+            await bench.check()
+        assert bench.cache.statistics().outcomes == {ProbeOutcome.ALIVE: 1, ProbeOutcome.GONE: 2}
