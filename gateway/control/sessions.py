@@ -69,15 +69,24 @@ class NodeSession:
                 await self._leave()
 
     async def _run_desired(self) -> None:
-        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing."""
+        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing.
+
+        Not before the view shows this agent's start: until then it lists replicas that ended with the one before.
+        """
         sent: DesiredSet | None = None
         view = self.views.current
+        while not self._has_joined(view):
+            view = await self.views.wait_change(view)
         while True:
             current = desired_set(view.state, self.hello.node_id, self.epoch(), self.token_of)
             if current != sent:
                 await self.desired.send(current)
                 sent = current
             view = await self.views.wait_change(view)
+
+    def _has_joined(self, view: RoutingView) -> bool:
+        node = view.state.nodes.get(self.hello.node_id)
+        return node is not None and node.boot_id == self.hello.boot_id
 
     async def _run_reports(self) -> None:
         async for first in self.reports:

@@ -180,9 +180,11 @@ class Admission:
             return FOREVER
         now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
         guess_at = self._guess_at.get(ticket.model, NEVER)
+        uses = [self.loads.use_of(candidate.replica_id) for candidate in candidates]
         full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
-        suspect = (self.loads.use_of(candidate.replica_id).suspect_until for candidate in candidates)
-        return min((at for at in (*full, *suspect) if at > now), default=FOREVER)
+        # Also while the refused lease still ends: that it has ended wakes only those whom it gives a slot.
+        told = (at for use in uses for at in (use.full_until, use.suspect_until))
+        return min((at for at in (*full, *told) if at > now), default=FOREVER)
 
     def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
         """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it

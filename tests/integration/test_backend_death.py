@@ -88,7 +88,8 @@ def test_h5_a_backend_with_another_model_answers_nothing(tmp_path: Path, stream:
         assert answer.status_code in (502, 503)
         assert answer.json()["error"]["code"]
         assert "tok0" not in answer.text
-        assert gateway.metric('gateway_reroutes_total{cause="stale"}') == 1
+        # Each is replaced, and its successor is no better.
+        assert gateway.metric('gateway_reroutes_total{cause="stale"}') >= 1
 
 
 def test_h5_a_process_with_another_token_never_serves(tmp_path: Path) -> None:

@@ -127,10 +127,12 @@ def test_h4_a_client_that_leaves_a_shared_probe_harms_no_other(tmp_path: Path) -
 
 def test_r14_a_backend_that_unloads_behind_our_back_costs_one_reroute(tmp_path: Path) -> None:
     with running_pool(tmp_path, {"tokens": 1, "check_loaded": True}) as gateway:
-        forgetful, other = ready(gateway).values()
+        forgetful, _other = ready(gateway).values()
         unload(forgetful)
         answers = [gateway.chat("scripted") for _ in range(4)]
-        assert {replica_of(answer) for answer in answers} == {other["id"]}
+        assert {answer.status_code for answer in answers} == {200}
+        assert forgetful["id"] not in {replica_of(answer) for answer in answers}
+        wait_for(lambda: forgetful["id"] not in ready(gateway) and len(ready(gateway)) == 2, "it to be replaced")
         assert gateway.metric('gateway_reroutes_total{cause="stale"}') == 1
 
 
@@ -150,7 +152,7 @@ def test_h5_a_backend_with_another_model_answers_nothing(tmp_path: Path) -> None
     with running_pool(tmp_path, {"tokens": 1}, backend=backend) as gateway:
         answers = [gateway.chat("scripted") for _ in range(10)]
         assert {text_of(answer) for answer in answers} == {"tok0 "}
-        assert len(set(map(replica_of, answers))) == 1
+        assert len(set(map(replica_of, answers))) <= 2  # the right one, and who has replaced the wrong one
         assert gateway.metric('gateway_reroutes_total{cause="stale"}') >= 1
 
 
