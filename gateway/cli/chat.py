@@ -13,6 +13,8 @@ from gateway.cli.client import ApiClient, ApiError
 
 PREFERRED_MODEL: Final = "demo"
 PROMPT: Final = "> "
+MEASURABLE_SECONDS: Final = 0.01
+"""An answer that came in one go has no speed."""
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
@@ -121,7 +123,6 @@ class Speed:
     def __str__(self) -> str:
         if self.first is None or not self.tokens:
             return ""
-        seconds = max(self.last - self.first, 1e-6)
-        return (
-            f"[{self.tokens} tokens, {self.tokens / seconds:.0f} tokens/s, first after {self.first - self.began:.2f} s]"
-        )
+        seconds = self.last - self.first
+        speed = f", {self.tokens / seconds:.0f} tokens/s" if seconds > MEASURABLE_SECONDS else ""
+        return f"[{self.tokens} tokens{speed}, first after {self.first - self.began:.2f} s]"

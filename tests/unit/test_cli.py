@@ -173,7 +173,7 @@ def test_chat_streams_and_remembers(
     assert main(["chat", "--url", gateway]) == 0
     shown = capsys.readouterr().out
     assert shown.count("hello") == 2
-    assert "[2 tokens, " in shown
+    assert "[2 tokens, first after " in shown
     first, second = [body for path, _, body in FakeGateway.seen if path == "/v1/chat/completions"]
     assert first["model"] == "demo"
     assert [message["content"] for message in second["messages"]] == ["hi", "hello", "again"]
