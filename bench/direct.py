@@ -26,25 +26,30 @@ def measure_direct(gateway: GatewayProcess, load: Load) -> Figures:
 async def _measure(address: str, token: str, load: Load) -> Figures:
     host, _, port = address.rpartition(":")
     latencies: list[float] = []
+    firsts: list[float] = []
     channel = Channel(host, int(port))
     began = time.perf_counter()
     try:
-        await asyncio.gather(*(_run(BackendStub(channel), token, load, latencies) for _ in range(load.connections)))
+        runs = (_run(BackendStub(channel), token, load, latencies, firsts) for _ in range(load.connections))
+        await asyncio.gather(*runs)
     finally:
         channel.close()
     elapsed = time.perf_counter() - began
-    return Figures(f"direct,  {load.name}", latencies, elapsed, len(latencies) * load.tokens)
+    return Figures(f"direct,  {load.name}", latencies, elapsed, len(latencies) * load.tokens, firsts)
 
 
-async def _run(stub: BackendStub, token: str, load: Load, latencies: list[float]) -> None:
+async def _run(stub: BackendStub, token: str, load: Load, latencies: list[float], firsts: list[float]) -> None:
     request, metadata = pb.PredictOptions(Prompt="hello"), bearer(token)
     until = time.perf_counter() + load.seconds
     while (began := time.perf_counter()) < until:
         if load.stream:
             async with stub.PredictStream.open(metadata=metadata) as stream:
                 await stream.send_message(request, end=True)
+                await stream.recv_message()
+                firsts.append(time.perf_counter() - began)
                 async for _ in stream:
                     pass
         else:
             await stub.Predict(request, metadata=metadata)
+            firsts.append(time.perf_counter() - began)
         latencies.append(time.perf_counter() - began)

@@ -33,10 +33,11 @@ def measure_http(gateway: GatewayProcess, load: Load) -> Figures:
     assert address.port is not None
     request = _request(load)
     latencies: list[float] = []
+    firsts: list[float] = []
     process = psutil.Process(gateway.process.pid)
     before, began = _cpu(process), time.perf_counter()
     threads = [
-        threading.Thread(target=_run, args=((address.hostname, address.port), request, load, latencies))
+        threading.Thread(target=_run, args=((address.hostname, address.port), request, load, latencies, firsts))
         for _ in range(load.connections)
     ]
     for thread in threads:
@@ -44,7 +45,8 @@ def measure_http(gateway: GatewayProcess, load: Load) -> Figures:
     for thread in threads:
         thread.join()
     elapsed = time.perf_counter() - began
-    return Figures(f"gateway, {load.name}", latencies, elapsed, len(latencies) * load.tokens, _cpu(process) - before)
+    cpu, memory = _cpu(process) - before, process.memory_info().rss
+    return Figures(f"gateway, {load.name}", latencies, elapsed, len(latencies) * load.tokens, firsts, cpu, memory)
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -59,31 +61,36 @@ def _request(load: Load) -> bytes:
     return head.encode() + b"content-type: application/json\r\n\r\n" + body
 
 
-def _run(address: tuple[str, int], request: bytes, load: Load, latencies: list[float]) -> None:
+def _run(address: tuple[str, int], request: bytes, load: Load, latencies: list[float], firsts: list[float]) -> None:
     end = b"0\r\n\r\n" if load.stream else None
     with socket.create_connection(address) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         until = time.perf_counter() + load.seconds
         while (began := time.perf_counter()) < until:
             connection.sendall(request)
-            _read_answer(connection, end)
+            firsts.append(_read_answer(connection, end) - began)
             latencies.append(time.perf_counter() - began)
 
 
-def _read_answer(connection: socket.socket, end: bytes | None) -> None:
-    """Up to `end` for a chunked answer, else as many bytes as it announces."""
-    data = b""
+FIRST_TEXT = b'"content":"tok'
+
+
+def _read_answer(connection: socket.socket, end: bytes | None) -> float:
+    """Up to `end` for a chunked answer, else as many bytes as it announces. Returns when its first text came."""
+    data, first = b"", 0.0
     while True:
         part = connection.recv(65536)
         if not part:
             raise ConnectionError("the gateway closed the connection")
         data += part
+        if not first and FIRST_TEXT in data:
+            first = time.perf_counter()
         head, separator, body = data.partition(b"\r\n\r\n")
         if not separator:
             continue
         if not head.startswith(b"HTTP/1.1 200"):
             raise ConnectionError(data.decode(errors="replace"))
         if end is not None and data.endswith(end):
-            return
+            return first
         if end is None and len(body) >= int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]):
-            return
+            return first

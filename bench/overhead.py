@@ -19,9 +19,9 @@ CONFIG = """
 [log]
 level = "error"
 [backends.instant]
-command = [{python!r}, "-m", "tests.fakes.scripted_backend"]
+command = [{python!r}, "-m", "bench.instant_backend"]
 refuses_when_full = true
-env = {{ PYTHONPATH = {root!r}, SCRIPT = '{{"tokens": {tokens}}}' }}
+env = {{ PYTHONPATH = {root!r}, TOKENS = "{tokens}" }}
 [[models]]
 name = "instant"
 backend = "instant"
@@ -39,7 +39,7 @@ def run_overhead(seconds: float) -> None:
             with running_gateway(Path(folder), config) as gateway:
                 gateway.chat("instant")
                 stream = tokens > 1
-                for connections in (1, 16) if stream else (1, 32):
+                for connections in (1, 16, 64) if stream else (1, 32):
                     load = Load(connections, seconds, stream=stream, tokens=tokens)
                     figures.append(measure_direct(gateway, load))
                     figures.append(measure_http(gateway, load))

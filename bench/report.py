@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from statistics import quantiles
+from statistics import median, quantiles
 
 
 @dataclass(frozen=True)
@@ -12,8 +12,12 @@ class Figures:
     latencies_seconds: list[float]
     elapsed_seconds: float
     tokens: int
+    first_seconds: list[float]
+    """From each request to the first piece of its answer."""
     gateway_cpu_seconds: float | None = None
     """CPU time of the gateway process; None where it had no part."""
+    gateway_memory_bytes: int = 0
+    """Resident, at the end of the load."""
 
     @property
     def requests(self) -> int:
@@ -27,18 +31,20 @@ class Figures:
             f"{self.requests / self.elapsed_seconds:.0f}",
             f"{cuts[49] * 1e3:.2f}",
             f"{cuts[98] * 1e3:.2f}",
+            f"{median(self.first_seconds) * 1e3:.2f}",
             f"{self.tokens / self.elapsed_seconds:.0f}",
             "-" if cpu is None else f"{cpu / self.requests * 1e6:.0f}",
             "-" if cpu is None else f"{cpu / self.tokens * 1e6:.0f}",
+            "-" if cpu is None else f"{self.gateway_memory_bytes / 2**20:.0f}",
         ]
 
 
-HEADER = ["what", "req/s", "p50 ms", "p99 ms", "tok/s", "gateway us/req", "gateway us/tok"]
+HEADER = ["what", "req/s", "p50 ms", "p99 ms", "first ms", "tok/s", "us/req", "us/tok", "MiB"]
 
 
 def print_figures(figures: Iterable[Figures]) -> None:
     print_table(
-        "Overhead: a backend that answers at once, called directly and through the gateway",
+        "Overhead: a backend that answers at once, called directly and through the gateway (its CPU and memory)",
         HEADER,
         [each.row() for each in figures],
     )

@@ -108,12 +108,16 @@ class Gateway:
             self.admission.statistics,
         )
         self.metrics = Metrics(self._readings)
+        self.admission.on_wait = self._note_wait
         self.app = _build_http_app(self)
         self.stop = trio.Event()
         """Set: stop accepting, drain, end."""
 
     def _readings(self) -> Iterator[Reading]:
         return readings(self.status, self.router.statistics(), self.probes.statistics(), self.registry.statistics())
+
+    def _note_wait(self, model: ModelName, seconds: float) -> None:
+        self.metrics.requests.queue_wait.labels(model).observe(seconds)
 
     def _waiting(self) -> dict[ModelName, Waiting]:
         return {

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 disable_created_metrics()  # type: ignore[no-untyped-call] # they are a second series per counter that nobody asked for
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 UNKNOWN_MODEL = "unknown"
 """Label value of requests for a model that does not exist."""
 
@@ -38,6 +39,20 @@ class RequestMetrics:
         self.first_token = Histogram(
             "gateway_time_to_first_token_seconds",
             "From the parsed request to the first piece of its answer.",
+            ("model",),
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
+        )
+        self.inter_token = Histogram(
+            "gateway_inter_token_seconds",
+            "Between two pieces of a streamed answer; pieces that came together share the time since the one before.",
+            ("model",),
+            buckets=TOKEN_BUCKETS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "gateway_queue_wait_seconds",
+            "From asking for a replica to getting one, loads included.",
             ("model",),
             buckets=LATENCY_BUCKETS,
             registry=registry,

@@ -100,6 +100,8 @@ class Admission:
         self._policy = policy
         self.on_demand_change: Callable[[], None] = lambda: None
         """Called when a model's queue begins or ends. Set once, by the demand publisher."""
+        self.on_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None
+        """Called with each lease given: how long its request waited for it. Set once, by the metrics."""
         loads.on_release = self._serve
 
     def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
@@ -117,6 +119,7 @@ class Admission:
         """
         queue = self._queues.get(ticket.model)
         if not queue and (lease := self._bind(ticket)) is not None:
+            self.on_wait(ticket.model, 0.0)
             return lease
         self._check_hope(ticket)
         if len(queue or ()) >= self._limits.queue_length_max:
@@ -137,6 +140,7 @@ class Admission:
         displaced.wake.set()
 
     async def _wait_in_queue(self, ticket: Ticket) -> Lease:
+        began = trio.current_time()
         self._join(ticket)
         try:
             self._serve(ticket.model)
@@ -148,6 +152,7 @@ class Admission:
                     self._check_hope(ticket)
                     self._serve(ticket.model)
             lease, ticket.lease = ticket.lease, None
+            self.on_wait(ticket.model, trio.current_time() - began)
             return lease
         finally:
             self._leave(ticket)

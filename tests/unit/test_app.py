@@ -148,16 +148,21 @@ async def test_the_status_document(tmp_path: Path) -> None:
 async def test_the_series_of_the_request_path(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         await house.chat()
+        await house.chat(stream=True)
         text = (await house.client.get("/metrics")).text
     for series in (
-        'gateway_requests_total{model="tiny",outcome="200",route="/v1/chat/completions"} 1.0',
+        'gateway_requests_total{model="tiny",outcome="200",route="/v1/chat/completions"} 2.0',
+        'gateway_time_to_first_token_seconds_count{model="tiny"} 1.0',
+        'gateway_inter_token_seconds_count{model="tiny"}',
+        'gateway_queue_wait_seconds_count{model="tiny"} 2.0',
+        'gateway_queue_length{model="tiny"} 0.0',
         'gateway_in_flight{model="tiny"} 0.0',
-        'gateway_picks_total{model="tiny",reason="first"} 1.0',
-        'gateway_tokens_total{kind="prompt",model="tiny"} 2.0',
+        'gateway_picks_total{model="tiny",reason="first"} 2.0',
+        'gateway_tokens_total{kind="prompt",model="tiny"} 4.0',
         'gateway_replicas{model="tiny",state="ready"} 1.0',
         'gateway_nodes{status="healthy"} 1.0',
         'gateway_probes_total{outcome="alive"} 1.0',
-        "gateway_probe_cache_hits_total 0.0",
+        "gateway_probe_cache_hits_total 1.0",
         'gateway_registry_statements_total{kind="read_state"}',
     ):
         assert series in text

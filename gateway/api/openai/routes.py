@@ -103,8 +103,12 @@ class OpenAiApi:
         self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
         await exchange.start_event_stream(headers)
         frames = [event(chunk) for chunk in encoder.opening()]
+        before = trio.current_time()
         while True:
             batch = await stream.receive_batch()
+            now = trio.current_time()
+            self._metrics.inter_token.labels(model).observe((now - before) / len(batch))
+            before = now
             frames += [event(_encoded(encoder, item)) for item in batch if _has_content(item)]
             last = batch[-1]
             if isinstance(last, Completion):
