@@ -4,6 +4,9 @@ Binding happens synchronously in `_serve`, which gives free slots to waiters in 
 become free: a lease ended, the view changed, a refused replica may be asked again. A waiter only sleeps until its
 lease is there or its time is up, so a waiter that is cancelled leaves no trace: its place is removed, and a lease it
 was given in the same moment is released.
+
+Longer than other files: waiting, binding and what makes a waiter look again share every invariant, and reading them
+side by side is what keeps them.
 """
 
 from collections.abc import Callable, Sequence
