@@ -32,6 +32,14 @@ SCRIPTED: Final = f"""
 command = [{sys.executable!r}, "-m", "tests.fakes.scripted_backend"]
 """
 """The scripted backend as a `[backends]` section; its behaviour is in the section's env (`scripted_model`)."""
+LONG_TINY: Final = """
+[[models]]
+name = "tiny"
+backend = "llama-cpp"
+artifact = "builtin:tiny"
+context_size = 32768
+"""
+"""`tiny` with room for streams that last."""
 
 
 def wait_for(look: Callable[[], T], what: str, seconds: float = WAIT_SECONDS) -> T:

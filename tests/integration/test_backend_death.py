@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from tests.integration.harness import (
+    LONG_TINY,
     RawClient,
     chat_request,
     events_in,
@@ -23,13 +24,6 @@ from tests.integration.harness import (
     wait_for,
 )
 
-LONG_TINY: Final = """
-[[models]]
-name = "tiny"
-backend = "llama-cpp"
-artifact = "builtin:tiny"
-context_size = 32768
-"""
 DONE: Final = "data: [DONE]"
 
 

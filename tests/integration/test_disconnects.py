@@ -10,6 +10,7 @@ from typing import Final
 import pytest
 
 from tests.integration.harness import (
+    LONG_TINY,
     GatewayProcess,
     RawClient,
     chat_request,
@@ -20,13 +21,6 @@ from tests.integration.harness import (
     wait_for,
 )
 
-LONG_TINY: Final = """
-[[models]]
-name = "tiny"
-backend = "llama-cpp"
-artifact = "builtin:tiny"
-context_size = 32768
-"""
 SLOTS: Final = 4
 """Of `tiny`: what llama-cpp gets unless said otherwise."""
 ENDLESS: Final = chat_request(max_tokens=30000, ignore_eos=True)
