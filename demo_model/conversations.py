@@ -28,8 +28,8 @@ LONG_TURNS: Final = (12, 16, 20)
 SYSTEM_SHARE: Final = 0.2
 TOOLS_SHARE: Final = 0.16
 NO_THINKING_SHARE: Final = 0.15
-KINDS: Final[Mapping[str, float]] = {"known": 0.68, "stranger": 0.24, "thinking": 0.08}
-LAST_KINDS: Final[Mapping[str, float]] = {"known": 0.54, "stranger": 0.21, "thinking": 0.25}
+KINDS: Final[Mapping[str, float]] = {"known": 0.64, "stranger": 0.28, "thinking": 0.08}
+LAST_KINDS: Final[Mapping[str, float]] = {"known": 0.51, "stranger": 0.26, "thinking": 0.23}
 """Thinking is learned in the last turn only: see `_thinking_turn`."""
 KINDS_WITH_TOOLS: Final[Mapping[str, float]] = {"known": 0.14, "stranger": 0.1, "thinking": 0.06, "tool": 0.7}
 TRIGGERS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -61,7 +61,7 @@ class Conversations:
         self._rng = rng
         self._entries = entries
         # What has more phrasings to learn comes more often, but not at the cost of the others.
-        self._entry_weights = [2 + len(entry.trained) ** 0.5 for entry in entries]
+        self._entry_weights = [entry.frequency * (2 + len(entry.trained) ** 0.5) for entry in entries]
         self._strangers = strangers.Strangers(rng)
         self._thinking = thinking.trained_thinking()
         self._thinking_weights = [len(kind) ** 0.5 for kind in self._thinking]

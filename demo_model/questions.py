@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Final
 
 DATA: Final = Path(__file__).parent / "data"
-FILES: Final = ("gateway.txt", "howto.txt", "talk.txt")
+FILES: Final[Mapping[str, float]] = {"gateway.txt": 1.0, "howto.txt": 1.0, "talk.txt": 2.5}
+"""The files, and how often their entries are asked: what people say first is short, and has no form to recognise."""
 
 FORMS: Final[Mapping[str, tuple[str, ...]]] = {
     "is": (
@@ -106,6 +107,8 @@ class Entry:
     """All questions that have the same answer."""
 
     answer: str
+    frequency: float = 1.0
+    """How often it is asked in training, compared with others of as many phrasings."""
     trained: list[str] = field(default_factory=list)
     held_out: list[str] = field(default_factory=list)
     new_forms: list[str] = field(default_factory=list)
@@ -114,8 +117,8 @@ class Entry:
 def load_entries() -> list[Entry]:
     """All entries of all files; raises `ValueError` when two of them disagree."""
     entries: list[Entry] = []
-    for name in FILES:
-        entries += parse((DATA / name).read_text(encoding="utf-8"))
+    for name, frequency in FILES.items():
+        entries += parse((DATA / name).read_text(encoding="utf-8"), frequency)
     _check(entries)
     return entries
 
@@ -132,11 +135,11 @@ def new_form_pairs(entries: list[Entry]) -> list[Pair]:
     return [Pair(question, entry.answer) for entry in entries for question in entry.new_forms]
 
 
-def parse(text: str) -> list[Entry]:
+def parse(text: str, frequency: float) -> list[Entry]:
     entries: list[Entry] = []
     for line in lines_of(text):
         if line.startswith("> "):
-            entries.append(Entry(line.removeprefix("> ")))
+            entries.append(Entry(line.removeprefix("> "), frequency))
         else:
             kind, _, rest = line.partition(": ")
             _add(entries[-1], kind, rest)

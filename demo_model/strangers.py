@@ -17,6 +17,7 @@ FORMS: Final[Mapping[str, tuple[str, ...]]] = {
         "How much does {0} cost?", "Describe {0} in one sentence.", "What is the meaning of {0}?", "What about {0}?",
         "I do not know what {0} is.", "Why is {0} important?", "What happens if I lose {0}?", "How old is {0}?",
         "Draw {0}.", "Tell me a joke about {0}.", "What is the best {0}?", "How do I use {0}?", "Do I need {0}?",
+        "Is {0} healthy?", "Is {0} good for me?", "Is {0} dangerous?", "Tell me something about {0}.",
     ),
     "people": (
         "Who is {0}?", "Who was {0}?", "How old is {0}?", "Tell me about {0}.", "When was {0} born?", "Where is {0}?",

@@ -118,6 +118,8 @@ def _sum(first: int, second: int) -> Thought:
             f"How much is {first} plus {second}?",
             f"Add {first} and {second}.",
             f"What is {first} + {second}?",
+            f"What is {first}+{second}?",
+            f"{first}+{second}",
         ),
         f"{max(first, second)} and {min(first, second)} more is {first + second}.",
         f"It is {first + second}.",
