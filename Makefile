@@ -20,7 +20,7 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m bench $(ARGS)
 
-# Generates gateway/backends/pb from proto/; tests/test_generated_code.py fails when it is stale.
+# Generates gateway/backends/pb and gateway/link/pb from proto/; tests/test_generated_code.py fails when it is stale.
 proto: $(VENV)/.dev
 	$(BIN)/python scripts/generate_proto.py
 

@@ -1,6 +1,6 @@
 """The border between Trio and asyncio: the only module that imports trio_asyncio.
 
-What crosses: whole asyncio functions one way (`Bridge.run`, `Bridge.open_task`), messages the other (`Outlet`). A Trio
+What crosses: whole asyncio functions one way (`Bridge.run`, `Bridge.open_task`), messages (`Outlet`, `Inlet`). A Trio
 cancel becomes an asyncio cancel and waits until the asyncio side agrees (pitfalls 14 to 19).
 """
 
@@ -82,6 +82,25 @@ class Outlet(Generic[T]):
                 raise asyncio.CancelledError from None
 
     def close(self) -> None:
+        self._channel.close()
+
+
+class Inlet(Generic[T]):
+    """The asyncio end of a Trio memory channel that Trio tasks send into."""
+
+    def __init__(self, channel: trio.MemoryReceiveChannel[T]) -> None:
+        self._channel = channel
+
+    async def receive_aio(self) -> T:
+        """Raises `trio.EndOfChannel` when no sender is left. A cancel may lose the item that comes in that moment."""
+        try:
+            return self._channel.receive_nowait()
+        except trio.WouldBlock:
+            item: T = await trio_asyncio.trio_as_aio(self._channel.receive)()
+            return item
+
+    def close(self) -> None:
+        """Senders get `trio.BrokenResourceError` from now on."""
         self._channel.close()
 
 

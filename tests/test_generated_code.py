@@ -3,13 +3,22 @@
 import filecmp
 from pathlib import Path
 
-from scripts.generate_proto import PACKAGE, ROOT, generate_into
+import pytest
+
+from scripts.generate_proto import PACKAGES, ROOT, generate_into
 
 
-def test_generated_code_is_fresh(tmp_path: Path) -> None:
-    generate_into(tmp_path)
-    fresh = {path.name for path in (tmp_path / PACKAGE).iterdir()}
-    kept = {path.name for path in (ROOT / PACKAGE).iterdir() if path.suffix in {".py", ".pyi"}} - {"__init__.py"}
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("generated")
+    generate_into(folder)
+    return folder
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_generated_code_is_fresh(generated: Path, package: str) -> None:
+    fresh = {path.name for path in (generated / package).iterdir()}
+    kept = {path.name for path in (ROOT / package).iterdir() if path.suffix in {".py", ".pyi"}} - {"__init__.py"}
     assert fresh == kept
-    _, differing, unreadable = filecmp.cmpfiles(tmp_path / PACKAGE, ROOT / PACKAGE, fresh, shallow=False)
+    _, differing, unreadable = filecmp.cmpfiles(generated / package, ROOT / package, fresh, shallow=False)
     assert (differing, unreadable) == ([], []), "run `make proto`"

@@ -2,20 +2,34 @@
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum
+from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.errors import Forbidden, Unauthenticated
 
 
-class Role(IntEnum):
-    """What a caller may do; a higher role may do all that a lower one may."""
+class Role(Enum):
+    """What a caller is, and what a route asks for."""
 
-    PUBLIC = 0
-    INFERENCE = 1
-    ADMIN = 2
+    PUBLIC = "public"
+    INFERENCE = "inference"
+    ADMIN = "admin"
+    JOIN = "join"
+    """A worker of another machine that wants to join, by the join token: no API key has this role."""
+
+
+OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
+    {
+        Role.PUBLIC: frozenset({Role.PUBLIC}),
+        Role.INFERENCE: frozenset({Role.PUBLIC, Role.INFERENCE}),
+        Role.ADMIN: frozenset({Role.PUBLIC, Role.INFERENCE, Role.ADMIN}),
+        Role.JOIN: frozenset({Role.JOIN}),
+    }
+)
+"""The routes that a caller's role opens; what is not here is closed (A11)."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +48,20 @@ class Key:
 
 
 NOBODY: Final = Caller("anonymous", Role.PUBLIC)
+WORKER: Final = Caller("worker", Role.JOIN)
 
 
 class Authenticator:
     """Decides from the request's credentials alone.
 
-    Without any key the gateway listens on loopback only and trusts who can reach it with everything; `allow_anonymous`
-    lets strangers infer and never administer (architecture, Trust).
+    Without any key the gateway listens on loopback only and trusts who can reach it with everything but joining;
+    `allow_anonymous` lets strangers infer and never administer (architecture, Trust). `join_token_sha256`: None if no
+    worker of another machine can join.
     """
 
-    def __init__(self, keys: Sequence[Key], *, allow_anonymous: bool) -> None:
+    def __init__(self, keys: Sequence[Key], *, allow_anonymous: bool, join_token_sha256: bytes | None = None) -> None:
         self._keys = tuple(keys)
+        self._join_token_sha256 = join_token_sha256
         self.trusts_this_machine = not keys and not allow_anonymous
         """Everyone who can connect may do everything, so browsers have to be kept out by other means (`guard`)."""
         if allow_anonymous:
@@ -54,23 +71,51 @@ class Authenticator:
 
     def authorize(self, authorization: str | None, needed: Role) -> Caller:
         """The caller. Raises `Unauthenticated` for no or a wrong key, `Forbidden` for one whose role is too low."""
+        if needed is Role.JOIN:
+            return self._authorize_joining(authorization)
         caller = self._identify(authorization)
-        if caller.role >= needed:
+        if needed in OPENS[caller.role]:
             return caller
         if caller is NOBODY:
             raise Unauthenticated("No API key was given. Send it as 'Authorization: Bearer KEY'.")
-        raise Forbidden(f"The role of '{caller.name}' does not allow this; it needs the role '{needed.name.lower()}'.")
+        raise Forbidden(f"The role of '{caller.name}' does not allow this; it needs the role '{needed.value}'.")
+
+    def _authorize_joining(self, authorization: str | None) -> Caller:
+        """Only the join token does it; an API key, of whatever role, is a wrong token."""
+        if self._join_token_sha256 is None:
+            raise Forbidden(
+                "No worker can join this gateway: its configuration sets no auth.join_token.", code="join_disabled"
+            )
+        if authorization is None:
+            raise Unauthenticated(
+                "No join token was given. Send it as 'Authorization: Bearer TOKEN'.", code="invalid_join_token"
+            )
+        token = _bearer(authorization)
+        if token is None or not hmac.compare_digest(self._join_token_sha256, sha256(token)):
+            raise Unauthenticated("The join token is not valid.", code="invalid_join_token")
+        return WORKER
 
     def _identify(self, authorization: str | None) -> Caller:
         if authorization is None or not self._keys:
             return self.anonymous
-        scheme, _, token = authorization.partition(" ")
-        if scheme.lower() != "bearer" or (caller := self._find(token.strip())) is None:
+        token = _bearer(authorization)
+        if token is None or (caller := self._find(token)) is None:
             raise Unauthenticated("The API key is not valid.")
         return caller
 
     def _find(self, token: str) -> Caller | None:
         """Compares with every key, whatever matched before, so that time tells nothing."""
-        digest = hashlib.sha256(token.encode()).digest()
+        digest = sha256(token)
         matching = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         return Caller(matching[0].name, matching[0].role) if matching else None
+
+
+def sha256(secret: str) -> bytes:
+    """Secrets are kept and compared by this, so that their length tells nothing either."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def _bearer(authorization: str) -> str | None:
+    """The token of a bearer header; None when it is something else."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None

@@ -1,16 +1,19 @@
 """One HTTP request and its response, over plain ASGI."""
 
+from collections.abc import Mapping
 from typing import Final
+from urllib.parse import parse_qsl
 
 import trio
 
 from gateway.api.asgi import EVENT_STREAM, JSON, Headers, Message, Receive, Scope, Send
-from gateway.domain.errors import HeadersTooLarge, PayloadTooLarge, RequestTimeout
+from gateway.domain.errors import BadRequest, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 """Of all headers together; the listener's own limit is not strict (pitfall 35)."""
 REQUEST_ID_CHARS_MAX: Final = 128
+QUERY_FIELDS_MAX: Final = 64
 REQUEST_ID: Final = b"x-request-id"
 
 
@@ -26,6 +29,9 @@ class Exchange:
         self.path: str = scope["path"]
         self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
         self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        self.params: Mapping[str, str] = {}
+        """What stands for each `{name}` in the route's path."""
+        self._query_string: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._send = send
         self.request_id = self._accept_request_id()
@@ -57,6 +63,16 @@ class Exchange:
     def header(self, name: str) -> str | None:
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Of the URL; of a name that is there twice, the last. Raises `BadRequest` for an absurd number of names."""
+        try:
+            return dict(
+                parse_qsl(self._query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
+            )
+        except ValueError:
+            raise BadRequest("The query string of the URL can't be read.") from None
 
     def check_headers(self) -> None:
         if self._header_bytes > HEADER_BYTES_MAX:

@@ -13,7 +13,7 @@ from gateway.domain.errors import Forbidden, UnsupportedMediaType
 
 def check_local_request(host: str | None, origin: str | None) -> None:
     """Raises `Forbidden` unless both name this machine. An absent `Origin` is a client that is no browser."""
-    if host is None or not is_loopback_name(_without_port(host)):
+    if host is None or not is_loopback_name(host_name(host)):
         raise Forbidden(
             "A gateway without API keys answers only to a loopback Host, such as localhost.", code="bad_host"
         )
@@ -28,6 +28,13 @@ def check_json(content_type: str | None) -> None:
     kind = (content_type or "").partition(";")[0].strip().lower()
     if kind != "application/json":
         raise UnsupportedMediaType("The body has to be JSON: send 'Content-Type: application/json'.")
+
+
+def host_name(host: str) -> str:
+    """The name or address of a `Host` header, without its port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0]
 
 
 def is_loopback_name(name: str) -> bool:
@@ -45,9 +52,3 @@ def _host_of(origin: str) -> str:
         return urlsplit(origin).hostname or ""
     except ValueError:
         return ""
-
-
-def _without_port(host: str) -> str:
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0]

@@ -1,18 +1,19 @@
 """The ASGI application in front of everything: guards, roles, errors, the log line of each request.
 
-Inference routes are plain ASGI handlers (`Route`); every other path goes to `pages`, the Quart application. A request
-passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
+What streams or is hot is a plain ASGI handler (`Route`); every other path goes to `pages`, the Quart application. A
+request passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from types import MappingProxyType
+from typing import Any, Final, Protocol
 
 import structlog
 import trio
 
-from gateway.api.asgi import App, Receive, Scope, Send
+from gateway.api.asgi import Receive, Scope, Send
 from gateway.api.auth import Authenticator, Caller, Role
 from gateway.api.errors import InternalError, send_error
 from gateway.api.exchange import ClientGone, Exchange
@@ -28,14 +29,21 @@ Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
 """Answers one request whose body has been read. Raises `GatewayError`."""
 
 
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, and a body of theirs means nothing (RFC 9110, 9.2.1 and 9.3.1)."""
+
+
 @dataclass(frozen=True)
 class Route:
-    """A plain ASGI route. A path that ends in "/" stands for everything below it."""
+    """A plain ASGI route. A path that ends in "/" stands for everything below it; a `{name}` in it for one segment,
+    which the handler finds in `Exchange.params`. All routes of one path ask for one role."""
 
     method: str
     path: str
     role: Role
     handler: Handler
+    ends_with_service: bool = False
+    """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,25 @@ class PageRoute:
 
     path: str
     role: Role
+
+
+@dataclass(frozen=True)
+class Door:
+    """One way in: who wants to know that all of them are guarded goes through `HttpApp.doors`."""
+
+    method: str
+    path: str
+    """As it is declared, with its `{name}` or `<name>`."""
+    role: Role
+
+
+class PagesApp(Protocol):
+    """The application behind the page routes."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `asgi.App`
+
+    def rules(self) -> Iterable[tuple[str, str]]:
+        """Method and path of everything it serves."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +84,7 @@ class HttpApp:
         self,
         routes: Sequence[Route],
         page_routes: Sequence[PageRoute],
-        pages: App,
+        pages: PagesApp,
         *,
         authenticator: Authenticator,
         metrics: RequestMetrics,
@@ -72,6 +99,8 @@ class HttpApp:
         self._draining = False
         self._scopes: set[trio.CancelScope] = set()
         """Of the running handlers, so that the end of a drain reaches them."""
+        self._scopes_of_service: set[trio.CancelScope] = set()
+        """Those among them that the beginning of a drain ends."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -85,13 +114,29 @@ class HttpApp:
                 await self._serve(exchange, scope)
 
     def drain(self) -> None:
-        """From now on new requests are refused; running ones go on."""
+        """From now on new requests are refused; running ones go on, except those that have no end of their own."""
         self._draining = True
+        for scope in tuple(self._scopes_of_service):
+            scope.cancel()
 
     def end_streams(self) -> None:
         """The drain is over: running handlers end, each with an error that says so."""
         for scope in tuple(self._scopes):
             scope.cancel()
+
+    def doors(self) -> Sequence[Door]:
+        """Every method and path that something answers, with the role that it asks for."""
+        return (
+            *(Door(route.method, route.path, route.role) for route in self._routes),
+            *(Door(method, path, self._page_role(path)) for method, path in self._pages.rules()),
+        )
+
+    def _page_role(self, path: str) -> Role:
+        page = self._page_of(path)
+        return page.role if page is not None else Role.INFERENCE
+
+    def _page_of(self, path: str) -> PageRoute | None:
+        return next((page for page in self._page_routes if match_path(page.path, path) is not None), None)
 
     async def _serve(self, exchange: Exchange, scope: Scope) -> None:
         try:
@@ -124,17 +169,16 @@ class HttpApp:
 
     async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
         exchange.check_headers()
-        routes = [route for route in self._routes if _covers(route.path, exchange.path)]
-        page = next((page for page in self._page_routes if _covers(page.path, exchange.path)), None)
-        role = routes[0].role if routes else page.role if page else Role.INFERENCE
+        routes = [route for route in self._routes if match_path(route.path, exchange.path) is not None]
+        page = self._page_of(exchange.path)
+        role = routes[0].role if routes else self._page_role(exchange.path)
         caller = self._admit(exchange, role)
-        if page is not None:
-            exchange.route = page.path
-            await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))
-        elif not routes:
-            raise NotFound(f"There is nothing at {exchange.method} {exchange.path}.")
-        else:
+        if routes:
             await self._run_route(exchange, routes, caller)
+        elif page is not None:
+            await self._run_page(exchange, page, scope)
+        else:
+            raise NotFound(f"There is nothing at {exchange.method} {exchange.path}.")
 
     def _admit(self, exchange: Exchange, role: Role) -> Caller:
         """Refuses who may not. Health is open to everyone at any time."""
@@ -147,6 +191,11 @@ class HttpApp:
             check_local_request(exchange.header("host"), exchange.header("origin"))
         return self._authenticator.authorize(exchange.header("authorization"), role)
 
+    async def _run_page(self, exchange: Exchange, page: PageRoute, scope: Scope) -> None:
+        exchange.route = page.path
+        _check_declared(exchange)
+        await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))
+
     async def _run_route(self, exchange: Exchange, routes: list[Route], caller: Caller) -> None:
         exchange.route = routes[0].path
         route = next((route for route in routes if route.method == exchange.method), None)
@@ -154,24 +203,37 @@ class HttpApp:
             allowed = ", ".join(route.method for route in routes)
             exchange.response_headers.append((b"allow", allowed.encode()))
             raise MethodNotAllowed(f"{exchange.path} takes {allowed}, not {exchange.method}.")
-        if route.method != "POST":
-            await route.handler(exchange, caller, b"")
-            return
-        check_json(exchange.header("content-type"))
-        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds)
-        answer = partial(self._run_until_drained, partial(route.handler, exchange, caller, body))
+        exchange.params = match_path(route.path, exchange.path) or {}
+        body = await self._read_body(exchange)
+        handler = partial(route.handler, exchange, caller, body)
+        answer = partial(self._run_until_drained, handler, ends_with_service=route.ends_with_service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
             await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
             nursery.cancel_scope.cancel()
 
-    async def _run_until_drained(self, answer: Callable[[], Awaitable[None]]) -> None:
+    async def _read_body(self, exchange: Exchange) -> bytes:
+        """Raises `UnsupportedMediaType` for one that is not JSON, before it is read where that can be known."""
+        if exchange.method in SAFE_METHODS:
+            return b""
+        _check_declared(exchange)
+        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds)
+        if body:
+            check_json(exchange.header("content-type"))
+        return body
+
+    async def _run_until_drained(
+        self, answer: Callable[[], Awaitable[None]], *, ends_with_service: bool = False
+    ) -> None:
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
+            if ends_with_service:
+                self._scopes_of_service.add(scope)
             try:
                 await answer()
             finally:
                 self._scopes.discard(scope)
+                self._scopes_of_service.discard(scope)
         if scope.cancelled_caught:
             raise ShuttingDown(
                 "The gateway is shutting down and could not finish this request.",
@@ -198,8 +260,29 @@ QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 """Asked every few seconds by machines; one line each would bury the rest."""
 
 
-def _covers(route_path: str, path: str) -> bool:
-    return path.startswith(route_path) if route_path.endswith("/") else path == route_path
+NO_PARAMS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
+    """What stands for each `{name}` of a route's path, if `path` is one of the route's. Pure."""
+    if route_path.endswith("/"):
+        return NO_PARAMS if path.startswith(route_path) else None
+    if "{" not in route_path:
+        return NO_PARAMS if path == route_path else None
+    wanted, given = route_path.split("/"), path.split("/")
+    if len(wanted) != len(given):
+        return None
+    pairs = list(zip(wanted, given, strict=True))
+    if not all(got if want.startswith("{") else got == want for want, got in pairs):
+        return None
+    return {want[1:-1]: got for want, got in pairs if want.startswith("{")}
+
+
+def _check_declared(exchange: Exchange) -> None:
+    """A body that says of itself that it is no JSON is refused. Who sends none need not say anything."""
+    declared = exchange.header("content-type")
+    if declared is not None and exchange.method not in SAFE_METHODS:
+        check_json(declared)
 
 
 async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:

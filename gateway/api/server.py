@@ -7,6 +7,7 @@ the behaviour.
 """
 
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -137,6 +138,8 @@ class Listener:
     """Called when the stop begins: requests that come now over open connections are refused."""
     on_drain_end: Callable[[], None]
     """Called when the drain time is over: open streams are to end with an error event."""
+    tls: ssl.SSLContext | None = None
+    """None: plain connections."""
     stop: trio.Event = field(default_factory=trio.Event)
     _connections: set[BoundedConnection] = field(default_factory=set)
 
@@ -168,10 +171,11 @@ class Listener:
         task_status: trio.TaskStatus[str],
     ) -> None:
         """Until `stop`; then the socket is closed, so that nobody waits in its backlog."""
+        url = _url_of(listening, "http" if self.tls is None else "https")
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         async with listener, trio.open_nursery() as accepting:
             accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
-            task_status.started(_url_of(listening))
+            task_status.started(url)
             await self.stop.wait()
             accepting.cancel_scope.cancel()
 
@@ -182,7 +186,8 @@ class Listener:
             log.warning("http.too_many_connections", limit=self.settings.connections_max)
             await trio.aclose_forcefully(stream)
             return
-        connection = BoundedConnection(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
+        connection = BoundedConnection(app, config, context, ConnectionState({}), spoken)  # type: ignore[arg-type]
         connection.write_timeout_seconds = self.settings.write_timeout_seconds
         self._connections.add(connection)
         try:
@@ -211,9 +216,9 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _url_of(listening: socket.socket) -> str:
+def _url_of(listening: socket.socket, scheme: str) -> str:
     host, port = listening.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _hypercorn_config(settings: ListenerSettings) -> Config:

@@ -1,7 +1,7 @@
-"""What `GET /api/status` and `gateway status` show: the fleet as this gateway sees it. Pure."""
+"""What the admin API and `gateway status` show: the fleet as this gateway sees it. Pure."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway.domain.cluster import Node, Replica
@@ -16,38 +16,82 @@ from gateway.routing.waiting import coming_up
 
 @dataclass(frozen=True)
 class StatusSource:
-    """Where the document comes from."""
+    """Where the documents come from."""
 
     gateway_id: GatewayId
     is_leader: Callable[[], bool]
     view: Callable[[], RoutingView]
     loads: Callable[[], LoadStatistics]
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
+    wall_clock: Callable[[], float]
+    """Seconds since the epoch, as the registry's clock has them: ages are told by it, and nothing is decided."""
 
 
 def status_document(source: StatusSource) -> dict[str, Any]:
-    view, loads, queues = source.view(), source.loads(), source.queues()
-    state = view.state
     return {
         "gateways": [{"id": source.gateway_id, "leader": source.is_leader()}],
-        "nodes": [_node(node) for node in sorted(state.nodes.values(), key=lambda node: node.name)],
-        "models": [_model(spec, view, loads, queues) for spec in sorted(state.models.values(), key=lambda m: m.name)],
-        "replicas": [
-            _replica(replica, state.nodes.get(replica.node_id), loads)
-            for replica in sorted(state.replicas.values(), key=lambda replica: (replica.model, replica.since))
-        ],
+        "nodes": node_objects(source),
+        "models": model_objects(source),
+        "replicas": replica_objects(source),
     }
 
 
-def _node(node: Node) -> dict[str, Any]:
-    capacity = {"max_replicas_per_model": node.max_replicas_per_model, "free_vram_bytes": node.free_vram_bytes}
+def node_objects(source: StatusSource) -> list[dict[str, Any]]:
+    nodes, now = source.view().state.nodes.values(), source.wall_clock()
+    return [node_object(node, now) for node in sorted(nodes, key=lambda node: node.name)]
+
+
+def model_objects(source: StatusSource) -> list[dict[str, Any]]:
+    view, loads, queues = source.view(), source.loads(), source.queues()
+    return [
+        _model(spec, view, loads, queues) for spec in sorted(view.state.models.values(), key=lambda spec: spec.name)
+    ]
+
+
+def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
+    state, loads, now = source.view().state, source.loads(), source.wall_clock()
+    return [
+        _replica(replica, state.nodes.get(replica.node_id), loads, now)
+        for replica in sorted(state.replicas.values(), key=lambda replica: (replica.model, replica.since))
+    ]
+
+
+def node_object(node: Node, now: float) -> dict[str, Any]:
+    """`now`: seconds of the registry's clock."""
     return {
         "id": node.id,
         "name": node.name,
         "status": node.status.value,
+        "approved": node.approved,
+        "draining": node.draining,
         "labels": dict(node.labels),
-        "capacity": capacity,
+        "capacity": _capacity(node),
+        "since": node.since,
+        "age": _age(node.since, now),
     }
+
+
+def _capacity(node: Node) -> dict[str, Any]:
+    """What is unknown is null."""
+    capacity = node.capacity
+    return {
+        "gpus": [asdict(gpu) for gpu in capacity.gpus],
+        "vram_bytes": capacity.vram_bytes,
+        "vram_free_bytes": capacity.vram_free_bytes,
+        "ram_bytes": capacity.ram_bytes,
+        "ram_free_bytes": capacity.ram_free_bytes,
+        "disk_bytes": capacity.disk_bytes,
+        "disk_free_bytes": capacity.disk_free_bytes,
+        "cpu_count": capacity.cpu_count,
+        "cpu_flags": list(capacity.cpu_flags),
+        "max_replicas_per_model": node.max_replicas_per_model,
+        "free_vram_bytes": node.free_vram_bytes,
+    }
+
+
+def _age(since: float, now: float) -> float | None:
+    """Seconds, never negative: the clocks of two machines differ. None: not known."""
+    return round(max(0.0, now - since), 3) if since else None
 
 
 def _model(
@@ -83,7 +127,7 @@ def _model_status(spec: ModelSpec, view: RoutingView) -> str:
     return "load_failed" if spec.name in view.state.failures else "not_loaded"
 
 
-def _replica(replica: Replica, node: Node | None, loads: LoadStatistics) -> dict[str, Any]:
+def _replica(replica: Replica, node: Node | None, loads: LoadStatistics, now: float) -> dict[str, Any]:
     return {
         "id": replica.id,
         "model": replica.model,
@@ -95,5 +139,6 @@ def _replica(replica: Replica, node: Node | None, loads: LoadStatistics) -> dict
         "address": replica.address,
         "pid": replica.pid,
         "since": replica.since,
+        "age": _age(replica.since, now),
         "error": replica.error,
     }

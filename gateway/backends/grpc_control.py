@@ -1,4 +1,4 @@
-"""What a worker asks of the backend processes it starts (Health, LoadModel), over connections of their own.
+"""What a worker asks of the backend processes it starts (Health, LoadModel, Free), over connections of their own.
 
 No channel is kept: a process is asked a few times while it comes up, and the channel that carries LoadModel may be
 silent for as long as the load takes (pitfall 34).
@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+import structlog
 from grpclib import GRPCError
 from grpclib.exceptions import StreamTerminatedError
 
@@ -18,6 +19,8 @@ from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import BackendNotReady, LoadFailed
 from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.ids import Address
+
+log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
@@ -54,6 +57,17 @@ class GrpcBackendControl:
             raise LoadFailed(_describe(error)) from error
         if not result.success:
             raise LoadFailed(result.message or "the backend gave no reason")
+
+    async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
+        async def ask(stub: BackendStub) -> pb.Result:
+            return await stub.Free(pb.HealthMessage(), metadata=names.bearer(token))
+
+        try:
+            result = await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
+        except Exception as error:  # noqa: BLE001 - whatever it answers, its process is ended next
+            log.debug("backend.not_freed", address=address, error=_describe(error))
+            return
+        log.debug("backend.freed", address=address, success=result.success)
 
     async def _call_aio(
         self, address: Address, ask: Callable[[BackendStub], Awaitable[R]], timeout_seconds: float

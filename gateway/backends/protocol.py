@@ -86,3 +86,7 @@ class BackendControl(Protocol):
 
     async def load_model(self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float) -> None:
         """Raises `LoadFailed`, also after `timeout_seconds`; the backend may still be loading then (L8)."""
+
+    async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
+        """Asks it to let its model go before it is ended. Best effort: it takes no longer than `timeout_seconds` and
+        raises nothing, since many backends can't, and one that hangs is to be ended all the same (W8)."""

@@ -40,8 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_serve(commands)
+    _add_worker(commands)
     _add_check_config(commands)
     _add_status(commands)
+    _add_nodes(commands)
+    _add_logs(commands)
     _add_chat(commands)
     _add_explain(commands)
     _add_backend(commands)
@@ -61,6 +64,22 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
     serve.set_defaults(run="gateway.cli.serve:serve")
 
 
+def _add_worker(commands: "Commands[argparse.ArgumentParser]") -> None:
+    worker = commands.add_parser("worker", help="run models on this machine for a gateway on another one")
+    worker.add_argument(
+        "--join", required=True, metavar="URL[,URL]", help="gateways of the fleet, any one of which will do"
+    )
+    worker.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="holds the join token; default: the variable GATEWAY_JOIN_TOKEN"
+    )
+    worker.add_argument("--config", type=Path, metavar="FILE", help="default: as for serve")
+    worker.add_argument("--name", help="of the node; overrides worker.name (default: the host name)")
+    worker.add_argument(
+        "--advertise", metavar="HOST", help="under which gateways reach this machine; overrides worker.advertise"
+    )
+    worker.set_defaults(run="gateway.cli.worker:worker")
+
+
 def _add_check_config(commands: "Commands[argparse.ArgumentParser]") -> None:
     check = commands.add_parser("check-config", help="report every problem of a configuration")
     check.add_argument("file", type=Path, nargs="?", metavar="FILE", help="default: as for serve")
@@ -72,6 +91,35 @@ def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
     status.add_argument("--json", action="store_true", help="as the API returns it")
     _add_connection(status)
     status.set_defaults(run="gateway.cli.status:status")
+
+
+def _add_nodes(commands: "Commands[argparse.ArgumentParser]") -> None:
+    nodes = commands.add_parser("nodes", help="list the machines of a running gateway, and administer them")
+    actions = nodes.add_subparsers(metavar="ACTION", dest="action", required=True)
+    each = {
+        "list": "show all of them",
+        "approve": "let a new node serve",
+        "drain": "let a node finish what it has and give it nothing new",
+        "resume": "take the drain back",
+        "remove": "forget a node that is gone",
+    }
+    for name, text in each.items():
+        action = actions.add_parser(name, help=text)
+        if name != "list":
+            action.add_argument("node", metavar="NAME", help="name or id of the node")
+        if name == "remove":
+            action.add_argument("--force", action="store_true", help="even if its worker is still there")
+        _add_connection(action)
+        action.set_defaults(run="gateway.cli.nodes:nodes")
+
+
+def _add_logs(commands: "Commands[argparse.ArgumentParser]") -> None:
+    logs = commands.add_parser("logs", help="show the output of a replica's backend process")
+    logs.add_argument("replica", metavar="REPLICA_OR_MODEL", help="id of the replica, or a model that has just one")
+    logs.add_argument("-f", "--follow", action="store_true", help="go on with what comes, until Ctrl-C")
+    logs.add_argument("-n", "--lines", type=int, default=100, metavar="LINES", help="how many to begin with (100)")
+    _add_connection(logs)
+    logs.set_defaults(run="gateway.cli.logs:logs")
 
 
 def _add_chat(commands: "Commands[argparse.ArgumentParser]") -> None:

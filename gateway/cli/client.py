@@ -27,32 +27,49 @@ class ApiClient:
 
     def get(self, path: str) -> dict[str, Any]:
         """The JSON object at `path`."""
-        return self._ask("GET", path, None)
+        return self._ask("GET", path)
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         return self._ask("POST", path, body)
 
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
-        with self._errors():
-            response = httpx.request(method, self.url + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS)
-            return self._checked(response)
+    def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("PATCH", path, body)
 
-    def stream_events(self, path: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    def delete(self, path: str) -> dict[str, Any]:
+        return self._ask("DELETE", path)
+
+    def get_text(self, path: str) -> str:
+        """The plain text at `path`."""
+        with self._errors():
+            response = self._request("GET", path)
+            if not response.is_success:
+                self._checked(response)
+            return response.text
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        with self._errors():
+            return self._checked(self._request(method, path, body))
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
+        return httpx.request(method, self.url + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS)
+
+    def stream_events(self, path: str, body: dict[str, Any] | None = None) -> Generator[dict[str, Any], None, None]:
         """The JSON objects of an event stream, as they come; a gateway that still loads the model may take its time.
+        A POST if there is a body.
 
         Closing the iterator ends the request.
         """
-        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=None)
+        method, timeout = "GET" if body is None else "POST", httpx.Timeout(TIMEOUT_SECONDS, read=None)
         with (
             self._errors(),
-            httpx.stream("POST", self.url + path, json=body, headers=self._headers, timeout=timeout) as response,
+            httpx.stream(method, self.url + path, json=body, headers=self._headers, timeout=timeout) as response,
         ):
             if not response.is_success:
                 response.read()
                 self._checked(response)
             for line in response.iter_lines():
                 data = line.removeprefix("data: ")
-                if data and data != "[DONE]":
+                if data not in {line, "[DONE]"}:
                     yield self._checked_event(json.loads(data))
 
     def _checked(self, response: httpx.Response) -> dict[str, Any]:

@@ -1,21 +1,63 @@
-"""Rows as aligned text, for people."""
+"""Rows as aligned text, for people: plain anywhere, with colours on a terminal."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 CELL_CHARS_MAX: Final = 60
+COLOURS: Final[Mapping[str, str]] = {
+    "healthy": "green",
+    "ready": "green",
+    "pending": "yellow",
+    "loading": "yellow",
+    "draining": "yellow",
+    "unhealthy": "red",
+    "offline": "red",
+    "failed": "red",
+    "load_failed": "red",
+}
+"""Of cells that say how something is."""
+
+
+def print_table(name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """`name`: of what the rows are, for when there are none."""
+    if not rows:
+        print(f"no {name}")
+    elif sys.stdout.isatty():
+        _print_colours(columns, rows, sys.stdout)
+    else:
+        print("\n".join(table(columns, rows)))
 
 
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """A header from the columns' names, then one line per row; what a row does not have is "-"."""
-    header = [column.upper().replace("_", " ") for column in columns]
-    cells = [header, *([_cell(row.get(column)) for column in columns] for row in rows)]
+    cells = [_header(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
     for row in cells:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
+def _print_colours(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], out: TextIO) -> None:
+    """The same on a terminal, whose width it fits."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for column in _header(columns):
+        shown.add_column(column, overflow="fold")
+    for row in rows:
+        cells = (_cell(row.get(column)) for column in columns)
+        shown.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in cells))
+    Console(file=out).print(shown)
+
+
+def _header(columns: Sequence[str]) -> list[str]:
+    return [column.upper().replace("_", " ") for column in columns]
+
+
 def _cell(value: object) -> str:
-    """The first line of a value, shortened."""
-    text = "-" if value is None else str(value).partition("\n")[0]
+    """The first line of a value, shortened, without what would steer a terminal."""
+    line = "-" if value is None else str(value).partition("\n")[0]
+    text = "".join(character if character.isprintable() else " " for character in line)
     return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 3] + "..."

@@ -226,6 +226,8 @@ PositiveCount = Annotated[StrictInt, Field(ge=1, le=INT32_MAX)]
 Duration = Annotated[float, PlainValidator(parse_duration)]
 """Seconds, written with a unit."""
 PositiveDuration = Annotated[float, PlainValidator(_parse_positive_duration)]
+Size = Annotated[int, PlainValidator(parse_size)]
+"""Bytes."""
 BodySize = Annotated[int, PlainValidator(_parse_body_size)]
 """Bytes."""
 Budget = Annotated[int | Percent, PlainValidator(parse_budget)]

@@ -38,6 +38,7 @@ from gateway.config.fields import (
     Secret,
     SecretSha256,
     Sha256,
+    Size,
     Variables,
     is_loopback,
     nothing,
@@ -79,6 +80,9 @@ class ServerSection(Section):
     """How long a client may leave what was sent to it unread."""
     max_body: BodySize = 32 * 1024 * 1024
     connections_max: PositiveCount = 4096
+    tls_cert: PathText | None = None
+    """Certificate (PEM, with its chain) of both listeners, that for HTTP and that for workers. None: no TLS."""
+    tls_key: PathText | None = None
 
     @property
     def is_loopback(self) -> bool:
@@ -151,6 +155,17 @@ class HealthSection(Section):
     misses: PositiveCount = 3
 
 
+class WatchdogSection(Section):
+    """When a backend counts as stuck or as not worth its memory. 0 and None: never."""
+
+    busy_timeout: Duration = 0.0
+    """Requests, and not one piece of an answer for so long."""
+    idle_timeout: Duration = 0.0
+    """No request for so long, above `min_replicas`."""
+    memory_limit: Size | None = None
+    """Of the machine's memory, for the processes of one replica."""
+
+
 class ReconcilerSection(Section):
     interval: PositiveDuration = 30.0
     scale_down_delay: Duration = 300.0
@@ -171,6 +186,8 @@ class WorkerSection(Section):
     vram_budget: Budget | None = None
     """None: all there is."""
     labels: Labels = Field(default_factory=nothing)
+    tls_ca: PathText | None = None
+    """Certificates (PEM) that a gateway's certificate may be signed with. None: those that the system trusts."""
 
 
 class BackendSection(Section):
@@ -249,6 +266,7 @@ class Config(Section):
     registry: RegistrySection = Field(RegistrySection(), validate_default=True)
     routing: RoutingSection = RoutingSection()
     health: HealthSection = HealthSection()
+    watchdog: WatchdogSection = WatchdogSection()
     reconciler: ReconcilerSection = ReconcilerSection()
     worker: WorkerSection = Field(WorkerSection(), validate_default=True)
     log: LogSection = LogSection()

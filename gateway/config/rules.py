@@ -59,6 +59,9 @@ def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]
         )
     if server.port != 0 and server.worker_port == server.port:
         yield Finding(("server", "worker_port"), "must differ from server.port", (("server", "port"),))
+    for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
+        if getattr(server, name) is not None and getattr(server, other) is None:
+            yield Finding(("server", name), f"needs server.{other} as well", (("server", other),))
 
 
 def _check_auth(auth: AuthSection) -> Iterator[Finding]:

@@ -10,9 +10,10 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.control.placement import Place, pick_place
-from gateway.domain.cluster import ClusterState, LoadFailure, Replica
-from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.lifecycle import FINAL, Desired, Observed
+from gateway.control.retire import forget_at, surplus, why_drain, why_forget
+from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.ids import ModelName, NodeId, ReplicaId
+from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.registry.protocol import ControlWrite
 
@@ -85,6 +86,8 @@ class _Draft:
     state: ClusterState
     now: float
     new_replica_id: Callable[[], ReplicaId]
+    doubtful: frozenset[NodeId]
+    """Nodes on which something has just broken."""
     replicas: dict[ReplicaId, Replica]
     failures: dict[ModelName, LoadFailure]
     start: list[Start] = field(default_factory=list)
@@ -95,12 +98,33 @@ class _Draft:
     again_at: list[float] = field(default_factory=list)
 
     def live(self, spec: ModelSpec) -> list[Replica]:
-        """Replicas that count: of the present revision and to stay."""
+        """Replicas that count: of the present revision, to stay, on a healthy node."""
         return [
             each
             for each in self.replicas.values()
-            if each.model == spec.name and each.revision == spec.revision and each.desired is Desired.RUN
+            if each.model == spec.name
+            and each.revision == spec.revision
+            and each.desired is Desired.RUN
+            and (node := self.node_of(each)) is not None
+            and node.status is NodeStatus.HEALTHY
         ]
+
+    def node_of(self, replica: Replica) -> Node | None:
+        return self.state.nodes.get(replica.node_id)
+
+    def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
+        self.want.append(Want(replica.id, desired, because))
+        self.replicas[replica.id] = replace(replica, desired=desired)
+
+    def note_failure(self, replica: Replica, cause: str) -> None:
+        """A load has failed, which matters if it was one of the model as it is now."""
+        spec = self.state.models.get(replica.model)
+        if spec is None or spec.revision != replica.revision:
+            return
+        attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else 1
+        failure = LoadFailure(cause, attempts, self.now + backoff_seconds(attempts))
+        self.failures[spec.name] = failure
+        self.mark.append(Mark(spec.name, failure, f"load attempt {attempts} failed"))
 
 
 def plan(
@@ -111,12 +135,15 @@ def plan(
 ) -> Plan:
     """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
     that live and are of no use, and why: a gateway has found out in passing."""
-    draft = _Draft(state, now, new_replica_id, dict(state.replicas), dict(state.failures))
+    doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
+    draft = _Draft(state, now, new_replica_id, doubtful, dict(state.replicas), dict(state.failures))
     for replica in state.replicas.values():
         _settle_ended(draft, replica)
     for replica in tuple(draft.replicas.values()):
         _retire_unwanted(draft, replica, broken=broken.get(replica.id))
     for spec in state.models.values():
+        for replica in surplus(draft.live(spec), spec):
+            draft.let_end(replica, Desired.DRAIN, "more than max_replicas")
         _note_success(draft, spec)
         _start_wanted(draft, spec)
     return Plan(
@@ -130,17 +157,17 @@ def plan(
 
 
 def _settle_ended(draft: _Draft, replica: Replica) -> None:
-    """A replica whose process is gone frees its slot; one that never came up leaves a cause and a time to try again."""
-    if replica.observed not in FINAL:
+    """A replica that is over frees its slot; one that never came up leaves a cause and a time to try again."""
+    node = draft.node_of(replica)
+    because = why_forget(replica, node, draft.now)
+    if because is None:
+        if (given_up_at := forget_at(node)) is not None:
+            draft.again_at.append(given_up_at)
         return
-    draft.forget.append(Forget(replica.id, f"it is {replica.observed}"))
+    draft.forget.append(Forget(replica.id, because))
     del draft.replicas[replica.id]
-    spec = draft.state.models.get(replica.model)
-    if replica.observed is Observed.FAILED and spec is not None and spec.revision == replica.revision:
-        attempts = draft.failures[spec.name].attempts + 1 if spec.name in draft.failures else 1
-        failure = LoadFailure(replica.error or "no cause was given", attempts, draft.now + backoff_seconds(attempts))
-        draft.failures[spec.name] = failure
-        draft.mark.append(Mark(spec.name, failure, f"load attempt {attempts} failed"))
+    if replica.observed is Observed.FAILED:
+        draft.note_failure(replica, replica.error or "no cause was given")
 
 
 def backoff_seconds(attempts: int) -> float:
@@ -149,22 +176,26 @@ def backoff_seconds(attempts: int) -> float:
 
 
 def _retire_unwanted(draft: _Draft, replica: Replica, *, broken: str | None) -> None:
-    """Drains what no spec asks for any more, which is unroutable already (A8); stops what is of no use (H1, R14)."""
+    """Drains what no spec asks for or no node may serve, which is unroutable already (A8, R12); stops what is of no use
+    (H1, R14). What breaks before it was of use is a failed load: else it would be tried again and again at once (L9).
+    """
     if broken is not None and replica.desired is not Desired.STOP:
-        draft.want.append(Want(replica.id, Desired.STOP, broken))
-        draft.replicas[replica.id] = replace(replica, desired=Desired.STOP)
-        return
-    if replica.desired is not Desired.RUN:
-        return
-    spec = draft.state.models.get(replica.model)
-    if spec is None or spec.revision != replica.revision:
-        because = "its model was removed" if spec is None else "its model's spec has changed"
-        draft.want.append(Want(replica.id, Desired.DRAIN, because))
-        draft.replicas[replica.id] = replace(replica, desired=Desired.DRAIN)
+        if replica.observed in COMING_UP and replica.desired is Desired.RUN:
+            draft.note_failure(replica, broken)
+        draft.let_end(replica, Desired.STOP, broken)
+    elif replica.desired is Desired.RUN:
+        because = why_drain(draft.node_of(replica), replica, draft.state.models.get(replica.model))
+        if because is not None:
+            draft.let_end(replica, Desired.DRAIN, because)
 
 
 def _note_success(draft: _Draft, spec: ModelSpec) -> None:
-    if spec.name in draft.failures and any(each.observed is Observed.READY for each in draft.live(spec)):
+    """Only what became ready after the failure disproves it: beside one that serves, another may fail for ever (L9)."""
+    failure = draft.failures.get(spec.name)
+    if failure is None:
+        return
+    failed_at = failure.retry_at - backoff_seconds(failure.attempts)
+    if any(each.observed is Observed.READY and each.since > failed_at for each in draft.live(spec)):
         del draft.failures[spec.name]
         draft.mark.append(Mark(spec.name, None, "it is loaded"))
 
@@ -178,7 +209,7 @@ def _start_wanted(draft: _Draft, spec: ModelSpec) -> None:
         draft.again_at.append(failure.retry_at)
         return
     for _ in range(missing):
-        place = pick_place(draft.state, spec, draft.replicas.values())
+        place = pick_place(draft.state, spec, draft.replicas.values(), draft.doubtful)
         if place is None:
             draft.wait.append(Wait(spec.name, "no healthy node has room for it"))
             return

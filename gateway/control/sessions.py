@@ -1,115 +1,95 @@
-"""A worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
+"""The sessions that this gateway holds, one per node: how they begin, take over from each other, and end.
 
-from collections.abc import Callable
+A session is held by one gateway at a time. Its number, given by the registry when it begins, goes with every write, so
+what a session still has to say after another one has begun is void (H9). A broken session is no death of anything: the
+node stays what it was, and the health monitor judges from then on.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 
-from gateway.domain.cluster import ClusterState, NodeStatus
-from gateway.domain.ids import GatewayId, NodeId, ReplicaId
-from gateway.domain.lifecycle import FINAL
-from gateway.domain.session import DesiredReplica, DesiredSet, Hello, Report
-from gateway.registry.protocol import Registry, RegistryError
-from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import RoutingView
+from gateway.control.node_session import NodeSession, SessionOver, SessionSettings
+from gateway.domain.cluster import NodeStatus
+from gateway.domain.ids import NodeId, ReplicaId
+from gateway.domain.session import FromWorker, Hello, LogChunk, ToWorker
+from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS: Final = 0.5
-"""Pause after the registry could not be used; a report is kept until it is written."""
-REPORTS_MAX: Final = 100
-"""Reports written in one transaction."""
 LEAVE_SECONDS: Final = 2.0
 """How long the end of a session may take to be written down when the gateway stops."""
 
 
-def desired_set(state: ClusterState, node_id: NodeId, epoch: int, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
-    """All that `node_id` should run. A replica whose model was removed is left out, which stops it. Pure."""
-    return DesiredSet(
-        epoch,
-        tuple(
-            DesiredReplica(replica.id, state.models[replica.model], replica.desired, token_of(replica.id))
-            for replica in state.replicas.values()
-            if replica.node_id == node_id and replica.model in state.models and replica.observed not in FINAL
-        ),
-    )
-
-
 @dataclass
-class NodeSession:
-    """One worker's session, over a pair of channels. The worker's end may be in this process or on another machine."""
+class Sessions:
+    """The sessions that this gateway holds, one per node."""
 
-    hello: Hello
-    gateway_id: GatewayId
-    registry: Registry
-    views: SnapshotStore[RoutingView]
-    epoch: Callable[[], int]
-    """The leader's epoch as this gateway knows it."""
-    token_of: Callable[[ReplicaId], str]
-    desired: trio.MemorySendChannel[DesiredSet]
-    reports: trio.MemoryReceiveChannel[Report]
-    _number: int = field(default=0, init=False)
+    settings: SessionSettings
+    open: dict[NodeId, NodeSession] = field(default_factory=dict)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until the worker closes its reports, or cancelled. Reports started once the node has joined.
+    async def run_session(
+        self,
+        hello: Hello,
+        to_worker: trio.MemorySendChannel[ToWorker],
+        from_worker: trio.MemoryReceiveChannel[FromWorker],
+        *,
+        ends_with_gateway: bool = False,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """The whole life of one session. Reports started once the node has joined.
 
-        Raises `RegistryError` when joining fails.
+        `ends_with_gateway`: the worker is part of this process, so the end of the session is the end of its replicas.
+        Raises `RegistryError` when joining fails, `SessionOver`.
         """
-        self._number = await self.registry.join_node(self.hello, self.gateway_id)
-        task_status.started()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._run_desired)
-                await self._run_reports()
-                nursery.cancel_scope.cancel()
-        finally:
-            with trio.move_on_after(LEAVE_SECONDS, shield=True):
-                await self._leave()
-
-    async def _run_desired(self) -> None:
-        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing.
-
-        Not before the view shows this agent's start: until then it lists replicas that ended with the one before.
-        """
-        sent: DesiredSet | None = None
-        view = self.views.current
-        while not self._has_joined(view):
-            view = await self.views.wait_change(view)
-        while True:
-            current = desired_set(view.state, self.hello.node_id, self.epoch(), self.token_of)
-            if current != sent:
-                await self.desired.send(current)
-                sent = current
-            view = await self.views.wait_change(view)
-
-    def _has_joined(self, view: RoutingView) -> bool:
-        node = view.state.nodes.get(self.hello.node_id)
-        return node is not None and node.boot_id == self.hello.boot_id
-
-    async def _run_reports(self) -> None:
-        async for first in self.reports:
-            batch = [first]
-            while len(batch) < REPORTS_MAX:
-                try:
-                    batch.append(self.reports.receive_nowait())
-                except (trio.WouldBlock, trio.EndOfChannel):
-                    break
-            await self._write(batch)
-
-    async def _write(self, batch: list[Report]) -> None:
-        while True:
+        number = await self.settings.registry.join_node(hello, self.settings.gateway_id)
+        session = NodeSession(hello, number, self.settings, to_worker, from_worker)
+        with self._holding(session):
+            task_status.started()
+            log.info("node.session_begins", node=hello.name, session=number)
             try:
-                if not await self.registry.observe(self.hello.node_id, self._number, batch):
-                    log.warning("session.superseded", node=self.hello.name, session=self._number)
-                return
-            except RegistryError as error:
-                log.warning("session.report_not_written", node=self.hello.name, error=str(error))
-                await trio.sleep(RETRY_SECONDS)
+                with session.superseded:
+                    await session.run()
+            finally:
+                with trio.move_on_after(LEAVE_SECONDS, shield=True):
+                    await self._leave(session, gone=ends_with_gateway or session.leaving)
+        if session.superseded.cancelled_caught:
+            raise SessionOver("a newer session of this node has begun")
 
-    async def _leave(self) -> None:
+    @contextmanager
+    def _holding(self, session: NodeSession) -> Iterator[None]:
+        if (older := self.open.get(session.node_id)) is not None:
+            older.superseded.cancel()
+        self.open[session.node_id] = session
+        self.settings.node_changed()
         try:
-            await self.registry.leave_node(self.hello.node_id, self._number, NodeStatus.OFFLINE)
+            yield
+        finally:
+            if self.open.get(session.node_id) is session:
+                del self.open[session.node_id]
+            self.settings.node_changed()
+
+    async def _leave(self, session: NodeSession, *, gone: bool) -> None:
+        """A worker that said goodbye is offline at once; one whose session broke stays what it was for now."""
+        link = NodeStatus.OFFLINE if gone else None
+        try:
+            await self.settings.registry.mark_node(session.node_id, session.number, link, ended=True)
         except RegistryError as error:
-            log.warning("session.leave_not_written", node=self.hello.name, error=str(error))
+            log.warning("session.end_not_written", node=session.node_id, error=str(error))
+        log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
+
+    @asynccontextmanager
+    async def open_tail(
+        self, node_id: NodeId, replica_id: ReplicaId, lines: int, *, follow: bool
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk] | None]:
+        """The output of a replica's backend as it comes. None: the node has no session at this gateway."""
+        session = self.open.get(node_id)
+        if session is None:
+            yield None
+            return
+        async with session.tails.open(replica_id, lines, follow=follow) as chunks:
+            yield chunks

@@ -6,6 +6,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from gateway.domain.capacity import UNKNOWN, Capacity
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
@@ -13,24 +14,48 @@ from gateway.domain.model_spec import NOTHING, ModelSpec
 
 class NodeStatus(StrEnum):
     PENDING = "pending"
+    """Waits for an admin's approval."""
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
+    """Not heard of for `stale_after`."""
     DRAINING = "draining"
+    """Finishes what it has and takes nothing new."""
     OFFLINE = "offline"
+    """Has left, or was not heard of for long."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A machine with a worker agent."""
+    """A machine with a worker agent.
+
+    Two writers: `link` is what the holder of its session sees, `approved` and `draining` are an admin's wishes, which
+    outlive sessions. What follows for everybody else is `status`.
+    """
 
     id: NodeId
     name: str
     boot_id: BootId
-    status: NodeStatus
+    link: NodeStatus
+    """Any but `pending`; `draining` when the worker itself says that it leaves."""
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
     free_vram_bytes: int | None = None
-    """None: unknown, which is no constraint."""
+    """Within the node's budget (`capacity.free_vram_bytes`). None: unknown, which is no constraint."""
+    approved: bool = True
+    draining: bool = False
+    capacity: Capacity = UNKNOWN
+    since: float = 0.0
+    """When `link` last changed: seconds of the registry's clock."""
+    session: int = 0
+    """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
+
+    @property
+    def status(self) -> NodeStatus:
+        if not self.approved:
+            return NodeStatus.PENDING
+        if self.draining and self.link is NodeStatus.HEALTHY:
+            return NodeStatus.DRAINING
+        return self.link
 
 
 @dataclass(frozen=True)

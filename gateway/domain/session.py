@@ -1,15 +1,48 @@
-"""What a gateway and a worker tell each other: the desired set one way, reports the other.
+"""What a gateway and a worker tell each other in a session, as records.
+
+| from the worker | when                                                                         |
+|-----------------|------------------------------------------------------------------------------|
+| `Hello`         | first, once: who it is, what it has, every replica that it knows of          |
+| `Report`        | one replica's state has changed                                              |
+| `Heartbeat`     | every `heartbeat` seconds, so that silence means something (H8)              |
+| `Capacity`      | what is free has changed noticeably                                          |
+| `Leaving`       | the worker was told to stop: it drains its replicas and takes no new one     |
+| `LogChunk`      | lines of a backend's output that a `TailLogs` asked for                      |
+
+| from the gateway | when                                                                        |
+|------------------|-----------------------------------------------------------------------------|
+| `DesiredSet`     | first, and whenever it has changed                                          |
+| `Heartbeat`      | every `heartbeat` seconds                                                   |
+| `TailLogs`       | somebody wants to see the output of a replica's backend                     |
+| `EndTail`        | nobody does any more                                                        |
 
 Level-triggered: each `DesiredSet` is complete, so losing one costs time and not correctness. The embedded worker
-receives these records over a memory channel; a worker on another machine will receive them over its session.
+exchanges these records over memory channels, a worker on another machine over its session's gRPC stream (link/).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
+from gateway.domain.capacity import ALL_VRAM, UNKNOWN, Capacity, VramBudget
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
+
+
+@dataclass(frozen=True)
+class Report:
+    """One replica's state changed. Complete: a report that was overtaken by a later one is not missed."""
+
+    replica_id: ReplicaId
+    observed: Observed
+    address: Address | None = None
+    pid: int | None = None
+    parallel: int | None = None
+    """As the backend says, when it does."""
+    exit_code: int | None = None
+    error: str | None = None
+    """For `failed` and unexpected `gone`: one sentence with the cause, then the last lines of the process's stderr."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +54,31 @@ class Hello:
     boot_id: BootId
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
-    free_vram_bytes: int | None = None
+    capacity: Capacity = UNKNOWN
+    vram_budget: VramBudget = ALL_VRAM
+    replicas: tuple[Report, ...] = ()
+    """The newest report of each replica that this agent has or had, so that a session that broke loses none (H10)."""
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """Nothing has changed."""
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """The worker drains and ends. What runs goes on until its requests are done."""
+
+
+@dataclass(frozen=True)
+class LogChunk:
+    """Lines for one tail, oldest first. `ended`: no more will come, since the process is gone or was never here."""
+
+    tail: int
+    lines: tuple[str, ...]
+    skipped: int = 0
+    """Lines left out before these, because they came faster than they could be sent."""
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,15 +100,33 @@ class DesiredSet:
 
 
 @dataclass(frozen=True)
-class Report:
-    """One replica's state changed."""
+class TailLogs:
+    """Send the last `lines` lines of the replica's output, then, if `follow`, every further one, as `LogChunk`s."""
 
+    tail: int
+    """Chosen by the gateway; names this tail within the session."""
     replica_id: ReplicaId
-    observed: Observed
-    address: Address | None = None
-    pid: int | None = None
-    parallel: int | None = None
-    """As the backend says, when it does."""
-    exit_code: int | None = None
-    error: str | None = None
-    """For `failed` and unexpected `gone`: one sentence with the cause, then the last lines of the process's stderr."""
+    lines: int
+    follow: bool
+
+
+@dataclass(frozen=True)
+class EndTail:
+    tail: int
+
+
+FromWorker: TypeAlias = Report | Heartbeat | Capacity | Leaving | LogChunk
+"""What follows a `Hello`."""
+ToWorker: TypeAlias = DesiredSet | Heartbeat | TailLogs | EndTail
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A worker asks to join, over HTTP, before its first session."""
+
+    name: str
+    boot_id: BootId
+    node_id: NodeId | None = None
+    """Of an earlier registration, if the worker has proved with its old credential that it is that node."""
+    approved: bool = True
+    """Whether a node that was unknown so far may serve at once."""

@@ -9,9 +9,11 @@ from itertools import chain
 import trio
 
 from gateway.domain.cluster import ClusterState, Demand
-from gateway.domain.ids import GatewayId
-from gateway.registry.store import After, Clock, Decision, Outcome, Store
-from gateway.registry.tables import EVENTS_KEPT, Event, Tables, difference
+from gateway.domain.ids import GatewayId, new_id
+from gateway.registry.changes import difference
+from gateway.registry.protocol import Event
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Store
+from gateway.registry.tables import EVENTS_KEPT, Tables
 
 
 @asynccontextmanager
@@ -19,15 +21,16 @@ async def open_memory_registry(
     url: str = "memory:",  # noqa: ARG001 - opened like every other store
     *,
     clock: Clock = time.time,
+    make_id: MakeId = new_id,
 ) -> AsyncIterator["MemoryRegistry"]:
-    yield MemoryRegistry(clock)
+    yield MemoryRegistry(clock, make_id)
 
 
 class MemoryRegistry(Store):
     """No threads and no files: under a `MockClock`, hours pass in milliseconds. A method is one statement."""
 
-    def __init__(self, clock: Clock = time.time) -> None:
-        super().__init__(clock)
+    def __init__(self, clock: Clock = time.time, make_id: MakeId = new_id) -> None:
+        super().__init__(clock, make_id=make_id)
         self._tables = Tables()
         self._demand: dict[GatewayId, tuple[Demand, ...]] = {}
         self._events = deque[Event](maxlen=EVENTS_KEPT)

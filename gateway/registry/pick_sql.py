@@ -15,7 +15,7 @@ the registry knows:
 | free VRAM                 | the node's column; NULL, unknown, counts as none                          |
 | chance                    | no: the replica's id decides, so one state has one answer                 |
 
-`pick_statement` is SQL that SQLite and PostgreSQL both understand, up to the placeholder and the two JSON conditions
+`pick_statement` is SQL that SQLite and PostgreSQL both understand, up to the placeholder and the three JSON conditions
 that it is given. It takes no locks: whoever picks under concurrency has to serialise the picks of a model first,
 because a database does not sort again after it waited for a row (R3).
 """
@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.registry.rows import SPEC_KEYS
+from gateway.registry.rows import BUDGET_KEYS, SAID_KEYS, SPEC_KEYS
 from gateway.registry.sqlite_file import Transaction
 
 
@@ -35,11 +35,12 @@ class Picked(NamedTuple):
     """False: it is the best of those that are all taken, and nothing may be bound to it now."""
 
 
-def pick_statement(model: str, spec_is_readable: str, selector_matches: str) -> str:
+def pick_statement(model: str, spec_is_readable: str, node_is_readable: str, selector_matches: str) -> str:
     """The SELECT of the best replica, as (id, has_free_slot); no row if none is routable.
 
     model             -- the placeholder of the model's name
     spec_is_readable  -- whether this version understands the model `m`, see `rows.model_from_row`
+    node_is_readable  -- whether it understands what is said of the node `n`, see `rows.node_from_row`
     selector_matches  -- whether the labels of the node `n` are readable, and all that the selector of `m` asks for
     """
     return f"""
@@ -50,11 +51,14 @@ def pick_statement(model: str, spec_is_readable: str, selector_matches: str) -> 
         LEFT JOIN leases AS l ON l.replica_id = r.id
         WHERE r.model = {model}
           AND r.revision = m.revision
-          AND n.status = '{NodeStatus.HEALTHY}'
+          AND n.link = '{NodeStatus.HEALTHY}'
+          AND n.approved
+          AND NOT n.draining
           AND r.desired = '{Desired.RUN}'
           AND r.observed = '{Observed.READY}'
           AND r.address IS NOT NULL
           AND {spec_is_readable}
+          AND {node_is_readable}
           AND {selector_matches}
         GROUP BY r.id, n.id
         ORDER BY
@@ -78,6 +82,20 @@ _SPEC_IS_READABLE: Final = f"""
       AND NOT EXISTS (SELECT 1 FROM json_each(m.spec) AS given WHERE given.key NOT IN {tuple(sorted(SPEC_KEYS))})
     END
 """  # noqa: S608 - constants only
+# The type is asked for because a newer SQLite shows what is no object (a budget of null) under a key of its own.
+_NODE_IS_READABLE: Final = " AND ".join(
+    f"""
+    CASE WHEN json_valid(n.{column}) THEN
+      json_type(n.{column}) = 'object'
+      AND NOT EXISTS (SELECT 1 FROM json_each(n.{column}) AS given WHERE given.key NOT IN {tuple(sorted(SAID_KEYS))})
+      AND NOT EXISTS (
+        SELECT 1 FROM json_each(n.{column}, '$.vram_budget') AS given
+        WHERE json_type(n.{column}, '$.vram_budget') = 'object' AND given.key NOT IN {tuple(sorted(BUDGET_KEYS))}
+      )
+    END
+    """  # noqa: S608 - constants only
+    for column in ("declared", "overrides")
+)
 _SELECTOR_MATCHES: Final = """
     CASE WHEN json_valid(m.spec) AND json_valid(n.labels) THEN
       json_type(n.labels) = 'object'
@@ -91,7 +109,7 @@ _SELECTOR_MATCHES: Final = """
     END
 """
 
-PICK: Final = pick_statement("?", _SPEC_IS_READABLE, _SELECTOR_MATCHES)
+PICK: Final = pick_statement("?", _SPEC_IS_READABLE, _NODE_IS_READABLE, _SELECTOR_MATCHES)
 """For SQLite."""
 
 

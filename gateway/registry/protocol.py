@@ -1,15 +1,16 @@
 """The registry's contract, kept by every store alike and checked by one suite (tests/contract/test_registry.py)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Replica
+from gateway.domain.capacity import Capacity, VramBudget
+from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired
-from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello, Report
+from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.session import Hello, Registration, Report
 
 
 class RegistryError(Exception):
@@ -20,8 +21,36 @@ class RegistryLocked(RegistryError):
     """Another gateway process holds this embedded registry."""
 
 
+class NameTaken(RegistryError):
+    """Another node has the name; the message says which."""
+
+
+class NotRegistered(RegistryError):
+    """The worker has to register (again) before a session can begin."""
+
+
 class StaleEpoch(RegistryError):
     """This gateway is not the leader any more: nothing was written, and it must stop planning (L13)."""
+
+
+@dataclass(frozen=True)
+class NodeEdit:
+    """What an admin changes of a node; None leaves it. An override replaces the whole earlier one; an empty one takes
+    it back, and what the worker says counts again."""
+
+    approved: bool | None = None
+    draining: bool | None = None
+    overrides: "NodeOverrides | None" = None
+
+
+@dataclass(frozen=True)
+class NodeOverrides:
+    """What an admin says of a node instead of its worker."""
+
+    labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    """Laid over the worker's."""
+    max_replicas_per_model: int | None = None
+    vram_budget: VramBudget | None = None
 
 
 @dataclass(frozen=True)
@@ -43,6 +72,19 @@ class ControlWrite:
 
     def __bool__(self) -> bool:
         return bool(self.place or self.desire or self.forget or self.failures)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line of the audit trail."""
+
+    at: float
+    """Seconds of the registry's clock."""
+    kind: str
+    """`<table>.<what happened>`, such as `replica.observed`."""
+    subject: str
+    """Name of the model, id of the node, replica or gateway."""
+    detail: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +117,9 @@ class Registry(Protocol):
 
     async def read_state(self) -> ClusterState: ...
 
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        """The last `newest` lines of the audit trail, the newest first. Older ones are deleted."""
+
     async def wait_newer(self, version: int) -> None:
         """Returns as soon as the state's version is above `version`: at once if it is already."""
 
@@ -83,14 +128,43 @@ class Registry(Protocol):
         `file`, and leaves those with source `api` alone unless a file model takes the name. The load failure of a
         model whose revision changes, and of a removed one, is forgotten. Replicas are left to the planner."""
 
-    async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
-        """A worker's session begins: the node becomes healthy and this gateway holds its session. Returns the session
-        number, which grows with each session of the node. With a new boot id, the node's replicas become `gone` (a
-        restarted agent has no processes: a boot id stands in for the exit reports that can never come). Raises when
-        another node has the name."""
+    async def register_node(self, registration: Registration) -> Node:
+        """A worker asks to join. Returns its node, whose id it has to use from now on. Nothing is healthy by this
+        alone.
 
-    async def leave_node(self, node_id: NodeId, session: int, status: NodeStatus) -> bool:
-        """A session ends; the node becomes `status`. False: a newer session has taken over, nothing was written."""
+        - With `node_id` (proved): that node, made if need be, with this name.
+        - Without: the node of that name if it is offline and so nobody's at present; else a new one.
+        - With a boot id that is not the stored one the earlier agent is over: its replicas become `gone` (a restarted
+          agent has no processes), its session is superseded, the node is offline until a session begins. With the
+          stored one nothing changes (H10).
+        - A new node is approved if the registration says so; a known one stays what it was. An admin's wish to drain
+          outlives the worker's restart.
+
+        Raises `NameTaken` when another node has the name and is not offline, or when the node is to be known by
+        `node_id` and another one has the name."""
+
+    async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
+        """A worker's session begins: the node's link becomes healthy, it is known with what `hello` says, and this
+        gateway holds its session. Returns the session number, which grows with each session of the node. Its name is
+        the one that it was registered with.
+
+        Replicas are not touched: `hello.replicas` are for `observe`. Raises `NotRegistered` when there is no such node
+        or it has another boot id."""
+
+    async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
+        """What the holder of the session sees of the node; None leaves it. `ended`: nobody holds a session any more.
+        False: `session` is not the node's newest, or it has ended and would make the node healthy again; nothing was
+        written (H9)."""
+
+    async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
+        """What the node has now. False: `session` is not the node's newest; nothing was written (H9)."""
+
+    async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
+        """An admin's wishes. They outlive sessions and restarts of the worker. False: no such node."""
+
+    async def remove_node(self, node_id: NodeId) -> bool:
+        """Forgets the node and its replicas: it stands in for the exit reports that can never come. False: no such
+        node."""
 
     async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
         """Writes what a worker reports. False when `session` is not the node's newest: nothing was written.

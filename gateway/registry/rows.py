@@ -3,12 +3,14 @@
 A row written by a newer gateway may hold what this one does not know. It is then read as something no request is
 routed to and nothing is thrown away for, and it is never an exception:
 
-| unknown              | read as                                                                       |
-|----------------------|-------------------------------------------------------------------------------|
-| `Desired`            | `drain`: no new request, open ones finish                                     |
-| `Observed`           | `draining`: it may still have a process, so it is neither final nor coming up |
-| `NodeStatus`, labels | `unhealthy`, no labels: gets nothing new, keeps its session number            |
-| a model's spec       | None: the row stays, the model is in no state (`Tables.unreadable`)           |
+| unknown                     | read as                                                                       |
+|-----------------------------|-------------------------------------------------------------------------------|
+| `Desired`                   | `drain`: no new request, open ones finish                                     |
+| `Observed`                  | `draining`: it may still have a process, so it is neither final nor coming up |
+| link, labels, `Declared`    | `unhealthy`, nothing said: gets nothing new, keeps its session number         |
+| `NodeOverrides`             | none, and not approved: an admin has to say again what counts                 |
+| `Capacity`                  | `UNKNOWN`; a part that only a newer version has is left out                   |
+| a model's spec              | None: the row stays, the model is in no state (`Tables.unreadable`)           |
 """
 
 import json
@@ -20,21 +22,29 @@ from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from gateway.domain.capacity import UNKNOWN, Capacity, VramBudget
 from gateway.domain.cluster import Demand, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.registry.tables import ModelRow, NodeRow
+from gateway.registry.protocol import NodeOverrides
+from gateway.registry.tables import Declared, ModelRow, NodeRow
 
 SqlValue = str | int | float | None
 State = TypeVar("State", bound=StrEnum)
+Said = TypeVar("Said", Declared, NodeOverrides)
 
 MODEL_COLUMNS: Final = ("name", "source", "revision", "spec", "failure_cause", "failure_attempts", "failure_retry_at")
-NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "session", "gateway_id")
+NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "gateway_id", "declared", "overrides")
 REPLICA_COLUMNS: Final = tuple(field.name for field in fields(Replica))
 DEMAND_COLUMNS: Final = tuple(field.name for field in fields(Demand))
 
 SPEC_KEYS: Final = frozenset(field.name for field in fields(ModelSpec)) - {"name", "source"}
+SAID_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
+BUDGET_KEYS: Final = frozenset(field.name for field in fields(VramBudget))
 _SPEC: Final = TypeAdapter(ModelSpec)
+_CAPACITY: Final = TypeAdapter(Capacity)
+_DECLARED: Final = TypeAdapter(Declared)
+_OVERRIDES: Final = TypeAdapter(NodeOverrides)
 
 
 class SqlRow(Protocol):
@@ -49,7 +59,7 @@ def model_to_row(row: ModelRow) -> dict[str, SqlValue]:
         "name": spec.name,
         "source": spec.source,
         "revision": spec.revision,
-        "spec": json.dumps({key: _plain(getattr(spec, key)) for key in sorted(SPEC_KEYS)}),
+        "spec": _json({key: getattr(spec, key) for key in sorted(SPEC_KEYS)}),
         "failure_cause": failure.cause if failure else None,
         "failure_attempts": failure.attempts if failure else None,
         "failure_retry_at": failure.retry_at if failure else None,
@@ -78,15 +88,43 @@ def _failure_from_row(row: SqlRow) -> LoadFailure | None:
 
 def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
     plain = {field.name: getattr(row.node, field.name) for field in fields(Node)}
-    return {**plain, "labels": json.dumps(dict(row.node.labels)), "session": row.session, "gateway_id": row.gateway_id}
+    written = {"labels": row.node.labels, "capacity": row.node.capacity}
+    said = {"declared": row.declared, "overrides": row.overrides}
+    return {**plain, "gateway_id": row.gateway_id, **{key: _json(value) for key, value in {**written, **said}.items()}}
 
 
 def node_from_row(row: SqlRow) -> NodeRow:
-    plain = {field.name: row[field.name] for field in fields(Node)}
     labels = _labels(row["labels"])
-    status = NodeStatus.UNHEALTHY if labels is None else _known(NodeStatus, row["status"], NodeStatus.UNHEALTHY)
-    node = Node(**{**plain, "labels": labels or NOTHING, "status": status})
-    return NodeRow(node, row["session"], row["gateway_id"])
+    declared, overrides = _said(_DECLARED, row["declared"]), _said(_OVERRIDES, row["overrides"])
+    is_readable = labels is not None and declared is not None
+    read = {
+        "link": _known(NodeStatus, row["link"], NodeStatus.UNHEALTHY) if is_readable else NodeStatus.UNHEALTHY,
+        "labels": labels or NOTHING,
+        "approved": bool(row["approved"]) and overrides is not None,
+        "draining": bool(row["draining"]),
+        "capacity": _capacity(row["capacity"]),
+    }
+    node = Node(**{**{field.name: row[field.name] for field in fields(Node)}, **read})
+    return NodeRow(node, row["gateway_id"], declared or Declared(), overrides or NodeOverrides())
+
+
+def _capacity(text: str) -> Capacity:
+    try:
+        return _CAPACITY.validate_python(json.loads(text))
+    except (ValidationError, TypeError, ValueError):
+        return UNKNOWN
+
+
+def _said(kind: TypeAdapter[Said], text: str) -> Said | None:
+    """None: this version can't read it. One key it does not know is enough: who said it wanted it to count."""
+    try:
+        stored = json.loads(text)
+        said = kind.validate_python(stored)
+    except (ValidationError, TypeError, ValueError):
+        return None
+    if not SAID_KEYS.issuperset(stored) or not BUDGET_KEYS.issuperset(stored.get("vram_budget") or ()):
+        return None
+    return replace(said, labels=MappingProxyType(said.labels))
 
 
 def _labels(text: str) -> Mapping[str, str] | None:
@@ -123,5 +161,9 @@ def _known(states: type[State], value: str, otherwise: State) -> State:
         return otherwise
 
 
-def _plain(value: object) -> object:
-    return dict(value) if isinstance(value, Mapping) else value
+def _json(value: object) -> str:
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> object:  # noqa: ANN401 - a mapping or a record
+    return dict(value) if isinstance(value, Mapping) else vars(value)

@@ -15,11 +15,13 @@ import structlog
 import trio
 
 from gateway.domain.cluster import ClusterState, Demand
-from gateway.domain.ids import GatewayId
+from gateway.domain.ids import GatewayId, new_id
 from gateway.registry import rows
+from gateway.registry.changes import Changes, difference
+from gateway.registry.protocol import Event
 from gateway.registry.sqlite_file import SqliteFile, Transaction, database_path
-from gateway.registry.store import After, Clock, Decision, Outcome, Store
-from gateway.registry.tables import EVENTS_KEPT, Changes, Event, Leadership, Tables, difference
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Store
+from gateway.registry.tables import EVENTS_KEPT, Leadership, Tables
 
 Result = TypeVar("Result")
 log = structlog.get_logger()
@@ -43,7 +45,9 @@ TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events
 
 
 @asynccontextmanager
-async def open_sqlite_registry(url: str, *, clock: Clock = time.time) -> AsyncIterator["SqliteRegistry"]:
+async def open_sqlite_registry(
+    url: str, *, clock: Clock = time.time, make_id: MakeId = new_id
+) -> AsyncIterator["SqliteRegistry"]:
     """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
 
     The rows of a gateway that was killed are taken over as they are; only its demand and its leases are dropped, since
@@ -56,7 +60,7 @@ async def open_sqlite_registry(url: str, *, clock: Clock = time.time) -> AsyncIt
         version, unreadable = await trio.to_thread.run_sync(_take_over, file)
         if unreadable:
             log.warning("models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway")
-        yield SqliteRegistry(file, clock, version)
+        yield SqliteRegistry(file, clock, version, make_id)
     finally:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             await trio.to_thread.run_sync(file.close)
@@ -65,8 +69,8 @@ async def open_sqlite_registry(url: str, *, clock: Clock = time.time) -> AsyncIt
 class SqliteRegistry(Store):
     """See `open_sqlite_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
 
-    def __init__(self, file: SqliteFile, clock: Clock, version: int) -> None:
-        super().__init__(clock, version)
+    def __init__(self, file: SqliteFile, clock: Clock, version: int, make_id: MakeId = new_id) -> None:
+        super().__init__(clock, version, make_id)
         self._file = file
         self._one_transaction = trio.CapacityLimiter(1)
 
@@ -143,6 +147,7 @@ def _tables(transaction: Transaction) -> Tables:
 def _write(transaction: Transaction, changes: Changes) -> None:
     transaction.write("DELETE FROM models WHERE name = :key", _keys(changes.removed_models))
     transaction.write("DELETE FROM replicas WHERE id = :key", _keys(changes.removed_replicas))
+    transaction.write("DELETE FROM nodes WHERE id = :key", _keys(changes.removed_nodes))
     transaction.write(PUT_MODEL, [rows.model_to_row(row) for row in changes.models])
     transaction.write(PUT_NODE, [rows.node_to_row(row) for row in changes.nodes])
     transaction.write(PUT_REPLICA, [rows.replica_to_row(replica) for replica in changes.replicas])

@@ -8,16 +8,19 @@ from typing import Generic, TypeAlias, TypeVar
 
 import trio
 
-from gateway.domain.cluster import ClusterState, Demand, NodeStatus
-from gateway.domain.ids import GatewayId, NodeId
+from gateway.domain.capacity import Capacity
+from gateway.domain.cluster import ClusterState, Demand, Node, NodeStatus
+from gateway.domain.ids import GatewayId, NodeId, new_id
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello, Report
-from gateway.registry import writes
-from gateway.registry.protocol import ControlWrite, RegistryStatistics
-from gateway.registry.tables import Event, Tables
+from gateway.domain.session import Hello, Registration, Report
+from gateway.registry import node_writes, writes
+from gateway.registry.protocol import ControlWrite, Event, NodeEdit, RegistryStatistics
+from gateway.registry.tables import Tables
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since the epoch. A store may ask it on any thread."""
+MakeId: TypeAlias = Callable[[], str]
+"""An id that nobody else has."""
 
 After = TypeVar("After", bound=Tables | None)
 """The rows to store; None where a write may be refused."""
@@ -35,8 +38,9 @@ class Outcome(Generic[After]):
 class Store(ABC):
     """A `Registry` (its contract is in protocol.py) whose rows only this process writes."""
 
-    def __init__(self, clock: Clock, version: int = 0) -> None:
+    def __init__(self, clock: Clock, version: int = 0, make_id: MakeId = new_id) -> None:
         self._clock = clock
+        self._make_id = make_id
         self._version = version
         self._grown = trio.Event()
         self._statements = Counter[str]()
@@ -68,12 +72,39 @@ class Store(ABC):
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
         await self._transact("declare_models", lambda tables, _: writes.declared(tables, specs))
 
-    async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
-        outcome = await self._transact("join_node", lambda tables, now: writes.joined(tables, hello, gateway_id, now))
-        return outcome.after.nodes[hello.node_id].session
+    async def register_node(self, registration: Registration) -> Node:
+        fresh = NodeId(self._make_id())
+        outcome = await self._transact(
+            "register_node", lambda tables, now: node_writes.registered(tables, registration, fresh, now)
+        )
+        row = node_writes.node_named(outcome.after, registration.name)
+        assert row is not None  # noqa: S101 - it is registered
+        return row.node
 
-    async def leave_node(self, node_id: NodeId, session: int, status: NodeStatus) -> bool:
-        outcome = await self._transact("leave_node", lambda tables, _: writes.left(tables, node_id, session, status))
+    async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
+        outcome = await self._transact(
+            "join_node", lambda tables, now: node_writes.joined(tables, hello, gateway_id, now)
+        )
+        return outcome.after.nodes[hello.node_id].node.session
+
+    async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
+        outcome = await self._transact(
+            "mark_node", lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now)
+        )
+        return outcome.after is not None
+
+    async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
+        outcome = await self._transact(
+            "note_capacity", lambda tables, _: node_writes.noted(tables, node_id, session, capacity)
+        )
+        return outcome.after is not None
+
+    async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
+        outcome = await self._transact("edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit))
+        return outcome.after is not None
+
+    async def remove_node(self, node_id: NodeId) -> bool:
+        outcome = await self._transact("remove_node", lambda tables, _: node_writes.removed(tables, node_id))
         return outcome.after is not None
 
     async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:

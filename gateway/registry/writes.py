@@ -1,19 +1,21 @@
 """What each write of the registry means: pure functions from the stored rows to the rows that should be stored.
 
 Every store reads rows, asks a function of this module, and writes the difference in the same transaction, so the
-meaning of a write exists once. None as a result: the write is refused, nothing changes.
+meaning of a write exists once. None as a result: the write is refused, nothing changes. Nodes are in node_writes.py.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from gateway.domain.cluster import Demand, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.cluster import Demand, LoadFailure, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
-from gateway.domain.lifecycle import FINAL, Observed, may_follow
+from gateway.domain.lifecycle import may_follow
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello, Report
-from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
-from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+from gateway.domain.session import Report
+from gateway.registry.node_writes import held
+from gateway.registry.protocol import ControlWrite, StaleEpoch
+from gateway.registry.tables import Leadership, ModelRow, Tables
+from gateway.registry.texts import storable
 
 REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
 
@@ -34,57 +36,12 @@ def _redeclared(old: ModelRow | None, spec: ModelSpec) -> ModelRow:
     return ModelRow(spec, old.failure if old is not None and same_revision else None)
 
 
-def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> Tables:
-    """The node is healthy and has a new session. Raises `RegistryError` when another node has its name."""
-    for row in tables.nodes.values():
-        if row.node.name == hello.name and row.node.id != hello.node_id:
-            raise RegistryError(
-                f"node name {hello.name!r} belongs to node {row.node.id}; give this worker another name"
-            )
-    old = tables.nodes.get(hello.node_id)
-    node = Node(
-        id=hello.node_id,
-        name=hello.name,
-        boot_id=hello.boot_id,
-        status=NodeStatus.HEALTHY,
-        labels=hello.labels,
-        max_replicas_per_model=hello.max_replicas_per_model,
-        free_vram_bytes=hello.free_vram_bytes,
-    )
-    session = old.session + 1 if old else 1
-    restarted = old is not None and old.node.boot_id != hello.boot_id
-    return replace(
-        tables,
-        nodes={**tables.nodes, node.id: NodeRow(node, session, gateway_id)},
-        replicas=_processes_lost(tables.replicas.values(), node.id, now) if restarted else tables.replicas,
-    )
-
-
-def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) -> dict[ReplicaId, Replica]:
-    return {
-        replica.id: replace(replica, observed=Observed.GONE, since=now)
-        if replica.node_id == node_id and replica.observed not in FINAL
-        else replica
-        for replica in replicas
-    }
-
-
-def left(tables: Tables, node_id: NodeId, session: int, status: NodeStatus) -> Tables | None:
-    """The session has ended and nobody holds the node. None: the session is not the node's newest (H9)."""
-    row = tables.nodes.get(node_id)
-    if row is None or row.session != session:
-        return None
-    ended = NodeRow(replace(row.node, status=status), session, gateway_id=None)
-    return replace(tables, nodes={**tables.nodes, node_id: ended})
-
-
 def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float) -> Tables | None:
     """The reports, in order, are written over what is stored. None: the session is not the node's newest (H9).
 
     A node speaks for its own replicas only: a report about another node's replica is one about an unknown replica.
     """
-    row = tables.nodes.get(node_id)
-    if row is None or row.session != session:
+    if held(tables, node_id, session) is None:
         return None
     replicas = dict(tables.replicas)
     for report in reports:
@@ -97,7 +54,7 @@ def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Re
 def _reported(replica: Replica, report: Report, now: float) -> Replica:
     told = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
     if report.error is not None:
-        told["error"] = _storable(report.error)
+        told["error"] = storable(report.error)
     since = replica.since if replica.observed == report.observed else now
     return replace(replica, observed=report.observed, since=since, **told)
 
@@ -153,9 +110,4 @@ def demanded(gateway_id: GatewayId, demand: Sequence[Demand]) -> tuple[Demand, .
 
 
 def _storable_failure(failure: LoadFailure | None) -> LoadFailure | None:
-    return failure and replace(failure, cause=_storable(failure.cause))
-
-
-def _storable(text: str) -> str:
-    """The text of a dying process may hold bytes that are no text (lone surrogates), and no database takes those."""
-    return text.encode(errors="replace").decode()
+    return failure and replace(failure, cause=storable(failure.cause))

@@ -46,13 +46,17 @@ def why_not_routable(replica: Replica, node: Node | None, spec: ModelSpec | None
         return "its model's spec has changed since it was loaded"
     if node is None or node.status is not NodeStatus.HEALTHY:
         return f"its node is {node.status if node else 'unknown'}"
-    if any(node.labels.get(label) != value for label, value in spec.selector.items()):
+    if not matches_selector(node, spec):
         return "its node does not match the model's selector"
     if replica.desired is not Desired.RUN:
         return f"it is to {replica.desired}"
     if replica.observed is not Observed.READY or replica.address is None:
         return f"it is {replica.observed}"
     return None
+
+
+def matches_selector(node: Node, spec: ModelSpec) -> bool:
+    return all(node.labels.get(label) == value for label, value in spec.selector.items())
 
 
 def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> RoutingView:

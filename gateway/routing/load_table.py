@@ -74,7 +74,7 @@ class LoadTable:
         self._turns: dict[tuple[ModelName, str], int] = {}
         """When each caller got its last lease of a model, counted in leases. Callers are keys of the configuration."""
         self.on_release: Callable[[ModelName], None] = lambda _model: None
-        """Called after a lease ended, when its slot is free already. Set once, by admission."""
+        """Called when a slot has become free, or free slots have become good again. Set once, by admission."""
 
     def use_of(self, replica_id: ReplicaId) -> ReplicaUse:
         use = self._uses.get(replica_id)
@@ -144,13 +144,14 @@ class LoadTable:
         use.failures += 1
         use.expiries.append(now + seconds)
 
-    def note_success(self, replica_id: ReplicaId) -> None:
-        """It answered: its past is forgiven."""
-        use = self.use_of(replica_id)
+    def note_success(self, candidate: Candidate) -> None:
+        """It answered: its past is forgiven, and its free slots are as good as any from now on."""
+        use = self.use_of(candidate.replica_id)
         use.failures = use.refusals = 0
         use.busy_until = NEVER
         if use.expiries:
             use.expiries = []
+            self.on_release(candidate.model)
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
         """Forgets replicas that are not in the fleet any more and have no lease here."""

@@ -99,7 +99,7 @@ class ProbeCache:
     async def _hold(self, lease: Lease, target: Target) -> None:
         with lease:
             with trio.move_on_after(HOLD_SECONDS_MAX):
-                while await self._shared_probe(target) is ProbeOutcome.BUSY:  # noqa: ASYNC110 - another machine's event
+                while await self.ask(target) is ProbeOutcome.BUSY:  # noqa: ASYNC110 - another machine's event
                     await trio.sleep(HOLD_PAUSE_SECONDS)
 
     async def check(self, target: Target) -> ProbeOutcome:
@@ -112,9 +112,10 @@ class ProbeCache:
         if now < known.busy_until:
             self._hits += 1
             return ProbeOutcome.BUSY
-        return await self._shared_probe(target)
+        return await self.ask(target)
 
-    async def _shared_probe(self, target: Target) -> ProbeOutcome:
+    async def ask(self, target: Target) -> ProbeOutcome:
+        """What a probe says now, whatever is known: one that is under way, or a new one. Never raises."""
         running = self._running.get(target.replica_id)
         if running is None:
             running = self._running[target.replica_id] = _Running()

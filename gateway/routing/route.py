@@ -43,7 +43,7 @@ class Passage:
     def note_progress(self, *, done: bool) -> None:
         """The backend answered something: a proof of life. `done`: it was the last thing."""
         self.probes.note_alive(self.target.replica_id)
-        self.loads.note_success(self.target.replica_id)
+        self.loads.note_success(self.candidate)
         if done:
             self.attempt.end("served")
 

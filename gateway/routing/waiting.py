@@ -1,9 +1,10 @@
 """What a waiting request is told when waiting makes no sense, or no sense any more. Pure."""
 
+from collections import Counter
 from collections.abc import Container
 from typing import Final
 
-from gateway.domain.cluster import NodeStatus, Replica
+from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.errors import (
     BackendFailed,
     GatewayError,
@@ -14,7 +15,7 @@ from gateway.domain.errors import (
     Overloaded,
 )
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.lifecycle import COMING_UP, Desired
+from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.routing.eligibility import RoutingView
 
 RETRY_AFTER_SECONDS: Final = 5.0
@@ -25,7 +26,8 @@ def fail_fast(view: RoutingView, model: ModelName, wall_now: float) -> GatewayEr
     """Why no amount of waiting can help now; None if it can.
 
     - the model does not exist (any more);
-    - its last load failed, it is not tried again before some time, and no other load is under way (L9, L10).
+    - its last load failed, it is not tried again before some time, no other load is under way, and no node that has it
+      is silent for a while only (L9, L10, H12).
     """
     if model not in view.state.models:
         return ModelNotFound(model)
@@ -51,7 +53,7 @@ def gave_up(view: RoutingView, model: ModelName, waited_seconds: float, excluded
         return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
     if not any(node.status is NodeStatus.HEALTHY for node in view.state.nodes.values()):
         return NoNode(
-            f"No healthy node could load '{model}' within {waited_seconds:.0f} s.",
+            f"No healthy node could serve '{model}' within {waited_seconds:.0f} s: {_nodes_there_are(view)}.",
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
     return ModelLoading(
@@ -61,8 +63,14 @@ def gave_up(view: RoutingView, model: ModelName, waited_seconds: float, excluded
     )
 
 
+def _nodes_there_are(view: RoutingView) -> str:
+    counts = Counter(node.status for node in view.state.nodes.values())
+    return ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "none has joined"
+
+
 def coming_up(view: RoutingView, model: ModelName) -> list[Replica]:
-    """Replicas of the model's present revision that are on their way to being ready."""
+    """Replicas of the model's present revision that are on their way to serving: those that load, and those whose node
+    is silent and may be back at any moment."""
     spec = view.state.models[model]
     return [
         replica
@@ -70,15 +78,23 @@ def coming_up(view: RoutingView, model: ModelName) -> list[Replica]:
         if replica.model == model
         and replica.revision == spec.revision
         and replica.desired is Desired.RUN
-        and replica.observed in COMING_UP
+        and _may_yet_serve(replica, view.state.nodes.get(replica.node_id))
     ]
+
+
+def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
+    if node is None or node.status not in (NodeStatus.HEALTHY, NodeStatus.UNHEALTHY):
+        return False
+    back = node.status is NodeStatus.UNHEALTHY and replica.observed is Observed.READY
+    return back or replica.observed in COMING_UP
 
 
 def loading_state(view: RoutingView, model: ModelName) -> dict[str, str]:
     """The `loading` object of a 503 `model_loading`; what is not known is absent, never guessed (L11)."""
     state = {"model": str(model), "state": "waiting"}
-    for replica in coming_up(view, model)[:1]:
-        state["state"] = replica.observed.value
+    for replica in sorted(coming_up(view, model), key=lambda each: each.observed not in COMING_UP)[:1]:
+        if replica.observed in COMING_UP:
+            state["state"] = replica.observed.value
         if (node := view.state.nodes.get(replica.node_id)) is not None:
             state["node"] = node.name
     return state

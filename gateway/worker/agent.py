@@ -11,10 +11,11 @@ import trio
 
 from gateway.backends.protocol import BackendControl
 from gateway.domain.ids import ReplicaId
-from gateway.domain.lifecycle import FINAL, Desired, Observed
+from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, DesiredSet, Report
 from gateway.worker.artifacts import ArtifactStore
 from gateway.worker.outbox import Outbox
+from gateway.worker.output import OutputLog
 from gateway.worker.ports import PortAllocator
 from gateway.worker.process import SpawnProcess
 from gateway.worker.replica import ReplicaStatistics, ReplicaTask, Workshop
@@ -33,19 +34,31 @@ class AgentStatistics:
 
 
 class Agent:
-    """The replicas of this machine. Made by `run_agent`."""
+    """The replicas of this machine. Made by `run_agent`; a `WorkerSession` feeds it and tells of it."""
 
-    def __init__(self, workshop: Workshop, nursery: trio.Nursery, outbox: Outbox) -> None:
+    def __init__(self, workshop: Workshop, nursery: trio.Nursery) -> None:
+        self.outbox = Outbox()
+        self.leaving = trio.Event()
+        """Set: the worker takes no new replica and drains those it has."""
         self._workshop = workshop
         self._nursery = nursery
-        self._outbox = outbox
         self._epoch = -1
         self._living: dict[ReplicaId, ReplicaTask] = {}
-        self._ended: dict[ReplicaId, Report] = {}
-        """Final reports of replicas that the desired set may still list."""
+        self._newest: dict[ReplicaId, Report] = {}
+        """The newest report of each replica; of those that have ended, as long as the desired set may list them."""
+        self._changed = trio.Event()
 
     def statistics(self) -> AgentStatistics:
         return AgentStatistics(self._epoch, tuple(replica.statistics() for replica in self._living.values()))
+
+    def all_reports(self) -> tuple[Report, ...]:
+        """What a new session begins with; only what comes later is sent besides."""
+        self.outbox.clear()
+        return tuple(self._newest.values())
+
+    def output_of(self, replica_id: ReplicaId) -> OutputLog | None:
+        replica = self._living.get(replica_id)
+        return replica.output if replica is not None else None
 
     def converge(self, wanted: DesiredSet) -> None:
         """Starts what is new, tells the others what is wanted of them, stops what is not listed (W12)."""
@@ -54,21 +67,33 @@ class Agent:
             return
         self._epoch = wanted.epoch
         listed = {wish.replica_id: wish for wish in wanted.replicas}
-        self._ended = {ended: report for ended, report in self._ended.items() if ended in listed}
+        self._newest = {each: report for each, report in self._newest.items() if each in listed or each in self._living}
         for replica_id, replica in self._living.items():
             replica.desire(listed[replica_id].desired if replica_id in listed else Desired.STOP)
         for wish in listed.values():
             self._meet(wish)
 
+    def leave(self) -> None:
+        """Every replica finishes its open requests and ends; nothing new is begun. Also without any gateway."""
+        self.leaving.set()
+        for replica in self._living.values():
+            replica.desire(Desired.DRAIN)
+
+    async def wait_empty(self) -> None:
+        """Returns once no replica has a process."""
+        await trio.lowlevel.checkpoint()
+        while self._living:
+            await self._changed.wait()
+
     def _meet(self, wish: DesiredReplica) -> None:
         if wish.replica_id in self._living:
             return
-        if wish.replica_id in self._ended:
-            self._outbox.put(self._ended[wish.replica_id])  # whoever still lists it may have missed it
-        elif wish.desired is Desired.RUN:
-            self._begin(wish)
-        else:
+        if wish.replica_id in self._newest:
+            self.outbox.put(self._newest[wish.replica_id])  # whoever still lists it may have missed its end
+        elif wish.desired is not Desired.RUN:
             self._note(Report(wish.replica_id, Observed.GONE))  # never started here, so there is nothing to end
+        elif not self.leaving.is_set():
+            self._begin(wish)
 
     def _begin(self, wish: DesiredReplica) -> None:
         replica = ReplicaTask(wish, self._workshop, self._note)
@@ -80,17 +105,16 @@ class Agent:
             await replica.run()
         finally:
             del self._living[replica.replica_id]
+            self._changed.set()
+            self._changed = trio.Event()
 
     def _note(self, report: Report) -> None:
-        if report.observed in FINAL:
-            self._ended[report.replica_id] = report
-        self._outbox.put(report)
+        self._newest[report.replica_id] = report
+        self.outbox.put(report)
 
 
 async def run_agent(
     settings: WorkerSettings,
-    desired: trio.MemoryReceiveChannel[DesiredSet],
-    reports: trio.MemorySendChannel[Report],
     *,
     spawn: SpawnProcess,
     control: BackendControl,
@@ -99,7 +123,7 @@ async def run_agent(
     """Runs until cancelled, then ends all processes at once, within `stop_timeout` and a bound for the kernel.
 
     Starts (through `task_status`) once leftovers of a killed predecessor are gone. Must run in the thread that started
-    Trio and lives as long as the worker (see `spawn_process`). The end of `desired` changes nothing: what runs goes on.
+    Trio and lives as long as the worker (see `spawn_process`).
     """
     records = StateFile(settings.state_folder)
     await records.reap_leftovers()
@@ -111,14 +135,6 @@ async def run_agent(
         spawn=spawn,
         control=control,
     )
-    outbox = Outbox()
-    try:
-        async with trio.open_nursery() as nursery:
-            agent = Agent(workshop, nursery, outbox)
-            nursery.start_soon(outbox.run_sending, reports)
-            task_status.started(agent)
-            async for wanted in desired:
-                agent.converge(wanted)
-            await trio.sleep_forever()
-    finally:
-        outbox.offer_nowait(reports)
+    async with trio.open_nursery() as nursery:
+        task_status.started(Agent(workshop, nursery))
+        await trio.sleep_forever()

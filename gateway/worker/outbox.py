@@ -1,5 +1,7 @@
 """Hands reports over without ever holding up the replica that makes them: a newer report overtakes an unsent one."""
 
+from collections.abc import Awaitable, Callable
+
 import trio
 
 from gateway.domain.ids import ReplicaId
@@ -13,26 +15,31 @@ class Outbox:
     def __init__(self) -> None:
         self._waiting: dict[ReplicaId, Report] = {}
         self._filled = trio.Event()
+        self._emptied = trio.Event()
 
     def put(self, report: Report) -> None:
         self._waiting[report.replica_id] = report
         self._filled.set()
 
-    async def run_sending(self, reports: trio.MemorySendChannel[Report]) -> None:
-        """Runs until cancelled. A report whose sending was cancelled stays for `offer`."""
+    def clear(self) -> None:
+        """All of it is told in another way: a new session begins with the newest report of every replica."""
+        self._waiting.clear()
+
+    async def wait_empty(self) -> None:
+        """Returns once every report was sent."""
+        await trio.lowlevel.checkpoint()
+        while self._waiting:
+            await self._emptied.wait()
+
+    async def run_sending(self, send: Callable[[Report], Awaitable[None]]) -> None:
+        """Runs until cancelled. A report whose sending was cancelled stays."""
         while True:
             await self._filled.wait()
             self._filled = trio.Event()
             while self._waiting:
                 report = next(iter(self._waiting.values()))
-                await reports.send(report)
-                if self._waiting[report.replica_id] is report:
+                await send(report)
+                if self._waiting.get(report.replica_id) is report:
                     del self._waiting[report.replica_id]
-
-    def offer_nowait(self, reports: trio.MemorySendChannel[Report]) -> None:
-        """At shutdown: sends what the receiver takes at once. A new boot id stands in for what it does not take."""
-        try:
-            for report in self._waiting.values():
-                reports.send_nowait(report)
-        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
+            self._emptied.set()
+            self._emptied = trio.Event()

@@ -8,7 +8,7 @@ Longer than other files, because every phase adds to what that end has to tell.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -30,7 +30,8 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
-from gateway.worker.output import LineTail
+from gateway.worker.memory_watch import describe_excess, wait_memory_above
+from gateway.worker.output import OutputLog
 from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach
 from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
@@ -42,6 +43,8 @@ CRASH_NOTICE_SECONDS: Final = 0.5
 """A crash breaks the connection just before the exit is seen; the exit is the better explanation and is waited for."""
 LAST_OUTPUT_SECONDS_MAX: Final = 1.0
 """After the exit. A process that left the group may hold the pipe open for ever."""
+FREE_SECONDS_MAX: Final = 5.0
+"""For the request to give back what it holds, before the signal."""
 REAP_SECONDS_MAX: Final = 5.0
 """At shutdown, after SIGKILL: a process that the kernel can't end must not hold the worker."""
 
@@ -60,6 +63,8 @@ class Workshop:
     artifacts: ArtifactStore
     spawn: SpawnProcess
     control: BackendControl
+    wait_memory_above: Callable[[int, int], Awaitable[int]] = wait_memory_above
+    """Process group and bytes -> what it uses, as soon as that is more."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class ReplicaTask:
         self._port: int | None = None
         self._pid: int | None = None
         self._exit_code: int | None = None
-        self._output = LineTail()
+        self.output = OutputLog()
         self._failure: str | None = None
         self._signalled = False
         self._unwanted = trio.Event()
@@ -173,11 +178,14 @@ class ReplicaTask:
                 reading.deadline = trio.current_time() + LAST_OUTPUT_SECONDS_MAX
 
     async def _keep_output(self, process: BackendProcess, reading: trio.CancelScope) -> None:
-        with reading:
-            async with process.output:
-                async for chunk in process.output:
-                    for line in self._output.feed(bytes(chunk)):
-                        self._log.debug("worker.backend_output", line=line)
+        try:
+            with reading:
+                async with process.output:
+                    async for chunk in process.output:
+                        for line in self.output.feed(bytes(chunk)):
+                            self._log.debug("worker.backend_output", line=line)
+        finally:
+            self.output.end()
 
     async def _wait_end(self, process: BackendProcess, program: BackendProgram, artifact: Artifact) -> int:
         """Brings the model up, signals the process when it is unwanted, returns the exit code."""
@@ -186,6 +194,7 @@ class ReplicaTask:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._come_up, program, artifact)
                 nursery.start_soon(self._end_when_unwanted, process, program)
+                nursery.start_soon(self._watch_memory, process)
                 code = await process.wait()
                 nursery.cancel_scope.cancel()
             return code
@@ -215,6 +224,8 @@ class ReplicaTask:
         await self._unwanted.wait()
         if self._observed is Observed.READY and not self._stop.is_set():
             await self._drain(process, program)
+        if self._observed in {Observed.READY, Observed.DRAINING} and not program.refuses_when_full:
+            await self._free()
         self._terminate(process)
         await trio.sleep(self._settings.stop_timeout_seconds)
         process.kill()
@@ -227,6 +238,23 @@ class ReplicaTask:
             self._terminate(process)
         with trio.move_on_after(self._settings.drain_timeout_seconds):
             await self._stop.wait()
+
+    async def _free(self) -> None:
+        """Lets a backend that needs to be told give back what it holds outside its process; the stop never hangs on it
+        (W8). Ours are not asked: all that they hold goes with the process."""
+        assert self._port is not None  # noqa: S101 - the process has been started on it
+        listens = address_of(host_to_reach(self._settings.bind_host), self._port)
+        await self._workshop.control.free(listens, self._wish.token, FREE_SECONDS_MAX)
+
+    async def _watch_memory(self, process: BackendProcess) -> None:
+        """Stops a process that outgrows its limit before the machine runs out of memory for all the others."""
+        limit = self._settings.memory_limit_bytes
+        if limit is None:
+            return
+        used = await self._workshop.wait_memory_above(process.pid, limit)
+        self._failure = describe_excess(used, limit)
+        self._unwanted.set()
+        self._stop.set()
 
     async def _end_at_shutdown(self, process: BackendProcess) -> None:
         """The worker ends (or has a bug): so does the process, within a bound."""
@@ -262,7 +290,7 @@ class ReplicaTask:
         if broke_itself and self._exit_code is not None:
             exited = f"the backend process {describe_exit(self._exit_code)} while {self._observed}"
             cause = f"{exited} ({cause})" if cause else exited
-        lines = self._output.last()
+        lines = self.output.last()
         return "\n".join([f"{cause}; its last output:", *lines]) if lines else cause
 
     def _report(self, observed: Observed, error: str | None = None) -> None:

@@ -23,6 +23,8 @@ class WorkerSettings:
     """How long a draining replica may finish its open requests."""
     stop_timeout_seconds: float = 5.0
     """Between SIGTERM and SIGKILL."""
+    memory_limit_bytes: int | None = None
+    """Of main memory, for the processes of one replica. None: no limit."""
     backends: Mapping[str, BackendProgram] = field(default_factory=lambda: MappingProxyType({}))
     """The `[backends.NAME]` sections."""
     port_lock_folder: Path | None = None

@@ -4,11 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from gateway.domain.cluster import Replica
+from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello
+from gateway.domain.session import Hello, Registration
 from gateway.registry.protocol import ControlWrite, Registry
 
 GATEWAY = GatewayId("gateway-1")
@@ -45,6 +45,17 @@ def hello(node_id: NodeId = NODE, boot_id: str = "boot-1", **changes: object) ->
     return Hello(**fields)  # type: ignore[arg-type] # named by the tests
 
 
+def registration(node_id: NodeId | None = NODE, boot_id: str = "boot-1", **changes: object) -> Registration:
+    """Of a worker that has proved to be `node_id`."""
+    fields: dict[str, object] = {
+        "node_id": node_id,
+        "name": f"name of {node_id}",
+        "boot_id": BootId(boot_id),
+        **changes,
+    }
+    return Registration(**fields)  # type: ignore[arg-type] # named by the tests
+
+
 def replica(replica_id: ReplicaId = REPLICA, **changes: object) -> Replica:
     fields: dict[str, object] = {
         "id": replica_id,
@@ -61,9 +72,20 @@ def replica(replica_id: ReplicaId = REPLICA, **changes: object) -> Replica:
     return Replica(**fields)  # type: ignore[arg-type] # named by the tests
 
 
+async def join(registry: Registry, introduction: Hello | None = None, gateway_id: GatewayId = GATEWAY) -> int:
+    """What a worker does to serve: it registers as what it introduces itself as, and begins a session."""
+    introduction = introduction or hello()
+    await registry.register_node(Registration(introduction.name, introduction.boot_id, node_id=introduction.node_id))
+    return await registry.join_node(introduction, gateway_id)
+
+
 async def place(registry: Registry, *replicas: Replica) -> None:
     epoch = await registry.lead(GATEWAY)
     await registry.apply(epoch, ControlWrite(place=replicas))
+
+
+async def stored_node(registry: Registry, node_id: NodeId = NODE) -> Node:
+    return (await registry.read_state()).nodes[node_id]
 
 
 async def stored(registry: Registry, replica_id: ReplicaId = REPLICA) -> Replica:

@@ -10,7 +10,7 @@ from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
-from gateway.registry.protocol import ControlWrite, Registry, RegistryError, StaleEpoch
+from gateway.registry.protocol import ControlWrite, Registry, StaleEpoch
 from gateway.registry.store import Store
 from tests.contract.samples import (
     GATEWAY,
@@ -23,10 +23,13 @@ from tests.contract.samples import (
     SettableClock,
     bumping,
     hello,
+    join,
     place,
+    registration,
     replica,
     spec,
     stored,
+    stored_node,
 )
 
 PATIENCE_SECONDS = 30.0
@@ -55,7 +58,7 @@ async def test_now_is_the_registrys_clock(registry: Registry, clock: SettableClo
 async def test_a_read_state_does_not_change_any_more(registry: Registry) -> None:
     before = await registry.read_state()
     await registry.declare_models([spec()])
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica())
     assert (before.version, before.models, before.nodes, before.replicas) == (0, {}, {}, {})
 
@@ -104,7 +107,7 @@ async def test_no_wake_up_is_lost_among_concurrent_writers(registry: Registry) -
 
     async def write(writer: int) -> None:
         for number in range(writes_each):
-            await registry.join_node(hello(NodeId(f"node-{writer}"), f"boot-{number}"), GATEWAY)
+            await registry.register_node(registration(NodeId(f"node-{writer}"), f"boot-{number}"))
 
     async def follow() -> None:
         version = 0
@@ -187,7 +190,7 @@ async def test_a_declared_model_is_a_file_model_whatever_it_says(registry: Regis
 
 async def test_removing_a_model_leaves_its_replicas_to_the_planner(registry: Registry) -> None:
     await registry.declare_models([spec()])
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica())
     await registry.declare_models([])
     assert await stored(registry) == replica()
@@ -215,88 +218,13 @@ async def test_a_removed_model_takes_its_load_failure_along(registry: Registry) 
     assert (await registry.read_state()).failures == {}
 
 
-# Sessions
-
-
-async def test_a_joining_node_is_healthy_and_stored_as_it_introduced_itself(registry: Registry) -> None:
-    introduction = hello(labels={"tier": "gpu"}, max_replicas_per_model=3, free_vram_bytes=24 << 30)
-    async with bumping(registry, 1):
-        assert await registry.join_node(introduction, GATEWAY) == 1
-    node = (await registry.read_state()).nodes[NODE]
-    assert (node.id, node.name, node.boot_id) == (NODE, introduction.name, "boot-1")
-    assert (node.status, node.labels) == (NodeStatus.HEALTHY, {"tier": "gpu"})
-    assert (node.max_replicas_per_model, node.free_vram_bytes) == (3, 24 << 30)
-
-
-async def test_the_session_number_grows_with_each_session(registry: Registry) -> None:
-    numbers = [await registry.join_node(hello(boot_id=boot), GATEWAY) for boot in ("boot-1", "boot-1", "boot-2")]
-    assert numbers == [1, 2, 3]
-    assert await registry.join_node(hello(OTHER_NODE), GATEWAY) == 1
-
-
-async def test_h10_the_same_boot_id_keeps_the_nodes_replicas(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
-    await place(registry, replica(observed=Observed.READY))
-    async with bumping(registry, 1):
-        await registry.join_node(hello(free_vram_bytes=1), OTHER_GATEWAY)
-    assert await stored(registry) == replica(observed=Observed.READY)
-
-
-async def test_h10_a_new_boot_id_ends_the_nodes_replicas_and_only_those(
-    registry: Registry, clock: SettableClock
-) -> None:
-    await registry.join_node(hello(), GATEWAY)
-    await registry.join_node(hello(OTHER_NODE), GATEWAY)
-    elsewhere = replica(OTHER_REPLICA, node_id=OTHER_NODE, observed=Observed.READY)
-    failed = replica(ReplicaId("replica-3"), slot=1, observed=Observed.FAILED, error="exit code 1")
-    await place(registry, replica(observed=Observed.READY), elsewhere, failed)
-    clock.seconds = 2000.0
-    async with bumping(registry, 1):
-        await registry.join_node(hello(boot_id="boot-2"), GATEWAY)
-    replicas = (await registry.read_state()).replicas
-    assert replicas[REPLICA] == replica(observed=Observed.GONE, since=2000.0)
-    assert replicas[elsewhere.id] == elsewhere
-    assert replicas[failed.id] == failed
-
-
-async def test_a_node_name_belongs_to_one_node(registry: Registry) -> None:
-    await registry.join_node(hello(name="box"), GATEWAY)
-    async with bumping(registry, 0):
-        with pytest.raises(RegistryError, match=f"'box' belongs to node {NODE}"):
-            await registry.join_node(hello(OTHER_NODE, name="box"), GATEWAY)
-
-
-async def test_a_node_may_change_its_name(registry: Registry) -> None:
-    await registry.join_node(hello(name="box"), GATEWAY)
-    await registry.join_node(hello(name="tower"), GATEWAY)
-    await registry.join_node(hello(OTHER_NODE, name="box"), GATEWAY)
-    assert {node.name for node in (await registry.read_state()).nodes.values()} == {"tower", "box"}
-
-
-async def test_a_left_node_has_the_status_it_left_with(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
-    async with bumping(registry, 1):
-        assert await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
-        assert await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
-    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.OFFLINE
-
-
-async def test_h9_a_session_that_was_taken_over_cant_end_the_node(registry: Registry) -> None:
-    old = await registry.join_node(hello(), GATEWAY)
-    await registry.join_node(hello(), OTHER_GATEWAY)
-    async with bumping(registry, 0):
-        assert not await registry.leave_node(NODE, old, NodeStatus.OFFLINE)
-        assert not await registry.leave_node(NodeId("nobody"), 1, NodeStatus.OFFLINE)
-    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.HEALTHY
-
-
 # Reports
 
 
 async def test_h9_a_stale_session_reports_nothing(registry: Registry) -> None:
-    old = await registry.join_node(hello(), GATEWAY)
+    old = await join(registry)
     await place(registry, replica())
-    await registry.join_node(hello(), OTHER_GATEWAY)
+    await join(registry, gateway_id=OTHER_GATEWAY)
     async with bumping(registry, 0):
         assert not await registry.observe(NODE, old, [Report(REPLICA, Observed.FETCHING)])
         assert not await registry.observe(NodeId("nobody"), 1, [Report(REPLICA, Observed.FETCHING)])
@@ -304,15 +232,15 @@ async def test_h9_a_stale_session_reports_nothing(registry: Registry) -> None:
 
 
 async def test_h9_a_late_report_does_not_revive_a_node(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica())
-    await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
+    await registry.mark_node(NODE, session, NodeStatus.OFFLINE, ended=True)
     await registry.observe(NODE, session, [Report(REPLICA, Observed.FETCHING)])
-    assert (await registry.read_state()).nodes[NODE].status == NodeStatus.OFFLINE
+    assert (await stored_node(registry)).status == NodeStatus.OFFLINE
 
 
 async def test_a_report_is_written_with_its_time(registry: Registry, clock: SettableClock) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica())
     clock.seconds = 1234.5
     report = Report(REPLICA, Observed.READY, address=Address("127.0.0.1:20100"), pid=77, parallel=2)
@@ -324,7 +252,7 @@ async def test_a_report_is_written_with_its_time(registry: Registry, clock: Sett
 
 
 async def test_what_a_report_does_not_say_stays(registry: Registry, clock: SettableClock) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     running = replica(observed=Observed.READY, address="127.0.0.1:20100", pid=77, parallel=2)
     await place(registry, running)
     clock.seconds = 1500.0
@@ -336,7 +264,7 @@ async def test_what_a_report_does_not_say_stays(registry: Registry, clock: Setta
 async def test_since_is_when_the_state_changed_not_when_it_was_last_told(
     registry: Registry, clock: SettableClock
 ) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica(observed=Observed.LOADING))
     clock.seconds = 1500.0
     async with bumping(registry, 1):
@@ -345,7 +273,7 @@ async def test_since_is_when_the_state_changed_not_when_it_was_last_told(
 
 
 async def test_a_repeated_report_changes_nothing(registry: Registry, clock: SettableClock) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica())
     report = Report(REPLICA, Observed.LOADING, pid=5)
     await registry.observe(NODE, session, [report])
@@ -365,29 +293,29 @@ async def test_a_repeated_report_changes_nothing(registry: Registry, clock: Sett
     ],
 )
 async def test_a_report_that_goes_back_is_dropped(registry: Registry, current: Observed, reported: Observed) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica(observed=current))
     async with bumping(registry, 0):
         assert await registry.observe(NODE, session, [Report(REPLICA, reported, pid=1)])
 
 
 async def test_r9_a_report_for_an_unknown_replica_is_dropped(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     async with bumping(registry, 0):
         assert await registry.observe(NODE, session, [Report(ReplicaId("never placed"), Observed.READY)])
     assert (await registry.read_state()).replicas == {}
 
 
 async def test_a_node_cant_speak_for_another_nodes_replica(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
-    session = await registry.join_node(hello(OTHER_NODE), GATEWAY)
+    await join(registry)
+    session = await join(registry, hello(OTHER_NODE))
     await place(registry, replica())
     async with bumping(registry, 0):
         assert await registry.observe(OTHER_NODE, session, [Report(REPLICA, Observed.GONE)])
 
 
 async def test_reports_of_one_call_are_one_version_in_their_order(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
     reports = [
         Report(REPLICA, Observed.READY, pid=1),
@@ -403,7 +331,7 @@ async def test_reports_of_one_call_are_one_version_in_their_order(registry: Regi
 
 
 async def test_an_error_with_bytes_that_are_no_text_is_stored(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica())
     error = b"bad \xff byte, \0 too".decode(errors="surrogateescape")
     assert await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error=error)])
@@ -423,7 +351,7 @@ async def test_the_epoch_grows_with_each_new_leader_only(registry: Registry) -> 
 
 
 async def test_l13_a_former_leader_writes_nothing(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     former = await registry.lead(GATEWAY)
     await registry.lead(OTHER_GATEWAY)
     async with bumping(registry, 0):
@@ -444,7 +372,7 @@ async def test_l13_an_epoch_that_never_was_writes_nothing(registry: Registry, ep
 
 async def test_a_control_write_is_one_version(registry: Registry) -> None:
     await registry.declare_models([spec()])
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
     write = ControlWrite(
         place=(replica(ReplicaId("replica-3"), slot=2),),
@@ -464,7 +392,7 @@ async def test_a_control_write_is_one_version(registry: Registry) -> None:
 
 async def test_a_repeated_control_write_changes_nothing(registry: Registry) -> None:
     await registry.declare_models([spec()])
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     epoch = await registry.lead(GATEWAY)
     write = ControlWrite((replica(),), ((REPLICA, Desired.STOP),), (OTHER_REPLICA,), ((MODEL, FAILURE),))
     assert await registry.apply(epoch, write)
@@ -474,7 +402,7 @@ async def test_a_repeated_control_write_changes_nothing(registry: Registry) -> N
 
 
 async def test_unknown_rows_make_a_part_of_a_write_void_not_the_write(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     epoch = await registry.lead(GATEWAY)
     write = ControlWrite(
         place=(replica(OTHER_REPLICA, node_id=NodeId("never joined")), replica()),
@@ -496,7 +424,7 @@ async def test_a_cleared_failure_is_gone(registry: Registry) -> None:
 
 
 async def test_r10_twenty_claims_of_a_node_with_four_slots_make_four_rows(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     epoch = await registry.lead(GATEWAY)
     applied: list[bool] = []
 
@@ -512,20 +440,20 @@ async def test_r10_twenty_claims_of_a_node_with_four_slots_make_four_rows(regist
 
 
 async def test_r10_two_claims_of_one_slot_in_one_write_make_one_row(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA))
     assert (await registry.read_state()).replicas == {REPLICA: replica()}
 
 
 async def test_r9_a_placed_id_is_not_placed_again_elsewhere(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica())
     async with bumping(registry, 0):
         await place(registry, replica(slot=3))
 
 
 async def test_an_ended_replica_holds_its_slot_until_it_is_forgotten(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await place(registry, replica(observed=Observed.FAILED))
     successor = replica(OTHER_REPLICA)
     await place(registry, successor)
@@ -535,7 +463,7 @@ async def test_an_ended_replica_holds_its_slot_until_it_is_forgotten(registry: R
 
 
 async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+    session = await join(registry)
     await place(registry, replica())
     await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
     await registry.observe(NODE, session, [Report(REPLICA, Observed.READY)])
@@ -567,10 +495,10 @@ async def test_demand_is_the_publishers_and_one_row_per_model(registry: Registry
 
 
 async def test_statements_are_counted_under_the_method_that_caused_them(registry: Registry) -> None:
-    await registry.join_node(hello(), GATEWAY)
+    await join(registry)
     await registry.publish_demand(GATEWAY, [])
     before = registry.statistics().statements
-    assert set(before) == {"join_node", "publish_demand"}
+    assert set(before) == {"register_node", "join_node", "publish_demand"}
     await registry.read_state()
     after = registry.statistics().statements
     assert after.pop("read_state") > 0
@@ -584,30 +512,30 @@ async def test_the_clock_and_waiting_cost_no_statement(registry: Registry) -> No
     assert registry.statistics().statements == {}
 
 
-async def test_every_change_leaves_one_line_in_the_audit_trail(registry: Store, clock: SettableClock) -> None:
-    session = await registry.join_node(hello(), GATEWAY)
+async def test_changes_leave_one_line_each_in_the_audit_trail(registry: Store, clock: SettableClock) -> None:
     await registry.declare_models([spec()])
+    session = await join(registry)
     await place(registry, replica())
     await fail_load(registry)
     clock.seconds = 1100.0
     await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error="exit code 1")])
     await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.STOP),)))
     await registry.apply(1, ControlWrite(forget=(REPLICA,)))
-    await registry.leave_node(NODE, session, NodeStatus.OFFLINE)
     await registry.declare_models([])
     events = (await registry.read_events(100))[::-1]
     assert [(event.kind, event.subject) for event in events] == [
-        ("node.joined", NODE),
         ("model.declared", MODEL),
+        ("node.registered", NODE),
+        ("node.joined", NODE),
+        ("node.link", NODE),
         ("gateway.leads", GATEWAY),
         ("replica.placed", REPLICA),
         ("model.failed", MODEL),
         ("replica.observed", REPLICA),
         ("replica.desired", REPLICA),
         ("replica.forgotten", REPLICA),
-        ("node.left", NODE),
         ("model.removed", MODEL),
     ]
-    assert (events[0].at, events[5].at) == (1000.0, 1100.0)
-    assert events[5].detail == "placed -> failed: exit code 1"
+    assert (events[0].at, events[7].at) == (1000.0, 1100.0)
+    assert events[7].detail == "placed -> failed: exit code 1"
     assert await registry.read_events(1) == events[-1:]

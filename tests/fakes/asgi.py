@@ -25,6 +25,7 @@ class AsgiRequest:
         *,
         body_is_whole: bool = True,
     ) -> None:
+        path, _, query = path.partition("?")
         raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         self.scope: Scope = {
             "type": "http",
@@ -34,7 +35,7 @@ class AsgiRequest:
             "scheme": "http",
             "path": path,
             "raw_path": path.encode(),
-            "query_string": b"",
+            "query_string": query.encode(),
             "root_path": "",
             "headers": raw_headers,
             "client": ("127.0.0.1", 50000),
@@ -109,7 +110,10 @@ class FakePages:
     def __init__(self) -> None:
         self.lifespans = 0
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def rules(self) -> Sequence[tuple[str, str]]:
+        return [("GET", "/health"), ("GET", "/pages/stay")]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send, /) -> None:
         if scope["type"] == "lifespan":
             self.lifespans += 1
             return

@@ -19,8 +19,11 @@ def spec(name: str = MODEL, **changes: object) -> ModelSpec:
     return replace(ModelSpec(ModelName(name), "llama-cpp", "builtin:tiny"), **changes)  # type: ignore[arg-type]
 
 
-def node(node_id: str = NODE, **changes: object) -> Node:
-    base = Node(NodeId(node_id), f"name-{node_id}", BootId("boot"), NodeStatus.HEALTHY)
+def node(node_id: str = NODE, status: NodeStatus = NodeStatus.HEALTHY, **changes: object) -> Node:
+    """One that has the status: a pending one waits for its approval, any other is so by its link."""
+    approved = status is not NodeStatus.PENDING
+    link = status if approved else NodeStatus.HEALTHY
+    base = Node(NodeId(node_id), f"name-{node_id}", BootId("boot"), link, approved=approved)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 

@@ -27,6 +27,7 @@ class InMemoryBackend:
 
     METHODS = (
         ("Health", Cardinality.UNARY_UNARY, pb.HealthMessage, pb.Reply),
+        ("Free", Cardinality.UNARY_UNARY, pb.HealthMessage, pb.Result),
         ("LoadModel", Cardinality.UNARY_UNARY, pb.ModelOptions, pb.Result),
         ("Predict", Cardinality.UNARY_UNARY, pb.PredictOptions, pb.Reply),
         ("PredictStream", Cardinality.UNARY_STREAM, pb.PredictOptions, pb.Reply),

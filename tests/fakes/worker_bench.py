@@ -3,30 +3,36 @@
 import json
 import math
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
 from gateway.backends.protocol import BackendControl
 from gateway.config.units import PortRange
+from gateway.domain.capacity import UNKNOWN, Capacity
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import DesiredReplica, DesiredSet, Report
+from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.command import BackendProgram
 from gateway.worker.process import SpawnProcess
+from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
+
+M = TypeVar("M")
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 NEVER_SECONDS: Final = 3 * 3600
 """A watchdog, mostly of virtual time: so long without a report means that none will come."""
+HEARTBEAT_SECONDS: Final = 5.0
+LEAVE_SECONDS: Final = 5.0
 TEST_PORTS: Final = PortRange(22000, 22499)
 FAKE_BACKEND: Final[Mapping[str, BackendProgram]] = MappingProxyType({"fake": BackendProgram(("fake-backend",))})
 
@@ -76,15 +82,39 @@ def wish(
     return DesiredReplica(ReplicaId(replica_id), spec, desired, token=f"token-of-{replica_id}")
 
 
+async def nothing_known() -> Capacity:
+    await trio.lowlevel.checkpoint()
+    return UNKNOWN
+
+
 @dataclass
 class WorkerBench:
     agent: Agent
-    desired: trio.MemorySendChannel[DesiredSet]
-    reports: trio.MemoryReceiveChannel[Report]
+    session: WorkerSession
+    to_worker: trio.MemorySendChannel[ToWorker]
+    from_worker: trio.MemoryReceiveChannel[FromWorker]
     history: list[Report] = field(default_factory=list)
+    others: list[FromWorker] = field(default_factory=list)
+    """What came besides reports."""
 
     async def want(self, *wishes: DesiredReplica, epoch: int = 1) -> None:
-        await self.desired.send(DesiredSet(epoch, wishes))
+        await self.to_worker.send(DesiredSet(epoch, wishes))
+
+    def _take(self, message: FromWorker) -> None:
+        if isinstance(message, Report):
+            self.history.append(message)
+        else:
+            self.others.append(message)
+
+    async def wait_other(self, kind: type[M]) -> M:
+        """The next message of that kind, past ones included, once each."""
+        while True:
+            for message in self.others:
+                if isinstance(message, kind):
+                    self.others.remove(message)
+                    return message
+            with trio.fail_after(NEVER_SECONDS):
+                self._take(await self.from_worker.receive())
 
     async def wait_report(self, replica_id: str, *states: Observed) -> Report:
         """The replica's first report of one of `states`, past ones included. Fails when it takes a final one first."""
@@ -92,7 +122,7 @@ class WorkerBench:
         while True:
             while position == len(self.history):
                 with trio.fail_after(NEVER_SECONDS):
-                    self.history.append(await self.reports.receive())
+                    self._take(await self.from_worker.receive())
             report = self.history[position]
             position += 1
             if report.replica_id == replica_id and report.observed in states:
@@ -103,20 +133,27 @@ class WorkerBench:
         """The reported states, in order, those that were received anyhow."""
         try:
             while True:
-                self.history.append(self.reports.receive_nowait())
+                self._take(self.from_worker.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             return [report.observed for report in self.history if report.replica_id == replica_id]
 
 
 @asynccontextmanager
 async def open_worker(
-    settings: WorkerSettings, spawn: SpawnProcess, control: BackendControl
+    settings: WorkerSettings,
+    spawn: SpawnProcess,
+    control: BackendControl,
+    capacity: Callable[[], Awaitable[Capacity]] = nothing_known,
 ) -> AsyncIterator[WorkerBench]:
-    """Leaving the context is the worker's shutdown."""
-    send_desired, receive_desired = trio.open_memory_channel[DesiredSet](math.inf)
-    send_reports, receive_reports = trio.open_memory_channel[Report](math.inf)
-    async with trio.open_nursery() as nursery:
-        run = partial(run_agent, settings, receive_desired, send_reports, spawn=spawn, control=control)
-        agent = await nursery.start(run)
-        yield WorkerBench(agent, send_desired, receive_reports)
-        nursery.cancel_scope.cancel()
+    """Leaving the context is the worker's shutdown, after which its session says the last things."""
+    to_worker, from_gateway = trio.open_memory_channel[ToWorker](math.inf)
+    to_gateway, from_worker = trio.open_memory_channel[FromWorker](math.inf)
+    async with trio.open_nursery() as outer:
+        async with trio.open_nursery() as inner:
+            agent = await inner.start(partial(run_agent, settings, spawn=spawn, control=control))
+            session = WorkerSession(agent, to_gateway, from_gateway, HEARTBEAT_SECONDS, capacity, UNKNOWN)
+            outer.start_soon(session.run)
+            yield WorkerBench(agent, session, to_worker, from_worker)
+            inner.cancel_scope.cancel()
+        with trio.move_on_after(LEAVE_SECONDS):
+            await session.finish()

@@ -89,12 +89,16 @@ async def succeed(address: Address) -> None:
 
 @dataclass
 class FakeControl:
-    """Health and LoadModel do what `healthy` and `load` do; both may wait, raise, or reach for a process."""
+    """Health and LoadModel do what `healthy` and `load` do; both may wait, raise, or reach for a process. Free does
+    what `unload` does, which may wait."""
 
     spawn: FakeSpawn
     healthy: Callable[[Address], Awaitable[None]] = succeed
     load: Callable[[Address], Awaitable[None]] = succeed
+    unload: Callable[[Address], Awaitable[None]] = succeed
     loads: list[pb.ModelOptions] = field(default_factory=list)
+    freed: list[tuple[float, Address]] = field(default_factory=list)
+    """When (Trio's clock) who was asked to let its model go."""
 
     async def health(self, address: Address, token: str, timeout_seconds: float) -> None:
         self._check_token(address, token)
@@ -106,6 +110,12 @@ class FakeControl:
         self._check_token(address, token)
         self.loads.append(options)
         await self.load(address)
+
+    async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
+        self._check_token(address, token)
+        self.freed.append((trio.current_time(), address))
+        with trio.move_on_after(timeout_seconds):
+            await self.unload(address)
 
     def _check_token(self, address: Address, token: str) -> None:
         assert self.spawn.at(address).env[TOKEN_VARIABLE] == token

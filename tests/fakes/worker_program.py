@@ -11,6 +11,7 @@ import trio
 
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
+from gateway.domain.session import Report
 from gateway.worker.process import spawn_process
 from tests.fakes.worker_bench import open_worker, scripted, settings_in, wish
 
@@ -21,9 +22,10 @@ async def run_worker(folder: Path) -> None:
         open_worker(settings_in(folder, scripted()), spawn_process, GrpcBackendControl(bridge)) as worker,
     ):
         await worker.want(wish("a"))
-        async for report in worker.reports:
-            sys.stdout.write(json.dumps({"observed": report.observed, "pid": report.pid}) + "\n")
-            sys.stdout.flush()
+        async for message in worker.from_worker:
+            if isinstance(message, Report):
+                sys.stdout.write(json.dumps({"observed": message.observed, "pid": message.pid}) + "\n")
+                sys.stdout.flush()
 
 
 if __name__ == "__main__":

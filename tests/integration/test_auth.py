@@ -1,35 +1,26 @@
 """Who gets in, over every route that there is: keys, roles, browsers, and a gateway that is open to other machines."""
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import httpx
 import pytest
-from prometheus_client import CollectorRegistry
 
 from gateway.api.auth import Role
-from gateway.api.openai.routes import OpenAiApi
-from gateway.api.pages import PAGE_ROUTES, build_pages
-from gateway.api.status import StatusSource
-from gateway.domain.ids import GatewayId
-from gateway.observability.metrics import Metrics, RequestMetrics
-from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import EMPTY_VIEW
-from gateway.routing.load_table import LoadTable
-from gateway.routing.router import Router
-from tests.fakes.routing_bench import idle_admission
+from gateway.api.http_app import Door
+from tests.fakes.front import Front
 from tests.integration.harness import GatewayProcess, running_gateway, start_gateway, wait_for
 
 INFERENCE_KEY: Final = "sk-inference-5f2c"
 ADMIN_KEY: Final = "sk-admin-77aa"
 HASHED_KEY: Final = "sk-hashed-e01b"
 WRONG_KEY: Final = "sk-wrong-9d3e"
+JOIN_TOKEN: Final = "join-4b1f"
 KEYS: Final = f"""
 [auth]
+join_token = "{JOIN_TOKEN}"
 api_keys = [
   {{ name = "chat", key = "{INFERENCE_KEY}" }},
   {{ name = "ops", key = "{ADMIN_KEY}", role = "admin" }},
@@ -44,42 +35,19 @@ allow_anonymous = true
 """
 
 
-@dataclass(frozen=True)
-class Door:
-    """One route as a stranger finds it."""
-
-    method: str
-    path: str
-    role: Role
-
-    def __str__(self) -> str:
-        return f"{self.method} {self.path}"
-
-
-def all_doors() -> Sequence[Door]:
-    """Every route of the gateway, taken from where they are made, and paths that are none."""
-    views = SnapshotStore(EMPTY_VIEW)
-    api = OpenAiApi(
-        cast("Router", None), views, RequestMetrics(CollectorRegistry()), wall_clock=time.time, expose_replica=False
-    )
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
-    rules = build_pages(source, idle_admission(), Metrics(list), dict).url_map.iter_rules()
-    return (
-        *(Door(route.method, route.path, route.role) for route in api.routes()),
-        *(Door(method, rule.rule, page_role(rule.rule)) for rule in rules for method in sorted(rule.methods or ())),
-        Door("GET", "/api/nothing", Role.ADMIN),
-        Door("GET", "/nothing", Role.INFERENCE),
-        Door("POST", "/", Role.INFERENCE),
-    )
-
-
-def page_role(path: str) -> Role:
-    return next(page.role for page in PAGE_ROUTES if path.startswith(page.path))
-
-
-DOORS: Final = all_doors()
+DOORS: Final[Sequence[Door]] = (
+    *Front().app.doors(),
+    Door("GET", "/api/nothing", Role.ADMIN),
+    Door("GET", "/nothing", Role.INFERENCE),
+    Door("POST", "/", Role.INFERENCE),
+)
+"""Every route of the gateway, and paths that are none. tests/unit/test_doors.py has the table of exact outcomes."""
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
 HEALTH: Final = [door for door in DOORS if door.role is Role.PUBLIC]
+
+
+def name_of(door: Door) -> str:
+    return f"{door.method} {door.path}"
 
 
 def knock(gateway: GatewayProcess, door: Door, key: str | None = None, **headers: str) -> httpx.Response:
@@ -104,7 +72,7 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
     with running_gateway(tmp_path_factory.mktemp("locked"), KEYS + '[log]\nlevel = "debug"\n') as process:
         yield process
         assert "/v1/models" in process.log
-        for secret in (INFERENCE_KEY, ADMIN_KEY, HASHED_KEY, WRONG_KEY):
+        for secret in (INFERENCE_KEY, ADMIN_KEY, HASHED_KEY, WRONG_KEY, JOIN_TOKEN):
             assert secret not in process.log
             assert hashlib.sha256(secret.encode()).hexdigest() not in process.log
 
@@ -123,21 +91,22 @@ def anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProce
 
 
 def test_the_table_of_routes_is_not_empty() -> None:
-    assert {str(door) for door in DOORS} >= {"POST /v1/embeddings", "GET /metrics", "GET /api/status", "GET /healthz"}
+    names = {name_of(door) for door in DOORS}
+    assert names >= {"POST /v1/embeddings", "GET /metrics", "POST /api/node/register", "GET /healthz"}
 
 
 # Keys
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Door) -> None:
     response = knock(locked, door)
     assert response.status_code == 401
-    assert code_of(response) in {"invalid_api_key", ""}
+    assert code_of(response) in {"invalid_api_key", "invalid_join_token", ""}
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize(
     "key", [WRONG_KEY, INFERENCE_KEY[:-1], ADMIN_KEY + "x", hashlib.sha256(HASHED_KEY.encode()).hexdigest()]
 )
@@ -147,23 +116,43 @@ def test_with_a_wrong_key_nothing_opens_and_it_is_not_repeated(locked: GatewayPr
     assert key not in response.text
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Door) -> None:
     response = knock(locked, door, INFERENCE_KEY)
     if door.role is Role.ADMIN:
         assert (response.status_code, code_of(response)) in {(403, "forbidden"), (403, "")}
         assert INFERENCE_KEY not in response.text
+    elif door.role is Role.JOIN:
+        assert (response.status_code, code_of(response)) == (401, "invalid_join_token")
     else:
         assert response.status_code not in {401, 403}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [ADMIN_KEY, HASHED_KEY])
-def test_an_admin_key_opens_all(locked: GatewayProcess, door: Door, key: str) -> None:
-    assert knock(locked, door, key).status_code not in {401, 403}
+def test_an_admin_key_opens_all_but_joining(locked: GatewayProcess, door: Door, key: str) -> None:
+    refused = knock(locked, door, key).status_code in {401, 403}
+    assert refused is (door.role is Role.JOIN)
 
 
-@pytest.mark.parametrize("door", HEALTH, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+def test_a11_the_join_token_opens_joining_and_nothing_else(locked: GatewayProcess, door: Door) -> None:
+    response = knock(locked, door, JOIN_TOKEN)
+    assert (response.status_code == 401) is (door.role is not Role.JOIN)
+    assert JOIN_TOKEN not in response.text
+
+
+def test_a_worker_registers(locked: GatewayProcess) -> None:
+    with locked.client(JOIN_TOKEN) as client:
+        worker = {"name": "further", "boot_id": "3f2b8c1e-7d4a-4f0e-9a51-2c6d8e0b7f13"}
+        answer = client.post("/api/node/register", json=worker).json()
+    assert answer["approved"] is True
+    assert answer["session_address"].startswith("127.0.0.1:")
+    with locked.client(ADMIN_KEY) as client:
+        assert client.get(f"/api/nodes/{answer['node_id']}").json()["name"] == "further"
+
+
+@pytest.mark.parametrize("door", HEALTH, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
 def test_health_is_open(locked: GatewayProcess, door: Door, key: str | None) -> None:
     assert knock(locked, door, key, host="probe.example").status_code == 200
@@ -199,24 +188,28 @@ def test_with_keys_any_host_may_be_named(locked: GatewayProcess) -> None:
 # Without keys, on loopback
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "192.168.0.1", ""])
 def test_a_foreign_host_is_refused(keyless: GatewayProcess, door: Door, host: str) -> None:
     response = knock(keyless, door, host=host)
     assert (response.status_code, code_of(response)) in {(403, "bad_host"), (403, "")}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:8080", "null", "http://[::1"])
 def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Door, origin: str) -> None:
     response = knock(keyless, door, origin=origin)
     assert (response.status_code, code_of(response)) in {(403, "bad_origin"), (403, "")}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
-def test_this_machine_may_do_everything(keyless: GatewayProcess, door: Door, host: str) -> None:
-    assert knock(keyless, door, host=host, origin="http://localhost:3000").status_code not in {401, 403}
+def test_this_machine_may_do_everything_but_join(keyless: GatewayProcess, door: Door, host: str) -> None:
+    response = knock(keyless, door, host=host, origin="http://localhost:3000")
+    if door.role is Role.JOIN:
+        assert (response.status_code, code_of(response)) == (403, "join_disabled")
+    else:
+        assert response.status_code not in {401, 403}
 
 
 def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> None:
@@ -225,9 +218,9 @@ def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> No
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> None:
-    posts = [door for door in CLOSED if door.method == "POST" and door.path.startswith("/v1/")]
-    assert posts
-    for door in posts:
+    writing = [door for door in Front().app.doors() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN]
+    assert {door.path for door in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
+    for door in writing:
         assert knock(keyless, door, **{"content-type": content_type}).status_code == 415
 
 
@@ -247,11 +240,11 @@ def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> No
     assert gateway.process.wait(30) == 2
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=str)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
 def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Door, key: str | None) -> None:
     response = knock(anonymous, door, key, host="llm.example")
-    assert (response.status_code == 403) is (door.role is Role.ADMIN)
+    assert (response.status_code == 403) is (door.role is not Role.INFERENCE)
     assert response.status_code != 401
 
 

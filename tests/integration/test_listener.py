@@ -18,6 +18,7 @@ from gateway.api.server import Listener, ListenerSettings, open_socket
 from gateway.api.status import StatusSource
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, RequestMetrics
+from gateway.registry.memory import MemoryRegistry
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from tests.fakes.routing_bench import idle_admission
@@ -64,11 +65,11 @@ async def flood(exchange: Exchange, _caller: Caller, _body: bytes) -> None:
 
 
 def build_app() -> HttpApp:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, answer), Route("POST", "/flood", Role.INFERENCE, flood)],
         PAGE_ROUTES,
-        build_pages(source, idle_admission(), Metrics(list), dict),
+        build_pages(source, idle_admission(), Metrics(list), dict, MemoryRegistry()),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(1000, NEVER),

@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
+from gateway.domain.capacity import UNKNOWN
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.registry import sqlite_file
-from gateway.registry.protocol import ControlWrite, RegistryError
+from gateway.registry.protocol import ControlWrite, Event, NodeEdit, NodeOverrides, RegistryError
 from gateway.registry.sqlite import open_sqlite_registry
 from gateway.registry.sqlite_file import migrations
-from gateway.registry.tables import Event
 
 MODEL = ModelSpec(ModelName("tiny"), "llama-cpp", "builtin:tiny", selector={"gpu": "yes"})
-NODE = Node(NodeId("n1"), "box", BootId("b1"), NodeStatus.HEALTHY, {"gpu": "yes"}, 2, free_vram_bytes=8)
+NODE = Node(NodeId("n1"), "box", BootId("b1"), NodeStatus.HEALTHY, {"gpu": "yes"}, 2, free_vram_bytes=8, session=3)
 REPLICA = Replica(
     ReplicaId("r1"),
     MODEL.name,
@@ -33,7 +33,7 @@ REPLICA = Replica(
     since=2.5,
 )
 
-SCHEMA_1 = """
+ROWS = """
     INSERT INTO models VALUES (
         'tiny', 'file', 'rev1',
         '{"backend": "llama-cpp", "artifact": "builtin:tiny", "selector": {"gpu": "yes"}}', 'no memory', 2, 70.0);
@@ -45,16 +45,21 @@ SCHEMA_1 = """
     UPDATE leadership SET gateway_id = 'g1', epoch = 5;
     UPDATE state_version SET version = 41;
     PRAGMA application_id = 1735686009;
-    PRAGMA user_version = 1;
 """
-"""What a gateway that knew the first migration only has left behind: literally, since nobody rewrites the past."""
+"""What a gateway that knew the first migrations only has left behind: literally, since nobody rewrites the past."""
+
+
+@pytest.fixture(params=[1, 2], ids=["schema 1", "schema 2"])
+def schema(request: pytest.FixtureRequest) -> int:
+    schema: int = request.param
+    return schema
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
+def path(tmp_path: Path, schema: int) -> Path:
     path = tmp_path / "registry.db"
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(migrations()[0] + SCHEMA_1)
+        connection.executescript(f"{''.join(migrations()[:schema])} {ROWS} PRAGMA user_version = {schema};")
     return path
 
 
@@ -68,7 +73,7 @@ def ask(path: Path, sql: str) -> list[Any]:
         return connection.execute(sql).fetchall()
 
 
-async def test_l17_a_file_of_the_first_schema_keeps_all_but_the_demand(path: Path, url: str) -> None:
+async def test_l17_a_file_of_an_earlier_schema_keeps_all_but_the_demand(path: Path, url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         state = await registry.read_state()
         events = await registry.read_events(10)
@@ -84,11 +89,27 @@ async def test_l17_a_file_of_the_first_schema_keeps_all_but_the_demand(path: Pat
 
 async def test_l13_sessions_and_epochs_go_on_where_they_were(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
-        assert await registry.leave_node(NODE.id, 3, NodeStatus.OFFLINE)
+        assert await registry.mark_node(NODE.id, 3, NodeStatus.OFFLINE, ended=True)
         assert await registry.lead(GatewayId("g1")) == 5
         assert await registry.apply(5, ControlWrite(forget=(REPLICA.id,)))
         assert await registry.lead(GatewayId("g2")) == 6
         assert registry.statistics().version == 44
+
+
+async def test_a_node_of_an_earlier_schema_is_what_its_worker_declared(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        await registry.edit_node(NODE.id, NodeEdit(overrides=NodeOverrides({"tier": "a"})))
+        node = (await registry.read_state()).nodes[NODE.id]
+    assert (node.labels, node.max_replicas_per_model) == ({"node.name": "box", "gpu": "yes", "tier": "a"}, 2)
+    assert (node.approved, node.draining, node.capacity, node.since) == (True, False, UNKNOWN, 0.0)
+
+
+async def test_a_node_whose_labels_nobody_can_read_does_not_keep_the_file_from_opening(path: Path, url: str) -> None:
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE nodes SET labels = 'not json'")
+    async with open_sqlite_registry(url) as registry:
+        node = (await registry.read_state()).nodes[NODE.id]
+    assert (node.status, node.labels, node.session) == (NodeStatus.UNHEALTHY, {}, 3)
 
 
 async def test_a_migrated_file_has_the_schema_of_a_new_one(path: Path, url: str, tmp_path: Path) -> None:
@@ -100,16 +121,16 @@ async def test_a_migrated_file_has_the_schema_of_a_new_one(path: Path, url: str,
 
 
 async def test_a_migration_that_fails_leaves_the_file_as_it_was(
-    path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+    path: Path, url: str, schema: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = ask(path, "SELECT name FROM sqlite_master ORDER BY name")
-    broken = (migrations()[0], "CREATE TABLE half (a); DELETE FROM replicas; CREATE TABLE models (b);")
+    broken = (*migrations()[:schema], "CREATE TABLE half (a); DELETE FROM replicas; CREATE TABLE models (b);")
     with monkeypatch.context() as patch:
         patch.setattr(sqlite_file, "migrations", lambda: broken)
         with pytest.raises(RegistryError, match="table models already exists"):
             async with open_sqlite_registry(url):
                 pass
-    assert ask(path, "PRAGMA user_version") == [(1,)]
+    assert ask(path, "PRAGMA user_version") == [(schema,)]
     assert ask(path, "SELECT name FROM sqlite_master ORDER BY name") == before
     async with open_sqlite_registry(url) as registry:
         assert (await registry.read_state()).replicas == {REPLICA.id: REPLICA}

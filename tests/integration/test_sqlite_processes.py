@@ -36,11 +36,11 @@ import itertools, os, sys, trio
 from gateway.domain.ids import new_id
 from gateway.registry.protocol import ControlWrite
 from gateway.registry.sqlite import open_sqlite_registry
-from tests.contract.samples import hello, replica
+from tests.contract.samples import hello, join, replica
 
 async def main():
     async with open_sqlite_registry(sys.argv[1]) as registry:
-        await registry.join_node(hello(), f"gateway-{os.getpid()}")
+        await join(registry, hello(), f"gateway-{os.getpid()}")
         epoch = await registry.lead(f"gateway-{os.getpid()}")
         while True:
             old = tuple((await registry.read_state()).replicas)

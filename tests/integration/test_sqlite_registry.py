@@ -11,17 +11,33 @@ import pytest
 import structlog.testing
 import trio
 
+from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
 from gateway.domain.ids import Address
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.open import open_registry
-from gateway.registry.protocol import ControlWrite, RegistryError, RegistryLocked
+from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError, RegistryLocked
 from gateway.registry.sqlite import SqliteRegistry, open_sqlite_registry
 from gateway.registry.sqlite_file import migrations
 from gateway.registry.tables import EVENTS_KEPT
-from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_REPLICA, REPLICA, hello, place, replica, spec, stored
+from tests.contract.samples import (
+    GATEWAY,
+    MODEL,
+    NODE,
+    OTHER_REPLICA,
+    REPLICA,
+    bumping,
+    hello,
+    join,
+    place,
+    registration,
+    replica,
+    spec,
+    stored,
+    stored_node,
+)
 
 
 @pytest.fixture
@@ -48,7 +64,7 @@ async def read(url: str) -> ClusterState:
 async def fill(url: str) -> ClusterState:
     async with open_sqlite_registry(url) as registry:
         await registry.declare_models([spec()])
-        await registry.join_node(hello(labels={"tier": "gpu"}), GATEWAY)
+        await join(registry, hello(labels={"tier": "gpu"}))
         ready = replica(observed=Observed.READY, address=Address("127.0.0.1:20100"), pid=7)
         await place(registry, ready)
         return await registry.read_state()
@@ -174,18 +190,76 @@ async def test_unknown_replica_states_take_no_requests_and_end_nothing(
     assert (await read(url)).replicas[REPLICA] == replace(before, **read_as)  # type: ignore[arg-type] # named above
 
 
+NOT_OBJECTS_OF_STRINGS = ["not json", "[]", "null", '{"a": 1}']
+NOT_SAID = ["not json", "[]", "null", '{"vision": 1}', '{"labels": 1}', '{"vram_budget": {"per_gpu": 1}}']
+
+
 @pytest.mark.parametrize(
-    ("column", "value"), [("status", "hibernating"), ("labels", "not json"), ("labels", "[]"), ("labels", '{"a": 1}')]
+    ("column", "value"),
+    [
+        ("link", "hibernating"),
+        *(("labels", value) for value in NOT_OBJECTS_OF_STRINGS),
+        *(("declared", value) for value in NOT_SAID),
+    ],
 )
 async def test_a_node_that_cant_be_read_gets_nothing_new_and_keeps_its_session(
     path: Path, url: str, column: str, value: str
 ) -> None:
-    await fill(url)
+    session = (await fill(url)).nodes[NODE].session
     execute(path, f"UPDATE nodes SET {column} = ?", value)
     async with open_sqlite_registry(url) as registry:
-        assert (await registry.read_state()).nodes[NODE].status == NodeStatus.UNHEALTHY
-        assert await registry.join_node(hello(), GATEWAY) == 2
-        assert (await registry.read_state()).nodes[NODE].status == NodeStatus.HEALTHY
+        assert (await stored_node(registry)).status == NodeStatus.UNHEALTHY
+        assert await registry.join_node(hello(), GATEWAY) == session + 1
+        assert (await stored_node(registry)).status == NodeStatus.HEALTHY
+
+
+@pytest.mark.parametrize("value", NOT_SAID)
+async def test_a_node_whose_overrides_cant_be_read_waits_until_an_admin_has_looked(
+    path: Path, url: str, value: str
+) -> None:
+    await fill(url)
+    execute(path, "UPDATE nodes SET overrides = ?", value)
+    async with open_sqlite_registry(url) as registry:
+        assert (await stored_node(registry)).status == NodeStatus.PENDING
+        await registry.join_node(hello(), GATEWAY)
+        assert (await stored_node(registry)).status == NodeStatus.PENDING
+        await registry.edit_node(NODE, NodeEdit(approved=True, overrides=NodeOverrides()))
+        assert (await stored_node(registry)).status == NodeStatus.HEALTHY
+
+
+@pytest.mark.parametrize(
+    ("value", "read_as"),
+    [
+        *((value, UNKNOWN) for value in ("not json", "[]", "null", '{"gpus": 1}', '{"ram_bytes": "much"}')),
+        ('{"npus": 2, "ram_bytes": 8}', Capacity(ram_bytes=8)),
+    ],
+)
+async def test_a_capacity_is_read_as_far_as_it_is_understood(
+    path: Path, url: str, value: str, read_as: Capacity
+) -> None:
+    before = (await fill(url)).nodes[NODE]
+    execute(path, "UPDATE nodes SET capacity = ?", value)
+    assert (await read(url)).nodes[NODE] == replace(before, capacity=read_as)
+
+
+async def test_everything_that_is_said_of_a_node_survives_a_restart(url: str) -> None:
+    gpu = Gpu("nvidia", "RTX 4090", "GPU-1", vram_bytes=24 << 30, vram_free_bytes=20 << 30, unified=True)
+    capacity = Capacity((gpu,), 64 << 30, 32 << 30, 1 << 40, 1 << 39, 16, ("avx2", "fma"))
+    overrides = NodeOverrides({"tier": "a"}, 4, VramBudget(amount=1 << 30))
+    async with open_sqlite_registry(url) as registry:
+        said = hello(labels={"zone": "b"}, max_replicas_per_model=2, vram_budget=VramBudget(share=0.5))
+        session = await join(registry, replace(said, capacity=capacity))
+        await registry.edit_node(NODE, NodeEdit(approved=False, draining=True, overrides=overrides))
+        before = await registry.read_state()
+    async with open_sqlite_registry(url) as registry:
+        assert await registry.read_state() == before
+        async with bumping(registry, 0):
+            await registry.edit_node(NODE, NodeEdit(approved=False, draining=True, overrides=overrides))
+            await registry.note_capacity(NODE, session, capacity)
+        await registry.edit_node(NODE, NodeEdit(overrides=NodeOverrides()))
+        node = await stored_node(registry)
+    # What the worker said was kept beneath the overrides: half of the memory, of which 4 GiB are in use.
+    assert (node.labels["zone"], node.max_replicas_per_model, node.free_vram_bytes) == ("b", 2, 8 << 30)
 
 
 @pytest.mark.parametrize(
@@ -273,7 +347,7 @@ async def test_a_caller_cancelled_in_its_transaction_has_written_wholly_and_woke
 async def test_a_caller_cancelled_in_the_queue_has_written_nothing(url: str, clock: GatedClock) -> None:
     async with open_sqlite_registry(url, clock=clock) as registry:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(registry.join_node, hello(), GATEWAY)
+            nursery.start_soon(registry.register_node, registration())
             await trio.to_thread.run_sync(clock.asked.wait)
             queued = trio.CancelScope()
             nursery.start_soon(_declare, registry, queued)
@@ -292,13 +366,13 @@ async def _declare(registry: SqliteRegistry, scope: trio.CancelScope) -> None:
 
 async def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
-        await registry.join_node(hello(), GATEWAY)
+        await join(registry)
         epoch = await registry.lead(GATEWAY)
         too_large = replica(OTHER_REPLICA, slot=2**70)
         with pytest.raises(RegistryError, match="can't store a value"):
             await registry.apply(epoch, ControlWrite(place=(replica(slot=1), too_large)))
         state = await registry.read_state()
-        assert (state.version, state.replicas) == (2, {})
+        assert (state.version, state.replicas) == (3, {})
         await place(registry, replica())
         assert await stored(registry) == replica()
 

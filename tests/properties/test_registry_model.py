@@ -1,44 +1,64 @@
 """Random writes on the memory store and on the sqlite store: the same answers, states and audit trails, always."""
 
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.cluster import Demand, LoadFailure, NodeStatus, Replica
+from gateway.domain.capacity import Capacity, Gpu, VramBudget
+from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello, Report
+from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import open_memory_registry
-from gateway.registry.protocol import ControlWrite, RegistryError
+from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError
 from gateway.registry.sqlite import open_sqlite_registry
 from gateway.registry.store import Store
 from tests.contract.samples import SettableClock
 
 
 @dataclass(frozen=True)
+class Age:
+    """Stands for the session number of a node: that much older than the newest."""
+
+    sessions: int
+
+
+@dataclass(frozen=True)
 class Call:
     method: str
     arguments: tuple[Any, ...]
+    keywords: dict[str, Any]
 
 
-def calls(method: str, *arguments: st.SearchStrategy[Any]) -> st.SearchStrategy[Call]:
-    return st.tuples(*arguments).map(lambda drawn: Call(method, drawn))
+def calls(
+    method: str, *arguments: st.SearchStrategy[Any], **keywords: st.SearchStrategy[Any]
+) -> st.SearchStrategy[Call]:
+    drawn = st.tuples(st.tuples(*arguments), st.fixed_dictionaries(keywords))
+    return drawn.map(lambda parts: Call(method, *parts))
 
 
 # Few ids, so that the calls meet.
 gateway_ids = st.sampled_from([GatewayId("g1"), GatewayId("g2")])
-node_ids = st.sampled_from([NodeId("n1"), NodeId("n2")])
+FRESH = "made-1"
+"""The first id that a store makes for a node."""
+node_ids = st.sampled_from([NodeId("n1"), NodeId("n2"), NodeId(FRESH)])
+node_names = st.sampled_from(["box", "tower", "b\0x", "b\ud800x"])
+boot_ids = st.sampled_from([BootId("b1"), BootId("b2")])
+ages = st.sampled_from([Age(0), Age(0), Age(0), Age(1)])
 model_names = st.sampled_from([ModelName("m1"), ModelName("m2"), ModelName("modèle ☃")])
 replica_ids = st.sampled_from([ReplicaId(f"r{number}") for number in range(4)])
 small = st.integers(0, 3)
 seconds = st.floats(0, 4e9, allow_nan=False)
 texts = st.text(max_size=5)
+any_texts = st.text(st.characters(exclude_categories=()), max_size=5)
+"""Lone surrogates too."""
 mappings = st.dictionaries(texts, texts, max_size=2)
 
 
@@ -64,15 +84,33 @@ specs = st.builds(
     load_timeout_seconds=maybe(seconds),
     source=st.sampled_from(["file", "api"]),
 )
-hellos = st.builds(
-    Hello,
-    node_id=node_ids,
-    name=st.sampled_from(["box", "tower"]),
-    boot_id=st.sampled_from([BootId("b1"), BootId("b2")]),
-    labels=mappings,
-    max_replicas_per_model=small,
-    free_vram_bytes=maybe(st.integers(0, 2**62)),
+registrations = st.builds(
+    Registration, name=node_names, boot_id=boot_ids, node_id=maybe(node_ids), approved=st.booleans()
 )
+amounts = maybe(st.integers(0, 2**40))
+labels = st.dictionaries(any_texts, any_texts, max_size=2)
+gpus = st.builds(
+    Gpu,
+    vendor=any_texts,
+    name=any_texts,
+    uuid=any_texts,
+    vram_bytes=amounts,
+    vram_free_bytes=amounts,
+    unified=st.booleans(),
+)
+capacities = st.builds(
+    Capacity,
+    gpus=st.lists(gpus, max_size=2).map(tuple),
+    ram_bytes=amounts,
+    ram_free_bytes=amounts,
+    disk_bytes=amounts,
+    disk_free_bytes=amounts,
+    cpu_count=maybe(small),
+    cpu_flags=st.lists(any_texts, max_size=2).map(tuple),
+)
+budgets = st.builds(VramBudget, amount=amounts, share=maybe(st.floats(0, 1, exclude_min=True)))
+overrides = st.builds(NodeOverrides, labels=labels, max_replicas_per_model=maybe(small), vram_budget=maybe(budgets))
+edits = st.builds(NodeEdit, approved=maybe(st.booleans()), draining=maybe(st.booleans()), overrides=maybe(overrides))
 reports = st.builds(
     Report,
     replica_id=replica_ids,
@@ -81,7 +119,7 @@ reports = st.builds(
     pid=maybe(small),
     parallel=maybe(small),
     exit_code=maybe(st.integers(-9, 1)),
-    error=maybe(st.text(st.characters(exclude_categories=()), max_size=5)),  # lone surrogates too
+    error=maybe(any_texts),
 )
 replicas = st.builds(
     Replica,
@@ -110,43 +148,100 @@ control_writes = st.builds(
     forget=tuples(replica_ids),
     failures=tuples(model_names, maybe(failures)),
 )
+hellos = st.builds(
+    Hello,
+    node_id=node_ids,
+    name=node_names,
+    boot_id=boot_ids,
+    labels=labels,
+    max_replicas_per_model=small,
+    capacity=capacities,
+    vram_budget=budgets,
+    replicas=tuples(reports),
+)
 demands = st.builds(Demand, gateway_id=gateway_ids, model=model_names, waiting=small, since=seconds)
+
+LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
 
 some_call = st.one_of(
     calls("declare_models", tuples(specs)),
+    calls("register_node", registrations),
     calls("join_node", hellos, gateway_ids),
-    calls("leave_node", node_ids, small, st.sampled_from(NodeStatus)),
-    calls("observe", node_ids, st.integers(1, 2), tuples(reports)),
+    calls("mark_node", node_ids, ages, st.sampled_from(LINKS), ended=st.booleans()),
+    calls("note_capacity", node_ids, ages, capacities),
+    calls("edit_node", node_ids, edits),
+    calls("remove_node", node_ids),
+    calls("observe", node_ids, ages, tuples(reports)),
     calls("lead", gateway_ids),
     calls("apply", st.integers(1, 2), control_writes),
     calls("publish_demand", gateway_ids, tuples(demands)),
 )
-# Most writes need a node, and a leader with epoch 1.
-beginning = st.tuples(calls("join_node", hellos, gateway_ids), calls("lead", gateway_ids))
+# Most writes need a node in session, and a leader with epoch 1.
+beginning = st.tuples(
+    calls("register_node", st.just(Registration("box", BootId("b1")))),
+    calls(
+        "join_node", hellos.map(lambda hello: replace(hello, node_id=NodeId(FRESH), boot_id=BootId("b1"))), gateway_ids
+    ),
+    calls("lead", gateway_ids),
+)
 histories = st.tuples(beginning, st.lists(some_call, max_size=12)).map(lambda parts: [*parts[0], *parts[1]])
+
+
+def ids() -> Callable[[], str]:
+    """The ids that a store makes: each the same ones."""
+    numbers = count(1)
+    return lambda: f"made-{next(numbers)}"
+
+
+async def with_session(store: Store, call: Call) -> Call:
+    """The age of a session as a number of the node that the call is about."""
+    if len(call.arguments) < 2 or not isinstance(call.arguments[1], Age):
+        return call
+    node_id, age, *rest = call.arguments
+    node = (await store.read_state()).nodes.get(node_id)
+    return replace(call, arguments=(node_id, (node.session if node else 0) - age.sessions, *rest))
 
 
 async def answer(registry: Store, call: Call) -> object:
     try:
-        return await getattr(registry, call.method)(*call.arguments)
+        return await getattr(registry, call.method)(*call.arguments, **call.keywords)
     except RegistryError as error:
         return type(error), str(error)
 
 
 async def compare(history: Sequence[Call], url: str) -> None:
     clock = SettableClock()
-    async with open_memory_registry(clock=clock) as memory:
-        async with open_sqlite_registry(url, clock=clock) as sqlite:
-            for call in history:
+    async with open_memory_registry(clock=clock, make_id=ids()) as memory:
+        async with open_sqlite_registry(url, clock=clock, make_id=ids()) as sqlite:
+            for planned in history:
                 clock.seconds += 1.5
+                call = await with_session(memory, planned)
+                before = await memory.read_state()
                 assert await answer(sqlite, call) == await answer(memory, call)
-                assert await sqlite.read_state() == await memory.read_state()
+                after = await memory.read_state()
+                assert await sqlite.read_state() == after
                 assert sqlite.statistics().version == memory.statistics().version
+                check(before, after)
             assert await sqlite.read_events(100) == await memory.read_events(100)
         for gateway_id in ("g1", "g2"):
             await memory.publish_demand(GatewayId(gateway_id), [])
         async with open_sqlite_registry(url, clock=clock) as reopened:
             assert await reopened.read_state() == await memory.read_state()
+
+
+def check(before: ClusterState, after: ClusterState) -> None:
+    """What no write may break, whichever it was."""
+    assert after.version - before.version in (0, 1)
+    if after.version == before.version:
+        assert replace(after, demand=()) == replace(before, demand=())
+    names = [node.name for node in after.nodes.values()]
+    assert len(set(names)) == len(names)
+    assert {replica.node_id for replica in after.replicas.values()} <= after.nodes.keys()
+    for node in after.nodes.values():
+        old = before.nodes.get(node.id)
+        assert old is None or node.session >= old.session
+        assert old is None or (node.since == old.since) == (node.link == old.link)
+        assert node.link is not NodeStatus.PENDING
 
 
 @given(history=histories)

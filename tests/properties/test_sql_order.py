@@ -55,7 +55,7 @@ def model_row(name: ModelName = MODEL, selector: Mapping[str, str] = SPEC.select
 
 def node_row(node_id: str = "n0", labels: Mapping[str, str] = SPEC.selector, vram: int | None = None) -> Row:
     node = Node(NodeId(node_id), node_id, BootId("boot"), NodeStatus.HEALTHY, labels, free_vram_bytes=vram)
-    return rows.node_to_row(NodeRow(node, session=1, gateway_id=None))
+    return rows.node_to_row(NodeRow(node))
 
 
 def replica_row(replica_id: str = "r0", slot: int = 0, parallel: int = 2, **changes: SqlValue) -> Row:
@@ -80,8 +80,13 @@ ODD_REPLICAS: list[Row] = [
     {"address": None},
     {"model": "removed"},
 ]
+NOT_SAID = ("not json", "[]", "null", '"x"', '{"per_gpu": {}}', '{"vram_budget": {"share": 0.5, "per_gpu": 1}}')
 ODD_NODES: list[Row] = [
-    *({"status": str(status)} for status in (*NodeStatus, "hibernating") if status != NodeStatus.HEALTHY),
+    *({"link": str(link)} for link in (*NodeStatus, "hibernating") if link != NodeStatus.HEALTHY),
+    {"approved": 0},
+    {"draining": 1},
+    {"approved": 0, "draining": 1},
+    *({column: text} for column in ("declared", "overrides") for text in NOT_SAID),
     *({"labels": text} for text in ("not json", "[]", "null", '"x"', '{"a": 1}', '{"a": null}', '{"a": {"b": "c"}}')),
 ]
 LEAST_SPEC = '"backend": "llama-cpp", "artifact": "builtin:tiny"'
@@ -92,6 +97,18 @@ ODD_MODELS: list[Row] = [
     {"spec": '{"backend": null, "artifact": ""}'},
     {"source": "another"},
 ]
+SAID = (
+    "{}",
+    '{"labels": {"per_gpu": "x"}}',
+    '{"max_replicas_per_model": 2, "vram_budget": {}}',
+    '{"labels": {"vram_budget": "x"}, "vram_budget": {"share": 0.5, "amount": null}}',
+)
+PLAIN_NODES: list[Row] = [
+    *({column: text} for column in ("declared", "overrides") for text in SAID),
+    {"overrides": '{"max_replicas_per_model": null, "vram_budget": null}'},
+    *({"capacity": text} for text in ("not json", "[]", "null", '{"npus": 1, "ram_bytes": 8}')),
+]
+"""Routable, whatever else they say."""
 LEAST_MODEL: Row = {"spec": f"{{{LEAST_SPEC}}}"}
 """As written before the other keys were added: routable."""
 
@@ -109,6 +126,7 @@ UNROUTABLE = {
 }
 ROUTABLE = {
     "sound": SOUND,
+    **{str(plain): replace(SOUND, nodes=[{**node_row(), **plain}]) for plain in PLAIN_NODES},
     "declared by the API": replace(SOUND, models=[{**model_row(), "source": "api"}]),
     "older spec, labelled node": replace(
         SOUND, models=[{**model_row(), **LEAST_MODEL}], nodes=[node_row(labels={"a": "b"})]
@@ -159,7 +177,7 @@ def models(draw: st.DrawFn, name: ModelName, mappings: st.SearchStrategy[dict[st
 @st.composite
 def nodes(draw: st.DrawFn, node_id: str, mappings: st.SearchStrategy[dict[str, str]]) -> Row:
     row = node_row(node_id, draw(mappings), vram=draw(st.none() | st.integers(0, 2)))
-    return {**row, **draw(mostly({}, ODD_NODES))}
+    return {**row, **draw(st.sampled_from([{}, *PLAIN_NODES])), **draw(mostly({}, ODD_NODES))}
 
 
 @st.composite

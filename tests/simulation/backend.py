@@ -140,6 +140,9 @@ class SimBackend:
                 self._ledger.visit(request.CorrelationId, self.token).outcome = "stale"
             raise GRPCError(Status.UNAUTHENTICATED, "wrong or missing token")
         match request:
+            case pb.HealthMessage() if method == "Free":
+                self.model = None
+                await stream.send_message(pb.Result(success=True))
             case pb.HealthMessage():
                 await self._answer_health(stream)
             case pb.ModelOptions():

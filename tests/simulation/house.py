@@ -10,7 +10,8 @@ from typing import Final
 
 import trio
 
-from gateway.app import Gateway, _open_parts, _start_services
+from gateway.app import _open_parts, _start_services
+from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.config.load import parse_config

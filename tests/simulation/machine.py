@@ -8,16 +8,18 @@ from typing import Final, TypeVar
 
 import trio
 
-from gateway.app import Gateway
+from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.metadata import TOKEN_VARIABLE
 from gateway.config.units import PortRange
-from gateway.control.sessions import NodeSession
+from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, BootId, NodeId, new_id
-from gateway.domain.session import DesiredSet, Hello, Report
+from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.worker.agent import run_agent
 from gateway.worker.command import BackendProgram
+from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
+from tests.fakes.worker_bench import HEARTBEAT_SECONDS, nothing_known
 from tests.fakes.worker_parts import FakeProcess, FakeSpawn
 from tests.simulation.backend import Load, SimBackend
 from tests.simulation.ledger import Ledger
@@ -33,7 +35,7 @@ PROGRAMS: Final[Mapping[str, BackendProgram]] = {
     FOREIGN: BackendProgram((FOREIGN,)),
 }
 PORTS: Final = PortRange(22500, 22999)
-REPORTS_MAX: Final = 64
+MESSAGES_MAX: Final = 64
 
 
 class SimProcess(FakeProcess):
@@ -101,27 +103,20 @@ class Machine:
 
     async def _boot(self, nursery: trio.Nursery, gateway: Gateway) -> None:
         """The agent and its session, joined by channels with a delay in between."""
-        orders_out, orders_late = trio.open_memory_channel[DesiredSet](1)
-        orders_in, orders = trio.open_memory_channel[DesiredSet](1)
-        reports_out, reports_late = trio.open_memory_channel[Report](REPORTS_MAX)
-        reports_in, reports = trio.open_memory_channel[Report](REPORTS_MAX)
+        orders_out, orders_late = trio.open_memory_channel[ToWorker](1)
+        orders_in, orders = trio.open_memory_channel[ToWorker](1)
+        reports_out, reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
+        reports_in, reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         control = GrpcBackendControl(gateway.bridge, self.network.dial_locally)
-        await nursery.start(
-            partial(run_agent, self._settings(), orders, reports_out, spawn=self._start, control=control)
-        )
+        agent = await nursery.start(partial(run_agent, self._settings(), spawn=self._start, control=control))
         nursery.start_soon(self._delay, orders_late, orders_in)
         nursery.start_soon(self._delay, reports_late, reports_in)
-        session = NodeSession(
-            hello=Hello(NodeId(self.name), self.name, BootId(new_id()), max_replicas_per_model=self.replicas_max),
-            gateway_id=gateway.id,
-            registry=gateway.registry,
-            views=gateway.views,
-            epoch=lambda: gateway.reconciler.epoch or 0,
-            token_of=gateway.token_of,
-            desired=orders_out,
-            reports=reports,
-        )
-        await nursery.start(session.run)
+        session = WorkerSession(agent, reports_out, orders, HEARTBEAT_SECONDS, nothing_known, UNKNOWN)
+        nursery.start_soon(session.run)
+        node_id, boot_id = NodeId(self.name), BootId(new_id())
+        await gateway.registry.register_node(Registration(self.name, boot_id, node_id))
+        hello = Hello(node_id, self.name, boot_id, max_replicas_per_model=self.replicas_max)
+        await nursery.start(partial(gateway.sessions.run_session, hello, orders_out, reports, ends_with_gateway=True))
 
     async def _delay(self, late: trio.MemoryReceiveChannel[T], onward: trio.MemorySendChannel[T]) -> None:
         async for item in late:

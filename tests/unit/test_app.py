@@ -13,7 +13,8 @@ import trio
 import trio.testing
 from grpclib.client import Channel
 
-from gateway.app import Gateway, open_gateway
+from gateway.app import open_gateway
+from gateway.assembly import Gateway
 from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.config.load import parse_config

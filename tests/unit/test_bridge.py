@@ -8,7 +8,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from gateway import bridge as border
-from gateway.bridge import CancelledByAsyncio, Outlet, open_bridge
+from gateway.bridge import CancelledByAsyncio, Inlet, Outlet, open_bridge
 
 
 async def test_run_returns_what_the_function_returns() -> None:
@@ -158,3 +158,45 @@ async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
             await bridge.run(misbehave)
             await bridge.run(asyncio.sleep, 0)
     assert [line["event"] for line in logs] == ["bridge.loop_error"]
+
+
+async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_end() -> None:
+    send, receive = trio.open_memory_channel[int](2)
+    inlet = Inlet(receive)
+    taken: list[int] = []
+
+    async def work() -> None:
+        try:
+            while True:
+                taken.append(await inlet.receive_aio())
+        except trio.EndOfChannel:
+            taken.append(-1)
+            inlet.close()
+
+    send.send_nowait(1)
+    async with open_bridge() as bridge, bridge.open_task(work):
+        await trio.testing.wait_all_tasks_blocked()
+        assert taken == [1]
+        send.send_nowait(2)
+        await trio.testing.wait_all_tasks_blocked()
+        send.close()
+        await trio.testing.wait_all_tasks_blocked()
+    assert taken == [1, 2, -1]
+
+
+async def test_a_cancel_ends_a_wait_at_the_inlet() -> None:
+    send, receive = trio.open_memory_channel[int](0)
+    inlet = Inlet(receive)
+
+    async def work() -> None:
+        try:
+            await inlet.receive_aio()
+        finally:
+            inlet.close()
+
+    async with open_bridge() as bridge:
+        async with bridge.open_task(work):
+            await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BrokenResourceError):
+            send.send_nowait(1)
+    send.close()

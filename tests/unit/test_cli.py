@@ -1,7 +1,9 @@
 """The command line: what serves by default, what is printed, how failures are told."""
 
 import argparse
+import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,11 +13,47 @@ from typing import Any, ClassVar
 import pytest
 
 from gateway.cli import main
-from gateway.cli.status import render
+from gateway.cli.fleet import duration, share, tables
+from gateway.cli.table import print_table, table
 
+GPU: dict[str, Any] = {"vendor": "nvidia", "name": "NVIDIA L4", "uuid": "GPU-1"}
+BOX: dict[str, Any] = {
+    "id": "n1",
+    "name": "box",
+    "status": "healthy",
+    "labels": {"tier": "gpu", "node.name": "box"},
+    "capacity": {
+        "gpus": [GPU, GPU],
+        "vram_bytes": 48 * 2**30,
+        "vram_free_bytes": 10.5 * 2**30,
+        "ram_bytes": 64 * 2**30,
+        "ram_free_bytes": None,
+    },
+    "age": 3725.4,
+}
+BARE: dict[str, Any] = {
+    "id": "n2",
+    "name": "bare",
+    "status": "offline",
+    "labels": {},
+    "capacity": dict.fromkeys(("vram_bytes", "vram_free_bytes", "ram_bytes", "ram_free_bytes")) | {"gpus": []},
+    "age": None,
+}
+REPLICA: dict[str, Any] = {
+    "id": "r1",
+    "model": "tiny",
+    "node": "box",
+    "state": "ready",
+    "in_flight": 3,
+    "slots": 4,
+    "address": "127.0.0.1:20100",
+    "pid": 77,
+    "age": 42.9,
+    "error": None,
+}
 STATUS: dict[str, Any] = {
     "gateways": [{"id": "g", "leader": True}],
-    "nodes": [{"id": "n1", "name": "box", "status": "healthy"}],
+    "nodes": [BOX, BARE],
     "models": [
         {
             "name": "tiny",
@@ -24,11 +62,12 @@ STATUS: dict[str, Any] = {
             "desired": 0,
             "in_flight": 0,
             "queued": 2,
-            "error": "exited with code 3\nlast output: boom",
+            "error": "exited with\033[31m code 3\nlast output: boom",
         }
     ],
-    "replicas": [],
+    "replicas": [REPLICA],
 }
+ESCAPE = "\033["
 
 
 class FakeGateway(BaseHTTPRequestHandler):
@@ -36,6 +75,7 @@ class FakeGateway(BaseHTTPRequestHandler):
 
     replies: ClassVar[dict[str, tuple[int, str, bytes]]] = {}
     seen: ClassVar[list[tuple[str, dict[str, str], Any]]] = []
+    methods: ClassVar[list[str]] = []
 
     def do_GET(self) -> None:
         self._answer()
@@ -43,8 +83,15 @@ class FakeGateway(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer()
 
+    def do_PATCH(self) -> None:
+        self._answer()
+
+    def do_DELETE(self) -> None:
+        self._answer()
+
     def _answer(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        self.methods.append(f"{self.command} {self.path}")
         self.seen.append((self.path, dict(self.headers), json.loads(body) if body else None))
         status, kind, content = self.replies[self.path]
         self.send_response(status)
@@ -59,7 +106,7 @@ class FakeGateway(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def gateway() -> Iterator[str]:
-    FakeGateway.replies, FakeGateway.seen = {}, []
+    FakeGateway.replies, FakeGateway.seen, FakeGateway.methods = {}, [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeGateway)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -120,12 +167,62 @@ def test_check_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert problems[1].startswith(f"{bad}:3: server.hots: ")
 
 
-def test_status_as_tables() -> None:
-    text = "\n".join(render(STATUS))
-    assert "box   healthy  n1" in text
-    assert "exited with code 3" in text
-    assert "boom" not in text, "one line per row"
-    assert "no replicas" in text
+def lines_of(text: str) -> list[list[str]]:
+    """The cells of each line: columns are at least two spaces apart."""
+    return [re.split(r"\s{2,}", line.strip()) for line in text.splitlines() if line]
+
+
+def test_status_as_tables(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/status", STATUS)
+    assert main(["status", "--url", gateway]) == 0
+    text = capsys.readouterr().out
+    assert ESCAPE not in text
+    assert lines_of(text) == [
+        ["NAME", "STATUS", "GPUS", "VRAM FREE/TOTAL", "RAM FREE/TOTAL", "REPLICAS", "SINCE"],
+        ["box", "healthy", "2 x NVIDIA L4", "10.5/48.0 GiB", "?/64.0 GiB", "1", "1h 2m"],
+        ["bare", "offline", "-", "-", "-", "0", "-"],
+        ["NAME", "STATUS", "READY", "DESIRED", "IN FLIGHT", "QUEUED", "ERROR"],
+        ["tiny", "load_failed", "0", "0", "0", "2", "exited with [31m code 3"],
+        ["MODEL", "NODE", "STATE", "AGE", "IN FLIGHT/SLOTS", "ADDRESS", "PID", "ID", "ERROR"],
+        ["tiny", "box", "ready", "42s", "3/4", "127.0.0.1:20100", "77", "r1", "-"],
+    ]
+
+
+def test_status_of_an_empty_fleet(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/status", {"nodes": [], "models": [], "replicas": []})
+    assert main(["status", "--url", gateway]) == 0
+    assert capsys.readouterr().out == "no nodes\n\nno models\n\nno replicas\n"
+
+
+def test_a_terminal_gets_the_same_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "200")
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdout", screen)
+    columns, rows = ("name", "status"), tables(STATUS)["nodes"]
+    print_table("nodes", columns, rows)
+    text = screen.getvalue()
+    assert f"{ESCAPE}32mhealthy" in text
+    assert lines_of(re.sub(r"\033\[[0-9;]*m", "", text)) == lines_of("\n".join(table(columns, rows)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, None), (0, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m 0s"), (3600, "1h 0m"), (90061, "1d 1h")],
+)
+def test_a_duration_has_its_two_largest_units(seconds: float | None, text: str | None) -> None:
+    assert duration(seconds) == text
+
+
+def test_what_is_not_known_of_an_amount_is_a_question_mark() -> None:
+    assert share(None, 2**30) == "?/1.0 GiB"
+    assert share(0, None) == "0.0/? GiB"
 
 
 def test_status_as_json(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,3 +294,89 @@ def test_chat_says_what_went_wrong_in_the_middle(
     captured = capsys.readouterr()
     assert "hel" in captured.out
     assert "The backend was lost." in captured.err
+
+
+# Nodes
+
+
+def test_nodes_are_listed(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/status", STATUS)
+    assert main(["nodes", "list", "--url", gateway]) == 0
+    [header, box, _] = lines_of(capsys.readouterr().out)
+    assert header[-2:] == ["LABELS", "ID"]
+    assert box[-2:] == ["tier=gpu, node.name=box", "n1"]
+
+
+@pytest.mark.parametrize("action", ["approve", "drain", "resume"])
+def test_a_node_is_told_what_to_do(gateway: str, capsys: pytest.CaptureFixture[str], action: str) -> None:
+    reply(f"/api/nodes/a%2Fb%20c/{action}", {**BOX, "status": "draining"})
+    assert main(["nodes", action, "a/b c", "--url", gateway, "--api-key", "k"]) == 0
+    assert FakeGateway.methods == [f"POST /api/nodes/a%2Fb%20c/{action}"]
+    assert capsys.readouterr().out == "box: draining\n"
+
+
+@pytest.mark.parametrize(("more", "query"), [([], ""), (["--force"], "?force=true")])
+def test_a_node_is_removed(gateway: str, capsys: pytest.CaptureFixture[str], more: list[str], query: str) -> None:
+    reply(f"/api/nodes/box{query}", {"removed": "n1"})
+    assert main(["nodes", "remove", "box", "--url", gateway, *more]) == 0
+    assert FakeGateway.methods == [f"DELETE /api/nodes/box{query}"]
+    assert capsys.readouterr().out == "box: removed\n"
+
+
+def test_a_refused_removal_is_one_line(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/nodes/box", {"error": {"message": "The node 'box' is healthy."}}, status=409)
+    assert main(["nodes", "remove", "box", "--url", gateway]) == 1
+    assert capsys.readouterr() == ("", "gateway: The node 'box' is healthy.\n")
+
+
+@pytest.mark.parametrize("arguments", [[], ["drain"], ["explode", "box"], ["drain", "box", "--force"]])
+def test_nodes_badly_used(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["nodes", *arguments])
+    assert caught.value.code == 2
+
+
+# Logs
+
+
+@pytest.mark.parametrize("wanted", ["r1", "tiny"])
+def test_logs_of_a_replica_or_of_the_only_one_of_a_model(
+    gateway: str, capsys: pytest.CaptureFixture[str], wanted: str
+) -> None:
+    reply("/api/replicas", {"replicas": [REPLICA, {**REPLICA, "id": "r2", "model": "other"}]})
+    FakeGateway.replies["/api/replicas/r1/logs?lines=5"] = (200, "text/plain", "eins\nzwei ü\n".encode())
+    assert main(["logs", wanted, "-n", "5", "--url", gateway]) == 0
+    assert capsys.readouterr().out == "eins\nzwei ü\n"
+
+
+def test_logs_that_are_followed_to_the_end(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/replicas", {"replicas": [REPLICA]})
+    chunks = [{"lines": ["one", "data: two"], "skipped": 0}, {"lines": ["three"], "skipped": 9}]
+    events = [": nothing new\n\n", *(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks)]
+    body = "".join([*events, 'event: end\ndata: {"lines":[],"skipped":0}\n\n']).encode()
+    FakeGateway.replies["/api/replicas/r1/logs?lines=100&follow=true"] = (200, "text/event-stream", body)
+    assert main(["logs", "r1", "-f", "--url", gateway]) == 0
+    assert capsys.readouterr().out.splitlines() == ["one", "data: two", "... 9 lines left out ...", "three"]
+
+
+def test_logs_that_end_with_an_error_say_so(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
+    reply("/api/replicas", {"replicas": [REPLICA]})
+    body = b'data: {"lines":["one"],"skipped":0}\n\ndata: {"error":{"message":"The node is lost."}}\n\n'
+    FakeGateway.replies["/api/replicas/r1/logs?lines=100&follow=true"] = (200, "text/event-stream", body)
+    assert main(["logs", "r1", "-f", "--url", gateway]) == 1
+    assert capsys.readouterr() == ("one\n", "gateway: The node is lost.\n")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [("tiny", "gateway: 'tiny' has 2 replicas; name one of them: r1, r2\n"), ("x", "no replica has the id 'x'")],
+)
+def test_logs_of_nobody_in_particular(gateway: str, capsys: pytest.CaptureFixture[str], wanted: str, said: str) -> None:
+    reply("/api/replicas", {"replicas": [REPLICA, {**REPLICA, "id": "r2"}]})
+    assert main(["logs", wanted, "--url", gateway]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_logs_of_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["logs", "r1", "-n", "0"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1

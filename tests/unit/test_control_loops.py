@@ -4,24 +4,45 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
+import pytest
 import trio
 import trio.testing
 
+from gateway.backends.protocol import Target
 from gateway.control.demand import DemandPublisher, Waiting
+from gateway.control.node_session import SessionOver, SessionSettings, desired_set
 from gateway.control.plan import BACKOFF_FIRST_SECONDS
 from gateway.control.reconciler import Reconciler
-from gateway.control.sessions import NodeSession, desired_set
+from gateway.control.sessions import Sessions
+from gateway.control.tails import CHUNKS_MAX
+from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, NodeStatus
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import DesiredSet, Hello, Report
+from gateway.domain.probe import ProbeOutcome
+from gateway.domain.session import (
+    DesiredSet,
+    EndTail,
+    FromWorker,
+    Heartbeat,
+    Hello,
+    Leaving,
+    LogChunk,
+    Registration,
+    Report,
+    TailLogs,
+    ToWorker,
+)
 from gateway.registry.memory import MemoryRegistry
+from gateway.registry.protocol import NotRegistered
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, node, replica, spec, state
 
 HELLO = Hello(NODE, "box", BootId("boot-1"))
+REGISTRATION = Registration("box", BootId("boot-1"), NODE)
+HEARTBEAT_SECONDS = 5.0
 
 
 @dataclass
@@ -32,8 +53,14 @@ class Control:
     reconciler: Reconciler
     demand: DemandPublisher
     views: SnapshotStore[RoutingView]
-    desired: trio.MemoryReceiveChannel[DesiredSet]
-    reports: trio.MemorySendChannel[Report]
+    from_gateway: trio.MemoryReceiveChannel[ToWorker]
+    to_gateway: trio.MemorySendChannel[FromWorker]
+    session: trio.CancelScope
+    sessions: Sessions
+    outcomes: dict[ReplicaId, ProbeOutcome]
+    """What a probe of a replica comes to; alive if it is not here."""
+    probed: list[Target]
+    ended: trio.Event
     waiting: dict[ModelName, Waiting] = field(default_factory=dict)
 
     async def ask_for(self, model: ModelName = MODEL, waiting: int = 1) -> None:
@@ -41,7 +68,15 @@ class Control:
         self.demand.changed.set()
 
     async def report(self, replica_id: ReplicaId, observed: Observed, **fields: object) -> None:
-        await self.reports.send(replace(Report(replica_id, observed), **fields))  # type: ignore[arg-type]
+        await self.to_gateway.send(replace(Report(replica_id, observed), **fields))  # type: ignore[arg-type]
+
+    def received_nowait(self) -> list[ToWorker]:
+        messages: list[ToWorker] = []
+        try:
+            while True:
+                messages.append(self.from_gateway.receive_nowait())
+        except (trio.WouldBlock, trio.EndOfChannel):
+            return messages
 
     async def state(self) -> ClusterState:
         await trio.testing.wait_all_tasks_blocked()
@@ -56,29 +91,64 @@ class Control:
 async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     registry = MemoryRegistry(trio.current_time)
     await registry.declare_models(specs or [spec()])
+    await registry.register_node(REGISTRATION)
     views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
-    send_desired, desired = trio.open_memory_channel[DesiredSet](1)
-    reports, receive_reports = trio.open_memory_channel[Report](8)
+    to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
+    to_gateway, from_worker = trio.open_memory_channel[FromWorker](8)
     reconciler = Reconciler(registry, GATEWAY, interval_seconds=30)
     waiting: dict[ModelName, Waiting] = {}
     demand = DemandPublisher(registry, GATEWAY, lambda: waiting, reconciler.wake.set, 0.02)
-    session = NodeSession(
-        HELLO,
-        GATEWAY,
-        registry,
-        views,
-        lambda: reconciler.epoch or 0,
-        lambda who: f"t-{who}",
-        send_desired,
-        receive_reports,
+    outcomes: dict[ReplicaId, ProbeOutcome] = {}
+    probed: list[Target] = []
+
+    async def probe(target: Target) -> ProbeOutcome:
+        await trio.lowlevel.checkpoint()
+        probed.append(target)
+        return outcomes.get(target.replica_id, ProbeOutcome.ALIVE)
+
+    sessions = Sessions(
+        SessionSettings(
+            gateway_id=GATEWAY,
+            registry=registry,
+            views=views,
+            epoch=lambda: reconciler.epoch or 0,
+            token_of=lambda who: f"t-{who}",
+            probe=probe,
+            note_broken=reconciler.note_broken,
+            heartbeat_seconds=HEARTBEAT_SECONDS,
+            node_changed=lambda: None,
+        )
     )
+    scope, ended = trio.CancelScope(), trio.Event()
+
+    async def run_session(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        with scope:
+            try:
+                await sessions.run_session(HELLO, to_worker, from_worker, task_status=task_status)
+            except SessionOver:
+                pass
+        ended.set()
+
     async with trio.open_nursery() as nursery:
         await nursery.start(run_snapshot_watcher, registry, views, build_view)
         nursery.start_soon(_wake_on_change, views, reconciler)
         nursery.start_soon(demand.run)
         await nursery.start(reconciler.run)
-        await nursery.start(session.run)
-        yield Control(registry, reconciler, demand, views, desired, reports, waiting)
+        await nursery.start(run_session)
+        yield Control(
+            registry,
+            reconciler,
+            demand,
+            views,
+            from_gateway,
+            to_gateway,
+            scope,
+            sessions,
+            outcomes,
+            probed,
+            ended,
+            waiting,
+        )
         nursery.cancel_scope.cancel()
 
 
@@ -92,13 +162,8 @@ async def _wake_on_change(views: SnapshotStore[RoutingView], reconciler: Reconci
 async def received(control: Control) -> DesiredSet:
     """The newest desired set, when all has come to rest."""
     await trio.testing.wait_all_tasks_blocked()
-    newest = await control.desired.receive()
-    while True:
-        await trio.testing.wait_all_tasks_blocked()
-        try:
-            newest = control.desired.receive_nowait()
-        except trio.WouldBlock:
-            return newest
+    sets = [message for message in control.received_nowait() if isinstance(message, DesiredSet)]
+    return sets[-1]
 
 
 async def test_demand_becomes_a_row_and_reaches_the_worker(autojump_clock: trio.testing.MockClock) -> None:
@@ -172,23 +237,172 @@ async def test_l13_a_leader_that_was_replaced_stops_planning_and_takes_over_anew
         assert control.reconciler.epoch > old + 1
 
 
-async def test_the_end_of_a_session_takes_the_node_out_of_routing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_h12_a_session_that_breaks_changes_nothing_by_itself(autojump_clock: trio.testing.MockClock) -> None:
     async with open_control() as control:
         await control.ask_for()
         replica_id = await control.only_replica()
         await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"))
-        await control.reports.aclose()
-        assert (await control.state()).nodes[NODE].status is NodeStatus.OFFLINE
-        assert control.views.current.candidates == {}
+        before = await control.state()
+        await control.to_gateway.aclose()
+        after = await control.state()
+        assert (after.nodes[NODE].status, after.replicas) == (NodeStatus.HEALTHY, before.replicas)
+        assert [candidate.replica_id for candidate in control.views.current.candidates[MODEL]] == [replica_id]
+        assert control.sessions.open == {}
 
 
-async def test_h9_reports_of_a_superseded_session_change_nothing(autojump_clock: trio.testing.MockClock) -> None:
+async def test_h9_a_worker_that_leaves_is_offline_once_it_has_gone(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"))
+        await control.state()
+        await control.to_gateway.send(Leaving())
+        await control.report(replica_id, Observed.GONE)
+        await control.to_gateway.aclose()
+        await control.ended.wait()
+        after = await control.state()
+        assert after.nodes[NODE].status is NodeStatus.OFFLINE
+        assert replica_id not in after.replicas
+
+
+async def test_h9_a_superseded_session_ends_and_its_reports_change_nothing(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     async with open_control() as control:
         await control.ask_for()
         replica_id = await control.only_replica()
         await control.registry.join_node(HELLO, GatewayId("other"))
         await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"))
         assert (await control.state()).replicas[replica_id].observed is Observed.PLACED
+        await control.ended.wait()
+
+
+async def test_h8_the_gateway_says_regularly_that_it_lives(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.sleep(3.5 * HEARTBEAT_SECONDS)
+        assert sum(isinstance(message, Heartbeat) for message in control.received_nowait()) == 4
+
+
+async def test_a_report_of_any_kind_proves_life(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.sleep(20)
+        await control.to_gateway.send(Heartbeat())
+        await trio.testing.wait_all_tasks_blocked()
+        assert control.sessions.open[NODE].last_heard == trio.current_time()
+
+
+async def test_what_the_node_has_is_written_down(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.to_gateway.send(Capacity(ram_bytes=7))
+        assert (await control.state()).nodes[NODE].capacity == Capacity(ram_bytes=7)
+
+
+async def test_ready_counts_once_the_replica_answers_at_its_advertised_address(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        control.outcomes[replica_id] = ProbeOutcome.UNREACHABLE
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:9"))
+        await trio.sleep(5)
+        assert (await control.state()).replicas[replica_id].observed is Observed.PLACED
+        control.outcomes[replica_id] = ProbeOutcome.ALIVE
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].observed is Observed.READY
+        assert {(target.address, target.token) for target in control.probed} == {("10.0.0.9:9", f"t-{replica_id}")}
+
+
+async def test_a_replica_that_cannot_be_reached_is_stopped_and_the_reason_is_told(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        control.outcomes[replica_id] = ProbeOutcome.UNREACHABLE
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:9"))
+        await trio.sleep(60)
+        after = await control.state()
+        assert after.replicas[replica_id].desired is Desired.STOP
+        assert "worker.advertise" in after.failures[MODEL].cause
+
+
+async def test_a_replica_that_ends_while_it_is_asked_stays_ended(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        control.outcomes[replica_id] = ProbeOutcome.BUSY
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:9"))
+        await trio.sleep(1)
+        await control.report(replica_id, Observed.GONE)
+        control.outcomes[replica_id] = ProbeOutcome.ALIVE
+        await trio.sleep(1)
+        assert replica_id not in (await control.state()).replicas
+
+
+async def test_h10_what_a_broken_session_lost_comes_with_the_next_hello(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.to_gateway.aclose()
+        await control.ended.wait()
+        to_worker, _from_gateway = trio.open_memory_channel[ToWorker](100)
+        _to_gateway, from_worker = trio.open_memory_channel[FromWorker](1)
+        again = replace(HELLO, replicas=(Report(replica_id, Observed.READY, address=Address("127.0.0.1:9")),))
+        async with trio.open_nursery() as nursery:
+            await nursery.start(control.sessions.run_session, again, to_worker, from_worker)
+            assert (await control.state()).replicas[replica_id].observed is Observed.READY
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_removed_node_has_to_register_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        await control.registry.remove_node(NODE)
+        await control.ended.wait()
+        with pytest.raises(NotRegistered):
+            await control.registry.join_node(HELLO, GATEWAY)
+
+
+async def test_output_is_tailed_and_a_slow_reader_loses_whole_chunks(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        control.received_nowait()
+        async with control.sessions.open_tail(NODE, ReplicaId("r"), 5, follow=True) as chunks:
+            assert chunks is not None
+            [asked] = control.received_nowait()
+            assert isinstance(asked, TailLogs)
+            assert (asked.replica_id, asked.lines, asked.follow) == ("r", 5, True)
+            for number in range(CHUNKS_MAX + 3):
+                await control.to_gateway.send(LogChunk(asked.tail, (str(number),)))
+            await trio.testing.wait_all_tasks_blocked()
+            seen = [await chunks.receive() for _ in range(CHUNKS_MAX)]
+            assert [chunk.lines for chunk in seen] == [(str(number),) for number in range(CHUNKS_MAX)]
+            await control.to_gateway.send(LogChunk(asked.tail, ("last",), ended=True))
+            assert await chunks.receive() == LogChunk(asked.tail, ("last",), skipped=3, ended=True)
+            with pytest.raises(trio.EndOfChannel):
+                await chunks.receive()
+
+
+async def test_a_reader_that_leaves_ends_the_tail_at_the_worker(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        async with control.sessions.open_tail(NODE, ReplicaId("r"), 5, follow=True):
+            pass
+        asked, ended = [message for message in control.received_nowait() if isinstance(message, TailLogs | EndTail)]
+        assert (ended, type(asked)) == (EndTail(asked.tail), TailLogs)
+
+
+async def test_a_tail_ends_with_its_session(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        async with control.sessions.open_tail(NODE, ReplicaId("r"), 5, follow=True) as chunks:
+            assert chunks is not None
+            control.session.cancel()
+            with pytest.raises(trio.EndOfChannel):
+                await chunks.receive()
+        async with control.sessions.open_tail(NODE, ReplicaId("r"), 5, follow=True) as none:
+            assert none is None
 
 
 async def test_demand_ends_when_nobody_waits(autojump_clock: trio.testing.MockClock) -> None:

@@ -161,7 +161,7 @@ async def test_a_refusal_and_a_busy_probe_are_told() -> None:
     ]
     bench.probe.outcomes[A] = ProbeOutcome.ALIVE
     bench.probes.note_alive(A)
-    bench.loads.note_success(A)
+    bench.loads.note_success(bench.view.candidates[MODEL][0])
     bench.backends.script(A, Refused(draining=False))
     await bench.generate()
     assert [each["outcome"] for each in told(bench)["attempts"]] == ["full", "served"]

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.api.asgi import Message
 from gateway.api.auth import Authenticator, Caller, Key, Role
 from gateway.api.exchange import Exchange
-from gateway.api.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route
+from gateway.api.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route, match_path
 from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakePages
@@ -56,6 +56,10 @@ def build(pages: FakePages, registry: CollectorRegistry) -> Build:
             Route("GET", "/see", Role.INFERENCE, run),
             Route("GET", "/below/", Role.INFERENCE, run),
             Route("GET", "/admin", Role.ADMIN, run),
+            Route("GET", "/things/{id}/parts/{part}", Role.INFERENCE, run),
+            Route("PUT", "/thing/{id}", Role.INFERENCE, run),
+            Route("DELETE", "/thing/{id}", Role.INFERENCE, run),
+            Route("GET", "/service", Role.INFERENCE, run, ends_with_service=True),
         ]
         page_routes = [PageRoute("/health", Role.PUBLIC), PageRoute("/pages/", Role.ADMIN)]
         return HttpApp(
@@ -150,6 +154,72 @@ async def test_a_wrong_method_is_told_the_right_one(build: Build, path: str, met
     request = await AsgiRequest(method, path, JSON).run(build())
     assert (request.status, request.error["code"]) == (405, "method_not_allowed")
     assert request.headers["allow"] == allowed
+
+
+def test_every_way_in_is_listed_with_its_role(build: Build) -> None:
+    doors = {(door.method, door.path): door.role for door in build().doors()}
+    assert doors["DELETE", "/thing/{id}"] is Role.INFERENCE
+    assert doors["GET", "/admin"] is Role.ADMIN
+    assert doors["GET", "/health"] is Role.PUBLIC
+    assert doors["GET", "/pages/stay"] is Role.ADMIN
+
+
+@pytest.mark.parametrize(
+    ("route", "path", "params"),
+    [
+        ("/a", "/a", {}),
+        ("/a", "/a/", None),
+        ("/a/", "/a/b", {}),
+        ("/a/{x}", "/a/b", {"x": "b"}),
+        ("/a/{x}", "/a/{x}", {"x": "{x}"}),
+        ("/a/{x}", "/a/", None),
+        ("/a/{x}", "/a", None),
+        ("/a/{x}", "/a/b/c", None),
+        ("/a/{x}/c/{y}", "/a/b/c/d", {"x": "b", "y": "d"}),
+        ("/a/{x}/c", "/a/b/d", None),
+    ],
+)
+def test_what_stands_for_the_names_in_a_path(route: str, path: str, params: dict[str, str] | None) -> None:
+    assert match_path(route, path) == params
+
+
+async def test_a_handler_finds_what_stands_for_the_names(build: Build) -> None:
+    async def answer(exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        await exchange.respond(200, " ".join([*exchange.params.values(), *exchange.query.values()]).encode())
+
+    request = await get("/things/a%20/parts/b?x=1&y=").run(build(answer))
+    assert request.body == b"a%20 b 1 "
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_any_method_gets_its_body(build: Build, method: str) -> None:
+    request = await AsgiRequest(method, "/thing/1", JSON, [b'{"a": 1}']).run(build())
+    assert (request.status, request.body) == (200, b'{"a": 1}')
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_without_a_body_nothing_has_to_be_declared(build: Build, method: str) -> None:
+    assert (await AsgiRequest(method, "/thing/1").run(build())).status == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+@pytest.mark.parametrize("declared", [{}, {"content-type": "text/plain"}])
+async def test_a_body_that_is_not_declared_as_json_is_refused_from_any_method(
+    build: Build, method: str, declared: dict[str, str]
+) -> None:
+    request = await AsgiRequest(method, "/thing/1", {"host": "localhost", **declared}, [b"{}"]).run(build())
+    assert (request.status, request.error["code"]) == (415, "unsupported_media_type")
+
+
+async def test_a_form_does_not_reach_the_pages(build: Build) -> None:
+    headers = {"host": "localhost", "content-type": "text/plain"}
+    assert (await AsgiRequest("POST", "/pages/x", headers, [b"{}"]).run(build())).status == 415
+    assert (await AsgiRequest("GET", "/pages/x", headers).run(build())).status == 200
+
+
+async def test_the_methods_of_a_path_are_all_told(build: Build) -> None:
+    request = await AsgiRequest("PATCH", "/thing/1", JSON).run(build())
+    assert (request.status, request.headers["allow"]) == (405, "PUT, DELETE")
 
 
 async def test_pages_get_what_no_route_names_first(build: Build) -> None:
@@ -312,6 +382,16 @@ async def test_a_client_that_leaves_cancels_its_handler(build: Build, registry: 
     assert [entry["log_level"] for entry in logs] == ["info"]
 
 
+@pytest.mark.parametrize("request_of", [lambda: get("/see"), lambda: AsgiRequest("DELETE", "/thing/1", JSON)])
+async def test_a_client_that_leaves_cancels_any_method(
+    build: Build, logs: Logs, request_of: Callable[[], AsgiRequest]
+) -> None:
+    request = request_of()
+    await run_and_hang_up(build(stay), request)
+    assert request.sent == []
+    assert entries_of(logs, "request")[0]["outcome"] == "cancelled"
+
+
 async def test_a_client_that_leaves_a_stream_cancels_it(build: Build, registry: CollectorRegistry) -> None:
     request = post()
     await run_and_hang_up(build(stream_and_stay), request)
@@ -381,6 +461,20 @@ async def drained(app: HttpApp, request: AsgiRequest) -> AsgiRequest:
 async def test_the_end_of_the_drain_answers_whoever_still_waits(build: Build, path: str) -> None:
     request = await drained(build(stay), post(path=path))
     assert (request.status, request.error["code"]) == (503, ShuttingDown.code)
+
+
+async def test_the_beginning_of_the_drain_ends_what_has_no_end_of_its_own(build: Build) -> None:
+    app, service, stream = build(stream_and_stay), get("/service"), get("/see")
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(service.run, app)
+            nursery.start_soon(stream.run, app)
+            await wait_all_tasks_blocked()
+            app.drain()
+            await wait_all_tasks_blocked()
+            assert (service.is_complete, stream.is_complete) == (True, False)
+            app.end_streams()
+    assert b'"code":"shutting_down"' in service.body
 
 
 async def test_the_end_of_the_drain_ends_streams_with_an_error(build: Build) -> None:

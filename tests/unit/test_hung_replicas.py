@@ -12,7 +12,7 @@ from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import BootId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.session import Hello, Report
+from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import MemoryRegistry
 from tests.fakes.fleet import GATEWAY, NODE, Ids, node, replica, spec, state
 
@@ -63,6 +63,7 @@ async def open_reconciler() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, i
     """With one ready replica of a model that has to have one; and the session of its node."""
     registry = MemoryRegistry(trio.current_time)
     await registry.declare_models([spec(min_replicas=1)])
+    await registry.register_node(Registration("box", BootId("boot"), NODE))
     session = await registry.join_node(Hello(NODE, "box", BootId("boot"), max_replicas_per_model=2), GATEWAY)
     reconciler = Reconciler(registry, GATEWAY, interval_seconds=30)
     async with trio.open_nursery() as nursery:

@@ -12,11 +12,13 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.api.auth import Authenticator
 from gateway.api.http_app import BodyLimits, HttpApp
-from gateway.api.pages import PAGE_ROUTES, Pages, build_pages
+from gateway.api.pages import PAGE_ROUTES, build_pages
+from gateway.api.pages_app import Pages
 from gateway.api.status import StatusSource
 from gateway.domain.errors import Conflict
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, Reading
+from gateway.registry.memory import MemoryRegistry
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from tests.fakes.asgi import AsgiRequest
@@ -39,8 +41,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict)
-    return build_pages(source, idle_admission(), metrics, lambda: checks)
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+    return build_pages(source, idle_admission(), metrics, lambda: checks, MemoryRegistry())
 
 
 @pytest.fixture

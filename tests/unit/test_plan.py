@@ -5,12 +5,19 @@ from dataclasses import replace
 import pytest
 
 from gateway.control.plan import Plan, Start, backoff_seconds, plan
-from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus
+from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0
+UNFIT = [
+    node(approved=False),
+    node(draining=True),
+    node(link=NodeStatus.UNHEALTHY),
+    node(link=NodeStatus.OFFLINE, since=NOW),
+]
+"""A node of each status but healthy."""
 
 
 def decide(seen: ClusterState) -> Plan:
@@ -52,9 +59,9 @@ def test_p5_more_than_there_is_room_for_waits_and_says_why() -> None:
     assert [wait.because for wait in decided.wait] == ["no healthy node has room for it"]
 
 
-@pytest.mark.parametrize("status", [status for status in NodeStatus if status is not NodeStatus.HEALTHY])
-def test_no_replica_is_placed_on_a_node_that_is_not_healthy(status: NodeStatus) -> None:
-    decided = decide(state(nodes=[node(status=status)], demand=[demand()]))
+@pytest.mark.parametrize("unfit", UNFIT, ids=lambda unfit: unfit.status)
+def test_no_replica_is_placed_on_a_node_that_is_not_healthy(unfit: Node) -> None:
+    decided = decide(state(nodes=[unfit], demand=[demand()]))
     assert decided.start == ()
     assert len(decided.wait) == 1
 
@@ -106,8 +113,19 @@ def test_l9_after_its_backoff_a_model_is_tried_again() -> None:
 
 
 def test_a_success_clears_the_failure() -> None:
-    decided = decide(state([replica("r")], failures={MODEL: LoadFailure("exit 3", 1, NOW - 5)}))
+    failed_at = NOW - 15
+    failures = {MODEL: LoadFailure("exit 3", 1, failed_at + backoff_seconds(1))}
+    decided = decide(state([replica("r", since=failed_at + 1)], failures=failures))
     assert [(mark.model, mark.failure) for mark in decided.mark] == [(MODEL, None)]
+
+
+def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> None:
+    """Else the other one would be tried again at once and for ever."""
+    two = spec(min_replicas=2, max_replicas=2)
+    fleet = [replica("serves", two, since=NOW - 100), replica("r", two, slot=1, observed=Observed.FAILED)]
+    decided = decide(state(fleet, specs=[two], nodes=[node(max_replicas_per_model=2)]))
+    assert [mark.failure and mark.failure.retry_at for mark in decided.mark] == [NOW + 10]
+    assert decided.start == ()
 
 
 def test_a_replica_that_died_after_it_was_ready_is_replaced_at_once() -> None:

@@ -264,3 +264,26 @@ async def calm(bench: RoutingBench) -> None:
     """From now on every replica answers."""
     bench.probe.outcomes.clear()
     await trio.lowlevel.checkpoint()
+
+
+async def test_who_waits_for_a_full_replica_is_served_as_soon_as_a_doubtful_one_has_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = RoutingBench(replica("a"), replica("b", slot=1, parallel=1))
+    doubtful = next(each for each in bench.view.candidates[MODEL] if each.replica_id == "a")
+    for _ in range(5):
+        bench.loads.note_failure(ReplicaId("a"), trio.current_time())
+    with await bench.lease("first") as held:
+        assert held.candidate.replica_id == "b"
+        begin = trio.current_time()
+        async with trio.open_nursery() as nursery:
+
+            async def wait() -> None:
+                with await bench.lease("second") as lease:
+                    assert lease.candidate.replica_id == "a"
+
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            assert bench.waiting() == 1
+            bench.loads.note_success(doubtful)
+        assert trio.current_time() == begin

@@ -11,7 +11,7 @@ from gateway.domain.cluster import EMPTY_STATE, ClusterState
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
-from tests.contract.samples import GATEWAY, NODE, hello
+from tests.contract.samples import NODE, registration
 
 
 class FailingRegistry(MemoryRegistry):
@@ -73,7 +73,7 @@ async def test_publishing_the_seen_value_again_wakes_nobody() -> None:
 
 async def test_the_watcher_has_published_when_it_reports_started() -> None:
     registry, store = MemoryRegistry(), SnapshotStore(EMPTY_STATE)
-    await registry.join_node(hello(), GATEWAY)
+    await registry.register_node(registration())
     async with trio.open_nursery() as nursery:
         await nursery.start(run_snapshot_watcher, registry, store, same)
         assert NODE in store.current.nodes
@@ -91,7 +91,7 @@ async def test_the_watcher_builds_one_value_per_version_and_rests_in_between() -
     async with trio.open_nursery() as nursery:
         await nursery.start(run_snapshot_watcher, registry, store, build)
         for version in (1, 2):
-            await registry.join_node(hello(), GATEWAY)
+            await registry.register_node(registration(boot_id=f"boot-{version}"))
             assert await store.wait_change(version - 1) == version
             await wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
@@ -106,7 +106,7 @@ async def test_an_outage_keeps_the_snapshot_and_is_retried_with_growing_pauses(a
         registry.errors.extend(RegistryError("connection refused") for _ in range(8))
         registry.read_at.clear()
         with structlog.testing.capture_logs() as logs:
-            await registry.join_node(hello(), GATEWAY)
+            await registry.register_node(registration())
             await trio.sleep(10)
             assert store.current is before
             assert NODE in (await store.wait_change(before)).nodes

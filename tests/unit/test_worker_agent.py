@@ -301,8 +301,8 @@ async def test_a_stop_before_the_process_starts_none(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        worker.desired.send_nowait(DesiredSet(1, (wish("a"),)))
-        worker.desired.send_nowait(DesiredSet(1, ()))
+        worker.to_worker.send_nowait(DesiredSet(1, (wish("a"),)))
+        worker.to_worker.send_nowait(DesiredSet(1, ()))
         await worker.wait_report("a", Observed.GONE)
         assert not spawn.started
 

@@ -1,5 +1,3 @@
-import math
-
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -17,7 +15,7 @@ async def test_a_slow_receiver_gets_the_latest_of_each_replica() -> None:
     outbox = Outbox()
     send, receive = trio.open_memory_channel[Report](0)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.run_sending, send)
+        nursery.start_soon(outbox.run_sending, send.send)
         outbox.put(report("a", Observed.FETCHING))
         await wait_all_tasks_blocked()  # it waits to hand the first one over
         outbox.put(report("a", Observed.STARTING))
@@ -29,11 +27,16 @@ async def test_a_slow_receiver_gets_the_latest_of_each_replica() -> None:
     assert got == [report("a", Observed.FETCHING), report("a", Observed.READY), report("b", Observed.FETCHING)]
 
 
-async def test_what_was_not_sent_is_offered_at_the_end_without_waiting() -> None:
+async def test_it_is_empty_once_the_last_report_was_taken() -> None:
     outbox = Outbox()
+    send, receive = trio.open_memory_channel[Report](0)
     outbox.put(report("a", Observed.GONE))
-    send, receive = trio.open_memory_channel[Report](math.inf)
-    outbox.offer_nowait(send)
-    assert receive.receive_nowait() == report("a", Observed.GONE)
-    receive.close()
-    outbox.offer_nowait(send)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run_sending, send.send)
+        with trio.CancelScope() as early:
+            early.cancel()
+            await outbox.wait_empty()
+        assert early.cancelled_caught
+        assert await receive.receive() == report("a", Observed.GONE)
+        await outbox.wait_empty()
+        nursery.cancel_scope.cancel()

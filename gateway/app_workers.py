@@ -1,0 +1,123 @@
+"""How workers come to a gateway: the embedded one over channels, those of other machines over the network."""
+
+import socket
+import ssl
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.assembly import Gateway
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.config.model import Config
+from gateway.control.node_session import SessionOver
+from gateway.domain.capacity import Capacity
+from gateway.domain.ids import BootId, new_id
+from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
+from gateway.link.credentials import is_credential
+from gateway.link.errors import SessionRefused
+from gateway.link.server import SessionServer
+from gateway.link.tls import TlsError, server_context
+from gateway.local_state import StartupError, keep_node_id
+from gateway.registry.protocol import NotRegistered
+from gateway.worker.agent import run_agent
+from gateway.worker.capacity_reader import CapacityReader
+from gateway.worker.from_config import backend_programs, vram_budget
+from gateway.worker.process import SpawnProcess
+from gateway.worker.session import WorkerSession
+from gateway.worker.settings import WorkerSettings
+
+log = structlog.get_logger(__name__)
+
+MESSAGES_MAX: Final = 64
+"""Messages of the embedded worker's session that wait to be read, each way."""
+
+
+async def start_embedded_worker(
+    gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
+) -> None:
+    """The agent and its session, joined by memory channels instead of a connection."""
+    config = gateway.config
+    agent = await services.start(partial(run_agent, spawn=spawn, control=control), worker_settings(config))
+    read = CapacityReader(config.worker.models_dir)
+    hello = _hello(config, await read())
+    await gateway.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
+    to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
+    to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
+    session = WorkerSession(agent, to_gateway, from_gateway, config.health.heartbeat, read, hello.capacity)
+    services.start_soon(session.run)
+    await services.start(partial(gateway.sessions.run_session, hello, to_worker, from_worker, ends_with_gateway=True))
+
+
+async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None:
+    config = gateway.config
+    server = SessionServer(
+        gateway.bridge,
+        partial(_serve_session, gateway),
+        partial(is_credential, gateway.cluster_secret),
+        silence_seconds=config.health.stale_after,
+    )
+    port = config.server.worker_port
+    try:
+        run = partial(server.run, config.server.host, port, tls=listener_tls(config, "h2"))
+        gateway.worker_port = await services.start(run)
+    except OSError as error:
+        why = f"can't listen for workers on {config.server.host}:{port}: {error.strerror or error}"
+        raise StartupError(f"{why}; set server.worker_port") from error
+
+
+async def _serve_session(
+    gateway: Gateway,
+    hello: Hello,
+    to_worker: trio.MemorySendChannel[ToWorker],
+    from_worker: trio.MemoryReceiveChannel[FromWorker],
+) -> None:
+    """In the words of the link: a session that is over, or that can't begin, is refused with the reason."""
+    try:
+        await gateway.sessions.run_session(hello, to_worker, from_worker)
+    except SessionOver as error:
+        raise SessionRefused(str(error), register_again=error.register_again) from error
+    except NotRegistered as error:
+        raise SessionRefused(str(error), register_again=True) from error
+
+
+def worker_settings(config: Config) -> WorkerSettings:
+    """What the configuration says to a worker of this process."""
+    worker = config.worker
+    bind = worker.bind or "127.0.0.1"
+    return WorkerSettings(
+        state_folder=config.server.data_dir,
+        models_dir=worker.models_dir,
+        port_range=worker.port_range,
+        bind_host=bind,
+        advertise_host=worker.advertise or bind,
+        drain_timeout_seconds=config.server.drain_timeout,
+        memory_limit_bytes=config.watchdog.memory_limit,
+        backends=backend_programs(config),
+    )
+
+
+def _hello(config: Config, capacity: Capacity) -> Hello:
+    return Hello(
+        node_id=keep_node_id(config.server.data_dir),
+        name=config.worker.name or socket.gethostname(),
+        boot_id=BootId(new_id()),
+        labels=config.worker.labels,
+        max_replicas_per_model=config.worker.max_replicas_per_model,
+        capacity=capacity,
+        vram_budget=vram_budget(config),
+    )
+
+
+def listener_tls(config: Config, *protocols: str) -> ssl.SSLContext | None:
+    """For a listener that speaks `protocols` (their ALPN names). Raises `StartupError`."""
+    server = config.server
+    if server.tls_cert is None or server.tls_key is None:
+        return None
+    try:
+        context = server_context(server.tls_cert, server.tls_key)
+    except TlsError as error:
+        raise StartupError(str(error)) from error
+    context.set_alpn_protocols(protocols)
+    return context

@@ -1,0 +1,65 @@
+"""How a command that stays runs: until a signal, with every way to fail told in one line."""
+
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Final, TypeVarTuple
+
+import structlog
+import trio
+
+from gateway.cli import FAILED, OK, complain
+from gateway.local_state import StartupError
+from gateway.registry.protocol import RegistryError
+
+log = structlog.get_logger(__name__)
+
+Ts = TypeVarTuple("Ts")
+
+STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+EXPECTED: Final = (StartupError, RegistryError)
+"""Their messages are for the user; anything else is a bug of ours."""
+
+
+def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
+    """Runs Trio; returns the exit code."""
+    try:
+        trio.run(main, *args)
+    except (Exception, BaseExceptionGroup) as error:
+        causes = list(_leaves(error))
+        for cause in causes:
+            if isinstance(cause, EXPECTED):
+                complain(str(cause))
+        if any(not isinstance(cause, EXPECTED) for cause in causes):
+            log.exception("gateway.crashed")
+            complain("stopped by an error of its own; the log above says more")
+        return FAILED
+    return OK
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+@asynccontextmanager
+async def running_until_signal() -> AsyncIterator[trio.Event]:
+    """Yields what SIGTERM and SIGINT set. A second signal ends the process at once: the kernel takes the backends along
+    (they ask for it at their start)."""
+    stop = trio.Event()
+    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_watch_signals, signals, stop)
+            yield stop
+            nursery.cancel_scope.cancel()
+
+
+async def _watch_signals(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    async for number in signals:
+        if stop.is_set():
+            os._exit(128 + number)
+        stop.set()

@@ -1,0 +1,228 @@
+"""One worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.protocol import Target
+from gateway.control.ready_check import ReadyCheck
+from gateway.control.tails import Tails
+from gateway.domain.capacity import Capacity
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import GatewayId, NodeId, ReplicaId
+from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.probe import ProbeOutcome
+from gateway.domain.session import (
+    DesiredReplica,
+    DesiredSet,
+    FromWorker,
+    Heartbeat,
+    Hello,
+    Leaving,
+    LogChunk,
+    Report,
+    ToWorker,
+)
+from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import RoutingView
+from gateway.wake import Wake
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS: Final = 0.5
+"""Pause after the registry could not be used; a report is kept until it is written."""
+
+
+class SessionOver(Exception):
+    """This session has to end; the message says why, for the worker's log. Nothing is wrong with what the worker runs.
+
+    `register_again`: the worker has to register before its next session.
+    """
+
+    def __init__(self, message: str, *, register_again: bool = False) -> None:
+        super().__init__(message)
+        self.register_again = register_again
+
+
+def desired_set(state: ClusterState, node_id: NodeId, epoch: int, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
+    """All that `node_id` should run. A replica whose model was removed is left out, which stops it. Pure."""
+    return DesiredSet(
+        epoch,
+        tuple(
+            DesiredReplica(replica.id, state.models[replica.model], replica.desired, token_of(replica.id))
+            for replica in state.replicas.values()
+            if replica.node_id == node_id and replica.model in state.models and replica.observed not in FINAL
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What all sessions of one gateway share."""
+
+    gateway_id: GatewayId
+    registry: Registry
+    views: SnapshotStore[RoutingView]
+    epoch: Callable[[], int]
+    """The leader's epoch as this gateway knows it."""
+    token_of: Callable[[ReplicaId], str]
+    probe: Callable[[Target], Awaitable[ProbeOutcome]]
+    """Asks one replica at its advertised address; never raises."""
+    note_broken: Callable[[ReplicaId, str], None]
+    heartbeat_seconds: float
+    node_changed: Callable[[], None]
+    """Called when a session begins, ends, or hears from a worker that was thought silent: to wake the monitor."""
+
+
+class NodeSession:
+    """One worker's session, over a pair of channels. The worker's end may be in this process or on another machine."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        number: int,
+        settings: SessionSettings,
+        to_worker: trio.MemorySendChannel[ToWorker],
+        from_worker: trio.MemoryReceiveChannel[FromWorker],
+    ) -> None:
+        self.node_id = hello.node_id
+        self.number = number
+        self.last_heard = trio.current_time()
+        self.leaving = False
+        """The worker has said that it drains and ends."""
+        self.tails = Tails(to_worker)
+        self.superseded = trio.CancelScope()
+        """Cancelled when a newer session of the node begins."""
+        self._hello = hello
+        self._settings = settings
+        self._to_worker = to_worker
+        self._from_worker = from_worker
+        self._unwritten: dict[ReplicaId, Report] = {}
+        """The newest report of each replica that is not in the registry yet; reports are complete."""
+        self._capacity: Capacity | None = None
+        self._written = Wake()
+        self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
+
+    async def run(self) -> None:
+        """Until the worker closes its end, or cancelled. Raises `SessionOver`."""
+        problems: list[SessionOver] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._run_desired, self._run_heartbeats, self._run_writer, self._ready_check.run):
+                    nursery.start_soon(self._run_until_over, task, problems, nursery.cancel_scope)
+                for report in self._hello.replicas:
+                    self._take_report(report)
+                async for message in self._from_worker:
+                    self.last_heard = trio.current_time()
+                    self._take(message)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.tails.close()
+        if problems:
+            raise problems[0]
+        if self._unwritten:
+            await self._write()  # the last words of a worker that has left
+
+    async def _run_until_over(
+        self, task: Callable[[], Awaitable[None]], problems: list[SessionOver], scope: trio.CancelScope
+    ) -> None:
+        """What ends the session, without a group around it."""
+        try:
+            await task()
+        except SessionOver as error:
+            problems.append(error)
+            scope.cancel()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            scope.cancel()  # the worker's end is closed; what it sent before has been lost or is in the registry
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Report():
+                self._take_report(message)
+            case Capacity():
+                self._capacity = message
+                self._written.set()
+            case Leaving():
+                self.leaving = True
+                log.info("node.leaving", node=self._hello.name)
+                self._settings.node_changed()
+            case LogChunk():
+                self.tails.put_nowait(message)
+            case Heartbeat():
+                pass
+
+    def _take_report(self, report: Report) -> None:
+        self._ready_check.forget(report.replica_id)
+        if report.observed is Observed.READY and not self._is_ready(report.replica_id):
+            self._ready_check.ask(report)
+        else:
+            self._put(report)
+
+    def _put(self, report: Report) -> None:
+        self._unwritten[report.replica_id] = report
+        self._written.set()
+
+    def _is_ready(self, replica_id: ReplicaId) -> bool:
+        replica = self._settings.views.current.state.replicas.get(replica_id)
+        return replica is not None and replica.observed is Observed.READY
+
+    def _target_of(self, report: Report) -> Target | None:
+        replica = self._settings.views.current.state.replicas.get(report.replica_id)
+        if replica is None or report.address is None:
+            return None
+        return Target(replica.id, replica.model, report.address, self._settings.token_of(replica.id))
+
+    async def _run_heartbeats(self) -> None:
+        while True:
+            await self._to_worker.send(Heartbeat())
+            await trio.sleep(self._settings.heartbeat_seconds)
+
+    async def _run_desired(self) -> None:
+        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing.
+
+        Not before the view shows this session's node: until then it may list replicas that ended with an earlier agent.
+        """
+        settings, sent = self._settings, None
+        view = settings.views.current
+        while not self._has_joined(view):
+            view = await settings.views.wait_change(view)
+        while True:
+            if not self._has_joined(view):
+                raise SessionOver("this node was removed, or its worker has registered anew", register_again=True)
+            current = desired_set(view.state, self.node_id, settings.epoch(), settings.token_of)
+            if current != sent:
+                await self._to_worker.send(current)
+                sent = current
+            view = await settings.views.wait_change(view)
+
+    def _has_joined(self, view: RoutingView) -> bool:
+        node = view.state.nodes.get(self.node_id)
+        return node is not None and node.boot_id == self._hello.boot_id
+
+    async def _run_writer(self) -> None:
+        while True:
+            await self._written.wait()
+            while self._unwritten or self._capacity is not None:
+                try:
+                    await self._write()
+                except RegistryError as error:
+                    log.warning("session.report_not_written", node=self._hello.name, error=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+
+    async def _write(self) -> None:
+        """Writes all that is unwritten; what fails stays so. Raises `RegistryError`, `SessionOver`."""
+        batch, registry = tuple(self._unwritten.values()), self._settings.registry
+        written = not batch or await registry.observe(self.node_id, self.number, batch)
+        for report in batch:
+            if self._unwritten.get(report.replica_id) is report:
+                del self._unwritten[report.replica_id]
+        if written and (capacity := self._capacity) is not None:
+            written = await registry.note_capacity(self.node_id, self.number, capacity)
+            if self._capacity is capacity:
+                self._capacity = None
+        if not written:
+            raise SessionOver("a newer session of this node has begun")

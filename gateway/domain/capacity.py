@@ -1,0 +1,93 @@
+"""What a machine has, as its worker found it: GPUs, memory, disk, processor. None or empty means unknown. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Gpu:
+    vendor: str
+    """Lower case: `nvidia`."""
+    name: str
+    uuid: str
+    vram_bytes: int | None = None
+    """None: unknown, which is no constraint (P3)."""
+    vram_free_bytes: int | None = None
+    unified: bool = False
+    """It shares the machine's memory, of which the two numbers then tell."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    gpus: tuple[Gpu, ...] = ()
+    ram_bytes: int | None = None
+    """What the worker may use: the machine's memory or its control group's limit, whichever is less."""
+    ram_free_bytes: int | None = None
+    disk_bytes: int | None = None
+    """Of the file system that holds the models folder."""
+    disk_free_bytes: int | None = None
+    cpu_count: int | None = None
+    cpu_flags: tuple[str, ...] = ()
+
+    @property
+    def vram_bytes(self) -> int | None:
+        """Of all GPUs together; None when there is none, or when one does not say."""
+        return _sum_known([gpu.vram_bytes for gpu in self._memories])
+
+    @property
+    def vram_free_bytes(self) -> int | None:
+        return _sum_known([gpu.vram_free_bytes for gpu in self._memories])
+
+    @property
+    def _memories(self) -> tuple[Gpu, ...]:
+        """One GPU for each memory: the unified ones share a single one, which must not count twice."""
+        unified = tuple(gpu for gpu in self.gpus if gpu.unified)
+        return tuple(gpu for gpu in self.gpus if not gpu.unified) + unified[:1]
+
+
+UNKNOWN: Final = Capacity()
+
+
+@dataclass(frozen=True)
+class VramBudget:
+    """How much GPU memory models may use: a number of bytes, or a share of what there is."""
+
+    amount: int | None = None
+    share: float | None = None
+    """Above 0 and up to 1."""
+
+    def of(self, total_bytes: int) -> int:
+        allowed = total_bytes if self.share is None else int(total_bytes * self.share)
+        return min(allowed, total_bytes if self.amount is None else self.amount)
+
+
+ALL_VRAM: Final = VramBudget()
+
+
+def free_vram_bytes(capacity: Capacity, budget: VramBudget) -> int | None:
+    """GPU memory that a new model may take now; the one place in which a budget is applied. None: unknown.
+
+    What is in use already, by whomever, counts against the budget.
+    """
+    total, free = capacity.vram_bytes, capacity.vram_free_bytes
+    if total is None or free is None:
+        return None
+    return max(0, min(free, budget.of(total) - (total - free)))
+
+
+def automatic_labels(capacity: Capacity, node_name: str) -> Mapping[str, str]:
+    """What a model's selector can ask for without anybody having set it; labels of the configuration win."""
+    labels = {"node.name": node_name}
+    if capacity.gpus:
+        labels["gpu.vendor"] = capacity.gpus[0].vendor
+        labels["gpu.count"] = str(len(capacity.gpus))
+    if (vram := capacity.vram_bytes) is not None:
+        labels["gpu.vram"] = f"{vram // 2**30}GiB"
+    return MappingProxyType(labels)
+
+
+def _sum_known(amounts: list[int | None]) -> int | None:
+    known = [amount for amount in amounts if amount is not None]
+    return sum(known) if known and len(known) == len(amounts) else None

@@ -1,0 +1,54 @@
+"""TLS for both ends of what workers and gateways say to each other."""
+
+import ssl
+from pathlib import Path
+from typing import Final, NoReturn
+
+HTTP2: Final = ("h2",)
+
+
+class TlsError(Exception):
+    """A certificate or a key can't be used; the message names the file and says why."""
+
+
+def server_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """Of a gateway that shows `cert` (PEM, with its chain). Raises `TlsError`."""
+    for path in (cert, key):
+        _check_readable(path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(HTTP2)
+
+    def refuse_to_ask() -> NoReturn:  # else OpenSSL asks at the terminal, and waits
+        raise TlsError(f"the key {key} is encrypted; give one that is not")
+
+    try:
+        context.load_cert_chain(cert, key, password=refuse_to_ask)
+    except ssl.SSLError as error:
+        raise TlsError(f"the certificate {cert} and the key {key} can't be used together: {_words(error)}") from error
+    return context
+
+
+def client_context(ca: Path | None) -> ssl.SSLContext:
+    """Of a worker that trusts what `ca` (PEM) has signed; None: what the system trusts. Raises `TlsError`."""
+    if ca is not None:
+        _check_readable(ca)
+    try:
+        context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    except ssl.SSLError as error:
+        raise TlsError(f"{ca} holds no certificate (PEM): {_words(error)}") from error
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(HTTP2)
+    return context
+
+
+def _check_readable(path: Path) -> None:
+    """OpenSSL's own errors do not say which file it was."""
+    try:
+        path.read_bytes()
+    except OSError as error:
+        raise TlsError(f"{path} can't be read: {error.strerror or error}") from error
+
+
+def _words(error: ssl.SSLError) -> str:
+    return (error.reason or str(error)).replace("_", " ").lower()

@@ -1,0 +1,120 @@
+"""What differs between two moments of the tables: the rows to write, and the lines of the audit trail."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from operator import itemgetter
+from typing import TypeVar
+
+from gateway.domain.cluster import Replica
+from gateway.domain.ids import ModelName, NodeId, ReplicaId
+from gateway.registry.protocol import Event, NodeOverrides
+from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+
+Key = TypeVar("Key", bound=str)
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Rows to delete and rows to write, in this order: a forgotten replica frees its slot for a new one, and a node
+    goes after its replicas."""
+
+    removed_models: tuple[ModelName, ...]
+    removed_replicas: tuple[ReplicaId, ...]
+    removed_nodes: tuple[NodeId, ...]
+    models: tuple[ModelRow, ...]
+    nodes: tuple[NodeRow, ...]
+    replicas: tuple[Replica, ...]
+    leadership: Leadership | None
+    events: tuple[Event, ...]
+    """What people want to know of it. Not every change is told: a node's free memory changes all the time."""
+
+    def __bool__(self) -> bool:
+        """Whether any row differs, and so whether there is a new version."""
+        removed = self.removed_models or self.removed_replicas or self.removed_nodes
+        return bool(removed or self.models or self.nodes or self.replicas or self.leadership)
+
+
+def difference(before: Tables, after: Tables, now: float) -> Changes:
+    """What turns `before` into `after`: each changed row, and the events that tell of it. Falsy: they are equal."""
+    return Changes(
+        removed_models=_removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}),
+        removed_replicas=_removed(before.replicas, after.replicas),
+        removed_nodes=_removed(before.nodes, after.nodes),
+        models=_written(before.models, after.models),
+        nodes=_written(before.nodes, after.nodes),
+        replicas=_written(before.replicas, after.replicas),
+        leadership=after.leadership if after.leadership != before.leadership else None,
+        events=tuple(Event(now, *event) for event in _events(before, after)),
+    )
+
+
+def _removed(before: Mapping[Key, object], after: Mapping[Key, object]) -> tuple[Key, ...]:
+    return tuple(sorted(key for key in before if key not in after))
+
+
+def _written(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> tuple[Row, ...]:
+    return tuple(row for key, row in sorted(after.items(), key=itemgetter(0)) if row != before.get(key))
+
+
+def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
+    """Kind, subject and detail of each change."""
+    for name in _removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}):
+        yield "model.removed", name, ""
+    for model in _written(before.models, after.models):
+        yield _model_event(before.models.get(model.spec.name), model)
+    for node in _written(before.nodes, after.nodes):
+        yield from _node_events(before.nodes.get(node.node.id), node)
+    for replica_id in _removed(before.replicas, after.replicas):
+        yield "replica.forgotten", replica_id, before.replicas[replica_id].observed
+    for node_id in _removed(before.nodes, after.nodes):
+        yield "node.removed", node_id, before.nodes[node_id].node.name
+    for replica in _written(before.replicas, after.replicas):
+        yield _replica_event(before.replicas.get(replica.id), replica)
+    if after.leadership != before.leadership:
+        yield "gateway.leads", after.leadership.gateway_id or "", f"epoch {after.leadership.epoch}"
+
+
+def _model_event(old: ModelRow | None, new: ModelRow) -> tuple[str, str, str]:
+    name = new.spec.name
+    if old is None or old.spec != new.spec:
+        return "model.declared", name, f"revision {new.spec.revision}"
+    if new.failure is None:
+        return "model.failure_cleared", name, ""
+    return "model.failed", name, new.failure.cause
+
+
+def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, str]]:
+    """One for each of the things that have changed; none when only what the worker says of its machine has."""
+    node_id = new.node.id
+    if old is None:
+        yield "node.registered", node_id, new.node.name if new.node.approved else f"{new.node.name}, to be approved"
+        return
+    if (old.node.name, old.node.boot_id) != (new.node.name, new.node.boot_id):
+        yield "node.registered", node_id, new.node.name
+    if new.gateway_id is not None and old.node.session != new.node.session:
+        yield "node.joined", node_id, f"session {new.node.session} at gateway {new.gateway_id}"
+    if old.node.link != new.node.link:
+        yield "node.link", node_id, f"{old.node.link} -> {new.node.link}"
+    if new.node.approved and not old.node.approved:
+        yield "node.approved", node_id, ""
+    if old.node.draining != new.node.draining:
+        yield "node.draining" if new.node.draining else "node.resumed", node_id, ""
+    if edited := _edited(old, new):
+        yield "node.edited", node_id, ", ".join(edited)
+
+
+def _edited(old: NodeRow, new: NodeRow) -> list[str]:
+    """What an admin has changed and no event of its own tells of."""
+    names = [field.name for field in fields(NodeOverrides)]
+    edited = [name for name in names if getattr(old.overrides, name) != getattr(new.overrides, name)]
+    return [*edited, "approval withdrawn"] if old.node.approved and not new.node.approved else edited
+
+
+def _replica_event(old: Replica | None, new: Replica) -> tuple[str, str, str]:
+    if old is None or (old.model, old.node_id, old.slot) != (new.model, new.node_id, new.slot):
+        return "replica.placed", new.id, f"{new.model} on node {new.node_id}, slot {new.slot}"
+    if old.desired != new.desired:
+        return "replica.desired", new.id, f"{old.desired} -> {new.desired}"
+    detail = f"{old.observed} -> {new.observed}"
+    return "replica.observed", new.id, f"{detail}: {new.error}" if new.error else detail

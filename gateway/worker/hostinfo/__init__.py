@@ -1,0 +1,39 @@
+"""What this machine has for models, read anew at each call: GPUs, memory, disk, processor.
+
+One module per source. A source that can't be read leaves its part unknown and stops nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from gateway.domain.capacity import Capacity, Gpu
+from gateway.worker.hostinfo import nvidia
+from gateway.worker.hostinfo.amounts import Amounts
+from gateway.worker.hostinfo.cpu import read_cpu_count, read_cpu_flags
+from gateway.worker.hostinfo.disk import read_disk
+from gateway.worker.hostinfo.memory import read_memory
+
+__all__ = ["GPU_READERS", "GpuReader", "read_capacity"]
+
+GpuReader = Callable[[Amounts], tuple[Gpu, ...]]
+"""Takes the machine's memory, which is what a unified GPU has."""
+GPU_READERS: Final[tuple[GpuReader, ...]] = (nvidia.read_gpus,)
+"""One per vendor or interface; no GPU may be found by two."""
+
+
+def read_capacity(models_dir: Path) -> Capacity:
+    """Blocks, for as long as a broken driver or a network disk lets it wait: to be called in a thread.
+
+    Free amounts are rounded down, so that a machine at rest yields equal values: each change is a registry write.
+    """
+    memory, disk = read_memory(), read_disk(models_dir)
+    return Capacity(
+        gpus=tuple(gpu for read_gpus in GPU_READERS for gpu in read_gpus(memory)),
+        ram_bytes=memory.total_bytes,
+        ram_free_bytes=memory.free_bytes,
+        disk_bytes=disk.total_bytes,
+        disk_free_bytes=disk.free_bytes,
+        cpu_count=read_cpu_count(),
+        cpu_flags=read_cpu_flags(),
+    )

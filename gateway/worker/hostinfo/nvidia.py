@@ -1,0 +1,132 @@
+"""NVIDIA's GPUs, as its driver's management library (NVML) tells of them.
+
+The library is opened and closed at each read. Kept open it would show the devices of the time it was opened, hold the
+driver against an update or a reset, and answer nothing any more once the driver was reloaded.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Protocol
+
+import pynvml
+import structlog
+
+from gateway.domain.capacity import Gpu
+from gateway.worker.hostinfo.amounts import MEMORY_STEP_BYTES, Amounts, round_down
+
+log = structlog.get_logger(__name__)
+
+VENDOR: Final = "nvidia"
+
+_FAILURES: Final = (pynvml.NVMLError, UnicodeDecodeError)
+"""The latter: a name that a damaged device garbles."""
+_UNSUPPORTED: Final = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
+"""By the device, or by its older driver."""
+
+Device = Any
+"""NVML's own handle."""
+
+
+class MemoryInfo(Protocol):
+    @property
+    def total(self) -> int: ...
+    @property
+    def free(self) -> int: ...
+
+
+class Nvml(Protocol):
+    """What we call of `pynvml`; everything raises `pynvml.NVMLError`."""
+
+    def nvmlInit(self) -> None: ...  # noqa: N802 - the library's names
+    def nvmlShutdown(self) -> None: ...  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Device: ...  # noqa: N802
+    def nvmlDeviceGetName(self, handle: Device) -> str: ...  # noqa: N802
+    def nvmlDeviceGetUUID(self, handle: Device) -> str: ...  # noqa: N802
+    def nvmlDeviceGetMemoryInfo(self, handle: Device) -> MemoryInfo: ...  # noqa: N802
+    def nvmlDeviceGetMigMode(self, device: Device) -> list[int]: ...  # noqa: N802
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Device) -> int: ...  # noqa: N802
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Device, index: int) -> Device: ...  # noqa: N802
+
+
+def read_gpus(machine_memory: Amounts, nvml: Nvml = pynvml) -> tuple[Gpu, ...]:
+    """Empty without a driver. A GPU that fails is left out: it serves no model, and hides none of the others."""
+    try:
+        nvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        log.debug("worker.no_nvidia_driver", reason=str(error))
+        return ()
+    gpus: list[Gpu] = []
+    with _tolerating("all"):
+        for index in range(nvml.nvmlDeviceGetCount()):
+            gpus += _describe_parts(nvml, index, machine_memory)
+    with _tolerating("shutdown"):
+        nvml.nvmlShutdown()
+    return tuple(gpus)
+
+
+def _describe_parts(nvml: Nvml, index: int, machine_memory: Amounts) -> list[Gpu]:
+    gpus: list[Gpu] = []
+    with _tolerating(f"GPU {index}"):
+        for device in _parts(nvml, nvml.nvmlDeviceGetHandleByIndex(index)):
+            with _tolerating(f"GPU {index} or a part of it"):
+                gpus.append(_describe(nvml, device, machine_memory))
+    return gpus
+
+
+def _parts(nvml: Nvml, device: Device) -> list[Device]:
+    """The GPU itself, or its MIG devices: a GPU that is in parts runs nothing as a whole."""
+    if not _is_parted(nvml, device):
+        return [device]
+    parts: list[Device] = []
+    for place in range(nvml.nvmlDeviceGetMaxMigDeviceCount(device)):
+        with _tolerating(f"part {place}"):
+            parts.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(device, place))
+    return parts
+
+
+def _is_parted(nvml: Nvml, device: Device) -> bool:
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(device)
+    except _UNSUPPORTED:
+        return False
+    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
+
+
+def _describe(nvml: Nvml, device: Device, machine_memory: Amounts) -> Gpu:
+    own = _own_memory(nvml, device)
+    memory = machine_memory if own is None else own
+    return Gpu(
+        vendor=VENDOR,
+        name=_text(nvml.nvmlDeviceGetName, device),
+        uuid=_text(nvml.nvmlDeviceGetUUID, device),
+        vram_bytes=memory.total_bytes,
+        vram_free_bytes=memory.free_bytes,
+        unified=own is None,
+    )
+
+
+def _own_memory(nvml: Nvml, device: Device) -> Amounts | None:
+    """None: it has none and uses the machine's (Jetson, GB10)."""
+    try:
+        info = nvml.nvmlDeviceGetMemoryInfo(device)
+    except _UNSUPPORTED:
+        return None
+    return Amounts(info.total, round_down(info.free, MEMORY_STEP_BYTES)) if info.total else None
+
+
+def _text(read: Callable[[Device], str], device: Device) -> str:
+    try:
+        return read(device)
+    except _UNSUPPORTED:
+        return ""
+
+
+@contextmanager
+def _tolerating(what: str) -> Iterator[None]:
+    try:
+        yield
+    except pynvml.NVMLError_NotFound:
+        pass  # a place that no MIG device takes
+    except _FAILURES as error:
+        log.debug("worker.nvidia_failed", what=what, error=str(error))

@@ -1,0 +1,136 @@
+"""The whole HTTP application over a registry in memory, with a view, tails and credentials that the test sets."""
+
+import hashlib
+import math
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, cast
+
+import trio
+
+from gateway.api.auth import Authenticator, Key, Role, sha256
+from gateway.api.front import build_http_app
+from gateway.api.http_app import BodyLimits, HttpApp
+from gateway.api.node_register import NodeRegister
+from gateway.api.openai.routes import OpenAiApi
+from gateway.api.pages import build_pages
+from gateway.api.replica_logs import ReplicaLogs
+from gateway.api.status import StatusSource
+from gateway.domain.errors import GatewayError
+from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.domain.session import LogChunk
+from gateway.observability.metrics import Metrics
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
+from gateway.routing.load_table import LoadTable
+from gateway.routing.router import Router
+from tests.fakes.asgi import AsgiRequest
+from tests.fakes.routing_bench import idle_admission
+
+INFERENCE_KEY: Final = "sk-inference"
+ADMIN_KEY: Final = "sk-admin"
+JOIN_TOKEN: Final = "join-token"
+CLUSTER_SECRET: Final = b"cluster secret"
+KEYS: Final = (
+    Key("chat", hashlib.sha256(INFERENCE_KEY.encode()).digest(), Role.INFERENCE),
+    Key("ops", hashlib.sha256(ADMIN_KEY.encode()).digest(), Role.ADMIN),
+)
+NOW: Final = 10_000.0
+
+
+class FakeTails:
+    """Tails that the test writes to; remembers what was asked for and what is still open."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[ReplicaId, int, bool]] = []
+        self.open: list[trio.MemorySendChannel[LogChunk]] = []
+        self.refuse: GatewayError | None = None
+        self.ready: tuple[LogChunk, ...] = ()
+        """What each tail begins with."""
+
+    @asynccontextmanager
+    async def __call__(
+        self, replica_id: ReplicaId, lines: int, *, follow: bool
+    ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk]]:
+        self.asked.append((replica_id, lines, follow))
+        if self.refuse is not None:
+            raise self.refuse
+        send, receive = trio.open_memory_channel[LogChunk](math.inf)
+        for chunk in self.ready:
+            send.send_nowait(chunk)
+        self.open.append(send)
+        try:
+            yield receive
+        finally:
+            self.open.remove(send)
+
+
+@dataclass
+class Front:
+    registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(lambda: NOW))
+    tails: FakeTails = field(default_factory=FakeTails)
+    view: RoutingView = EMPTY_VIEW
+    worker_port: int | None = 8081
+    advertise_host: str | None = None
+    auto_approve: bool = True
+    keys: tuple[Key, ...] = KEYS
+    join_token: str | None = JOIN_TOKEN
+
+    def __post_init__(self) -> None:
+        metrics = Metrics(list)
+        source = StatusSource(
+            GatewayId("g"), lambda: True, lambda: self.view, LoadTable().statistics, dict, lambda: NOW + 60
+        )
+        openai = OpenAiApi(
+            cast("Router", None),
+            SnapshotStore(EMPTY_VIEW),
+            metrics.requests,
+            wall_clock=time.time,
+            expose_replica=False,
+        )
+        register = NodeRegister(
+            self.registry,
+            GatewayId("g"),
+            CLUSTER_SECRET,
+            auto_approve=self.auto_approve,
+            advertise_host=self.advertise_host,
+            worker_port=lambda: self.worker_port,
+            tls=False,
+        )
+        self.app: HttpApp = build_http_app(
+            openai,
+            register,
+            ReplicaLogs(self.tails),
+            build_pages(source, idle_admission(), metrics, lambda: {"registry": True}, self.registry),
+            authenticator=Authenticator(
+                self.keys,
+                allow_anonymous=False,
+                join_token_sha256=sha256(self.join_token) if self.join_token is not None else None,
+            ),
+            metrics=metrics.requests,
+            limits=BodyLimits(64 * 1024, 5.0),
+        )
+
+    async def look(self) -> None:
+        """The view follows the registry."""
+        self.view = build_view(await self.registry.read_state())
+
+    async def ask(self, method: str, path: str, body: bytes = b"", *, key: str | None = ADMIN_KEY) -> AsgiRequest:
+        return await self.request(method, path, body, key=key).run(self.app)
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        key: str | None = ADMIN_KEY,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsgiRequest:
+        credentials = {"authorization": f"Bearer {key}"} if key is not None else {}
+        declared = {"content-type": "application/json"} if body else {}
+        named = {"host": "gateway.example:8080", **credentials, **declared, **(headers or {})}
+        return AsgiRequest(method, path, named, [body])

@@ -1,0 +1,325 @@
+"""Peers that do not keep to the protocol, by malice, age or mistake: each is told, and hurts nobody else."""
+
+import asyncio
+import socket
+
+import pytest
+import trio
+from google.protobuf.message import Message
+from grpclib import GRPCError, Status
+
+from gateway.domain.session import EndTail, Heartbeat, Leaving
+from gateway.link import client, connections, pump, server, wire
+from gateway.link.credentials import session_metadata
+from gateway.link.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.link.pb import worker_pb2 as pb
+from tests.fakes.link_gateway import Desk, credential, hello, open_desk
+from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker
+
+METADATA = session_metadata(credential(hello()), hello().node_id, hello().boot_id)
+HELLO = wire.hello_message(hello()).SerializeToString()
+HEARTBEAT = pb.FromWorker(heartbeat=pb.Heartbeat()).SerializeToString()
+WELCOME = pb.ToWorker(heartbeat=pb.Heartbeat()).SerializeToString()
+BEYOND = b"\xfa\x3e\x03new"
+"""A message of a later version: one with a member (number 1007) that we do not know."""
+GARBAGE = b"\xff\xff\xff"
+TERSE_SECONDS = 1.0
+
+
+async def says_nothing(_: RawWorkerStream) -> None:
+    pass
+
+
+async def says_hello(stream: RawWorkerStream) -> None:
+    await stream.send_message(HELLO)
+
+
+# Workers
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {**METADATA, "authorization": "Bearer"},
+        {**METADATA, "authorization": METADATA["authorization"].removeprefix("Bearer ")},
+        {**METADATA, "x-gateway-node": "node-2"},
+        {**METADATA, "x-gateway-boot": "boot-0"},
+    ],
+)
+async def test_a11_who_has_no_credential_is_refused_before_anything_is_read(metadata: dict[str, str]) -> None:
+    async with open_desk() as desk:
+        status, _ = await play_worker(desk.bridge, desk.port, says_nothing, metadata)
+    assert status is Status.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize(("node_id", "boot_id"), [("node-2", "boot-1"), ("node-1", "boot-0")])
+async def test_a11_a_node_can_not_speak_for_another(node_id: str, boot_id: str) -> None:
+    other = hello(node_id, boot_id)
+
+    async def says_another_hello(stream: RawWorkerStream) -> None:
+        await stream.send_message(wire.hello_message(other).SerializeToString())
+
+    async with open_desk() as desk:
+        status, _ = await play_worker(desk.bridge, desk.port, says_another_hello, METADATA)
+    assert status is Status.PERMISSION_DENIED
+
+
+async def test_a_worker_that_does_not_say_hello_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HELLO_SECONDS", 0.1)
+    async with open_desk() as desk:
+        status, _ = await play_worker(desk.bridge, desk.port, says_nothing, METADATA)
+    assert status is Status.DEADLINE_EXCEEDED
+
+
+OTHER_PROTOCOL = pb.FromWorker(hello=pb.Hello(protocol=2, node_id="node-1", boot_id="boot-1"))
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        (HEARTBEAT, Status.FAILED_PRECONDITION),
+        (OTHER_PROTOCOL.SerializeToString(), Status.FAILED_PRECONDITION),
+        (BEYOND, Status.FAILED_PRECONDITION),
+        (b"", Status.FAILED_PRECONDITION),
+        (None, Status.FAILED_PRECONDITION),
+        (GARBAGE, Status.INVALID_ARGUMENT),
+        (b"x" * (pump.MESSAGE_BYTES_MAX + 1), Status.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_what_is_no_hello_begins_no_session(first: bytes | None, expected: Status) -> None:
+    async def play(stream: RawWorkerStream) -> None:
+        if first is None:
+            await stream.end()
+        else:
+            await stream.send_message(first)
+
+    async with open_desk() as desk:
+        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+    assert status is expected
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [(GARBAGE, Status.INVALID_ARGUMENT), (b"x" * (pump.MESSAGE_BYTES_MAX + 1), Status.RESOURCE_EXHAUSTED)],
+)
+async def test_a_message_that_is_none_ends_its_session_only(bad: bytes, expected: Status) -> None:
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(HELLO)
+        await stream.send_message(bad)
+
+    async with open_desk() as desk, desk.attach(hello("node-2")) as other:
+        stays = await desk.next_session()
+        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+        assert status is expected
+        goes = await desk.next_session()
+        with pytest.raises(trio.EndOfChannel):
+            await goes.from_worker.receive()
+        goes.end.set()
+        await other.send.send(Leaving())
+        assert await stays.from_worker.receive() == Leaving()
+        stays.end.set()
+
+
+async def test_the_head_of_too_large_a_message_is_enough() -> None:
+    """Nothing of it is kept, and nobody waits for the rest."""
+
+    async def play(stream: RawWorkerStream) -> None:
+        head = b"\0" + (2**32 - 1).to_bytes(4, "big")
+        await stream._stream.send_data(head)
+
+    async with open_desk() as desk:
+        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
+    assert (status, "at most 16777216 are allowed" in message) == (Status.RESOURCE_EXHAUSTED, True)
+
+
+async def test_a_newer_worker_says_by_unknown_messages_that_it_lives() -> None:
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(HELLO)
+        for _ in range(10):
+            await asyncio.sleep(TERSE_SECONDS / 5)
+            await stream.send_message(BEYOND)
+        await stream.send_message(HEARTBEAT)
+        await stream.end()
+
+    async with open_desk(silence_seconds=TERSE_SECONDS) as desk, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
+        served = await desk.next_session()
+        assert [record async for record in served.from_worker] == [Heartbeat()]
+        served.end.set()
+
+
+async def test_a_worker_that_ends_its_side_is_served_to_the_end() -> None:
+    got: list[bytes | None] = []
+
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(HELLO)
+        await stream.end()
+        got.extend([await stream.recv_message() for _ in range(2)])
+
+    async def serve(desk: Desk) -> None:
+        served = await desk.next_session()
+        with pytest.raises(trio.EndOfChannel):
+            await served.from_worker.receive()
+        await served.to_worker.send(EndTail(1))
+        served.end.set()
+
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        nursery.start_soon(serve, desk)
+        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+    assert status is Status.OK
+    assert got == [WELCOME, wire.to_worker_message(EndTail(1)).SerializeToString()]
+
+
+async def test_no_other_method_exists() -> None:
+    """grpclib's answer to it lacks a header, so that its client may find it without a known status."""
+    async with open_desk() as desk:
+        status, _ = await play_worker(
+            desk.bridge, desk.port, says_nothing, METADATA, "/gateway.worker.v1.WorkerSession/Detach"
+        )
+    assert status in {Status.UNIMPLEMENTED, Status.UNKNOWN}
+
+
+async def end_of(connection: trio.SocketStream) -> None:
+    """Returns when the other side has hung up."""
+    try:
+        while await connection.receive_some():
+            pass
+    except trio.BrokenResourceError:
+        pass
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
+async def test_a_connection_without_a_session_is_cut(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    async with open_desk() as desk, desk.attach() as link:
+        async with await trio.open_tcp_stream("127.0.0.1", desk.port) as idle:
+            if said:
+                await idle.send_all(said)
+            await end_of(idle)
+        await trio.sleep(0.3)  # a session that says nothing is not idle: it has its own bound
+        await link.send.send(Leaving())
+        served = await desk.next_session()
+        assert await served.from_worker.receive() == Leaving()
+        served.end.set()
+
+
+async def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CONNECTIONS_MAX", 1)
+    async with open_desk() as desk:
+        async with desk.attach():
+            async with await trio.open_tcp_stream("127.0.0.1", desk.port) as further:
+                await end_of(further)
+            (await desk.next_session()).end.set()
+        async with desk.attach():
+            (await desk.next_session()).end.set()
+
+
+async def test_a_worker_that_hangs_up_the_hard_way_is_nothing_special() -> None:
+    async with open_desk() as desk:
+        for _ in range(3):
+            rude = socket.create_connection(("127.0.0.1", desk.port))
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            rude.close()
+        async with desk.attach():
+            (await desk.next_session()).end.set()
+
+
+# Gateways
+
+
+async def send_first(stream: RawGatewayStream, message: Message | bytes) -> None:
+    await stream.recv_message()
+    await stream.send_message(message if isinstance(message, bytes) else message.SerializeToString())
+    await asyncio.Event().wait()
+
+
+async def test_a_gateway_that_sends_garbage_is_left() -> None:
+    async def play(stream: RawGatewayStream) -> None:
+        await send_first(stream, GARBAGE)
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+        with pytest.raises(SessionLost, match="no message of a session"):
+            async with desk.attach(address=address):
+                pass
+
+
+async def test_a_gateway_that_sends_too_much_is_left() -> None:
+    async def play(stream: RawGatewayStream) -> None:
+        await send_first(stream, b"x" * (pump.MESSAGE_BYTES_MAX + 1))
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+        with pytest.raises(SessionLost, match="at most 16777216 are allowed"):
+            async with desk.attach(address=address):
+                pass
+
+
+async def test_a_newer_gateway_may_welcome_by_an_unknown_message() -> None:
+    async def play(stream: RawGatewayStream) -> None:
+        await send_first(stream, BEYOND)
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+        with trio.CancelScope() as scope:
+            async with desk.attach(address=address) as link:
+                with pytest.raises(trio.WouldBlock):
+                    link.receive.receive_nowait()
+                scope.cancel()
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+async def test_leaving_a_gateway_that_never_ends_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FLUSH_SECONDS", 0.1)
+
+    async def play(stream: RawGatewayStream) -> None:
+        await send_first(stream, WELCOME)
+
+    async with (
+        open_desk() as desk,
+        open_gateway_play(desk.bridge, play) as address,
+        desk.attach(address=address) as link,
+    ):
+        await link.send.send(Leaving())
+
+
+@pytest.mark.parametrize(
+    ("status", "refused", "again"),
+    [
+        (Status.UNAUTHENTICATED, True, True),
+        (Status.NOT_FOUND, True, True),
+        (Status.PERMISSION_DENIED, True, False),
+        (Status.FAILED_PRECONDITION, True, False),
+        (Status.UNAVAILABLE, False, False),
+        (Status.ABORTED, False, False),
+        (Status.UNKNOWN, False, False),
+    ],
+)
+async def test_what_a_gateways_status_means(status: Status, refused: bool, again: bool) -> None:
+    async def play(stream: RawGatewayStream) -> None:
+        raise GRPCError(status, "the gateway's words")
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+        with pytest.raises(SessionRefused if refused else SessionLost, match="the gateway's words") as caught:
+            async with desk.attach(address=address):
+                pass
+    assert getattr(caught.value, "register_again", False) is again
+
+
+async def test_what_has_no_sessions_is_no_gateway() -> None:
+    async def play(_: RawGatewayStream) -> None:
+        pass
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play, "/backend.Backend/Health") as address:
+        with pytest.raises(SessionEnded):
+            async with desk.attach(address=address):
+                pass
+
+
+async def test_a_gateway_that_ends_at_once_is_lost() -> None:
+    async def play(_: RawGatewayStream) -> None:
+        pass
+
+    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+        with pytest.raises(SessionLost, match="ended the session"):
+            async with desk.attach(address=address):
+                pass

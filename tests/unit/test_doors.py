@@ -1,0 +1,141 @@
+"""Every way into a gateway with keys, and what each credential finds there: the table of the application itself."""
+
+from typing import Final
+
+import pytest
+from trio.testing import MockClock
+
+from gateway.api.auth import Role
+from gateway.api.http_app import Door
+from tests.fakes.asgi import AsgiRequest
+from tests.fakes.front import ADMIN_KEY, INFERENCE_KEY, JOIN_TOKEN, Front
+
+DOORS: Final = Front().app.doors()
+CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
+CREDENTIALS: Final = {
+    "none": None,
+    "wrong": "sk-wrong",
+    "inference": INFERENCE_KEY,
+    "admin": ADMIN_KEY,
+    "join": JOIN_TOKEN,
+}
+OPEN: Final = None
+OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
+    Role.INFERENCE: {
+        "none": (401, "invalid_api_key"),
+        "wrong": (401, "invalid_api_key"),
+        "inference": OPEN,
+        "admin": OPEN,
+        "join": (401, "invalid_api_key"),
+    },
+    Role.ADMIN: {
+        "none": (401, "invalid_api_key"),
+        "wrong": (401, "invalid_api_key"),
+        "inference": (403, "forbidden"),
+        "admin": OPEN,
+        "join": (401, "invalid_api_key"),
+    },
+    Role.JOIN: {
+        "none": (401, "invalid_join_token"),
+        "wrong": (401, "invalid_join_token"),
+        "inference": (401, "invalid_join_token"),
+        "admin": (401, "invalid_join_token"),
+        "join": OPEN,
+    },
+}
+"""Role of the door and kind of the credential -> status and code."""
+EXPECTED: Final = {
+    ("POST", "/v1/chat/completions"): Role.INFERENCE,
+    ("POST", "/v1/completions"): Role.INFERENCE,
+    ("POST", "/v1/embeddings"): Role.INFERENCE,
+    ("GET", "/v1/models"): Role.INFERENCE,
+    ("GET", "/v1/models/"): Role.INFERENCE,
+    ("POST", "/api/node/register"): Role.JOIN,
+    ("GET", "/api/replicas/{id}/logs"): Role.ADMIN,
+    ("GET", "/healthz"): Role.PUBLIC,
+    ("GET", "/readyz"): Role.PUBLIC,
+    ("GET", "/metrics"): Role.ADMIN,
+    ("GET", "/api/status"): Role.ADMIN,
+    ("GET", "/api/decisions/<request_id>"): Role.ADMIN,
+    ("POST", "/api/explain"): Role.ADMIN,
+    ("GET", "/api/nodes"): Role.ADMIN,
+    ("GET", "/api/nodes/<name>"): Role.ADMIN,
+    ("PATCH", "/api/nodes/<name>"): Role.ADMIN,
+    ("DELETE", "/api/nodes/<name>"): Role.ADMIN,
+    ("POST", "/api/nodes/<name>/approve"): Role.ADMIN,
+    ("POST", "/api/nodes/<name>/drain"): Role.ADMIN,
+    ("POST", "/api/nodes/<name>/resume"): Role.ADMIN,
+    ("GET", "/api/models"): Role.ADMIN,
+    ("GET", "/api/models/<path:name>"): Role.ADMIN,
+    ("GET", "/api/replicas"): Role.ADMIN,
+    ("GET", "/api/replicas/<replica_id>"): Role.ADMIN,
+    ("GET", "/api/events"): Role.ADMIN,
+}
+"""Written down a second time on purpose: a route that is new, or whose role has changed, has to be meant."""
+
+
+def name_of(door: Door) -> str:
+    return f"{door.method} {door.path}"
+
+
+async def knock(front: Front, door: Door, kind: str) -> AsgiRequest:
+    front.tails.ready = ()
+    body = b"{}" if door.method in {"POST", "PATCH", "PUT"} else b""
+    return await front.ask(door.method, door.path, body, key=CREDENTIALS[kind])
+
+
+def code_of(request: AsgiRequest) -> str:
+    code: str = request.error["code"]
+    return code
+
+
+def test_a11_each_route_has_the_role_that_it_should() -> None:
+    told = {(door.method, door.path): door.role for door in DOORS if door.method not in {"HEAD", "OPTIONS"}}
+    assert told == EXPECTED
+
+
+def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
+    roles = {door.path: door.role for door in DOORS}
+    assert all(door.role is roles[door.path] for door in DOORS)
+
+
+@pytest.mark.parametrize("kind", CREDENTIALS)
+@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+async def test_a11_what_a_credential_finds_at_a_door(door: Door, kind: str, autojump_clock: MockClock) -> None:
+    request = await knock(Front(), door, kind)
+    refusal = OUTCOMES[door.role][kind]
+    if refusal is OPEN:
+        assert request.status not in {401, 403, 405, 500, None}
+    elif door.method == "HEAD":
+        assert request.status == refusal[0]
+    else:
+        assert (request.status, code_of(request)) == refusal
+        assert ("www-authenticate" in request.headers) is (refusal[0] == 401)
+
+
+@pytest.mark.parametrize("kind", CREDENTIALS)
+async def test_a11_without_a_join_token_no_credential_joins(kind: str) -> None:
+    register = Door("POST", "/api/node/register", Role.JOIN)
+    request = await knock(Front(join_token=None), register, kind)
+    assert (request.status, code_of(request)) == (403, "join_disabled")
+
+
+@pytest.mark.parametrize("kind", CREDENTIALS)
+@pytest.mark.parametrize(
+    "path", ["/api/nothing", "/api/node", "/api/node/register/", "/api/nodes/x/y", "/api/replicas/x/y/z"]
+)
+async def test_a11_what_is_not_there_below_api_is_for_admins(path: str, kind: str) -> None:
+    request = await knock(Front(), Door("GET", path, Role.ADMIN), kind)
+    assert (request.status, code_of(request)) == (OUTCOMES[Role.ADMIN][kind] or (404, "not_found"))
+
+
+async def test_a11_a_web_page_of_another_origin_can_not_join_a_keyless_gateway() -> None:
+    front = Front(keys=())
+    for headers, code in (
+        ({"host": "evil.example"}, "bad_host"),
+        ({"host": "localhost", "origin": "null"}, "bad_origin"),
+    ):
+        request = await front.request("POST", "/api/node/register", b"{}", key=JOIN_TOKEN, headers=headers).run(
+            front.app
+        )
+        assert (request.status, code_of(request)) == (403, code)

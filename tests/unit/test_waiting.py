@@ -1,0 +1,73 @@
+"""What a request is told while the nodes that could serve it come, go or are silent."""
+
+import pytest
+
+from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.errors import GatewayError, ModelLoadFailed, ModelLoading, NoNode
+from gateway.domain.ids import NodeId
+from gateway.domain.lifecycle import COMING_UP, Observed
+from gateway.routing.eligibility import RoutingView
+from gateway.routing.waiting import fail_fast, gave_up, loading_state
+from tests.fakes.fleet import MODEL, node, replica, view
+
+NOW = 1000.0
+FAILED = {MODEL: LoadFailure("exit 3", 1, NOW + 10)}
+SILENT = node(link=NodeStatus.UNHEALTHY)
+LOST = [node(link=NodeStatus.OFFLINE), node(draining=True), node(approved=False)]
+"""Nodes that nobody should wait for."""
+
+
+def after_a_failure(at: Node, *replicas: Replica) -> GatewayError | None:
+    return fail_fast(view(*replicas, nodes=[at], failures=FAILED), MODEL, NOW)
+
+
+def told(seen: RoutingView) -> GatewayError:
+    return gave_up(seen, MODEL, 60, ())
+
+
+def test_h12_a_model_whose_node_is_silent_is_waited_for_like_one_that_loads() -> None:
+    assert after_a_failure(SILENT, replica("r")) is None
+    assert after_a_failure(node(), replica("r", observed=Observed.LOADING)) is None
+
+
+@pytest.mark.parametrize("observed", sorted(COMING_UP))
+def test_what_loads_on_a_silent_node_is_waited_for(observed: Observed) -> None:
+    assert after_a_failure(SILENT, replica("r", observed=observed)) is None
+
+
+def test_what_drained_on_a_silent_node_is_not() -> None:
+    assert isinstance(after_a_failure(SILENT, replica("r", observed=Observed.DRAINING)), ModelLoadFailed)
+
+
+@pytest.mark.parametrize("lost", LOST, ids=lambda lost: lost.status)
+@pytest.mark.parametrize("observed", [Observed.LOADING, Observed.READY])
+def test_l9_nothing_comes_from_a_node_that_is_not_waited_for(lost: Node, observed: Observed) -> None:
+    assert isinstance(after_a_failure(lost, replica("r", observed=observed)), ModelLoadFailed)
+
+
+@pytest.mark.parametrize("unfit", [SILENT, *LOST], ids=lambda unfit: unfit.status)
+def test_without_a_healthy_node_the_error_says_which_there_are(unfit: Node) -> None:
+    error = told(view(replica("r"), nodes=[unfit]))
+    assert isinstance(error, NoNode)
+    assert error.message == f"No healthy node could serve 'm' within 60 s: 1 {unfit.status}."
+
+
+def test_several_nodes_are_counted_by_their_status() -> None:
+    nodes = [node("n1", draining=True), node("n2", link=NodeStatus.OFFLINE), node("n3", link=NodeStatus.OFFLINE)]
+    assert told(view(nodes=nodes)).message.endswith(": 1 draining, 2 offline.")
+
+
+def test_a_fleet_without_any_node_says_so() -> None:
+    assert told(view(nodes=[])).message.endswith(": none has joined.")
+
+
+def test_l11_beside_a_healthy_node_it_is_a_load_that_goes_on() -> None:
+    seen = view(replica("r"), nodes=[SILENT, node("n2")])
+    assert isinstance(told(seen), ModelLoading)
+    assert loading_state(seen, MODEL) == {"model": "m", "state": "waiting", "node": "name-n1"}
+
+
+def test_l11_what_loads_is_told_rather_than_what_is_silent() -> None:
+    loading = replica("z", node_id=NodeId("n2"), observed=Observed.LOADING)
+    seen = view(replica("r"), loading, nodes=[SILENT, node("n2")])
+    assert loading_state(seen, MODEL) == {"model": "m", "state": "loading", "node": "name-n2"}
