@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf
 
 import trio
 
@@ -27,6 +28,7 @@ from gateway.control.health_monitor import HealthMonitor
 from gateway.control.node_health import HealthSettings
 from gateway.control.node_session import SessionSettings
 from gateway.control.reconciler import Reconciler
+from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.domain.ids import GatewayId, ModelName, new_id
 from gateway.observability.metrics import Metrics, Reading
@@ -79,7 +81,8 @@ class Gateway:
             attempts=config.routing.attempts,
             token_of=self.token_of,
         )
-        self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval)
+        limits = Limits(config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf)
+        self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval, self.loads.usage, limits)
         self.probes.on_broken = self.reconciler.note_broken
         self.monitor = HealthMonitor(
             self.registry,

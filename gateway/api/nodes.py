@@ -32,8 +32,8 @@ LOST: Final = frozenset({NodeStatus.OFFLINE, NodeStatus.UNHEALTHY})
 
 
 class NodePatch(JsonBody):
-    """What an admin says of a node instead of its worker: all of it at once, so that what is not named here (or is
-    null) is what the worker says again."""
+    """What an admin says of a node instead of its worker. What is not named stays as it is; null takes back what was
+    said before, and the worker's own word counts again. Labels are replaced as a whole."""
 
     labels: Labels | None = None
     vram_budget: Budget | None = None
@@ -45,7 +45,8 @@ class NodePatch(JsonBody):
                 labels=self.labels or {},
                 max_replicas_per_model=self.max_replicas_per_model,
                 vram_budget=self.vram_budget,
-            )
+            ),
+            kept=frozenset(type(self).model_fields.keys() - self.model_fields_set),
         )
 
 

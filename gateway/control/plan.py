@@ -6,19 +6,23 @@ plan that was carried out leaves nothing to plan. Every entry says why.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from types import MappingProxyType
 from typing import Final
 
 from gateway.control.placement import Place, pick_place
-from gateway.control.retire import forget_at, surplus, why_drain, why_forget
+from gateway.control.retire import NEVER_USED, Limits, forget_at, judge_use, surplus, why_drain, why_forget
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.registry.protocol import ControlWrite
+from gateway.routing.load_table import Usage
 
 BACKOFF_FIRST_SECONDS: Final = 10.0
 BACKOFF_MAX_SECONDS: Final = 300.0
+NONE_USED: Final[Mapping[ReplicaId, Usage]] = MappingProxyType({})
+NO_LIMITS: Final = Limits()
 NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 
 
@@ -91,7 +95,8 @@ class _Draft:
     replicas: dict[ReplicaId, Replica]
     failures: dict[ModelName, LoadFailure]
     start: list[Start] = field(default_factory=list)
-    want: list[Want] = field(default_factory=list)
+    want: dict[ReplicaId, Want] = field(default_factory=dict)
+    """One per replica: a later reason to end it more quickly takes the place of an earlier one."""
     forget: list[Forget] = field(default_factory=list)
     mark: list[Mark] = field(default_factory=list)
     wait: list[Wait] = field(default_factory=list)
@@ -113,7 +118,7 @@ class _Draft:
         return self.state.nodes.get(replica.node_id)
 
     def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
-        self.want.append(Want(replica.id, desired, because))
+        self.want[replica.id] = Want(replica.id, desired, because)
         self.replicas[replica.id] = replace(replica, desired=desired)
 
     def note_failure(self, replica: Replica, cause: str) -> None:
@@ -132,15 +137,20 @@ def plan(
     now: float,
     new_replica_id: Callable[[], ReplicaId],
     broken: Mapping[ReplicaId, str] = NONE_BROKEN,
+    usage: Mapping[ReplicaId, Usage] = NONE_USED,
+    limits: Limits = NO_LIMITS,
 ) -> Plan:
     """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
-    that live and are of no use, and why: a gateway has found out in passing."""
+    that live and are of no use, and why: a gateway has found out in passing. `usage` is what is known of replicas'
+    requests; one that is not there has had none."""
     doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
     draft = _Draft(state, now, new_replica_id, doubtful, dict(state.replicas), dict(state.failures))
     for replica in state.replicas.values():
         _settle_ended(draft, replica)
     for replica in tuple(draft.replicas.values()):
         _retire_unwanted(draft, replica, broken=broken.get(replica.id))
+    for replica in tuple(draft.replicas.values()):
+        _judge_use(draft, replica, usage.get(replica.id, NEVER_USED), limits)
     for spec in state.models.values():
         for replica in surplus(draft.live(spec), spec):
             draft.let_end(replica, Desired.DRAIN, "more than max_replicas")
@@ -148,7 +158,7 @@ def plan(
         _start_wanted(draft, spec)
     return Plan(
         tuple(draft.start),
-        tuple(draft.want),
+        tuple(draft.want.values()),
         tuple(draft.forget),
         tuple(draft.mark),
         tuple(draft.wait),
@@ -187,6 +197,22 @@ def _retire_unwanted(draft: _Draft, replica: Replica, *, broken: str | None) -> 
         because = why_drain(draft.node_of(replica), replica, draft.state.models.get(replica.model))
         if because is not None:
             draft.let_end(replica, Desired.DRAIN, because)
+
+
+def _judge_use(draft: _Draft, replica: Replica, usage: Usage, limits: Limits) -> None:
+    """Stops what is stuck, and what has drained; lets an idle one go if its model has more than it has to have."""
+    judgement = judge_use(replica, usage, limits, draft.now)
+    if judgement.desired is Desired.DRAIN and not _is_spare(draft, replica):
+        return
+    if judgement.desired is not None:
+        draft.let_end(replica, judgement.desired, judgement.because)
+    elif judgement.again_in < inf:
+        draft.again_at.append(draft.now + judgement.again_in)
+
+
+def _is_spare(draft: _Draft, replica: Replica) -> bool:
+    spec = draft.state.models.get(replica.model)
+    return spec is not None and len(draft.live(spec)) > _wanted(draft.state, spec)[0]
 
 
 def _note_success(draft: _Draft, spec: ModelSpec) -> None:

@@ -1,18 +1,23 @@
 """The planner's loop: read the state, plan, write. Events only wake it; it always looks at everything."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 
-from gateway.control.plan import plan, reasons
+from gateway.control.plan import NO_LIMITS, NONE_USED, plan, reasons
+from gateway.control.retire import Limits
 from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
+from gateway.routing.load_table import Usage
 from gateway.wake import Wake
 
 log = structlog.get_logger(__name__)
 
+PAUSE_SECONDS_MIN: Final = 0.01
+"""Between two rounds that time alone brings about: a rounded age must not make the loop spin."""
 RETRY_SECONDS: Final = 1.0
 """Pause after the registry could not be used."""
 
@@ -24,6 +29,9 @@ class Reconciler:
     registry: Registry
     gateway_id: GatewayId
     interval_seconds: float
+    usage: Callable[[], Mapping[ReplicaId, Usage]] = lambda: NONE_USED
+    """What this gateway knows of replicas' requests."""
+    limits: Limits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     epoch: int | None = None
     """Of our leadership; None: not the leader (yet)."""
@@ -63,11 +71,11 @@ class Reconciler:
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
         self.broken = {who: why for who, why in self.broken.items() if who in state.replicas}
-        decided = plan(state, now, lambda: ReplicaId(new_id()), self.broken)
+        decided = plan(state, now, lambda: ReplicaId(new_id()), self.broken, self.usage(), self.limits)
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):
                 log.info("control.planned", verb=verb, subject=subject, because=because)
         if decided.again_at is None:
             return self.interval_seconds
-        return min(self.interval_seconds, max(0.0, decided.again_at - now))
+        return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.again_at - now))

@@ -10,13 +10,16 @@
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import inf
 from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.cluster import Node, NodeStatus, Replica
-from gateway.domain.lifecycle import COMING_UP, FINAL
+from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.routing.eligibility import matches_selector
+from gateway.routing.load_table import Usage
 
 FORGET_AFTER_SECONDS: Final = 900.0
 """A node that is offline for so long is not waited for any more (W13)."""
@@ -63,3 +66,47 @@ def surplus(live: Iterable[Replica], spec: ModelSpec) -> list[Replica]:
         return []
     staying_first = sorted(live, key=lambda each: (each.observed in COMING_UP, each.since, each.id))
     return staying_first[spec.max_replicas :]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a replica counts as stuck, and when as not worth its memory (`watchdog` in the configuration)."""
+
+    busy_seconds: float = inf
+    idle_seconds: float = inf
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What its requests say of a replica."""
+
+    desired: Desired | None = None
+    """What is to be wanted of it from now on; None: nothing else."""
+    because: str = ""
+    again_in: float = inf
+    """Seconds until time alone can change this."""
+
+
+DRAINED_SECONDS: Final = 1.0
+"""A draining replica without a request for so long gets none any more: every view shows by then that it drains."""
+NEVER_USED: Final = Usage(0, inf, 0.0)
+
+
+def judge_use(replica: Replica, usage: Usage, limits: Limits, now: float) -> Judgement:
+    """By what it does with its requests. `now` is the registry's clock. That a replica may be spared is for the caller
+    to say: an idle one is not let go below its model's floor."""
+    idle_seconds = min(usage.idle_seconds, now - replica.since)
+    if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
+        return _when(idle_seconds, DRAINED_SECONDS, Desired.STOP, "its last request has ended")
+    if replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
+        return Judgement()
+    if usage.open:
+        because = f"{usage.open} requests and no piece of an answer for {usage.silent_seconds:.0f} s"
+        return _when(usage.silent_seconds, limits.busy_seconds, Desired.STOP, because)
+    return _when(idle_seconds, limits.idle_seconds, Desired.DRAIN, f"no request for {idle_seconds:.0f} s")
+
+
+def _when(passed_seconds: float, limit_seconds: float, desired: Desired, because: str) -> Judgement:
+    if passed_seconds >= limit_seconds:
+        return Judgement(desired, because)
+    return Judgement(again_in=limit_seconds - passed_seconds)

@@ -133,7 +133,8 @@ def edited(tables: Tables, node_id: NodeId, edit: NodeEdit) -> Tables | None:
     draining = node.draining if edit.draining is None else edit.draining
     row = replace(row, node=replace(node, approved=approved, draining=draining))
     if edit.overrides is not None:
-        row = _effective(replace(row, overrides=_storable_overrides(edit.overrides)))
+        kept = {name: getattr(row.overrides, name) for name in edit.kept}
+        row = _effective(replace(row, overrides=_storable_overrides(replace(edit.overrides, **kept))))
     return _with(tables, row)
 
 

@@ -35,12 +35,14 @@ class StaleEpoch(RegistryError):
 
 @dataclass(frozen=True)
 class NodeEdit:
-    """What an admin changes of a node; None leaves it. An override replaces the whole earlier one; an empty one takes
-    it back, and what the worker says counts again."""
+    """What an admin changes of a node; None leaves it. An empty override takes the earlier one back, and what the
+    worker says counts again."""
 
     approved: bool | None = None
     draining: bool | None = None
     overrides: "NodeOverrides | None" = None
+    kept: frozenset[str] = frozenset()
+    """Fields of the overrides that stay as they are, whatever `overrides` says."""
 
 
 @dataclass(frozen=True)

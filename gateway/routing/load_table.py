@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
+import trio
+
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.routing.eligibility import Candidate
@@ -31,6 +33,10 @@ class ReplicaUse:
     elsewhere: int = 0
     """Leases that other gateways have published."""
     last_used: float = NEVER
+    ended_at: float = NEVER
+    """When the last lease ended."""
+    heard_at: float = NEVER
+    """When the last piece of an answer came."""
     full_until: float = NEVER
     refusals: int = 0
     """In a row: "no free slot", and nothing else since."""
@@ -57,6 +63,18 @@ class ReplicaUse:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """What the planner has to know of a replica's requests, of this gateway's only."""
+
+    open: int
+    """Requests that it has, or may have."""
+    idle_seconds: float
+    """Since its last request ended; 0 while it has one, infinite if it never had."""
+    silent_seconds: float
+    """While it has requests: since it took the oldest of them, or since the last piece of any answer; else 0."""
+
+
+@dataclass(frozen=True)
 class LoadStatistics:
     in_flight: dict[ReplicaId, int]
     """Open leases of each replica that has any."""
@@ -68,7 +86,8 @@ class LoadStatistics:
 class LoadTable:
     """The leases of this gateway. All methods are synchronous: no other task can see a half-done change."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self._clock = clock
         self._uses: dict[ReplicaId, ReplicaUse] = {}
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
@@ -94,6 +113,7 @@ class LoadTable:
     def _end(self, lease: Lease) -> None:
         use = self.use_of(lease.candidate.replica_id)
         use.leases.discard(lease)
+        use.ended_at = self._clock()
         if not lease.refused:
             use.full_until, use.refusals = NEVER, 0
         self.on_release(lease.candidate.model)
@@ -147,6 +167,7 @@ class LoadTable:
     def note_success(self, candidate: Candidate) -> None:
         """It answered: its past is forgiven, and its free slots are as good as any from now on."""
         use = self.use_of(candidate.replica_id)
+        use.heard_at = self._clock()
         use.failures = use.refusals = 0
         use.busy_until = NEVER
         if use.expiries:
@@ -158,6 +179,11 @@ class LoadTable:
         for replica_id in [each for each, use in self._uses.items() if each not in known and not use.leases]:
             del self._uses[replica_id]
 
+    def usage(self) -> dict[ReplicaId, Usage]:
+        """Of each replica that had a request here since it came up."""
+        now = self._clock()
+        return {replica_id: _usage(use, now) for replica_id, use in self._uses.items() if use.last_used > NEVER}
+
     def statistics(self) -> LoadStatistics:
         by_model: dict[ModelName, int] = {}
         for use in self._uses.values():
@@ -168,3 +194,10 @@ class LoadTable:
             by_model,
             {replica_id: use.failures for replica_id, use in self._uses.items() if use.failures},
         )
+
+
+def _usage(use: ReplicaUse, now: float) -> Usage:
+    called = [lease.opened_at for lease in use.leases if lease.called]
+    if not called:
+        return Usage(0, 0.0 if use.leases else now - use.ended_at, 0.0)
+    return Usage(len(called), 0.0, now - max(min(called), use.heard_at))

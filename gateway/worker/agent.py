@@ -120,7 +120,8 @@ async def run_agent(
     control: BackendControl,
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs until cancelled, then ends all processes at once, within `stop_timeout` and a bound for the kernel.
+    """Runs until cancelled, then ends all processes at once, each within the bounds of any stop: some seconds to let go
+    of its model, `stop_timeout`, and a bound for the kernel.
 
     Starts (through `task_status`) once leftovers of a killed predecessor are gone. Must run in the thread that started
     Trio and lives as long as the worker (see `spawn_process`).

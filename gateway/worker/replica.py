@@ -3,7 +3,7 @@
 Theory of operation. A replica lives as long as its process: one task waits for the exit, and whatever else happens (a
 failed load, a timeout, the wish to drain or stop) is a reason to signal the process. So there is one way out, through
 an exit that was reaped, and only then is the port free (W10), the record gone and the final report made (L8). What a
-final report says depends on who ended it: a process that we signalled was stopped, any other one broke (H14).
+final report says depends on who ended it: a process that we asked to end was stopped, any other one broke (H14).
 Longer than other files, because every phase adds to what that end has to tell.
 """
 
@@ -93,7 +93,7 @@ class ReplicaTask:
         self._exit_code: int | None = None
         self.output = OutputLog()
         self._failure: str | None = None
-        self._signalled = False
+        self._asked_to_end = False
         self._unwanted = trio.Event()
         self._stop = trio.Event()
         self._fetching = trio.CancelScope()
@@ -200,7 +200,7 @@ class ReplicaTask:
             return code
         finally:
             if code is None:
-                await self._end_at_shutdown(process)
+                await self._end_at_shutdown(process, program)
 
     async def _come_up(self, program: BackendProgram, artifact: Artifact) -> None:
         assert self._port is not None  # noqa: S101 - the process has been started on it
@@ -220,13 +220,18 @@ class ReplicaTask:
                 self._report(Observed.READY)
 
     async def _end_when_unwanted(self, process: BackendProcess, program: BackendProgram) -> None:
-        """TERM, wait, KILL. The waits end with the process: this task is cancelled then."""
         await self._unwanted.wait()
         if self._observed is Observed.READY and not self._stop.is_set():
             await self._drain(process, program)
-        if self._observed in {Observed.READY, Observed.DRAINING} and not program.refuses_when_full:
+        await self._end(process, program)
+
+    async def _end(self, process: BackendProcess, program: BackendProgram) -> None:
+        """Free, TERM, wait, KILL. The waits end with the process: this task is cancelled then."""
+        holds_more = self._observed in {Observed.READY, Observed.DRAINING} and not program.refuses_when_full
+        first_asked, self._asked_to_end = not self._asked_to_end, True
+        if holds_more and first_asked:
             await self._free()
-        self._terminate(process)
+        process.terminate()
         await trio.sleep(self._settings.stop_timeout_seconds)
         process.kill()
 
@@ -235,16 +240,21 @@ class ReplicaTask:
         it is left alone until a stop says that nobody uses it any more, or the drain's time is over."""
         self._report(Observed.DRAINING)
         if program.refuses_when_full:
-            self._terminate(process)
+            self._asked_to_end = True
+            process.terminate()
         with trio.move_on_after(self._settings.drain_timeout_seconds):
             await self._stop.wait()
 
     async def _free(self) -> None:
-        """Lets a backend that needs to be told give back what it holds outside its process; the stop never hangs on it
-        (W8). Ours are not asked: all that they hold goes with the process."""
+        """Lets a backend that needs to be told give back what it holds outside its process. Ours are not asked: all
+        that they hold goes with the process. Whatever comes of it, the signal follows (W8)."""
         assert self._port is not None  # noqa: S101 - the process has been started on it
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
-        await self._workshop.control.free(listens, self._wish.token, FREE_SECONDS_MAX)
+        with trio.move_on_after(FREE_SECONDS_MAX):
+            try:
+                await self._workshop.control.free(listens, self._wish.token, FREE_SECONDS_MAX)
+            except Exception:  # noqa: BLE001 - a bug there must not let the process live on
+                self._log.exception("worker.free_failed")
 
     async def _watch_memory(self, process: BackendProcess) -> None:
         """Stops a process that outgrows its limit before the machine runs out of memory for all the others."""
@@ -256,25 +266,19 @@ class ReplicaTask:
         self._unwanted.set()
         self._stop.set()
 
-    async def _end_at_shutdown(self, process: BackendProcess) -> None:
-        """The worker ends (or has a bug): so does the process, within a bound."""
-        stop_timeout_seconds = self._settings.stop_timeout_seconds
-        with trio.move_on_after(stop_timeout_seconds + REAP_SECONDS_MAX, shield=True) as bound:
-            self._terminate(process)
-            with trio.move_on_after(stop_timeout_seconds):
+    async def _end_at_shutdown(self, process: BackendProcess, program: BackendProgram) -> None:
+        """The worker ends (or has a bug): so does the process, as at any stop, within a bound."""
+        seconds_max = FREE_SECONDS_MAX + self._settings.stop_timeout_seconds + REAP_SECONDS_MAX
+        with trio.move_on_after(seconds_max, shield=True) as bound:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end, process, program)
                 self._exit_code = await process.wait()
-                return
-            process.kill()
-            self._exit_code = await process.wait()
+                nursery.cancel_scope.cancel()
         if bound.cancelled_caught:
             self._log.error("worker.process_stays", pid=process.pid)
 
-    def _terminate(self, process: BackendProcess) -> None:
-        self._signalled = True
-        process.terminate()
-
     def _report_end(self) -> None:
-        broke_itself = self._exit_code is not None and not self._signalled
+        broke_itself = self._exit_code is not None and not self._asked_to_end
         if self._failure is None and not broke_itself:
             self._log.info("worker.replica_stopped", exit_code=self._exit_code)
             self._report(Observed.GONE)

@@ -470,6 +470,15 @@ async def test_an_override_replaces_the_whole_earlier_one(registry: Registry) ->
     assert (node.max_replicas_per_model, node.free_vram_bytes) == (1, 21 * GIB)
 
 
+async def test_what_an_edit_keeps_stays(registry: Registry) -> None:
+    await join(registry, hello(labels={"tier": "gpu"}, capacity=PAIR))
+    await registry.edit_node(NODE, NodeEdit(overrides=NodeOverrides({"tier": "a"}, 5, VramBudget(amount=0))))
+    kept = frozenset({"labels", "vram_budget"})
+    await registry.edit_node(NODE, NodeEdit(overrides=NodeOverrides({"zone": "b"}, 6), kept=kept))
+    node = await stored_node(registry)
+    assert (node.labels["tier"], node.max_replicas_per_model, node.free_vram_bytes) == ("a", 6, 0)
+
+
 async def test_an_empty_override_takes_the_earlier_one_back(registry: Registry) -> None:
     await join(registry, hello(labels={"tier": "gpu"}, max_replicas_per_model=2, capacity=PAIR))
     before = await stored_node(registry)

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 from grpclib import GRPCError, Status
 from grpclib.client import Channel
 from grpclib.client import Stream as ClientStream
+from grpclib.config import Configuration
 from grpclib.const import Cardinality, Handler
 from grpclib.encoding.base import CodecBase
 from grpclib.exceptions import StreamTerminatedError
@@ -19,6 +20,8 @@ ATTACH = "/gateway.worker.v1.WorkerSession/Attach"
 
 RawWorkerStream = ClientStream[bytes, bytes]
 RawGatewayStream = ServerStream[bytes, bytes]
+ANY_AMOUNT = Configuration(http2_connection_window_size=2**30, http2_stream_window_size=2**30)
+"""Flow control that lets the gateway send until the connection itself is full."""
 
 
 class RawCodec(CodecBase):
@@ -42,7 +45,7 @@ async def play_worker(
     """Opens a call, plays, reads to the end; how the gateway ended it. `play` runs on the asyncio side."""
 
     async def call_aio() -> tuple[Status, str]:
-        channel = Channel("127.0.0.1", port, codec=RawCodec())
+        channel = Channel("127.0.0.1", port, codec=RawCodec(), config=ANY_AMOUNT)
         try:
             async with channel.request(
                 method, Cardinality.STREAM_STREAM, bytes, bytes, metadata=dict(metadata)

@@ -63,6 +63,10 @@ class Script:
     """Message of a gRPC error instead."""
     load_exits: int | None = None
     """Exit code of the process, in the middle of LoadModel."""
+    load_takes_bytes: int = 0
+    """Memory that it takes at the beginning of LoadModel, for good."""
+    ready_takes_bytes: int = 0
+    """The same, a moment after LoadModel."""
 
     tokens: int = 3
     token_interval: float = 0.0
@@ -113,6 +117,7 @@ class ScriptedBackend:
         self._script = script
         self._log = log
         self._loaded: str | None = None
+        self._taken: list[bytes] = []
         self._open = 0
         self._calls = 0
         self._draining = False
@@ -153,6 +158,7 @@ class ScriptedBackend:
     async def load_model(self, stream: ServerStream) -> None:
         options: pb.ModelOptions = await request_of(stream)
         self._log.write("LoadModel", model=options.Model, file=options.ModelFile, options=list(options.Options))
+        self._take(self._script.load_takes_bytes)
         await asyncio.sleep(self._script.load_delay)
         if self._script.load_exits is not None:
             os._exit(self._script.load_exits)
@@ -163,9 +169,14 @@ class ScriptedBackend:
         await stream.send_message(
             pb.Result(success=self._script.load_fails is None, message=self._script.load_fails or "")
         )
+        asyncio.get_running_loop().call_later(0.3, self._take, self._script.ready_takes_bytes)
+
+    def _take(self, amount_bytes: int) -> None:
+        self._taken.append(b"x" * amount_bytes)
 
     async def free(self, stream: ServerStream) -> None:
         await stream.recv_message()
+        self._log.write("Free")
         self._loaded = None
         await stream.send_message(pb.Result(success=True))
 

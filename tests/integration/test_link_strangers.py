@@ -1,20 +1,24 @@
 """Peers that do not keep to the protocol, by malice, age or mistake: each is told, and hurts nobody else."""
 
 import asyncio
+import contextlib
 import socket
 
+import psutil
 import pytest
 import trio
 from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 
-from gateway.domain.session import EndTail, Heartbeat, Leaving
+from gateway.domain.ids import ReplicaId
+from gateway.domain.session import EndTail, Heartbeat, Leaving, TailLogs
 from gateway.link import client, connections, pump, server, wire
 from gateway.link.credentials import session_metadata
 from gateway.link.errors import SessionEnded, SessionLost, SessionRefused
 from gateway.link.pb import worker_pb2 as pb
 from tests.fakes.link_gateway import Desk, credential, hello, open_desk
 from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker
+from tests.fakes.relay import Relay, open_relay
 
 METADATA = session_metadata(credential(hello()), hello().node_id, hello().boot_id)
 HELLO = wire.hello_message(hello()).SerializeToString()
@@ -223,6 +227,36 @@ async def test_a_worker_that_hangs_up_the_hard_way_is_nothing_special() -> None:
             rude.close()
         async with desk.attach():
             (await desk.next_session()).end.set()
+
+
+async def test_h8_a_worker_that_stands_still_on_a_full_connection_is_cut() -> None:
+    """Not even the status gets through to it."""
+
+    async def send_much(desk: Desk, relay: Relay) -> None:
+        served = await desk.next_session()
+        relay.down.hold()
+        with contextlib.suppress(trio.BrokenResourceError):
+            while True:
+                await served.to_worker.send(TailLogs(1, ReplicaId("r" * 2**20), 1, follow=False))
+        served.end.set()
+        while server_connections(desk.port):  # noqa: ASYNC110 - nothing tells of it
+            await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+
+    async with (
+        open_desk(silence_seconds=TERSE_SECONDS) as desk,
+        open_relay(desk.port) as relay,
+        trio.open_nursery() as nursery,
+    ):
+        port = int(relay.address.rpartition(":")[2])
+        nursery.start_soon(play_worker, desk.bridge, port, says_hello, METADATA)
+        await send_much(desk, relay)
+
+
+def server_connections(port: int) -> int:
+    """That the server at `port` of this process still has."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(each.laddr.port == port and each.status != psutil.CONN_LISTEN for each in found)
 
 
 # Gateways

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.control.plan import NONE_BROKEN, Plan, plan, reasons
-from gateway.control.retire import FORGET_AFTER_SECONDS
+from gateway.control.retire import DRAINED_SECONDS, FORGET_AFTER_SECONDS
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import FINAL, Desired, Observed
@@ -160,6 +160,8 @@ def test_what_is_wanted_of_replicas(given_state: tuple[ClusterState, Mapping[Rep
         assert list(Desired).index(row.desired) >= list(Desired).index(old.desired)
         if key in broken:
             assert row.desired is Desired.STOP
+        elif row.observed is Observed.DRAINING and NOW - row.since >= DRAINED_SECONDS:
+            assert row.desired is Desired.STOP  # drained long ago, as far as anybody has told
         elif status in (NodeStatus.UNHEALTHY, NodeStatus.OFFLINE) and row.revision == of.revision:
             assert row.desired is old.desired
         elif status in (NodeStatus.DRAINING, NodeStatus.PENDING):

@@ -163,7 +163,7 @@ async def test_the_series_of_the_request_path(tmp_path: Path) -> None:
         'gateway_replicas{model="tiny",state="ready"} 1.0',
         'gateway_nodes{status="healthy"} 1.0',
         'gateway_probes_total{outcome="alive"} 1.0',
-        "gateway_probe_cache_hits_total 1.0",
+        "gateway_probe_cache_hits_total 2.0",
         'gateway_registry_statements_total{kind="read_state"}',
     ):
         assert series in text

@@ -177,6 +177,7 @@ async def test_what_an_admin_says_counts_instead_of_what_the_worker_says() -> No
     assert request.json["capacity"]["free_vram_bytes"] == 8 * 2**30
     request = await patch(front, "box", vram_budget="6GiB")
     assert request.json["capacity"]["free_vram_bytes"] == 2 * 2**30
+    assert (request.json["labels"]["tier"], request.json["capacity"]["max_replicas_per_model"]) == ("gpu", 3)
     request = await patch(front, "box", labels=None, vram_budget=None, max_replicas_per_model=None)
     assert "tier" not in request.json["labels"]
     assert request.json["capacity"]["max_replicas_per_model"] == 1

@@ -21,7 +21,7 @@ def choose(candidates: list[Candidate], uses: dict[str, ReplicaUse]) -> Choice |
 
 
 def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaUse:
-    table = LoadTable()
+    table = LoadTable(lambda: 0.0)
     leases = {table.lease(candidate("x"), ORIGIN, 0.0) for _ in range(count)}
     return ReplicaUse(leases, last_used=last_used, full_until=full_until)
 
@@ -70,7 +70,7 @@ def test_a_replica_that_said_full_counts_as_taken_until_then() -> None:
 
 
 def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
-    table = LoadTable()
+    table = LoadTable(lambda: 0.0)
     candidates = [candidate("a", vram=24), candidate("b", vram=16), candidate("c", vram=8)]
     picked = []
     for turn in range(9):
@@ -82,7 +82,7 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
 
 
 def test_r6_one_request_is_one_lease() -> None:
-    table = LoadTable()
+    table = LoadTable(lambda: 0.0)
     only = view(replica("r1")).candidates[ModelName("m")][0]
     with table.lease(only, ORIGIN, 0.0):
         assert table.statistics().in_flight == {"r1": 1}

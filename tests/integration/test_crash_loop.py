@@ -1,0 +1,173 @@
+"""Backends that end as soon as they start, again and again: nothing of the thousand that were is left, and the model is
+left alone for a while."""
+
+import gc
+import json
+import sys
+import threading
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+import trio
+import trio.testing
+
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.bridge import open_bridge
+from gateway.config.units import PortRange
+from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.session import Report
+from gateway.worker.command import BackendProgram
+from gateway.worker.output import OutputLog
+from gateway.worker.process import spawn_process
+from gateway.worker.replica import ReplicaTask
+from tests.fakes.worker_bench import WorkerBench, open_worker, settings_in, wish
+from tests.integration.harness import events_in, running_gateway, scripted_config, together
+
+CRASHES: Final = 1000
+WARM_UP: Final = 200
+AT_A_TIME: Final = 4
+PATIENCE_SECONDS: Final = 500
+"""A watchdog, far above what anything here takes: reaching it means "never"."""
+PORTS: Final = PortRange(22600, 22619)
+"""Few, so that each is used fifty times."""
+RSS_SLACK_BYTES: Final = 12 * 2**20
+EXIT: Final = 3
+SHORT_LIVED: Final = f"""
+import _socket, os, sys
+listener = _socket.socket()
+listener.bind(("127.0.0.1", int(sys.argv[-1].rpartition(":")[2])))
+listener.listen()
+os.write(2, b"no such device" * 20)
+os._exit({EXIT})
+"""
+
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What the worker's process holds."""
+
+    descriptors: int
+    tasks: int
+    threads: int
+    replica_objects: int
+    rss_bytes: int
+
+
+def footprint() -> Footprint:
+    gc.collect()
+    return Footprint(
+        len(list(Path("/proc/self/fd").iterdir())),
+        trio.lowlevel.current_statistics().tasks_living,
+        threading.active_count(),
+        sum(isinstance(each, ReplicaTask | OutputLog) for each in gc.get_objects()),
+        psutil.Process().memory_info().rss,
+    )
+
+
+def locked_ports(folder: Path) -> set[int]:
+    """Those whose lock file this process has open."""
+    opened = (_target(each) for each in Path("/proc/self/fd").iterdir())
+    return {int(path.stem) for path in opened if path is not None and path.parent == folder}
+
+
+def _target(descriptor: Path) -> Path | None:
+    try:
+        return descriptor.readlink()
+    except FileNotFoundError:  # it was the one that lists them
+        return None
+
+
+def listening_ports() -> set[int]:
+    listening = (each for each in psutil.net_connections("tcp4") if each.status == psutil.CONN_LISTEN)
+    return {port for each in listening for port in each.laddr[1:] if PORTS.first <= port <= PORTS.last}
+
+
+def recorded_pids(folder: Path) -> set[int]:
+    text = (folder / "state" / "processes.json").read_text()
+    return {record["pid"] for record in json.loads(text)["processes"]}
+
+
+class CrashLoop:
+    """Wants a few replicas at a time, each of a new id; looks at what is held whenever one has ended."""
+
+    def __init__(self, worker: WorkerBench, folder: Path) -> None:
+        self._worker = worker
+        self._folder = folder
+        self._names = (f"r{number}" for number in count())
+        self._wanted: list[str] = []
+
+    async def run(self, crashes: int) -> Footprint:
+        """Returns what is held when no replica is left."""
+        self._wanted = [next(self._names) for _ in range(AT_A_TIME)]
+        for _ in range(crashes):
+            await self._worker.want(*map(wish, self._wanted))
+            report = await self._next_end()
+            self._wanted.remove(report.replica_id)
+            self._wanted.append(next(self._names))
+            self._check_held()
+        await self._worker.want()
+        await self._worker.agent.wait_empty()
+        await trio.testing.wait_all_tasks_blocked()
+        return footprint()
+
+    async def _next_end(self) -> Report:
+        while True:
+            message = await self._worker.from_worker.receive()
+            if isinstance(message, Report) and message.observed in FINAL and message.replica_id in self._wanted:
+                assert (message.observed, message.exit_code) == (Observed.FAILED, EXIT), message
+                return message
+
+    def _check_held(self) -> None:
+        """In one go: nothing can end in between, as far as the worker is concerned."""
+        listening = listening_ports()
+        processes = [each for each in self._worker.agent.statistics().replicas if each.pid is not None]
+        assert locked_ports(self._folder / "locks") == {each.port for each in processes}
+        assert listening <= {each.port for each in processes}
+        assert recorded_pids(self._folder) == {each.pid for each in processes}
+        assert len(processes) <= AT_A_TIME
+
+
+@linux_only
+async def test_h6_a_thousand_crashes_hold_nothing(tmp_path: Path) -> None:
+    (tmp_path / "locks").mkdir()
+    program = BackendProgram((sys.executable, "-I", "-S", "-c", SHORT_LIVED))
+    settings = replace(settings_in(tmp_path, {"fake": program}), port_range=PORTS, port_lock_folder=tmp_path / "locks")
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with (
+            open_bridge() as bridge,
+            open_worker(settings, spawn_process, GrpcBackendControl(bridge)) as worker,
+        ):
+            loop = CrashLoop(worker, tmp_path)
+            before = await loop.run(WARM_UP)
+            after = await loop.run(CRASHES)
+            assert locked_ports(tmp_path / "locks") == listening_ports() == recorded_pids(tmp_path) == set()
+            assert not psutil.Process().children()
+    print("HH", before, after)
+    assert replace(after, rss_bytes=0) == replace(before, rss_bytes=0)
+    assert after.replica_objects == 0
+    assert after.rss_bytes - before.rss_bytes < RSS_SLACK_BYTES
+
+
+def test_l9_l22_a_crash_loop_is_two_starts_for_a_hundred_requests(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    config = scripted_config({"exit_at_start": EXIT, "stderr": "no such device: cuda:7"}, log=log)
+    with running_gateway(tmp_path, config) as gateway:
+        answers = [answer for _ in range(5) for answer in together(20, lambda _: gateway.chat("scripted"))]
+        assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {
+            (503, "model_load_failed")
+        }
+        for answer in answers:
+            message = answer.json()["error"]["message"]
+            assert f"exited with code {EXIT}" in message
+            assert "no such device: cuda:7" in message
+            assert 1 <= int(answer.headers["retry-after"]) <= 20
+        assert 1 <= len(events_in(log, "start")) <= 2
+        model = gateway.model("scripted")
+        assert model["status"] == "load_failed"
+        assert gateway.backend_pids() == []
