@@ -159,6 +159,8 @@ class Membership:
         answer = self._answers.get(url) or await self._register(url)
         # Only for as long as it works: whatever goes wrong, the next attempt asks again.
         self._answers.pop(url, None)
+        if not answer.tls and self._config.worker.tls_ca is not None:
+            raise JoinRefused("its sessions are not encrypted, as worker.tls_ca asks for; set server.tls_cert there")
         hello = await self._hello(answer.node_id)
         health = self._config.health
         async with open_session(

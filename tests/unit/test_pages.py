@@ -42,7 +42,7 @@ def metrics() -> Metrics:
 @pytest.fixture
 def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
     source = StatusSource(
-        GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable(lambda: 0.0).statistics, dict, lambda: 0.0
+        GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0
     )
     return build_pages(source, idle_admission(), metrics, lambda: checks, MemoryRegistry())
 
