@@ -95,6 +95,7 @@ async def _start_services(
     await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build)
     services.start_soon(gateway.run_view_changes)
     services.start_soon(gateway.demand.run)
+    services.start_soon(gateway.lag.run)
     await services.start(gateway.reconciler.run)
     await services.start(gateway.monitor.run)
     if gateway.config.worker.embedded:

@@ -2,6 +2,7 @@
 
 import socket
 import ssl
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -20,8 +21,8 @@ from gateway.link.errors import SessionRefused
 from gateway.link.server import SessionServer
 from gateway.link.tls import TlsError, server_context
 from gateway.local_state import StartupError, keep_node_id
-from gateway.registry.protocol import NotRegistered
-from gateway.worker.agent import run_agent
+from gateway.registry.protocol import NotRegistered, RegistryError
+from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
 from gateway.worker.from_config import backend_programs, vram_budget
 from gateway.worker.process import SpawnProcess
@@ -32,22 +33,56 @@ log = structlog.get_logger(__name__)
 
 MESSAGES_MAX: Final = 64
 """Messages of the embedded worker's session that wait to be read, each way."""
+EMBEDDED_PAUSE_SECONDS: Final = 1.0
+"""Between two sessions of the embedded worker."""
 
 
 async def start_embedded_worker(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
 ) -> None:
-    """The agent and its session, joined by memory channels instead of a connection."""
+    """The agent and its sessions, joined by memory channels instead of a connection."""
     config = gateway.config
     agent = await services.start(partial(run_agent, spawn=spawn, control=control), worker_settings(config))
     read = CapacityReader(config.worker.models_dir)
-    hello = _hello(config, await read())
-    await gateway.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
+    await services.start(_run_embedded_sessions, gateway, agent, read, _hello(config, await read()))
+
+
+async def _run_embedded_sessions(
+    gateway: Gateway,
+    agent: Agent,
+    read_capacity: CapacityReader,
+    hello: Hello,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """One session after the other, each of which is to last as long as the gateway; an admin may remove the node all
+    the same, and the registry may fail. Raises `RegistryError` only if the first one does not begin."""
+    has_begun = False
+    while True:
+        try:
+            await gateway.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
+            async with trio.open_nursery() as nursery:
+                await _start_embedded_session(gateway, nursery, agent, read_capacity, hello)
+                if not has_begun:
+                    task_status.started()
+                    has_begun = True
+        except* (SessionOver, RegistryError) as group:
+            if not has_begun:
+                raise
+            log.warning("worker.embedded_session_ended", error=str(group.exceptions[0]))
+        await trio.sleep(EMBEDDED_PAUSE_SECONDS)
+
+
+async def _start_embedded_session(
+    gateway: Gateway, nursery: trio.Nursery, agent: Agent, read_capacity: CapacityReader, hello: Hello
+) -> None:
+    told = replace(hello, capacity=await read_capacity(), replicas=agent.all_reports())
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
-    session = WorkerSession(agent, to_gateway, from_gateway, config.health.heartbeat, read, hello.capacity)
-    services.start_soon(session.run)
-    await services.start(partial(gateway.sessions.run_session, hello, to_worker, from_worker, ends_with_gateway=True))
+    heartbeat = gateway.config.health.heartbeat
+    session = WorkerSession(agent, to_gateway, from_gateway, heartbeat, read_capacity, told.capacity)
+    nursery.start_soon(session.run)
+    await nursery.start(partial(gateway.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True))
 
 
 async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None:

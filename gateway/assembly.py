@@ -31,6 +31,7 @@ from gateway.control.reconciler import Reconciler
 from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.domain.ids import GatewayId, ModelName, new_id
+from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.protocol import Registry
 from gateway.registry.snapshot import SnapshotStore
@@ -118,6 +119,7 @@ class Gateway:
             self.admission.statistics,
             time.time,
         )
+        self.lag = LoopLag()
         self.metrics = Metrics(self._readings)
         self.admission.on_wait = self._note_wait
         self.app = _build_http_app(self)
@@ -125,7 +127,8 @@ class Gateway:
         """Set: stop accepting, drain, end."""
 
     def _readings(self) -> Iterator[Reading]:
-        return readings(self.status, self.router.statistics(), self.probes.statistics(), self.registry.statistics())
+        yield Reading("gateway_loop_lag_seconds", "How late the event loop is.", (), (((), self.lag.seconds),))
+        yield from readings(self.status, self.router.statistics(), self.probes.statistics(), self.registry.statistics())
 
     def _note_wait(self, model: ModelName, seconds: float) -> None:
         self.metrics.requests.queue_wait.labels(model).observe(seconds)

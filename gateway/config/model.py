@@ -230,6 +230,8 @@ class ModelEntry(Section):
     exclusive_group: Name | None = None
     load_timeout: PositiveDuration | None = None
     """None: by the size of the artifact."""
+    rollout: Literal["replace", "surge"] = "replace"
+    """What a change of the model does to its old replicas; see `ModelSpec.rollout`."""
 
     def to_spec(self) -> ModelSpec:
         return ModelSpec(
@@ -247,6 +249,7 @@ class ModelEntry(Section):
             selector=self.selector,
             exclusive_group=self.exclusive_group,
             load_timeout_seconds=self.load_timeout,
+            rollout=self.rollout,
         )
 
 

@@ -75,7 +75,7 @@ class SessionSettings:
     note_broken: Callable[[ReplicaId, str], None]
     heartbeat_seconds: float
     node_changed: Callable[[], None]
-    """Called when a session begins, ends, or hears from a worker that was thought silent: to wake the monitor."""
+    """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
 
 
 class NodeSession:

@@ -10,6 +10,7 @@ from gateway.domain.capacity import UNKNOWN, Capacity
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.requirement import Requirement
 
 
 class NodeStatus(StrEnum):
@@ -114,6 +115,11 @@ class ClusterState:
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
     demand: tuple[Demand, ...] = ()
     """Never part of the version."""
+    requirements: Mapping[ModelName, Requirement] = field(default_factory=dict)
+    """What is known of the models' present revisions."""
+    unloads: Mapping[ModelName, float] = field(default_factory=dict)
+    """When somebody last wished that a model be loaded no more: its replicas whose `since` is not later are to drain.
+    Seconds of the registry's clock."""
 
 
 EMPTY_STATE: Final = ClusterState(

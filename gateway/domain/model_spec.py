@@ -45,6 +45,9 @@ class ModelSpec:
     selector: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     exclusive_group: str | None = None
     load_timeout_seconds: float | None = None
+    rollout: Literal["replace", "surge"] = "replace"
+    """When what the backend sees has changed: the old replicas take no new request from that moment, or only once one
+    of the new ones is ready."""
     source: Literal["file", "api"] = "file"
 
     @property

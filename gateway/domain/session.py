@@ -43,6 +43,13 @@ class Report:
     exit_code: int | None = None
     error: str | None = None
     """For `failed` and unexpected `gone`: one sentence with the cause, then the last lines of the process's stderr."""
+    done_bytes: int | None = None
+    """While fetching: what is here of `total_bytes`."""
+    total_bytes: int | None = None
+    ram_bytes: int | None = None
+    """Once ready: main memory that its processes hold."""
+    vram_bytes: int | None = None
+    """Once ready: GPU memory that its processes hold."""
 
 
 @dataclass(frozen=True)

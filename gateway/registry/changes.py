@@ -62,7 +62,7 @@ def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
     for name in _removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}):
         yield "model.removed", name, ""
     for model in _written(before.models, after.models):
-        yield _model_event(before.models.get(model.spec.name), model)
+        yield from _model_events(before.models.get(model.spec.name), model)
     for node in _written(before.nodes, after.nodes):
         yield from _node_events(before.nodes.get(node.node.id), node)
     for replica_id in _removed(before.replicas, after.replicas):
@@ -75,13 +75,17 @@ def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
         yield "gateway.leads", after.leadership.gateway_id or "", f"epoch {after.leadership.epoch}"
 
 
-def _model_event(old: ModelRow | None, new: ModelRow) -> tuple[str, str, str]:
+def _model_events(old: ModelRow | None, new: ModelRow) -> Iterator[tuple[str, str, str]]:
+    """One for each of the things that have changed, but not for what one takes of a machine; a new spec takes along
+    what was known of the old one."""
     name = new.spec.name
     if old is None or old.spec != new.spec:
-        return "model.declared", name, f"revision {new.spec.revision}"
-    if new.failure is None:
-        return "model.failure_cleared", name, ""
-    return "model.failed", name, new.failure.cause
+        yield "model.declared", name, f"revision {new.spec.revision}"
+        return
+    if new.failure != old.failure:
+        yield ("model.failure_cleared", name, "") if new.failure is None else ("model.failed", name, new.failure.cause)
+    if new.unload_at != old.unload_at:
+        yield "model.unloaded", name, ""
 
 
 def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, str]]:

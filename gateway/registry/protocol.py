@@ -7,9 +7,10 @@ from typing import Protocol
 
 from gateway.domain.capacity import Capacity, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, NodeStatus, Replica
-from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
 
 
@@ -27,6 +28,10 @@ class NameTaken(RegistryError):
 
 class NotRegistered(RegistryError):
     """The worker has to register (again) before a session can begin."""
+
+
+class DeclaredInFile(RegistryError):
+    """The model is the configuration file's, and only an edit of that changes it; the message names the model."""
 
 
 class StaleEpoch(RegistryError):
@@ -127,8 +132,28 @@ class Registry(Protocol):
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
         """Makes the models of the configuration file exactly `specs`: adds, replaces and removes those with source
-        `file`, and leaves those with source `api` alone unless a file model takes the name. The load failure of a
-        model whose revision changes, and of a removed one, is forgotten. Replicas are left to the planner."""
+        `file`, and leaves those with source `api` alone unless a file model takes the name. What is known of a
+        revision (the load failure, the requirement) is forgotten when the model has another one or is removed.
+        Replicas are left to the planner."""
+
+    async def put_model(self, spec: ModelSpec) -> bool:
+        """Adds or replaces a model; its source becomes `api`. What is known of a revision is forgotten as above.
+        True: there was no model of this name.
+
+        Raises `DeclaredInFile` when the configuration file has one."""
+
+    async def remove_model(self, name: ModelName) -> bool:
+        """Forgets a model; its replicas are left to the planner. False: no such model.
+
+        Raises `DeclaredInFile` when it is one of the configuration file."""
+
+    async def unload_model(self, name: ModelName) -> bool:
+        """Somebody wishes that what is loaded of a model now be loaded no more: `ClusterState.unloads` has the present
+        time from now on. False: no such model."""
+
+    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+        """What a replica of the model takes; what is None in it leaves what is stored. False: `revision` is not the
+        model's present one, or an estimate would replace a measurement; nothing was written."""
 
     async def register_node(self, registration: Registration) -> Node:
         """A worker asks to join. Returns its node, whose id it has to use from now on. Nothing is healthy by this

@@ -11,6 +11,7 @@ routed to and nothing is thrown away for, and it is never an exception:
 | `NodeOverrides`             | none, and not approved: an admin has to say again what counts                 |
 | `Capacity`                  | `UNKNOWN`; a part that only a newer version has is left out                   |
 | a model's spec              | None: the row stays, the model is in no state (`Tables.unreadable`)           |
+| `Requirement`               | not known; a part that only a newer version has is left out                   |
 """
 
 import json
@@ -26,6 +27,7 @@ from gateway.domain.capacity import UNKNOWN, Capacity, VramBudget
 from gateway.domain.cluster import Demand, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.registry.protocol import NodeOverrides
 from gateway.registry.tables import Declared, ModelRow, NodeRow
 
@@ -33,7 +35,17 @@ SqlValue = str | int | float | None
 State = TypeVar("State", bound=StrEnum)
 Said = TypeVar("Said", Declared, NodeOverrides)
 
-MODEL_COLUMNS: Final = ("name", "source", "revision", "spec", "failure_cause", "failure_attempts", "failure_retry_at")
+MODEL_COLUMNS: Final = (
+    "name",
+    "source",
+    "revision",
+    "spec",
+    "failure_cause",
+    "failure_attempts",
+    "failure_retry_at",
+    "requirement",
+    "unload_at",
+)
 NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "gateway_id", "declared", "overrides")
 REPLICA_COLUMNS: Final = tuple(field.name for field in fields(Replica))
 DEMAND_COLUMNS: Final = tuple(field.name for field in fields(Demand))
@@ -42,6 +54,7 @@ SPEC_KEYS: Final = frozenset(field.name for field in fields(ModelSpec)) - {"name
 SAID_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
 BUDGET_KEYS: Final = frozenset(field.name for field in fields(VramBudget))
 _SPEC: Final = TypeAdapter(ModelSpec)
+_REQUIREMENT: Final = TypeAdapter(Requirement)
 _CAPACITY: Final = TypeAdapter(Capacity)
 _DECLARED: Final = TypeAdapter(Declared)
 _OVERRIDES: Final = TypeAdapter(NodeOverrides)
@@ -63,12 +76,14 @@ def model_to_row(row: ModelRow) -> dict[str, SqlValue]:
         "failure_cause": failure.cause if failure else None,
         "failure_attempts": failure.attempts if failure else None,
         "failure_retry_at": failure.retry_at if failure else None,
+        "requirement": _json(row.requirement) if row.requirement else None,
+        "unload_at": row.unload_at,
     }
 
 
 def model_from_row(row: SqlRow) -> ModelRow | None:
     """None: this version can't read the spec. One key it does not know is enough: a process started without what the
-    key asks for would be another model."""
+    key asks for would be another model. One that an earlier version did not have yet has its default."""
     try:
         stored = json.loads(row["spec"])
         if not SPEC_KEYS.issuperset(stored):
@@ -77,7 +92,16 @@ def model_from_row(row: SqlRow) -> ModelRow | None:
     except (ValidationError, TypeError, ValueError):
         return None
     frozen = replace(spec, options=MappingProxyType(spec.options), selector=MappingProxyType(spec.selector))
-    return ModelRow(frozen, _failure_from_row(row))
+    return ModelRow(frozen, _failure_from_row(row), _requirement(row["requirement"]), row["unload_at"])
+
+
+def _requirement(text: str | None) -> Requirement | None:
+    if text is None:
+        return None
+    try:
+        return _REQUIREMENT.validate_python(json.loads(text))
+    except (ValidationError, TypeError, ValueError):
+        return None
 
 
 def _failure_from_row(row: SqlRow) -> LoadFailure | None:

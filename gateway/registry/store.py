@@ -10,10 +10,11 @@ import trio
 
 from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Demand, Node, NodeStatus
-from gateway.domain.ids import GatewayId, NodeId, new_id
+from gateway.domain.ids import GatewayId, ModelName, NodeId, Revision, new_id
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
-from gateway.registry import node_writes, writes
+from gateway.registry import model_writes, node_writes, writes
 from gateway.registry.protocol import ControlWrite, Event, NodeEdit, RegistryStatistics
 from gateway.registry.tables import Tables
 
@@ -70,7 +71,32 @@ class Store(ABC):
             await self._grown.wait()
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
-        await self._transact("declare_models", lambda tables, _: writes.declared(tables, specs))
+        await self._transact("declare_models", lambda tables, _: model_writes.declared(tables, specs))
+
+    async def put_model(self, spec: ModelSpec) -> bool:
+        had: set[ModelName] = set()
+
+        def decide(tables: Tables, _now: float) -> Tables:
+            had.update(tables.models)
+            return model_writes.put(tables, spec)
+
+        await self._transact("put_model", decide)
+        return spec.name not in had
+
+    async def remove_model(self, name: ModelName) -> bool:
+        outcome = await self._transact("remove_model", lambda tables, _: model_writes.removed(tables, name))
+        return outcome.after is not None
+
+    async def unload_model(self, name: ModelName) -> bool:
+        outcome = await self._transact("unload_model", lambda tables, now: model_writes.unloaded(tables, name, now))
+        return outcome.after is not None
+
+    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+        outcome = await self._transact(
+            "note_requirement",
+            lambda tables, _: model_writes.requirement_noted(tables, name, revision, requirement),
+        )
+        return outcome.after is not None
 
     async def register_node(self, registration: Registration) -> Node:
         fresh = NodeId(self._make_id())

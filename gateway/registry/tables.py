@@ -10,6 +10,7 @@ from gateway.domain.capacity import ALL_VRAM, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.registry.protocol import NodeOverrides
 
 Key = TypeVar("Key", bound=str)
@@ -23,6 +24,10 @@ EVENTS_KEPT: Final = 10_000
 class ModelRow:
     spec: ModelSpec
     failure: LoadFailure | None = None
+    requirement: Requirement | None = None
+    """None: nothing is known of the present revision."""
+    unload_at: float | None = None
+    """See `ClusterState.unloads`; it outlives the revision."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ class Tables:
             nodes=_ordered({node_id: row.node for node_id, row in self.nodes.items()}),
             replicas=_ordered(self.replicas),
             demand=tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))),
+            requirements=_ordered({name: row.requirement for name, row in self.models.items() if row.requirement}),
+            unloads=_ordered({name: row.unload_at for name, row in self.models.items() if row.unload_at is not None}),
         )
 
 

@@ -1,7 +1,8 @@
 """What each write of the registry means: pure functions from the stored rows to the rows that should be stored.
 
 Every store reads rows, asks a function of this module, and writes the difference in the same transaction, so the
-meaning of a write exists once. None as a result: the write is refused, nothing changes. Nodes are in node_writes.py.
+meaning of a write exists once. None as a result: the write is refused, nothing changes. Models are in model_writes.py,
+nodes in node_writes.py.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,30 +11,13 @@ from dataclasses import replace
 from gateway.domain.cluster import Demand, LoadFailure, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import may_follow
-from gateway.domain.model_spec import ModelSpec
 from gateway.domain.session import Report
 from gateway.registry.node_writes import held
 from gateway.registry.protocol import ControlWrite, StaleEpoch
-from gateway.registry.tables import Leadership, ModelRow, Tables
+from gateway.registry.tables import Leadership, Tables
 from gateway.registry.texts import storable
 
 REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
-
-
-def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
-    """The models of the configuration file are exactly `specs` (of two with one name, the later)."""
-    of_file = {spec.name: spec if spec.source == "file" else replace(spec, source="file") for spec in specs}
-    models = {name: row for name, row in tables.models.items() if row.spec.source != "file"}
-    models |= {name: _redeclared(tables.models.get(name), spec) for name, spec in of_file.items()}
-    unreadable = {
-        name: source for name, source in tables.unreadable.items() if source != "file" and name not in of_file
-    }
-    return replace(tables, models=models, unreadable=unreadable)
-
-
-def _redeclared(old: ModelRow | None, spec: ModelSpec) -> ModelRow:
-    same_revision = old is not None and old.spec.revision == spec.revision
-    return ModelRow(spec, old.failure if old is not None and same_revision else None)
 
 
 def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float) -> Tables | None:
@@ -83,7 +67,7 @@ def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
     models = dict(tables.models)
     for name, failure in write.failures:
         if name in models:
-            models[name] = ModelRow(models[name].spec, _storable_failure(failure))
+            models[name] = replace(models[name], failure=_storable_failure(failure))
     return replace(tables, replicas=replicas, models=models)
 
 

@@ -4,7 +4,9 @@ Level-triggered: each set is complete, may come twice and may skip what was betw
 end it is never started again, however often it is still listed.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 import structlog
 import trio
@@ -23,6 +25,9 @@ from gateway.worker.settings import WorkerSettings
 from gateway.worker.state_file import StateFile
 
 log = structlog.get_logger(__name__)
+
+ENDED_MAX: Final = 10_000
+"""How many ended replicas are remembered by their id."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Agent:
         self._epoch = -1
         self._living: dict[ReplicaId, ReplicaTask] = {}
         self._newest: dict[ReplicaId, Report] = {}
-        """The newest report of each replica; of those that have ended, as long as the desired set may list them."""
+        """The newest report of each replica; of those that have ended, as long as the desired set lists them."""
+        self._ended: dict[ReplicaId, Observed] = {}
+        """How those ended that were not listed any more: another gateway, whose view is older, may list them again."""
         self._changed = trio.Event()
 
     def statistics(self) -> AgentStatistics:
@@ -67,11 +74,18 @@ class Agent:
             return
         self._epoch = wanted.epoch
         listed = {wish.replica_id: wish for wish in wanted.replicas}
-        self._newest = {each: report for each, report in self._newest.items() if each in listed or each in self._living}
+        self._forget(each for each in tuple(self._newest) if each not in listed and each not in self._living)
         for replica_id, replica in self._living.items():
             replica.desire(listed[replica_id].desired if replica_id in listed else Desired.STOP)
         for wish in listed.values():
             self._meet(wish)
+
+    def _forget(self, unlisted: Iterable[ReplicaId]) -> None:
+        """All but how they ended."""
+        for replica_id in unlisted:
+            self._ended[replica_id] = self._newest.pop(replica_id).observed
+        while len(self._ended) > ENDED_MAX:
+            del self._ended[next(iter(self._ended))]
 
     def leave(self) -> None:
         """Every replica finishes its open requests and ends; nothing new is begun. Also without any gateway."""
@@ -90,6 +104,8 @@ class Agent:
             return
         if wish.replica_id in self._newest:
             self.outbox.put(self._newest[wish.replica_id])  # whoever still lists it may have missed its end
+        elif wish.replica_id in self._ended:
+            self._note(Report(wish.replica_id, self._ended[wish.replica_id]))
         elif wish.desired is not Desired.RUN:
             self._note(Report(wish.replica_id, Observed.GONE))  # never started here, so there is nothing to end
         elif not self.leaving.is_set():

@@ -263,8 +263,7 @@ class ReplicaTask:
             return
         used = await self._workshop.wait_memory_above(process.pid, limit)
         self._failure = describe_excess(used, limit)
-        self._unwanted.set()
-        self._stop.set()
+        self.desire(Desired.STOP)  # which ends a load too: that it breaks then is not the cause
 
     async def _end_at_shutdown(self, process: BackendProcess, program: BackendProgram) -> None:
         """The worker ends (or has a bug): so does the process, as at any stop, within a bound."""

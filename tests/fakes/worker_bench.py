@@ -108,26 +108,28 @@ class WorkerBench:
 
     async def wait_other(self, kind: type[M]) -> M:
         """The next message of that kind, past ones included, once each."""
-        while True:
-            for message in self.others:
-                if isinstance(message, kind):
-                    self.others.remove(message)
-                    return message
-            with trio.fail_after(NEVER_SECONDS):
+        with trio.fail_after(NEVER_SECONDS):
+            while True:
+                for message in self.others:
+                    if isinstance(message, kind):
+                        self.others.remove(message)
+                        return message
                 self._take(await self.from_worker.receive())
 
     async def wait_report(self, replica_id: str, *states: Observed) -> Report:
         """The replica's first report of one of `states`, past ones included. Fails when it takes a final one first."""
         position = 0
-        while True:
-            while position == len(self.history):
-                with trio.fail_after(NEVER_SECONDS):
+        with trio.fail_after(NEVER_SECONDS):
+            while True:
+                while position == len(self.history):
                     self._take(await self.from_worker.receive())
-            report = self.history[position]
-            position += 1
-            if report.replica_id == replica_id and report.observed in states:
-                return report
-            assert report.replica_id != replica_id or report.observed not in {Observed.GONE, Observed.FAILED}, report
+                report = self.history[position]
+                position += 1
+                if report.replica_id == replica_id and report.observed in states:
+                    return report
+                assert report.replica_id != replica_id or report.observed not in {Observed.GONE, Observed.FAILED}, (
+                    report
+                )
 
     def states_of(self, replica_id: str) -> list[Observed]:
         """The reported states, in order, those that were received anyhow."""

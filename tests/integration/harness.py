@@ -100,11 +100,7 @@ class GatewayProcess:
 
     def backend_pids(self) -> list[int]:
         """Of the backend processes that are children of this gateway and still live."""
-        try:
-            children = psutil.Process(self.process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            return []
-        return [child.pid for child in children if is_alive(child.pid)]
+        return backend_pids_of(self.process.pid)
 
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
@@ -113,6 +109,15 @@ class GatewayProcess:
         """SIGTERM, then its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
+
+
+def backend_pids_of(pid: int) -> list[int]:
+    """Of the living processes below the process `pid`; none if it is gone."""
+    try:
+        children = psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [child.pid for child in children if is_alive(child.pid)]
 
 
 def is_alive(pid: int) -> bool:
@@ -164,7 +169,7 @@ def _read_log(gateway: GatewayProcess) -> None:
     with gateway.process.stderr as stream:
         for line in stream:
             gateway.lines.append(line)
-            if found := re.search(r"listens on (http://\S+)", line):
+            if found := re.search(r"listens on (https?://\S+)", line):
                 gateway.url = found[1]
 
 

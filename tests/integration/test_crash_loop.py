@@ -65,7 +65,7 @@ def footprint() -> Footprint:
         len(list(Path("/proc/self/fd").iterdir())),
         trio.lowlevel.current_statistics().tasks_living,
         threading.active_count(),
-        sum(isinstance(each, ReplicaTask | OutputLog) for each in gc.get_objects()),
+        sum(type(each) in {ReplicaTask, OutputLog} for each in gc.get_objects()),
         psutil.Process().memory_info().rss,
     )
 

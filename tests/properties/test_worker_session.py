@@ -1,5 +1,5 @@
-"""Random orders, deaths and broken sessions against a worker: it ends up with what the last set wants, whatever was lost
-on the way, and what its gateways hear of a replica never goes back."""
+"""Random orders, deaths and broken sessions against a worker: it ends up with what the last set wants, whatever was
+lost on the way, and what its gateways hear of a replica never goes back."""
 
 import math
 import random
@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 import trio
 from structlog.testing import capture_logs
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MockClock
 
 from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, ReplicaId
@@ -147,15 +147,16 @@ class World:
             self._to_worker.send_nowait(wanted)
 
     def settle(self) -> set[str]:
-        """One last set, over a session that holds: new ids, and whatever still runs and is to go on. Returns the ids."""
+        """One last set, over a session that holds: new ids, some that run, and, as a planner would, the end of all that
+        it has not heard the end of. Returns the ids that are to run."""
         self.connect()
-        running = [
-            str(each.replica_id) for each in self._agent.statistics().replicas if each.observed is Observed.READY
-        ]
-        kept = [name for name in running if self._settled.get(name) is Desired.RUN and self._rng.random() < 0.5]
+        ready = [each.replica_id for each in self._agent.statistics().replicas if each.observed is Observed.READY]
+        kept = [name for name in ready if self._settled[name] is Desired.RUN and self._rng.random() < 0.5]
         wanted = {self._new_id(), self._new_id(), *kept}
+        unheard = {each for each, observed in self.heard.items() if observed not in FINAL} - wanted
         self._epoch += 1
-        self._put(DesiredSet(self._epoch, tuple(map(wish, wanted))))
+        wishes = (*map(wish, wanted), *(wish(each, Desired.STOP) for each in unheard))
+        self._put(DesiredSet(self._epoch, wishes))
         return wanted
 
 
@@ -177,7 +178,7 @@ async def live(seed: int) -> None:
                 await trio.sleep(rng.choice(MOMENTS))
                 world.listen()
                 check(spawn, agent)
-            await wait_all_tasks_blocked()
+            await trio.sleep(LONG_SECONDS)
             world.listen()
             wanted = world.settle()
             await trio.sleep(LONG_SECONDS)

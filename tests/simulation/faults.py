@@ -7,10 +7,10 @@ from typing import Final
 
 import trio
 
-from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.ids import ModelName, NodeId, RequestId
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry.protocol import ControlWrite, StaleEpoch
+from gateway.registry.protocol import ControlWrite, NodeEdit, StaleEpoch
 from tests.simulation.backend import POISON, Mood
 from tests.simulation.clients import CALLERS, Request
 from tests.simulation.house import MODELS, House
@@ -53,6 +53,9 @@ class Events:
             self.remove_model: 1,
             self.restore_models: 6,
             self.retire_replica: 4,
+            self.drain_node: 1,
+            self.silence_machine: 1,
+            self.leave_machine: 1,
         }
 
     def happen(self) -> None:
@@ -175,6 +178,30 @@ class Events:
             await self._house.registry.apply(self._house.gateway.reconciler.epoch or 0, write)
         except StaleEpoch:
             self._house.world.object_to("the only gateway has lost the leadership")
+
+    def drain_node(self) -> None:
+        """An admin drains a machine, and thinks better of it later."""
+        machine = self._random.choice(self._house.machines)
+        self._nursery.start_soon(self._drain, machine.name, self._fault_seconds())
+
+    async def _drain(self, name: str, seconds: float) -> None:
+        self._house.world.note(f"{name} is drained for {seconds:.3f} s")
+        await self._house.registry.edit_node(NodeId(name), NodeEdit(draining=True))
+        await trio.sleep(seconds)
+        await self._house.registry.edit_node(NodeId(name), NodeEdit(draining=False))
+        self._house.world.note(f"{name} is resumed")
+
+    def silence_machine(self) -> None:
+        """Its session is as if half open, for as long as it takes to be unhealthy and more."""
+        machine = self._random.choice(self._house.machines)
+        machine.lag_seconds = self._random.choice([20.0, 50.0, 70.0])
+        self._house.world.note(f"{machine.name} falls silent for {machine.lag_seconds} s")
+
+    def leave_machine(self) -> None:
+        """Its worker is told to end, and started again."""
+        machine = self._random.choice(self._house.machines)
+        self._house.world.note(f"{machine.name} leaves")
+        machine.leave()
 
     def stop_faults(self) -> None:
         """From now on everything is as it should be; what is under way takes its time."""

@@ -15,11 +15,11 @@ from gateway.config.units import PortRange
 from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, BootId, NodeId, new_id
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
-from gateway.worker.agent import run_agent
+from gateway.worker.agent import Agent, run_agent
 from gateway.worker.command import BackendProgram
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, nothing_known
+from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
 from tests.fakes.worker_parts import FakeProcess, FakeSpawn
 from tests.simulation.backend import Load, SimBackend
 from tests.simulation.ledger import Ledger
@@ -80,6 +80,7 @@ class Machine:
     """So many of the next loads fail."""
     processes: list[SimProcess] = field(default_factory=list)
     crash: trio.Event = field(default_factory=trio.Event)
+    agent: Agent | None = None
 
     def __post_init__(self) -> None:
         self._spawn = FakeSpawn()
@@ -89,11 +90,11 @@ class Machine:
         return self.processes
 
     async def run(self, gateway: Gateway) -> None:
-        """Boots again and again; each boot ends with a crash."""
+        """Boots again and again; each boot ends with a crash, or once the worker has left."""
         while True:
             self.crash = trio.Event()
             async with trio.open_nursery() as nursery:
-                await self._boot(nursery, gateway)
+                self.agent = await self._boot(nursery, gateway)
                 await self.crash.wait()
                 self.world.note(f"{self.name} crashes")
                 for process in self.living():
@@ -101,7 +102,19 @@ class Machine:
                 nursery.cancel_scope.cancel()
             await trio.sleep(self.world.random.uniform(0, 5))
 
-    async def _boot(self, nursery: trio.Nursery, gateway: Gateway) -> None:
+    def leave(self) -> None:
+        """The worker drains; when it has, it ends. The crash that follows finds nothing any more."""
+        if self.agent is not None and not self.agent.leaving.is_set():
+            self.agent.leave()
+
+    async def _end_when_left(self, agent: Agent, session: WorkerSession) -> None:
+        await agent.leaving.wait()
+        await agent.wait_empty()
+        with trio.move_on_after(LEAVE_SECONDS):
+            await session.finish()
+        self.crash.set()
+
+    async def _boot(self, nursery: trio.Nursery, gateway: Gateway) -> Agent:
         """The agent and its session, joined by channels with a delay in between."""
         orders_out, orders_late = trio.open_memory_channel[ToWorker](1)
         orders_in, orders = trio.open_memory_channel[ToWorker](1)
@@ -116,7 +129,9 @@ class Machine:
         node_id, boot_id = NodeId(self.name), BootId(new_id())
         await gateway.registry.register_node(Registration(self.name, boot_id, node_id))
         hello = Hello(node_id, self.name, boot_id, max_replicas_per_model=self.replicas_max)
-        await nursery.start(partial(gateway.sessions.run_session, hello, orders_out, reports, ends_with_gateway=True))
+        await nursery.start(partial(gateway.sessions.run_session, hello, orders_out, reports))
+        nursery.start_soon(self._end_when_left, agent, session)
+        return agent
 
     async def _delay(self, late: trio.MemoryReceiveChannel[T], onward: trio.MemorySendChannel[T]) -> None:
         async for item in late:

@@ -169,6 +169,20 @@ async def test_the_series_of_the_request_path(tmp_path: Path) -> None:
         assert series in text
 
 
+async def test_the_embedded_node_comes_back_when_an_admin_removes_it(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        assert (await house.chat()).status_code == 200
+        assert (await house.client.delete("/api/nodes/box?force=true")).status_code == 200
+        assert (await house.chat()).status_code == 200
+        [node] = (await house.client.get("/api/nodes")).json()["nodes"]
+        assert (node["name"], node["status"]) == ("box", "healthy")
+
+
+async def test_the_loop_tells_how_late_it_is(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        assert "gateway_loop_lag_seconds 0." in (await house.client.get("/metrics")).text
+
+
 async def test_ready_only_while_it_serves(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         assert (await house.client.get("/readyz")).json()["status"] == "ready"

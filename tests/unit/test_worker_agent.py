@@ -167,6 +167,20 @@ async def test_an_ended_replica_is_never_started_again_and_its_end_is_said_again
         assert len(spawn.started) == 1
 
 
+async def test_an_ended_replica_that_an_older_view_lists_again_is_not_started(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    control.load = failing(LoadFailed("no such tensor"))
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.FAILED)
+        await worker.want()
+        await worker.want(wish("a"))
+        await wait_all_tasks_blocked()
+        assert worker.states_of("a")[-2:] == [Observed.FAILED, Observed.FAILED]
+        assert len(spawn.started) == 1
+
+
 async def test_l20_a_failed_load_carries_the_backends_message(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:

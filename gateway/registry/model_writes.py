@@ -1,0 +1,81 @@
+"""What each write about a model means: pure functions, as in writes.py.
+
+A model is the configuration file's or the API's (`ModelSpec.source`), and neither changes one of the other's, except
+that the file may take any name. What is known of a revision goes with it: a new one may load where the old one failed,
+and need more or less.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+from gateway.domain.ids import ModelName, Revision
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import UNKNOWN_REQUIREMENT, Requirement
+from gateway.registry.protocol import DeclaredInFile
+from gateway.registry.tables import ModelRow, Tables
+
+
+def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
+    """The models of the configuration file are exactly `specs` (of two with one name, the later)."""
+    of_file = {spec.name: spec if spec.source == "file" else replace(spec, source="file") for spec in specs}
+    models = {name: row for name, row in tables.models.items() if row.spec.source != "file"}
+    models |= {name: _respecified(tables.models.get(name), spec) for name, spec in of_file.items()}
+    unreadable = {
+        name: source for name, source in tables.unreadable.items() if source != "file" and name not in of_file
+    }
+    return replace(tables, models=models, unreadable=unreadable)
+
+
+def put(tables: Tables, spec: ModelSpec) -> Tables:
+    """Raises `DeclaredInFile`."""
+    _refuse_file_model(tables, spec.name)
+    row = _respecified(tables.models.get(spec.name), replace(spec, source="api"))
+    unreadable = {name: source for name, source in tables.unreadable.items() if name != spec.name}
+    return replace(tables, models={**tables.models, spec.name: row}, unreadable=unreadable)
+
+
+def removed(tables: Tables, name: ModelName) -> Tables | None:
+    """None: there is no such model. Raises `DeclaredInFile`."""
+    _refuse_file_model(tables, name)
+    if name not in tables.models and name not in tables.unreadable:
+        return None
+    models = {key: row for key, row in tables.models.items() if key != name}
+    return replace(tables, models=models, unreadable={k: v for k, v in tables.unreadable.items() if k != name})
+
+
+def unloaded(tables: Tables, name: ModelName, now: float) -> Tables | None:
+    """None: there is no such model."""
+    row = tables.models.get(name)
+    return None if row is None else _with(tables, replace(row, unload_at=now))
+
+
+def requirement_noted(tables: Tables, name: ModelName, revision: Revision, requirement: Requirement) -> Tables | None:
+    """None: of another revision, or it knows less than what is stored."""
+    row = tables.models.get(name)
+    if row is None or row.spec.revision != revision:
+        return None
+    known = row.requirement or UNKNOWN_REQUIREMENT
+    if known.measured and not requirement.measured:
+        return None
+    said = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
+    told = {name: value for name, value in said.items() if value is not None}
+    return _with(tables, replace(row, requirement=replace(known, **told)))
+
+
+def _respecified(old: ModelRow | None, spec: ModelSpec) -> ModelRow:
+    if old is None:
+        return ModelRow(spec)
+    if old.spec.revision == spec.revision:
+        return replace(old, spec=spec)
+    return ModelRow(spec, unload_at=old.unload_at)
+
+
+def _refuse_file_model(tables: Tables, name: ModelName) -> None:
+    row = tables.models.get(name)
+    source = tables.unreadable.get(name) if row is None else row.spec.source
+    if source == "file":
+        raise DeclaredInFile(f"the model {name!r} is declared in the configuration file; change it there")
+
+
+def _with(tables: Tables, row: ModelRow) -> Tables:
+    return replace(tables, models={**tables.models, row.spec.name: row})

@@ -1,0 +1,260 @@
+"""Workers that are killed, that stand still, that can't be reached, and gateways that are killed over them."""
+
+import json
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.integration.fleet import (
+    DONE,
+    ENDLESS,
+    TINY_ONCE,
+    TINY_TWICE,
+    Fleet,
+    Stream,
+    fleet_config,
+    in_background,
+    node_of,
+    running_fleet,
+    wait_joined,
+)
+from tests.integration.harness import events_in, is_alive, scripted_config, wait_for
+
+OUT_OF_ROUTING_SECONDS: Final = 3.0
+"""After the death of a worker; a tenth of it is usual."""
+ORPHAN_SECONDS: Final = 5.0
+QUICK: Final = 'heartbeat = "300ms"\nstale_after = "3s"\nmisses = 3'
+"""A node that says nothing is unhealthy after three seconds and offline after twelve."""
+SLOW_TOKENS: Final = 160
+SLOW: Final = {"tokens": SLOW_TOKENS, "token_interval": 0.05}
+"""A stream that outlasts the first of that."""
+
+
+# Killed workers
+
+
+def test_h13_a_killed_worker_takes_its_backends_along_and_the_other_serves(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
+        replicas = fleet.wait_serving("one", "two")
+        stream = Stream(fleet.gateway, tokens=ENDLESS)
+        victim, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
+        node_id, pid = fleet.node(victim.name)["id"], victim.backend_pid()
+        victim.kill()
+        killed_at = time.monotonic()
+
+        answers = [fleet.gateway.chat() for _ in range(3)]  # also while nobody knows of it yet
+        wait_for(lambda: replicas[victim.name] not in fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+        print(f"out of routing after {time.monotonic() - killed_at:.2f} s")  # noqa: T201
+        wait_for(lambda: not is_alive(pid), "its backend to be gone", ORPHAN_SECONDS)
+        assert {node_of(answer) for answer in answers} == {other}
+        assert code_of(stream.result()[-1]) == "backend_error"
+        assert DONE not in stream.events
+        assert fleet.gateway.metric('gateway_in_flight{model="tiny"}') == 0
+
+        # L17, H10: the same node with what it has to have, and nobody has done anything
+        fleet.add_worker(victim.name)
+        again = fleet.wait_serving("one", "two")
+        assert fleet.node(victim.name)["id"] == node_id
+        assert again[other] == replicas[other]
+        assert again[victim.name] != replicas[victim.name]
+        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {"one", "two"}
+
+
+def code_of(event: str) -> str:
+    code: str = json.loads(event.removeprefix("data: "))["error"]["code"]
+    return code
+
+
+def test_m7_a_request_without_a_byte_goes_elsewhere_when_its_worker_is_killed(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
+        replicas = fleet.wait_serving("one", "two")
+        answer = in_background(lambda: fleet.gateway.chat(max_tokens=3000, ignore_eos=True))
+        name = wait_for(lambda: busy_node(fleet), "one of them to have it")
+        fleet.workers[name].kill()
+        assert not answer.done()
+        assert node_of(answer.result(60.0)) == ({"one", "two"} - {name}).pop()
+        assert answer.result().json()["usage"]["completion_tokens"] == 3000
+        assert fleet.gateway.metric('gateway_reroutes_total{cause="lost"}') == 1
+        wait_for(lambda: replicas[name] not in fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+
+
+def busy_node(fleet: Fleet) -> str:
+    """The node whose replica has a request; empty if none has."""
+    return next((each["node"] for each in fleet.gateway.status()["replicas"] if each["in_flight"]), "")
+
+
+def test_l17_a_request_waits_for_the_only_worker_to_come_back(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
+        (before,) = fleet.wait_serving("far").values()
+        fleet.workers["far"].kill()
+        wait_for(lambda: not fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+        answer = in_background(fleet.gateway.chat)
+        wait_for(lambda: fleet.gateway.model()["queued"] == 1, "the request to wait")
+        fleet.start_worker("far")
+        assert node_of(answer.result(60.0)) == "far"
+        (after,) = fleet.wait_serving("far").values()
+        assert after != before
+
+
+def test_l3_a_load_is_taken_over_when_its_worker_is_killed(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    config = fleet_config(scripted_config({"load_delay": 2.0, "tokens": 1}, log=log))
+    with running_fleet(tmp_path, config, "one", "two") as fleet:
+        answer = in_background(lambda: fleet.gateway.chat("scripted"))
+        wait_for(lambda: events_in(log, "LoadModel"), "the load to begin")
+        name = next(name for name, worker in fleet.workers.items() if worker.backend_pids())
+        fleet.workers[name].kill()
+        assert node_of(answer.result(60.0)) == ({"one", "two"} - {name}).pop()
+        assert len(events_in(log, "LoadModel")) == 2
+
+
+# A worker that stands still
+
+
+def test_h12_a_worker_that_stands_still_costs_no_stream_and_no_replica(tmp_path: Path) -> None:
+    log = tmp_path / "events"
+    config = fleet_config(scripted_config(SLOW, log=log, model="min_replicas = 1"), health=QUICK)
+    with running_fleet(tmp_path, config, "far") as fleet:
+        (replica_id,) = fleet.wait_serving("far", model="scripted").values()
+        worker = fleet.workers["far"]
+        node_id, pid = fleet.node("far")["id"], worker.backend_pid()
+        stream = Stream(fleet.gateway, "scripted", tokens=SLOW_TOKENS)
+        worker.send_signal(signal.SIGSTOP)
+        fleet.wait_node("far", "unhealthy")
+        assert fleet.candidates("scripted") == {}
+        begun = len(stream.events)
+        wait_for(lambda: len(stream.events) > begun + 10, "the stream to go on")
+        assert not stream.ended
+        assert fleet.replica(replica_id) == {**found(fleet, replica_id), "state": "ready", "desired": "run", "pid": pid}
+
+        worker.send_signal(signal.SIGCONT)
+        fleet.wait_node("far", "healthy")
+        assert fleet.wait_serving("far", model="scripted") == {"far": replica_id}
+        events = stream.result()
+        assert events[-1] == DONE
+        assert [event for event in events if f"tok{SLOW_TOKENS - 1} " in event]
+        assert node_of(fleet.gateway.chat("scripted", max_tokens=1)) == "far"
+        assert (fleet.node("far")["id"], worker.backend_pid()) == (node_id, pid)
+        assert [event["pid"] for event in events_in(log, "start")] == [pid]
+        assert fleet.gateway.metric('gateway_in_flight{model="scripted"}') == 0
+        assert worker.process.poll() is None
+
+
+def found(fleet: Fleet, replica_id: str) -> dict[str, Any]:
+    replica = fleet.replica(replica_id)
+    assert replica is not None
+    return replica
+
+
+# Killed gateways
+
+
+def test_h10_a_gateway_that_was_killed_finds_its_fleet_again(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
+        replicas = fleet.wait_serving("one", "two")
+        pids = {name: worker.backend_pid() for name, worker in fleet.workers.items()}
+        nodes = {name: fleet.node(name)["id"] for name in pids}
+        fleet.kill_gateway()
+        fleet.start_gateway_again()
+        answer = fleet.gateway.chat()
+        assert answer.headers["x-gateway-replica"] == replicas[node_of(answer)]
+        for worker in fleet.workers.values():
+            wait_joined(worker, times=2)
+        assert fleet.wait_serving("one", "two") == replicas
+        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {"one", "two"}
+        assert {name: worker.backend_pid() for name, worker in fleet.workers.items()} == pids
+        assert {name: fleet.node(name)["id"] for name in nodes} == nodes
+        assert "control.planned" not in fleet.gateway.log  # nothing was to be changed
+
+
+# Workers that can't be reached
+
+
+def test_a_worker_that_advertises_an_unreachable_host_is_named_as_the_cause(tmp_path: Path) -> None:
+    """Its backends listen on one loopback address and are looked for on another, where nobody listens."""
+    config = fleet_config(TINY_ONCE, worker='bind = "127.0.0.1"\nadvertise = "127.0.0.9"')
+    with running_fleet(tmp_path, config, "far") as fleet:
+        answer = fleet.gateway.chat()
+        assert answer.status_code == 503
+        assert answer.json()["error"]["code"] == "model_load_failed"
+        assert "worker.advertise" in answer.json()["error"]["message"]
+        assert "127.0.0.9" in answer.json()["error"]["message"]
+        assert "worker.advertise" in fleet.gateway.model()["error"]
+        assert fleet.gateway.metric_sum("gateway_picks_total") == 0  # no request was what found it out
+
+
+# A network of its own
+
+NAMESPACE: Final = "gateway-test"
+ADMIN_KEY: Final = "sk-admin-0123456789abcdef"
+GATEWAY_HOST: Final = "198.51.100.1"
+WORKER_HOST: Final = "198.51.100.2"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+
+
+@contextmanager
+def network() -> Iterator[None]:
+    """A namespace whose only way out is a pair of virtual cards. Skips the test where none may be made."""
+    if shutil.which("ip") is None:
+        pytest.skip("needs the ip program")
+    try:
+        ip("netns", "add", NAMESPACE)
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"may not make a network namespace: {error.stderr.decode().strip()}")
+    try:
+        ip("link", "add", "gwtest0", "type", "veth", "peer", "name", "gwtest1", "netns", NAMESPACE)
+        ip("addr", "add", f"{GATEWAY_HOST}/30", "dev", "gwtest0")
+        ip("link", "set", "gwtest0", "up")
+        ip("-n", NAMESPACE, "addr", "add", f"{WORKER_HOST}/30", "dev", "gwtest1")
+        ip("-n", NAMESPACE, "link", "set", "gwtest1", "up")
+        ip("-n", NAMESPACE, "link", "set", "lo", "up")
+        yield
+    finally:
+        ip("netns", "delete", NAMESPACE)
+
+
+def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_path: Path) -> None:
+    open_to_all = f'host = "{GATEWAY_HOST}"'
+    auth = f'api_keys = [{{ name = "boss", key = "{ADMIN_KEY}", role = "admin" }}]'
+    config = fleet_config(TINY_ONCE, server=open_to_all, auth=auth, health=QUICK)
+    with network(), running_fleet(tmp_path, config) as fleet, fleet.gateway.client(ADMIN_KEY, timeout=60.0) as client:
+        assert fleet.gateway.url.startswith(f"http://{GATEWAY_HOST}:")
+        worker = fleet.start_worker("far", within=("ip", "netns", "exec", NAMESPACE))
+        wait_joined(worker)
+        assert node_of(chat(client)) == "far"
+        before = the_replica(client)
+        assert before["address"].startswith(f"{WORKER_HOST}:")  # the way to the gateway told it
+        ip("link", "set", "gwtest0", "down")
+        wait_for(lambda: node_status(client) == "unhealthy", "the node to be missed")
+        waiting = in_background(lambda: chat(client))
+        ip("link", "set", "gwtest0", "up")
+        wait_for(lambda: node_status(client) == "healthy", "the node to be back")
+        assert node_of(waiting.result(60.0)) == "far"
+        after = the_replica(client)
+        assert [(each["id"], each["pid"]) for each in (before, after)] == [(before["id"], worker.backend_pid())] * 2
+
+
+def chat(client: httpx.Client) -> httpx.Response:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+    return client.post("/v1/chat/completions", json=body)
+
+
+def the_replica(client: httpx.Client) -> dict[str, Any]:
+    (replica,) = client.get("/api/replicas").json()["replicas"]
+    return dict(replica)
+
+
+def node_status(client: httpx.Client) -> str:
+    (node,) = client.get("/api/nodes").json()["nodes"]
+    return str(node["status"])

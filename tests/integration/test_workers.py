@@ -1,0 +1,377 @@
+"""Workers of further machines as a user has them: joining, who they are, approval, drain, leaving, their output."""
+
+import signal
+import socket
+import ssl
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+import trio
+from grpclib import Status
+
+from gateway.bridge import open_bridge
+from gateway.domain.ids import BootId, NodeId
+from gateway.domain.session import Hello
+from gateway.link import wire
+from gateway.link.credentials import session_metadata
+from tests.fakes.certificates import make_authority
+from tests.fakes.raw_grpc import RawWorkerStream, play_worker
+from tests.integration.fleet import (
+    DONE,
+    ENDLESS,
+    JOIN_TOKEN,
+    TINY,
+    TINY_ONCE,
+    TINY_TWICE,
+    Fleet,
+    Stream,
+    complaint,
+    fleet_config,
+    in_background,
+    node_of,
+    running_fleet,
+    start_worker,
+    stays,
+    wait_joined,
+)
+from tests.integration.harness import is_alive, running_gateway, scripted_config, wait_for
+
+HEARTBEAT_SECONDS: Final = 0.5
+"""What `fleet_config` says."""
+WRONG_TOKEN: Final = "wrong-0123456789abcdef"
+LONG: Final = 5_000
+"""Tokens that take `tiny` some seconds."""
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """A gateway with nothing to run and one worker, `first`: for those who are to be refused."""
+    with running_fleet(tmp_path_factory.mktemp("door"), fleet_config(), "first") as fleet:
+        yield fleet
+
+
+# Joining
+
+
+@pytest.mark.parametrize("by_file", [True, False], ids=["token-file", "variable"])
+def test_a11_a_worker_joins_by_a_token_that_nobody_sees(tmp_path: Path, by_file: bool) -> None:
+    file = tmp_path / "token"
+    file.write_text(JOIN_TOKEN + "\n")
+    config = fleet_config(TINY_ONCE, worker='labels = { tier = "far" }') + '[log]\nlevel = "debug"\n'
+    with running_fleet(tmp_path, config) as fleet:
+        args, env = (("--token-file", str(file)), {"GATEWAY_JOIN_TOKEN": ""}) if by_file else ((), {})
+        worker = fleet.start_worker("far", *args, env=env)
+        wait_joined(worker)
+        fleet.wait_serving("far")
+        assert node_of(fleet.gateway.chat()) == "far"
+        node = fleet.node("far")
+        assert (node["status"], node["approved"], node["labels"]["tier"]) == ("healthy", True, "far")
+        assert node["capacity"]["ram_bytes"] > 0
+        backend = worker.backend_pid()
+        assert not [pid for pid in (worker.process.pid, backend) if JOIN_TOKEN in told_by_kernel(pid, "cmdline")]
+        assert JOIN_TOKEN not in told_by_kernel(backend, "environ")
+        assert JOIN_TOKEN not in worker.log + fleet.gateway.log
+        kept = [path for path in (worker.folder / "data").rglob("*") if path.is_file() and path.suffix != ".gguf"]
+        assert kept
+        assert not [path for path in kept if JOIN_TOKEN.encode() in path.read_bytes()]
+
+
+def told_by_kernel(pid: int, name: str) -> str:
+    return Path(f"/proc/{pid}/{name}").read_text()
+
+
+def test_a11_a_wrong_token_ends_the_worker_with_one_line(door: Fleet) -> None:
+    worker = door.start_worker("stranger", env={"GATEWAY_JOIN_TOKEN": WRONG_TOKEN})
+    assert worker.ended() == 1
+    line = complaint(worker)
+    assert door.gateway.url in line
+    assert "check the join token" in line
+    assert WRONG_TOKEN not in worker.log + door.gateway.log
+    assert [node["name"] for node in door.gateway.status()["nodes"]] == ["first"]
+
+
+def test_a_gateway_that_takes_no_workers_says_what_it_lacks(tmp_path: Path) -> None:
+    with running_gateway(tmp_path / "gateway", TINY) as gateway:
+        worker = start_worker(tmp_path / "far", "far", gateway.url, config=fleet_config())
+        assert worker.ended() == 1
+        assert "auth.join_token" in complaint(worker)
+
+
+def test_a_worker_waits_for_a_gateway_that_is_not_up_yet(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config()) as fleet:
+        fleet.kill_gateway()
+        worker = fleet.start_worker("far")
+        wait_for(lambda: worker.log.count("worker.not_joined") > 1, "the worker to have tried twice")
+        fleet.start_gateway_again()
+        wait_joined(worker)
+        assert fleet.node("far")["status"] == "healthy"
+
+
+def test_the_name_of_a_node_that_is_there_is_refused(door: Fleet) -> None:
+    before = door.node("first")["id"]
+    worker = start_worker(door.folder / "namesake", "first", door.gateway.url, config=door.config)
+    assert worker.ended() == 1
+    line = complaint(worker)
+    assert "'first'" in line
+    assert "another name" in line
+    assert door.node("first")["id"] == before
+    assert door.workers["first"].joins == 1
+
+
+def test_a_folder_in_which_a_worker_runs_is_refused(door: Fleet) -> None:
+    worker = start_worker(door.workers["first"].folder, "second", door.gateway.url, config=door.config)
+    assert worker.ended() == 1
+    assert "server.data_dir" in complaint(worker)
+    assert door.workers["first"].joins == 1
+
+
+def test_a_dead_gateway_in_the_list_is_passed_over(door: Fleet) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    worker = door.add_worker("passer", join=f"{dead},{door.gateway.url}")
+    assert dead in worker.log
+    assert door.node("passer")["status"] == "healthy"
+    worker.send_signal(signal.SIGTERM)
+    assert worker.ended() == 0
+    assert door.command("nodes", "remove", "passer").returncode == 0
+
+
+# Identity
+
+
+def test_h10_a_worker_that_starts_again_is_the_node_that_it_was_under_another_name_too(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
+        fleet.wait_serving("far")
+        before = fleet.node("far")["id"]
+        worker = fleet.workers["far"]
+        worker.kill()
+        renamed = start_worker(worker.folder, "farther", fleet.gateway.url, config=fleet.config)
+        fleet.held.callback(renamed.kill)
+        wait_joined(renamed)
+        fleet.wait_serving("farther")
+        assert [(node["id"], node["name"]) for node in fleet.gateway.status()["nodes"]] == [(before, "farther")]
+
+
+def test_a11_a_credential_is_good_for_one_start_of_one_node(door: Fleet) -> None:
+    """Registered by hand, attached over real gRPC."""
+    names, boots = ("hand-1", "hand-2"), (str(uuid.uuid4()), str(uuid.uuid4()))
+    mine, others = (register(door, name, boot) for name, boot in zip(names, boots, strict=True))
+    good = metadata_of(mine["credential"], mine["node_id"], boots[0])
+    assert attach(mine, {}) is Status.UNAUTHENTICATED
+    assert attach(mine, metadata_of(mine["credential"], others["node_id"], boots[0])) is Status.UNAUTHENTICATED
+    assert attach(mine, metadata_of(mine["credential"], mine["node_id"], boots[1])) is Status.UNAUTHENTICATED
+    assert attach(mine, metadata_of(JOIN_TOKEN, mine["node_id"], boots[0])) is Status.UNAUTHENTICATED
+    assert attach(mine, good, hello_of(others["node_id"], boots[1])) is Status.PERMISSION_DENIED
+    assert attach(mine, good, hello_of(mine["node_id"], boots[1])) is Status.PERMISSION_DENIED
+    assert {door.node(name)["status"] for name in names} == {"offline"}  # none of it was a session
+    assert attach(mine, good, hello_of(mine["node_id"], boots[0])) is Status.OK
+    proof = {"node_id": mine["node_id"], "previous_boot_id": boots[0], "previous_credential": mine["credential"]}
+    again = register(door, names[0], str(uuid.uuid4()), **proof)
+    assert again["node_id"] == mine["node_id"]
+    assert attach(mine, good, hello_of(mine["node_id"], boots[0])) is Status.NOT_FOUND  # it has started again since
+    for name in names:
+        assert door.command("nodes", "remove", name, "--force").returncode == 0
+
+
+def register(fleet: Fleet, name: str, boot_id: str, **proof: str) -> dict[str, Any]:
+    answer = httpx.post(
+        f"{fleet.gateway.url}/api/node/register",
+        json={"name": name, "boot_id": boot_id, **proof},
+        headers={"authorization": f"Bearer {JOIN_TOKEN}"},
+    )
+    assert answer.status_code == 200, answer.text
+    document: dict[str, Any] = answer.json()
+    return document
+
+
+def metadata_of(credential: str, node_id: str, boot_id: str) -> dict[str, str]:
+    return dict(session_metadata(credential, NodeId(node_id), BootId(boot_id)))
+
+
+def hello_of(node_id: str, boot_id: str) -> Hello:
+    return Hello(NodeId(node_id), "hand-1", BootId(boot_id))
+
+
+def attach(registration: dict[str, Any], metadata: dict[str, str], hello: Hello | None = None) -> Status:
+    """Says hello, if there is one, then ends its side; how the gateway ended the call."""
+
+    async def play(stream: RawWorkerStream) -> None:
+        if hello is not None:
+            await stream.send_message(wire.hello_message(hello).SerializeToString())
+            await stream.end()
+
+    async def call() -> Status:
+        async with open_bridge() as bridge:
+            with trio.fail_after(30):
+                port = int(registration["session_address"].rpartition(":")[2])
+                status, _ = await play_worker(bridge, port, play, metadata)
+        return status
+
+    return trio.run(call)
+
+
+def test_sessions_and_registration_are_encrypted_with_the_gateways_certificate(tmp_path: Path) -> None:
+    authority, other = make_authority(tmp_path / "ca"), make_authority(tmp_path / "other")
+    cert, key = authority.issue("127.0.0.1")
+    config = fleet_config(TINY_ONCE, server=f'tls_cert = "{cert}"\ntls_key = "{key}"')
+    with running_gateway(tmp_path / "gateway", config) as gateway:
+        assert gateway.url.startswith("https://")
+        trusting = [fleet_config(worker=f'tls_ca = "{each.cert}"') for each in (other, authority)]
+        wrong, right = (
+            start_worker(tmp_path / name, name, gateway.url, config=text)
+            for name, text in zip(("wrong", "right"), trusting, strict=True)
+        )
+        try:
+            wait_joined(right)
+            trusted = ssl.create_default_context(cafile=str(authority.cert))
+            with httpx.Client(base_url=gateway.url, verify=trusted, timeout=60.0) as client:
+                body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+                assert node_of(client.post("/v1/chat/completions", json=body)) == "right"
+                assert [node["name"] for node in client.get("/api/nodes").json()["nodes"]] == ["right"]
+            line = wait_for(lambda: "".join(wrong.lines[:1]), "the other worker to say something")
+            assert gateway.url in line
+            assert "certificate" in line.lower()
+        finally:
+            wrong.kill()
+            right.kill()
+
+
+# Approval, drain, removal
+
+
+def test_a11_a_node_that_nobody_has_approved_gets_nothing(tmp_path: Path) -> None:
+    config = fleet_config(TINY_ONCE, auth="auto_approve_nodes = false")
+    with running_fleet(tmp_path, config, "far") as fleet:
+        assert fleet.node("far")["status"] == "pending"
+        waiting = in_background(fleet.gateway.chat)
+        wait_for(lambda: fleet.gateway.model()["queued"] == 1, "the request to wait")
+        stays(lambda: fleet.gateway.status()["replicas"] == [], "no replica", 4 * HEARTBEAT_SECONDS)
+        assert fleet.workers["far"].backend_pids() == []
+        approved = fleet.command("nodes", "approve", "far")
+        assert (approved.returncode, approved.stdout) == (0, "far: healthy\n")
+        assert node_of(waiting.result(60.0)) == "far"
+
+
+def test_r12_a_drained_node_finishes_what_it_has_and_gets_nothing_new(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
+        fleet.wait_serving("one", "two")
+        stream = Stream(fleet.gateway, tokens=LONG)
+        drained, other = stream.node, ({"one", "two"} - {stream.node}).pop()
+        pid = fleet.workers[drained].backend_pid()
+        said = fleet.command("nodes", "drain", drained)
+        assert (said.returncode, said.stdout) == (0, f"{drained}: draining\n")
+        assert {node_of(fleet.gateway.chat()) for _ in range(10)} == {other}
+        assert not stream.ended
+        assert stream.result()[-1] == DONE
+        wait_for(lambda: not is_alive(pid), "the drained replica's process to end")
+        stays(lambda: fleet.workers[drained].backend_pids() == [], "nothing there", 2 * HEARTBEAT_SECONDS)
+        assert fleet.workers[drained].process.poll() is None
+
+        resumed = fleet.command("nodes", "resume", drained)
+        assert (resumed.returncode, resumed.stdout) == (0, f"{drained}: healthy\n")
+        fleet.wait_serving("one", "two")
+        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {"one", "two"}
+
+
+def test_a_node_is_removed_once_its_worker_is_gone(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(), "far") as fleet:
+        refused = fleet.command("nodes", "remove", "far")
+        assert refused.returncode == 1
+        assert "Stop its worker first" in refused.stderr
+        assert httpx.delete(f"{fleet.gateway.url}/api/nodes/far").status_code == 409
+        fleet.workers["far"].send_signal(signal.SIGTERM)
+        assert fleet.workers["far"].ended() == 0
+        fleet.wait_node("far", "offline")
+        removed = fleet.command("nodes", "remove", "far")
+        assert (removed.returncode, removed.stdout) == (0, "far: removed\n")
+        wait_for(lambda: fleet.gateway.status()["nodes"] == [], "the node to be gone")
+        unknown = fleet.command("nodes", "drain", "far")
+        assert (unknown.returncode, "No node" in unknown.stderr) == (1, True)
+
+
+# Leaving
+
+
+def test_r13_a_worker_that_is_told_to_stop_finishes_its_stream_and_leaves(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
+        fleet.wait_serving("one", "two")
+        stream = Stream(fleet.gateway, tokens=LONG)
+        leaver, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
+        pid = leaver.backend_pid()
+        leaver.send_signal(signal.SIGTERM)
+        nodes = [node_of(fleet.gateway.chat()) for _ in range(10)]
+        assert set(nodes) == {other}
+        assert not stream.ended
+        assert fleet.node(leaver.name)["status"] == "draining"
+        assert leaver.process.poll() is None
+        events = stream.result()
+        assert events[-1] == DONE
+        assert not [event for event in events if '"error"' in event]
+        assert leaver.ended() == 0
+        assert not is_alive(pid)
+        # H9: nothing that it said before revives it
+        assert fleet.wait_node(leaver.name, "offline", seconds=5.0)
+        stays(lambda: fleet.node(leaver.name)["status"] == "offline", "the node is offline", 6 * HEARTBEAT_SECONDS)
+        assert fleet.gateway.metric('gateway_in_flight{model="tiny"}') == 0
+        assert "Traceback" not in leaver.log + fleet.gateway.log
+
+
+def test_h13_a_second_signal_ends_the_worker_at_once(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
+        fleet.wait_serving("far")
+        stream = Stream(fleet.gateway, tokens=ENDLESS)
+        worker = fleet.workers["far"]
+        pid = worker.backend_pid()
+        worker.send_signal(signal.SIGTERM)
+        wait_for(lambda: "worker.draining" in worker.log, "the drain to begin")
+        worker.send_signal(signal.SIGTERM)
+        assert worker.ended() == 128 + signal.SIGTERM
+        wait_for(lambda: not is_alive(pid), "the backend to be gone", seconds=5.0)
+        assert '"error"' in stream.result()[-1]
+
+
+# Output
+
+
+def test_the_output_of_a_replica_is_read_from_its_worker_as_it_comes(tmp_path: Path) -> None:
+    script = {"stderr": "good morning", "farewell": "good night", "tokens": 1}
+    config = fleet_config(scripted_config(script, model="min_replicas = 1"))
+    with running_fleet(tmp_path, config, "far") as fleet:
+        (replica_id,) = fleet.wait_serving("far", model="scripted").values()
+        now = fleet.command("logs", "scripted")
+        assert (now.returncode, now.stdout, now.stderr) == (0, "good morning\n", "")
+        path = f"{fleet.gateway.url}/api/replicas/{replica_id}/logs"
+        text = httpx.get(path)
+        assert (text.headers["content-type"], text.text) == ("text/plain; charset=utf-8", "good morning\n")
+
+        following = in_background(lambda: fleet.command("logs", "-f", replica_id))
+        with httpx.stream("GET", path, params={"follow": "true"}, timeout=30.0) as events:
+            assert events.headers["content-type"].startswith("text/event-stream")
+            lines = (line for line in events.iter_lines() if line and not line.startswith(":"))
+            assert next(lines) == 'data: {"lines":["good morning"],"skipped":0}'
+            wait_for(lambda: fleet.gateway.log.count("/logs") >= 2, "the others to have been answered")
+            assert not following.done()
+            assert fleet.command("nodes", "drain", "far").returncode == 0
+            assert list(lines) == [
+                'data: {"lines":["good night"],"skipped":0}',
+                "event: end",
+                'data: {"lines":[],"skipped":0}',
+            ]
+        followed = following.result(30.0)
+        assert (followed.returncode, followed.stderr) == (0, "")
+        assert followed.stdout.splitlines() == ["good morning", "good night"]
+        gone = fleet.command("logs", "scripted")
+        assert (gone.returncode, "no replica" in gone.stderr) == (1, True)
+
+
+def test_the_output_of_the_engine_is_read_from_its_worker(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
+        fleet.wait_serving("far")
+        said = fleet.command("logs", "tiny")
+        assert said.returncode == 0
+        port = next(iter(fleet.gateway.status()["replicas"]))["address"].rpartition(":")[2]
+        assert f"listening on 127.0.0.1:{port}" in said.stdout
