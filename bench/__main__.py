@@ -3,10 +3,12 @@
 overhead -- what the gateway adds to calling a backend directly
 pick     -- what it costs to decide where a request goes
 quality  -- how long requests wait with our routing and with others, simulated
+estimate -- how far estimates of memory are from what llama.cpp reserves
 """
 
 import argparse
 
+from bench.estimate_error import run_estimate_error
 from bench.overhead import run_overhead
 from bench.pick_cost import run_pick_cost
 from bench.routing_quality import run_routing_quality
@@ -16,9 +18,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", nargs="?", choices=("overhead", "pick", "quality"), help="default: all, in brief")
+    parser.add_argument(
+        "what", nargs="?", choices=("overhead", "pick", "quality", "estimate"), help="default: all, in brief"
+    )
     parser.add_argument("--seconds", type=float, default=5.0, help="of `overhead`, per measurement")
-    parser.add_argument("--quick", action="store_true", help="of `quality`: few requests, and only the hardest setting")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="of `quality` and `estimate`: fewer settings, which are the hardest of `quality`",
+    )
     options = parser.parse_args()
     what: str | None = options.what
     if what in ("overhead", None):
@@ -27,6 +35,8 @@ def main() -> None:
         run_pick_cost()
     if what in ("quality", None):
         run_routing_quality(quick=options.quick or what is None)
+    if what in ("estimate", None):
+        run_estimate_error(quick=options.quick or what is None)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from gateway.api.server import Listener, ListenerSettings, open_socket
+from gateway.app_estimates import estimate_requirement
 from gateway.app_workers import listener_tls, start_embedded_worker, start_session_server
 from gateway.assembly import Gateway
 from gateway.backends.channel_pool import ChannelPool, Dial, dial
@@ -20,6 +21,7 @@ from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.grpc_probe import GrpcProbe
 from gateway.bridge import Bridge, open_bridge
 from gateway.config.model import Config
+from gateway.control.requirements import RequirementEstimates
 from gateway.local_state import StartupError, keep_cluster_secret, prepare_data_dir
 from gateway.registry.open import open_registry
 from gateway.registry.protocol import OpenRegistry, Registry
@@ -95,6 +97,9 @@ async def _start_services(
     await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build)
     services.start_soon(gateway.run_view_changes)
     services.start_soon(gateway.demand.run)
+    services.start_soon(gateway.wishes.run)
+    estimate = partial(estimate_requirement, gateway.config.worker.models_dir)
+    services.start_soon(RequirementEstimates(gateway.registry, gateway.views, estimate).run)
     services.start_soon(gateway.lag.run)
     await services.start(gateway.reconciler.run)
     await services.start(gateway.monitor.run)

@@ -129,6 +129,7 @@ def worker_settings(config: Config) -> WorkerSettings:
         advertise_host=worker.advertise or bind,
         drain_timeout_seconds=config.server.drain_timeout,
         memory_limit_bytes=config.watchdog.memory_limit,
+        cache_bytes_max=worker.cache_size,
         backends=backend_programs(config),
     )
 

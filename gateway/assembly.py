@@ -9,9 +9,11 @@ from math import inf
 
 import trio
 
+from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator, Key, Role, sha256
 from gateway.api.front import build_http_app
 from gateway.api.http_app import BodyLimits, HttpApp
+from gateway.api.models import ModelDesk
 from gateway.api.node_register import NodeRegister
 from gateway.api.openai.routes import OpenAiApi
 from gateway.api.pages import build_pages
@@ -25,12 +27,15 @@ from gateway.bridge import Bridge
 from gateway.config.model import Config
 from gateway.control.demand import DemandPublisher, Waiting
 from gateway.control.health_monitor import HealthMonitor
+from gateway.control.load_watch import LoadOutcome, LoadWatch
 from gateway.control.node_health import HealthSettings
 from gateway.control.node_session import SessionSettings
 from gateway.control.reconciler import Reconciler
 from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
-from gateway.domain.ids import GatewayId, ModelName, new_id
+from gateway.control.wishes import LoadWishes
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
+from gateway.link.credentials import is_credential
 from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.protocol import Registry
@@ -92,8 +97,10 @@ class Gateway:
             lambda: self.sessions.open,
             self.probes.ask,
             self.token_of,
-            self.reconciler.note_broken,
+            self.reconciler.note_lost,
         )
+        self.watch = LoadWatch()
+        self.watch.on_end = self._note_load
         self.sessions = Sessions(
             SessionSettings(
                 gateway_id=self.id,
@@ -105,8 +112,12 @@ class Gateway:
                 note_broken=self.reconciler.note_broken,
                 heartbeat_seconds=config.health.heartbeat,
                 node_changed=self.monitor.wake.set,
+                watch=self.watch,
             )
         )
+        self.admission.progress_of = self.sessions.progress_of
+        self.admission.shortage_of = self.reconciler.shortage_of
+        self.wishes = LoadWishes(self.views, lambda: self.demand.changed.set())
         self.demand = DemandPublisher(
             self.registry, self.id, self._waiting, self.reconciler.wake.set, config.registry.lease_sync_interval
         )
@@ -118,6 +129,10 @@ class Gateway:
             self.loads.statistics,
             self.admission.statistics,
             time.time,
+            progress_of=self.sessions.progress_of,
+            requested=self.wishes.is_open,
+            unsatisfiable=lambda: self.reconciler.unsatisfiable,
+            waits=lambda: {model: wait.because for model, wait in self.reconciler.waits.items()},
         )
         self.lag = LoopLag()
         self.metrics = Metrics(self._readings)
@@ -133,10 +148,16 @@ class Gateway:
     def _note_wait(self, model: ModelName, seconds: float) -> None:
         self.metrics.requests.queue_wait.labels(model).observe(seconds)
 
+    def _note_load(self, replica_id: ReplicaId, outcome: LoadOutcome, seconds: float | None) -> None:
+        if (replica := self.views.current.state.replicas.get(replica_id)) is not None:
+            self.metrics.loads.loads.labels(replica.model, outcome.value).inc()
+        if seconds is not None:
+            self.metrics.loads.seconds.observe(seconds)
+
     def _waiting(self) -> dict[ModelName, Waiting]:
-        return {
-            model: Waiting(queue.waiting, queue.oldest_seconds) for model, queue in self.admission.statistics().items()
-        }
+        """Requests that wait, and loads that were asked for without one."""
+        queues = self.admission.statistics().items()
+        return self.wishes.waiting() | {model: Waiting(queue.waiting, queue.oldest_seconds) for model, queue in queues}
 
     def ready(self) -> dict[str, bool]:
         return {
@@ -153,6 +174,8 @@ class Gateway:
             self.loads.keep_only(view.state.replicas)
             self.probes.keep_only(view.state.replicas)
             self.channels.keep_only(view.state.replicas)
+            self.watch.keep_only(view.state.replicas)
+            self.wishes.wake.set()
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
 
@@ -175,22 +198,32 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
         worker_port=lambda: gateway.worker_port,
         tls=config.server.tls_cert is not None,
     )
+    desk = ModelDesk(
+        gateway.registry,
+        gateway.status,
+        gateway.views,
+        gateway.wishes,
+        backends=config.backends.keys(),
+        models_dir=config.worker.models_dir.absolute(),
+    )
     return build_http_app(
         openai,
         register,
         ReplicaLogs(partial(open_replica_tail, lambda: gateway.views.current.state, gateway.sessions.open_tail)),
-        build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready, gateway.registry),
-        authenticator=_authenticator(config),
+        ArtifactFiles(lambda: gateway.views.current.state, config.worker.models_dir),
+        build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready, gateway.registry, desk),
+        authenticator=_authenticator(config, gateway.cluster_secret),
         metrics=gateway.metrics.requests,
         limits=BodyLimits(config.server.max_body, config.server.body_timeout),
     )
 
 
-def _authenticator(config: Config) -> Authenticator:
+def _authenticator(config: Config, cluster_secret: bytes) -> Authenticator:
     keys = [Key(key.name, bytes.fromhex(key.digest), Role[key.role.upper()]) for key in config.auth.api_keys]
     token = config.auth.join_token
     return Authenticator(
         keys,
         allow_anonymous=config.auth.allow_anonymous,
         join_token_sha256=sha256(token.get_secret_value()) if token is not None else None,
+        is_credential=partial(is_credential, cluster_secret),
     )

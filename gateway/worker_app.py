@@ -26,12 +26,14 @@ from gateway.config.model import Config
 from gateway.domain.ids import BootId, NodeId, new_id
 from gateway.domain.session import Hello
 from gateway.link.client import open_session
+from gateway.link.credentials import session_metadata
 from gateway.link.errors import SessionLost, SessionRefused
 from gateway.link.registration import JoinFailed, JoinRefused, RegistrationAnswer, RegistrationRequest, register
 from gateway.link.tls import TlsError, client_context
 from gateway.local_state import StartupError, prepare_data_dir
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
+from gateway.worker.fetch.gateway_files import GatewayFiles
 from gateway.worker.from_config import backend_programs, vram_budget
 from gateway.worker.identity import FolderInUse, Identity, holding_folder, keep_identity, read_identity
 from gateway.worker.process import SpawnProcess, spawn_process
@@ -161,6 +163,9 @@ class Membership:
         self._answers.pop(url, None)
         if not answer.tls and self._config.worker.tls_ca is not None:
             raise JoinRefused("its sessions are not encrypted, as worker.tls_ca asks for; set server.tls_cert there")
+        if self._settings.gateway is not None:
+            proof = session_metadata(answer.credential, answer.node_id, self._boot_id)
+            self._settings.gateway.point_at(url, proof)
         hello = await self._hello(answer.node_id)
         health = self._config.health
         async with open_session(
@@ -237,6 +242,8 @@ def _settings(config: Config, advertise: str) -> WorkerSettings:
         advertise_host=advertise,
         drain_timeout_seconds=config.server.drain_timeout,
         memory_limit_bytes=config.watchdog.memory_limit,
+        cache_bytes_max=worker.cache_size,
+        gateway=GatewayFiles(_http_context(config)),
         backends=backend_programs(config),
     )
 

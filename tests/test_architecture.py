@@ -11,7 +11,9 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "gateway"
 
 FOUNDATION: Final = frozenset({"domain", "config", "observability", "bridge", "wake"})
-PARTS: Final = FOUNDATION | {"api", "control", "worker", "routing", "registry", "backends", "local_state", "link"}
+PARTS: Final = FOUNDATION | {
+    "api", "control", "worker", "routing", "registry", "backends", "local_state", "link", "gguf",
+}  # fmt: skip
 MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     # The vocabulary knows nothing else; the configuration speaks it.
     "domain": frozenset(),
@@ -20,24 +22,27 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "observability": frozenset(),
     "config": frozenset({"domain"}),
     "local_state": frozenset({"domain"}),
+    # Knows files and memory, and nobody who asks.
+    "gguf": frozenset({"domain"}),
     # The three that routing stands on: siblings that do not know each other, except that routing calls backends.
     "registry": FOUNDATION,
     "backends": FOUNDATION,
     "routing": FOUNDATION | {"backends"},
     # The three that use them: siblings, too.
-    "api": FOUNDATION | {"routing", "registry", "link.credentials"},
-    "control": FOUNDATION | {"routing", "registry", "backends.protocol"},
-    "worker": FOUNDATION | {"backends", "engines"},
+    "api": FOUNDATION | {"routing", "registry", "link.credentials", "gguf"},
+    "control": FOUNDATION | {"routing", "registry", "backends.protocol", "gguf"},
+    "worker": FOUNDATION | {"backends", "engines", "gguf"},
     # Joins the two sides over the network and knows neither.
     "link": FOUNDATION,
     # Programs of their own; they share the wire with us, and nothing more.
-    "engines": frozenset({"backends.pb", "backends.metadata", "domain.ids"}),
+    "engines": frozenset({"backends.pb", "backends.metadata", "domain.ids", "gguf"}),
     # The composition roots of the two programs, and what starts them.
     "assembly": PARTS,
     "app_workers": PARTS | {"assembly"},
-    "app": PARTS | {"assembly", "app_workers"},
+    "app_estimates": FOUNDATION | {"worker", "gguf"},
+    "app": PARTS | {"assembly", "app_workers", "app_estimates"},
     "worker_app": FOUNDATION | {"worker", "link", "backends", "local_state"},
-    "cli": FOUNDATION | {"app", "assembly", "worker_app", "engines", "local_state", "registry", "link"},
+    "cli": FOUNDATION | {"app", "assembly", "worker_app", "engines", "local_state", "registry", "link", "gguf"},
 }
 PURE: Final = (
     "domain",
@@ -49,16 +54,34 @@ PURE: Final = (
     "control/plan.py",
     "control/placement.py",
     "control/retire.py",
+    "control/entries.py",
+    "control/draft.py",
+    "control/ground.py",
+    "control/remembered.py",
+    "control/room.py",
+    "control/evict.py",
+    "control/scale.py",
     "control/node_health.py",
     "backends/translate.py",
     "backends/call_errors.py",
     "link/wire.py",
     "link/credentials.py",
+    "worker/fetch/reference.py",
+    "worker/fetch/answer.py",
+    "worker/fetch/room.py",
+    "api/byte_range.py",
     "api/guard.py",
     "api/status.py",
+    "api/load_status.py",
+    "api/model_body.py",
     "api/readings.py",
     "api/query.py",
     "api/fields.py",
+    "gguf/tensors.py",
+    "gguf/shape.py",
+    "gguf/cache.py",
+    "gguf/compute.py",
+    "gguf/estimate.py",
     "cli/fleet.py",
     "api/openai/schema.py",
     "api/openai/encode.py",

@@ -2,13 +2,14 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.errors import Forbidden, Unauthenticated
+from gateway.domain.ids import BootId, NodeId
 
 
 class Role(Enum):
@@ -19,6 +20,8 @@ class Role(Enum):
     ADMIN = "admin"
     JOIN = "join"
     """A worker of another machine that wants to join, by the join token: no API key has this role."""
+    WORKER = "worker"
+    """One that has joined, by its node's own credential: neither a key nor the join token has this role."""
 
 
 OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
@@ -27,6 +30,7 @@ OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
         Role.INFERENCE: frozenset({Role.PUBLIC, Role.INFERENCE}),
         Role.ADMIN: frozenset({Role.PUBLIC, Role.INFERENCE, Role.ADMIN}),
         Role.JOIN: frozenset({Role.JOIN}),
+        Role.WORKER: frozenset({Role.WORKER}),
     }
 )
 """The routes that a caller's role opens; what is not here is closed (A11)."""
@@ -47,6 +51,14 @@ class Key:
     role: Role
 
 
+IsCredential = Callable[[NodeId, BootId, str], bool]
+"""Whether the last is the credential of that node's agent, for that start of it."""
+
+
+def _no_credential(_node_id: NodeId, _boot_id: BootId, _given: str) -> bool:
+    return False
+
+
 NOBODY: Final = Caller("anonymous", Role.PUBLIC)
 WORKER: Final = Caller("worker", Role.JOIN)
 
@@ -59,8 +71,16 @@ class Authenticator:
     worker of another machine can join.
     """
 
-    def __init__(self, keys: Sequence[Key], *, allow_anonymous: bool, join_token_sha256: bytes | None = None) -> None:
+    def __init__(
+        self,
+        keys: Sequence[Key],
+        *,
+        allow_anonymous: bool,
+        join_token_sha256: bytes | None = None,
+        is_credential: IsCredential = _no_credential,
+    ) -> None:
         self._keys = tuple(keys)
+        self._is_credential = is_credential
         self._join_token_sha256 = join_token_sha256
         self.trusts_this_machine = not keys and not allow_anonymous
         """Everyone who can connect may do everything, so browsers have to be kept out by other means (`guard`)."""
@@ -79,6 +99,15 @@ class Authenticator:
         if caller is NOBODY:
             raise Unauthenticated("No API key was given. Send it as 'Authorization: Bearer KEY'.")
         raise Forbidden(f"The role of '{caller.name}' does not allow this; it needs the role '{needed.value}'.")
+
+    def authorize_worker(self, authorization: str | None, node_id: str | None, boot_id: str | None) -> Caller:
+        """The caller's name is its node's id. Raises `Unauthenticated`."""
+        token = _bearer(authorization or "")
+        if token is None or not self._is_credential(NodeId(node_id or ""), BootId(boot_id or ""), token):
+            raise Unauthenticated(
+                "Only a worker's own credential opens this, for this start of it.", code="invalid_node_credential"
+            )
+        return Caller(node_id or "", Role.WORKER)
 
     def _authorize_joining(self, authorization: str | None) -> Caller:
         """Only the join token does it; an API key, of whatever role, is a wrong token."""

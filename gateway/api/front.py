@@ -1,5 +1,6 @@
 """Puts the HTTP application together from its parts, so that there is one place that knows every route."""
 
+from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator
 from gateway.api.http_app import BodyLimits, HttpApp
 from gateway.api.node_register import NodeRegister
@@ -14,6 +15,7 @@ def build_http_app(
     openai: OpenAiApi,
     register: NodeRegister,
     logs: ReplicaLogs,
+    artifacts: ArtifactFiles,
     pages: Pages,
     *,
     authenticator: Authenticator,
@@ -21,7 +23,7 @@ def build_http_app(
     limits: BodyLimits,
 ) -> HttpApp:
     return HttpApp(
-        (*openai.routes(), *register.routes(), *logs.routes()),
+        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes()),
         PAGE_ROUTES,
         pages,
         authenticator=authenticator,

@@ -19,6 +19,7 @@ from gateway.api.errors import InternalError, send_error
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.guard import check_json, check_local_request
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
+from gateway.link.credentials import BOOT, NODE
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
 
 log = structlog.get_logger(__name__)
@@ -189,7 +190,10 @@ class HttpApp:
             raise ShuttingDown("The gateway is shutting down.", retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS)
         if self._authenticator.trusts_this_machine:
             check_local_request(exchange.header("host"), exchange.header("origin"))
-        return self._authenticator.authorize(exchange.header("authorization"), role)
+        authorization = exchange.header("authorization")
+        if role is Role.WORKER:
+            return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
+        return self._authenticator.authorize(authorization, role)
 
     async def _run_page(self, exchange: Exchange, page: PageRoute, scope: Scope) -> None:
         exchange.route = page.path

@@ -98,8 +98,8 @@ class JsonBody(BaseModel):
 Body = TypeVar("Body", bound=JsonBody)
 
 
-def parse_json(model_type: type[Body], body: bytes) -> Body:
-    """Raises `BadRequest` when `body` is not JSON, not an object, or not what `model_type` says."""
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Raises `BadRequest` when `body` is not JSON, or not an object."""
     try:
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
@@ -107,6 +107,12 @@ def parse_json(model_type: type[Body], body: bytes) -> Body:
     if not isinstance(value, dict):
         message = f"The request body must be a JSON object, got {json_kind(value)}."
         raise BadRequest(message, code=INVALID_TYPE)
+    return value
+
+
+def parse_json(model_type: type[Body], body: bytes) -> Body:
+    """Raises `BadRequest` when `body` is not JSON, not an object, or not what `model_type` says."""
+    value = parse_object(body)
     try:
         return model_type.model_validate(value)
     except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Pages of the admin API about the fleet: nodes, models and replicas as `/api/status` has them, and the audit trail.
+"""Pages of the admin API about the fleet: nodes and replicas as `/api/status` has them, and the audit trail.
 
 A node is named by its id or its name. What a page writes, it answers from the registry; the rest is this gateway's
 view, which follows the registry at a little distance.
@@ -15,14 +15,13 @@ from gateway.api.pages_app import Pages, json_response, read_json
 from gateway.api.query import count_of, flag_of
 from gateway.api.status import (
     StatusSource,
-    model_objects,
     node_object,
     node_objects,
     replica_objects,
 )
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
-from gateway.domain.errors import Conflict, ModelNotFound, NotFound
-from gateway.domain.ids import ModelName, NodeId
+from gateway.domain.errors import Conflict, NotFound
+from gateway.domain.ids import NodeId
 from gateway.registry.protocol import NodeEdit, NodeOverrides, Registry
 
 EVENTS_DEFAULT: Final = 100
@@ -140,17 +139,6 @@ def add_node_pages(pages: Pages, registry: Registry, source: StatusSource) -> No
 
 
 def add_fleet_pages(pages: Pages, registry: Registry, source: StatusSource) -> None:
-    @pages.get("/api/models")
-    async def models() -> Response:
-        return json_response({"models": model_objects(source)})
-
-    @pages.get("/api/models/<path:name>")
-    async def model(name: str) -> Response:
-        found = next((each for each in model_objects(source) if each["name"] == name), None)
-        if found is None:
-            raise ModelNotFound(ModelName(name))
-        return json_response(found)
-
     @pages.get("/api/replicas")
     async def replicas() -> Response:
         return json_response({"replicas": replica_objects(source)})

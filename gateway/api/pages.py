@@ -12,6 +12,7 @@ from quart import Response
 from gateway.api.auth import Role
 from gateway.api.http_app import PageRoute
 from gateway.api.json_body import JsonBody
+from gateway.api.models import ModelDesk, add_model_pages
 from gateway.api.nodes import add_fleet_pages, add_node_pages
 from gateway.api.pages_app import Pages, json_response, read_json
 from gateway.api.status import StatusSource, status_document
@@ -36,6 +37,7 @@ def build_pages(
     metrics: Metrics,
     ready: Callable[[], dict[str, bool]],
     registry: Registry,
+    models: ModelDesk,
 ) -> Pages:
     """`ready` tells for each part whether it works; all have to for `/readyz`."""
     pages = Pages()
@@ -71,6 +73,7 @@ def build_pages(
         body = await read_json(ExplainBody)
         return json_response(explanation(admission, ModelName(body.model)))
 
+    add_model_pages(pages, models)
     add_node_pages(pages, registry, source)
     add_fleet_pages(pages, registry, source)
     return pages

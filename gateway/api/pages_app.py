@@ -1,6 +1,7 @@
 """Quart as our pages use it: errors in our envelope, the traps of its defaults removed, JSON in and out."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import structlog
 import trio
@@ -12,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 
 from gateway.api.errors import InternalError, error_headers
 from gateway.api.guard import check_json
-from gateway.api.json_body import Body, parse_json
+from gateway.api.json_body import Body, parse_json, parse_object
 from gateway.api.openai.encode import error_object
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
 
@@ -51,10 +52,19 @@ class Pages(QuartTrio):
 
 async def read_json(body_type: type[Body]) -> Body:
     """The body of the request. Raises `BadRequest`; `UnsupportedMediaType` for one that is not declared as JSON."""
+    return parse_json(body_type, await _read_declared())
+
+
+async def read_object() -> dict[str, Any]:
+    """The same, for a body that somebody else checks."""
+    return parse_object(await _read_declared())
+
+
+async def _read_declared() -> bytes:
     data = await request.data
     if data:
         check_json(request.headers.get("content-type"))
-    return parse_json(body_type, data)
+    return data
 
 
 def json_response(document: object, status: int = 200) -> Response:

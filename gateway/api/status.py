@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from gateway.api.model_body import spec_body
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import GatewayId, ModelName
 from gateway.domain.lifecycle import Desired, Observed
@@ -11,7 +12,7 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.eligibility import RoutingView
 from gateway.routing.load_table import LoadStatistics
-from gateway.routing.waiting import coming_up
+from gateway.routing.waiting import ProgressOf, coming_up, nobody_knows
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,13 @@ class StatusSource:
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
     wall_clock: Callable[[], float]
     """Seconds since the epoch, as the registry's clock has them: ages are told by it, and nothing is decided."""
+    progress_of: ProgressOf = nobody_knows
+    requested: Callable[[ModelName], bool] = lambda _model: False
+    """Whether somebody has asked for a load here that has come to nothing yet."""
+    unsatisfiable: Callable[[], Mapping[ModelName, str]] = dict
+    """Models that can't have what they have to have, and why, as the planner sees it."""
+    waits: Callable[[], Mapping[ModelName, str]] = dict
+    """Models of which a replica is wanted that can't be started now, and why."""
 
 
 def status_document(source: StatusSource) -> dict[str, Any]:
@@ -42,10 +50,8 @@ def node_objects(source: StatusSource) -> list[dict[str, Any]]:
 
 
 def model_objects(source: StatusSource) -> list[dict[str, Any]]:
-    view, loads, queues = source.view(), source.loads(), source.queues()
-    return [
-        _model(spec, view, loads, queues) for spec in sorted(view.state.models.values(), key=lambda spec: spec.name)
-    ]
+    specs = source.view().state.models.values()
+    return [model_object(source, spec) for spec in sorted(specs, key=lambda spec: spec.name)]
 
 
 def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
@@ -94,28 +100,30 @@ def _age(since: float, now: float) -> float | None:
     return round(max(0.0, now - since), 3) if since else None
 
 
-def _model(
-    spec: ModelSpec,
-    view: RoutingView,
-    loads: LoadStatistics,
-    queues: Mapping[ModelName, ModelQueueStatistics],
-) -> dict[str, Any]:
+def model_object(source: StatusSource, spec: ModelSpec) -> dict[str, Any]:
+    view, loads, queues = source.view(), source.loads(), source.queues()
     wanted = [
         replica
         for replica in view.state.replicas.values()
         if replica.model == spec.name and replica.desired is Desired.RUN and replica.revision == spec.revision
     ]
-    failure = view.state.failures.get(spec.name)
+    failure, requirement = view.state.failures.get(spec.name), view.state.requirements.get(spec.name)
     return {
         "name": spec.name,
+        "source": spec.source,
         "backend": spec.backend,
         "revision": spec.revision,
         "ready": sum(replica.observed is Observed.READY for replica in wanted),
         "desired": len(wanted),
+        "min_replicas": spec.min_replicas,
+        "max_replicas": spec.max_replicas,
         "in_flight": loads.in_flight_by_model.get(spec.name, 0),
         "queued": queues[spec.name].waiting if spec.name in queues else 0,
         "status": _model_status(spec, view),
         "error": failure.cause if failure is not None else None,
+        "retry_at": failure.retry_at if failure is not None else None,
+        "requirement": asdict(requirement) if requirement is not None else None,
+        "spec": spec_body(spec),
     }
 
 

@@ -43,10 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_worker(commands)
     _add_check_config(commands)
     _add_status(commands)
+    _add_models(commands)
     _add_nodes(commands)
     _add_logs(commands)
     _add_chat(commands)
     _add_explain(commands)
+    _add_estimate(commands)
     _add_backend(commands)
     return parser
 
@@ -93,6 +95,32 @@ def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
     status.set_defaults(run="gateway.cli.status:status")
 
 
+def _add_models(commands: "Commands[argparse.ArgumentParser]") -> None:
+    models = commands.add_parser("models", help="list, load, unload and change the models of a running gateway")
+    actions = models.add_subparsers(metavar="ACTION", dest="action", required=True)
+    each = {
+        "list": "show all of them",
+        "status": "show how a model's load goes",
+        "load": "load a model, and wait until it serves",
+        "unload": "let a model finish what it has and free its memory",
+        "set": "add a model, or change one that was added like this",
+        "remove": "forget a model that was added like this",
+    }
+    for name, text in each.items():
+        action = actions.add_parser(name, help=text)
+        if name != "list":
+            action.add_argument("model", metavar="NAME")
+        if name == "load":
+            action.add_argument(
+                "--wait", action=argparse.BooleanOptionalAction, default=True, help="until it serves or has failed"
+            )
+        if name == "set":
+            action.add_argument("--file", metavar="FILE", help="TOML with the keys of a [[models]] entry; - is stdin")
+            action.add_argument("values", nargs="*", metavar="KEY=VALUE", help="such as context_size=4096; KEY= unsets")
+        _add_connection(action)
+        action.set_defaults(run="gateway.cli.models:models")
+
+
 def _add_nodes(commands: "Commands[argparse.ArgumentParser]") -> None:
     nodes = commands.add_parser("nodes", help="list the machines of a running gateway, and administer them")
     actions = nodes.add_subparsers(metavar="ACTION", dest="action", required=True)
@@ -135,6 +163,16 @@ def _add_explain(commands: "Commands[argparse.ArgumentParser]") -> None:
     explain.add_argument("--request", metavar="ID", help="what this request got (the X-Request-Id of its response)")
     _add_connection(explain)
     explain.set_defaults(run="gateway.cli.explain:explain")
+
+
+def _add_estimate(commands: "Commands[argparse.ArgumentParser]") -> None:
+    estimate = commands.add_parser("estimate", help="tell how much memory a GGUF file takes once it is loaded")
+    estimate.add_argument("file", type=Path, metavar="FILE", help="of a model in several parts, the first one")
+    estimate.add_argument("--context", type=int, metavar="TOKENS", help="of one request (4096)")
+    estimate.add_argument("--parallel", type=int, metavar="REQUESTS", help="at a time (4)")
+    estimate.add_argument("--gpu-layers", type=int, metavar="LAYERS", help="that go to a GPU (all)")
+    estimate.add_argument("--json", action="store_true", help="bytes instead of a table")
+    estimate.set_defaults(run="gateway.cli.estimate:estimate_command")
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:

@@ -35,6 +35,9 @@ class ApiClient:
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return self._ask("PATCH", path, body)
 
+    def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._ask("PUT", path, body)
+
     def delete(self, path: str) -> dict[str, Any]:
         return self._ask("DELETE", path)
 

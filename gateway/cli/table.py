@@ -59,5 +59,10 @@ def _header(columns: Sequence[str]) -> list[str]:
 def _cell(value: object) -> str:
     """The first line of a value, shortened, without what would steer a terminal."""
     line = "-" if value is None else str(value).partition("\n")[0]
-    text = "".join(character if character.isprintable() else " " for character in line)
+    text = printable(line)
     return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """Without what would steer a terminal."""
+    return "".join(character if character.isprintable() else " " for character in text)

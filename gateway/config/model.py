@@ -182,6 +182,8 @@ class WorkerSection(Section):
     port_range: Ports = PortRange(20100, 20999)
     models_dir: PathText = Path()
     """Filled in by `Config` if it is not set: `models` in the data folder."""
+    cache_size: Size | None = None
+    """Of fetched files; None: as much as the disk allows."""
     max_replicas_per_model: PositiveCount = 1
     vram_budget: Budget | None = None
     """None: all there is."""

@@ -46,8 +46,7 @@ def _all_findings(draft: Draft) -> Iterator[Finding]:
     yield from _check_health(draft.config.health)
     yield from _check_model_names(draft)
     for index, model in draft.known_models():
-        yield from _check_backend(draft, index, model)
-        yield from _check_counts(index, model)
+        yield from check_model(model, ("models", index), draft.backends)
 
 
 def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]:
@@ -103,10 +102,14 @@ def _check_model_names(draft: Draft) -> Iterator[Finding]:
             yield Finding(("models", index, "name"), f"{quote(model.name)} is the name of models[{first}] already")
 
 
-def _check_backend(draft: Draft, index: int, model: ModelEntry) -> Iterator[Finding]:
-    if draft.backends is None:
-        return
-    declared, loc = sorted(draft.backends), ("models", index)
+def check_model(model: ModelEntry, loc: Loc, backends: Collection[str] | None) -> Iterator[Finding]:
+    """What is wrong with one model at `loc`; `backends` are those declared, None if that can't be known."""
+    if backends is not None:
+        yield from _check_backend(model, loc, sorted(backends))
+    yield from _check_counts(model, loc)
+
+
+def _check_backend(model: ModelEntry, loc: Loc, declared: Collection[str]) -> Iterator[Finding]:
     if model.backend not in {LLAMA_CPP, *declared}:
         remedy = format_path(("backends", model.backend))
         hint = suggest(model.backend, [LLAMA_CPP, *declared])
@@ -116,8 +119,7 @@ def _check_backend(draft: Draft, index: int, model: ModelEntry) -> Iterator[Find
         yield Finding((*loc, "artifact"), f'is required for backend "{LLAMA_CPP}"')
 
 
-def _check_counts(index: int, model: ModelEntry) -> Iterator[Finding]:
-    loc: Loc = ("models", index)
+def _check_counts(model: ModelEntry, loc: Loc) -> Iterator[Finding]:
     lower, upper = (*loc, "min_replicas"), (*loc, "max_replicas")
     if model.replicas == "all":
         if model.min_replicas or "max_replicas" in model.model_fields_set:

@@ -140,5 +140,7 @@ def kind(value: object) -> str:
             return "an array"
         case dict():
             return "a table"
+        case None:
+            return "null"
         case _:
             return "a date or time"

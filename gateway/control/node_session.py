@@ -1,20 +1,23 @@
 """One worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
 import trio
 
 from gateway.backends.protocol import Target
+from gateway.control.load_watch import LoadWatch
 from gateway.control.ready_check import ReadyCheck
+from gateway.control.requirements import measured_requirement
 from gateway.control.tails import Tails
 from gateway.domain.capacity import Capacity
-from gateway.domain.cluster import ClusterState
-from gateway.domain.ids import GatewayId, NodeId, ReplicaId
+from gateway.domain.cluster import ClusterState, Replica
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.probe import ProbeOutcome
+from gateway.domain.requirement import Requirement
 from gateway.domain.session import (
     DesiredReplica,
     DesiredSet,
@@ -76,6 +79,7 @@ class SessionSettings:
     heartbeat_seconds: float
     node_changed: Callable[[], None]
     """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
+    watch: LoadWatch = field(default_factory=LoadWatch)
 
 
 class NodeSession:
@@ -104,6 +108,8 @@ class NodeSession:
         self._unwritten: dict[ReplicaId, Report] = {}
         """The newest report of each replica that is not in the registry yet; reports are complete."""
         self._capacity: Capacity | None = None
+        self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
+        """What replicas take, as far as that is not in the registry yet."""
         self._written = Wake()
         self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
 
@@ -163,15 +169,31 @@ class NodeSession:
             self._put(report)
 
     def _put(self, report: Report) -> None:
+        """To be written, unless it only says how far a fetch is: that is watched and not stored."""
+        replica = self._stored(report.replica_id)
+        if replica is not None and replica.observed not in FINAL:
+            self._settings.watch.note(report, trio.current_time())
+            if report.observed is Observed.FETCHING and replica.observed is Observed.FETCHING:
+                return
+            self._measure(report, replica)
         self._unwritten[report.replica_id] = report
         self._written.set()
 
+    def _measure(self, report: Report, replica: Replica) -> None:
+        node = self._settings.views.current.state.nodes.get(self.node_id)
+        requirement = measured_requirement(report, node) if report.observed is Observed.READY else None
+        if requirement is not None:
+            self._measured[replica.model, replica.revision] = requirement
+
+    def _stored(self, replica_id: ReplicaId) -> Replica | None:
+        return self._settings.views.current.state.replicas.get(replica_id)
+
     def _is_ready(self, replica_id: ReplicaId) -> bool:
-        replica = self._settings.views.current.state.replicas.get(replica_id)
+        replica = self._stored(replica_id)
         return replica is not None and replica.observed is Observed.READY
 
     def _target_of(self, report: Report) -> Target | None:
-        replica = self._settings.views.current.state.replicas.get(report.replica_id)
+        replica = self._stored(report.replica_id)
         if replica is None or report.address is None:
             return None
         return Target(replica.id, replica.model, report.address, self._settings.token_of(replica.id))
@@ -206,7 +228,7 @@ class NodeSession:
     async def _run_writer(self) -> None:
         while True:
             await self._written.wait()
-            while self._unwritten or self._capacity is not None:
+            while self._unwritten or self._capacity is not None or self._measured:
                 try:
                     await self._write()
                 except RegistryError as error:
@@ -226,3 +248,7 @@ class NodeSession:
                 self._capacity = None
         if not written:
             raise SessionOver("a newer session of this node has begun")
+        for (model, revision), requirement in tuple(self._measured.items()):
+            await registry.note_requirement(model, revision, requirement)
+            if self._measured.get((model, revision)) is requirement:
+                del self._measured[model, revision]

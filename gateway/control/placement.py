@@ -1,47 +1,133 @@
-"""Which node a new replica goes to. Pure.
+"""Which node a new replica goes to, and who has to leave it for that. Pure.
 
-For now a node fits when it is healthy, matches the model's selector and has a free slot for the model; memory and
-evictions follow with the capacity issue.
+Nodes are filtered (healthy, selector, slot, exclusive group), what fits is scored, and each answer says why. In order
+of preference: where there is room now; where there will be, since others leave already; where there would be, if others
+left.
 """
 
-from collections.abc import Collection, Container
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
-from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
-from gateway.domain.ids import ModelName, NodeId
+from gateway.control.evict import idlest, is_idle, may_leave_at, victims
+from gateway.control.ground import Ground
+from gateway.control.room import Question, free_slot, lacks, memory_after, settles_at
+from gateway.domain.cluster import Node, Replica
 from gateway.domain.model_spec import ModelSpec
-from gateway.routing.eligibility import matches_selector
+
+
+class Score(NamedTuple):
+    """One thing that is compared between nodes; less is better."""
+
+    name: str
+    value: float
 
 
 @dataclass(frozen=True)
-class Place:
-    """Room for one replica."""
+class Placement:
+    """Room for one replica: now, or once others have left."""
 
     node: Node
     slot: int
+    scores: tuple[Score, ...]
+    is_free: bool = True
+    """False: it has to wait, for `evictions` or for what leaves already."""
+    evictions: tuple[Replica, ...] = ()
+    """Those that have to go, which is to be begun now."""
+    again_at: float | None = None
+    """When to look again, whatever happens (registry clock)."""
 
 
-def fitting_nodes(state: ClusterState, spec: ModelSpec) -> list[Node]:
-    """Nodes on which the model may run at all, whatever runs there now."""
-    return [node for node in state.nodes.values() if node.status is NodeStatus.HEALTHY and matches_selector(node, spec)]
+@dataclass(frozen=True)
+class Insufficient:
+    """No room, and nothing that may be done about it."""
+
+    reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """By name of the node: what it lacks, in numbers. Empty: no healthy node matches the model's selector."""
+    again_at: float | None = None
+
+    def __str__(self) -> str:
+        if not self.reasons:
+            return "no healthy node matches its selector"
+        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.reasons.items()))
+        return f"no healthy node has room for it ({told})"
 
 
 def pick_place(
-    state: ClusterState, spec: ModelSpec, taken: Collection[Replica], doubtful: Container[NodeId] = ()
-) -> Place | None:
-    """A free slot for one more replica of the model, on the node that runs the fewest replicas; None if there is none.
-
-    `taken` are all replicas that hold a slot, those included that this planning round adds. `doubtful` are nodes on
-    which something has just broken: they come last, since the whole node may have died without being unhealthy yet.
-    """
-    places = [
-        (node.id in doubtful, sum(replica.node_id == node.id for replica in taken), node.name, Place(node, slot))
-        for node in fitting_nodes(state, spec)
-        if (slot := _free_slot(node, spec.name, taken)) is not None
-    ]
-    return min(places, key=lambda each: each[:3])[3] if places else None
+    ground: Ground, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_evict: bool = True
+) -> Placement | Insufficient:
+    """The best of `nodes`, or of all nodes on which the model may run."""
+    found = ground.fitting_nodes(spec) if nodes is None else nodes
+    questions = [Question(ground, node, spec) for node in found]
+    return (
+        _best([_placement(each) for each in questions if not lacks(each)])
+        or _soon([replace(each, soon=True) for each in questions])
+        or (_by_eviction(questions) if may_evict else None)
+        or _insufficient(questions, may_evict=may_evict)
+    )
 
 
-def _free_slot(node: Node, model: ModelName, taken: Collection[Replica]) -> int | None:
-    used = {replica.slot for replica in taken if replica.node_id == node.id and replica.model == model}
-    return next((slot for slot in range(node.max_replicas_per_model) if slot not in used), None)
+def _placement(question: Question) -> Placement:
+    slot = free_slot(question)
+    assert slot is not None  # noqa: S101 - nothing is lacking
+    return Placement(question.node, slot, _scores(question))
+
+
+def _scores(question: Question) -> tuple[Score, ...]:
+    """What breaks comes last; replicas of one model are spread; then the emptier node wins, and more room left."""
+    ground, node = question.ground, question.node
+    rows = ground.on(node)
+    return (
+        Score("doubtful", float(node.id in ground.doubtful)),
+        Score("replicas of the model", float(sum(row.model == question.spec.name for row in rows))),
+        Score("replicas", float(len(rows))),
+        Score("free bytes after", -float(memory_after(question) or 0)),
+    )
+
+
+def _best(placements: list[Placement]) -> Placement | None:
+    return min(placements, key=lambda each: (each.scores, each.node.name), default=None)
+
+
+def _soon(questions: list[Question]) -> Placement | None:
+    """The tightest, so that what leaves for a large newcomer is not claimed by a small one."""
+    fitting = [question for question in questions if not lacks(question)]
+    best = min(fitting, key=lambda each: (memory_after(each) or 0, each.node.name), default=None)
+    if best is None:
+        return None
+    return replace(_placement(best), is_free=False, again_at=settles_at(best.ground, best.node))
+
+
+def _by_eviction(questions: list[Question]) -> Placement | None:
+    """As few as possible, and of those the ones that are least missed."""
+    ways = [(question, found) for question in questions if (found := victims(question))]
+    best = min(ways, key=lambda way: (len(way[1]), -idlest(way[0].ground, way[1]), way[0].node.name), default=None)
+    if best is None:
+        return None
+    question, evictions = best
+    cleared = replace(question, soon=True, without=frozenset(row.id for row in evictions))
+    return replace(_placement(cleared), is_free=False, evictions=evictions)
+
+
+def _insufficient(questions: list[Question], *, may_evict: bool) -> Insufficient:
+    times = [at for question in questions for at in _times(question)] if may_evict else []
+    return Insufficient({question.node.name: _why(question) for question in questions}, min(times, default=None))
+
+
+def _why(question: Question) -> str:
+    in_use = sorted({row.model for row in _worth_waiting_for(question)})
+    lacking = ", ".join(lacks(question))
+    return f"{lacking}; in use: {', '.join(in_use)}" if in_use else lacking
+
+
+def _times(question: Question) -> list[float]:
+    """When time alone may bring room: those in the way may go by then, or readings settle."""
+    ground = question.ground
+    settled_at = settles_at(ground, question.node)
+    return [may_leave_at(ground, row) for row in _worth_waiting_for(question)] + ([settled_at] if settled_at else [])
+
+
+def _worth_waiting_for(question: Question) -> list[Replica]:
+    """Replicas that are in the way, and may go once they are not used any more."""
+    return [row for row in victims(question, later=True) or () if not is_idle(question.ground, row)]

@@ -4,132 +4,39 @@ Level-triggered: the plan follows from the whole state alone, so a lost event co
 plan that was carried out leaves nothing to plan. Every entry says why.
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass, replace
 from math import inf
 from types import MappingProxyType
 from typing import Final
 
-from gateway.control.placement import Place, pick_place
-from gateway.control.retire import NEVER_USED, Limits, forget_at, judge_use, surplus, why_drain, why_forget
-from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
-from gateway.domain.ids import ModelName, NodeId, ReplicaId
+from gateway.control.draft import Draft, backoff_seconds
+from gateway.control.entries import Plan, Wait
+from gateway.control.ground import NONE_USED, Ground, is_leaving
+from gateway.control.placement import Insufficient, Placement, pick_place
+from gateway.control.remembered import NOTHING_REMEMBERED, Remembered
+from gateway.control.retire import (
+    Judgement,
+    Limits,
+    forget_at,
+    judge_use,
+    rivals,
+    surplus,
+    why_drain,
+    why_forget,
+)
+from gateway.control.scale import growth, spare, unwanted, wanted
+from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
+from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry.protocol import ControlWrite
+from gateway.routing.eligibility import newest_serving
 from gateway.routing.load_table import Usage
 
-BACKOFF_FIRST_SECONDS: Final = 10.0
-BACKOFF_MAX_SECONDS: Final = 300.0
-NONE_USED: Final[Mapping[ReplicaId, Usage]] = MappingProxyType({})
 NO_LIMITS: Final = Limits()
 NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Start:
-    replica: Replica
-    because: str
-
-
-@dataclass(frozen=True)
-class Want:
-    """Let `replica_id` be drained or stopped."""
-
-    replica_id: ReplicaId
-    desired: Desired
-    because: str
-
-
-@dataclass(frozen=True)
-class Forget:
-    replica_id: ReplicaId
-    because: str
-
-
-@dataclass(frozen=True)
-class Mark:
-    """Record or clear (`None`) a model's load failure."""
-
-    model: ModelName
-    failure: LoadFailure | None
-    because: str
-
-
-@dataclass(frozen=True)
-class Wait:
-    """A replica is wanted and can't be started now."""
-
-    model: ModelName
-    because: str
-
-
-@dataclass(frozen=True)
-class Plan:
-    start: tuple[Start, ...] = ()
-    want: tuple[Want, ...] = ()
-    forget: tuple[Forget, ...] = ()
-    mark: tuple[Mark, ...] = ()
-    wait: tuple[Wait, ...] = ()
-    again_at: float | None = None
-    """When the same state has to be planned again because time alone changes the outcome (registry clock)."""
-
-    def as_write(self) -> ControlWrite:
-        return ControlWrite(
-            place=tuple(entry.replica for entry in self.start),
-            desire=tuple((entry.replica_id, entry.desired) for entry in self.want),
-            forget=tuple(entry.replica_id for entry in self.forget),
-            failures=tuple((entry.model, entry.failure) for entry in self.mark),
-        )
-
-
-@dataclass
-class _Draft:
-    """A plan while it grows, over the state as it will be once the plan is carried out."""
-
-    state: ClusterState
-    now: float
-    new_replica_id: Callable[[], ReplicaId]
-    doubtful: frozenset[NodeId]
-    """Nodes on which something has just broken."""
-    replicas: dict[ReplicaId, Replica]
-    failures: dict[ModelName, LoadFailure]
-    start: list[Start] = field(default_factory=list)
-    want: dict[ReplicaId, Want] = field(default_factory=dict)
-    """One per replica: a later reason to end it more quickly takes the place of an earlier one."""
-    forget: list[Forget] = field(default_factory=list)
-    mark: list[Mark] = field(default_factory=list)
-    wait: list[Wait] = field(default_factory=list)
-    again_at: list[float] = field(default_factory=list)
-
-    def live(self, spec: ModelSpec) -> list[Replica]:
-        """Replicas that count: of the present revision, to stay, on a healthy node."""
-        return [
-            each
-            for each in self.replicas.values()
-            if each.model == spec.name
-            and each.revision == spec.revision
-            and each.desired is Desired.RUN
-            and (node := self.node_of(each)) is not None
-            and node.status is NodeStatus.HEALTHY
-        ]
-
-    def node_of(self, replica: Replica) -> Node | None:
-        return self.state.nodes.get(replica.node_id)
-
-    def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
-        self.want[replica.id] = Want(replica.id, desired, because)
-        self.replicas[replica.id] = replace(replica, desired=desired)
-
-    def note_failure(self, replica: Replica, cause: str) -> None:
-        """A load has failed, which matters if it was one of the model as it is now."""
-        spec = self.state.models.get(replica.model)
-        if spec is None or spec.revision != replica.revision:
-            return
-        attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else 1
-        failure = LoadFailure(cause, attempts, self.now + backoff_seconds(attempts))
-        self.failures[spec.name] = failure
-        self.mark.append(Mark(spec.name, failure, f"load attempt {attempts} failed"))
+UNLOAD_PAUSE_SECONDS: Final = 0.01
+"""A replica that is placed in the very moment of an unload could not be told from one that it is meant for."""
 
 
 def plan(
@@ -139,138 +46,198 @@ def plan(
     broken: Mapping[ReplicaId, str] = NONE_BROKEN,
     usage: Mapping[ReplicaId, Usage] = NONE_USED,
     limits: Limits = NO_LIMITS,
+    lost: Container[ReplicaId] = (),
+    remembered: Remembered = NOTHING_REMEMBERED,
 ) -> Plan:
     """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
     that live and are of no use, and why: a gateway has found out in passing. `usage` is what is known of replicas'
-    requests; one that is not there has had none."""
+    requests; one that is not there has had none. `lost` are those of the broken ones that went with their worker, which
+    says nothing of their model. `remembered` is what the leader knows from before."""
     doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
-    draft = _Draft(state, now, new_replica_id, doubtful, dict(state.replicas), dict(state.failures))
-    for replica in state.replicas.values():
-        _settle_ended(draft, replica)
-    for replica in tuple(draft.replicas.values()):
-        _retire_unwanted(draft, replica, broken=broken.get(replica.id))
-    for replica in tuple(draft.replicas.values()):
-        _judge_use(draft, replica, usage.get(replica.id, NEVER_USED), limits)
-    for spec in state.models.values():
-        for replica in surplus(draft.live(spec), spec):
-            draft.let_end(replica, Desired.DRAIN, "more than max_replicas")
+    ground = Ground(state, now, usage, remembered, doubtful)
+    draft = Draft(ground, new_replica_id, dict(state.failures))
+    _settle_ended(draft)
+    _stop_broken(draft, broken, lost)
+    _retire_unwanted(draft)
+    _judge_use(draft, limits)
+    specs = sorted(state.models.values(), key=lambda spec: _precedence(ground, spec))
+    for spec in specs:
+        _shrink(draft, spec, limits)
+    for spec in specs:
         _note_success(draft, spec)
         _start_wanted(draft, spec)
-    return Plan(
-        tuple(draft.start),
-        tuple(draft.want.values()),
-        tuple(draft.forget),
-        tuple(draft.mark),
-        tuple(draft.wait),
-        min(draft.again_at, default=None),
-    )
+    return draft.finish()
 
 
-def _settle_ended(draft: _Draft, replica: Replica) -> None:
+def _precedence(ground: Ground, spec: ModelSpec) -> tuple[bool, float, ModelName]:
+    """Who gets room first: models that lack what they have to have, then those that are waited for longest."""
+    waiting_since = ground.waiting_since(spec.name)
+    return len(ground.live(spec)) >= ground.floor(spec), inf if waiting_since is None else waiting_since, spec.name
+
+
+def _settle_ended(draft: Draft) -> None:
     """A replica that is over frees its slot; one that never came up leaves a cause and a time to try again."""
-    node = draft.node_of(replica)
-    because = why_forget(replica, node, draft.now)
-    if because is None:
-        if (given_up_at := forget_at(node)) is not None:
-            draft.again_at.append(given_up_at)
-        return
-    draft.forget.append(Forget(replica.id, because))
-    del draft.replicas[replica.id]
-    if replica.observed is Observed.FAILED:
-        draft.note_failure(replica, replica.error or "no cause was given")
+    for replica in draft.ground.state.replicas.values():
+        node = draft.ground.node_of(replica)
+        because = why_forget(replica, node, draft.ground.now)
+        if because is None:
+            draft.look_again(forget_at(node))
+            continue
+        draft.drop(replica, because)
+        if replica.observed is Observed.FAILED:
+            draft.note_failure(replica, replica.error or "no cause was given")
 
 
-def backoff_seconds(attempts: int) -> float:
-    """How long a model is left alone after that many failed loads in a row (L9)."""
-    return min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)
+def _stop_broken(draft: Draft, broken: Mapping[ReplicaId, str], lost: Container[ReplicaId]) -> None:
+    """Stops what is of no use (H1, R14). What breaks before it was of use is a failed load: else it would be tried
+    again and again at once (L9). Not so what is lost with its worker: another node may have it at once (L3)."""
+    for replica in tuple(draft.ground.replicas.values()):
+        because = broken.get(replica.id)
+        if because is None or replica.desired is Desired.STOP:
+            continue
+        if replica.observed in COMING_UP and replica.desired is Desired.RUN and replica.id not in lost:
+            draft.note_failure(replica, because)
+        draft.let_end(replica, Desired.STOP, because)
 
 
-def _retire_unwanted(draft: _Draft, replica: Replica, *, broken: str | None) -> None:
-    """Drains what no spec asks for or no node may serve, which is unroutable already (A8, R12); stops what is of no use
-    (H1, R14). What breaks before it was of use is a failed load: else it would be tried again and again at once (L9).
-    """
-    if broken is not None and replica.desired is not Desired.STOP:
-        if replica.observed in COMING_UP and replica.desired is Desired.RUN:
-            draft.note_failure(replica, broken)
-        draft.let_end(replica, Desired.STOP, broken)
-    elif replica.desired is Desired.RUN:
-        because = why_drain(draft.node_of(replica), replica, draft.state.models.get(replica.model))
-        if because is not None:
+def _retire_unwanted(draft: Draft) -> None:
+    """Drains what no spec asks for or no node may serve, which is unroutable already (A8, R12)."""
+    ground = draft.ground
+    newest = newest_serving(replace(ground.state, replicas=ground.replicas))
+    for replica in tuple(ground.replicas.values()):
+        if replica.desired is Desired.RUN and (because := why_drain(ground, replica, newest)) is not None:
             draft.let_end(replica, Desired.DRAIN, because)
+    for node in ground.state.nodes.values():
+        for rival, because in rivals(ground, node) if node.status is NodeStatus.HEALTHY else ():
+            draft.let_end(rival, Desired.DRAIN, because)
 
 
-def _judge_use(draft: _Draft, replica: Replica, usage: Usage, limits: Limits) -> None:
-    """Stops what is stuck, and what has drained; lets an idle one go if its model has more than it has to have."""
-    judgement = judge_use(replica, usage, limits, draft.now)
-    if judgement.desired is Desired.DRAIN and not _is_spare(draft, replica):
-        return
+def _judge_use(draft: Draft, limits: Limits) -> None:
+    for replica in tuple(draft.ground.replicas.values()):
+        _carry_out(draft, replica, judge_use(draft.ground, replica, limits))
+
+
+def _carry_out(draft: Draft, replica: Replica, judgement: Judgement) -> None:
     if judgement.desired is not None:
         draft.let_end(replica, judgement.desired, judgement.because)
     elif judgement.again_in < inf:
-        draft.again_at.append(draft.now + judgement.again_in)
+        draft.look_again(draft.ground.now + judgement.again_in)
 
 
-def _is_spare(draft: _Draft, replica: Replica) -> bool:
-    spec = draft.state.models.get(replica.model)
-    return spec is not None and len(draft.live(spec)) > _wanted(draft.state, spec)[0]
+def _shrink(draft: Draft, spec: ModelSpec, limits: Limits) -> None:
+    """What is too much goes at once, what is merely not needed one by one."""
+    ground = draft.ground
+    for replica, because in surplus(ground.live(spec), spec):
+        draft.let_end(replica, Desired.DRAIN, because)
+    if _old_ones(ground, spec):
+        return
+    for replica in ground.live(spec):
+        _carry_out(draft, replica, unwanted(ground, spec, replica))
+    idle, judgement = spare(ground, spec, limits)
+    if idle is not None:
+        _carry_out(draft, idle, judgement)
 
 
-def _note_success(draft: _Draft, spec: ModelSpec) -> None:
+def _note_success(draft: Draft, spec: ModelSpec) -> None:
     """Only what became ready after the failure disproves it: beside one that serves, another may fail for ever (L9)."""
     failure = draft.failures.get(spec.name)
     if failure is None:
         return
     failed_at = failure.retry_at - backoff_seconds(failure.attempts)
-    if any(each.observed is Observed.READY and each.since > failed_at for each in draft.live(spec)):
-        del draft.failures[spec.name]
-        draft.mark.append(Mark(spec.name, None, "it is loaded"))
+    if any(each.observed is Observed.READY and each.since > failed_at for each in draft.ground.live(spec)):
+        draft.note_success(spec)
 
 
-def _start_wanted(draft: _Draft, spec: ModelSpec) -> None:
-    wanted, because = _wanted(draft.state, spec)
-    missing = wanted - len(draft.live(spec))
-    failure = draft.failures.get(spec.name)
-    if missing > 0 and failure is not None and failure.retry_at > draft.now:
-        draft.wait.append(Wait(spec.name, f"its last load failed; next try in {failure.retry_at - draft.now:.0f} s"))
-        draft.again_at.append(failure.retry_at)
+@dataclass(frozen=True)
+class _Goal:
+    """Replicas to start, each on any of its `nodes` (None: wherever the model may run)."""
+
+    places: tuple[tuple[Node, ...] | None, ...]
+    because: str
+    may_evict: bool = True
+    """Serving a model at all is worth it, serving it better is not."""
+
+
+NOTHING_TO_START: Final = _Goal((), "")
+
+
+def _start_wanted(draft: Draft, spec: ModelSpec) -> None:
+    goal = _goal(draft, spec)
+    if not goal.places or _is_held_back(draft, spec):
         return
-    for _ in range(missing):
-        place = pick_place(draft.state, spec, draft.replicas.values(), draft.doubtful)
-        if place is None:
-            draft.wait.append(Wait(spec.name, "no healthy node has room for it"))
+    for nodes in goal.places:
+        place = pick_place(draft.ground, spec, nodes, may_evict=goal.may_evict)
+        if isinstance(place, Insufficient):
+            _do_without(draft, spec, place)
+        elif place.is_free:
+            draft.begin(spec, place, goal.because)
+            continue
+        else:
+            _make_room(draft, spec, place)
+        if nodes is None:
             return
-        replica = _new_replica(draft, spec, place)
-        draft.replicas[replica.id] = replica
-        draft.start.append(Start(replica, because))
 
 
-def _wanted(state: ClusterState, spec: ModelSpec) -> tuple[int, str]:
-    """How many replicas there should be, and why. Demand asks for one; growing with load comes later."""
-    waiting = sum(demand.waiting for demand in state.demand if demand.model == spec.name)
-    wanted = max(spec.min_replicas, 1 if waiting else 0)
-    if spec.max_replicas:
-        wanted = min(wanted, spec.max_replicas)
-    because = f"{waiting} requests wait for it" if waiting else f"min_replicas is {spec.min_replicas}"
-    return wanted, because
+def _goal(draft: Draft, spec: ModelSpec) -> _Goal:
+    ground = draft.ground
+    if _old_ones(ground, spec):
+        return NOTHING_TO_START if ground.live(spec) else _Goal((None,), "its spec has changed", may_evict=False)
+    count, because = wanted(ground, spec)
+    if spec.on_every_node:
+        there = {each.node_id for each in ground.live(spec)}
+        return _Goal(tuple((node,) for node in ground.fitting_nodes(spec) if node.id not in there), because)
+    if (missing := count - len(ground.live(spec))) > 0:
+        return _Goal((None,) * missing, because)
+    grown = growth(ground, spec)
+    draft.look_again(ground.now + grown.again_in)
+    return _Goal((None,), grown.because, may_evict=False) if grown.is_wanted else NOTHING_TO_START
 
 
-def _new_replica(draft: _Draft, spec: ModelSpec, place: Place) -> Replica:
-    return Replica(
-        id=draft.new_replica_id(),
-        model=spec.name,
-        node_id=place.node.id,
-        slot=place.slot,
-        revision=spec.revision,
-        desired=Desired.RUN,
-        observed=Observed.PLACED,
-        parallel=spec.slots,
-        since=draft.now,
-    )
+def _is_held_back(draft: Draft, spec: ModelSpec) -> bool:
+    """It is left alone for a while after a failed load, and for a moment after an unload."""
+    failure, now = draft.failures.get(spec.name), draft.ground.now
+    if failure is not None and failure.retry_at > now:
+        draft.wait.append(Wait(spec.name, f"its last load failed; next try in {failure.retry_at - now:.0f} s"))
+        draft.look_again(failure.retry_at)
+        return True
+    if draft.ground.state.unloads.get(spec.name, -inf) >= now:
+        draft.wait.append(Wait(spec.name, "it has just been unloaded"))
+        draft.look_again(now + UNLOAD_PAUSE_SECONDS)
+        return True
+    return False
 
 
-def reasons(plan: Plan) -> Iterable[tuple[str, str, str]]:
-    """(verb, subject, because) of everything the plan changes, for the log."""
-    yield from (("start", f"{entry.replica.model}/{entry.replica.id}", entry.because) for entry in plan.start)
-    yield from ((entry.desired.value, entry.replica_id, entry.because) for entry in plan.want)
-    yield from (("forget", entry.replica_id, entry.because) for entry in plan.forget)
-    yield from (("mark", entry.model, entry.because) for entry in plan.mark)
+def _make_room(draft: Draft, spec: ModelSpec, place: Placement) -> None:
+    """The room is the newcomer's from now on; it is started once those that hold it are gone (W11)."""
+    for replica in place.evictions:
+        draft.let_end(replica, Desired.DRAIN, f"makes room for '{spec.name}'")
+    draft.claim(spec, place)
+    leaving = sorted({row.model for row in draft.ground.on(place.node) if is_leaving(row)} - {spec.name})
+    what = f"evicting {', '.join(leaving)}" if leaving else "waiting for its room"
+    draft.wait.append(Wait(spec.name, f"{what} on {place.node.name}"))
+
+
+def _do_without(draft: Draft, spec: ModelSpec, place: Insufficient) -> None:
+    """Without room for one more, a surge replaces one by one; anybody else waits until something changes (P5)."""
+    draft.look_again(place.again_at)
+    ground = draft.ground
+    if old := _old_ones(ground, spec):
+        _give_up_one(draft, spec, old)
+        return
+    draft.wait.append(Wait(spec.name, str(place), is_shortage=bool(place.reasons)))
+    live, floor = len(ground.live(spec)), ground.floor(spec)
+    if live < floor:
+        draft.unsatisfiable[spec.name] = f"{live} of {floor} replicas: {place}"
+
+
+def _old_ones(ground: Ground, spec: ModelSpec) -> list[Replica]:
+    """Of earlier revisions, which serve until a new one does."""
+    return [each for each in ground.of(spec.name) if each.revision != spec.revision and ground.is_staying(each)]
+
+
+def _give_up_one(draft: Draft, spec: ModelSpec, old: list[Replica]) -> None:
+    """The one that was used least of late, unless one is leaving already."""
+    draft.wait.append(Wait(spec.name, "its old replicas make room for the new ones"))
+    if not any(is_leaving(row) for row in draft.ground.of(spec.name)):
+        least_used = max(old, key=lambda row: (draft.ground.idle_seconds(row), row.id))
+        draft.let_end(least_used, Desired.DRAIN, "makes room for its new revision")

@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Final
 
 import structlog
 import trio
 
-from gateway.control.plan import NO_LIMITS, NONE_USED, plan, reasons
+from gateway.control.entries import Plan, Wait, reasons
+from gateway.control.ground import NONE_USED
+from gateway.control.plan import NO_LIMITS, plan
+from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
 from gateway.control.retire import Limits
-from gateway.domain.ids import GatewayId, ReplicaId, new_id
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 from gateway.routing.load_table import Usage
 from gateway.wake import Wake
@@ -36,13 +41,30 @@ class Reconciler:
     epoch: int | None = None
     """Of our leadership; None: not the leader (yet)."""
     broken: dict[ReplicaId, str] = field(default_factory=dict)
-    """Replicas that live and are of no use, as this gateway sees it, and why; kept until they are gone."""
+    """Replicas that are of no use, as this gateway sees it, and why; kept until they are gone."""
+    lost: set[ReplicaId] = field(default_factory=set)
+    """Those of them that went with their worker."""
+    remembered: Remembered = NOTHING_REMEMBERED
+    waits: Mapping[ModelName, Wait] = field(default_factory=lambda: MappingProxyType({}))
+    """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
+    unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
+    """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
 
     def note_broken(self, replica_id: ReplicaId, because: str) -> None:
         """Let it be replaced."""
         if replica_id not in self.broken:
             self.broken[replica_id] = because
             self.wake.set()
+
+    def note_lost(self, replica_id: ReplicaId, because: str) -> None:
+        """The same, of one whose process is gone and whose worker does not say so: it is likely to be gone, too."""
+        self.lost.add(replica_id)
+        self.note_broken(replica_id, because)
+
+    def shortage_of(self, model: ModelName) -> str | None:
+        """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
+        wait = self.waits.get(model)
+        return wait.because if wait is not None and wait.is_shortage else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Plans until cancelled. Reports started after the first round."""
@@ -63,6 +85,7 @@ class Reconciler:
         except StaleEpoch:
             log.warning("control.leadership_lost", epoch=self.epoch)
             self.epoch = None
+            self._note(Plan())
             return 0
         except RegistryError as error:
             log.warning("control.registry_unavailable", error=str(error))
@@ -71,11 +94,28 @@ class Reconciler:
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
         self.broken = {who: why for who, why in self.broken.items() if who in state.replicas}
-        decided = plan(state, now, lambda: ReplicaId(new_id()), self.broken, self.usage(), self.limits)
+        self.lost &= self.broken.keys()
+        decided = self._plan(state, now)
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):
                 log.info("control.planned", verb=verb, subject=subject, because=because)
+            gone = [state.replicas[entry.replica_id] for entry in decided.forget]
+            self.remembered = note_freed(self.remembered, state, gone, now)
         if decided.again_at is None:
             return self.interval_seconds
         return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.again_at - now))
+
+    def _plan(self, state: ClusterState, now: float) -> Plan:
+        self.remembered = note_asked(self.remembered, state, now)
+        new, usage = lambda: ReplicaId(new_id()), self.usage()
+        decided = plan(state, now, new, self.broken, usage, self.limits, self.lost, self.remembered)
+        self._note(decided)
+        return decided
+
+    def _note(self, decided: Plan) -> None:
+        for model, because in decided.unsatisfiable.items():
+            if model not in self.unsatisfiable:
+                log.warning("control.unsatisfiable", model=model, because=because)
+        self.waits = MappingProxyType({entry.model: entry for entry in decided.wait})
+        self.unsatisfiable = decided.unsatisfiable

@@ -9,17 +9,18 @@
 | removed                            | are forgotten                                                            |
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 from types import MappingProxyType
 from typing import Final
 
+from gateway.control.ground import Ground
 from gateway.domain.cluster import Node, NodeStatus, Replica
+from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.routing.eligibility import matches_selector
-from gateway.routing.load_table import Usage
 
 FORGET_AFTER_SECONDS: Final = 900.0
 """A node that is offline for so long is not waited for any more (W13)."""
@@ -47,12 +48,15 @@ def why_forget(replica: Replica, node: Node | None, now: float) -> str | None:
     return None
 
 
-def why_drain(node: Node | None, replica: Replica, spec: ModelSpec | None) -> str | None:
-    """Why a replica that runs should not, or None."""
+def why_drain(ground: Ground, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
+    """Why a replica that runs should not, or None. `newest_serving`: see `eligibility.newest_serving`."""
+    node, spec = ground.node_of(replica), ground.state.models.get(replica.model)
     if spec is None:
         return "its model was removed"
-    if spec.revision != replica.revision:
+    if spec.revision != replica.revision and not _outlives_change(replica, spec, newest_serving):
         return "its model's spec has changed"
+    if ground.state.unloads.get(spec.name, -inf) >= replica.since:
+        return "it was unloaded"
     if node is None:
         return None
     if node.status is NodeStatus.HEALTHY and not matches_selector(node, spec):
@@ -60,20 +64,48 @@ def why_drain(node: Node | None, replica: Replica, spec: ModelSpec | None) -> st
     return TAKES_NOTHING.get(node.status)
 
 
-def surplus(live: Iterable[Replica], spec: ModelSpec) -> list[Replica]:
-    """What is too much by the model's maximum: first what does not serve yet, then the youngest."""
+def _outlives_change(replica: Replica, spec: ModelSpec, newest_serving: Container[ModelName]) -> bool:
+    """With a surge it serves until the first of the new ones does. One that no worker has heard of yet would be loaded
+    by the new spec, which its row does not say."""
+    return spec.rollout == "surge" and spec.name not in newest_serving and replica.observed is not Observed.PLACED
+
+
+def surplus(live: Iterable[Replica], spec: ModelSpec) -> list[tuple[Replica, str]]:
+    """What is too much, and why: first what does not serve yet, then the youngest."""
+    staying_first = sorted(live, key=lambda each: (each.observed in COMING_UP, each.since, each.id))
+    if spec.on_every_node:
+        first_on = {each.node_id: each.id for each in reversed(staying_first)}
+        return [(each, "one on each node is enough") for each in staying_first if first_on[each.node_id] != each.id]
     if not spec.max_replicas:
         return []
-    staying_first = sorted(live, key=lambda each: (each.observed in COMING_UP, each.since, each.id))
-    return staying_first[spec.max_replicas :]
+    return [(each, "more than max_replicas") for each in staying_first[spec.max_replicas :]]
+
+
+def rivals(ground: Ground, on: Node) -> list[tuple[Replica, str]]:
+    """Those that have to leave a node because it has, by a change of the specs, several models of one exclusive group
+    (R17): the one that is used stays, or the one that has been there longest."""
+    groups: dict[str, list[Replica]] = {}
+    for row in ground.on(on):
+        spec = ground.state.models.get(row.model)
+        if spec is not None and spec.exclusive_group is not None and row.desired is Desired.RUN:
+            groups.setdefault(spec.exclusive_group, []).append(row)
+    found: list[tuple[Replica, str]] = []
+    for group, rows in groups.items():
+        first = min(rows, key=lambda row: (not ground.use_of(row).open, row.since, row.id)).model
+        because = f"'{first}' of its exclusive group '{group}' is on its node"
+        found += [(row, because) for row in rows if row.model != first]
+    return found
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a replica counts as stuck, and when as not worth its memory (`watchdog` in the configuration)."""
+    """When a replica counts as stuck, and when as not worth its memory (`watchdog` and `reconciler` in the
+    configuration)."""
 
     busy_seconds: float = inf
     idle_seconds: float = inf
+    scale_down_seconds: float = inf
+    """How long one above the minimum is kept without any request; the lesser of this and `idle_seconds` counts."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +121,23 @@ class Judgement:
 
 DRAINED_SECONDS: Final = 1.0
 """A draining replica without a request for so long gets none any more: every view shows by then that it drains."""
-NEVER_USED: Final = Usage(0, inf, 0.0)
 
 
-def judge_use(replica: Replica, usage: Usage, limits: Limits, now: float) -> Judgement:
-    """By what it does with its requests. `now` is the registry's clock. That a replica may be spared is for the caller
-    to say: an idle one is not let go below its model's floor."""
-    idle_seconds = min(usage.idle_seconds, now - replica.since)
+def judge_use(ground: Ground, replica: Replica, limits: Limits) -> Judgement:
+    """Stops what is stuck, and what has drained."""
+    usage = ground.use_of(replica)
     if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
-        return _when(idle_seconds, DRAINED_SECONDS, Desired.STOP, "its last request has ended")
-    if replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
+        return _when(ground.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
+    if not usage.open or replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
         return Judgement()
-    if usage.open:
-        because = f"{usage.open} requests and no piece of an answer for {usage.silent_seconds:.0f} s"
-        return _when(usage.silent_seconds, limits.busy_seconds, Desired.STOP, because)
-    return _when(idle_seconds, limits.idle_seconds, Desired.DRAIN, f"no request for {idle_seconds:.0f} s")
+    because = f"{usage.open} requests and no piece of an answer for {usage.silent_seconds:.0f} s"
+    return _when(usage.silent_seconds, limits.busy_seconds, Desired.STOP, because)
+
+
+def judge_idle(idle_seconds: float, limits: Limits) -> Judgement:
+    """Drains what its model can do without, once nobody has used it for long."""
+    limit = min(limits.idle_seconds, limits.scale_down_seconds)
+    return _when(idle_seconds, limit, Desired.DRAIN, f"no request for {idle_seconds:.0f} s")
 
 
 def _when(passed_seconds: float, limit_seconds: float, desired: Desired, because: str) -> Judgement:

@@ -16,6 +16,7 @@ import trio
 from gateway.control.node_session import NodeSession, SessionOver, SessionSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
+from gateway.domain.progress import Progress
 from gateway.domain.session import FromWorker, Hello, LogChunk, ToWorker
 from gateway.registry.protocol import RegistryError
 
@@ -81,6 +82,10 @@ class Sessions:
         except RegistryError as error:
             log.warning("session.end_not_written", node=session.node_id, error=str(error))
         log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
+
+    def progress_of(self, replica_id: ReplicaId) -> Progress | None:
+        """How far a load is, as the newest report said. None: none has come to this gateway."""
+        return self.settings.watch.progress_of(replica_id, trio.current_time())
 
     @asynccontextmanager
     async def open_tail(

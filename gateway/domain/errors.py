@@ -149,6 +149,13 @@ class NoNode(Unavailable):
     code = "no_node"
 
 
+class InsufficientCapacity(Unavailable):
+    """No node has room for the model, and nothing that may be unloaded would make any; the message has the numbers of
+    each node (P4)."""
+
+    code = "insufficient_capacity"
+
+
 class ShuttingDown(Unavailable):
     code = "shutting_down"
 

@@ -27,8 +27,8 @@ class ModelSpec:
     name: ModelName
     backend: str
     artifact: str
-    """Where the weights come from: `builtin:NAME`, `file:PATH`, later `hf://` and `https://`. Empty: the backend needs
-    no file."""
+    """Where the weights come from: `builtin:NAME`, `file:PATH`, `hf://OWNER/REPOSITORY/FILE[@REVISION]` or `https://`.
+    Empty: the backend needs no file."""
     sha256: str | None = None
     context_size: int | None = None
     """Tokens one request may use, prompt and answer together."""

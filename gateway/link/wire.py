@@ -112,6 +112,10 @@ def _report_message(report: Report) -> pb.Report:
         parallel=report.parallel,
         exit_code=report.exit_code,
         error=None if report.error is None else _text(report.error),
+        done_bytes=report.done_bytes,
+        total_bytes=report.total_bytes,
+        ram_bytes=report.ram_bytes,
+        vram_bytes=report.vram_bytes,
     )
 
 
@@ -128,6 +132,10 @@ def _report(message: pb.Report) -> Report | None:
         parallel=_optional(message, "parallel"),
         exit_code=_optional(message, "exit_code"),
         error=_optional(message, "error"),
+        done_bytes=_optional(message, "done_bytes"),
+        total_bytes=_optional(message, "total_bytes"),
+        ram_bytes=_optional(message, "ram_bytes"),
+        vram_bytes=_optional(message, "vram_bytes"),
     )
 
 
@@ -245,6 +253,7 @@ def _spec_message(spec: ModelSpec) -> pb.ModelSpec:
         selector=spec.selector,
         exclusive_group=spec.exclusive_group,
         load_timeout_seconds=spec.load_timeout_seconds,
+        rollout=spec.rollout,
         source=spec.source,
     )
 
@@ -265,6 +274,7 @@ def _spec(message: pb.ModelSpec) -> ModelSpec:
         selector=_mapping(message.selector),
         exclusive_group=_optional(message, "exclusive_group"),
         load_timeout_seconds=_optional(message, "load_timeout_seconds"),
+        rollout="surge" if message.rollout == "surge" else "replace",
         source="api" if message.source == "api" else "file",
     )
 

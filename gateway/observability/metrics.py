@@ -15,6 +15,7 @@ disable_created_metrics()  # type: ignore[no-untyped-call] # they are a second s
 
 LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+LOAD_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 UNKNOWN_MODEL = "unknown"
 """Label value of requests for a model that does not exist."""
 
@@ -62,6 +63,24 @@ class RequestMetrics:
         )
 
 
+class LoadMetrics:
+    """Series that are written when a load has ended."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.loads = Counter(
+            "gateway_loads",
+            "Loads that have ended, by model and outcome (`ready`, `failed`, `stopped`).",
+            ("model", "outcome"),
+            registry=registry,
+        )
+        self.seconds = Histogram(
+            "gateway_load_seconds",
+            "From a load's first report to its end.",
+            buckets=LOAD_BUCKETS,
+            registry=registry,
+        )
+
+
 @dataclass(frozen=True)
 class Reading:
     """One value of a gauge or counter that some part of the gateway reports of itself."""
@@ -99,6 +118,7 @@ class Metrics:
     def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
         self._registry = CollectorRegistry()
         self.requests = RequestMetrics(self._registry)
+        self.loads = LoadMetrics(self._registry)
         self._registry.register(StatisticsCollector(read))
 
     def exposition(self) -> bytes:

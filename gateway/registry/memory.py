@@ -48,15 +48,15 @@ class MemoryRegistry(Store):
     async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
         await trio.lowlevel.checkpoint()
         self._statements[method] += 1
-        now = self._clock()
-        after = decide(self._tables, now)
-        stored: Tables = self._tables if after is None else after
-        changes = difference(self._tables, stored, now)
+        now, before = self._clock(), self._tables
+        after = decide(before, now)
+        stored: Tables = before if after is None else after
+        changes = difference(before, stored, now)
         if changes:
             self._tables = stored
             self._events.extend(changes.events)
             self._grow(self._version + 1)
-        return Outcome(after, changed=bool(changes))
+        return Outcome(before, after, changed=bool(changes))
 
     async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
         await trio.lowlevel.checkpoint()

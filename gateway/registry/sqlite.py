@@ -123,7 +123,7 @@ def _decide(transaction: Transaction, decide: Decision[After], clock: Clock) -> 
     changes = difference(before, before if after is None else after, now)
     if changes:
         _write(transaction, changes)
-    return Outcome(after, changed=bool(changes)), _version(transaction)
+    return Outcome(before, after, changed=bool(changes)), _version(transaction)
 
 
 def _version(transaction: Transaction) -> int:

@@ -32,6 +32,7 @@ Decision: TypeAlias = Callable[[Tables, float], After]
 
 @dataclass(frozen=True)
 class Outcome(Generic[After]):
+    before: Tables
     after: After
     changed: bool
 
@@ -74,14 +75,8 @@ class Store(ABC):
         await self._transact("declare_models", lambda tables, _: model_writes.declared(tables, specs))
 
     async def put_model(self, spec: ModelSpec) -> bool:
-        had: set[ModelName] = set()
-
-        def decide(tables: Tables, _now: float) -> Tables:
-            had.update(tables.models)
-            return model_writes.put(tables, spec)
-
-        await self._transact("put_model", decide)
-        return spec.name not in had
+        outcome = await self._transact("put_model", lambda tables, _: model_writes.put(tables, spec))
+        return spec.name not in outcome.before.models and spec.name not in outcome.before.unreadable
 
     async def remove_model(self, name: ModelName) -> bool:
         outcome = await self._transact("remove_model", lambda tables, _: model_writes.removed(tables, name))

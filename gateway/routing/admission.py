@@ -22,12 +22,12 @@ from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
-from gateway.routing.eligibility import Candidate, RoutingView, why_not_routable
+from gateway.routing.eligibility import Candidate, RoutingView, newest_serving, why_not_routable
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import FOREVER, NEVER, LoadTable
 from gateway.routing.picker import ALONE, Choice, Policy, pick
-from gateway.routing.waiting import fail_fast, gave_up
+from gateway.routing.waiting import ProgressOf, fail_fast, gave_up, nobody_knows
 
 RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
@@ -105,6 +105,10 @@ class Admission:
         """Called when a model's queue begins or ends. Set once, by the demand publisher."""
         self.on_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None
         """Called with each lease given: how long its request waited for it. Set once, by the metrics."""
+        self.progress_of: ProgressOf = nobody_knows
+        """Set once, by who holds sessions."""
+        self.shortage_of: Callable[[ModelName], str | None] = lambda _model: None
+        """Why the fleet has no room for a model, if that is what it waits for. Set once, by the planner's loop."""
         loads.on_release = self._serve
 
     def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
@@ -118,7 +122,7 @@ class Admission:
         """A lease on a replica with a free slot; the caller has to release it.
 
         Does not even yield when one is free and nobody waits. Raises `Overloaded`, `ModelLoading`, `ModelLoadFailed`,
-        `NoNode`, `BackendFailed`, and `ModelNotFound` when the model is removed meanwhile.
+        `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` when the model is removed meanwhile.
         """
         queue = self._queues.get(ticket.model)
         if not queue and (lease := self._bind(ticket)) is not None:
@@ -170,7 +174,8 @@ class Admission:
         """
         now, give_up_at = trio.current_time(), self._give_up_at(ticket)
         if now >= give_up_at:
-            raise gave_up(self._view(), ticket.model, now - ticket.since, ticket.excluded)
+            waited, shortage = now - ticket.since, self.shortage_of(ticket.model)
+            raise gave_up(self._view(), ticket.model, waited, ticket.excluded, self.progress_of, shortage)
         ticket.wake = trio.Event()
         with trio.move_on_at(min(give_up_at, self._retry_at(ticket))):
             await ticket.wake.wait()
@@ -270,8 +275,9 @@ class Admission:
     def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
         """Replicas of the model that may take no request, each with the first reason."""
         state = self._view().state
+        spec, newest = state.models.get(model), newest_serving(state)
         reasons = {
-            replica.id: why_not_routable(replica, state.nodes.get(replica.node_id), state.models.get(model))
+            replica.id: why_not_routable(replica, state.nodes.get(replica.node_id), spec, newest)
             for replica in state.replicas.values()
             if replica.model == model
         }

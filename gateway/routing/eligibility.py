@@ -38,11 +38,13 @@ class RoutingView:
     candidates: Mapping[ModelName, tuple[Candidate, ...]]
 
 
-def why_not_routable(replica: Replica, node: Node | None, spec: ModelSpec | None) -> str | None:
-    """The first reason why `replica` may take no request, or None if it may."""
+def why_not_routable(
+    replica: Replica, node: Node | None, spec: ModelSpec | None, newest_serving: Container[ModelName] = ()
+) -> str | None:
+    """The first reason why `replica` may take no request, or None if it may. `newest_serving`: see there."""
     if spec is None:
         return "its model does not exist any more"
-    if replica.revision != spec.revision:
+    if replica.revision != spec.revision and (spec.rollout != "surge" or spec.name in newest_serving):
         return "its model's spec has changed since it was loaded"
     if node is None or node.status is not NodeStatus.HEALTHY:
         return f"its node is {node.status if node else 'unknown'}"
@@ -55,6 +57,19 @@ def why_not_routable(replica: Replica, node: Node | None, spec: ModelSpec | None
     return None
 
 
+def newest_serving(state: ClusterState) -> frozenset[ModelName]:
+    """Models of `rollout = "surge"` of whose present revision a replica serves: their old ones take nothing any more.
+    Until then these do (A8)."""
+    return frozenset(
+        replica.model
+        for replica in state.replicas.values()
+        if (spec := state.models.get(replica.model)) is not None
+        and spec.rollout == "surge"
+        and replica.revision == spec.revision
+        and why_not_routable(replica, state.nodes.get(replica.node_id), spec) is None
+    )
+
+
 def matches_selector(node: Node, spec: ModelSpec) -> bool:
     return all(node.labels.get(label) == value for label, value in spec.selector.items())
 
@@ -62,9 +77,10 @@ def matches_selector(node: Node, spec: ModelSpec) -> bool:
 def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> RoutingView:
     """`refusing` names the backends whose processes turn calls away themselves."""
     found: dict[ModelName, list[Candidate]] = {}
+    newest = newest_serving(state)
     for replica in state.replicas.values():
         node = state.nodes.get(replica.node_id)
-        if why_not_routable(replica, node, state.models.get(replica.model)) is None:
+        if why_not_routable(replica, node, state.models.get(replica.model), newest) is None:
             assert node is not None  # noqa: S101 - both follow from being routable
             assert replica.address is not None  # noqa: S101
             refuses = state.models[replica.model].backend in refusing

@@ -4,6 +4,7 @@ Level-triggered: each set is complete, may come twice and may skip what was betw
 end it is never started again, however often it is still listed.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -16,6 +17,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, DesiredSet, Report
 from gateway.worker.artifacts import ArtifactStore
+from gateway.worker.fetch.reference import hub_of
 from gateway.worker.outbox import Outbox
 from gateway.worker.output import OutputLog
 from gateway.worker.ports import PortAllocator
@@ -148,7 +150,12 @@ async def run_agent(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, settings.port_lock_folder),
         records=records,
-        artifacts=ArtifactStore(settings.models_dir),
+        artifacts=ArtifactStore(
+            settings.models_dir,
+            cache_bytes_max=settings.cache_bytes_max,
+            hub=hub_of(os.environ),
+            gateway=settings.gateway,
+        ),
         spawn=spawn,
         control=control,
     )

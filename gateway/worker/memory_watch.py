@@ -38,15 +38,19 @@ def group_memory_bytes(pid: int) -> int | None:
     return own_bytes + max((each.shared_bytes for each in members), default=0) or None
 
 
+def group_members(group: int) -> tuple[int, ...]:
+    """The processes of that group."""
+    return tuple(pid for pid in psutil.pids() if _group_of(pid) == group)
+
+
 def _resident_of_group(group: int) -> Iterator[_Resident]:
-    for pid in psutil.pids():
-        if _group_of(pid) == group:
-            try:
-                memory = psutil.Process(pid).memory_info()
-            except psutil.Error:  # it has just ended
-                continue
-            shared_bytes = getattr(memory, "shared", 0)  # Linux only
-            yield _Resident(memory.rss - shared_bytes, shared_bytes)
+    for pid in group_members(group):
+        try:
+            memory = psutil.Process(pid).memory_info()
+        except psutil.Error:  # it has just ended
+            continue
+        shared_bytes = getattr(memory, "shared", 0)  # Linux only
+        yield _Resident(memory.rss - shared_bytes, shared_bytes)
 
 
 def _group_of(pid: int) -> int | None:

@@ -20,7 +20,7 @@ from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFaile
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, Report
-from gateway.worker.artifacts import Artifact, ArtifactError, ArtifactStore
+from gateway.worker.artifacts import Artifact, ArtifactStore
 from gateway.worker.bring_up import BackendEnd
 from gateway.worker.command import (
     BackendProgram,
@@ -30,12 +30,15 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
+from gateway.worker.fetch.errors import ArtifactError
+from gateway.worker.fetch.progress import Progress
 from gateway.worker.memory_watch import describe_excess, wait_memory_above
 from gateway.worker.output import OutputLog
 from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach
 from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
 from gateway.worker.state_file import StateFile
+from gateway.worker.usage import Usage, measure_usage
 
 log = structlog.get_logger(__name__)
 
@@ -65,6 +68,8 @@ class Workshop:
     control: BackendControl
     wait_memory_above: Callable[[int, int], Awaitable[int]] = wait_memory_above
     """Process group and bytes -> what it uses, as soon as that is more."""
+    measure_usage: Callable[[int], Awaitable[Usage]] = measure_usage
+    """Process group -> what it holds now."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +138,11 @@ class ReplicaTask:
             program = program_of(self._wish.spec.backend, self._settings.backends)
         except UnknownBackend as error:
             raise CouldNotStart(str(error)) from error
-        artifact = await self._fetch()
-        if artifact is None or self._unwanted.is_set():
-            return
         with ExitStack() as held:
+            held.enter_context(self._workshop.artifacts.keeping(self._wish.spec))
+            artifact = await self._fetch()
+            if artifact is None or self._unwanted.is_set():
+                return
             process = self._start(program, held)
             self._exit_code = await self._attend(process, program, artifact)
 
@@ -145,10 +151,14 @@ class ReplicaTask:
         self._report(Observed.FETCHING)
         with self._fetching:
             try:
-                return await self._workshop.artifacts.fetch(self._wish.spec)
+                return await self._workshop.artifacts.fetch(self._wish.spec, Progress(self._report_fetched))
             except (ArtifactError, OSError) as error:
                 raise CouldNotStart(str(error)) from error
         return None
+
+    def _report_fetched(self, done: int, total: int | None) -> None:
+        if not self._unwanted.is_set():
+            self._report(Observed.FETCHING, done_bytes=done, total_bytes=total)
 
     def _start(self, program: BackendProgram, held: ExitStack) -> BackendProcess:
         """Starts the process; `held` keeps its port and its record until it was reaped."""
@@ -204,6 +214,7 @@ class ReplicaTask:
 
     async def _come_up(self, program: BackendProgram, artifact: Artifact) -> None:
         assert self._port is not None  # noqa: S101 - the process has been started on it
+        assert self._pid is not None  # noqa: S101
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
         backend = BackendEnd(self._workshop.control, listens, self._wish.token)
         with self._coming_up:
@@ -211,13 +222,14 @@ class ReplicaTask:
                 await backend.wait_healthy(program.ready_timeout_seconds)
                 self._report(Observed.LOADING)
                 await backend.load(self._wish.spec, artifact)
+                usage = await self._workshop.measure_usage(self._pid)
             except (BackendNotReady, LoadFailed) as error:
                 self._failure = str(error)
                 await trio.sleep(CRASH_NOTICE_SECONDS)
                 self._unwanted.set()
                 return
             if not self._unwanted.is_set():
-                self._report(Observed.READY)
+                self._report(Observed.READY, ram_bytes=usage.ram_bytes, vram_bytes=usage.vram_bytes)
 
     async def _end_when_unwanted(self, process: BackendProcess, program: BackendProgram) -> None:
         await self._unwanted.wait()
@@ -296,7 +308,7 @@ class ReplicaTask:
         lines = self.output.last()
         return "\n".join([f"{cause}; its last output:", *lines]) if lines else cause
 
-    def _report(self, observed: Observed, error: str | None = None) -> None:
+    def _report(self, observed: Observed, error: str | None = None, **amounts: int | None) -> None:
         """Every report is complete: one that was overtaken before it was sent is not missed."""
         self._observed = observed
         self._send_report(
@@ -307,5 +319,6 @@ class ReplicaTask:
                 pid=self._pid,
                 exit_code=self._exit_code,
                 error=error,
+                **amounts,
             )
         )

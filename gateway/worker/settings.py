@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from gateway.config.units import PortRange
 from gateway.worker.command import BackendProgram
+from gateway.worker.fetch.gateway_files import GatewayFiles
 
 
 @dataclass(frozen=True)
@@ -27,5 +28,9 @@ class WorkerSettings:
     """Of main memory, for the processes of one replica. None: no limit."""
     backends: Mapping[str, BackendProgram] = field(default_factory=lambda: MappingProxyType({}))
     """The `[backends.NAME]` sections."""
+    cache_bytes_max: int | None = None
+    """Of fetched files. None: as much as the disk allows."""
+    gateway: GatewayFiles | None = None
+    """Where files are fetched from that only the gateway has. None: it is on this machine."""
     port_lock_folder: Path | None = None
     """None: the one that all workers of this machine share."""

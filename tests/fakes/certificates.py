@@ -23,10 +23,11 @@ class Authority:
         return self.folder / "ca.key"
 
     def issue(self, host: str) -> tuple[Path, Path]:
-        """Certificate and key of a server at `host`, an IP address."""
+        """Certificate and key of a server at `host`, a name or an IP address."""
         cert, key, request = (self.folder / f"{host}.{kind}" for kind in ("pem", "key", "csr"))
         extensions = self.folder / f"{host}.ext"
-        extensions.write_text(f"subjectAltName=IP:{host}\n")
+        kind = "DNS" if host[-1].isalpha() else "IP"
+        extensions.write_text(f"subjectAltName={kind}:{host}\n")
         _openssl("req", "-new", *_NEW_KEY, "-subj", f"/CN={host}", "-keyout", key, "-out", request)
         signed_by = ("-CA", self.cert, "-CAkey", self.key, "-CAcreateserial")
         _openssl("x509", "-req", "-in", request, *signed_by, "-days", "2", "-extfile", extensions, "-out", cert)

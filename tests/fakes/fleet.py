@@ -8,6 +8,7 @@ from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Node
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.routing.eligibility import RoutingView, build_view
 
 MODEL = ModelName("m")
@@ -52,6 +53,8 @@ def state(
     demand: Iterable[Demand] = (),
     failures: dict[ModelName, LoadFailure] | None = None,
     version: int = 1,
+    requirements: dict[ModelName, Requirement] | None = None,
+    unloads: dict[ModelName, float] | None = None,
 ) -> ClusterState:
     return ClusterState(
         version,
@@ -60,6 +63,8 @@ def state(
         {each.id: each for each in (nodes if nodes is not None else [node()])},
         {each.id: each for each in replicas},
         tuple(demand),
+        requirements or {},
+        unloads or {},
     )
 
 
@@ -67,8 +72,8 @@ def view(*replicas: Replica, **parts: object) -> RoutingView:
     return build_view(state(replicas, **parts))  # type: ignore[arg-type]
 
 
-def demand(model: str = MODEL, waiting: int = 1) -> Demand:
-    return Demand(GATEWAY, ModelName(model), waiting, 0.0)
+def demand(model: str = MODEL, waiting: int = 1, since: float = 0.0) -> Demand:
+    return Demand(GATEWAY, ModelName(model), waiting, since)
 
 
 class Ids:

@@ -6,21 +6,27 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePath
 from typing import Final, cast
 
 import trio
 
+from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator, Key, Role, sha256
 from gateway.api.front import build_http_app
 from gateway.api.http_app import BodyLimits, HttpApp
+from gateway.api.models import ModelDesk
 from gateway.api.node_register import NodeRegister
 from gateway.api.openai.routes import OpenAiApi
 from gateway.api.pages import build_pages
 from gateway.api.replica_logs import ReplicaLogs
 from gateway.api.status import StatusSource
 from gateway.domain.errors import GatewayError
-from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.progress import Progress
 from gateway.domain.session import LogChunk
+from gateway.link.credentials import is_credential
 from gateway.observability.metrics import Metrics
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
@@ -39,6 +45,7 @@ KEYS: Final = (
     Key("ops", hashlib.sha256(ADMIN_KEY.encode()).digest(), Role.ADMIN),
 )
 NOW: Final = 10_000.0
+MODELS_DIR: Final = PurePath("/srv/models")
 
 
 class FakeTails:
@@ -68,22 +75,55 @@ class FakeTails:
             self.open.remove(send)
 
 
+class FakeLoads:
+    """Loads that somebody asked for; they are over when the test says so."""
+
+    def __init__(self) -> None:
+        self.wanted: dict[ModelName, trio.Event] = {}
+        self.progress: dict[ReplicaId, Progress] = {}
+        self.unsatisfiable: dict[ModelName, str] = {}
+        self.waits: dict[ModelName, str] = {}
+
+    def want(self, model: ModelName) -> None:
+        self.wanted[model] = trio.Event()
+
+    def drop(self, model: ModelName) -> None:
+        if (over := self.wanted.pop(model, None)) is not None:
+            over.set()
+
+    async def wait_over(self, model: ModelName) -> None:
+        if (over := self.wanted.get(model)) is not None:
+            await over.wait()
+
+
 @dataclass
 class Front:
     registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(lambda: NOW))
     tails: FakeTails = field(default_factory=FakeTails)
-    view: RoutingView = EMPTY_VIEW
+    views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
+    loads: FakeLoads = field(default_factory=FakeLoads)
     worker_port: int | None = 8081
     advertise_host: str | None = None
     auto_approve: bool = True
     keys: tuple[Key, ...] = KEYS
     join_token: str | None = JOIN_TOKEN
+    models_dir: Path = Path("/srv/models")
 
     def __post_init__(self) -> None:
         metrics = Metrics(list)
         source = StatusSource(
-            GatewayId("g"), lambda: True, lambda: self.view, LoadTable().statistics, dict, lambda: NOW + 60
+            GatewayId("g"),
+            lambda: True,
+            lambda: self.views.current,
+            LoadTable().statistics,
+            dict,
+            lambda: NOW + 60,
+            progress_of=self.loads.progress.get,
+            requested=lambda model: model in self.loads.wanted,
+            unsatisfiable=lambda: self.loads.unsatisfiable,
+            waits=lambda: self.loads.waits,
         )
+        desk = ModelDesk(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
         openai = OpenAiApi(
             cast("Router", None),
             SnapshotStore(EMPTY_VIEW),
@@ -104,11 +144,13 @@ class Front:
             openai,
             register,
             ReplicaLogs(self.tails),
-            build_pages(source, idle_admission(), metrics, lambda: {"registry": True}, self.registry),
+            ArtifactFiles(lambda: self.views.current.state, self.models_dir),
+            build_pages(source, idle_admission(), metrics, lambda: {"registry": True}, self.registry, desk),
             authenticator=Authenticator(
                 self.keys,
                 allow_anonymous=False,
                 join_token_sha256=sha256(self.join_token) if self.join_token is not None else None,
+                is_credential=partial(is_credential, CLUSTER_SECRET),
             ),
             metrics=metrics.requests,
             limits=BodyLimits(64 * 1024, 5.0),
@@ -116,7 +158,7 @@ class Front:
 
     async def look(self) -> None:
         """The view follows the registry."""
-        self.view = build_view(await self.registry.read_state())
+        self.views.publish(build_view(await self.registry.read_state()))
 
     async def ask(self, method: str, path: str, body: bytes = b"", *, key: str | None = ADMIN_KEY) -> AsgiRequest:
         return await self.request(method, path, body, key=key).run(self.app)

@@ -17,12 +17,21 @@ class FakeMemory:
 
 
 @dataclass(frozen=True)
+class FakeUser:
+    """A process on a GPU."""
+
+    pid: int
+    usedGpuMemory: int | None  # noqa: N815 - the library's name
+
+
+@dataclass(frozen=True)
 class FakeDevice:
     """A GPU or a MIG device; it is its own handle. An error in the place of a value is raised for it."""
 
     uuid: str | Exception = "GPU-1"
     name: str | Exception = "NVIDIA L4"
     memory: FakeMemory | Exception = field(default_factory=lambda: FakeMemory(24 * GIB, 20 * GIB))
+    running: "Sequence[FakeUser] | Exception" = ()
     parts: "Sequence[FakeDevice | Exception] | Exception | None" = field(default_factory=pynvml.NVMLError_NotSupported)
     """MIG devices by place; None: MIG is off. The default, an error: it has no such mode."""
 
@@ -60,6 +69,10 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, handle: FakeDevice) -> FakeMemory:  # noqa: N802
         return _value(handle.memory)
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: FakeDevice) -> Sequence[FakeUser]:  # noqa: N802
+        self._check_open()
+        return _value(handle.running)
 
     def nvmlDeviceGetMigMode(self, device: FakeDevice) -> list[int]:  # noqa: N802
         is_on = _value(device.parts) is not None

@@ -148,7 +148,9 @@ async def test_h6_a_thousand_crashes_hold_nothing(tmp_path: Path) -> None:
             after = await loop.run(CRASHES)
             assert locked_ports(tmp_path / "locks") == listening_ports() == recorded_pids(tmp_path) == set()
             assert not psutil.Process().children()
-    assert replace(after, rss_bytes=0) == replace(before, rss_bytes=0)
+    assert after.descriptors <= before.descriptors
+    assert after.tasks <= before.tasks
+    assert after.threads <= before.threads  # fewer, when idle ones of the warm-up have ended
     assert after.replica_objects == 0
     assert after.rss_bytes - before.rss_bytes < RSS_SLACK_BYTES
 

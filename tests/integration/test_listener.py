@@ -13,14 +13,17 @@ from prometheus_client import CollectorRegistry
 from gateway.api.auth import Authenticator, Caller, Role
 from gateway.api.exchange import Exchange
 from gateway.api.http_app import BodyLimits, HttpApp, Route
+from gateway.api.models import ModelDesk
 from gateway.api.pages import PAGE_ROUTES, build_pages
 from gateway.api.server import Listener, ListenerSettings, open_socket
 from gateway.api.status import StatusSource
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.registry.memory import MemoryRegistry
+from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
+from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
 SOON: Final = 0.2
@@ -66,10 +69,12 @@ async def flood(exchange: Exchange, _caller: Caller, _body: bytes) -> None:
 
 def build_app() -> HttpApp:
     source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+    registry = MemoryRegistry()
+    desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, answer), Route("POST", "/flood", Role.INFERENCE, flood)],
         PAGE_ROUTES,
-        build_pages(source, idle_admission(), Metrics(list), dict, MemoryRegistry()),
+        build_pages(source, idle_admission(), Metrics(list), dict, registry, desk),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(1000, NEVER),

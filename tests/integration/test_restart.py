@@ -152,7 +152,7 @@ def test_status_shows_the_fleet_as_tables_and_as_json(tmp_path: Path) -> None:
         assert table.returncode == 0
         (pid,) = gateway.backend_pids()
         nodes, models, replicas = table.stdout.split("\n\n")
-        assert {"NAME", "STATUS", "ID", "healthy"} <= set(nodes.split())
+        assert {"NAME", "STATUS", "RAM", "healthy"} <= set(nodes.split())
         assert {"NAME", "READY", "QUEUED", "tiny", "ready"} <= set(models.split())
         assert {"MODEL", "STATE", "PID", "tiny", "ready", str(pid)} <= set(replicas.split())
         as_json = run_command(tmp_path, "status", "--json", env={"GATEWAY_URL": gateway.url})

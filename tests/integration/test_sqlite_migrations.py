@@ -49,7 +49,7 @@ ROWS = """
 """What a gateway that knew the first migrations only has left behind: literally, since nobody rewrites the past."""
 
 
-@pytest.fixture(params=[1, 2], ids=["schema 1", "schema 2"])
+@pytest.fixture(params=[1, 2, 3], ids=["schema 1", "schema 2", "schema 3"])
 def schema(request: pytest.FixtureRequest) -> int:
     schema: int = request.param
     return schema
@@ -57,9 +57,11 @@ def schema(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def path(tmp_path: Path, schema: int) -> Path:
+    """One of schema 3 was one of schema 2 before."""
     path = tmp_path / "registry.db"
+    first, later = migrations()[: min(schema, 2)], migrations()[2:schema]
     with closing(sqlite3.connect(path)) as connection:
-        connection.executescript(f"{''.join(migrations()[:schema])} {ROWS} PRAGMA user_version = {schema};")
+        connection.executescript(f"{''.join(first)} {ROWS} {''.join(later)} PRAGMA user_version = {schema};")
     return path
 
 
@@ -82,7 +84,7 @@ async def test_l17_a_file_of_an_earlier_schema_keeps_all_but_the_demand(path: Pa
     assert state.failures == {MODEL.name: LoadFailure("no memory", attempts=2, retry_at=70.0)}
     assert state.nodes == {NODE.id: NODE}
     assert state.replicas == {REPLICA.id: REPLICA}
-    assert state.demand == ()
+    assert (state.demand, state.requirements, state.unloads) == ((), {}, {})
     assert events == (Event(2.0, "node.joined", "n1", "session 3 at gateway g1"),)
     assert ask(path, "PRAGMA user_version") == [(len(migrations()),)]
 

@@ -13,12 +13,20 @@ import trio
 
 from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
-from gateway.domain.ids import Address
+from gateway.domain.ids import Address, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.open import open_registry
-from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError, RegistryLocked
+from gateway.registry.protocol import (
+    ControlWrite,
+    DeclaredInFile,
+    NodeEdit,
+    NodeOverrides,
+    RegistryError,
+    RegistryLocked,
+)
 from gateway.registry.sqlite import SqliteRegistry, open_sqlite_registry
 from gateway.registry.sqlite_file import migrations
 from gateway.registry.tables import EVENTS_KEPT
@@ -263,7 +271,14 @@ async def test_everything_that_is_said_of_a_node_survives_a_restart(url: str) ->
 
 
 @pytest.mark.parametrize(
-    "stored_spec", ['{"backend": "b", "artifact": "", "vision_tower": "x"}', "{}", "[]", "not json"]
+    "stored_spec",
+    [
+        '{"backend": "b", "artifact": "", "vision_tower": "x"}',
+        '{"backend": "b", "artifact": "", "rollout": "canary"}',
+        "{}",
+        "[]",
+        "not json",
+    ],
 )
 async def test_a_model_that_cant_be_read_is_in_no_state_but_stays_in_the_file(
     path: Path, url: str, stored_spec: str
@@ -278,6 +293,52 @@ async def test_a_model_that_cant_be_read_is_in_no_state_but_stays_in_the_file(
     assert [line["models"] for line in logs] == [[MODEL]]
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT spec FROM models WHERE name = ?", (MODEL,)).fetchall() == [(stored_spec,)]
+
+
+@pytest.mark.parametrize(
+    ("value", "read_as"),
+    [
+        *((value, {}) for value in ("not json", "[]", "null", '{"vram_bytes": "much"}')),
+        ('{"npu_bytes": 2, "ram_bytes": 8}', {MODEL: Requirement(ram_bytes=8)}),
+    ],
+)
+async def test_p3_a_requirement_is_read_as_far_as_it_is_understood(
+    path: Path, url: str, value: str, read_as: dict[ModelName, Requirement]
+) -> None:
+    before = await fill(url)
+    execute(path, "UPDATE models SET requirement = ?", value)
+    assert await read(url) == replace(before, requirements=read_as)
+
+
+async def test_what_is_known_of_a_model_survives_a_restart(url: str) -> None:
+    async with open_sqlite_registry(url) as registry:
+        await registry.put_model(spec(rollout="surge"))
+        await registry.note_requirement(MODEL, spec().revision, Requirement(1, 2, 3, measured=True))
+        await registry.unload_model(MODEL)
+        before = await registry.read_state()
+    assert await read(url) == before
+
+
+async def test_an_api_model_that_cant_be_read_can_be_replaced_or_removed(path: Path, url: str) -> None:
+    await fill(url)
+    execute(path, "UPDATE models SET spec = '{}', source = 'api'")
+    with structlog.testing.capture_logs():
+        async with open_sqlite_registry(url) as registry:
+            assert not await registry.put_model(spec())
+            assert set((await registry.read_state()).models) == {MODEL}
+        execute(path, "UPDATE models SET spec = '{}'")
+        async with open_sqlite_registry(url) as registry:
+            assert await registry.remove_model(MODEL)
+            assert not await registry.remove_model(MODEL)
+
+
+async def test_a_file_model_that_cant_be_read_is_still_the_files(path: Path, url: str) -> None:
+    await fill(url)
+    execute(path, "UPDATE models SET spec = '{}'")
+    with structlog.testing.capture_logs():
+        async with open_sqlite_registry(url) as registry:
+            with pytest.raises(DeclaredInFile):
+                await registry.put_model(spec())
 
 
 @pytest.mark.parametrize("declared", [[], [spec()]])

@@ -1,12 +1,13 @@
 """Workers that are killed, that stand still, that can't be reached, and gateways that are killed over them."""
 
 import json
-import shutil
+import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -133,7 +134,8 @@ def test_h12_a_worker_that_stands_still_costs_no_stream_and_no_replica(tmp_path:
         begun = len(stream.events)
         wait_for(lambda: len(stream.events) > begun + 10, "the stream to go on")
         assert not stream.ended
-        assert fleet.replica(replica_id) == {**found(fleet, replica_id), "state": "ready", "desired": "run", "pid": pid}
+        kept = found(fleet, replica_id)
+        assert (kept["state"], kept["desired"], kept["pid"]) == ("ready", "run", pid)
 
         worker.send_signal(signal.SIGCONT)
         fleet.wait_node("far", "healthy")
@@ -193,52 +195,79 @@ def test_a_worker_that_advertises_an_unreachable_host_is_named_as_the_cause(tmp_
 
 # A network of its own
 
-NAMESPACE: Final = "gateway-test"
 ADMIN_KEY: Final = "sk-admin-0123456789abcdef"
-GATEWAY_HOST: Final = "198.51.100.1"
-WORKER_HOST: Final = "198.51.100.2"
+
+
+@dataclass(frozen=True)
+class Network:
+    """A namespace whose only way out is a pair of virtual cards; of a name and addresses of this process's own."""
+
+    name: str = f"gateway-test-{os.getpid()}"
+    card: str = f"gwt{os.getpid()}"
+    peer: str = f"gwt{os.getpid()}p"
+    hosts: str = f"198.18.{os.getpid() % 256}"
+    """Of the range that is kept for measurements (RFC 2544)."""
+
+    @property
+    def gateway_host(self) -> str:
+        return f"{self.hosts}.1"
+
+    @property
+    def worker_host(self) -> str:
+        return f"{self.hosts}.2"
+
+    def make(self) -> None:
+        ip("link", "add", self.card, "type", "veth", "peer", "name", self.peer, "netns", self.name)
+        ip("addr", "add", f"{self.gateway_host}/30", "dev", self.card)
+        ip("link", "set", self.card, "up")
+        ip("-n", self.name, "addr", "add", f"{self.worker_host}/30", "dev", self.peer)
+        ip("-n", self.name, "link", "set", self.peer, "up")
+        ip("-n", self.name, "link", "set", "lo", "up")
+
+    def cut(self) -> None:
+        ip("link", "set", self.card, "down")
+
+    def mend(self) -> None:
+        ip("link", "set", self.card, "up")
 
 
 def ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True)
+    """Skips the test where it may not be done."""
+    try:
+        subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("needs the ip program")
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network of its own: ip {' '.join(arguments)}: {error.stderr.strip()}")
 
 
 @contextmanager
-def network() -> Iterator[None]:
-    """A namespace whose only way out is a pair of virtual cards. Skips the test where none may be made."""
-    if shutil.which("ip") is None:
-        pytest.skip("needs the ip program")
+def network() -> Iterator[Network]:
+    made = Network()
+    ip("netns", "add", made.name)
     try:
-        ip("netns", "add", NAMESPACE)
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"may not make a network namespace: {error.stderr.decode().strip()}")
-    try:
-        ip("link", "add", "gwtest0", "type", "veth", "peer", "name", "gwtest1", "netns", NAMESPACE)
-        ip("addr", "add", f"{GATEWAY_HOST}/30", "dev", "gwtest0")
-        ip("link", "set", "gwtest0", "up")
-        ip("-n", NAMESPACE, "addr", "add", f"{WORKER_HOST}/30", "dev", "gwtest1")
-        ip("-n", NAMESPACE, "link", "set", "gwtest1", "up")
-        ip("-n", NAMESPACE, "link", "set", "lo", "up")
-        yield
+        made.make()
+        yield made
     finally:
-        ip("netns", "delete", NAMESPACE)
+        ip("netns", "delete", made.name)
 
 
 def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_path: Path) -> None:
-    open_to_all = f'host = "{GATEWAY_HOST}"'
     auth = f'api_keys = [{{ name = "boss", key = "{ADMIN_KEY}", role = "admin" }}]'
-    config = fleet_config(TINY_ONCE, server=open_to_all, auth=auth, health=QUICK)
-    with network(), running_fleet(tmp_path, config) as fleet, fleet.gateway.client(ADMIN_KEY, timeout=60.0) as client:
-        assert fleet.gateway.url.startswith(f"http://{GATEWAY_HOST}:")
-        worker = fleet.start_worker("far", within=("ip", "netns", "exec", NAMESPACE))
+    with ExitStack() as held:
+        net = held.enter_context(network())
+        config = fleet_config(TINY_ONCE, server=f'host = "{net.gateway_host}"', auth=auth, health=QUICK)
+        fleet = held.enter_context(running_fleet(tmp_path, config))
+        client = held.enter_context(fleet.gateway.client(ADMIN_KEY, timeout=60.0))
+        worker = fleet.start_worker("far", within=("ip", "netns", "exec", net.name))
         wait_joined(worker)
         assert node_of(chat(client)) == "far"
         before = the_replica(client)
-        assert before["address"].startswith(f"{WORKER_HOST}:")  # the way to the gateway told it
-        ip("link", "set", "gwtest0", "down")
+        assert before["address"].startswith(f"{net.worker_host}:")  # the way to the gateway told it
+        net.cut()
         wait_for(lambda: node_status(client) == "unhealthy", "the node to be missed")
         waiting = in_background(lambda: chat(client))
-        ip("link", "set", "gwtest0", "up")
+        net.mend()
         wait_for(lambda: node_status(client) == "healthy", "the node to be back")
         assert node_of(waiting.result(60.0)) == "far"
         after = the_replica(client)

@@ -68,6 +68,11 @@ def pid_of(report: Report) -> int:
     return report.pid
 
 
+def folder_of(pid: int) -> str:
+    """Where it runs, as Linux puts it."""
+    return str(Path(f"/proc/{pid}/cwd").readlink())
+
+
 async def wait_event(log: Path, name: str) -> dict[str, Any]:
     while not (found := events_in(log, name)):  # noqa: ASYNC110 - another process writes the file
         await trio.sleep(0.01)
@@ -169,7 +174,7 @@ class Installation:
         self._folder.mkdir(exist_ok=True)
         script = self._folder / "run.sh.new"
         script.write_text(
-            f"#!/bin/sh\npwd >/dev/null || exit 9\nexport SCRIPT_LOG='{self._events / version}'\n"
+            f"#!/bin/sh\n[ \"$(pwd)\" = '{self._folder}' ] || exit 9\nexport SCRIPT_LOG='{self._events / version}'\n"
             f"exec '{sys.executable}' -m tests.fakes.scripted_backend \"$@\"\n"
         )
         script.chmod(0o755)
@@ -204,6 +209,7 @@ async def test_w2_a_folder_that_is_removed_under_its_process_fails_no_later_load
         await worker.want(wish("a"))
         first = pid_of(await worker.wait_report("a", Observed.READY))
         backend.remove()
+        assert folder_of(first) == f"{tmp_path / 'backend'} (deleted)"
         await worker.want(wish("a"), wish("b"))
         failed = await worker.wait_report("b", Observed.FAILED)
         assert failed.error is not None

@@ -54,6 +54,10 @@ REPORTS = st.builds(
     parallel=MAYBE_NUMBER,
     exit_code=MAYBE_NUMBER,
     error=MAYBE_TEXT,
+    done_bytes=MAYBE_NUMBER,
+    total_bytes=MAYBE_NUMBER,
+    ram_bytes=MAYBE_NUMBER,
+    vram_bytes=MAYBE_NUMBER,
 )
 HELLOS = st.builds(
     Hello,
@@ -86,6 +90,7 @@ SPECS = st.builds(
     selector=MAPPING,
     exclusive_group=MAYBE_TEXT,
     load_timeout_seconds=MAYBE_FLOAT,
+    rollout=st.sampled_from(["replace", "surge"]),
     source=st.sampled_from(["file", "api"]),
 )
 DESIRED_SETS = st.builds(
@@ -184,6 +189,15 @@ def test_an_older_gateway_has_the_defaults() -> None:
     read = wire.read_to_worker(pb.ToWorker(desired_set=wanted))
     expected = DesiredReplica(ReplicaId("r"), ModelSpec(ModelName("m"), "b", "a"), Desired.RUN, "t")
     assert read == DesiredSet(1, (expected,))
+
+
+@pytest.mark.parametrize("word", ["", "sideways", "SURGE"])
+def test_a_rollout_that_we_do_not_know_replaces(word: str) -> None:
+    spec = pb.ModelSpec(name="m", backend="b", artifact="a", rollout=word)
+    wanted = pb.DesiredSet(replicas=[pb.DesiredReplica(replica_id="r", spec=spec, desired="run")])
+    read = wire.read_to_worker(pb.ToWorker(desired_set=wanted))
+    assert isinstance(read, DesiredSet)
+    assert read.replicas[0].spec.rollout == "replace"
 
 
 @pytest.mark.parametrize("word", ["", "hibernate", "RUN"])

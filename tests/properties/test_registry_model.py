@@ -15,6 +15,7 @@ from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import open_memory_registry
 from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError
@@ -51,6 +52,12 @@ FRESH = "made-1"
 node_ids = st.sampled_from([NodeId("n1"), NodeId("n2"), NodeId(FRESH)])
 node_names = st.sampled_from(["box", "tower", "b\0x", "b\ud800x"])
 boot_ids = st.sampled_from([BootId("b1"), BootId("b2")])
+
+
+class PresentRevision:
+    """Stands for the revision that the model has."""
+
+
 ages = st.sampled_from([Age(0), Age(0), Age(0), Age(1)])
 model_names = st.sampled_from([ModelName("m1"), ModelName("m2"), ModelName("modèle ☃")])
 replica_ids = st.sampled_from([ReplicaId(f"r{number}") for number in range(4)])
@@ -82,12 +89,14 @@ specs = st.builds(
     selector=mappings,
     exclusive_group=maybe(texts),
     load_timeout_seconds=maybe(seconds),
+    rollout=st.sampled_from(["replace", "surge"]),
     source=st.sampled_from(["file", "api"]),
 )
 registrations = st.builds(
     Registration, name=node_names, boot_id=boot_ids, node_id=maybe(node_ids), approved=st.booleans()
 )
 amounts = maybe(st.integers(0, 2**40))
+requirements = st.builds(Requirement, vram_bytes=amounts, ram_bytes=amounts, disk_bytes=amounts, measured=st.booleans())
 labels = st.dictionaries(any_texts, any_texts, max_size=2)
 gpus = st.builds(
     Gpu,
@@ -165,6 +174,10 @@ LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
 
 some_call = st.one_of(
     calls("declare_models", tuples(specs)),
+    calls("put_model", specs),
+    calls("remove_model", model_names),
+    calls("unload_model", model_names),
+    calls("note_requirement", model_names, st.sampled_from([PresentRevision(), Revision("r")]), requirements),
     calls("register_node", registrations),
     calls("join_node", hellos, gateway_ids),
     calls("mark_node", node_ids, ages, st.sampled_from(LINKS), ended=st.booleans()),
@@ -193,13 +206,17 @@ def ids() -> Callable[[], str]:
     return lambda: f"made-{next(numbers)}"
 
 
-async def with_session(store: Store, call: Call) -> Call:
-    """The age of a session as a number of the node that the call is about."""
-    if len(call.arguments) < 2 or not isinstance(call.arguments[1], Age):
-        return call
-    node_id, age, *rest = call.arguments
-    node = (await store.read_state()).nodes.get(node_id)
-    return replace(call, arguments=(node_id, (node.session if node else 0) - age.sessions, *rest))
+async def with_present(store: Store, call: Call) -> Call:
+    """What stands for something of the present state, replaced by that: the age of a session by a number of the node
+    that the call is about."""
+    match call.arguments:
+        case (node_id, Age(sessions=sessions), *rest):
+            node = (await store.read_state()).nodes.get(node_id)
+            return replace(call, arguments=(node_id, (node.session if node else 0) - sessions, *rest))
+        case (name, PresentRevision(), *rest):
+            spec = (await store.read_state()).models.get(name)
+            return replace(call, arguments=(name, spec.revision if spec else Revision("none"), *rest))
+    return call
 
 
 async def answer(registry: Store, call: Call) -> object:
@@ -215,7 +232,7 @@ async def compare(history: Sequence[Call], url: str) -> None:
         async with open_sqlite_registry(url, clock=clock, make_id=ids()) as sqlite:
             for planned in history:
                 clock.seconds += 1.5
-                call = await with_session(memory, planned)
+                call = await with_present(memory, planned)
                 before = await memory.read_state()
                 assert await answer(sqlite, call) == await answer(memory, call)
                 after = await memory.read_state()

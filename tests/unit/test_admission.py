@@ -7,7 +7,14 @@ import trio
 import trio.testing
 
 from gateway.domain.cluster import LoadFailure, NodeStatus
-from gateway.domain.errors import ModelLoadFailed, ModelLoading, ModelNotFound, NoNode, Overloaded
+from gateway.domain.errors import (
+    InsufficientCapacity,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelNotFound,
+    NoNode,
+    Overloaded,
+)
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.routing.eligibility import RoutingView
@@ -438,3 +445,13 @@ async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
     began = trio.current_time()
     (await bench.admission.wait_lease(ticket)).release()
     assert trio.current_time() - began == pytest.approx(0.02)
+
+
+async def test_p4_a_request_for_what_has_no_room_is_told_the_shortage_once_it_has_waited(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = RoutingBench()
+    bench.admission.shortage_of = lambda model: f"no room for {model}"
+    with pytest.raises(InsufficientCapacity, match="no room for m"):
+        await bench.lease()
+    assert trio.current_time() == LIMITS.load_wait_seconds

@@ -10,8 +10,8 @@ import trio.testing
 
 from gateway.backends.protocol import Target
 from gateway.control.demand import DemandPublisher, Waiting
+from gateway.control.draft import BACKOFF_FIRST_SECONDS
 from gateway.control.node_session import SessionOver, SessionSettings, desired_set
-from gateway.control.plan import BACKOFF_FIRST_SECONDS
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import Sessions
 from gateway.control.tails import CHUNKS_MAX
@@ -21,6 +21,8 @@ from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, Re
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.probe import ProbeOutcome
+from gateway.domain.progress import Progress
+from gateway.domain.requirement import Requirement
 from gateway.domain.session import (
     DesiredSet,
     EndTail,
@@ -35,7 +37,7 @@ from gateway.domain.session import (
     ToWorker,
 )
 from gateway.registry.memory import MemoryRegistry
-from gateway.registry.protocol import NotRegistered
+from gateway.registry.protocol import NotRegistered, RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, node, replica, spec, state
@@ -432,3 +434,51 @@ def test_the_desired_set_is_complete_and_only_the_nodes_own() -> None:
 def test_a_token_does_not_show() -> None:
     wanted = desired_set(state([replica("mine")]), NODE, 7, lambda _who: "very-secret")
     assert "very-secret" not in repr(wanted)
+
+
+# Loads
+
+
+async def test_l11_progress_is_told_and_not_stored(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.report(replica_id, Observed.FETCHING, done_bytes=0, total_bytes=100)
+        await control.state()
+        statements = control.registry.statistics().statements
+        await trio.sleep(1)
+        await control.report(replica_id, Observed.FETCHING, done_bytes=25, total_bytes=100)
+        await trio.testing.wait_all_tasks_blocked()
+        assert control.sessions.progress_of(replica_id) == Progress(25, 100, 25.0)
+        assert control.registry.statistics().statements == statements
+        await control.report(replica_id, Observed.LOADING)
+        assert (await control.state()).replicas[replica_id].observed is Observed.LOADING
+
+
+async def test_p1_what_a_ready_replica_takes_is_written_down(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.report(replica_id, Observed.LOADING, ram_bytes=1)
+        assert (await control.state()).requirements == {}
+        await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"), ram_bytes=7)
+        assert (await control.state()).requirements == {MODEL: Requirement(ram_bytes=7, measured=True)}
+
+
+async def test_p1_what_a_replica_takes_is_kept_while_the_registry_fails(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+
+        async def fail(*_arguments: object) -> bool:
+            raise RegistryError("busy")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(control.registry, "note_requirement", fail)
+            await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"), ram_bytes=7)
+            state = await control.state()
+            assert (state.replicas[replica_id].observed, state.requirements) == (Observed.READY, {})
+        await trio.sleep(1)
+        assert (await control.state()).requirements == {MODEL: Requirement(ram_bytes=7, measured=True)}

@@ -7,17 +7,23 @@ from trio.testing import MockClock
 
 from gateway.api.auth import Role
 from gateway.api.http_app import Door
+from gateway.domain.ids import BootId, NodeId
+from gateway.domain.session import Registration
+from gateway.link.credentials import BOOT, NODE, node_credential
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.front import ADMIN_KEY, INFERENCE_KEY, JOIN_TOKEN, Front
+from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, Front
 
 DOORS: Final = Front().app.doors()
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
+NODE_ID: Final = NodeId("node-1")
+BOOT_ID: Final = BootId("boot-1")
 CREDENTIALS: Final = {
     "none": None,
     "wrong": "sk-wrong",
     "inference": INFERENCE_KEY,
     "admin": ADMIN_KEY,
     "join": JOIN_TOKEN,
+    "worker": node_credential(CLUSTER_SECRET, NODE_ID, BOOT_ID),
 }
 OPEN: Final = None
 OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
@@ -27,6 +33,7 @@ OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
         "inference": OPEN,
         "admin": OPEN,
         "join": (401, "invalid_api_key"),
+        "worker": (401, "invalid_api_key"),
     },
     Role.ADMIN: {
         "none": (401, "invalid_api_key"),
@@ -34,6 +41,7 @@ OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
         "inference": (403, "forbidden"),
         "admin": OPEN,
         "join": (401, "invalid_api_key"),
+        "worker": (401, "invalid_api_key"),
     },
     Role.JOIN: {
         "none": (401, "invalid_join_token"),
@@ -41,6 +49,15 @@ OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
         "inference": (401, "invalid_join_token"),
         "admin": (401, "invalid_join_token"),
         "join": OPEN,
+        "worker": (401, "invalid_join_token"),
+    },
+    Role.WORKER: {
+        "none": (401, "invalid_node_credential"),
+        "wrong": (401, "invalid_node_credential"),
+        "inference": (401, "invalid_node_credential"),
+        "admin": (401, "invalid_node_credential"),
+        "join": (401, "invalid_node_credential"),
+        "worker": OPEN,
     },
 }
 """Role of the door and kind of the credential -> status and code."""
@@ -51,6 +68,7 @@ EXPECTED: Final = {
     ("GET", "/v1/models"): Role.INFERENCE,
     ("GET", "/v1/models/"): Role.INFERENCE,
     ("POST", "/api/node/register"): Role.JOIN,
+    ("GET", "/api/artifacts/{sha256}"): Role.WORKER,
     ("GET", "/api/replicas/{id}/logs"): Role.ADMIN,
     ("GET", "/healthz"): Role.PUBLIC,
     ("GET", "/readyz"): Role.PUBLIC,
@@ -67,6 +85,11 @@ EXPECTED: Final = {
     ("POST", "/api/nodes/<name>/resume"): Role.ADMIN,
     ("GET", "/api/models"): Role.ADMIN,
     ("GET", "/api/models/<path:name>"): Role.ADMIN,
+    ("PUT", "/api/models/<path:name>"): Role.ADMIN,
+    ("DELETE", "/api/models/<path:name>"): Role.ADMIN,
+    ("POST", "/api/models/<path:name>/load"): Role.ADMIN,
+    ("POST", "/api/models/<path:name>/unload"): Role.ADMIN,
+    ("GET", "/api/models/<path:name>/load-status"): Role.ADMIN,
     ("GET", "/api/replicas"): Role.ADMIN,
     ("GET", "/api/replicas/<replica_id>"): Role.ADMIN,
     ("GET", "/api/events"): Role.ADMIN,
@@ -80,8 +103,11 @@ def name_of(door: Door) -> str:
 
 async def knock(front: Front, door: Door, kind: str) -> AsgiRequest:
     front.tails.ready = ()
+    await front.registry.register_node(Registration("n1", BOOT_ID, NODE_ID))
+    await front.look()
     body = b"{}" if door.method in {"POST", "PATCH", "PUT"} else b""
-    return await front.ask(door.method, door.path, body, key=CREDENTIALS[kind])
+    headers = {NODE: NODE_ID, BOOT: BOOT_ID}
+    return await front.request(door.method, door.path, body, key=CREDENTIALS[kind], headers=headers).run(front.app)
 
 
 def code_of(request: AsgiRequest) -> str:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway.engines.llama_cpp.gguf_header import read_metadata
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
+from gateway.gguf.files import read_file
 
 
 def written(folder: Path, name: str, **arguments: int) -> bytes:
@@ -22,7 +22,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 
 def test_it_is_small_and_claims_a_long_context(tmp_path: Path) -> None:
     assert len(written(tmp_path, "tiny.gguf")) < 1_000_000
-    assert read_metadata(tmp_path / "tiny.gguf")["llama.context_length"] == 32_768
+    assert read_file(tmp_path / "tiny.gguf").metadata["llama.context_length"] == 32_768
 
 
 def test_a_failed_write_leaves_neither_a_part_nor_a_change(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
 ) -> None:
     async with open_node() as bench, trio.open_nursery() as nursery:
         reconciler = Reconciler(bench.registry, GATEWAY, interval_seconds=3600)
-        bench.monitor.note_broken = reconciler.note_broken
+        bench.monitor.note_broken = reconciler.note_lost
         await bench.join(OTHER_NODE)
         nursery.start_soon(bench.run_heartbeats, OTHER_NODE)
         await bench.registry.publish_demand(GATEWAY, [demand()])

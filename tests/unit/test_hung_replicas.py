@@ -7,7 +7,8 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.control.plan import Plan, plan
+from gateway.control.entries import Plan
+from gateway.control.plan import plan
 from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import BootId, ReplicaId
@@ -49,7 +50,7 @@ def test_else_it_waits_for_the_slot() -> None:
     fleet = state([replica(A, TWO), replica(B, TWO, slot=1)], specs=[TWO], nodes=[node(max_replicas_per_model=2)])
     decided = decide(fleet, A)
     assert decided.start == ()
-    assert [wait.because for wait in decided.wait] == ["no healthy node has room for it"]
+    assert [wait.because for wait in decided.wait] == ["waiting for its room on name-n1"]
 
 
 @pytest.mark.parametrize("hung", [B, ReplicaId("long gone")])

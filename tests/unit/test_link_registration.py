@@ -1,6 +1,7 @@
 """Joining a gateway over HTTP: what is sent, what is taken for an answer, and what a worker is told otherwise."""
 
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -158,6 +159,18 @@ async def test_nobody_there_is_tried_again() -> None:
         raise httpx.ConnectError("connection refused", request=request)
 
     with pytest.raises(JoinFailed, match="connection refused"):
+        await ask(answer)
+
+
+async def test_a_certificate_that_is_not_trusted_is_named_as_the_cause() -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = ssl.SSLCertVerificationError("certificate verify failed")
+        found.verify_message = "self-signed certificate"
+        broken = trio.BrokenResourceError()
+        broken.__cause__ = found
+        raise httpx.ConnectError("", request=request) from broken
+
+    with pytest.raises(JoinFailed, match=r"self-signed certificate; worker\.tls_ca"):
         await ask(answer)
 
 

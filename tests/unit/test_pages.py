@@ -12,6 +12,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.api.auth import Authenticator
 from gateway.api.http_app import BodyLimits, HttpApp
+from gateway.api.models import ModelDesk
 from gateway.api.pages import PAGE_ROUTES, build_pages
 from gateway.api.pages_app import Pages
 from gateway.api.status import StatusSource
@@ -19,9 +20,11 @@ from gateway.domain.errors import Conflict
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.memory import MemoryRegistry
+from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
 
@@ -41,10 +44,10 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
-    source = StatusSource(
-        GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0
-    )
-    return build_pages(source, idle_admission(), metrics, lambda: checks, MemoryRegistry())
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+    registry = MemoryRegistry()
+    desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    return build_pages(source, idle_admission(), metrics, lambda: checks, registry, desk)
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.plan import Plan, Start, backoff_seconds, plan
+from gateway.control.draft import backoff_seconds
+from gateway.control.entries import Plan, Start
+from gateway.control.plan import plan
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
@@ -56,7 +58,9 @@ def test_p5_more_than_there_is_room_for_waits_and_says_why() -> None:
     floor = spec(min_replicas=3, max_replicas=3)
     decided = decide(state(specs=[floor], nodes=[node("n1")]))
     assert len(decided.start) == 1
-    assert [wait.because for wait in decided.wait] == ["no healthy node has room for it"]
+    because = "no healthy node has room for it (name-n1: 1 of 1 slots taken)"
+    assert [(wait.because, wait.is_shortage) for wait in decided.wait] == [(because, True)]
+    assert decided.unsatisfiable == {MODEL: f"1 of 3 replicas: {because}"}
 
 
 @pytest.mark.parametrize("unfit", UNFIT, ids=lambda unfit: unfit.status)

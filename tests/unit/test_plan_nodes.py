@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.plan import Plan, backoff_seconds, plan
+from gateway.control.draft import backoff_seconds
+from gateway.control.entries import Plan
+from gateway.control.plan import plan
 from gateway.control.retire import FORGET_AFTER_SECONDS
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
@@ -146,6 +148,14 @@ def test_l9_what_breaks_before_it_was_ready_is_a_failed_load(observed: Observed)
 @pytest.mark.parametrize("changes", [{}, {"desired": Desired.DRAIN, "observed": Observed.LOADING}])
 def test_what_breaks_later_or_was_not_wanted_any_more_is_none(changes: dict[str, object]) -> None:
     assert decide(fleet(node(A), **changes), {R: "nothing listens"}).mark == ()
+
+
+@pytest.mark.parametrize("observed", sorted(COMING_UP))
+def test_l3_a_load_that_is_lost_with_its_worker_is_none_and_another_node_has_it_at_once(observed: Observed) -> None:
+    decided = plan(fleet(node(A), observed=observed), NOW, Ids(), {R: "nothing listens"}, lost={R})
+    assert wanted(decided) == [(R, Desired.STOP, "nothing listens")]
+    assert places(decided) == [B]
+    assert decided.mark == ()
 
 
 def test_the_substitute_of_a_broken_one_goes_to_another_node_if_there_is_one() -> None:

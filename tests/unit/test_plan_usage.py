@@ -5,7 +5,8 @@ from math import inf
 
 import pytest
 
-from gateway.control.plan import Plan, plan
+from gateway.control.entries import Plan
+from gateway.control.plan import plan
 from gateway.control.retire import DRAINED_SECONDS, Limits
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import ReplicaId

@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
-from gateway.domain.errors import GatewayError, ModelLoadFailed, ModelLoading, NoNode
+from gateway.domain.errors import GatewayError, InsufficientCapacity, ModelLoadFailed, ModelLoading, NoNode, Overloaded
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import COMING_UP, Observed
 from gateway.routing.eligibility import RoutingView
@@ -71,3 +71,21 @@ def test_l11_what_loads_is_told_rather_than_what_is_silent() -> None:
     loading = replica("z", node_id=NodeId("n2"), observed=Observed.LOADING)
     seen = view(replica("r"), loading, nodes=[SILENT, node("n2")])
     assert loading_state(seen, MODEL) == {"model": "m", "state": "loading", "node": "name-n2"}
+
+
+SHORTAGE = "no healthy node has room for it (name-n1: needs 8.0 GiB of memory, 4.0 GiB free)"
+
+
+def test_p4_a_model_for_which_there_is_no_room_is_refused_with_the_numbers() -> None:
+    error = gave_up(view(), MODEL, 60, (), shortage=SHORTAGE)
+    assert isinstance(error, InsufficientCapacity)
+    assert (error.status, error.code, error.retry_after_seconds) == (503, "insufficient_capacity", 5.0)
+    assert error.message == f"The model 'm' could not be loaded within 60 s: {SHORTAGE}."
+
+
+def test_p4_what_serves_or_comes_up_has_no_shortage_of_room() -> None:
+    """For growing there may be none, which is nothing to tell a request."""
+    assert isinstance(gave_up(view(replica("r")), MODEL, 60, (), shortage=SHORTAGE), Overloaded)
+    loading = view(replica("r", observed=Observed.LOADING))
+    assert isinstance(gave_up(loading, MODEL, 60, (), shortage=SHORTAGE), ModelLoading)
+    assert isinstance(gave_up(view(nodes=[SILENT]), MODEL, 60, (), shortage=SHORTAGE), NoNode)

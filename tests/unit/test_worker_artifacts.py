@@ -11,7 +11,9 @@ from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
 from gateway.worker import artifacts
-from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactError, ArtifactStore, _hash
+from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactStore
+from gateway.worker.fetch.digest import file_sha256
+from gateway.worker.fetch.errors import ArtifactError
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +68,7 @@ async def test_l6_hashing_ends_when_it_is_cancelled(tmp_path: Path) -> None:
     with large.open("wb") as file:
         file.truncate(2**31)
     with trio.move_on_after(0.05) as scope:
-        await trio.to_thread.run_sync(_hash, large)
+        await trio.to_thread.run_sync(file_sha256, large)
     assert scope.cancelled_caught
 
 
@@ -124,7 +126,7 @@ async def test_builtin_tiny_without_its_extra_says_what_to_install(
         await ArtifactStore(tmp_path).fetch(spec("builtin:tiny"))
 
 
-@pytest.mark.parametrize("artifact", ["hf://org/model", "https://host/model.gguf", "weights.gguf"])
+@pytest.mark.parametrize("artifact", ["hf://org/model", "http://host/model.gguf", "weights.gguf", "ftp://host/m"])
 async def test_other_sources_are_refused_by_name(tmp_path: Path, artifact: str) -> None:
     with pytest.raises(ArtifactError, match=artifact):
         await ArtifactStore(tmp_path).fetch(spec(artifact))

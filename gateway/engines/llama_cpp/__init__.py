@@ -9,6 +9,6 @@ requests        PredictOptions -> what llama.cpp is asked, with `sampling` and `
 chunks          what llama.cpp says -> text, reasoning, tool calls, counts, errors
 slots           as many calls inside llama.cpp as it has slots, never one more
 generation      the bridge between a thread inside llama.cpp and the event loop
-model           llama.cpp itself, through xllamacpp; `gguf_header` looks into the file first
+model           llama.cpp itself, through xllamacpp; `gateway.gguf` looks into the file first
 tiny_model      writes a model of random weights to try all this with
 """

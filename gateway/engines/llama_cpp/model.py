@@ -17,10 +17,11 @@ from grpclib.const import Status
 from gateway.engines.llama_cpp.chunks import raise_error, too_long, unreadable
 from gateway.engines.llama_cpp.errors import CallError, LoadError
 from gateway.engines.llama_cpp.generation import Sink
-from gateway.engines.llama_cpp.gguf_header import BrokenHeader, read_metadata
 from gateway.engines.llama_cpp.options import LoadOptions
 from gateway.engines.llama_cpp.requests import GenerationRequest
 from gateway.engines.llama_cpp.sampling import Limits
+from gateway.gguf.errors import BrokenHeader
+from gateway.gguf.files import read_file
 
 log = logging.getLogger(__name__)
 
@@ -126,11 +127,11 @@ class Model:
 def _declares_pooling(file: Path) -> bool:
     """Whether the model says how its embeddings are pooled, as one made for embeddings does."""
     try:
-        metadata = read_metadata(file)
+        header = read_file(file)
     except (OSError, BrokenHeader) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise LoadError(f"can't load {file}: {reason}") from error
-    return f"{metadata.get('general.architecture')}.pooling_type" in metadata
+    return f"{header.architecture}.pooling_type" in header.metadata
 
 
 def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> xllamacpp.CommonParams:

@@ -64,7 +64,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_replicas_per_model: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., vram_budget: _Optional[_Union[VramBudget, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("replica_id", "observed", "address", "pid", "parallel", "exit_code", "error")
+    __slots__ = ("replica_id", "observed", "address", "pid", "parallel", "exit_code", "error", "done_bytes", "total_bytes", "ram_bytes", "vram_bytes")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,10 @@ class Report(_message.Message):
     PARALLEL_FIELD_NUMBER: _ClassVar[int]
     EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    VRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     observed: str
     address: str
@@ -79,7 +83,11 @@ class Report(_message.Message):
     parallel: int
     exit_code: int
     error: str
-    def __init__(self, replica_id: _Optional[str] = ..., observed: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., parallel: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+    done_bytes: int
+    total_bytes: int
+    ram_bytes: int
+    vram_bytes: int
+    def __init__(self, replica_id: _Optional[str] = ..., observed: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., parallel: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., ram_bytes: _Optional[int] = ..., vram_bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -164,7 +172,7 @@ class DesiredReplica(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., desired: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "backend", "artifact", "sha256", "context_size", "gpu_layers", "parallel", "options", "min_replicas", "max_replicas", "on_every_node", "selector", "exclusive_group", "load_timeout_seconds", "source")
+    __slots__ = ("name", "backend", "artifact", "sha256", "context_size", "gpu_layers", "parallel", "options", "min_replicas", "max_replicas", "on_every_node", "selector", "exclusive_group", "load_timeout_seconds", "source", "rollout")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -194,6 +202,7 @@ class ModelSpec(_message.Message):
     EXCLUSIVE_GROUP_FIELD_NUMBER: _ClassVar[int]
     LOAD_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ROLLOUT_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     artifact: str
@@ -209,7 +218,8 @@ class ModelSpec(_message.Message):
     exclusive_group: str
     load_timeout_seconds: float
     source: str
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., artifact: _Optional[str] = ..., sha256: _Optional[str] = ..., context_size: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., parallel: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., on_every_node: _Optional[bool] = ..., selector: _Optional[_Mapping[str, str]] = ..., exclusive_group: _Optional[str] = ..., load_timeout_seconds: _Optional[float] = ..., source: _Optional[str] = ...) -> None: ...
+    rollout: str
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., artifact: _Optional[str] = ..., sha256: _Optional[str] = ..., context_size: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., parallel: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., on_every_node: _Optional[bool] = ..., selector: _Optional[_Mapping[str, str]] = ..., exclusive_group: _Optional[str] = ..., load_timeout_seconds: _Optional[float] = ..., source: _Optional[str] = ..., rollout: _Optional[str] = ...) -> None: ...
 
 class TailLogs(_message.Message):
     __slots__ = ("tail", "replica_id", "lines", "follow")

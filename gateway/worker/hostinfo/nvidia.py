@@ -4,7 +4,7 @@ The library is opened and closed at each read. Kept open it would show the devic
 driver against an update or a reset, and answer nothing any more once the driver was reloaded.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
@@ -34,6 +34,14 @@ class MemoryInfo(Protocol):
     def free(self) -> int: ...
 
 
+class ProcessInfo(Protocol):
+    @property
+    def pid(self) -> int: ...
+    @property
+    def usedGpuMemory(self) -> int | None:  # noqa: N802 - the library's name
+        """None: the driver does not say."""
+
+
 class Nvml(Protocol):
     """What we call of `pynvml`; everything raises `pynvml.NVMLError`."""
 
@@ -44,6 +52,7 @@ class Nvml(Protocol):
     def nvmlDeviceGetName(self, handle: Device) -> str: ...  # noqa: N802
     def nvmlDeviceGetUUID(self, handle: Device) -> str: ...  # noqa: N802
     def nvmlDeviceGetMemoryInfo(self, handle: Device) -> MemoryInfo: ...  # noqa: N802
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Device) -> Sequence[ProcessInfo]: ...  # noqa: N802
     def nvmlDeviceGetMigMode(self, device: Device) -> list[int]: ...  # noqa: N802
     def nvmlDeviceGetMaxMigDeviceCount(self, device: Device) -> int: ...  # noqa: N802
     def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Device, index: int) -> Device: ...  # noqa: N802
@@ -51,18 +60,48 @@ class Nvml(Protocol):
 
 def read_gpus(machine_memory: Amounts, nvml: Nvml = pynvml) -> tuple[Gpu, ...]:
     """Empty without a driver. A GPU that fails is left out: it serves no model, and hides none of the others."""
+    gpus: list[Gpu] = []
+    with _opened(nvml) as count:
+        for index in range(count):
+            gpus += _describe_parts(nvml, index, machine_memory)
+    return tuple(gpus)
+
+
+def read_process_memory(pids: Collection[int], nvml: Nvml = pynvml) -> int | None:
+    """What these processes hold of all GPUs; None: no driver says it of any of them.
+
+    Blocks, for as long as a broken driver lets it wait.
+    """
+    used: list[int] = []
+    with _opened(nvml) as count:
+        for index in range(count):
+            with _tolerating(f"processes of GPU {index}"):
+                used += _used_on(nvml, nvml.nvmlDeviceGetHandleByIndex(index), pids)
+    return sum(used) if used else None
+
+
+def _used_on(nvml: Nvml, gpu: Device, pids: Collection[int]) -> list[int]:
+    running = [each for part in _parts(nvml, gpu) for each in nvml.nvmlDeviceGetComputeRunningProcesses(part)]
+    return [each.usedGpuMemory for each in running if each.pid in pids and each.usedGpuMemory is not None]
+
+
+@contextmanager
+def _opened(nvml: Nvml) -> Iterator[int]:
+    """How many GPUs there are; 0 without a driver, or with one that fails."""
     try:
         nvml.nvmlInit()
     except pynvml.NVMLError as error:
         log.debug("worker.no_nvidia_driver", reason=str(error))
-        return ()
-    gpus: list[Gpu] = []
+        yield 0
+        return
+    count = 0
     with _tolerating("all"):
-        for index in range(nvml.nvmlDeviceGetCount()):
-            gpus += _describe_parts(nvml, index, machine_memory)
-    with _tolerating("shutdown"):
-        nvml.nvmlShutdown()
-    return tuple(gpus)
+        count = nvml.nvmlDeviceGetCount()
+    try:
+        yield count
+    finally:
+        with _tolerating("shutdown"):
+            nvml.nvmlShutdown()
 
 
 def _describe_parts(nvml: Nvml, index: int, machine_memory: Amounts) -> list[Gpu]:

@@ -1,0 +1,125 @@
+"""Files that only the gateway has, for workers of other machines: those that models name by `file:` with a `sha256`.
+
+A worker asks by the hash. The path comes from the model and never from the request.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from gateway.api.asgi import Headers
+from gateway.api.auth import Caller, Role
+from gateway.api.byte_range import ByteRange, Unsatisfiable, wanted_range
+from gateway.api.exchange import Exchange
+from gateway.api.http_app import Route
+from gateway.domain.cluster import ClusterState
+from gateway.domain.errors import BadRequest, Forbidden, NotFound
+from gateway.domain.ids import NodeId
+from gateway.domain.model_spec import ModelSpec
+
+CHUNK_BYTES: Final = 1024 * 1024
+FILE_SCHEME: Final = "file:"
+
+
+class RangeNotSatisfiable(BadRequest):
+    status = 416
+    code = "range_not_satisfiable"
+
+
+class FileShrank(Exception):
+    """It ends before the length that was announced: whoever has written to it has broken this response."""
+
+
+@dataclass(frozen=True)
+class ArtifactFiles:
+    state: Callable[[], ClusterState]
+    models_dir: Path
+
+    def routes(self) -> Sequence[Route]:
+        path = "/api/artifacts/{sha256}"
+        # A drain does not wait for gigabytes: the worker goes on with what it has, here or at another gateway.
+        return (
+            Route("GET", path, Role.WORKER, self._send, ends_with_service=True),
+            Route("HEAD", path, Role.WORKER, self._send, ends_with_service=True),
+        )
+
+    async def _send(self, exchange: Exchange, caller: Caller, _body: bytes) -> None:
+        state, digest = self.state(), exchange.params["sha256"].lower()
+        node = state.nodes.get(NodeId(caller.name))
+        if node is None or not node.approved:
+            raise Forbidden("This node is not, or not yet, one that serves models of this fleet.")
+        exchange.notes["node"] = node.name
+        paths = tuple(paths_of(digest, state.models.values(), self.models_dir.resolve()))
+        file = await trio.to_thread.run_sync(_open_first, paths)
+        if file is None:
+            raise NotFound(f"This gateway has no file that a model names with the sha256 '{digest[:64]}'.")
+        with file:
+            await _answer(exchange, file, digest)
+
+
+def paths_of(digest: str, specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
+    """Where a file of that hash should lie. What the API has set stays in `models_dir`, which is resolved (A7)."""
+    for spec in specs:
+        if not spec.artifact.startswith(FILE_SCHEME) or spec.sha256 is None or spec.sha256.lower() != digest:
+            continue
+        path = (models_dir / spec.artifact.removeprefix(FILE_SCHEME)).resolve()
+        if spec.source == "file" or path.is_relative_to(models_dir):
+            yield path
+
+
+def _open_first(paths: Sequence[Path]) -> FileIO | None:
+    """The first of them that is a readable regular file."""
+    for path in paths:
+        try:
+            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe must not hold us up
+        except OSError:
+            continue
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    return None
+
+
+async def _answer(exchange: Exchange, file: FileIO, digest: str) -> None:
+    size, etag = os.fstat(file.fileno()).st_size, f'"{digest}"'
+    exchange.response_headers += [(b"etag", etag.encode()), (b"accept-ranges", b"bytes")]
+    part = _wanted_part(exchange, size, etag)
+    sent = part or ByteRange(0, size - 1)
+    headers: Headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(sent.length).encode()),
+    ]
+    if part is not None:
+        headers.append((b"content-range", f"bytes {part.first}-{part.last}/{size}".encode()))
+    await exchange.send_head(206 if part is not None else 200, headers)
+    if exchange.method != "HEAD":
+        await _send_bytes(exchange, file, sent)
+    await exchange.end_stream()
+
+
+def _wanted_part(exchange: Exchange, size: int, etag: str) -> ByteRange | None:
+    """None: the whole file. Raises `RangeNotSatisfiable`."""
+    if exchange.method != "GET" or exchange.header("if-range") not in {None, etag}:
+        return None
+    try:
+        return wanted_range(exchange.header("range"), size)
+    except Unsatisfiable:
+        exchange.response_headers.append((b"content-range", f"bytes */{size}".encode()))
+        raise RangeNotSatisfiable(f"The file has {size} bytes, none of which is in the range.") from None
+
+
+async def _send_bytes(exchange: Exchange, file: FileIO, part: ByteRange) -> None:
+    position, left = part.first, part.length
+    while left:
+        chunk = await trio.to_thread.run_sync(os.pread, file.fileno(), min(left, CHUNK_BYTES), position)
+        if not chunk:
+            raise FileShrank
+        await exchange.send_part(chunk)
+        position += len(chunk)
+        left -= len(chunk)

@@ -1,0 +1,47 @@
+"""Which part of a file a request's `Range` header asks for (RFC 9110, 14.1 and 14.2). Pure."""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+_RANGE: Final = re.compile(r"bytes=[ \t]*(\d{0,18})-(\d{0,18})[ \t]*", re.IGNORECASE)
+
+
+class Unsatisfiable(Exception):
+    """The file has none of these bytes."""
+
+
+@dataclass(frozen=True)
+class ByteRange:
+    first: int
+    last: int
+    """Included."""
+
+    @property
+    def length(self) -> int:
+        return self.last - self.first + 1
+
+
+def wanted_range(header: str | None, size_bytes: int) -> ByteRange | None:
+    """None: the whole file, also for what we do not take, as the RFC allows: several ranges, another unit, nonsense.
+
+    Raises `Unsatisfiable`.
+    """
+    found = _RANGE.fullmatch(header or "")
+    if found is None or found[1] == found[2] == "":
+        return None
+    if found[1] == "":
+        return _last_bytes(int(found[2]), size_bytes)
+    first = int(found[1])
+    last = min(int(found[2]), size_bytes - 1) if found[2] else size_bytes - 1
+    if found[2] and int(found[2]) < first:
+        return None
+    if first >= size_bytes:
+        raise Unsatisfiable
+    return ByteRange(first, last)
+
+
+def _last_bytes(count: int, size_bytes: int) -> ByteRange:
+    if count == 0 or size_bytes == 0:
+        raise Unsatisfiable
+    return ByteRange(max(0, size_bytes - count), size_bytes - 1)

@@ -1,0 +1,64 @@
+"""`gateway estimate`: how much memory a GGUF file takes once it is loaded, without loading it."""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Final
+
+from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli.table import table
+from gateway.gguf.cache import Use
+from gateway.gguf.errors import BrokenHeader
+from gateway.gguf.estimate import Estimate, estimate
+from gateway.gguf.files import read_model
+
+MIB: Final = 1024**2
+DEFAULTS: Final = Use()
+
+
+def estimate_command(arguments: argparse.Namespace) -> int:
+    try:
+        use = use_of(arguments)
+    except ValueError as error:
+        complain(str(error))
+        return USAGE
+    try:
+        found = estimate(read_model(arguments.file), use, gpu_layers=arguments.gpu_layers)
+    except (BrokenHeader, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        complain(f"can't estimate {arguments.file}: {reason}")
+        return FAILED
+    print(as_json(found) if arguments.json else "\n".join(estimate_lines(found, use)))
+    return OK
+
+
+def use_of(arguments: argparse.Namespace) -> Use:
+    """Raises `ValueError`."""
+    given = {"context": arguments.context, "parallel": arguments.parallel}
+    for name, number in given.items():
+        if number is not None and number < 1:
+            raise ValueError(f"--{name} must be at least 1, not {number}")
+    if arguments.gpu_layers is not None and arguments.gpu_layers < 0:
+        raise ValueError(f"--gpu-layers must not be negative: {arguments.gpu_layers}")
+    return Use(context_size=given["context"] or DEFAULTS.context_size, parallel=given["parallel"] or DEFAULTS.parallel)
+
+
+def as_json(found: Estimate) -> str:
+    return json.dumps({**asdict(found), "total_bytes": found.total_bytes}, indent=2)
+
+
+def estimate_lines(found: Estimate, use: Use) -> Iterator[str]:
+    """Pure."""
+    rows = {
+        "weights": found.weights_bytes,
+        f"cache of {use.parallel} x {use.context_size} tokens": found.kv_bytes,
+        "computation": found.compute_bytes,
+        "total without a GPU": found.total_bytes,
+        f"GPU, with {found.offloaded_layers} of {found.layers} layers": found.vram_bytes,
+        "RAM beside it": found.ram_bytes,
+    }
+    yield from table(
+        ("what", "memory"), [{"what": name, "memory": f"{size / MIB:,.1f} MiB"} for name, size in rows.items()]
+    )
+    yield from (f"note: {note}" for note in found.notes)

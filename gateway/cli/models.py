@@ -1,0 +1,89 @@
+"""`gateway models`: the models of a fleet, listed, loaded and changed."""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import quote
+
+from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli.client import ApiClient, ApiError
+from gateway.cli.load_progress import follow_load, status_line
+from gateway.cli.model_values import BadValue, read_spec, with_values
+from gateway.cli.table import print_table
+
+COLUMNS: Final[Sequence[str]] = (
+    "name",
+    "status",
+    "ready",
+    "desired",
+    "min/max",
+    "in_flight",
+    "queued",
+    "source",
+    "error",
+)
+
+
+def models(arguments: argparse.Namespace) -> int:
+    client = ApiClient(arguments)
+    try:
+        return _act(client, arguments)
+    except ApiError as error:
+        complain(str(error))
+        return FAILED
+    except BadValue as error:
+        complain(str(error))
+        return USAGE
+
+
+def _act(client: ApiClient, arguments: argparse.Namespace) -> int:
+    """Raises `ApiError`, `BadValue`."""
+    if arguments.action == "list":
+        print_table("models", COLUMNS, [_row(model) for model in client.get("/api/models")["models"]])
+        return OK
+    name = arguments.model
+    path = f"/api/models/{quote(name, safe='/')}"
+    match arguments.action:
+        case "status":
+            print(status_line(client.get(f"{path}/load-status")))
+        case "load":
+            return _load(client, path, wait=arguments.wait)
+        case "unload":
+            client.post(f"{path}/unload")
+            print(f"{name}: unloads once its requests have ended")
+        case "set":
+            changed = client.put(path, _body(client, arguments))
+            print(f"{name}: {changed['status']}, revision {changed['revision'][:12]}")
+        case "remove":
+            client.delete(path)
+            print(f"{name}: removed")
+    return OK
+
+
+def _row(model: Mapping[str, Any]) -> dict[str, Any]:
+    most = model["max_replicas"] or "any"
+    counts = "every node" if model["spec"].get("replicas") == "all" else f"{model['min_replicas']}/{most}"
+    return {**model, "min/max": counts}
+
+
+def _load(client: ApiClient, path: str, *, wait: bool) -> int:
+    status = client.post(f"{path}/load")
+    if not wait:
+        print(status_line(status))
+        return OK
+    end = follow_load(status, lambda: client.get(f"{path}/load-status"))
+    if end["state"] == "ready":
+        return OK
+    complain(status_line(end))
+    return FAILED
+
+
+def _body(client: ApiClient, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A file is the whole spec; values change the one that the model has."""
+    if bool(arguments.file) == bool(arguments.values):
+        raise BadValue("give either --file FILE or KEY=VALUE pairs")
+    if arguments.file:
+        return read_spec(arguments.file, arguments.model, sys.stdin.buffer)
+    known = {model["name"]: model["spec"] for model in client.get("/api/models")["models"]}
+    return with_values(known.get(arguments.model, {}), arguments.values)

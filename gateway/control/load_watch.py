@@ -1,0 +1,84 @@
+"""What this gateway's sessions hear of loads: how far each one is, and how it ended. None of it is stored (L11)."""
+
+from collections.abc import Callable, Container
+from dataclasses import dataclass
+from enum import StrEnum
+
+from gateway.domain.ids import ReplicaId
+from gateway.domain.lifecycle import COMING_UP, Observed
+from gateway.domain.progress import Progress
+from gateway.domain.session import Report
+
+
+class LoadOutcome(StrEnum):
+    READY = "ready"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    """On request, before it was ready."""
+
+
+@dataclass
+class _Load:
+    began: float
+    """The first report of it: seconds of Trio's clock."""
+    newest: Report
+    fetch_from: tuple[float, int] | None = None
+    """When the first number of bytes was told, and how many."""
+
+    def take(self, report: Report, now: float) -> None:
+        self.newest = report
+        if self.fetch_from is None and report.done_bytes is not None:
+            self.fetch_from = now, report.done_bytes
+
+    def progress(self, now: float) -> Progress:
+        done, total = self.newest.done_bytes, self.newest.total_bytes
+        if done is None or self.fetch_from is None:
+            return Progress(done, total)
+        since, done_before = self.fetch_from
+        rate = (done - done_before) / (now - since) if now > since and done > done_before else None
+        return Progress(done, total, rate)
+
+
+class LoadWatch:
+    """Times are seconds of Trio's clock."""
+
+    def __init__(self) -> None:
+        self._loads: dict[ReplicaId, _Load] = {}
+        self._ended: set[ReplicaId] = set()
+        """A report may come again: each load ends once."""
+        self.on_end: Callable[[ReplicaId, LoadOutcome, float | None], None] = lambda _id, _outcome, _seconds: None
+        """Called when a load has ended: how, and how long it took since the first report; None: nothing was heard
+        before its end. Set once, by the metrics."""
+
+    def note(self, report: Report, now: float) -> None:
+        """A replica that is not at its end, as far as the registry knows, has reported."""
+        replica_id = report.replica_id
+        if replica_id in self._ended:
+            return
+        if report.observed in COMING_UP:
+            self._loads.setdefault(replica_id, _Load(now, report)).take(report, now)
+            return
+        self._ended.add(replica_id)
+        load = self._loads.pop(replica_id, None)
+        if load is not None or report.observed is Observed.FAILED:
+            self.on_end(replica_id, _outcome(report.observed), now - load.began if load is not None else None)
+
+    def progress_of(self, replica_id: ReplicaId, now: float) -> Progress | None:
+        """None: nothing was heard of such a load here. The rate is that until now: one that has stalled falls."""
+        load = self._loads.get(replica_id)
+        return None if load is None else load.progress(now)
+
+    def keep_only(self, replicas: Container[ReplicaId]) -> None:
+        """Forgets every other one."""
+        self._loads = {each: load for each, load in self._loads.items() if each in replicas}
+        self._ended = {each for each in self._ended if each in replicas}
+
+
+def _outcome(observed: Observed) -> LoadOutcome:
+    match observed:
+        case Observed.READY:
+            return LoadOutcome.READY
+        case Observed.FAILED:
+            return LoadOutcome.FAILED
+        case _:
+            return LoadOutcome.STOPPED

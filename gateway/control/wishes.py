@@ -1,0 +1,91 @@
+"""Loads that somebody asked for without a request that waits: they count as demand until they have come to something.
+
+A wish ends when a replica serves, when a load has failed since, when the model is gone, and when for
+`WISH_SECONDS` nothing came up: then there is no room for it, and no one may be left who would use it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import Final, NoReturn
+
+import trio
+
+from gateway.control.demand import Waiting
+from gateway.domain.cluster import LoadFailure
+from gateway.domain.ids import ModelName
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import RoutingView
+from gateway.routing.waiting import coming_up
+from gateway.wake import Wake
+
+WISH_SECONDS: Final = 600.0
+
+
+@dataclass
+class _Wish:
+    since: float
+    """Seconds of Trio's clock, as is the other one."""
+    until: float
+    known_failure: LoadFailure | None
+    """What was known when it was wished for, and so is no answer to it."""
+    over: trio.Event = field(default_factory=trio.Event)
+
+
+class LoadWishes:
+    def __init__(self, views: SnapshotStore[RoutingView], changed: Callable[[], None]) -> None:
+        """`changed` is called when a wish begins or ends."""
+        self._views = views
+        self._changed = changed
+        self._wishes: dict[ModelName, _Wish] = {}
+        self.wake = Wake()
+        """To be set when the view has changed."""
+
+    def want(self, model: ModelName) -> None:
+        """A model of the current view. To wish twice is one wish, which lasts as long as the later."""
+        now, view = trio.current_time(), self._views.current
+        if view.candidates.get(model):
+            return
+        known_failure = view.state.failures.get(model)
+        wish = self._wishes.setdefault(model, _Wish(now, now, known_failure))
+        wish.until = now + WISH_SECONDS
+        self.wake.set()
+        self._changed()
+
+    def drop(self, model: ModelName) -> None:
+        wish = self._wishes.pop(model, None)
+        if wish is not None:
+            wish.over.set()
+            self._changed()
+
+    async def wait_over(self, model: ModelName) -> None:
+        """Until there is no wish for the model."""
+        if (wish := self._wishes.get(model)) is not None:
+            await wish.over.wait()
+
+    def is_open(self, model: ModelName) -> bool:
+        return model in self._wishes
+
+    def waiting(self) -> dict[ModelName, Waiting]:
+        """Each as if one request waited."""
+        now = trio.current_time()
+        return {model: Waiting(1, now - wish.since) for model, wish in self._wishes.items()}
+
+    async def run(self) -> NoReturn:
+        """Ends wishes; `wake` has it look again."""
+        while True:
+            view, now = self._views.current, trio.current_time()
+            for model, wish in tuple(self._wishes.items()):
+                if _is_over(wish, model, view, now):
+                    self.drop(model)
+            await self.wake.wait_until(min((wish.until for wish in self._wishes.values()), default=inf))
+
+
+def _is_over(wish: _Wish, model: ModelName, view: RoutingView, now: float) -> bool:
+    if model not in view.state.models or view.candidates.get(model):
+        return True
+    if coming_up(view, model):
+        wish.until = now + WISH_SECONDS
+        return False
+    failure = view.state.failures.get(model)
+    return (failure is not None and failure != wish.known_failure) or now >= wish.until

@@ -1,0 +1,47 @@
+"""What a model needs while it computes a batch. Pure.
+
+llama.cpp lays the intermediate results of a batch out so that memory is used again, so that what counts is the widest
+moment. Four of them can be the widest; with E values per token in the embedding, all in F32:
+
+  feed-forward part     3 F + 5 E     F: its inner width, of all chosen experts together
+  attention             2 Q + 5 E     Q: heads x key length; without flash attention C x heads more (C: cells)
+  recurrent layer       5 I + 5 E     I: its inner width
+  logits                    V + 5 E   V: the vocabulary; only for the rows that are asked for
+
+Beside that stand a mask for each kind of attention (2 bytes for each pair of a batch's token and a cell of its request;
+4 without flash attention), and the logits that are handed out.
+
+The factors were found by measuring: `python -m bench estimate` compares all of it with llama.cpp's own numbers.
+"""
+
+from typing import Final
+
+from gateway.gguf.cache import Use
+from gateway.gguf.shape import Shape
+
+VALUE_BYTES: Final = 4
+TOKEN_BYTES: Final = 64
+"""Positions, ids and indices."""
+
+
+def compute_bytes(shape: Shape, use: Use) -> int:
+    return _widest_moment(shape, use) + mask_bytes(shape, use) + TOKEN_BYTES * use.batch + output_bytes(shape, use)
+
+
+def mask_bytes(shape: Shape, use: Use) -> int:
+    attending = [layer.windowed for layer in shape.layers if layer.kv_heads]
+    cells = use.cells * (False in attending) + use.window_cells(shape.window) * (True in attending)
+    return cells * use.batch * (2 if use.flash_attention else VALUE_BYTES)
+
+
+def output_bytes(shape: Shape, use: Use) -> int:
+    """Always in main memory."""
+    return (shape.vocabulary + shape.embedding) * use.parallel * VALUE_BYTES
+
+
+def _widest_moment(shape: Shape, use: Use) -> int:
+    attention = shape.heads * (2 * shape.key_length + (0 if use.flash_attention else use.cells))
+    recurrent = 5 * shape.state_inner + shape.state_values * use.parallel // use.batch
+    per_token = max(3 * shape.feed_forward, attention, recurrent)
+    logits = shape.vocabulary * (use.batch if use.embeddings else min(use.parallel, use.batch))
+    return (max(per_token * use.batch, logits) + 5 * shape.embedding * use.batch) * VALUE_BYTES

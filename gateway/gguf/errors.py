@@ -1,0 +1,14 @@
+"""Why a GGUF header can't be read."""
+
+
+class BrokenHeader(ValueError):
+    """Not a GGUF file, one that contradicts itself, or one beyond the limits; the message says what and where."""
+
+
+class NeedMore(BrokenHeader):
+    """The data ends before the header does: of a prefix, read more; a whole file is cut short."""
+
+    def __init__(self, what: str, position: int, wanted_bytes: int) -> None:
+        super().__init__(f"{what} at byte {position} is cut short")
+        self.wanted_bytes = wanted_bytes
+        """Counted from the beginning of the file, what it takes to get further. Often far from enough for the rest."""

@@ -1,0 +1,148 @@
+"""How much memory a model takes, before anything is loaded: weights, cache, computation; on GPU and in RAM. Pure.
+
+Compared with what llama.cpp reports of its buffers (`python -m bench estimate`): weights and cache are exact, and the
+total is within a few per cent. The split among GPUs follows llama.cpp's rules, but was not measured on one.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
+from gateway.gguf.cache import Use, layer_cache_bytes
+from gateway.gguf.compute import compute_bytes, mask_bytes, output_bytes
+from gateway.gguf.header import Header
+from gateway.gguf.shape import Shape, shape_of
+
+GPU_PROCESS_BYTES: Final = 300 * 1024**2
+"""A driver's own share for each process that uses a GPU. Assumed."""
+PROCESS_BYTES: Final = 64 * 1024**2
+"""Our engine's process without a model, vocabulary included."""
+OTHER_FACTOR: Final = 1.2
+OTHER_BYTES: Final = 512 * 1024**2
+"""What a backend of another kind takes beside a file of some size: a guess on the safe side for runtimes in Python."""
+DEFAULT_USE: Final = Use()
+DIGITS_MAX: Final = 9
+
+
+@dataclass(frozen=True)
+class Estimate:
+    weights_bytes: int
+    kv_bytes: int
+    """The cache of all requests together, states of recurrent layers included."""
+    compute_bytes: int
+    vram_bytes: int
+    """On GPUs, with `offloaded_layers`."""
+    ram_bytes: int
+    """In main memory, with `offloaded_layers` on GPUs."""
+    layers: int
+    """As llama.cpp counts them: the output is one more."""
+    offloaded_layers: int
+    notes: tuple[str, ...]
+    """What was not known and how it was counted instead."""
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it on a machine without a GPU. On one with, `vram_bytes + ram_bytes` are more: some things are there
+        twice."""
+        return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+
+def estimate(
+    header: Header, use: Use = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
+) -> Estimate:
+    """`gpu_layers`: how many go to a GPU, None for all; `companion_bytes`: the size of files that are loaded
+    beside, such as an mmproj. Raises `BrokenHeader`."""
+    shape = shape_of(header)
+    caches = [layer_cache_bytes(shape, layer, use) for layer in shape.layers]
+    working = compute_bytes(shape, use)
+    layers = len(shape.layers) + 1
+    offloaded = layers if gpu_layers is None else max(0, min(gpu_layers, layers))
+    weights = header.weights.total + companion_bytes
+    vram = _vram_bytes(header, shape, caches, use, offloaded) + (companion_bytes if offloaded else 0)
+    moved = _moved_bytes(header, caches, offloaded) + (companion_bytes if offloaded else 0)
+    host = _host_compute_bytes(shape, use) if offloaded == layers else working
+    return Estimate(
+        weights_bytes=weights,
+        kv_bytes=sum(caches),
+        compute_bytes=working,
+        vram_bytes=vram,
+        ram_bytes=weights + sum(caches) - moved + host,
+        layers=layers,
+        offloaded_layers=offloaded,
+        notes=shape.notes + _notes(header),
+    )
+
+
+def fit_layers(header: Header, vram_free_bytes: int, use: Use = DEFAULT_USE, *, companion_bytes: int = 0) -> int:
+    """The most layers that may go to GPUs with so much free memory; the output counts as one. Raises `BrokenHeader`."""
+    most = len(shape_of(header).layers) + 1
+    fits, fails = 0, most + 1
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        needed = estimate(header, use, gpu_layers=middle, companion_bytes=companion_bytes).vram_bytes
+        fits, fails = (middle, fails) if needed <= vram_free_bytes else (fits, middle)
+    return fits
+
+
+def estimate_other(size_bytes: int) -> Requirement:
+    """Of weights in a format that is not looked into."""
+    needed = int(size_bytes * OTHER_FACTOR) + OTHER_BYTES
+    return Requirement(vram_bytes=needed, ram_bytes=needed, disk_bytes=size_bytes)
+
+
+def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companion_bytes: int = 0) -> Requirement:
+    """Of one replica; `size_bytes` is the artifact's. Raises `BrokenHeader`."""
+    found = estimate(header, use_of(spec), gpu_layers=_gpu_layers(spec), companion_bytes=companion_bytes)
+    return Requirement(vram_bytes=found.vram_bytes, ram_bytes=found.total_bytes + PROCESS_BYTES, disk_bytes=size_bytes)
+
+
+def use_of(spec: ModelSpec) -> Use:
+    """How a backend loads it; options that it would refuse count as not given."""
+    return Use(
+        context_size=spec.context_size or DEFAULT_USE.context_size,
+        parallel=spec.slots,
+        batch_tokens=_batch_tokens(spec.options.get("batch", "")),
+        embeddings=spec.options.get("embeddings") != "false",
+        flash_attention=spec.options.get("flash_attention") != "off",
+    )
+
+
+def _batch_tokens(text: str) -> int:
+    digits = text.isascii() and text.isdecimal() and len(text) < DIGITS_MAX
+    return (int(text) if digits else 0) or DEFAULT_USE.batch_tokens
+
+
+def _gpu_layers(spec: ModelSpec) -> int | None:
+    """On the wire 0 is "not set", which is all of them, as far as they fit."""
+    return spec.gpu_layers if spec.gpu_layers is not None and spec.gpu_layers > 0 else None
+
+
+def _vram_bytes(header: Header, shape: Shape, caches: list[int], use: Use, offloaded: int) -> int:
+    if offloaded == 0:
+        return 0
+    # llama.cpp copies a token embedding that is the output matrix as well.
+    copied = header.weights.embedding if header.weights.tied else 0
+    working = compute_bytes(shape, use) - output_bytes(shape, use)
+    return _moved_bytes(header, caches, offloaded) + copied + working + GPU_PROCESS_BYTES
+
+
+def _moved_bytes(header: Header, caches: list[int], offloaded: int) -> int:
+    """What main memory is spared. The output goes first, then layers from the last one backwards."""
+    if offloaded == 0:
+        return 0
+    first = len(caches) - (offloaded - 1)
+    weights = sum(size for layer, size in header.weights.layers.items() if layer >= first)
+    return header.weights.output + weights + sum(caches[first:])
+
+
+def _host_compute_bytes(shape: Shape, use: Use) -> int:
+    """With every layer on a GPU: what goes in and what comes out."""
+    return 2 * shape.embedding * use.batch * 4 + mask_bytes(shape, use) + output_bytes(shape, use)
+
+
+def _notes(header: Header) -> tuple[str, ...]:
+    parts = header.metadata.get("split.count", 0)
+    listed = header.metadata.get("split.tensors.count", 0)
+    missing = isinstance(listed, int) and listed > len(header.tensors)
+    return (f"one of {parts} parts: the weights of the others are not counted",) if missing else ()

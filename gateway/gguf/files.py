@@ -1,0 +1,40 @@
+"""The header of a GGUF file of this machine, together with those of its further parts where a model was split."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from gateway.gguf.errors import BrokenHeader
+from gateway.gguf.header import Header, read_header
+
+SPLIT: Final = re.compile(r"(.+)-00001-of-([0-9]{5})\.gguf")
+PARTS_MAX: Final = 1000
+
+
+def read_file(path: Path) -> Header:
+    """The header of one file. Raises `BrokenHeader`, `OSError`; blocks."""
+    with path.open("rb") as file:
+        return read_header(file)
+
+
+def read_model(path: Path) -> Header:
+    """The header of the model that `path` begins, with the tensors of all of its parts. Raises `BrokenHeader`, also for
+    a part that is shorter than its tensors, and `OSError`; blocks."""
+    parts = [_whole(part) for part in part_paths(path)]
+    return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
+
+
+def part_paths(path: Path) -> tuple[Path, ...]:
+    """`path` alone, or with the parts that its name says follow."""
+    found = SPLIT.fullmatch(path.name)
+    if found is None or int(found[2]) > PARTS_MAX:
+        return (path,)
+    return tuple(path.with_name(f"{found[1]}-{part:05}-of-{found[2]}.gguf") for part in range(1, int(found[2]) + 1))
+
+
+def _whole(path: Path) -> Header:
+    header, size = read_file(path), path.stat().st_size
+    if size < header.file_bytes_min:
+        raise BrokenHeader(f"{path.name} has {size} bytes of {header.file_bytes_min}; it is cut short")
+    return header

@@ -1,0 +1,87 @@
+"""Bounded reads from a stream that may claim any length and end anywhere."""
+
+import struct
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final, Protocol
+
+from gateway.gguf.errors import BrokenHeader, NeedMore
+
+HEADER_BYTES_MAX: Final = 256 * 1024**2
+"""Real ones have up to about 20 MB, nearly all of it vocabulary."""
+STRING_BYTES_MAX: Final = 16 * 1024**2
+NAME_BYTES_MAX: Final = 65_535
+"""Of keys, by the specification; tensors have far shorter names."""
+SKIP_STEP_BYTES: Final = 1024**2
+SCALARS: Final[Mapping[int, str]] = MappingProxyType({
+    0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
+})  # fmt: skip
+"""Type number -> how `struct` reads one value of it."""
+
+Scalar = int | float | bool | str
+
+
+class Readable(Protocol):
+    """A binary file, or anything that gives bytes in order."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Reader:
+    """Every method raises `BrokenHeader`, and its subclass `NeedMore` where the stream ends."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self.position = 0
+        """Bytes read so far."""
+
+    def take(self, size: int, what: str) -> bytes:
+        self._admit(size, what)
+        data = self._stream.read(size)
+        # A raw stream may give less than was asked for, and then go on.
+        while len(data) < size and (more := self._stream.read(size - len(data))):
+            data += more
+        if len(data) < size:
+            raise NeedMore(what, self.position, self.position + size)
+        self.position += size
+        return data
+
+    def skip(self, size: int, what: str) -> None:
+        """Read on, keeping nothing."""
+        self._admit(size, what)
+        end = self.position + size
+        while self.position < end:
+            began = self.position
+            try:
+                self.take(min(SKIP_STEP_BYTES, end - began), what)
+            except NeedMore as error:
+                raise NeedMore(what, began, end) from error
+
+    def unpack(self, layout: str, what: str) -> tuple[int, ...]:
+        return struct.unpack(layout, self.take(struct.calcsize(layout), what))
+
+    def count(self, most: int, what: str) -> int:
+        """A length of 64 bits, of which the file may claim at most `most`."""
+        at = self.position
+        (count,) = self.unpack("<Q", what)
+        if count > most:
+            raise BrokenHeader(f"{what} at byte {at} claims a count of {count}; at most {most} are read")
+        return count
+
+    def text(self, what: str, most: int = STRING_BYTES_MAX) -> str:
+        return self.take(self.count(most, what), what).decode(errors="replace")
+
+    def scalar(self, kind: int, what: str) -> int | float | bool:
+        (value,) = self.unpack(self.layout(kind, what), what)
+        return value
+
+    def layout(self, kind: int, what: str) -> str:
+        if kind not in SCALARS:
+            raise BrokenHeader(f"{what} at byte {self.position} is of unknown type {kind}")
+        return SCALARS[kind]
+
+    def _admit(self, size: int, what: str) -> None:
+        if self.position + size > HEADER_BYTES_MAX:
+            raise BrokenHeader(
+                f"{what} at byte {self.position} goes beyond the {HEADER_BYTES_MAX} bytes that a header may have"
+            )

@@ -1,0 +1,136 @@
+"""What an HTTP response to a request for a file, or for the rest of one, means (RFC 9110, 13.1.5 and 14). Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+RETRY_AFTER_SECONDS_MAX: Final = 300.0
+
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+_UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
+_TRY_AGAIN: Final = frozenset({408, 425, 429})
+_HINTS: Final[Mapping[int, str]] = {
+    401: "; it asks for a credential (HF_TOKEN is the one for Hugging Face)",
+    403: "; the credential, if any, does not open it (a gated model has to be asked for first)",
+    404: "; check the artifact's spelling",
+}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is here already, and how it was recognised."""
+
+    offset: int = 0
+    etag: str | None = None
+    total: int | None = None
+    has_digest: bool = False
+    """The file's hash is known: a file that ends too early shows."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """The response's body is the file from `offset` on."""
+
+    offset: int
+    total: int | None
+    etag: str | None
+    """A strong one, which names these very bytes."""
+
+
+@dataclass(frozen=True)
+class Complete:
+    """What is here is all there is."""
+
+
+@dataclass(frozen=True)
+class StartOver:
+    """What is here belongs to another file than the server has now."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class TryAgain:
+    reason: str
+    retry_after_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The same request will be answered the same way."""
+
+    reason: str
+
+
+Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | Refused
+
+
+def request_headers(asked: Asked) -> dict[str, str]:
+    headers = {"accept-encoding": "identity", "user-agent": "gateway"}
+    if asked.offset and (asked.etag is not None or asked.has_digest):
+        headers["range"] = f"bytes={asked.offset}-"
+        if asked.etag is not None:
+            headers["if-range"] = asked.etag
+    return headers
+
+
+def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdict:
+    """`headers` by their names in lower case."""
+    match status:
+        case 200:
+            return _read_whole(headers, asked)
+        case 206:
+            return _read_rest(headers, asked)
+        case 416 if asked.offset:
+            return _read_unsatisfied(headers, asked)
+        case _ if status in _TRY_AGAIN or status >= 500:
+            return TryAgain(f"it answered {status}", _retry_after(headers))
+        case _:
+            return Refused(f"it answered {status}{_HINTS.get(status, '')}")
+
+
+def _read_whole(headers: Mapping[str, str], asked: Asked) -> Verdict:
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+        return Refused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
+    length = headers.get("content-length", "")
+    total = int(length) if length.isdecimal() and len(length) <= 18 else None
+    if total is None and headers.get("transfer-encoding", "").lower() != "chunked" and not asked.has_digest:
+        return Refused("it does not say how long the file is; with sha256 set, that is no matter")
+    return Body(0, total, strong(headers.get("etag")))
+
+
+def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
+    found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+    if found is None or not asked.offset:
+        return StartOver("it answered with a part of the file that can't be told which")
+    if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
+        return Refused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
+    first, last = int(found[1]), int(found[2])
+    total = None if found[3] == "*" else int(found[3])
+    etag = strong(headers.get("etag"))
+    if first != asked.offset or (total is not None and last != total - 1):
+        return StartOver("it answered with another part of the file than the one asked for")
+    if asked.total is not None and total not in {None, asked.total}:
+        return StartOver(f"the file has {total} bytes now, it had {asked.total}")
+    if asked.etag is not None and etag is not None and etag != asked.etag:
+        return StartOver("the file has changed")
+    return Body(first, total if total is not None else asked.total, etag or asked.etag)
+
+
+def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> Verdict:
+    found = _UNSATISFIED.fullmatch(headers.get("content-range", ""))
+    if found is not None and int(found[1]) == asked.offset and asked.total in {None, asked.offset}:
+        return Complete()
+    return StartOver("the file is shorter than what was fetched of it")
+
+
+def strong(etag: str | None) -> str | None:
+    """None for a weak one: it does not say that the bytes are the same."""
+    return etag if etag is not None and re.fullmatch(r'"[\x21\x23-\x7e]{1,500}"', etag) else None
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """The form in seconds; a date is for those who trust clocks."""
+    said = headers.get("retry-after", "").strip()
+    return min(float(said), RETRY_AFTER_SECONDS_MAX) if re.fullmatch(r"\d{1,9}", said) else None

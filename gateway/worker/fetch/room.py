@@ -1,0 +1,70 @@
+"""Which cached files have to go for a new one, and whether it fits at all (P1). Pure."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+HEADROOM_SHARE: Final = 0.05
+HEADROOM_BYTES_MIN: Final = 2**30
+GIB: Final = 2**30
+
+
+@dataclass(frozen=True)
+class CachedFile:
+    path: Path
+    size_bytes: int
+    used_at: float
+    is_free: bool
+    """Nobody needs it now."""
+
+
+@dataclass(frozen=True)
+class Disk:
+    total_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class RoomPlan:
+    remove: tuple[CachedFile, ...]
+    """Least recently used first."""
+    shortage: str | None
+    """Why it does not fit, even then."""
+
+
+def plan_room(
+    need_bytes: int, cached: Sequence[CachedFile], disk: Disk, *, promised_bytes: int, cache_bytes_max: int | None
+) -> RoomPlan:
+    """Room for `need_bytes` more, beside `promised_bytes` that other downloads have still to write."""
+    coming = need_bytes + promised_bytes
+    headroom = headroom_bytes(disk)
+    over_disk = coming + headroom - disk.free_bytes
+    in_cache = sum(each.size_bytes for each in cached)
+    over_cache = 0 if cache_bytes_max is None else coming + in_cache - cache_bytes_max
+    removed: list[CachedFile] = []
+    for each in sorted((each for each in cached if each.is_free), key=lambda each: each.used_at):
+        if max(over_disk, over_cache) <= 0:
+            break
+        removed.append(each)
+        over_disk -= each.size_bytes
+        over_cache -= each.size_bytes
+    remove = tuple(removed)
+    if over_cache > 0:
+        return RoomPlan((), f"worker.cache_size, {_gib(cache_bytes_max or 0)}, is too small by {_gib(over_cache)}")
+    if over_disk > 0:
+        return RoomPlan((), f"{_gib(disk.free_bytes)} are free, of which {_gib(headroom)} have to stay so")
+    return RoomPlan(remove, None)
+
+
+def headroom_bytes(disk: Disk) -> int:
+    return max(int(disk.total_bytes * HEADROOM_SHARE), HEADROOM_BYTES_MIN)
+
+
+def describe_shortage(need_bytes: int, shortage: str, *, promised_bytes: int) -> str:
+    others = f" beside the {_gib(promised_bytes)} that other downloads still need" if promised_bytes else ""
+    return f"{_gib(need_bytes)} more do not fit here{others}: {shortage}"
+
+
+def _gib(amount: int) -> str:
+    return f"{amount / GIB:.2f} GiB" if amount >= GIB // 100 else f"{amount} bytes"

@@ -1,0 +1,103 @@
+"""What is heard of loads: how far they are, at which rate, and how each one ended, once."""
+
+import pytest
+
+from gateway.control.load_watch import LoadOutcome, LoadWatch
+from gateway.domain.ids import ReplicaId
+from gateway.domain.lifecycle import Observed
+from gateway.domain.progress import Progress
+from gateway.domain.session import Report
+
+R = ReplicaId("r")
+
+
+def fetching(done: int | None = None, total: int | None = None) -> Report:
+    return Report(R, Observed.FETCHING, done_bytes=done, total_bytes=total)
+
+
+@pytest.fixture
+def ends() -> list[tuple[ReplicaId, LoadOutcome, float | None]]:
+    return []
+
+
+@pytest.fixture
+def watch(ends: list[tuple[ReplicaId, LoadOutcome, float | None]]) -> LoadWatch:
+    watch = LoadWatch()
+    watch.on_end = lambda *end: ends.append(end)
+    return watch
+
+
+def told(watch: LoadWatch, now: float) -> Progress:
+    progress = watch.progress_of(R, now)
+    assert progress is not None
+    return progress
+
+
+def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadWatch) -> None:
+    assert watch.progress_of(R, 0) is None
+    watch.note(fetching(), 0)
+    assert told(watch, 5) == Progress()
+    assert (Progress().fraction, Progress().eta_seconds) == (None, None)
+    assert (Progress(5).fraction, Progress(5, 10).eta_seconds, Progress(5, 0).fraction) == (None, None, None)
+
+
+def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadWatch) -> None:
+    watch.note(fetching(), 0)
+    watch.note(fetching(100, 1000), 10)
+    assert told(watch, 10) == Progress(100, 1000)
+    watch.note(fetching(300, 1000), 20)
+    assert told(watch, 20) == Progress(300, 1000, 20.0)
+    assert (told(watch, 20).fraction, told(watch, 20).eta_seconds) == (0.3, 35.0)
+
+
+def test_l11_a_fetch_that_stalls_is_told_to_take_longer(watch: LoadWatch) -> None:
+    watch.note(fetching(0, 1000), 0)
+    watch.note(fetching(500, 1000), 10)
+    assert (told(watch, 10).eta_seconds, told(watch, 40).eta_seconds) == (10.0, 40.0)
+
+
+def test_more_than_all_is_all() -> None:
+    assert (Progress(11, 10, 1.0).fraction, Progress(11, 10, 1.0).eta_seconds) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("end", "outcome"),
+    [
+        (Observed.READY, LoadOutcome.READY),
+        (Observed.FAILED, LoadOutcome.FAILED),
+        (Observed.GONE, LoadOutcome.STOPPED),
+    ],
+)
+def test_a_load_ends_once(
+    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]], end: Observed, outcome: LoadOutcome
+) -> None:
+    watch.note(fetching(), 2)
+    watch.note(Report(R, Observed.LOADING), 5)
+    for _ in range(2):
+        watch.note(Report(R, end), 12)
+    watch.note(Report(R, Observed.GONE), 20)
+    assert ends == [(R, outcome, 10.0)]
+    assert watch.progress_of(R, 20) is None
+
+
+def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
+    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
+) -> None:
+    watch.note(Report(R, Observed.READY), 1)
+    watch.note(Report(R, Observed.GONE), 2)
+    assert ends == []
+
+
+def test_l10_a_failure_counts_even_if_nothing_was_heard_before(
+    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
+) -> None:
+    watch.note(Report(R, Observed.FAILED), 1)
+    assert ends == [(R, LoadOutcome.FAILED, None)]
+
+
+def test_forgotten_replicas_are_forgotten(watch: LoadWatch) -> None:
+    watch.note(fetching(1, 2), 0)
+    watch.keep_only({R})
+    assert watch.progress_of(R, 0) is not None
+    watch.keep_only(())
+    assert watch.progress_of(R, 0) is None

@@ -1,0 +1,126 @@
+"""Loads that were asked for without a request: they are demand until they have come to something."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.control.demand import Waiting
+from gateway.control.wishes import WISH_SECONDS, LoadWishes
+from gateway.domain.cluster import LoadFailure
+from gateway.domain.lifecycle import Observed
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
+from tests.fakes.fleet import MODEL, replica, view
+
+LOADED = view(replica("r"))
+LOADING = view(replica("r", observed=Observed.LOADING))
+NOT_LOADED = view()
+FAILED = view(failures={MODEL: LoadFailure("exit 3", 1, 10.0)})
+FAILED_AGAIN = view(failures={MODEL: LoadFailure("exit 3", 2, 30.0)})
+
+
+@dataclass
+class Bench:
+    views: SnapshotStore[RoutingView]
+    wishes: LoadWishes
+    changes: list[bool] = field(default_factory=list)
+    """Whether the wish was open, at each change."""
+
+    async def see(self, seen: RoutingView) -> None:
+        self.views.publish(seen)
+        self.wishes.wake.set()
+        await wait_all_tasks_blocked()
+
+    @property
+    def is_open(self) -> bool:
+        return self.wishes.is_open(MODEL)
+
+
+@asynccontextmanager
+async def open_bench(seen: RoutingView = NOT_LOADED) -> AsyncIterator[Bench]:
+    views: SnapshotStore[RoutingView] = SnapshotStore(seen)
+    bench = Bench(views, LoadWishes(views, lambda: bench.changes.append(bench.is_open)))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.wishes.run)
+        yield bench
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        await trio.sleep(3)
+        assert bench.wishes.waiting() == {MODEL: Waiting(1, 3.0)}
+        await bench.see(LOADING)
+        assert bench.is_open
+        await bench.see(LOADED)
+        assert bench.wishes.waiting() == {}
+        assert bench.changes == [True, False]
+
+
+async def test_what_serves_already_is_no_wish() -> None:
+    async with open_bench(LOADED) as bench:
+        bench.wishes.want(MODEL)
+        assert (bench.wishes.waiting(), bench.changes) == ({}, [])
+
+
+async def test_l10_a_failure_ends_a_wish() -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        await bench.see(LOADING)
+        await bench.see(FAILED)
+        assert not bench.is_open
+
+
+async def test_l9_an_earlier_failure_is_no_answer() -> None:
+    async with open_bench(FAILED) as bench:
+        bench.wishes.want(MODEL)
+        await bench.see(view(failures=FAILED.state.failures))
+        assert bench.is_open
+        await bench.see(FAILED_AGAIN)
+        assert not bench.is_open
+
+
+async def test_a_removed_model_is_not_wished_for() -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        await bench.see(EMPTY_VIEW)
+        assert not bench.is_open
+
+
+async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        await trio.sleep(WISH_SECONDS - 1)
+        bench.wishes.want(MODEL)
+        await trio.sleep(WISH_SECONDS - 1)
+        assert bench.is_open
+        await trio.sleep(2)
+        assert not bench.is_open
+
+
+async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        await bench.see(LOADING)
+        await trio.sleep(10 * WISH_SECONDS)
+        assert bench.is_open
+        await bench.see(NOT_LOADED)
+        await trio.sleep(WISH_SECONDS + 1)
+        assert not bench.is_open
+
+
+async def test_a_dropped_wish_lets_those_go_who_wait_for_it(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        with trio.fail_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bench.wishes.wait_over, MODEL)
+                await wait_all_tasks_blocked()
+                assert len(nursery.child_tasks) == 1
+                bench.wishes.drop(MODEL)
+                bench.wishes.drop(MODEL)
+        assert bench.changes == [True, False]

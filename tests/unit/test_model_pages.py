@@ -1,0 +1,395 @@
+"""The admin API over models: what is shown, put, removed, loaded and unloaded, and what is refused by which name."""
+
+import json
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from gateway.domain.cluster import LoadFailure, Replica
+from gateway.domain.ids import Address, ModelName, ReplicaId
+from gateway.domain.lifecycle import Observed
+from gateway.domain.progress import Progress
+from gateway.domain.requirement import Requirement
+from gateway.registry.protocol import ControlWrite
+from gateway.registry.snapshot import run_snapshot_watcher
+from gateway.routing.eligibility import build_view
+from tests.contract.samples import GATEWAY, join, place, replica, spec
+from tests.fakes.asgi import AsgiRequest
+from tests.fakes.front import NOW, Front
+
+TINY: Final = ModelName("org/tiny")
+BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
+FAILURE: Final = LoadFailure("exit code 3", 1, NOW + 70)
+
+
+@pytest.fixture
+async def front(nursery: trio.Nursery) -> Front:
+    """Its view follows the registry."""
+    front = Front()
+    await nursery.start(run_snapshot_watcher, front.registry, front.views, build_view)
+    return front
+
+
+async def put(front: Front, body: object, name: str = TINY) -> AsgiRequest:
+    return await front.ask("PUT", f"/api/models/{name}", json.dumps(body).encode())
+
+
+async def declare(front: Front, **fields: object) -> None:
+    await front.registry.declare_models([spec(TINY, **fields)])
+    await front.look()
+
+
+async def run_replica(front: Front, observed: Observed) -> Replica:
+    await join(front.registry)
+    model = (await front.registry.read_state()).models[TINY]
+    placed = replica(model=TINY, revision=model.revision, observed=observed, address=Address("127.0.0.1:9"))
+    await place(front.registry, placed)
+    await front.look()
+    return placed
+
+
+async def fail(front: Front) -> None:
+    epoch = await front.registry.lead(GATEWAY)
+    await front.registry.apply(epoch, ControlWrite(failures=((TINY, FAILURE),)))
+    await front.look()
+
+
+async def load_status(front: Front) -> dict[str, Any]:
+    request = await front.ask("GET", f"/api/models/{TINY}/load-status")
+    assert request.status == 200
+    status: dict[str, Any] = request.json
+    return status
+
+
+# What is shown
+
+
+async def test_a_model_says_all_that_is_known_of_it(front: Front) -> None:
+    await put(front, {**BODY, "options": {"a": True}, "max_replicas": 2, "load_timeout": "1.5m"})
+    model = (await front.registry.read_state()).models[TINY]
+    await front.registry.note_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
+    await fail(front)
+    assert (await front.ask("GET", f"/api/models/{TINY}")).json == {
+        "name": TINY,
+        "source": "api",
+        "backend": "llama-cpp",
+        "revision": model.revision,
+        "ready": 0,
+        "desired": 0,
+        "min_replicas": 0,
+        "max_replicas": 2,
+        "in_flight": 0,
+        "queued": 0,
+        "status": "load_failed",
+        "error": "exit code 3",
+        "retry_at": NOW + 70,
+        "requirement": {"vram_bytes": 1, "ram_bytes": 2, "disk_bytes": 3, "measured": True},
+        "spec": {
+            **BODY,
+            "options": {"a": "true"},
+            "max_replicas": 2,
+            "load_timeout": "90s",
+            "rollout": "replace",
+        },
+    }
+
+
+FULL: Final[dict[str, Any]] = {
+    "backend": "other",
+    "artifact": "file:sub/m.gguf",
+    "sha256": "a" * 64,
+    "context_size": 4096,
+    "gpu_layers": 0,
+    "parallel": 3,
+    "options": {"a": "1"},
+    "min_replicas": 1,
+    "max_replicas": 0,
+    "selector": {"gpu.vendor": "nvidia"},
+    "exclusive_group": "g",
+    "load_timeout": "0.5s",
+    "rollout": "surge",
+}
+
+
+@pytest.mark.parametrize("body", [BODY, FULL, {**BODY, "replicas": "all"}])
+async def test_what_a_model_shows_of_its_spec_says_the_same_spec(front: Front, body: dict[str, Any]) -> None:
+    first = await put(front, body)
+    version = front.registry.statistics().version
+    again = await put(front, first.json["spec"])
+    assert (first.status, again.status) == (201, 200)
+    assert front.registry.statistics().version == version
+    assert body.items() <= first.json["spec"].items()
+
+
+# Putting
+
+
+async def test_a_new_model_is_created_and_a_known_one_is_changed(front: Front) -> None:
+    request = await put(front, BODY)
+    assert (request.status, request.json["name"], request.json["source"]) == (201, TINY, "api")
+    request = await put(front, {**BODY, "context_size": 4096})
+    assert (request.status, request.json["spec"]["context_size"]) == (200, 4096)
+
+
+async def test_null_is_not_set(front: Front) -> None:
+    assert (await put(front, {**BODY, "context_size": None, "max_replicas": None})).status == 201
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"name": "x"}, "name"),
+        ({"contxt_size": 1}, "contxt_size"),
+        ({"source": "file"}, "source"),
+        ({"backend": None}, "backend"),
+        ({"backend": 1}, "backend"),
+        ({"backend": "unknown"}, "backend"),
+        ({"backend": "llama-cpp", "artifact": ""}, "artifact"),
+        ({"artifact": "ftp://x/y"}, "artifact"),
+        ({"artifact": "file:../secret"}, "artifact"),
+        ({"artifact": "file:sub/../../models2/x"}, "artifact"),
+        ({"artifact": "file:/etc/passwd"}, "artifact"),
+        ({"artifact": "file:."}, "artifact"),
+        ({"sha256": "abc"}, "sha256"),
+        ({"context_size": 0}, "context_size"),
+        ({"context_size": "4096"}, "context_size"),
+        ({"context_size": True}, "context_size"),
+        ({"context_size": 2**31}, "context_size"),
+        ({"context_size": 1.5}, "context_size"),
+        ({"gpu_layers": -1}, "gpu_layers"),
+        ({"options": {"a:b": "c"}}, "options.a:b"),
+        ({"options": {"a": None}}, "options.a"),
+        ({"options": {"a": []}}, "options.a"),
+        ({"options": []}, "options"),
+        ({"options": {str(number): "" for number in range(257)}}, "options"),
+        ({"selector": {"a": {}}}, "selector.a"),
+        ({"min_replicas": 2, "max_replicas": 1}, "min_replicas"),
+        ({"replicas": "some"}, "replicas"),
+        ({"replicas": "all", "min_replicas": 1}, "replicas"),
+        ({"load_timeout": 30}, "load_timeout"),
+        ({"load_timeout": "0s"}, "load_timeout"),
+        ({"rollout": "canary"}, "rollout"),
+        ({"exclusive_group": "a b"}, "exclusive_group"),
+    ],
+)
+async def test_l18_a_wrong_field_is_named_and_changes_nothing(front: Front, fields: dict[str, Any], param: str) -> None:
+    request = await put(front, {**BODY, **fields})
+    assert (request.status, request.error["type"], request.error["param"]) == (400, "invalid_request_error", param)
+    assert f"{param}" in request.error["message"]
+    assert (await front.registry.read_state()).models == {}
+
+
+@pytest.mark.parametrize(
+    "artifact", ["builtin:x", "file:a/b.gguf", "file:/srv/models/b.gguf", "https://h/x", "hf://o/r/f"]
+)
+async def test_artifacts_that_the_api_may_name(front: Front, artifact: str) -> None:
+    assert (await put(front, {**BODY, "artifact": artifact})).status == 201
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b'{"backend": "\\ud800"}'])
+async def test_a_body_that_is_no_object(front: Front, body: bytes) -> None:
+    assert (await front.ask("PUT", "/api/models/a", body)).status == 400
+
+
+@pytest.mark.parametrize("name", ["a b", "x" * 257, "a/load", "a/unload", "a/load-status"])
+async def test_a_name_that_can_not_be_one_is_named(front: Front, name: str) -> None:
+    request = await put(front, BODY, name)
+    assert (request.status, request.error["param"]) == (400, "name")
+
+
+async def test_a_model_of_the_file_is_changed_in_the_file(front: Front) -> None:
+    await declare(front)
+    for request in (await put(front, BODY), await front.ask("DELETE", f"/api/models/{TINY}")):
+        assert (request.status, request.error["code"]) == (409, "conflict")
+        assert "configuration file" in request.error["message"]
+    assert (await front.registry.read_state()).models == {TINY: spec(TINY)}
+
+
+async def test_who_puts_a_model_sees_it_as_soon_as_this_gateway_does(autojump_clock: MockClock) -> None:
+    front = Front()
+    request = front.request("PUT", f"/api/models/{TINY}", json.dumps(BODY).encode())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(request.run, front.app)
+        await wait_all_tasks_blocked()
+        assert request.sent == []
+        before = trio.current_time()
+        await front.look()
+        await request.answering.wait()
+        assert trio.current_time() == before
+
+
+# Removing
+
+
+async def test_a_removed_model_is_not_there_any_more(front: Front) -> None:
+    await put(front, BODY)
+    front.loads.want(TINY)
+    assert (await front.ask("DELETE", f"/api/models/{TINY}")).json == {"removed": TINY}
+    assert (await front.registry.read_state()).models == {}
+    assert front.loads.wanted == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", ""),
+        ("DELETE", ""),
+        ("POST", "/load"),
+        ("POST", "/load?wait=5"),
+        ("POST", "/unload"),
+        ("GET", "/load-status"),
+    ],
+)
+async def test_a_model_that_is_not_there(front: Front, method: str, path: str) -> None:
+    request = await front.ask(method, f"/api/models/org/none{path}")
+    assert (request.status, request.error["code"]) == (404, "model_not_found")
+
+
+# Loading
+
+
+async def test_a_load_is_asked_for_and_not_waited_for(front: Front) -> None:
+    await declare(front)
+    request = await front.ask("POST", f"/api/models/{TINY}/load")
+    assert (request.status, request.json) == (202, {"model": TINY, "state": "not_loaded", "requested": True})
+    assert set(front.loads.wanted) == {TINY}
+
+
+async def test_a_load_is_waited_for_until_it_is_over(front: Front) -> None:
+    await declare(front)
+    request = front.request("POST", f"/api/models/{TINY}/load?wait=30", b"")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(request.run, front.app)
+        await wait_all_tasks_blocked()
+        assert request.sent == []
+        await run_replica(front, Observed.READY)
+        front.loads.drop(TINY)
+    assert (request.status, request.json["state"], request.json["node"]) == (200, "ready", "name of node-1")
+
+
+async def test_l11_a_load_that_takes_longer_goes_on(front: Front, autojump_clock: MockClock) -> None:
+    await declare(front)
+    before = trio.current_time()
+    request = await front.ask("POST", f"/api/models/{TINY}/load?wait=30")
+    assert (request.status, request.json["requested"]) == (202, True)
+    assert trio.current_time() - before == 30
+
+
+@pytest.mark.parametrize("wait", ["0", "-1", "1.5", "x", "601", ""])
+async def test_a_wrong_wait_is_named(front: Front, wait: str) -> None:
+    await declare(front)
+    request = await front.ask("POST", f"/api/models/{TINY}/load?wait={wait}")
+    assert (request.status, request.error["param"]) == (400, "wait")
+    assert front.loads.wanted == {}
+
+
+# How a load goes
+
+
+async def test_l11_a_load_status_says_how_far_it_is(front: Front) -> None:
+    await declare(front)
+    placed = await run_replica(front, Observed.FETCHING)
+    assert await load_status(front) == {
+        "model": TINY,
+        "state": "fetching",
+        "node": "name of node-1",
+        "requested": False,
+    }
+    front.loads.progress[placed.id] = Progress(250, 1000, 50.0)
+    assert await load_status(front) == {
+        "model": TINY,
+        "state": "fetching",
+        "node": "name of node-1",
+        "progress": 0.25,
+        "bytes_done": 250,
+        "bytes_total": 1000,
+        "eta_seconds": 15.0,
+        "requested": False,
+    }
+
+
+async def test_l11_what_is_not_known_is_absent(front: Front) -> None:
+    await declare(front)
+    placed = await run_replica(front, Observed.FETCHING)
+    front.loads.progress[placed.id] = Progress(250)
+    status = await load_status(front)
+    assert set(status) == {"model", "state", "node", "bytes_done", "requested"}
+
+
+async def test_of_several_loads_the_furthest_is_told(front: Front) -> None:
+    await declare(front, max_replicas=2)
+    await run_replica(front, Observed.PLACED)
+    further = replica(ReplicaId("a"), model=TINY, revision=spec(TINY).revision, slot=1, observed=Observed.LOADING)
+    await place(front.registry, further)
+    await front.look()
+    assert (await load_status(front))["state"] == "loading"
+
+
+async def test_l10_a_failed_load_says_why_and_when_it_is_tried_again(front: Front) -> None:
+    await declare(front)
+    await fail(front)
+    assert await load_status(front) == {
+        "model": TINY,
+        "state": "failed",
+        "error": "exit code 3",
+        "retry_at": NOW + 70,
+        "requested": False,
+    }
+
+
+async def test_l9_the_next_try_still_says_how_the_last_one_ended(front: Front) -> None:
+    await declare(front)
+    await fail(front)
+    await run_replica(front, Observed.LOADING)
+    status = await load_status(front)
+    assert (status["state"], status["error"]) == ("loading", "exit code 3")
+
+
+async def test_p4_a_model_without_room_says_so(front: Front) -> None:
+    await declare(front)
+    front.loads.waits[TINY] = "no healthy node has room for it"
+    assert await load_status(front) == {
+        "model": TINY,
+        "state": "not_loaded",
+        "reason": "no healthy node has room for it",
+        "requested": False,
+    }
+    front.loads.unsatisfiable[TINY] = "needs 9 GiB"
+    status = await load_status(front)
+    assert (status["state"], status["error"]) == ("unsatisfiable", "needs 9 GiB")
+
+
+# Unloading
+
+
+async def test_w12_a_model_is_unloaded_by_whichever_gateway_is_asked(front: Front) -> None:
+    await declare(front)
+    front.loads.want(TINY)
+    for _ in range(2):
+        request = await front.ask("POST", f"/api/models/{TINY}/unload")
+        assert (request.status, request.json["name"]) == (200, TINY)
+    assert (await front.registry.read_state()).unloads == {TINY: NOW}
+    assert front.loads.wanted == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "fields", "said"),
+    [
+        ("file", {"min_replicas": 2, "max_replicas": 2}, ("min_replicas = 2", "in the configuration file")),
+        ("file", {"on_every_node": True}, ('replicas = "all"', "in the configuration file")),
+        ("api", {"min_replicas": 1}, ("min_replicas = 1", "with PUT /api/models/org/tiny")),
+    ],
+)
+async def test_l17_what_is_always_loaded_is_not_unloaded(
+    front: Front, source: str, fields: dict[str, object], said: tuple[str, str]
+) -> None:
+    if source == "file":
+        await declare(front, **fields)
+    else:
+        await front.registry.put_model(spec(TINY, **fields))
+    request = await front.ask("POST", f"/api/models/{TINY}/unload")
+    assert (request.status, request.error["code"]) == (409, "conflict")
+    assert all(part in request.error["message"] for part in said)
+    assert (await front.registry.read_state()).unloads == {}

@@ -1,0 +1,132 @@
+"""How much models take: which are estimated, when, and what a replica that is ready says of itself."""
+
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+from trio.testing import MockClock
+
+from gateway.control.requirements import RequirementEstimates, measured_requirement
+from gateway.domain.capacity import Capacity, Gpu
+from gateway.domain.cluster import Node
+from gateway.domain.ids import ModelName, ReplicaId, Revision
+from gateway.domain.lifecycle import Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
+from gateway.domain.session import Report
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.protocol import RegistryError
+from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
+from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
+from tests.contract.samples import spec
+from tests.fakes.fleet import node
+
+ESTIMATE = Requirement(vram_bytes=10, ram_bytes=20, disk_bytes=30)
+CPU_NODE = node()
+GPU_NODE = node(capacity=Capacity(gpus=(Gpu("nvidia", "L4", "GPU-1"),)))
+
+
+def ready(ram_bytes: int | None, vram_bytes: int | None) -> Report:
+    return Report(ReplicaId("r"), Observed.READY, ram_bytes=ram_bytes, vram_bytes=vram_bytes)
+
+
+@pytest.mark.parametrize(
+    ("report", "at", "requirement"),
+    [
+        (ready(5, None), CPU_NODE, Requirement(ram_bytes=5, measured=True)),
+        (ready(5, None), None, Requirement(ram_bytes=5, measured=True)),
+        (ready(5, 9), GPU_NODE, Requirement(vram_bytes=9, measured=True)),
+        (ready(5, None), GPU_NODE, None),
+        (ready(5, 0), GPU_NODE, None),
+        (ready(None, None), CPU_NODE, None),
+    ],
+)
+def test_p1_a_replica_says_what_it_takes_of_a_machine_of_its_kind(
+    report: Report, at: Node | None, requirement: Requirement | None
+) -> None:
+    assert measured_requirement(report, at) == requirement
+
+
+class FailingRegistry(MemoryRegistry):
+    """Fails to note a requirement as often as is told."""
+
+    failures = 0
+
+    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+        if self.failures:
+            self.failures -= 1
+            raise RegistryError("busy")
+        return await super().note_requirement(name, revision, requirement)
+
+
+@dataclass
+class Bench:
+    registry: FailingRegistry = field(default_factory=lambda: FailingRegistry(trio.current_time))
+    views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
+    asked: list[ModelSpec] = field(default_factory=list)
+    threads: set[int] = field(default_factory=set)
+    estimate: Requirement | None = ESTIMATE
+
+    def ask(self, of: ModelSpec) -> Requirement | None:
+        self.asked.append(of)
+        self.threads.add(threading.get_ident())
+        return self.estimate
+
+    async def requirements(self) -> dict[ModelName, Requirement]:
+        await trio.sleep(10)
+        return dict((await self.registry.read_state()).requirements)
+
+
+@asynccontextmanager
+async def open_bench(bench: Bench) -> AsyncIterator[Bench]:
+    estimates = RequirementEstimates(bench.registry, bench.views, bench.ask)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(run_snapshot_watcher, bench.registry, bench.views, build_view)
+        nursery.start_soon(estimates.run)
+        yield bench
+        nursery.cancel_scope.cancel()
+
+
+async def test_p1_what_nothing_is_known_of_is_estimated_in_a_thread(autojump_clock: MockClock) -> None:
+    async with open_bench(Bench()) as bench:
+        await bench.registry.declare_models([spec("a"), spec("b", artifact="file:b.gguf")])
+        assert await bench.requirements() == {"a": ESTIMATE, "b": ESTIMATE}
+        assert threading.get_ident() not in bench.threads
+
+
+@pytest.mark.parametrize("artifact", ["", "https://host/x.gguf", "hf://o/r/f"])
+async def test_what_this_machine_can_not_read_is_not_asked_for(artifact: str, autojump_clock: MockClock) -> None:
+    async with open_bench(Bench()) as bench:
+        await bench.registry.declare_models([spec("a", artifact=artifact)])
+        assert await bench.requirements() == {}
+        assert bench.asked == []
+
+
+async def test_p1_what_is_known_is_left_alone(autojump_clock: MockClock) -> None:
+    bench = Bench()
+    await bench.registry.declare_models([spec("a")])
+    await bench.registry.note_requirement(ModelName("a"), spec().revision, Requirement(ram_bytes=7, measured=True))
+    async with open_bench(bench):
+        await bench.requirements()
+        assert bench.asked == []
+
+
+async def test_a8_each_revision_is_asked_for_once(autojump_clock: MockClock) -> None:
+    async with open_bench(Bench(estimate=None)) as bench:
+        for model in (spec("a"), spec("a", min_replicas=1), spec("a", context_size=9)):
+            await bench.registry.declare_models([model])
+            assert await bench.requirements() == {}
+        assert [each.context_size for each in bench.asked] == [None, 9]
+
+
+async def test_an_estimate_that_can_not_be_written_is_written_later(autojump_clock: MockClock) -> None:
+    async with open_bench(Bench()) as bench:
+        bench.registry.failures = 3
+        with capture_logs() as logs:
+            await bench.registry.declare_models([spec("a")])
+            assert await bench.requirements() == {"a": ESTIMATE}
+        assert sum(entry["event"] == "model.estimate_not_written" for entry in logs) == 3
