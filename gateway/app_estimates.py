@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
+import trio
 
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
@@ -18,9 +19,13 @@ log = structlog.get_logger(__name__)
 GGUF: Final = b"GGUF"
 
 
-def estimate_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
-    """An `EstimateRequirement` once its first argument is given. None: the file is not here, or is broken, which the
-    load will say."""
+async def estimate_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
+    """An `EstimateRequirement` once its first argument is given; reads the file in a thread."""
+    return await trio.to_thread.run_sync(read_requirement, models_dir, spec, abandon_on_cancel=True)
+
+
+def read_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
+    """None: the file is not here, or is broken, which the load will say."""
     try:
         path = local_file(spec, models_dir)
         return _requirement(path, spec) if path is not None else None

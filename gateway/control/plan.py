@@ -131,11 +131,11 @@ def _shrink(draft: Draft, spec: ModelSpec, limits: Limits) -> None:
         draft.let_end(replica, Desired.DRAIN, because)
     if _old_ones(ground, spec):
         return
-    for replica in ground.live(spec):
-        _carry_out(draft, replica, unwanted(ground, spec, replica))
     idle, judgement = spare(ground, spec, limits)
     if idle is not None:
         _carry_out(draft, idle, judgement)
+    for replica in ground.live(spec):
+        _carry_out(draft, replica, unwanted(ground, spec, replica))
 
 
 def _note_success(draft: Draft, spec: ModelSpec) -> None:

@@ -16,7 +16,7 @@ from gateway.domain.probe import ProbeOutcome
 from gateway.domain.session import Report
 from gateway.wake import Wake
 
-ANSWER_SECONDS_MAX: Final = 30.0
+ANSWER_SECONDS_MAX: Final = 15.0
 """How long a replica that its worker calls ready may take to answer this gateway."""
 PAUSE_SECONDS: Final = 0.2
 """Between two probes of it."""

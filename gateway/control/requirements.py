@@ -1,6 +1,6 @@
 """How much models take: measured where they run, estimated before, and written down for the planner (P1)."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeAlias
 
 import structlog
@@ -22,9 +22,8 @@ RETRY_SECONDS: Final = 1.0
 READABLE: Final = ("builtin:", "file:")
 """Artifacts that this machine may have."""
 
-EstimateRequirement: TypeAlias = Callable[[ModelSpec], Requirement | None]
-"""What a replica of the model will take, from the header of its file. None: this machine can't tell. May block: it is
-called in a thread. Raises nothing."""
+EstimateRequirement: TypeAlias = Callable[[ModelSpec], Awaitable[Requirement | None]]
+"""What a replica of the model will take, from the header of its file. None: this machine can't tell. Raises nothing."""
 
 
 def measured_requirement(report: Report, node: Node | None) -> Requirement | None:
@@ -66,7 +65,7 @@ class RequirementEstimates:
 
     async def _try(self, spec: ModelSpec) -> None:
         self._tried.add((spec.name, spec.revision))
-        requirement = await trio.to_thread.run_sync(self._estimate, spec, abandon_on_cancel=True)
+        requirement = await self._estimate(spec)
         if requirement is not None:
             log.info("model.estimated", model=spec.name, vram=requirement.vram_bytes, ram=requirement.ram_bytes)
             await self._write(spec, requirement)

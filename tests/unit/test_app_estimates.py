@@ -4,14 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway.app_estimates import estimate_requirement
+from gateway.app_estimates import read_requirement
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from gateway.gguf.estimate import estimate_other
 from tests.contract.samples import spec
 
 
 def test_p1_the_shipped_model_is_estimated(tmp_path: Path) -> None:
-    found = estimate_requirement(tmp_path, spec(artifact="builtin:demo"))
+    found = read_requirement(tmp_path, spec(artifact="builtin:demo"))
     assert found is not None
     assert (found.ram_bytes or 0) > 2**20
     assert (found.disk_bytes, found.measured) == (None, False)
@@ -20,7 +20,7 @@ def test_p1_the_shipped_model_is_estimated(tmp_path: Path) -> None:
 def test_p1_a_file_takes_more_with_more_context(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "m.gguf")
     few, many = (
-        estimate_requirement(tmp_path, spec(artifact="file:m.gguf", context_size=size)) for size in (256, 8192)
+        read_requirement(tmp_path, spec(artifact="file:m.gguf", context_size=size)) for size in (256, 8192)
     )
     assert few is not None
     assert many is not None
@@ -29,7 +29,7 @@ def test_p1_a_file_takes_more_with_more_context(tmp_path: Path) -> None:
 
 def test_another_format_is_estimated_by_its_size(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"x" * 1000)
-    assert estimate_requirement(tmp_path, spec(artifact="file:m.bin")) == estimate_other(1000)
+    assert read_requirement(tmp_path, spec(artifact="file:m.bin")) == estimate_other(1000)
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_another_format_is_estimated_by_its_size(tmp_path: Path) -> None:
 )
 def test_what_is_not_here_or_broken_is_not_known(tmp_path: Path, artifact: str) -> None:
     (tmp_path / "broken.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
-    assert estimate_requirement(tmp_path, spec(artifact=artifact)) is None
+    assert read_requirement(tmp_path, spec(artifact=artifact)) is None
 
 
 def test_what_the_api_names_is_looked_for_in_the_models_folder_only(tmp_path: Path) -> None:
@@ -46,5 +46,5 @@ def test_what_the_api_names_is_looked_for_in_the_models_folder_only(tmp_path: Pa
     (tmp_path / "m.bin").write_bytes(b"x")
     (models_dir / "link.bin").symlink_to(tmp_path / "m.bin")
     for artifact in ("file:../m.bin", f"file:{tmp_path}/m.bin", "file:link.bin"):
-        assert estimate_requirement(models_dir, spec(artifact=artifact)) is not None
-        assert estimate_requirement(models_dir, spec(artifact=artifact, source="api")) is None
+        assert read_requirement(models_dir, spec(artifact=artifact)) is not None
+        assert read_requirement(models_dir, spec(artifact=artifact, source="api")) is None
