@@ -87,7 +87,9 @@ class Gateway:
             attempts=config.routing.attempts,
             token_of=self.token_of,
         )
-        limits = Limits(config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf)
+        limits = Limits(
+            config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
+        )
         self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval, self.loads.usage, limits)
         self.probes.on_broken = self.reconciler.note_broken
         self.monitor = HealthMonitor(

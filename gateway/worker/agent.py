@@ -25,6 +25,7 @@ from gateway.worker.process import SpawnProcess
 from gateway.worker.replica import ReplicaStatistics, ReplicaTask, Workshop
 from gateway.worker.settings import WorkerSettings
 from gateway.worker.state_file import StateFile
+from gateway.worker.usage import MeasureUsage, measure_usage
 
 log = structlog.get_logger(__name__)
 
@@ -136,6 +137,7 @@ async def run_agent(
     *,
     spawn: SpawnProcess,
     control: BackendControl,
+    measure_usage: MeasureUsage = measure_usage,
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs until cancelled, then ends all processes at once, each within the bounds of any stop: some seconds to let go
@@ -158,6 +160,7 @@ async def run_agent(
         ),
         spawn=spawn,
         control=control,
+        measure_usage=measure_usage,
     )
     async with trio.open_nursery() as nursery:
         task_status.started(Agent(workshop, nursery))

@@ -38,7 +38,7 @@ from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_
 from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
 from gateway.worker.state_file import StateFile
-from gateway.worker.usage import Usage, measure_usage
+from gateway.worker.usage import MeasureUsage, measure_usage
 
 log = structlog.get_logger(__name__)
 
@@ -68,7 +68,7 @@ class Workshop:
     control: BackendControl
     wait_memory_above: Callable[[int, int], Awaitable[int]] = wait_memory_above
     """Process group and bytes -> what it uses, as soon as that is more."""
-    measure_usage: Callable[[int], Awaitable[Usage]] = measure_usage
+    measure_usage: MeasureUsage = measure_usage
     """Process group -> what it holds now."""
 
 

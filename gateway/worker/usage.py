@@ -1,7 +1,8 @@
 """What a replica that has just become ready holds of the machine's memory and of its GPUs'."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 import trio
 
@@ -20,6 +21,9 @@ class Usage:
 
 
 UNKNOWN_USAGE: Final = Usage()
+
+MeasureUsage: TypeAlias = Callable[[int], Awaitable[Usage]]
+"""Of the process group led by that process."""
 
 
 async def measure_usage(pid: int) -> Usage:

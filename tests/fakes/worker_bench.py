@@ -25,6 +25,7 @@ from gateway.worker.command import BackendProgram
 from gateway.worker.process import SpawnProcess
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
+from gateway.worker.usage import UNKNOWN_USAGE, MeasureUsage, Usage
 
 M = TypeVar("M")
 
@@ -87,6 +88,12 @@ async def nothing_known() -> Capacity:
     return UNKNOWN
 
 
+async def no_usage(_pid: int) -> Usage:
+    """Processes that are no processes hold nothing, and threads have no place on a virtual clock."""
+    await trio.lowlevel.checkpoint()
+    return UNKNOWN_USAGE
+
+
 @dataclass
 class WorkerBench:
     agent: Agent
@@ -146,13 +153,14 @@ async def open_worker(
     spawn: SpawnProcess,
     control: BackendControl,
     capacity: Callable[[], Awaitable[Capacity]] = nothing_known,
+    usage: MeasureUsage = no_usage,
 ) -> AsyncIterator[WorkerBench]:
     """Leaving the context is the worker's shutdown, after which its session says the last things."""
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](math.inf)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](math.inf)
     async with trio.open_nursery() as outer:
         async with trio.open_nursery() as inner:
-            agent = await inner.start(partial(run_agent, settings, spawn=spawn, control=control))
+            agent = await inner.start(partial(run_agent, settings, spawn=spawn, control=control, measure_usage=usage))
             session = WorkerSession(agent, to_gateway, from_gateway, HEARTBEAT_SECONDS, capacity, UNKNOWN)
             outer.start_soon(session.run)
             yield WorkerBench(agent, session, to_worker, from_worker)

@@ -18,6 +18,8 @@ ADMIN_KEY: Final = "sk-admin-77aa"
 HASHED_KEY: Final = "sk-hashed-e01b"
 WRONG_KEY: Final = "sk-wrong-9d3e"
 JOIN_TOKEN: Final = "join-4b1f"
+FOR_WORKERS: Final = {Role.JOIN, Role.WORKER}
+"""Roles that no API key has."""
 KEYS: Final = f"""
 [auth]
 join_token = "{JOIN_TOKEN}"
@@ -102,7 +104,7 @@ def test_the_table_of_routes_is_not_empty() -> None:
 def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Door) -> None:
     response = knock(locked, door)
     assert response.status_code == 401
-    assert code_of(response) in {"invalid_api_key", "invalid_join_token", ""}
+    assert code_of(response) in {"invalid_api_key", "invalid_join_token", "invalid_node_credential", ""}
     assert response.headers["www-authenticate"] == "Bearer"
 
 
@@ -124,15 +126,17 @@ def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Doo
         assert INFERENCE_KEY not in response.text
     elif door.role is Role.JOIN:
         assert (response.status_code, code_of(response)) == (401, "invalid_join_token")
+    elif door.role is Role.WORKER:
+        assert (response.status_code, code_of(response)) in {(401, "invalid_node_credential"), (401, "")}
     else:
         assert response.status_code not in {401, 403}
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [ADMIN_KEY, HASHED_KEY])
-def test_an_admin_key_opens_all_but_joining(locked: GatewayProcess, door: Door, key: str) -> None:
+def test_an_admin_key_opens_all_but_what_is_for_workers(locked: GatewayProcess, door: Door, key: str) -> None:
     refused = knock(locked, door, key).status_code in {401, 403}
-    assert refused is (door.role is Role.JOIN)
+    assert refused is (door.role in FOR_WORKERS)
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
@@ -204,10 +208,12 @@ def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Door, origin: 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
-def test_this_machine_may_do_everything_but_join(keyless: GatewayProcess, door: Door, host: str) -> None:
+def test_this_machine_may_do_everything_that_is_not_for_workers(keyless: GatewayProcess, door: Door, host: str) -> None:
     response = knock(keyless, door, host=host, origin="http://localhost:3000")
     if door.role is Role.JOIN:
         assert (response.status_code, code_of(response)) == (403, "join_disabled")
+    elif door.role is Role.WORKER:
+        assert response.status_code == 401
     else:
         assert response.status_code not in {401, 403}
 
@@ -244,8 +250,8 @@ def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> No
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
 def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Door, key: str | None) -> None:
     response = knock(anonymous, door, key, host="llm.example")
-    assert (response.status_code == 403) is (door.role is not Role.INFERENCE)
-    assert response.status_code != 401
+    assert (response.status_code == 403) is (door.role not in {Role.INFERENCE, Role.WORKER})
+    assert (response.status_code == 401) is (door.role is Role.WORKER)
 
 
 def test_a_stranger_gets_an_answer(anonymous: GatewayProcess) -> None:

@@ -19,7 +19,7 @@ from gateway.worker.agent import Agent, run_agent
 from gateway.worker.command import BackendProgram
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
+from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, no_usage, nothing_known
 from tests.fakes.worker_parts import FakeProcess, FakeSpawn
 from tests.simulation.backend import Load, SimBackend
 from tests.simulation.ledger import Ledger
@@ -121,7 +121,7 @@ class Machine:
         reports_out, reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         reports_in, reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         control = GrpcBackendControl(gateway.bridge, self.network.dial_locally)
-        run = partial(run_agent, self._settings(), spawn=self._start, control=control)
+        run = partial(run_agent, self._settings(), spawn=self._start, control=control, measure_usage=no_usage)
         agent: Agent = await nursery.start(run)
         nursery.start_soon(self._delay, orders_late, orders_in)
         nursery.start_soon(self._delay, reports_late, reports_in)

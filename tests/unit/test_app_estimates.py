@@ -19,9 +19,7 @@ def test_p1_the_shipped_model_is_estimated(tmp_path: Path) -> None:
 
 def test_p1_a_file_takes_more_with_more_context(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "m.gguf")
-    few, many = (
-        read_requirement(tmp_path, spec(artifact="file:m.gguf", context_size=size)) for size in (256, 8192)
-    )
+    few, many = (read_requirement(tmp_path, spec(artifact="file:m.gguf", context_size=size)) for size in (256, 8192))
     assert few is not None
     assert many is not None
     assert (many.ram_bytes or 0) > (few.ram_bytes or 0) > 0
