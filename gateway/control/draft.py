@@ -63,15 +63,17 @@ class Draft:
         ground.drop(replica)
         ground.remembered = note_freed(ground.remembered, ground.state, [replica], ground.now)
 
-    def note_failure(self, replica: Replica, cause: str) -> None:
-        """A load has failed, which matters if it was one of the model as it is now."""
+    def note_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
+        """A load has failed, which matters if it was one of the model as it is now. `forgives_first`: the first of a
+        row is tried again at once."""
         spec = self.ground.state.models.get(replica.model)
         if spec is None or spec.revision != replica.revision:
             return
-        attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else 1
+        first = 0 if forgives_first else 1
+        attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else first
         failure = LoadFailure(cause, attempts, self.ground.now + backoff_seconds(attempts))
         self.failures[spec.name] = failure
-        self.mark.append(Mark(spec.name, failure, f"load attempt {attempts} failed"))
+        self.mark.append(Mark(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke"))
 
     def note_success(self, spec: ModelSpec) -> None:
         del self.failures[spec.name]
@@ -95,5 +97,6 @@ class Draft:
 
 
 def backoff_seconds(attempts: int) -> float:
-    """How long a model is left alone after that many failed loads in a row (L9)."""
-    return min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)
+    """How long a model is left alone after that many failures in a row (L9); 0: a replica that was ready has broken,
+    for the first time."""
+    return 0.0 if attempts == 0 else min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)

@@ -36,6 +36,8 @@ from gateway.routing.load_table import Usage
 NO_LIMITS: Final = Limits()
 NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 UNLOAD_PAUSE_SECONDS: Final = 0.01
+STABLE_SECONDS: Final = 10.0
+"""For a replica to live after it became ready before earlier failures of its model are forgiven."""
 """A replica that is placed in the very moment of an unload could not be told from one that it is meant for."""
 
 
@@ -76,7 +78,8 @@ def _precedence(ground: Ground, spec: ModelSpec) -> tuple[bool, float, ModelName
 
 
 def _settle_ended(draft: Draft) -> None:
-    """A replica that is over frees its slot; one that never came up leaves a cause and a time to try again."""
+    """A replica that is over frees its slot; one that never came up, or that broke, leaves a cause and a time to try
+    again (L9)."""
     for replica in draft.ground.state.replicas.values():
         node = draft.ground.node_of(replica)
         because = why_forget(replica, node, draft.ground.now)
@@ -86,6 +89,8 @@ def _settle_ended(draft: Draft) -> None:
         draft.drop(replica, because)
         if replica.observed is Observed.FAILED:
             draft.note_failure(replica, replica.error or "no cause was given")
+        elif replica.observed is Observed.GONE and replica.error is not None and replica.desired is Desired.RUN:
+            draft.note_failure(replica, replica.error, forgives_first=True)
 
 
 def _stop_broken(draft: Draft, broken: Mapping[ReplicaId, str], lost: Container[ReplicaId]) -> None:
@@ -139,13 +144,21 @@ def _shrink(draft: Draft, spec: ModelSpec, limits: Limits) -> None:
 
 
 def _note_success(draft: Draft, spec: ModelSpec) -> None:
-    """Only what became ready after the failure disproves it: beside one that serves, another may fail for ever (L9)."""
+    """Only what became ready after the failure disproves it, since beside one that serves another may fail for ever;
+    and only once it has lived for a while, since it may be about to break as the last one did (L9)."""
     failure = draft.failures.get(spec.name)
     if failure is None:
         return
     failed_at = failure.retry_at - backoff_seconds(failure.attempts)
-    if any(each.observed is Observed.READY and each.since > failed_at for each in draft.ground.live(spec)):
+    ready = [
+        each.since for each in draft.ground.live(spec) if each.observed is Observed.READY and each.since > failed_at
+    ]
+    if not ready:
+        return
+    if min(ready) + STABLE_SECONDS <= draft.ground.now:
         draft.note_success(spec)
+    else:
+        draft.look_again(min(ready) + STABLE_SECONDS)
 
 
 @dataclass(frozen=True)

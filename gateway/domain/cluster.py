@@ -88,7 +88,7 @@ class LoadFailure:
 
     cause: str
     attempts: int
-    """Failed loads in a row."""
+    """Failed loads in a row; a replica that breaks after it was ready counts from its second time on."""
     retry_at: float
     """Seconds of the registry's clock."""
 

@@ -10,6 +10,7 @@ from gateway.domain.cluster import ClusterState, NodeStatus, Replica
 from gateway.domain.errors import (
     BackendFailed,
     GatewayError,
+    InsufficientCapacity,
     ModelLoadFailed,
     ModelLoading,
     ModelNotFound,
@@ -213,7 +214,7 @@ class Watch:
                 if request.model in self._overfull or waited >= QUEUE_SECONDS - ROUNDING_SECONDS:
                     return None
                 return f"it waited only {waited} s, and the queue was never full"
-            case ModelLoading() | NoNode():
+            case ModelLoading() | NoNode() | InsufficientCapacity():
                 return None if waited >= LOAD_WAIT_SECONDS - ROUNDING_SECONDS else f"it waited only {waited} s"
             case BackendFailed():
                 return self._why_not_failed(request, waited)

@@ -6,13 +6,14 @@ import pytest
 
 from gateway.control.draft import backoff_seconds
 from gateway.control.entries import Plan, Start
-from gateway.control.plan import plan
+from gateway.control.plan import STABLE_SECONDS, plan
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus
-from gateway.domain.ids import ModelName, NodeId
+from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0
+R = ReplicaId("r")
 UNFIT = [
     node(approved=False),
     node(draining=True),
@@ -132,13 +133,6 @@ def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> No
     assert decided.start == ()
 
 
-def test_a_replica_that_died_after_it_was_ready_is_replaced_at_once() -> None:
-    decided = decide(state([replica("dead", observed=Observed.GONE, error="killed")], demand=[demand()]))
-    assert [entry.replica_id for entry in decided.forget] == ["dead"]
-    assert len(decided.start) == 1
-    assert decided.mark == ()
-
-
 def test_a8_a_replica_of_an_old_revision_is_drained_and_replaced() -> None:
     old, new = spec(context_size=8), spec(context_size=16)
     nodes = [node(max_replicas_per_model=2)]
@@ -177,3 +171,30 @@ def test_the_write_says_the_same_as_the_plan() -> None:
     assert write.forget == ("gone",)
     assert write.desire == (("old", Desired.DRAIN),)
     assert [row.model for row in write.place] == [ModelName("m")]
+
+
+def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_only() -> None:
+    broke = replica(R, observed=Observed.GONE, error="was killed by SIGKILL", since=NOW)
+    first = decide(state([broke], demand=[demand()]))
+    assert len(first.start) == 1
+    [mark] = first.mark
+    assert mark.failure is not None
+    assert (mark.failure.attempts, mark.failure.retry_at) == (0, NOW)
+    again = decide(state([broke], demand=[demand()], failures={MODEL: mark.failure}))
+    assert again.start == ()
+    [mark] = again.mark
+    assert mark.failure is not None
+    assert mark.failure.retry_at == NOW + 10
+
+
+def test_l9_failures_are_forgiven_once_a_replica_has_lived_for_a_while() -> None:
+    failure = LoadFailure("it broke", 0, NOW - 5)
+    young = state([replica(R, since=NOW - 4)], failures={MODEL: failure})
+    assert (decide(young).mark, decide(young).again_at) == ((), NOW - 4 + STABLE_SECONDS)
+    old = state([replica(R, since=NOW - STABLE_SECONDS)], failures={MODEL: replace(failure, retry_at=NOW - 20)})
+    assert [mark.failure for mark in decide(old).mark] == [None]
+
+
+def test_h14_a_stop_on_request_is_no_failure() -> None:
+    assert decide(state([replica(R, desired=Desired.STOP, observed=Observed.GONE, error="late words")])).mark == ()
+    assert decide(state([replica(R, observed=Observed.GONE)])).mark == ()
