@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from grpclib.client import Channel
 from grpclib.config import Configuration
 
+from gateway.backends.patient_channel import PatientChannel
 from gateway.domain.ids import Address, ReplicaId
 
 Dial = Callable[[Address], Channel]
@@ -19,7 +20,7 @@ def dial(address: Address) -> Channel:
     host, _, port = address.rpartition(":")
     # No keepalive: backends keep gRPC's default policy, which answers pings within five minutes by hanging up, and a
     # llama.cpp that loads a model answers nothing at all (pitfall 34).
-    return Channel(host, int(port), config=Configuration(http2_stream_window_size=STREAM_WINDOW_BYTES))
+    return PatientChannel(host, int(port), config=Configuration(http2_stream_window_size=STREAM_WINDOW_BYTES))
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,8 @@ class NodeSession:
         self.last_heard = trio.current_time()
         self.leaving = False
         """The worker has said that it drains and ends."""
+        self._living: set[ReplicaId] = set()
+        """Replicas that, as the worker last said, have not ended."""
         self.tails = Tails(to_worker)
         self.superseded = trio.CancelScope()
         """Cancelled when a newer session of the node begins."""
@@ -112,6 +114,12 @@ class NodeSession:
         """What replicas take, as far as that is not in the registry yet."""
         self._written = Wake()
         self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
+
+    @property
+    def has_left(self) -> bool:
+        """The worker has said that it leaves, and that nothing runs there any more: the end of this session is no
+        break."""
+        return self.leaving and not self._living
 
     async def run(self) -> None:
         """Until the worker closes its end, or cancelled. Raises `SessionOver`."""
@@ -162,6 +170,7 @@ class NodeSession:
                 pass
 
     def _take_report(self, report: Report) -> None:
+        (self._living.discard if report.observed in FINAL else self._living.add)(report.replica_id)
         self._ready_check.forget(report.replica_id)
         if report.observed is Observed.READY and not self._is_ready(report.replica_id):
             self._ready_check.ask(report)

@@ -57,7 +57,7 @@ class Sessions:
                     await session.run()
             finally:
                 with trio.move_on_after(LEAVE_SECONDS, shield=True):
-                    await self._leave(session, gone=ends_with_gateway or session.leaving)
+                    await self._leave(session, gone=ends_with_gateway or session.has_left)
         if session.superseded.cancelled_caught:
             raise SessionOver("a newer session of this node has begun")
 
