@@ -127,6 +127,8 @@ class Membership:
         self._session: WorkerSession | None = None
         self._has_joined = False
         self._is_leaving = False
+        self._connected = trio.Event()
+        """A session has begun."""
         self._ended = trio.Event()
         """`run` has returned."""
 
@@ -184,18 +186,22 @@ class Membership:
             self._session = WorkerSession(
                 self._agent, link.send, link.receive, health.heartbeat, self._read_capacity, hello.capacity
             )
+            self._connected.set()
+            self._connected = trio.Event()
             await self._session.run()
         self._session = None
         if link.error is not None:
             raise link.error
 
     async def say_goodbye(self) -> None:
-        """Ends the session once all that was to be said is said; then `run` returns. Nothing to do without one."""
-        self._is_leaving = True
-        if self._session is not None:
-            with trio.move_on_after(LEAVE_SECONDS):
-                await self._session.finish()
-                await self._ended.wait()
+        """Ends the session once all that was to be said is said; then `run` returns. Between two sessions it waits for
+        the next one, for as long as a goodbye may take at all."""
+        with trio.move_on_after(LEAVE_SECONDS):
+            while self._session is None:
+                await self._connected.wait()
+            self._is_leaving = True
+            await self._session.finish()
+            await self._ended.wait()
 
     async def _register(self, url: str) -> RegistrationAnswer:
         try:

@@ -39,6 +39,7 @@ class WorkerSession:
     """What the gateway knows of the machine: as the hello said, then as last sent."""
     _tails: dict[int, trio.CancelScope] = field(default_factory=dict, init=False)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope, init=False)
+    _said_leaving: trio.Event = field(default_factory=trio.Event, init=False)
 
     async def run(self) -> None:
         """Returns when the gateway is gone."""
@@ -64,6 +65,8 @@ class WorkerSession:
         """Ends the session from this side, once every report has been handed over. To be bounded by the caller: a
         session that breaks meanwhile takes no report any more."""
         if not self._scope.cancel_called:
+            if self.agent.leaving.is_set():
+                await self._said_leaving.wait()
             await self.agent.outbox.wait_empty()
             self._scope.cancel()
 
@@ -91,6 +94,7 @@ class WorkerSession:
     async def _run_leaving(self) -> None:
         await self.agent.leaving.wait()
         await self._send(Leaving())
+        self._said_leaving.set()
 
     async def _run_tail(self, request: TailLogs) -> None:
         """One reader of a backend's output, at the pace of the connection."""
