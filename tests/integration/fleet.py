@@ -45,7 +45,8 @@ DONE: Final = "data: [DONE]"
 
 _SECTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "server": 'drain_timeout = "2m"',
+        # The port beside the first one may be anybody's, since all of them are the system's choice.
+        "server": 'drain_timeout = "2m"\nworker_port = 0',
         "auth": f'join_token = "{JOIN_TOKEN}"',
         "worker": "embedded = false",
         "routing": "expose_replica_header = true",

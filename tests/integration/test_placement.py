@@ -1,0 +1,63 @@
+"""Models that make room for each other and change while they serve, with real llama.cpp on one machine."""
+
+from pathlib import Path
+from typing import Any
+
+from tests.integration.harness import GatewayProcess, running_gateway, together, wait_for
+
+RIVALS = """
+[worker]
+max_replicas_per_model = 2
+
+[[models]]
+name = "a"
+backend = "llama-cpp"
+artifact = "builtin:tiny"
+context_size = 8192
+exclusive_group = "big"
+
+[[models]]
+name = "b"
+backend = "llama-cpp"
+artifact = "builtin:tiny"
+context_size = 2048
+exclusive_group = "big"
+"""
+SERVED: dict[str, Any] = {"backend": "llama-cpp", "artifact": "builtin:tiny", "rollout": "surge", "min_replicas": 1}
+
+
+def loaded(gateway: GatewayProcess) -> set[str]:
+    """Models that have a process."""
+    return {replica["model"] for replica in gateway.status()["replicas"] if replica["pid"] is not None}
+
+
+def test_r17_rivals_take_turns_and_who_streams_is_not_evicted(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, RIVALS) as gateway:
+        assert gateway.chat("a", max_tokens=1).status_code == 200
+        busy, waiting = together(
+            2,
+            lambda index: gateway.chat("a", max_tokens=3000) if index == 0 else gateway.chat("b", max_tokens=1),
+        )
+        assert (busy.status_code, waiting.status_code) == (200, 200)
+        assert busy.json()["usage"]["completion_tokens"] == 3000
+        assert loaded(gateway) == {"b"}
+        assert gateway.chat("a", max_tokens=1).status_code == 200
+        assert loaded(gateway) == {"a"}
+        assert gateway.metric_sum("gateway_in_flight") == 0
+
+
+def test_a8_a_surge_serves_from_the_old_replica_until_the_new_one_is_ready(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, RIVALS) as gateway, gateway.client() as client:
+        assert client.put("/api/models/served", json={**SERVED, "context_size": 1024}).status_code == 201
+        wait_for(lambda: gateway.model("served")["ready"] == 1, "the first revision to be ready")
+        [old] = [each for each in gateway.status()["replicas"] if each["model"] == "served"]
+        assert client.put("/api/models/served", json={**SERVED, "context_size": 2048}).status_code == 200
+        answers = [gateway.chat("served", max_tokens=1)]
+
+        def is_replaced() -> bool:
+            answers.append(gateway.chat("served", max_tokens=1))
+            [*replicas] = [each for each in gateway.status()["replicas"] if each["model"] == "served"]
+            return [each["state"] for each in replicas] == ["ready"] and replicas[0]["id"] != old["id"]
+
+        wait_for(is_replaced, "the new revision to serve alone")
+        assert {answer.status_code for answer in answers} == {200}
