@@ -1,6 +1,5 @@
 """How workers come to a gateway: the embedded one over channels, those of other machines over the network."""
 
-import socket
 import ssl
 from dataclasses import replace
 from functools import partial
@@ -13,7 +12,6 @@ from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.config.model import Config
 from gateway.control.node_session import SessionOver
-from gateway.domain.capacity import Capacity
 from gateway.domain.ids import BootId, new_id
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.link.credentials import is_credential
@@ -24,15 +22,16 @@ from gateway.local_state import StartupError, keep_node_id
 from gateway.registry.protocol import NotRegistered, RegistryError
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
-from gateway.worker.from_config import backend_programs, vram_budget
+from gateway.worker.from_config import hello_of, worker_settings
 from gateway.worker.process import SpawnProcess
 from gateway.worker.session import WorkerSession
-from gateway.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
 
 MESSAGES_MAX: Final = 64
 """Messages of the embedded worker's session that wait to be read, each way."""
+LOOPBACK: Final = "127.0.0.1"
+"""Where backends of the embedded worker listen unless the configuration says something else."""
 EMBEDDED_PAUSE_SECONDS: Final = 1.0
 """Between two sessions of the embedded worker."""
 
@@ -42,9 +41,12 @@ async def start_embedded_worker(
 ) -> None:
     """The agent and its sessions, joined by memory channels instead of a connection."""
     config = gateway.config
-    agent = await services.start(partial(run_agent, spawn=spawn, control=control), worker_settings(config))
+    data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
+    settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
+    agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
     read = CapacityReader(config.worker.models_dir)
-    await services.start(_run_embedded_sessions, gateway, agent, read, _hello(config, await read()))
+    hello = hello_of(config, keep_node_id(data_dir), BootId(new_id()), await read())
+    await services.start(_run_embedded_sessions, gateway, agent, read, hello)
 
 
 async def _run_embedded_sessions(
@@ -115,35 +117,6 @@ async def _serve_session(
         raise SessionRefused(str(error), register_again=error.register_again) from error
     except NotRegistered as error:
         raise SessionRefused(str(error), register_again=True) from error
-
-
-def worker_settings(config: Config) -> WorkerSettings:
-    """What the configuration says to a worker of this process."""
-    worker = config.worker
-    bind = worker.bind or "127.0.0.1"
-    return WorkerSettings(
-        state_folder=config.server.data_dir,
-        models_dir=worker.models_dir,
-        port_range=worker.port_range,
-        bind_host=bind,
-        advertise_host=worker.advertise or bind,
-        drain_timeout_seconds=config.server.drain_timeout,
-        memory_limit_bytes=config.watchdog.memory_limit,
-        cache_bytes_max=worker.cache_size,
-        backends=backend_programs(config),
-    )
-
-
-def _hello(config: Config, capacity: Capacity) -> Hello:
-    return Hello(
-        node_id=keep_node_id(config.server.data_dir),
-        name=config.worker.name or socket.gethostname(),
-        boot_id=BootId(new_id()),
-        labels=config.worker.labels,
-        max_replicas_per_model=config.worker.max_replicas_per_model,
-        capacity=capacity,
-        vram_budget=vram_budget(config),
-    )
 
 
 def listener_tls(config: Config, *protocols: str) -> ssl.SSLContext | None:

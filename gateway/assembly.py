@@ -65,6 +65,13 @@ class Gateway:
     """Where workers of other machines connect, once they can; None: none can."""
 
     def __post_init__(self) -> None:
+        self._make_routing()
+        self._make_control()
+        self._make_front()
+        self.stop = trio.Event()
+        """Set: stop accepting, drain, end."""
+
+    def _make_routing(self) -> None:
         config = self.config
         self.token_of = partial(replica_token, self.cluster_secret)
         self.views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
@@ -87,6 +94,9 @@ class Gateway:
             attempts=config.routing.attempts,
             token_of=self.token_of,
         )
+
+    def _make_control(self) -> None:
+        config = self.config
         limits = Limits(
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         )
@@ -124,6 +134,8 @@ class Gateway:
             self.registry, self.id, self._waiting, self.reconciler.wake.set, config.registry.lease_sync_interval
         )
         self.admission.on_demand_change = self.demand.changed.set
+
+    def _make_front(self) -> None:
         self.status = StatusSource(
             self.id,
             lambda: self.reconciler.epoch is not None,
@@ -140,8 +152,6 @@ class Gateway:
         self.metrics = Metrics(self._readings)
         self.admission.on_wait = self._note_wait
         self.app = _build_http_app(self)
-        self.stop = trio.Event()
-        """Set: stop accepting, drain, end."""
 
     def _readings(self) -> Iterator[Reading]:
         yield Reading("gateway_loop_lag_seconds", "How late the event loop is.", (), (((), self.lag.seconds),))

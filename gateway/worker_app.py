@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
 from urllib.parse import urlsplit
@@ -34,7 +34,7 @@ from gateway.local_state import StartupError, prepare_data_dir
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
 from gateway.worker.fetch.gateway_files import GatewayFiles
-from gateway.worker.from_config import backend_programs, vram_budget
+from gateway.worker.from_config import hello_of, worker_name, worker_settings
 from gateway.worker.identity import FolderInUse, Identity, holding_folder, keep_identity, read_identity
 from gateway.worker.process import SpawnProcess, spawn_process
 from gateway.worker.session import WorkerSession
@@ -81,7 +81,13 @@ async def run_worker(
         except (FolderInUse, TlsError) as error:
             raise StartupError(str(error)) from error
         advertise = config.worker.advertise or await _own_address(join.urls)
-        settings = _settings(config, advertise)
+        settings = worker_settings(
+            config,
+            folder,
+            bind=config.worker.bind or advertise,
+            advertise=advertise,
+            gateway=GatewayFiles(_http_context(config)),
+        )
         bridge = await held.enter_async_context(open_bridge())
         http = await held.enter_async_context(httpx.AsyncClient(verify=_http_context(config)))
         async with trio.open_nursery() as services:
@@ -118,7 +124,7 @@ class Membership:
         self._bridge = bridge
         self._http = http
         self._trusted = trusted
-        self._name = config.worker.name or socket.gethostname()
+        self._name = worker_name(config)
         self._boot_id = BootId(new_id())
         self._identity = read_identity(settings.state_folder)
         self._read_capacity = CapacityReader(settings.models_dir)
@@ -224,34 +230,8 @@ class Membership:
         return await register(self._http, url, self._join.token, request)
 
     async def _hello(self, node_id: NodeId) -> Hello:
-        worker = self._config.worker
-        capacity = await self._read_capacity()
-        return Hello(
-            node_id=node_id,
-            name=self._name,
-            boot_id=self._boot_id,
-            labels=worker.labels,
-            max_replicas_per_model=worker.max_replicas_per_model,
-            capacity=capacity,
-            vram_budget=vram_budget(self._config),
-            replicas=self._agent.all_reports(),
-        )
-
-
-def _settings(config: Config, advertise: str) -> WorkerSettings:
-    worker = config.worker
-    return WorkerSettings(
-        state_folder=config.server.data_dir / "worker",
-        models_dir=worker.models_dir,
-        port_range=worker.port_range,
-        bind_host=worker.bind or advertise,
-        advertise_host=advertise,
-        drain_timeout_seconds=config.server.drain_timeout,
-        memory_limit_bytes=config.watchdog.memory_limit,
-        cache_bytes_max=worker.cache_size,
-        gateway=GatewayFiles(_http_context(config)),
-        backends=backend_programs(config),
-    )
+        told = hello_of(self._config, node_id, self._boot_id, await self._read_capacity())
+        return replace(told, replicas=self._agent.all_reports())
 
 
 def _http_context(config: Config) -> ssl.SSLContext:

@@ -1,12 +1,54 @@
 """What the configuration says to the worker, in the worker's own words; the same for an embedded and a remote one."""
 
+import socket
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 
 from gateway.config.model import Config
 from gateway.config.units import Percent
-from gateway.domain.capacity import ALL_VRAM, VramBudget
+from gateway.domain.capacity import ALL_VRAM, Capacity, VramBudget
+from gateway.domain.ids import BootId, NodeId
+from gateway.domain.session import Hello
 from gateway.worker.command import BackendProgram
+from gateway.worker.fetch.gateway_files import GatewayFiles
+from gateway.worker.settings import WorkerSettings
+
+
+def worker_settings(
+    config: Config, state_folder: Path, *, bind: str, advertise: str, gateway: GatewayFiles | None = None
+) -> WorkerSettings:
+    """`bind` and `advertise`: hosts, as they follow for this kind of worker where the configuration says nothing."""
+    worker = config.worker
+    return WorkerSettings(
+        state_folder=state_folder,
+        models_dir=worker.models_dir,
+        port_range=worker.port_range,
+        bind_host=bind,
+        advertise_host=advertise,
+        drain_timeout_seconds=config.server.drain_timeout,
+        memory_limit_bytes=config.watchdog.memory_limit,
+        cache_bytes_max=worker.cache_size,
+        gateway=gateway,
+        backends=backend_programs(config),
+    )
+
+
+def worker_name(config: Config) -> str:
+    return config.worker.name or socket.gethostname()
+
+
+def hello_of(config: Config, node_id: NodeId, boot_id: BootId, capacity: Capacity) -> Hello:
+    worker = config.worker
+    return Hello(
+        node_id=node_id,
+        name=worker_name(config),
+        boot_id=boot_id,
+        labels=worker.labels,
+        max_replicas_per_model=worker.max_replicas_per_model,
+        capacity=capacity,
+        vram_budget=vram_budget(config),
+    )
 
 
 def backend_programs(config: Config) -> Mapping[str, BackendProgram]:
