@@ -49,6 +49,8 @@ class Node:
     """When `link` last changed: seconds of the registry's clock."""
     session: int = 0
     """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
+    gateway_id: GatewayId | None = None
+    """Who holds the session; None before the first and after it has ended."""
 
     @property
     def status(self) -> NodeStatus:
@@ -80,6 +82,12 @@ class Replica:
     """Of an ended process; negative: the signal."""
     since: float = 0.0
     """When `observed` last changed: seconds of the registry's clock."""
+    desired_version: int = 0
+    """Of the state in which `desired` became what it is: who has seen that version knows it."""
+    broken: str | None = None
+    """Why it is of no use though nobody has reported its end: a gateway has found out in passing."""
+    lost: bool = False
+    """It is broken because it went with its worker, which says nothing of its model."""
 
 
 @dataclass(frozen=True)
@@ -114,12 +122,15 @@ class ClusterState:
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
     demand: tuple[Demand, ...] = ()
-    """Never part of the version."""
+    """Of the gateways that live. Never part of the version."""
     requirements: Mapping[ModelName, Requirement] = field(default_factory=dict)
     """What is known of the models' present revisions."""
     unloads: Mapping[ModelName, float] = field(default_factory=dict)
     """When somebody last wished that a model be loaded no more: its replicas whose `since` is not later are to drain.
     Seconds of the registry's clock."""
+    leader: GatewayId | None = None
+    epoch: int = 0
+    """Of the leader's term; 0: nobody has led yet."""
 
 
 EMPTY_STATE: Final = ClusterState(

@@ -35,8 +35,11 @@ class Changes:
         return bool(removed or self.models or self.nodes or self.replicas or self.leadership)
 
 
-def difference(before: Tables, after: Tables, now: float) -> Changes:
-    """What turns `before` into `after`: each changed row, and the events that tell of it. Falsy: they are equal."""
+def difference(before: Tables, after: Tables, now: float, epoch: int | None = None) -> Changes:
+    """What turns `before` into `after`: each changed row, and the events that tell of it. Falsy: they are equal.
+
+    `epoch`: of the leader whose plan it is, if it is one.
+    """
     return Changes(
         removed_models=_removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}),
         removed_replicas=_removed(before.replicas, after.replicas),
@@ -44,8 +47,8 @@ def difference(before: Tables, after: Tables, now: float) -> Changes:
         models=_written(before.models, after.models),
         nodes=_written(before.nodes, after.nodes),
         replicas=_written(before.replicas, after.replicas),
-        leadership=after.leadership if after.leadership != before.leadership else None,
-        events=tuple(Event(now, *event) for event in _events(before, after)),
+        leadership=after.leadership if after.leadership.term != before.leadership.term else None,
+        events=tuple(Event(now, *event, epoch) for event in _events(before, after)),
     )
 
 
@@ -71,7 +74,7 @@ def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
         yield "node.removed", node_id, before.nodes[node_id].node.name
     for replica in _written(before.replicas, after.replicas):
         yield _replica_event(before.replicas.get(replica.id), replica)
-    if after.leadership != before.leadership:
+    if after.leadership.term != before.leadership.term:
         yield "gateway.leads", after.leadership.gateway_id or "", f"epoch {after.leadership.epoch}"
 
 
@@ -96,8 +99,8 @@ def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, 
         return
     if (old.node.name, old.node.boot_id) != (new.node.name, new.node.boot_id):
         yield "node.registered", node_id, new.node.name
-    if new.gateway_id is not None and old.node.session != new.node.session:
-        yield "node.joined", node_id, f"session {new.node.session} at gateway {new.gateway_id}"
+    if new.node.gateway_id is not None and old.node.session != new.node.session:
+        yield "node.joined", node_id, f"session {new.node.session} at gateway {new.node.gateway_id}"
     if old.node.link != new.node.link:
         yield "node.link", node_id, f"{old.node.link} -> {new.node.link}"
     if new.node.approved and not old.node.approved:
@@ -118,6 +121,8 @@ def _edited(old: NodeRow, new: NodeRow) -> list[str]:
 def _replica_event(old: Replica | None, new: Replica) -> tuple[str, str, str]:
     if old is None or (old.model, old.node_id, old.slot) != (new.model, new.node_id, new.slot):
         return "replica.placed", new.id, f"{new.model} on node {new.node_id}, slot {new.slot}"
+    if new.broken is not None and old.broken is None:
+        return "replica.broken", new.id, new.broken
     if old.desired != new.desired:
         return "replica.desired", new.id, f"{old.desired} -> {new.desired}"
     detail = f"{old.observed} -> {new.observed}"

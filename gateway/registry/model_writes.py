@@ -5,19 +5,22 @@ that the file may take any name. What is known of a revision goes with it: a new
 and need more or less.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from types import MappingProxyType
+from typing import Any, Literal
 
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import UNKNOWN_REQUIREMENT, Requirement
 from gateway.registry.protocol import DeclaredInFile
 from gateway.registry.tables import ModelRow, Tables
+from gateway.registry.texts import storable
 
 
 def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
     """The models of the configuration file are exactly `specs` (of two with one name, the later)."""
-    of_file = {spec.name: spec if spec.source == "file" else replace(spec, source="file") for spec in specs}
+    of_file = {spec.name: _storable_spec(spec, "file") for spec in specs}
     models = {name: row for name, row in tables.models.items() if row.spec.source != "file"}
     models |= {name: _respecified(tables.models.get(name), spec) for name, spec in of_file.items()}
     unreadable = {
@@ -29,7 +32,7 @@ def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
 def put(tables: Tables, spec: ModelSpec) -> Tables:
     """Raises `DeclaredInFile`."""
     _refuse_file_model(tables, spec.name)
-    row = _respecified(tables.models.get(spec.name), replace(spec, source="api"))
+    row = _respecified(tables.models.get(spec.name), _storable_spec(spec, "api"))
     unreadable = {name: source for name, source in tables.unreadable.items() if name != spec.name}
     return replace(tables, models={**tables.models, spec.name: row}, unreadable=unreadable)
 
@@ -60,6 +63,17 @@ def requirement_noted(tables: Tables, name: ModelName, revision: Revision, requi
     said = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
     told = {name: value for name, value in said.items() if value is not None}
     return _with(tables, replace(row, requirement=replace(known, **told)))
+
+
+def _storable_spec(spec: ModelSpec, source: Literal["file", "api"]) -> ModelSpec:
+    said: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(ModelSpec)}
+    texts = {name: storable(value) for name, value in said.items() if isinstance(value, str)}
+    mappings = {"options": _storable_texts(spec.options), "selector": _storable_texts(spec.selector)}
+    return ModelSpec(**{**said, **texts, **mappings, "source": source})
+
+
+def _storable_texts(texts: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({storable(key): storable(value) for key, value in texts.items()})
 
 
 def _respecified(old: ModelRow | None, spec: ModelSpec) -> ModelRow:

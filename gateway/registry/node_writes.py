@@ -17,7 +17,7 @@ from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.session import Hello, Registration
 from gateway.registry.protocol import NameTaken, NodeEdit, NodeOverrides, NotRegistered
 from gateway.registry.tables import Declared, NodeRow, Tables
-from gateway.registry.texts import comparable
+from gateway.registry.texts import storable
 
 SESSIONS_PER_SECOND: Final = 1000
 """Sessions that a node can't have more of: see `_made`."""
@@ -28,7 +28,7 @@ def registered(tables: Tables, registration: Registration, fresh: NodeId, now: f
 
     Raises `NameTaken`.
     """
-    name = comparable(registration.name)
+    name = storable(registration.name)
     old = _own(tables, registration.node_id, name)
     if old is None:
         return _with(tables, _effective(_made(registration, name, fresh, now)))
@@ -41,7 +41,7 @@ def registered(tables: Tables, registration: Registration, fresh: NodeId, now: f
 
 def node_named(tables: Tables, name: str) -> NodeRow | None:
     """Names are unique; `name` is as the worker says it."""
-    return next((row for row in tables.nodes.values() if row.node.name == comparable(name)), None)
+    return next((row for row in tables.nodes.values() if row.node.name == storable(name)), None)
 
 
 def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:
@@ -72,8 +72,8 @@ def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> N
 
 def _restarted(row: NodeRow, boot_id: BootId, now: float) -> NodeRow:
     """The earlier agent is over, and so is its session: the number grows, nobody holds it."""
-    node = replace(row.node, boot_id=boot_id, session=row.node.session + 1)
-    return replace(row, node=_linked(node, NodeStatus.OFFLINE, now), gateway_id=None)
+    node = replace(row.node, boot_id=boot_id, session=row.node.session + 1, gateway_id=None)
+    return replace(row, node=_linked(node, NodeStatus.OFFLINE, now))
 
 
 def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) -> dict[ReplicaId, Replica]:
@@ -92,10 +92,15 @@ def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> T
         raise NotRegistered(f"node {hello.node_id} is not registered: its worker has to register first")
     if row.node.boot_id != hello.boot_id:
         raise NotRegistered(f"node {hello.node_id} was registered by another start of a worker: register again")
-    node = replace(row.node, session=row.node.session + 1, capacity=_storable_capacity(hello.capacity))
+    node = replace(
+        row.node,
+        session=row.node.session + 1,
+        gateway_id=gateway_id,
+        capacity=_storable_capacity(hello.capacity),
+    )
     declared = Declared(_storable_labels(hello.labels), hello.max_replicas_per_model, hello.vram_budget)
     linked = _linked(node, NodeStatus.HEALTHY, now)
-    return _with(tables, _effective(NodeRow(linked, gateway_id, declared, row.overrides)))
+    return _with(tables, _effective(NodeRow(linked, declared, row.overrides)))
 
 
 def held(tables: Tables, node_id: NodeId, session: int) -> NodeRow | None:
@@ -109,10 +114,10 @@ def marked(
 ) -> Tables | None:
     """None: the session is not the node's newest, or it has ended and would revive the node (H9)."""
     row = held(tables, node_id, session)
-    if row is None or (row.gateway_id is None and link is not None and _revives(row.node, link)):
+    if row is None or (row.node.gateway_id is None and link is not None and _revives(row.node, link)):
         return None
     node = row.node if link is None else _linked(row.node, link, now)
-    return _with(tables, replace(row, node=node, gateway_id=None if ended else row.gateway_id))
+    return _with(tables, replace(row, node=replace(node, gateway_id=None) if ended else node))
 
 
 def noted(tables: Tables, node_id: NodeId, session: int, capacity: Capacity) -> Tables | None:
@@ -175,7 +180,7 @@ def _effective(row: NodeRow) -> NodeRow:
 
 
 def _storable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
-    return MappingProxyType({comparable(label): comparable(value) for label, value in labels.items()})
+    return MappingProxyType({storable(label): storable(value) for label, value in labels.items()})
 
 
 def _storable_overrides(overrides: NodeOverrides) -> NodeOverrides:
@@ -184,7 +189,7 @@ def _storable_overrides(overrides: NodeOverrides) -> NodeOverrides:
 
 def _storable_capacity(capacity: Capacity) -> Capacity:
     gpus = [
-        replace(gpu, vendor=comparable(gpu.vendor), name=comparable(gpu.name), uuid=comparable(gpu.uuid))
+        replace(gpu, vendor=storable(gpu.vendor), name=storable(gpu.name), uuid=storable(gpu.uuid))
         for gpu in capacity.gpus
     ]
-    return replace(capacity, gpus=tuple(gpus), cpu_flags=tuple(map(comparable, capacity.cpu_flags)))
+    return replace(capacity, gpus=tuple(gpus), cpu_flags=tuple(map(storable, capacity.cpu_flags)))

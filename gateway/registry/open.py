@@ -15,7 +15,7 @@ def open_registry(url: str) -> AbstractAsyncContextManager[Registry]:
     scheme, _, _ = url.partition(":")
     match scheme:
         case "memory":
-            return open_memory_registry(url)
+            return open_memory_registry()
         case "sqlite":
             return open_sqlite_registry(url)
         case "postgresql" | "postgres":

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.domain.capacity import Capacity, VramBudget
-from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import NOTHING, ModelSpec
@@ -92,6 +93,8 @@ class Event:
     subject: str
     """Name of the model, id of the node, replica or gateway."""
     detail: str = ""
+    epoch: int | None = None
+    """Of the leader whose plan it was; None: nobody planned it."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Registry(Protocol):
       excepted). When it is cancelled, it has happened wholly or not at all, and the caller can't know which: every
       method may be repeated.
     - A write that changes something bumps `version` by one in the same transaction and wakes `wait_newer`; a write
-      that changes nothing does neither. Demand never bumps it.
+      that changes nothing does neither. Bulletins and the leader's terms never bump it.
     - `read_state` is one consistent read.
     - No method blocks on another one's I/O for longer than that transaction takes.
 
@@ -199,16 +202,26 @@ class Registry(Protocol):
         A report for an unknown replica, or one that `lifecycle.may_follow` forbids, is dropped. Fields of a report
         that are None leave what is stored."""
 
-    async def lead(self, gateway_id: GatewayId) -> int:
-        """Becomes the leader, or stays it. Returns the epoch; it grows whenever the leader changes."""
+    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+        """A gateway has found out that a replica is of no use: let the leader replace it. See `Replica.broken` and
+        `Replica.lost`. False: no such replica."""
+
+    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        """Becomes the leader for a term, or stays it for another one. Returns the epoch, which grows whenever the
+        leader changes; None: another gateway leads, and its term is not over. Only a change of the leader bumps the
+        version."""
 
     async def apply(self, epoch: int, write: ControlWrite) -> bool:
         """Applies a planner's write if `epoch` is still the leader's. True: something changed.
 
         Raises `StaleEpoch` when another gateway has become the leader."""
 
-    async def publish_demand(self, gateway_id: GatewayId, demand: Sequence[Demand]) -> None:
-        """Replaces all demand of this gateway."""
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+        """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. A bulletin
+        that does not count any more is never heard, and its demand is not part of the state."""
+
+    async def leave(self, gateway_id: GatewayId) -> None:
+        """The gateway ends: its bulletin and its term as leader are over at once."""
 
     def statistics(self) -> RegistryStatistics: ...
 

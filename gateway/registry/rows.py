@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from gateway.domain.capacity import UNKNOWN, Capacity, VramBudget
-from gateway.domain.cluster import Demand, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.requirement import Requirement
@@ -46,9 +46,8 @@ MODEL_COLUMNS: Final = (
     "requirement",
     "unload_at",
 )
-NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "gateway_id", "declared", "overrides")
+NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "declared", "overrides")
 REPLICA_COLUMNS: Final = tuple(field.name for field in fields(Replica))
-DEMAND_COLUMNS: Final = tuple(field.name for field in fields(Demand))
 
 SPEC_KEYS: Final = frozenset(field.name for field in fields(ModelSpec)) - {"name", "source"}
 SAID_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
@@ -114,7 +113,7 @@ def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
     plain = {field.name: getattr(row.node, field.name) for field in fields(Node)}
     written = {"labels": row.node.labels, "capacity": row.node.capacity}
     said = {"declared": row.declared, "overrides": row.overrides}
-    return {**plain, "gateway_id": row.gateway_id, **{key: _json(value) for key, value in {**written, **said}.items()}}
+    return {**plain, **{key: _json(value) for key, value in {**written, **said}.items()}}
 
 
 def node_from_row(row: SqlRow) -> NodeRow:
@@ -129,7 +128,7 @@ def node_from_row(row: SqlRow) -> NodeRow:
         "capacity": _capacity(row["capacity"]),
     }
     node = Node(**{**{field.name: row[field.name] for field in fields(Node)}, **read})
-    return NodeRow(node, row["gateway_id"], declared or Declared(), overrides or NodeOverrides())
+    return NodeRow(node, declared or Declared(), overrides or NodeOverrides())
 
 
 def _capacity(text: str) -> Capacity:
@@ -167,15 +166,8 @@ def replica_to_row(replica: Replica) -> dict[str, SqlValue]:
 def replica_from_row(row: SqlRow) -> Replica:
     desired = _known(Desired, row["desired"], Desired.DRAIN)
     observed = _known(Observed, row["observed"], Observed.DRAINING)
-    return Replica(**{**{name: row[name] for name in REPLICA_COLUMNS}, "desired": desired, "observed": observed})
-
-
-def demand_to_row(demand: Demand) -> dict[str, SqlValue]:
-    return {name: getattr(demand, name) for name in DEMAND_COLUMNS}
-
-
-def demand_from_row(row: SqlRow) -> Demand:
-    return Demand(**{name: row[name] for name in DEMAND_COLUMNS})
+    read = {"desired": desired, "observed": observed, "lost": bool(row["lost"])}
+    return Replica(**{**{name: row[name] for name in REPLICA_COLUMNS}, **read})
 
 
 def _known(states: type[State], value: str, otherwise: State) -> State:

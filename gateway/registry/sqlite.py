@@ -14,13 +14,14 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from gateway.domain.cluster import ClusterState, Demand
-from gateway.domain.ids import GatewayId, new_id
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import new_id
 from gateway.registry import rows
 from gateway.registry.changes import Changes, difference
+from gateway.registry.embedded import EmbeddedStore
 from gateway.registry.protocol import Event
 from gateway.registry.sqlite_file import SqliteFile, Transaction, database_path
-from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Store
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope
 from gateway.registry.tables import EVENTS_KEPT, Leadership, Tables
 
 Result = TypeVar("Result")
@@ -39,8 +40,9 @@ def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
 PUT_MODEL: Final = _upsert("models", "name", rows.MODEL_COLUMNS)
 PUT_NODE: Final = _upsert("nodes", "id", rows.NODE_COLUMNS)
 PUT_REPLICA: Final = _upsert("replicas", "id", rows.REPLICA_COLUMNS)
-ADD_DEMAND: Final = "INSERT INTO demand VALUES (:gateway_id, :model, :waiting, :since)"
-ADD_EVENT: Final = "INSERT INTO events (at, kind, subject, detail) VALUES (:at, :kind, :subject, :detail)"
+ADD_EVENT: Final = (
+    "INSERT INTO events (at, kind, subject, detail, epoch) VALUES (:at, :kind, :subject, :detail, :epoch)"
+)
 TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - :kept"
 
 
@@ -50,14 +52,14 @@ async def open_sqlite_registry(
 ) -> AsyncIterator["SqliteRegistry"]:
     """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
 
-    The rows of a gateway that was killed are taken over as they are; only its demand and its leases are dropped, since
-    nobody waits or is served any more. Raises `RegistryLocked` when another process has the file, `RegistryError` when
-    it can't be used.
+    The rows of a gateway that was killed are taken over as they are.
+
+    Raises `RegistryLocked` when another process has the file, `RegistryError` when it can't be used.
     """
     path = database_path(url)
     file = await trio.to_thread.run_sync(SqliteFile.open, path)
     try:
-        version, unreadable = await trio.to_thread.run_sync(_take_over, file)
+        version, unreadable = await trio.to_thread.run_sync(_look, file)
         if unreadable:
             log.warning("models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway")
         yield SqliteRegistry(file, clock, version, make_id)
@@ -66,7 +68,7 @@ async def open_sqlite_registry(
             await trio.to_thread.run_sync(file.close)
 
 
-class SqliteRegistry(Store):
+class SqliteRegistry(EmbeddedStore):
     """See `open_sqlite_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
 
     def __init__(self, file: SqliteFile, clock: Clock, version: int, make_id: MakeId = new_id) -> None:
@@ -75,18 +77,33 @@ class SqliteRegistry(Store):
         self._one_transaction = trio.CapacityLimiter(1)
 
     async def read_state(self) -> ClusterState:
-        return await self._run("read_state", _read_state, mode="DEFERRED")
+        tables = await self._run("read_state", _tables, mode="DEFERRED")
+        return tables.state(self._demand())
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
         return await self._run("read_events", partial(_read_events, newest=newest), mode="DEFERRED")
 
-    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
-        outcome, version = await self._run(method, partial(_decide, decide=decide, clock=self._clock))
+    async def _transact(
+        self,
+        method: str,
+        decide: Decision[After],
+        scope: Scope,  # noqa: ARG002 - reading everything is no round trip
+        epoch: int | None = None,
+    ) -> Outcome[After]:
+        outcome, version = await self._run(method, partial(self._decide, decide, epoch))
         self._grow(version)
         return outcome
 
-    async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
-        await self._run("publish_demand", partial(_write_demand, gateway_id=gateway_id, demand=demand))
+    def _decide(
+        self, decide: Decision[After], epoch: int | None, transaction: Transaction
+    ) -> tuple[Outcome[After], int]:
+        now = self._clock()
+        before = self._with_term(_tables(transaction))
+        after = decide(before, now)
+        changes = difference(before, before if after is None else after, now, epoch)
+        if changes:
+            _write(transaction, changes)
+        return Outcome(before, after, changed=bool(changes)), before.version + bool(changes)
 
     async def _run(self, method: str, work: Callable[[Transaction], Result], mode: str = "IMMEDIATE") -> Result:
         def run() -> Result:
@@ -99,36 +116,15 @@ class SqliteRegistry(Store):
         return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
 
 
-def _take_over(file: SqliteFile) -> tuple[int, list[str]]:
-    with file.transaction() as transaction:
-        transaction.rows("DELETE FROM demand")
-        transaction.rows("DELETE FROM leases")
-        return _version(transaction), sorted(_tables(transaction).unreadable)
-
-
-def _read_state(transaction: Transaction) -> ClusterState:
-    demand = map(rows.demand_from_row, transaction.rows("SELECT * FROM demand"))
-    return _tables(transaction).state(_version(transaction), demand)
+def _look(file: SqliteFile) -> tuple[int, list[str]]:
+    with file.transaction("DEFERRED") as transaction:
+        tables = _tables(transaction)
+        return tables.version, sorted(tables.unreadable)
 
 
 def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:
-    found = transaction.rows("SELECT at, kind, subject, detail FROM events ORDER BY id DESC LIMIT ?", newest)
+    found = transaction.rows("SELECT at, kind, subject, detail, epoch FROM events ORDER BY id DESC LIMIT ?", newest)
     return tuple(Event(*row) for row in found)
-
-
-def _decide(transaction: Transaction, decide: Decision[After], clock: Clock) -> tuple[Outcome[After], int]:
-    now = clock()
-    before = _tables(transaction)
-    after = decide(before, now)
-    changes = difference(before, before if after is None else after, now)
-    if changes:
-        _write(transaction, changes)
-    return Outcome(before, after, changed=bool(changes)), _version(transaction)
-
-
-def _version(transaction: Transaction) -> int:
-    version: int = transaction.rows("SELECT version FROM state_version")[0][0]
-    return version
 
 
 def _tables(transaction: Transaction) -> Tables:
@@ -140,6 +136,7 @@ def _tables(transaction: Transaction) -> Tables:
         nodes={row.node.id: row for row in nodes},
         replicas={replica.id: replica for replica in replicas},
         leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+        version=transaction.rows("SELECT version FROM state_version")[0][0],
         unreadable={row["name"]: row["source"] for row, model in stored if model is None},
     )
 
@@ -152,15 +149,11 @@ def _write(transaction: Transaction, changes: Changes) -> None:
     transaction.write(PUT_NODE, [rows.node_to_row(row) for row in changes.nodes])
     transaction.write(PUT_REPLICA, [rows.replica_to_row(replica) for replica in changes.replicas])
     if changes.leadership:
-        transaction.write("UPDATE leadership SET gateway_id = :gateway_id, epoch = :epoch", [vars(changes.leadership)])
+        term = {"gateway_id": changes.leadership.gateway_id, "epoch": changes.leadership.epoch}
+        transaction.write("UPDATE leadership SET gateway_id = :gateway_id, epoch = :epoch", [term])
     transaction.write(ADD_EVENT, [vars(event) for event in changes.events])
     transaction.write(TRIM_EVENTS, [{"kept": EVENTS_KEPT}])
     transaction.rows("UPDATE state_version SET version = version + 1")
-
-
-def _write_demand(transaction: Transaction, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None:
-    transaction.rows("DELETE FROM demand WHERE gateway_id = ?", gateway_id)
-    transaction.write(ADD_DEMAND, [rows.demand_to_row(row) for row in demand])
 
 
 def _keys(keys: Sequence[str]) -> list[dict[str, rows.SqlValue]]:

@@ -1,16 +1,17 @@
-"""The registry's methods, written once over the few primitives that each embedded store brings."""
+"""The registry's methods, written once over the few primitives that each store brings."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeAlias, TypeVar
+from typing import Final, Generic, TypeAlias, TypeVar
 
 import trio
 
 from gateway.domain.capacity import Capacity
-from gateway.domain.cluster import ClusterState, Demand, Node, NodeStatus
-from gateway.domain.ids import GatewayId, ModelName, NodeId, Revision, new_id
+from gateway.domain.cluster import ClusterState, Node, NodeStatus
+from gateway.domain.fleet import Bulletin, Heard
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision, new_id
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
@@ -31,6 +32,20 @@ Decision: TypeAlias = Callable[[Tables, float], After]
 
 
 @dataclass(frozen=True)
+class Scope:
+    """The rows that a decision looks at and may change, besides the leadership. A store may hand over more."""
+
+    model: ModelName | None = None
+    node: NodeId | None = None
+    """With its replicas."""
+    everything: bool = False
+
+
+NO_ROWS: Final = Scope()
+EVERYTHING: Final = Scope(everything=True)
+
+
+@dataclass(frozen=True)
 class Outcome(Generic[After]):
     before: Tables
     after: After
@@ -38,10 +53,9 @@ class Outcome(Generic[After]):
 
 
 class Store(ABC):
-    """A `Registry` (its contract is in protocol.py) whose rows only this process writes."""
+    """A `Registry`; its contract is in protocol.py."""
 
-    def __init__(self, clock: Clock, version: int = 0, make_id: MakeId = new_id) -> None:
-        self._clock = clock
+    def __init__(self, version: int = 0, make_id: MakeId = new_id) -> None:
         self._make_id = make_id
         self._version = version
         self._grown = trio.Event()
@@ -55,16 +69,24 @@ class Store(ABC):
         """The last `newest` lines of the audit trail, the newest first."""
 
     @abstractmethod
-    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
+    async def _transact(
+        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+    ) -> Outcome[After]:
         """One transaction: read, decide, write the difference, bump the version if there is one (then call `_grow`).
-        What `decide` raises ends it with nothing written."""
+        What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
 
     @abstractmethod
-    async def _replace_demand(self, gateway_id: GatewayId, demand: tuple[Demand, ...]) -> None: ...
+    async def now(self) -> float: ...
 
-    async def now(self) -> float:
-        await trio.lowlevel.checkpoint()
-        return self._clock()
+    @abstractmethod
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard: ...
+
+    @abstractmethod
+    async def leave(self, gateway_id: GatewayId) -> None: ...
+
+    @abstractmethod
+    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        """Prolongs the leader's term, without a transaction on the state. None: `gateway_id` is not the leader."""
 
     async def wait_newer(self, version: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -72,31 +94,38 @@ class Store(ABC):
             await self._grown.wait()
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
-        await self._transact("declare_models", lambda tables, _: model_writes.declared(tables, specs))
+        await self._transact("declare_models", lambda tables, _: model_writes.declared(tables, specs), EVERYTHING)
 
     async def put_model(self, spec: ModelSpec) -> bool:
-        outcome = await self._transact("put_model", lambda tables, _: model_writes.put(tables, spec))
+        outcome = await self._transact(
+            "put_model", lambda tables, _: model_writes.put(tables, spec), Scope(model=spec.name)
+        )
         return spec.name not in outcome.before.models and spec.name not in outcome.before.unreadable
 
     async def remove_model(self, name: ModelName) -> bool:
-        outcome = await self._transact("remove_model", lambda tables, _: model_writes.removed(tables, name))
+        outcome = await self._transact(
+            "remove_model", lambda tables, _: model_writes.removed(tables, name), Scope(model=name)
+        )
         return outcome.after is not None
 
     async def unload_model(self, name: ModelName) -> bool:
-        outcome = await self._transact("unload_model", lambda tables, now: model_writes.unloaded(tables, name, now))
+        outcome = await self._transact(
+            "unload_model", lambda tables, now: model_writes.unloaded(tables, name, now), Scope(model=name)
+        )
         return outcome.after is not None
 
     async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         outcome = await self._transact(
             "note_requirement",
             lambda tables, _: model_writes.requirement_noted(tables, name, revision, requirement),
+            Scope(model=name),
         )
         return outcome.after is not None
 
     async def register_node(self, registration: Registration) -> Node:
         fresh = NodeId(self._make_id())
         outcome = await self._transact(
-            "register_node", lambda tables, now: node_writes.registered(tables, registration, fresh, now)
+            "register_node", lambda tables, now: node_writes.registered(tables, registration, fresh, now), EVERYTHING
         )
         row = node_writes.node_named(outcome.after, registration.name)
         assert row is not None  # noqa: S101 - it is registered
@@ -104,46 +133,68 @@ class Store(ABC):
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
         outcome = await self._transact(
-            "join_node", lambda tables, now: node_writes.joined(tables, hello, gateway_id, now)
+            "join_node",
+            lambda tables, now: node_writes.joined(tables, hello, gateway_id, now),
+            Scope(node=hello.node_id),
         )
         return outcome.after.nodes[hello.node_id].node.session
 
     async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
         outcome = await self._transact(
-            "mark_node", lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now)
+            "mark_node",
+            lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now),
+            Scope(node=node_id),
         )
         return outcome.after is not None
 
     async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
         outcome = await self._transact(
-            "note_capacity", lambda tables, _: node_writes.noted(tables, node_id, session, capacity)
+            "note_capacity",
+            lambda tables, _: node_writes.noted(tables, node_id, session, capacity),
+            Scope(node=node_id),
         )
         return outcome.after is not None
 
     async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
-        outcome = await self._transact("edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit))
+        outcome = await self._transact(
+            "edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit), Scope(node=node_id)
+        )
         return outcome.after is not None
 
     async def remove_node(self, node_id: NodeId) -> bool:
-        outcome = await self._transact("remove_node", lambda tables, _: node_writes.removed(tables, node_id))
+        outcome = await self._transact(
+            "remove_node", lambda tables, _: node_writes.removed(tables, node_id), Scope(node=node_id)
+        )
         return outcome.after is not None
 
     async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
         outcome = await self._transact(
-            "observe", lambda tables, now: writes.observed(tables, node_id, session, reports, now)
+            "observe",
+            lambda tables, now: writes.observed(tables, node_id, session, reports, now),
+            Scope(node=node_id),
         )
         return outcome.after is not None
 
-    async def lead(self, gateway_id: GatewayId) -> int:
-        outcome = await self._transact("lead", lambda tables, _: writes.led(tables, gateway_id))
-        return outcome.after.leadership.epoch
+    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+        outcome = await self._transact(
+            "note_broken", lambda tables, _: writes.broken(tables, replica_id, because, lost=lost), EVERYTHING
+        )
+        return outcome.after is not None
+
+    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        epoch = await self._renew_term(gateway_id, term_seconds)
+        if epoch is not None:
+            return epoch
+        outcome = await self._transact(
+            "lead", lambda tables, now: writes.led(tables, gateway_id, now + term_seconds, now), NO_ROWS
+        )
+        return None if outcome.after is None else outcome.after.leadership.epoch
 
     async def apply(self, epoch: int, write: ControlWrite) -> bool:
-        outcome = await self._transact("apply", lambda tables, _: writes.applied(tables, epoch, write))
+        outcome = await self._transact(
+            "apply", lambda tables, _: writes.applied(tables, epoch, write), EVERYTHING, epoch
+        )
         return outcome.changed
-
-    async def publish_demand(self, gateway_id: GatewayId, demand: Sequence[Demand]) -> None:
-        await self._replace_demand(gateway_id, writes.demanded(gateway_id, demand))
 
     def statistics(self) -> RegistryStatistics:
         return RegistryStatistics(self._version, dict(self._statements))

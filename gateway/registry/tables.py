@@ -43,8 +43,6 @@ class Declared:
 class NodeRow:
     node: Node
     """What follows from the rest is in it, worked out: its labels, how many replicas, how much free VRAM."""
-    gateway_id: GatewayId | None = None
-    """Who holds the session; None before the first and after it has ended."""
     declared: Declared = Declared()
     overrides: NodeOverrides = field(default_factory=NodeOverrides)
 
@@ -54,6 +52,12 @@ class Leadership:
     gateway_id: GatewayId | None = None
     epoch: int = 0
     """0: nobody has led yet."""
+    expires_at: float = 0.0
+    """When another gateway may lead: seconds of the registry's clock. Not part of the version."""
+
+    @property
+    def term(self) -> tuple[GatewayId | None, int]:
+        return self.gateway_id, self.epoch
 
 
 @dataclass(frozen=True)
@@ -64,13 +68,14 @@ class Tables:
     nodes: Mapping[NodeId, NodeRow] = field(default_factory=dict)
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
     leadership: Leadership = Leadership()
+    version: int = 0
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
     """Model rows that this version does not understand, with their `source`: kept, never shown."""
 
-    def state(self, version: int, demand: Iterable[Demand]) -> ClusterState:
+    def state(self, demand: Iterable[Demand]) -> ClusterState:
         """In the order of ids, so that equal states are gone through alike, whatever store they come from."""
         return ClusterState(
-            version=version,
+            version=self.version,
             models=_ordered({name: row.spec for name, row in self.models.items()}),
             failures=_ordered({name: row.failure for name, row in self.models.items() if row.failure}),
             nodes=_ordered({node_id: row.node for node_id, row in self.nodes.items()}),
@@ -78,6 +83,8 @@ class Tables:
             demand=tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))),
             requirements=_ordered({name: row.requirement for name, row in self.models.items() if row.requirement}),
             unloads=_ordered({name: row.unload_at for name, row in self.models.items() if row.unload_at is not None}),
+            leader=self.leadership.gateway_id,
+            epoch=self.leadership.epoch,
         )
 
 

@@ -8,9 +8,9 @@ nodes in node_writes.py.
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from gateway.domain.cluster import Demand, LoadFailure, Replica
+from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
-from gateway.domain.lifecycle import may_follow
+from gateway.domain.lifecycle import Desired, may_follow
 from gateway.domain.session import Report
 from gateway.registry.node_writes import held
 from gateway.registry.protocol import ControlWrite, StaleEpoch
@@ -37,17 +37,29 @@ def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Re
 
 def _reported(replica: Replica, report: Report, now: float) -> Replica:
     told = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
-    if report.error is not None:
-        told["error"] = storable(report.error)
+    told |= {name: storable(value) for name, value in told.items() if isinstance(value, str)}
     since = replica.since if replica.observed == report.observed else now
     return replace(replica, observed=report.observed, since=since, **told)
 
 
-def led(tables: Tables, gateway_id: GatewayId) -> Tables:
-    """`gateway_id` is the leader; the epoch is a new one unless it was already."""
-    if tables.leadership.gateway_id == gateway_id:
-        return tables
-    return replace(tables, leadership=Leadership(gateway_id, tables.leadership.epoch + 1))
+def led(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
+    """`gateway_id` leads until `until`; the epoch is a new one unless it led already. None: another one leads."""
+    leader = tables.leadership
+    if leader.gateway_id == gateway_id:
+        return replace(tables, leadership=replace(leader, expires_at=until))
+    if leader.gateway_id is not None and leader.expires_at > now:
+        return None
+    return replace(tables, leadership=Leadership(gateway_id, leader.epoch + 1, until))
+
+
+def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -> Tables | None:
+    """None: there is no such replica. The first cause stays."""
+    replica = tables.replicas.get(replica_id)
+    if replica is None:
+        return None
+    cause = storable(because) if replica.broken is None else replica.broken
+    noted = replace(replica, broken=cause, lost=replica.lost or lost)
+    return replace(tables, replicas={**tables.replicas, replica_id: noted})
 
 
 def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
@@ -63,12 +75,16 @@ def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
     replicas |= _placeable(tables, replicas.values(), write.place)
     for replica_id, desired in write.desire:
         if replica_id in replicas:
-            replicas[replica_id] = replace(replicas[replica_id], desired=desired)
+            replicas[replica_id] = _desired(replicas[replica_id], desired, tables.version + 1)
     models = dict(tables.models)
     for name, failure in write.failures:
         if name in models:
             models[name] = replace(models[name], failure=_storable_failure(failure))
     return replace(tables, replicas=replicas, models=models)
+
+
+def _desired(replica: Replica, desired: Desired, version: int) -> Replica:
+    return replica if replica.desired is desired else replace(replica, desired=desired, desired_version=version)
 
 
 def _placeable(tables: Tables, staying: Iterable[Replica], place: Iterable[Replica]) -> dict[ReplicaId, Replica]:
@@ -86,11 +102,6 @@ def _placeable(tables: Tables, staying: Iterable[Replica], place: Iterable[Repli
 
 def _slot(replica: Replica) -> tuple[NodeId, ModelName, int]:
     return replica.node_id, replica.model, replica.slot
-
-
-def demanded(gateway_id: GatewayId, demand: Sequence[Demand]) -> tuple[Demand, ...]:
-    """One row per model, all of them this gateway's (of two for one model, the later)."""
-    return tuple({row.model: replace(row, gateway_id=gateway_id) for row in demand}.values())
 
 
 def _storable_failure(failure: LoadFailure | None) -> LoadFailure | None:

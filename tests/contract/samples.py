@@ -79,9 +79,21 @@ async def join(registry: Registry, introduction: Hello | None = None, gateway_id
     return await registry.join_node(introduction, gateway_id)
 
 
+TERM_SECONDS = 10.0
+"""Of a leader, by a clock that stands."""
+
+
+async def lead(registry: Registry, gateway_id: GatewayId = GATEWAY) -> int:
+    """The epoch of a gateway that leads from now on; whoever did so far has left."""
+    for other in {GATEWAY, OTHER_GATEWAY} - {gateway_id}:
+        await registry.leave(other)
+    epoch = await registry.lead(gateway_id, TERM_SECONDS)
+    assert epoch is not None
+    return epoch
+
+
 async def place(registry: Registry, *replicas: Replica) -> None:
-    epoch = await registry.lead(GATEWAY)
-    await registry.apply(epoch, ControlWrite(place=replicas))
+    await registry.apply(await lead(registry), ControlWrite(place=replicas))
 
 
 async def stored_node(registry: Registry, node_id: NodeId = NODE) -> Node:

@@ -7,8 +7,10 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
+from gateway.domain.fleet import Bulletin, Hold, Use
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.progress import Progress
 from gateway.domain.session import Report
 from gateway.registry.protocol import ControlWrite, Registry, StaleEpoch
 from gateway.registry.store import Store
@@ -24,6 +26,7 @@ from tests.contract.samples import (
     bumping,
     hello,
     join,
+    lead,
     place,
     registration,
     replica,
@@ -39,7 +42,7 @@ FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
 
 
 async def fail_load(registry: Registry, failure: LoadFailure | None = FAILURE) -> bool:
-    return await registry.apply(await registry.lead(GATEWAY), ControlWrite(failures=((MODEL, failure),)))
+    return await registry.apply(await lead(registry), ControlWrite(failures=((MODEL, failure),)))
 
 
 # Reading, waiting, versions
@@ -96,7 +99,7 @@ async def test_wait_newer_sleeps_through_writes_that_change_nothing(registry: Re
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registry.wait_newer, 1)
         await registry.declare_models([spec()])
-        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 1, 1.0)])
+        await registry.exchange(Bulletin(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 10)
         await wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1
         nursery.cancel_scope.cancel()
@@ -335,25 +338,25 @@ async def test_an_error_with_bytes_that_are_no_text_is_stored(registry: Registry
     await place(registry, replica())
     error = b"bad \xff byte, \0 too".decode(errors="surrogateescape")
     assert await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error=error)])
-    assert (await stored(registry)).error == "bad ? byte, \0 too"
+    assert (await stored(registry)).error == "bad ? byte, \ufffd too"
 
 
 # Leadership and the planner's writes
 
 
 async def test_the_epoch_grows_with_each_new_leader_only(registry: Registry) -> None:
-    assert await registry.lead(GATEWAY) == 1
+    assert await lead(registry) == 1
     async with bumping(registry, 0):
-        assert await registry.lead(GATEWAY) == 1
+        assert await lead(registry) == 1
     async with bumping(registry, 1):
-        assert await registry.lead(OTHER_GATEWAY) == 2
-    assert await registry.lead(GATEWAY) == 3
+        assert await lead(registry, OTHER_GATEWAY) == 2
+    assert await lead(registry) == 3
 
 
 async def test_l13_a_former_leader_writes_nothing(registry: Registry) -> None:
     await join(registry)
-    former = await registry.lead(GATEWAY)
-    await registry.lead(OTHER_GATEWAY)
+    former = await lead(registry)
+    await lead(registry, OTHER_GATEWAY)
     async with bumping(registry, 0):
         with pytest.raises(StaleEpoch):
             await registry.apply(former, ControlWrite(place=(replica(),)))
@@ -384,7 +387,7 @@ async def test_a_control_write_is_one_version(registry: Registry) -> None:
         assert await registry.apply(1, write)
     state = await registry.read_state()
     assert state.replicas == {
-        REPLICA: replica(desired=Desired.DRAIN),
+        REPLICA: replica(desired=Desired.DRAIN, desired_version=state.version),
         "replica-3": replica(ReplicaId("replica-3"), slot=2),
     }
     assert state.failures == {MODEL: FAILURE}
@@ -393,7 +396,7 @@ async def test_a_control_write_is_one_version(registry: Registry) -> None:
 async def test_a_repeated_control_write_changes_nothing(registry: Registry) -> None:
     await registry.declare_models([spec()])
     await join(registry)
-    epoch = await registry.lead(GATEWAY)
+    epoch = await lead(registry)
     write = ControlWrite((replica(),), ((REPLICA, Desired.STOP),), (OTHER_REPLICA,), ((MODEL, FAILURE),))
     assert await registry.apply(epoch, write)
     async with bumping(registry, 0):
@@ -403,7 +406,7 @@ async def test_a_repeated_control_write_changes_nothing(registry: Registry) -> N
 
 async def test_unknown_rows_make_a_part_of_a_write_void_not_the_write(registry: Registry) -> None:
     await join(registry)
-    epoch = await registry.lead(GATEWAY)
+    epoch = await lead(registry)
     write = ControlWrite(
         place=(replica(OTHER_REPLICA, node_id=NodeId("never joined")), replica()),
         desire=((ReplicaId("never placed"), Desired.STOP),),
@@ -425,7 +428,7 @@ async def test_a_cleared_failure_is_gone(registry: Registry) -> None:
 
 async def test_r10_twenty_claims_of_a_node_with_four_slots_make_four_rows(registry: Registry) -> None:
     await join(registry)
-    epoch = await registry.lead(GATEWAY)
+    epoch = await lead(registry)
     applied: list[bool] = []
 
     async def claim(number: int) -> None:
@@ -470,25 +473,148 @@ async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
     assert (await stored(registry)).desired == Desired.DRAIN
 
 
-# Demand
+async def test_who_has_seen_the_version_of_a_drain_knows_of_it(registry: Registry) -> None:
+    await join(registry)
+    await place(registry, replica())
+    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    drained = await registry.read_state()
+    await registry.declare_models([spec()])
+    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    assert (await stored(registry)).desired_version == drained.version
 
 
-async def test_demand_is_replaced_gateway_by_gateway_and_is_no_version(registry: Registry) -> None:
+async def test_a_broken_replica_is_broken_for_every_gateway(registry: Registry) -> None:
+    await join(registry)
+    await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
+    async with bumping(registry, 1):
+        assert await registry.note_broken(REPLICA, "it hangs\0")
     async with bumping(registry, 0):
-        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 3, 10.0), Demand(GATEWAY, ModelName("b"), 1, 1)])
-        await registry.publish_demand(OTHER_GATEWAY, [Demand(OTHER_GATEWAY, MODEL, 9, 5.5)])
-        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 4, 10.0)])
-    assert (await registry.read_state()).demand == (
-        Demand(GATEWAY, MODEL, 4, 10.0),
-        Demand(OTHER_GATEWAY, MODEL, 9, 5.5),
-    )
-    await registry.publish_demand(OTHER_GATEWAY, [])
-    assert (await registry.read_state()).demand == (Demand(GATEWAY, MODEL, 4, 10.0),)
+        assert await registry.note_broken(REPLICA, "it is gone")
+    assert await registry.note_broken(OTHER_REPLICA, "nothing listens", lost=True)
+    assert not await registry.note_broken(ReplicaId("replica-3"), "who?")
+    state = await registry.read_state()
+    assert state.replicas == {
+        REPLICA: replica(broken="it hangs\ufffd"),
+        OTHER_REPLICA: replica(OTHER_REPLICA, slot=1, broken="nothing listens", lost=True),
+    }
 
 
-async def test_demand_is_the_publishers_and_one_row_per_model(registry: Registry) -> None:
-    await registry.publish_demand(GATEWAY, [Demand(OTHER_GATEWAY, MODEL, 1, 1.0), Demand(GATEWAY, MODEL, 2, 2.0)])
-    assert (await registry.read_state()).demand == (Demand(GATEWAY, MODEL, 2, 2.0),)
+async def test_l13_the_audit_trail_tells_whose_plan_it_was(registry: Registry) -> None:
+    await join(registry)
+    await place(registry, replica())
+    await registry.apply(await lead(registry, OTHER_GATEWAY), ControlWrite(forget=(REPLICA,)))
+    planned = [(event.kind, event.epoch) for event in await registry.read_events(10) if event.epoch is not None]
+    assert planned == [("replica.forgotten", 2), ("replica.placed", 1)]
+
+
+# The leader's term
+
+
+async def test_l15_another_gateway_leads_only_once_the_leaders_term_is_over(
+    registry: Registry, clock: SettableClock
+) -> None:
+    assert await registry.lead(GATEWAY, 10) == 1
+    clock.seconds += 9
+    async with bumping(registry, 0):
+        assert await registry.lead(OTHER_GATEWAY, 10) is None
+        assert await registry.lead(GATEWAY, 10) == 1
+    clock.seconds += 9
+    assert await registry.lead(OTHER_GATEWAY, 10) is None
+    clock.seconds += 2
+    async with bumping(registry, 1):
+        assert await registry.lead(OTHER_GATEWAY, 10) == 2
+    state = await registry.read_state()
+    assert (state.leader, state.epoch) == (OTHER_GATEWAY, 2)
+    assert await registry.lead(GATEWAY, 10) is None
+
+
+async def test_a_leader_whose_term_ran_out_goes_on_if_nobody_else_wanted_to(
+    registry: Registry, clock: SettableClock
+) -> None:
+    assert await registry.lead(GATEWAY, 10) == 1
+    clock.seconds += 1000
+    async with bumping(registry, 0):
+        assert await registry.lead(GATEWAY, 10) == 1
+    assert await registry.lead(OTHER_GATEWAY, 10) is None
+
+
+async def test_a_leader_that_leaves_makes_room_at_once(registry: Registry) -> None:
+    assert await registry.lead(GATEWAY, 10) == 1
+    await registry.leave(OTHER_GATEWAY)
+    assert await registry.lead(OTHER_GATEWAY, 10) is None
+    await registry.leave(GATEWAY)
+    assert await registry.lead(OTHER_GATEWAY, 10) == 2
+
+
+# Bulletins
+
+BULLETIN = Bulletin(
+    GATEWAY,
+    "http://one:8080",
+    "f1",
+    seen_version=7,
+    leases={REPLICA: 3},
+    uses={REPLICA: Use(12.5), OTHER_REPLICA: Use(11.0)},
+    demand=(Demand(GATEWAY, MODEL, 4, 10.0),),
+    progress={OTHER_REPLICA: Progress(1, 2, 0.5), REPLICA: Progress()},
+    waits={MODEL: Hold("no room\0", is_shortage=True)},
+    unsatisfiable={MODEL: "1 of 2 replicas"},
+)
+
+
+async def test_a_gateway_hears_the_others_newest_bulletins(registry: Registry) -> None:
+    async with bumping(registry, 0):
+        assert (await registry.exchange(Bulletin(GATEWAY), 10)).others == {}
+        heard = await registry.exchange(Bulletin(OTHER_GATEWAY, "http://two"), 10)
+        assert heard.others == {GATEWAY: Bulletin(GATEWAY)}
+        await registry.exchange(BULLETIN, 10)
+        heard = await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+        again = await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+    assert replace(heard.others[GATEWAY], waits={}) == replace(BULLETIN, waits={})
+    assert heard.others[GATEWAY].waits[MODEL].is_shortage
+    assert again.others == heard.others
+    changed = replace(BULLETIN, leases={}, seen_version=8)
+    await registry.exchange(changed, 10)
+    last = (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).others[GATEWAY]
+    assert (last.leases, last.seen_version, last.uses) == ({}, 8, BULLETIN.uses)
+
+
+async def test_the_answer_tells_the_time_and_the_version(registry: Registry, clock: SettableClock) -> None:
+    await registry.declare_models([spec()])
+    clock.seconds = 77.5
+    heard = await registry.exchange(Bulletin(GATEWAY), 10)
+    assert (heard.now, heard.version) == (77.5, 1)
+
+
+async def test_a_gateway_that_has_gone_silent_is_heard_no_more_and_nobody_waits_there(
+    registry: Registry, clock: SettableClock
+) -> None:
+    await registry.exchange(BULLETIN, 10)
+    clock.seconds += 9
+    assert (await registry.read_state()).demand == BULLETIN.demand
+    clock.seconds += 2
+    assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).others == {}
+    assert (await registry.read_state()).demand == ()
+
+
+async def test_a_gateway_that_leaves_is_heard_no_more_until_it_speaks_again(registry: Registry) -> None:
+    await registry.exchange(BULLETIN, 10)
+    await registry.leave(GATEWAY)
+    assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).others == {}
+    assert (await registry.read_state()).demand == ()
+    await registry.exchange(BULLETIN, 10)
+    heard = await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+    assert heard.others[GATEWAY].leases == BULLETIN.leases
+
+
+async def test_demand_is_each_gateways_own_and_no_version(registry: Registry) -> None:
+    mine, theirs = Demand(GATEWAY, MODEL, 3, 10.0), Demand(OTHER_GATEWAY, MODEL, 9, 5.5)
+    async with bumping(registry, 0):
+        await registry.exchange(Bulletin(OTHER_GATEWAY, demand=(theirs,)), 10)
+        await registry.exchange(Bulletin(GATEWAY, demand=(mine,)), 10)
+    assert (await registry.read_state()).demand == (mine, theirs)
+    await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+    assert (await registry.read_state()).demand == (mine,)
 
 
 # Statistics and the audit trail
@@ -496,9 +622,8 @@ async def test_demand_is_the_publishers_and_one_row_per_model(registry: Registry
 
 async def test_statements_are_counted_under_the_method_that_caused_them(registry: Registry) -> None:
     await join(registry)
-    await registry.publish_demand(GATEWAY, [])
     before = registry.statistics().statements
-    assert set(before) == {"register_node", "join_node", "publish_demand"}
+    assert set(before) == {"register_node", "join_node"}
     await registry.read_state()
     after = registry.statistics().statements
     assert after.pop("read_state") > 0

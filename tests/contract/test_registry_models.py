@@ -8,7 +8,7 @@ from gateway.domain.cluster import LoadFailure
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.registry.protocol import ControlWrite, DeclaredInFile, Registry
-from tests.contract.samples import GATEWAY, MODEL, SettableClock, bumping, join, place, replica, spec, stored
+from tests.contract.samples import MODEL, SettableClock, bumping, join, lead, place, replica, spec, stored
 
 FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
 ESTIMATE = Requirement(vram_bytes=10, ram_bytes=20, disk_bytes=30)
@@ -19,7 +19,7 @@ NEXT_SPEC = spec(source="api", context_size=4096)
 
 async def know(registry: Registry, of: ModelSpec = API_SPEC) -> None:
     """Everything that can be known of a model, is."""
-    await registry.apply(await registry.lead(GATEWAY), ControlWrite(failures=((MODEL, FAILURE),)))
+    await registry.apply(await lead(registry), ControlWrite(failures=((MODEL, FAILURE),)))
     assert await registry.note_requirement(MODEL, of.revision, ESTIMATE)
     assert await registry.unload_model(MODEL)
 
@@ -179,7 +179,7 @@ async def test_a8_a_requirement_of_another_revision_is_void(registry: Registry) 
 async def test_l9_a_failure_leaves_the_rest_of_the_row(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
     await know(registry)
-    epoch = await registry.lead(GATEWAY)
+    epoch = await lead(registry)
     await registry.apply(epoch, ControlWrite(failures=((MODEL, None),)))
     state = await registry.read_state()
     assert (state.failures, state.requirements, state.unloads) == ({}, {MODEL: ESTIMATE}, {MODEL: 1000.0})

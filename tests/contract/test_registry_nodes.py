@@ -32,6 +32,7 @@ from tests.contract.samples import (
     bumping,
     hello,
     join,
+    lead,
     place,
     registration,
     replica,
@@ -533,7 +534,7 @@ async def test_an_unknown_node_cant_be_removed(registry: Registry) -> None:
 async def test_nothing_is_placed_on_a_removed_node(registry: Registry) -> None:
     await join(registry)
     await registry.remove_node(NODE)
-    epoch = await registry.lead(GATEWAY)
+    epoch = await lead(registry)
     async with bumping(registry, 0):
         assert not await registry.apply(epoch, ControlWrite(place=(replica(),)))
 

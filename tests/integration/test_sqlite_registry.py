@@ -13,6 +13,7 @@ import trio
 
 from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
+from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
@@ -34,11 +35,13 @@ from tests.contract.samples import (
     GATEWAY,
     MODEL,
     NODE,
+    OTHER_GATEWAY,
     OTHER_REPLICA,
     REPLICA,
     bumping,
     hello,
     join,
+    lead,
     place,
     registration,
     replica,
@@ -91,10 +94,13 @@ async def test_l17_everything_is_there_again_after_a_restart(url: str) -> None:
     assert await fill(url) == await read(url)
 
 
-async def test_demand_of_a_dead_gateway_is_not_taken_over(url: str) -> None:
+async def test_what_a_dead_gateway_said_and_led_is_not_taken_over(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
-        await registry.publish_demand(GATEWAY, [Demand(GATEWAY, MODEL, 1, 1.0)])
+        await registry.exchange(Bulletin(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 1000)
+        assert await registry.lead(GATEWAY, 1000) == 1
     assert (await read(url)).demand == ()
+    async with open_sqlite_registry(url) as registry:
+        assert await registry.lead(OTHER_GATEWAY, 1000) == 2
 
 
 async def test_a_relative_url_is_relative_to_the_working_folder(
@@ -428,7 +434,7 @@ async def _declare(registry: SqliteRegistry, scope: trio.CancelScope) -> None:
 async def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         await join(registry)
-        epoch = await registry.lead(GATEWAY)
+        epoch = await lead(registry)
         too_large = replica(OTHER_REPLICA, slot=2**70)
         with pytest.raises(RegistryError, match="can't store a value"):
             await registry.apply(epoch, ControlWrite(place=(replica(slot=1), too_large)))

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from gateway.domain.capacity import Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Replica
+from gateway.domain.fleet import Bulletin, Hold, Use
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import open_memory_registry
@@ -168,7 +170,28 @@ hellos = st.builds(
     vram_budget=budgets,
     replicas=tuples(reports),
 )
-demands = st.builds(Demand, gateway_id=gateway_ids, model=model_names, waiting=small, since=seconds)
+
+
+def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[Bulletin]:
+    return st.builds(
+        Bulletin,
+        gateway_id=st.just(gateway_id),
+        url=st.sampled_from(["", "http://one:8080"]),
+        secret_fingerprint=st.sampled_from(["f1", "f2"]),
+        seen_version=small,
+        leases=st.dictionaries(replica_ids, st.integers(1, 9), max_size=2),
+        uses=st.dictionaries(replica_ids, st.builds(Use, seconds), max_size=2),
+        demand=st.dictionaries(model_names, st.tuples(small, seconds), max_size=2).map(
+            lambda rows: tuple(Demand(gateway_id, model, *rows[model]) for model in sorted(rows))
+        ),
+        progress=st.dictionaries(replica_ids, st.builds(Progress, amounts, amounts, maybe(seconds)), max_size=2),
+        waits=st.dictionaries(model_names, st.builds(Hold, st.just("no room"), st.booleans()), max_size=2),
+        unsatisfiable=st.dictionaries(model_names, st.just("1 of 2"), max_size=2),
+    )
+
+
+bulletins = gateway_ids.flatmap(bulletins_of)
+terms = st.sampled_from([1.0, 5.0, 100.0])
 
 LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
 
@@ -185,9 +208,11 @@ some_call = st.one_of(
     calls("edit_node", node_ids, edits),
     calls("remove_node", node_ids),
     calls("observe", node_ids, ages, tuples(reports)),
-    calls("lead", gateway_ids),
+    calls("note_broken", replica_ids, any_texts, lost=st.booleans()),
+    calls("lead", gateway_ids, terms),
+    calls("leave", gateway_ids),
     calls("apply", st.integers(1, 2), control_writes),
-    calls("publish_demand", gateway_ids, tuples(demands)),
+    calls("exchange", bulletins, terms),
 )
 # Most writes need a node in session, and a leader with epoch 1.
 beginning = st.tuples(
@@ -195,7 +220,7 @@ beginning = st.tuples(
     calls(
         "join_node", hellos.map(lambda hello: replace(hello, node_id=NodeId(FRESH), boot_id=BootId("b1"))), gateway_ids
     ),
-    calls("lead", gateway_ids),
+    calls("lead", gateway_ids, terms),
 )
 histories = st.tuples(beginning, st.lists(some_call, max_size=12)).map(lambda parts: [*parts[0], *parts[1]])
 
@@ -241,7 +266,7 @@ async def compare(history: Sequence[Call], url: str) -> None:
                 check(before, after)
             assert await sqlite.read_events(100) == await memory.read_events(100)
         for gateway_id in ("g1", "g2"):
-            await memory.publish_demand(GatewayId(gateway_id), [])
+            await memory.leave(GatewayId(gateway_id))
         async with open_sqlite_registry(url, clock=clock) as reopened:
             assert await reopened.read_state() == await memory.read_state()
 

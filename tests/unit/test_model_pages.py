@@ -15,7 +15,7 @@ from gateway.domain.requirement import Requirement
 from gateway.registry.protocol import ControlWrite
 from gateway.registry.snapshot import run_snapshot_watcher
 from gateway.routing.eligibility import build_view
-from tests.contract.samples import GATEWAY, join, place, replica, spec
+from tests.contract.samples import join, lead, place, replica, spec
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import NOW, Front
 
@@ -51,7 +51,7 @@ async def run_replica(front: Front, observed: Observed) -> Replica:
 
 
 async def fail(front: Front) -> None:
-    epoch = await front.registry.lead(GATEWAY)
+    epoch = await lead(front.registry)
     await front.registry.apply(epoch, ControlWrite(failures=((TINY, FAILURE),)))
     await front.look()
 

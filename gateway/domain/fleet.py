@@ -1,0 +1,73 @@
+"""What the gateways of one fleet tell each other, many times a second and never as part of the state's version.
+
+Each gateway publishes one `Bulletin`, complete, over its last one; it counts as long as its gateway keeps saying so.
+Times are seconds of the registry's clock, the only one that is compared across machines (H11).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from gateway.domain.cluster import Demand
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.progress import Progress
+
+NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+
+
+class Hold(NamedTuple):
+    """Why a model that is wanted does not come up, as the leader sees it."""
+
+    because: str
+    is_shortage: bool
+    """No node has room for it, and nothing is under way that makes any."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What one gateway's requests say of a replica that had any."""
+
+    since: float
+    """While it has requests: since it took the oldest of them, or since the last piece of an answer. Else: since the
+    last one ended."""
+
+
+@dataclass(frozen=True)
+class Bulletin:
+    """What one gateway says."""
+
+    gateway_id: GatewayId
+    url: str = ""
+    """Where other gateways reach its HTTP listener; empty: nowhere."""
+    secret_fingerprint: str = ""
+    """Of its cluster secret; gateways of one fleet have the same."""
+    seen_version: int = 0
+    """Of the state that it routes by."""
+    leases: Mapping[ReplicaId, int] = field(default_factory=lambda: NOTHING)
+    """Requests that a replica has, or may have, through this gateway; those with none are left out."""
+    uses: Mapping[ReplicaId, Use] = field(default_factory=lambda: NOTHING)
+    """Of replicas that had a request through it. Told less often than `leases`."""
+    demand: tuple[Demand, ...] = ()
+    """Requests that wait here: one row for each model."""
+    progress: Mapping[ReplicaId, Progress] = field(default_factory=lambda: NOTHING)
+    """Of loads whose node's session it holds."""
+    waits: Mapping[ModelName, Hold] = field(default_factory=lambda: NOTHING)
+    """The leader only: models of which a replica is wanted that can't be started yet."""
+    unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: NOTHING)
+    """The leader only: models that lack replicas that they have to have, and the numbers (P5)."""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """The answer to a bulletin."""
+
+    now: float
+    """The registry's clock."""
+    version: int
+    """Of the state as it is now."""
+    others: Mapping[GatewayId, Bulletin] = field(default_factory=lambda: NOTHING)
+    """The newest bulletin of each other gateway that lives."""
+
+
+NOTHING_HEARD: Final = Heard(0.0, 0)

@@ -1,0 +1,59 @@
+"""The tests' PostgreSQL server does to itself what fault tests ask of it."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.fakes.postgres_server import PostgresServer
+
+OWNER = """
+import sys
+from tests.fakes.postgres_server import open_postgres_server
+
+with open_postgres_server() as server:
+    print(server.ask(server.url(), "SELECT pg_postmaster_start_time(); SHOW data_directory")[-1], flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_a_database_outlives_the_end_of_the_server(
+    postgres_server: PostgresServer, postgres_url: str, end: str
+) -> None:
+    postgres_server.ask(postgres_url, "CREATE TABLE t (x int); INSERT INTO t VALUES (1)")
+    getattr(postgres_server, end)()
+    assert not postgres_server.running
+    with pytest.raises(AssertionError, match="refused"):
+        postgres_server.ask(postgres_url, "SELECT 1")
+    postgres_server.start()
+    assert postgres_server.ask(postgres_url, "SELECT x FROM t") == ["1"]
+
+
+def test_databases_start_empty(postgres_server: PostgresServer, postgres_url: str) -> None:
+    tables = "SELECT count(*) FROM information_schema.tables WHERE table_schema = 'public'"
+    assert postgres_server.ask(postgres_url, tables) == ["0"]
+
+
+def test_a_role_has_its_settings(postgres_server: PostgresServer, postgres_url: str) -> None:
+    url = postgres_server.make_role(postgres_url, statement_timeout="1s")
+    role = url.split("@")[0].removeprefix("postgresql://")
+    settings = postgres_server.ask(postgres_url, f"SELECT rolconfig FROM pg_roles WHERE rolname = '{role}'")
+    assert settings == ["{statement_timeout=1s}"]
+
+
+def test_the_server_ends_with_a_killed_owner() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", OWNER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        folder = owner.stdout.readline().strip()
+        postmaster = psutil.Process(int(Path(folder, "postmaster.pid").read_text().split()[0]))
+        os.kill(owner.pid, signal.SIGKILL)
+    postmaster.wait(timeout=30)
+    shutil.rmtree(Path(folder).parent)
