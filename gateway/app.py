@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from functools import partial
+from typing import Final
 
 import structlog
 import trio
@@ -24,7 +25,7 @@ from gateway.config.model import Config
 from gateway.control.requirements import RequirementEstimates
 from gateway.local_state import StartupError, keep_cluster_secret, prepare_data_dir
 from gateway.registry.open import open_registry
-from gateway.registry.protocol import OpenRegistry, Registry
+from gateway.registry.protocol import OpenRegistry, Registry, RegistryError
 from gateway.registry.snapshot import run_snapshot_watcher
 from gateway.routing.eligibility import REFUSING, build_view
 from gateway.routing.load_table import LoadTable
@@ -32,6 +33,8 @@ from gateway.routing.probe_cache import open_probe_cache
 from gateway.worker.process import SpawnProcess, spawn_process
 
 log = structlog.get_logger(__name__)
+
+LEAVE_SECONDS: Final = 2.0
 
 
 @asynccontextmanager
@@ -49,20 +52,23 @@ async def open_gateway(
     prepare_data_dir(config.server.data_dir)
     with _listening_socket(config) as listening:
         async with (
-            open_registry(config.registry.url) as registry,
             open_bridge() as bridge,
+            open_registry(config.registry, bridge) as registry,
             _open_parts(config, registry, bridge, dial) as gateway,
         ):
             await registry.declare_models([entry.to_spec() for entry in config.models])
-            async with trio.open_nursery() as services:
-                await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
-                async with trio.open_nursery() as front:
-                    await _start_front(gateway, front, listening)
-                    try:
-                        yield gateway
-                    finally:
-                        gateway.stop.set()
-                services.cancel_scope.cancel()
+            try:
+                async with trio.open_nursery() as services:
+                    await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
+                    async with trio.open_nursery() as front:
+                        await _start_front(gateway, front, listening)
+                        try:
+                            yield gateway
+                        finally:
+                            gateway.stop.set()
+                    services.cancel_scope.cancel()
+            finally:
+                await _leave_fleet(gateway)
 
 
 @asynccontextmanager
@@ -96,17 +102,41 @@ async def _start_services(
     build = partial(build_view, refusing=_refusing_backends(gateway.config))
     await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build)
     services.start_soon(gateway.run_view_changes)
-    services.start_soon(gateway.demand.run)
+    await services.start(gateway.exchange.run)
+    _refuse_other_fleet(gateway)
+    services.start_soon(gateway.complaints.run)
     services.start_soon(gateway.wishes.run)
     estimate = partial(estimate_requirement, gateway.config.worker.models_dir)
     services.start_soon(RequirementEstimates(gateway.registry, gateway.views, estimate).run)
     services.start_soon(gateway.lag.run)
+    await services.start(gateway.leadership.run)
     await services.start(gateway.reconciler.run)
     await services.start(gateway.monitor.run)
     if gateway.config.worker.embedded:
         await start_embedded_worker(gateway, services, control, spawn)
     if gateway.config.auth.join_token is not None:
         await start_session_server(gateway, services)
+
+
+def _refuse_other_fleet(gateway: Gateway) -> None:
+    """Gateways with two secrets would each refuse the other's workers and replicas. Raises `StartupError`."""
+    own = gateway.exchange.bulletin.secret_fingerprint
+    others = [each for each in gateway.exchange.heard.others.values() if each.secret_fingerprint not in ("", own)]
+    if others:
+        where = others[0].url or others[0].gateway_id
+        raise StartupError(
+            f"the gateway {where} of this registry has another cluster secret; set auth.cluster_secret or "
+            "auth.cluster_secret_file to the same one for all gateways of the fleet"
+        )
+
+
+async def _leave_fleet(gateway: Gateway) -> None:
+    """Nobody has to wait until this gateway counts as dead. Without a registry they have to."""
+    with trio.move_on_after(LEAVE_SECONDS, shield=True):
+        try:
+            await gateway.registry.leave(gateway.id)
+        except RegistryError as error:
+            log.info("fleet.not_left", error=str(error))
 
 
 def _refusing_backends(config: Config) -> frozenset[str]:

@@ -1,22 +1,28 @@
 """The parts of one gateway, and what each is told of the others; `app` brings them to life."""
 
 import random
+import socket
+import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf
+from typing import Final
+from urllib.parse import urlsplit
 
 import trio
 
 from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator, Key, Role, sha256
+from gateway.api.decisions import Decisions
 from gateway.api.front import build_http_app
 from gateway.api.http_app import BodyLimits, HttpApp
 from gateway.api.models import ModelDesk
 from gateway.api.node_register import NodeRegister
 from gateway.api.openai.routes import OpenAiApi
-from gateway.api.pages import build_pages
+from gateway.api.pages import Readiness, build_pages
+from gateway.api.peers import Peers
 from gateway.api.readings import readings
 from gateway.api.replica_logs import ReplicaLogs, open_replica_tail
 from gateway.api.status import StatusSource
@@ -25,26 +31,41 @@ from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge
 from gateway.config.model import Config
-from gateway.control.demand import DemandPublisher, Waiting
+from gateway.control.complaints import Complaints
+from gateway.control.demand import Waiting
+from gateway.control.exchange import FleetExchange
 from gateway.control.health_monitor import HealthMonitor
+from gateway.control.leadership import Leadership
 from gateway.control.load_watch import LoadOutcome, LoadWatch
 from gateway.control.node_health import HealthSettings
 from gateway.control.node_session import SessionSettings
 from gateway.control.reconciler import Reconciler
 from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
+from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes
+from gateway.domain.cluster import ClusterState, Node
+from gateway.domain.fleet import NOTHING_HEARD, Bulletin, Hold
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
-from gateway.link.credentials import is_credential
+from gateway.link.credentials import fingerprint, is_credential
+from gateway.link.tls import TlsError, peer_context
+from gateway.local_state import StartupError
 from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
+from gateway.registry.clock import RegistryClock
 from gateway.registry.protocol import Registry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_table import LoadTable, Usage
+from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
+from gateway.routing.usage import merge_usage
+
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to tell them from hosts
+SEVERAL: Final = Policy(several_gateways=True)
+CUT_OFF: Final = "this gateway has lost its registry; another one may have it"
 
 
 @dataclass
@@ -73,6 +94,7 @@ class Gateway:
 
     def _make_routing(self) -> None:
         config = self.config
+        self.clock = RegistryClock()
         self.token_of = partial(replica_token, self.cluster_secret)
         self.views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
         self.admission = Admission(
@@ -83,8 +105,10 @@ class Gateway:
                 queue_timeout_seconds=config.routing.queue_timeout,
                 queue_length_max=config.routing.queue_max,
                 retry_interval_seconds=config.routing.retry_interval,
+                yield_seconds=2 * config.registry.lease_sync_interval + config.routing.retry_interval,
             ),
-            wall_clock=time.time,
+            wall_clock=self.clock,
+            policy=lambda: SEVERAL if self.exchange.has_peers else ALONE,
             rng=random.Random(),  # noqa: S311 - breaks ties
         )
         self.router = Router(
@@ -97,11 +121,15 @@ class Gateway:
 
     def _make_control(self) -> None:
         config = self.config
+        self.leadership = Leadership(self.registry, self.id, config.registry.gateway_ttl, self._note_leadership)
+        self.complaints = Complaints(self.registry)
+        self.probes.on_broken = self.complaints.note_broken
         limits = Limits(
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         )
-        self.reconciler = Reconciler(self.registry, self.id, config.reconciler.interval, self.loads.usage, limits)
-        self.probes.on_broken = self.reconciler.note_broken
+        self.reconciler = Reconciler(
+            self.registry, self.leadership, config.reconciler.interval, self._usage, self._seen_version, limits
+        )
         self.monitor = HealthMonitor(
             self.registry,
             self.views,
@@ -109,7 +137,8 @@ class Gateway:
             lambda: self.sessions.open,
             self.probes.ask,
             self.token_of,
-            self.reconciler.note_lost,
+            self.complaints.note_lost,
+            self._is_judge_of,
         )
         self.watch = LoadWatch()
         self.watch.on_end = self._note_load
@@ -118,36 +147,88 @@ class Gateway:
                 gateway_id=self.id,
                 registry=self.registry,
                 views=self.views,
-                epoch=lambda: self.reconciler.epoch or 0,
                 token_of=self.token_of,
                 probe=self.probes.ask,
-                note_broken=self.reconciler.note_broken,
+                note_broken=self.complaints.note_broken,
                 heartbeat_seconds=config.health.heartbeat,
                 node_changed=self.monitor.wake.set,
                 watch=self.watch,
             )
         )
+        self.wishes = LoadWishes(self.views, lambda: self.exchange.note_demand())
+        self._make_fleet()
+
+    def _make_fleet(self) -> None:
+        """What joins this gateway to the others."""
+        config = self.config
+        self.voice = Voice(
+            self.id,
+            self._peer_url,
+            fingerprint(self.cluster_secret),
+            self.clock,
+            self.views,
+            self.loads,
+            self.admission,
+            self._waiting,
+            self.watch,
+            self.leadership,
+            self.reconciler,
+        )
+        self.exchange = FleetExchange(
+            self.registry,
+            Bulletin(self.id),
+            config.registry.lease_sync_interval,
+            config.registry.gateway_ttl,
+            self.voice.fast,
+            self.voice.slow,
+            self.voice.hear,
+            lambda: self.sessions.end_all(CUT_OFF),
+            self.clock,
+        )
+        self.loads.on_change = self.exchange.note_leases
+        self.admission.on_demand_change = self.exchange.note_demand
         self.admission.progress_of = self.sessions.progress_of
         self.admission.shortage_of = self.reconciler.shortage_of
-        self.wishes = LoadWishes(self.views, lambda: self.demand.changed.set())
-        self.demand = DemandPublisher(
-            self.registry, self.id, self._waiting, self.reconciler.wake.set, config.registry.lease_sync_interval
-        )
-        self.admission.on_demand_change = self.demand.changed.set
+
+    def _note_leadership(self) -> None:
+        self.reconciler.wake.set()
+        self.monitor.wake.set()
+
+    def _usage(self, now: float) -> Mapping[ReplicaId, Usage]:
+        return merge_usage(self.loads.usage(), self.exchange.heard.others.values(), now)
+
+    def _seen_version(self) -> int:
+        others = (bulletin.seen_version for bulletin in self.exchange.heard.others.values())
+        return min(self.views.current.state.version, *others)
+
+    def _is_judge_of(self, node: Node) -> bool:
+        """Whoever lives and holds its session is; else the leader. Nobody while the registry is away (H9)."""
+        if not self.exchange.connected or node.gateway_id in self.exchange.heard.others:
+            return False
+        return node.gateway_id == self.id or self.leadership.epoch is not None
+
+    def _peer_url(self) -> str:
+        """Where the other gateways reach this one; empty until it listens."""
+        server = self.config.server
+        return _reachable(self.url, server.advertise) if self.url else ""
 
     def _make_front(self) -> None:
         self.status = StatusSource(
             self.id,
-            lambda: self.reconciler.epoch is not None,
+            lambda: self.leadership.epoch is not None,
             lambda: self.views.current,
             self.loads.statistics,
             self.admission.statistics,
             time.time,
-            progress_of=self.sessions.progress_of,
-            requested=self.wishes.is_open,
-            unsatisfiable=lambda: self.reconciler.unsatisfiable,
-            waits=lambda: {model: wait.because for model, wait in self.reconciler.waits.items()},
+            own_progress_of=self.sessions.progress_of,
+            own_wish=self.wishes.is_open,
+            own_unsatisfiable=lambda: self.reconciler.unsatisfiable,
+            own_waits=self._waits,
+            own_url=lambda: self.url,
+            peers=self.others,
         )
+        self.admission.progress_of = self.status.progress_of
+        self.admission.shortage_of = self.status.shortage_of
         self.lag = LoopLag()
         self.metrics = Metrics(self._readings)
         self.admission.on_wait = self._note_wait
@@ -171,12 +252,20 @@ class Gateway:
         queues = self.admission.statistics().items()
         return self.wishes.waiting() | {model: Waiting(queue.waiting, queue.oldest_seconds) for model, queue in queues}
 
-    def ready(self) -> dict[str, bool]:
-        return {
+    def _waits(self) -> dict[ModelName, Hold]:
+        return {model: Hold(wait.because, wait.is_shortage) for model, wait in self.reconciler.waits.items()}
+
+    def others(self) -> Mapping[GatewayId, Bulletin]:
+        """The newest bulletin of each other gateway that lives."""
+        return NOTHING_HEARD.others
+
+    def ready(self) -> Readiness:
+        checks = {
             "registry": self.views.current is not EMPTY_VIEW,
-            "control": self.reconciler.epoch is not None,
+            "control": self.leadership.epoch is not None,
             "listener": bool(self.url) and not self.stop.is_set(),
         }
+        return Readiness(checks, can_serve=checks["registry"] and checks["listener"])
 
     async def run_view_changes(self) -> None:
         """Lets everything that holds on to replicas look again whenever the view changes."""
@@ -187,9 +276,17 @@ class Gateway:
             self.probes.keep_only(view.state.replicas)
             self.channels.keep_only(view.state.replicas)
             self.watch.keep_only(view.state.replicas)
+            self.complaints.keep_only(view.state.replicas)
             self.wishes.wake.set()
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
+
+
+def _reachable(url: str, advertise: str | None) -> str:
+    """The URL of a listener as other machines have to write it."""
+    parts = urlsplit(url)
+    host = advertise or (socket.gethostname() if parts.hostname in WILDCARDS else parts.hostname or "")
+    return f"{parts.scheme}://[{host}]:{parts.port}" if ":" in host else f"{parts.scheme}://{host}:{parts.port}"
 
 
 def _build_http_app(gateway: Gateway) -> HttpApp:
@@ -218,11 +315,17 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
         backends=config.backends.keys(),
         models_dir=config.worker.models_dir.absolute(),
     )
+
+    def state() -> ClusterState:
+        return gateway.views.current.state
+
+    peers = Peers(gateway.others, _peer_tls(config))
     return build_http_app(
         openai,
         register,
-        ReplicaLogs(partial(open_replica_tail, lambda: gateway.views.current.state, gateway.sessions.open_tail)),
-        ArtifactFiles(lambda: gateway.views.current.state, config.worker.models_dir),
+        ReplicaLogs(partial(open_replica_tail, state, gateway.sessions.open_tail), peers),
+        ArtifactFiles(state, config.worker.models_dir, peers),
+        Decisions(gateway.admission.decisions, peers),
         build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready, gateway.registry, desk),
         authenticator=_authenticator(config, gateway.cluster_secret),
         metrics=gateway.metrics.requests,
@@ -239,3 +342,13 @@ def _authenticator(config: Config, cluster_secret: bytes) -> Authenticator:
         join_token_sha256=sha256(token.get_secret_value()) if token is not None else None,
         is_credential=partial(is_credential, cluster_secret),
     )
+
+
+def _peer_tls(config: Config) -> ssl.SSLContext | None:
+    """What other gateways have to prove themselves with, if the configuration says anything of it: the certificate that
+    they all show, or the authority that has signed theirs. Raises `StartupError`."""
+    named = [path for path in (config.server.tls_cert, config.worker.tls_ca) if path is not None]
+    try:
+        return peer_context(named) if named else None
+    except TlsError as error:
+        raise StartupError(str(error)) from error

@@ -51,6 +51,7 @@ PURE: Final = (
     "routing/fair_queue.py",
     "routing/waiting.py",
     "routing/lease.py",
+    "routing/usage.py",
     "control/plan.py",
     "control/placement.py",
     "control/retire.py",

@@ -1,6 +1,7 @@
-"""Files that only the gateway has, for workers of other machines: those that models name by `file:` with a `sha256`.
+"""Files that only gateways have, for workers of other machines: those that models name by `file:` with a `sha256`.
 
-A worker asks by the hash. The path comes from the model and never from the request.
+A worker asks by the hash, and any gateway: one whose disk has not got the file passes on what another one has. The
+path comes from the model and never from the request.
 """
 
 import os
@@ -18,6 +19,7 @@ from gateway.api.auth import Caller, Role
 from gateway.api.byte_range import ByteRange, Unsatisfiable, wanted_range
 from gateway.api.exchange import Exchange
 from gateway.api.http_app import Route
+from gateway.api.peers import Peers
 from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import BadRequest, Forbidden, NotFound
 from gateway.domain.ids import NodeId
@@ -40,6 +42,7 @@ class FileShrank(Exception):
 class ArtifactFiles:
     state: Callable[[], ClusterState]
     models_dir: Path
+    peers: Peers
 
     def routes(self) -> Sequence[Route]:
         path = "/api/artifacts/{sha256}"
@@ -55,19 +58,25 @@ class ArtifactFiles:
         if node is None or not node.approved:
             raise Forbidden("This node is not, or not yet, one that serves models of this fleet.")
         exchange.notes["node"] = node.name
-        paths = tuple(paths_of(digest, state.models.values(), self.models_dir.resolve()))
-        file = await trio.to_thread.run_sync(_open_first, paths)
-        if file is None:
-            raise NotFound(f"This gateway has no file that a model names with the sha256 '{digest[:64]}'.")
-        with file:
-            await _answer(exchange, file, digest)
+        specs = tuple(specs_of(digest, state.models.values()))
+        file = await trio.to_thread.run_sync(_open_first, tuple(paths_of(specs, self.models_dir.resolve())))
+        if file is not None:
+            with file:
+                await _answer(exchange, file, digest)
+        elif not (specs and await self.peers.relay_from_any(exchange)):
+            raise NotFound(f"No gateway has a file that a model names with the sha256 '{digest[:64]}'.")
 
 
-def paths_of(digest: str, specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
-    """Where a file of that hash should lie. What the API has set stays in `models_dir`, which is resolved (A7)."""
+def specs_of(digest: str, specs: Iterable[ModelSpec]) -> Iterator[ModelSpec]:
+    """The models that name a file of that hash."""
     for spec in specs:
-        if not spec.artifact.startswith(FILE_SCHEME) or spec.sha256 is None or spec.sha256.lower() != digest:
-            continue
+        if spec.artifact.startswith(FILE_SCHEME) and spec.sha256 is not None and spec.sha256.lower() == digest:
+            yield spec
+
+
+def paths_of(specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
+    """Where their files should lie. What the API has set stays in `models_dir`, which is resolved (A7)."""
+    for spec in specs:
         path = (models_dir / spec.artifact.removeprefix(FILE_SCHEME)).resolve()
         if spec.source == "file" or path.is_relative_to(models_dir):
             yield path

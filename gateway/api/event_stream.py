@@ -26,3 +26,9 @@ def event(data: bytes) -> bytes:
         for raw, escaped in _LINE_BREAKS_TO_SOME:
             data = data.replace(raw, escaped)
     return b"data: " + data + b"\n\n"
+
+
+def whole_events(data: bytes) -> tuple[bytes, bytes]:
+    """What of a stream of ours ends with an event's end, and what is begun."""
+    whole, end, begun = data.rpartition(b"\n\n")
+    return whole + end, begun

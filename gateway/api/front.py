@@ -2,6 +2,7 @@
 
 from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator
+from gateway.api.decisions import Decisions
 from gateway.api.http_app import BodyLimits, HttpApp
 from gateway.api.node_register import NodeRegister
 from gateway.api.openai.routes import OpenAiApi
@@ -16,6 +17,7 @@ def build_http_app(
     register: NodeRegister,
     logs: ReplicaLogs,
     artifacts: ArtifactFiles,
+    decisions: Decisions,
     pages: Pages,
     *,
     authenticator: Authenticator,
@@ -23,7 +25,7 @@ def build_http_app(
     limits: BodyLimits,
 ) -> HttpApp:
     return HttpApp(
-        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes()),
+        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
         PAGE_ROUTES,
         pages,
         authenticator=authenticator,

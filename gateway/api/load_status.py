@@ -38,5 +38,5 @@ def _state(source: StatusSource, view: RoutingView, model: ModelName) -> dict[st
         return {"state": "failed", "error": failure.cause, "retry_at": failure.retry_at}
     if (reason := source.unsatisfiable().get(model)) is not None:
         return {"state": "unsatisfiable", "error": reason}
-    reason = source.waits().get(model)
-    return {"state": "not_loaded", **({"reason": reason} if reason is not None else {})}
+    wait = source.waits().get(model)
+    return {"state": "not_loaded", **({"reason": wait.because} if wait is not None else {})}

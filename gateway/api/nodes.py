@@ -82,7 +82,7 @@ class NodeDesk:
         return find_node(await self._registry.read_state(), name)
 
     def _answer(self, node: Node) -> Response:
-        return json_response(node_object(node, self._source.wall_clock()))
+        return json_response(node_object(node, self._source.clock()))
 
 
 def find_node(state: ClusterState, name: str) -> Node:

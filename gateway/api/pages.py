@@ -3,7 +3,8 @@
 Inference does not pass through here. Requests arrive already admitted by `HttpApp`; errors leave in the same envelope.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -16,12 +17,11 @@ from gateway.api.models import ModelDesk, add_model_pages
 from gateway.api.nodes import add_fleet_pages, add_node_pages
 from gateway.api.pages_app import Pages, json_response, read_json
 from gateway.api.status import StatusSource, status_document
-from gateway.domain.errors import NotFound
-from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.ids import ModelName
 from gateway.observability.metrics import Metrics
 from gateway.registry.protocol import Registry
 from gateway.routing.admission import Admission
-from gateway.routing.decisions import describe, describe_candidates
+from gateway.routing.decisions import describe_candidates
 
 PAGE_ROUTES: Sequence[PageRoute] = (
     PageRoute("/healthz", Role.PUBLIC),
@@ -31,15 +31,34 @@ PAGE_ROUTES: Sequence[PageRoute] = (
 )
 
 
+@dataclass(frozen=True)
+class Readiness:
+    """What `/readyz` tells: a load balancer sends requests to a gateway that can serve.
+
+    That is not one of whose parts each works. A gateway serves from its last snapshot while the registry is away; if
+    all of them said that they are not ready then, the outage of the database would be one of the fleet.
+    """
+
+    checks: Mapping[str, bool]
+    """For each part, whether it works."""
+    can_serve: bool
+    """It has had a snapshot, and is not about to end."""
+
+    @property
+    def status(self) -> str:
+        if not self.can_serve:
+            return "not ready"
+        return "ready" if all(self.checks.values()) else "degraded"
+
+
 def build_pages(
     source: StatusSource,
     admission: Admission,
     metrics: Metrics,
-    ready: Callable[[], dict[str, bool]],
+    ready: Callable[[], Readiness],
     registry: Registry,
     models: ModelDesk,
 ) -> Pages:
-    """`ready` tells for each part whether it works; all have to for `/readyz`."""
     pages = Pages()
 
     @pages.get("/healthz")
@@ -48,10 +67,9 @@ def build_pages(
 
     @pages.get("/readyz")
     async def readyz() -> Response:
-        checks = ready()
-        is_ready = all(checks.values())
-        status = "ready" if is_ready else "not ready"
-        return json_response({"status": status, "checks": checks}, status=200 if is_ready else 503)
+        now = ready()
+        document = {"status": now.status, "checks": dict(now.checks)}
+        return json_response(document, status=200 if now.can_serve else 503)
 
     @pages.get("/metrics")
     async def exposition() -> Response:
@@ -60,13 +78,6 @@ def build_pages(
     @pages.get("/api/status")
     async def status() -> Response:
         return json_response(status_document(source))
-
-    @pages.get("/api/decisions/<request_id>")
-    async def decision(request_id: str) -> Response:
-        found = admission.decisions.find(RequestId(request_id))
-        if found is None:
-            raise NotFound(f"No recent decision has the request id '{request_id}'; only the newest are kept.")
-        return json_response(describe(found))
 
     @pages.post("/api/explain")
     async def explain() -> Response:

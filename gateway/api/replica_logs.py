@@ -1,4 +1,7 @@
-"""The output of a replica's backend process: its last lines as text, or every further one as an event stream."""
+"""The output of a replica's backend process: its last lines as text, or every further one as an event stream.
+
+The lines come through the session of the replica's node, so a gateway that does not hold it asks the one that does.
+"""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,10 +15,11 @@ from gateway.api.event_stream import event
 from gateway.api.exchange import Exchange
 from gateway.api.http_app import Route
 from gateway.api.nodes import replica_not_found
+from gateway.api.peers import Peers, was_relayed
 from gateway.api.query import count_of, flag_of
-from gateway.domain.cluster import ClusterState
+from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.errors import Unavailable
-from gateway.domain.ids import NodeId, ReplicaId
+from gateway.domain.ids import GatewayId, NodeId, ReplicaId
 from gateway.domain.session import LogChunk
 
 LINES_DEFAULT: Final = 100
@@ -32,11 +36,19 @@ END: Final = b'event: end\ndata: {"lines":[],"skipped":0}\n\n'
 """No more will come: the process is gone. Its data is that of an empty event, for readers that see data only."""
 
 
+class HeldElsewhere(Unavailable):
+    """The session of the replica's node is not at this gateway. None: it is nowhere."""
+
+    def __init__(self, gateway_id: GatewayId | None, message: str) -> None:
+        super().__init__(message, retry_after_seconds=RETRY_AFTER_SECONDS)
+        self.gateway_id = gateway_id
+
+
 class OpenTail(Protocol):
     """Opens a reader of a replica's output: chunks until one has `ended`. That the channel ends without one means
     that the node's session is over. Leaving the context ends the tail.
 
-    Raises `NotFound`, and `Unavailable` when the node's session is not at this gateway.
+    Raises `NotFound`, `HeldElsewhere`.
     """
 
     def __call__(
@@ -62,16 +74,23 @@ async def open_replica_tail(
         raise replica_not_found(replica_id)
     async with open_node_tail(replica.node_id, replica_id, lines, follow=follow) as tail:
         if tail is None:
-            raise Unavailable(
-                "The node of this replica has no session at this gateway; another gateway may have it.",
-                retry_after_seconds=RETRY_AFTER_SECONDS,
-            )
+            raise _held_elsewhere(state().nodes.get(replica.node_id))
         yield tail
 
 
+def _held_elsewhere(node: Node | None) -> HeldElsewhere:
+    if node is None or node.gateway_id is None:
+        return HeldElsewhere(None, "The node of this replica has no session now; it may have one again in a moment.")
+    return HeldElsewhere(
+        node.gateway_id,
+        f"The session of node '{node.name}' was last at gateway '{node.gateway_id}', and is not at this one.",
+    )
+
+
 class ReplicaLogs:
-    def __init__(self, open_tail: OpenTail) -> None:
+    def __init__(self, open_tail: OpenTail, peers: Peers) -> None:
         self._open_tail = open_tail
+        self._peers = peers
 
     def routes(self) -> Sequence[Route]:
         return (Route("GET", "/api/replicas/{id}/logs", Role.ADMIN, self._logs, ends_with_service=True),)
@@ -81,11 +100,18 @@ class ReplicaLogs:
         query = exchange.query
         lines = count_of(query, "lines", LINES_DEFAULT, LINES_MAX)
         follow = flag_of(query, "follow")
-        async with self._open_tail(replica_id, lines, follow=follow) as tail:
-            if follow:
-                await _relay(exchange, tail)
-            else:
-                await exchange.respond(200, await _read_all(tail), content_type=TEXT)
+        try:
+            async with self._open_tail(replica_id, lines, follow=follow) as tail:
+                if follow:
+                    await _relay(exchange, tail)
+                else:
+                    await exchange.respond(200, await _read_all(tail), content_type=TEXT)
+                return
+        except HeldElsewhere as elsewhere:
+            if elsewhere.gateway_id is None or was_relayed(exchange):
+                raise
+            holder = elsewhere.gateway_id
+        await self._peers.relay(exchange, holder)
 
 
 async def _read_all(tail: trio.MemoryReceiveChannel[LogChunk]) -> bytes:

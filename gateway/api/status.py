@@ -1,14 +1,17 @@
-"""What the admin API and `gateway status` show: the fleet as this gateway sees it. Pure."""
+"""What the admin API and `gateway status` show: the fleet, as this gateway and those it hears of know it. Pure."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway.api.model_body import spec_body
 from gateway.domain.cluster import Node, Replica
-from gateway.domain.ids import GatewayId, ModelName
+from gateway.domain.fleet import Bulletin, Hold
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.progress import Progress
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.eligibility import RoutingView
 from gateway.routing.load_table import LoadStatistics
@@ -17,47 +20,118 @@ from gateway.routing.waiting import ProgressOf, coming_up, nobody_knows
 
 @dataclass(frozen=True)
 class StatusSource:
-    """Where the documents come from."""
+    """Where the documents come from: this gateway's own parts, and what the others have said. The methods tell of the
+    whole fleet."""
 
     gateway_id: GatewayId
     is_leader: Callable[[], bool]
+    """Whether this gateway plans."""
     view: Callable[[], RoutingView]
     loads: Callable[[], LoadStatistics]
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
-    wall_clock: Callable[[], float]
-    """Seconds since the epoch, as the registry's clock has them: ages are told by it, and nothing is decided."""
-    progress_of: ProgressOf = nobody_knows
-    requested: Callable[[ModelName], bool] = lambda _model: False
+    clock: Callable[[], float]
+    """Seconds of the registry's clock: ages are told by it (H11)."""
+    own_progress_of: ProgressOf = nobody_knows
+    own_wish: Callable[[ModelName], bool] = lambda _model: False
     """Whether somebody has asked for a load here that has come to nothing yet."""
-    unsatisfiable: Callable[[], Mapping[ModelName, str]] = dict
-    """Models that can't have what they have to have, and why, as the planner sees it."""
-    waits: Callable[[], Mapping[ModelName, str]] = dict
-    """Models of which a replica is wanted that can't be started now, and why."""
+    own_unsatisfiable: Callable[[], Mapping[ModelName, str]] = dict
+    """Models that can't have what they have to have, and why, as this gateway's planner sees it."""
+    own_waits: Callable[[], Mapping[ModelName, Hold]] = dict
+    """Models of which a replica is wanted that can't be started now, and why, as this gateway's planner sees it."""
+    own_url: Callable[[], str] = str
+    """Where other gateways reach this one; empty: nowhere."""
+    peers: Callable[[], Mapping[GatewayId, Bulletin]] = dict
+    """The newest bulletin of each other gateway that lives."""
+
+    def progress_of(self, replica_id: ReplicaId) -> Progress | None:
+        """How far a load is: whoever holds the node's session knows. None: nobody has said anything."""
+        if (own := self.own_progress_of(replica_id)) is not None:
+            return own
+        told = (peer.progress.get(replica_id) for peer in self.peers().values())
+        return next((progress for progress in told if progress is not None), None)
+
+    def requested(self, model: ModelName) -> bool:
+        """Whether somebody has asked for a load that has come to nothing yet, or another gateway's requests wait."""
+        return self.own_wish(model) or any(
+            demand.model == model for peer in self.peers().values() for demand in peer.demand
+        )
+
+    def unsatisfiable(self) -> Mapping[ModelName, str]:
+        """Models that can't have what they have to have, and why, as the leader sees it."""
+        leader = self._other_leader()
+        return self.own_unsatisfiable() if leader is None else leader.unsatisfiable
+
+    def waits(self) -> Mapping[ModelName, Hold]:
+        """Models of which a replica is wanted that can't be started now, and why, as the leader sees it."""
+        leader = self._other_leader()
+        return self.own_waits() if leader is None else leader.waits
+
+    def shortage_of(self, model: ModelName) -> str | None:
+        """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
+        wait = self.waits().get(model)
+        return wait.because if wait is not None and wait.is_shortage else None
+
+    def _other_leader(self) -> Bulletin | None:
+        leader = self.view().state.leader
+        return None if leader is None or self.is_leader() else self.peers().get(leader)
+
+
+@dataclass(frozen=True)
+class _Use:
+    """Of the whole fleet: open requests of each replica and each model, and requests that wait for a model."""
+
+    in_flight: Counter[ReplicaId]
+    in_flight_by_model: Counter[ModelName]
+    queued: Counter[ModelName]
+
+
+def _use(source: StatusSource) -> _Use:
+    loads, replicas = source.loads(), source.view().state.replicas
+    use = _Use(
+        Counter(loads.in_flight),
+        Counter(loads.in_flight_by_model),
+        Counter({model: queue.waiting for model, queue in source.queues().items()}),
+    )
+    for peer in source.peers().values():
+        use.in_flight.update(peer.leases)
+        use.queued.update({demand.model: demand.waiting for demand in peer.demand})
+        for replica_id, leases in peer.leases.items():
+            if (replica := replicas.get(replica_id)) is not None:
+                use.in_flight_by_model[replica.model] += leases
+    return use
 
 
 def status_document(source: StatusSource) -> dict[str, Any]:
     return {
-        "gateways": [{"id": source.gateway_id, "leader": source.is_leader()}],
+        "gateways": gateway_objects(source),
         "nodes": node_objects(source),
         "models": model_objects(source),
         "replicas": replica_objects(source),
     }
 
 
+def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
+    """This one first."""
+    others = sorted(source.peers().items())
+    urls = [(source.gateway_id, source.own_url()), *((gateway_id, peer.url) for gateway_id, peer in others)]
+    leader = source.view().state.leader
+    return [{"id": gateway_id, "leader": gateway_id == leader, "url": url or None} for gateway_id, url in urls]
+
+
 def node_objects(source: StatusSource) -> list[dict[str, Any]]:
-    nodes, now = source.view().state.nodes.values(), source.wall_clock()
+    nodes, now = source.view().state.nodes.values(), source.clock()
     return [node_object(node, now) for node in sorted(nodes, key=lambda node: node.name)]
 
 
 def model_objects(source: StatusSource) -> list[dict[str, Any]]:
-    specs = source.view().state.models.values()
-    return [model_object(source, spec) for spec in sorted(specs, key=lambda spec: spec.name)]
+    view, use = source.view(), _use(source)
+    return [_model(spec, view, use) for spec in sorted(view.state.models.values(), key=lambda spec: spec.name)]
 
 
 def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
-    state, loads, now = source.view().state, source.loads(), source.wall_clock()
+    state, use, now = source.view().state, _use(source), source.clock()
     return [
-        _replica(replica, state.nodes.get(replica.node_id), loads, now)
+        _replica(replica, state.nodes.get(replica.node_id), use, now)
         for replica in sorted(state.replicas.values(), key=lambda replica: (replica.model, replica.since))
     ]
 
@@ -101,7 +175,10 @@ def _age(since: float, now: float) -> float | None:
 
 
 def model_object(source: StatusSource, spec: ModelSpec) -> dict[str, Any]:
-    view, loads, queues = source.view(), source.loads(), source.queues()
+    return _model(spec, source.view(), _use(source))
+
+
+def _model(spec: ModelSpec, view: RoutingView, use: _Use) -> dict[str, Any]:
     wanted = [
         replica
         for replica in view.state.replicas.values()
@@ -117,8 +194,8 @@ def model_object(source: StatusSource, spec: ModelSpec) -> dict[str, Any]:
         "desired": len(wanted),
         "min_replicas": spec.min_replicas,
         "max_replicas": spec.max_replicas,
-        "in_flight": loads.in_flight_by_model.get(spec.name, 0),
-        "queued": queues[spec.name].waiting if spec.name in queues else 0,
+        "in_flight": use.in_flight_by_model[spec.name],
+        "queued": use.queued[spec.name],
         "status": _model_status(spec, view),
         "error": failure.cause if failure is not None else None,
         "retry_at": failure.retry_at if failure is not None else None,
@@ -135,14 +212,14 @@ def _model_status(spec: ModelSpec, view: RoutingView) -> str:
     return "load_failed" if spec.name in view.state.failures else "not_loaded"
 
 
-def _replica(replica: Replica, node: Node | None, loads: LoadStatistics, now: float) -> dict[str, Any]:
+def _replica(replica: Replica, node: Node | None, use: _Use, now: float) -> dict[str, Any]:
     return {
         "id": replica.id,
         "model": replica.model,
         "node": node.name if node is not None else replica.node_id,
         "state": replica.observed.value,
         "desired": replica.desired.value,
-        "in_flight": loads.in_flight.get(replica.id, 0),
+        "in_flight": use.in_flight[replica.id],
         "slots": replica.parallel,
         "address": replica.address,
         "pid": replica.pid,

@@ -89,7 +89,7 @@ def _add_check_config(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _add_status(commands: "Commands[argparse.ArgumentParser]") -> None:
-    status = commands.add_parser("status", help="show nodes, models and replicas of a running gateway")
+    status = commands.add_parser("status", help="show the gateways, nodes, models and replicas of a running fleet")
     status.add_argument("--json", action="store_true", help="as the API returns it")
     _add_connection(status)
     status.set_defaults(run="gateway.cli.status:status")

@@ -7,6 +7,7 @@ from typing import Any, Final
 Row = Mapping[str, Any]
 
 TABLES: Final[Mapping[str, Sequence[str]]] = {
+    "gateways": ("id", "leader", "url"),
     "nodes": ("name", "status", "gpus", "vram_free/total", "ram_free/total", "replicas", "since"),
     "models": ("name", "status", "ready", "desired", "in_flight", "queued", "error"),
     "replicas": ("model", "node", "state", "age", "in_flight/slots", "address", "pid", "id", "error"),
@@ -18,10 +19,15 @@ UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 def tables(document: Row) -> Mapping[str, Sequence[Row]]:
     """The rows of each of `TABLES`."""
     return {
+        "gateways": [_gateway_row(gateway) for gateway in document["gateways"]],
         "nodes": node_rows(document),
         "models": document["models"],
         "replicas": [_replica_row(replica) for replica in document["replicas"]],
     }
+
+
+def _gateway_row(gateway: Row) -> Row:
+    return {**gateway, "leader": "yes" if gateway["leader"] else "no"}
 
 
 def node_rows(document: Row) -> Sequence[Row]:

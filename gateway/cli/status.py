@@ -1,4 +1,4 @@
-"""`gateway status`: the fleet as three tables."""
+"""`gateway status`: the fleet as tables."""
 
 import argparse
 import json

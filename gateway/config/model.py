@@ -131,6 +131,10 @@ class RegistrySection(Section):
     """Filled in by `Config` if it is not set: an SQLite file in the data folder."""
     listen_url: PostgresqlUrl | None = Field(None, repr=False)
     """None: the same as `url`."""
+    pool_size: PositiveCount = 5
+    """Connections to PostgreSQL, besides the one that listens."""
+    migrate: Flag = True
+    """Bring the tables of a PostgreSQL registry up to date at the start. If not, `gateway migrate` does it."""
     lease_sync_interval: PositiveDuration = 0.02
     gateway_ttl: PositiveDuration = 15.0
 

@@ -37,6 +37,8 @@ class Ground:
     remembered: Remembered = NOTHING_REMEMBERED
     doubtful: frozenset[NodeId] = frozenset()
     """Nodes on which something has just broken: the whole node may have died without being unhealthy yet."""
+    seen_version: int | None = None
+    """See `plan`."""
     claims: list[Claim] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,10 @@ class Ground:
 
     def use_of(self, replica: Replica) -> Usage:
         return self.usage.get(replica.id, NEVER_USED)
+
+    def all_know(self, replica: Replica) -> bool:
+        """Whether every gateway knows what is wanted of it now."""
+        return self.seen_version is None or self.seen_version >= replica.desired_version
 
     def idle_seconds(self, replica: Replica) -> float:
         """Since its last request ended, or since it is what it is; 0 while it has one."""

@@ -5,6 +5,10 @@ to the registry, at its edges only (H12). Whether its *replicas* live is asked o
 suspect: those that are gone are out of routing long before the node is unhealthy, those that answer serve on.
 
 No time of another machine and none of the registry is looked at (H11).
+
+Of several gateways each judges the nodes whose session it holds; the leader judges those whose session nobody holds
+who lives. Whoever begins to judge a node has not heard of it for no time yet, and so has everybody after the registry
+was away, since nobody could have said that he holds the session (H9).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -102,6 +106,8 @@ class HealthMonitor:
     token_of: Callable[[ReplicaId], str]
     note_broken: Callable[[ReplicaId, str], None]
     """Told of a replica whose process is gone, and how that is known."""
+    is_judge_of: Callable[[Node], bool] = lambda _node: True
+    """Whether a node that has no session here is for this gateway to judge."""
     wake: Wake = field(default_factory=Wake)
     _seen: dict[NodeId, _Seen] = field(default_factory=dict, init=False)
     _written_on: dict[NodeId, int] = field(default_factory=dict, init=False)
@@ -129,6 +135,9 @@ class HealthMonitor:
         changes, suspects, pause = list[_Change](), list[Node](), self.settings.heartbeat_seconds
         for node in state.nodes.values():
             session = links.get(node.id)
+            if session is None and not self.is_judge_of(node):
+                self._seen.pop(node.id, None)
+                continue
             seen = self._note(node, session, now)
             verdict = judge(node.link, _link(session, seen, now), self.settings)
             pause = min(pause, verdict.again_in)

@@ -68,6 +68,9 @@ class LoadWatch:
         load = self._loads.get(replica_id)
         return None if load is None else load.progress(now)
 
+    def all_progress(self, now: float) -> dict[ReplicaId, Progress]:
+        return {replica_id: load.progress(now) for replica_id, load in self._loads.items()}
+
     def keep_only(self, replicas: Container[ReplicaId]) -> None:
         """Forgets every other one."""
         self._loads = {each: load for each, load in self._loads.items() if each in replicas}

@@ -36,6 +36,7 @@ from gateway.wake import Wake
 
 log = structlog.get_logger(__name__)
 
+SUPERSEDED: Final = "a newer session of this node has begun"
 RETRY_SECONDS: Final = 0.5
 """Pause after the registry could not be used; a report is kept until it is written."""
 
@@ -51,10 +52,11 @@ class SessionOver(Exception):
         self.register_again = register_again
 
 
-def desired_set(state: ClusterState, node_id: NodeId, epoch: int, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
-    """All that `node_id` should run. A replica whose model was removed is left out, which stops it. Pure."""
+def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
+    """All that `node_id` should run, and by which leader's plan (L13). A replica whose model was removed is left out,
+    which stops it. Pure."""
     return DesiredSet(
-        epoch,
+        state.epoch,
         tuple(
             DesiredReplica(replica.id, state.models[replica.model], replica.desired, token_of(replica.id))
             for replica in state.replicas.values()
@@ -70,8 +72,6 @@ class SessionSettings:
     gateway_id: GatewayId
     registry: Registry
     views: SnapshotStore[RoutingView]
-    epoch: Callable[[], int]
-    """The leader's epoch as this gateway knows it."""
     token_of: Callable[[ReplicaId], str]
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
     """Asks one replica at its advertised address; never raises."""
@@ -101,8 +101,8 @@ class NodeSession:
         self._living: set[ReplicaId] = set()
         """Replicas that, as the worker last said, have not ended."""
         self.tails = Tails(to_worker)
-        self.superseded = trio.CancelScope()
-        """Cancelled when a newer session of the node begins."""
+        self._ended = trio.CancelScope()
+        self._why_ended = ""
         self._hello = hello
         self._settings = settings
         self._to_worker = to_worker
@@ -121,8 +121,19 @@ class NodeSession:
         break."""
         return self.leaving and not self._living
 
+    def end(self, why: str) -> None:
+        """Lets `run` raise `SessionOver`."""
+        self._why_ended = why
+        self._ended.cancel()
+
     async def run(self) -> None:
         """Until the worker closes its end, or cancelled. Raises `SessionOver`."""
+        with self._ended:
+            await self._run()
+        if self._ended.cancelled_caught:
+            raise SessionOver(self._why_ended)
+
+    async def _run(self) -> None:
         problems: list[SessionOver] = []
         try:
             async with trio.open_nursery() as nursery:
@@ -224,7 +235,9 @@ class NodeSession:
         while True:
             if not self._has_joined(view):
                 raise SessionOver("this node was removed, or its worker has registered anew", register_again=True)
-            current = desired_set(view.state, self.node_id, settings.epoch(), settings.token_of)
+            if view.state.nodes[self.node_id].session > self.number:
+                raise SessionOver(SUPERSEDED)
+            current = desired_set(view.state, self.node_id, settings.token_of)
             if current != sent:
                 await self._to_worker.send(current)
                 sent = current
@@ -256,7 +269,7 @@ class NodeSession:
             if self._capacity is capacity:
                 self._capacity = None
         if not written:
-            raise SessionOver("a newer session of this node has begun")
+            raise SessionOver(SUPERSEDED)
         for (model, revision), requirement in tuple(self._measured.items()):
             await registry.note_requirement(model, revision, requirement)
             if self._measured.get((model, revision)) is requirement:

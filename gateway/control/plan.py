@@ -36,9 +36,9 @@ from gateway.routing.load_table import Usage
 NO_LIMITS: Final = Limits()
 NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 UNLOAD_PAUSE_SECONDS: Final = 0.01
+"""A replica that is placed in the very moment of an unload could not be told from one that it is meant for."""
 STABLE_SECONDS: Final = 10.0
 """For a replica to live after it became ready before earlier failures of its model are forgiven."""
-"""A replica that is placed in the very moment of an unload could not be told from one that it is meant for."""
 
 
 def plan(
@@ -50,13 +50,15 @@ def plan(
     limits: Limits = NO_LIMITS,
     lost: Container[ReplicaId] = (),
     remembered: Remembered = NOTHING_REMEMBERED,
+    seen_version: int | None = None,
 ) -> Plan:
     """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
     that live and are of no use, and why: a gateway has found out in passing. `usage` is what is known of replicas'
     requests; one that is not there has had none. `lost` are those of the broken ones that went with their worker, which
-    says nothing of their model. `remembered` is what the leader knows from before."""
+    says nothing of their model. `remembered` is what the leader knows from before. `seen_version` is the least version
+    of the state that a living gateway routes by; None: all of them route by this one."""
     doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
-    ground = Ground(state, now, usage, remembered, doubtful)
+    ground = Ground(state, now, usage, remembered, doubtful, seen_version)
     draft = Draft(ground, new_replica_id, dict(state.failures))
     _settle_ended(draft)
     _stop_broken(draft, broken, lost)

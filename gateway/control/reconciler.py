@@ -1,7 +1,9 @@
-"""The planner's loop: read the state, plan, write. Events only wake it; it always looks at everything."""
+"""The planner's loop: while this gateway leads, read the state, plan, write. Events only wake it; it always looks at
+everything."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from types import MappingProxyType
 from typing import Final
 
@@ -10,11 +12,12 @@ import trio
 
 from gateway.control.entries import Plan, Wait, reasons
 from gateway.control.ground import NONE_USED
+from gateway.control.leadership import Leadership
 from gateway.control.plan import NO_LIMITS, plan
 from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
 from gateway.control.retire import Limits
 from gateway.domain.cluster import ClusterState
-from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
+from gateway.domain.ids import ModelName, ReplicaId, new_id
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 from gateway.routing.load_table import Usage
 from gateway.wake import Wake
@@ -32,34 +35,19 @@ class Reconciler:
     """`wake` asks for a round; without it one comes every `interval_seconds`."""
 
     registry: Registry
-    gateway_id: GatewayId
+    leadership: Leadership
     interval_seconds: float
-    usage: Callable[[], Mapping[ReplicaId, Usage]] = lambda: NONE_USED
-    """What this gateway knows of replicas' requests."""
+    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
+    """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
+    seen_version: Callable[[], int | None] = lambda: None
+    """The least version of the state that a living gateway routes by; None: they all route by the newest."""
     limits: Limits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
-    epoch: int | None = None
-    """Of our leadership; None: not the leader (yet)."""
-    broken: dict[ReplicaId, str] = field(default_factory=dict)
-    """Replicas that are of no use, as this gateway sees it, and why; kept until they are gone."""
-    lost: set[ReplicaId] = field(default_factory=set)
-    """Those of them that went with their worker."""
     remembered: Remembered = NOTHING_REMEMBERED
     waits: Mapping[ModelName, Wait] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
-
-    def note_broken(self, replica_id: ReplicaId, because: str) -> None:
-        """Let it be replaced."""
-        if replica_id not in self.broken:
-            self.broken[replica_id] = because
-            self.wake.set()
-
-    def note_lost(self, replica_id: ReplicaId, because: str) -> None:
-        """The same, of one whose process is gone and whose worker does not say so: it is likely to be gone, too."""
-        self.lost.add(replica_id)
-        self.note_broken(replica_id, because)
 
     def shortage_of(self, model: ModelName) -> str | None:
         """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
@@ -67,7 +55,7 @@ class Reconciler:
         return wait.because if wait is not None and wait.is_shortage else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Plans until cancelled. Reports started after the first round."""
+        """Until cancelled. Reports started after the first round."""
         started = False
         while True:
             pause = await self._round()
@@ -78,14 +66,16 @@ class Reconciler:
 
     async def _round(self) -> float:
         """One round; returns the seconds until the next one if nothing wakes us."""
-        try:
-            if self.epoch is None:
-                self.epoch = await self.registry.lead(self.gateway_id)
-            return await self._plan_and_apply(self.epoch)
-        except StaleEpoch:
-            log.warning("control.leadership_lost", epoch=self.epoch)
-            self.epoch = None
+        epoch = self.leadership.epoch
+        if epoch is None:
             self._note(Plan())
+            self.remembered = NOTHING_REMEMBERED
+            return inf
+        try:
+            return await self._plan_and_apply(epoch)
+        except StaleEpoch as error:
+            log.warning("control.leadership_lost", epoch=epoch, error=str(error))
+            self.leadership.lose()
             return 0
         except RegistryError as error:
             log.warning("control.registry_unavailable", error=str(error))
@@ -93,8 +83,6 @@ class Reconciler:
 
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
-        self.broken = {who: why for who, why in self.broken.items() if who in state.replicas}
-        self.lost &= self.broken.keys()
         decided = self._plan(state, now)
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
@@ -108,8 +96,17 @@ class Reconciler:
 
     def _plan(self, state: ClusterState, now: float) -> Plan:
         self.remembered = note_asked(self.remembered, state, now)
-        new, usage = lambda: ReplicaId(new_id()), self.usage()
-        decided = plan(state, now, new, self.broken, usage, self.limits, self.lost, self.remembered)
+        decided = plan(
+            state,
+            now,
+            lambda: ReplicaId(new_id()),
+            {replica.id: replica.broken for replica in state.replicas.values() if replica.broken is not None},
+            self.usage(now),
+            self.limits,
+            {replica.id for replica in state.replicas.values() if replica.lost},
+            self.remembered,
+            self.seen_version(),
+        )
         self._note(decided)
         return decided
 

@@ -120,13 +120,18 @@ class Judgement:
 
 
 DRAINED_SECONDS: Final = 1.0
-"""A draining replica without a request for so long gets none any more: every view shows by then that it drains."""
+"""A draining replica without a request for so long gets none any more, if every gateway knows that it drains: calls
+that were on their way have arrived."""
+UNSEEN_SECONDS: Final = 0.5
+"""How soon to look again whether they do: nothing wakes the planner when they have learned it."""
 
 
 def judge_use(ground: Ground, replica: Replica, limits: Limits) -> Judgement:
     """Stops what is stuck, and what has drained."""
     usage = ground.use_of(replica)
     if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
+        if not ground.all_know(replica):
+            return Judgement(again_in=UNSEEN_SECONDS)
         return _when(ground.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
     if not usage.open or replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
         return Judgement()

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.control.node_session import NodeSession, SessionOver, SessionSettings
+from gateway.control.node_session import SUPERSEDED, NodeSession, SessionSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.progress import Progress
@@ -53,18 +53,15 @@ class Sessions:
             task_status.started()
             log.info("node.session_begins", node=hello.name, session=number)
             try:
-                with session.superseded:
-                    await session.run()
+                await session.run()
             finally:
                 with trio.move_on_after(LEAVE_SECONDS, shield=True):
                     await self._leave(session, gone=ends_with_gateway or session.has_left)
-        if session.superseded.cancelled_caught:
-            raise SessionOver("a newer session of this node has begun")
 
     @contextmanager
     def _holding(self, session: NodeSession) -> Iterator[None]:
         if (older := self.open.get(session.node_id)) is not None:
-            older.superseded.cancel()
+            older.end(SUPERSEDED)
         self.open[session.node_id] = session
         self.settings.node_changed()
         try:
@@ -82,6 +79,11 @@ class Sessions:
         except RegistryError as error:
             log.warning("session.end_not_written", node=session.node_id, error=str(error))
         log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
+
+    def end_all(self, why: str) -> None:
+        """The workers are told, and look for another gateway."""
+        for session in self.open.values():
+            session.end(why)
 
     def progress_of(self, replica_id: ReplicaId) -> Progress | None:
         """How far a load is, as the newest report said. None: none has come to this gateway."""

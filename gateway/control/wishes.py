@@ -1,7 +1,8 @@
 """Loads that somebody asked for without a request that waits: they count as demand until they have come to something.
 
-A wish ends when a replica serves, when a load has failed since, when the model is gone, and when for
-`WISH_SECONDS` nothing came up: then there is no room for it, and no one may be left who would use it.
+A wish ends when a replica serves, when a load has failed since, when somebody has wished for the opposite since, at
+whatever gateway, when the model is gone, and when for `WISH_SECONDS` nothing came up: then there is no room for it, and
+no one may be left who would use it.
 """
 
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class _Wish:
     until: float
     known_failure: LoadFailure | None
     """What was known when it was wished for, and so is no answer to it."""
+    known_unload: float | None
+    """The same, of `ClusterState.unloads`: whether there is another one needs no comparison of clocks."""
     over: trio.Event = field(default_factory=trio.Event)
 
 
@@ -42,12 +45,14 @@ class LoadWishes:
         """To be set when the view has changed."""
 
     def want(self, model: ModelName) -> None:
-        """A model of the current view. To wish twice is one wish, which lasts as long as the later."""
+        """A model of the current view, which has all that was written before. To wish twice is one wish, which lasts as
+        long as the later, unless the earlier is over by now."""
         now, view = trio.current_time(), self._views.current
+        self._drop_if_over(model, view, now)
         if view.candidates.get(model):
             return
-        known_failure = view.state.failures.get(model)
-        wish = self._wishes.setdefault(model, _Wish(now, now, known_failure))
+        known = view.state.failures.get(model), view.state.unloads.get(model)
+        wish = self._wishes.setdefault(model, _Wish(now, now, *known))
         wish.until = now + WISH_SECONDS
         self.wake.set()
         self._changed()
@@ -63,6 +68,11 @@ class LoadWishes:
         if (wish := self._wishes.get(model)) is not None:
             await wish.over.wait()
 
+    def _drop_if_over(self, model: ModelName, view: RoutingView, now: float) -> None:
+        wish = self._wishes.get(model)
+        if wish is not None and _is_over(wish, model, view, now):
+            self.drop(model)
+
     def is_open(self, model: ModelName) -> bool:
         return model in self._wishes
 
@@ -75,14 +85,15 @@ class LoadWishes:
         """Ends wishes; `wake` has it look again."""
         while True:
             view, now = self._views.current, trio.current_time()
-            for model, wish in tuple(self._wishes.items()):
-                if _is_over(wish, model, view, now):
-                    self.drop(model)
+            for model in tuple(self._wishes):
+                self._drop_if_over(model, view, now)
             await self.wake.wait_until(min((wish.until for wish in self._wishes.values()), default=inf))
 
 
 def _is_over(wish: _Wish, model: ModelName, view: RoutingView, now: float) -> bool:
     if model not in view.state.models or view.candidates.get(model):
+        return True
+    if view.state.unloads.get(model) != wish.known_unload:
         return True
     if coming_up(view, model):
         wish.until = now + WISH_SECONDS

@@ -20,6 +20,13 @@ BOOT: Final = "x-gateway-boot"
 _DOMAIN: Final = b"gateway node credential, version 1\0"
 """Keeps a credential from being anything else that is derived from the same secret, a replica's token above all."""
 
+_FINGERPRINT_DOMAIN: Final = b"gateway cluster secret fingerprint, version 1\0"
+
+
+def fingerprint(cluster_secret: bytes) -> str:
+    """Tells whether two gateways have the same secret, and nothing else of it."""
+    return hmac.new(cluster_secret, _FINGERPRINT_DOMAIN, hashlib.sha256).hexdigest()[:16]
+
 
 def node_credential(cluster_secret: bytes, node_id: NodeId, boot_id: BootId) -> str:
     """The bearer token of one start of one node's agent."""

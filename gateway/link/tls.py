@@ -1,6 +1,7 @@
-"""TLS for both ends of what workers and gateways say to each other."""
+"""TLS for both ends of what workers and gateways say to each other, and gateways among themselves."""
 
 import ssl
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -39,6 +40,20 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
         raise TlsError(f"{ca} holds no certificate (PEM): {_words(error)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(HTTP2)
+    return context
+
+
+def peer_context(trusted: Iterable[Path]) -> ssl.SSLContext:
+    """Of a gateway that asks another one: it trusts what the system does and, besides, each certificate in `trusted`
+    (PEM), whether that has signed others or is the very one that the gateways of the fleet show. Raises `TlsError`."""
+    context = client_context(None)
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    for path in trusted:
+        _check_readable(path)
+        try:
+            context.load_verify_locations(path)
+        except ssl.SSLError as error:
+            raise TlsError(f"{path} holds no certificate (PEM): {_words(error)}") from error
     return context
 
 

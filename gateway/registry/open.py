@@ -2,16 +2,21 @@
 
 from contextlib import AbstractAsyncContextManager
 
+from gateway.bridge import Bridge
+from gateway.config.model import RegistrySection
 from gateway.registry.memory import open_memory_registry
+from gateway.registry.postgres import open_postgres_registry
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.sqlite import open_sqlite_registry
 
 
-def open_registry(url: str) -> AbstractAsyncContextManager[Registry]:
-    """`memory:` forgets everything at the end, `sqlite:///FILE` serves one gateway; a `Registry` either way.
+def open_registry(section: RegistrySection, bridge: Bridge) -> AbstractAsyncContextManager[Registry]:
+    """`memory:` forgets everything at the end, `sqlite:///FILE` serves one gateway, `postgresql://...` any number of
+    them; a `Registry` in each case.
 
     Raises `RegistryError` for any other url, without showing it whole: it may hold a password.
     """
+    url = section.url
     scheme, _, _ = url.partition(":")
     match scheme:
         case "memory":
@@ -19,6 +24,15 @@ def open_registry(url: str) -> AbstractAsyncContextManager[Registry]:
         case "sqlite":
             return open_sqlite_registry(url)
         case "postgresql" | "postgres":
-            raise RegistryError("a PostgreSQL registry is not available yet; use registry.url = sqlite:///FILE")
+            return open_postgres_registry(
+                bridge,
+                url,
+                listen_url=section.listen_url,
+                pool_size=section.pool_size,
+                apply_migrations=section.migrate,
+            )
         case _:
-            raise RegistryError(f"registry.url has the unknown scheme {scheme!r}; use sqlite:///FILE or memory:")
+            raise RegistryError(
+                f"registry.url has the unknown scheme {scheme!r}; use sqlite:///FILE, "
+                "postgresql://USER:PASSWORD@HOST/DATABASE or memory:"
+            )

@@ -5,6 +5,8 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from gateway.bridge import Bridge
+from gateway.config.model import RegistrySection
 from gateway.domain.capacity import Capacity, VramBudget
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.fleet import Bulletin, Heard
@@ -227,6 +229,7 @@ class Registry(Protocol):
 
 
 class OpenRegistry(Protocol):
-    """Opens a store; leaving the context closes it. A seam of the composition root."""
+    """Opens a store; leaving the context closes it, and what uses `bridge` is to end before that. A seam of the
+    composition root."""
 
-    def __call__(self, url: str) -> AbstractAsyncContextManager[Registry]: ...
+    def __call__(self, section: RegistrySection, bridge: Bridge) -> AbstractAsyncContextManager[Registry]: ...

@@ -9,7 +9,8 @@ Longer than other files: waiting, binding and what makes a waiter look again sha
 side by side is what keeps them.
 """
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -22,6 +23,7 @@ from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
+from gateway.routing.elders import Elders, Line
 from gateway.routing.eligibility import Candidate, RoutingView, newest_serving, why_not_routable
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
@@ -46,6 +48,9 @@ class AdmissionLimits:
     queue_length_max: int
     """Waiting requests per model."""
     retry_interval_seconds: float
+    yield_seconds: float = 0.06
+    """How long a slot that has become free is left to an older request at another gateway: until that one hears of it
+    and has asked, so two `lease_sync_interval` and a `retry_interval`."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ class Admission:
         self._rng = rng
         self._numbers = count()
         self._queues: dict[ModelName, FairQueue[Ticket]] = {}
+        self._elders = Elders(limits.yield_seconds)
         self._guess_at: dict[ModelName, float] = {}
         """When the next guess is allowed. It lags behind while there are none: so many may then come at once."""
         self.decisions = decisions or DecisionLog()
@@ -110,6 +116,8 @@ class Admission:
         self.shortage_of: Callable[[ModelName], str | None] = lambda _model: None
         """Why the fleet has no room for a model, if that is what it waits for. Set once, by the planner's loop."""
         loads.on_release = self._serve
+        loads.on_free = self._note_free
+        loads.on_heard = self._note_heard
 
     def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
         """Raises `ModelNotFound`."""
@@ -197,7 +205,8 @@ class Admission:
         full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
         # Also while the refused lease still ends: that it has ended wakes only those whom it gives a slot.
         told = (at for use in uses for at in (use.full_until, use.suspect_until))
-        return min((at for at in (*full, *told) if at > now), default=FOREVER)
+        left = self._elders.ends(ticket.model)
+        return min((at for at in (*full, *told, *left) if at > now), default=FOREVER)
 
     def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
         """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
@@ -208,6 +217,32 @@ class Admission:
         if (queue := self._queues.get(ticket.model)) is not None:
             for first in queue.firsts():
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
+
+    def hear(self, lines: Iterable[Line]) -> None:
+        """Takes in which requests wait at other gateways: all of them, whatever was heard before."""
+        for model in self._elders.hear(lines, trio.current_time()):
+            self._serve_freed(model)
+
+    def _note_free(self, model: ModelName, slots: int = 1) -> None:
+        if self._elders.wait_for(model):
+            self._elders.note_free(model, slots, self._free_slots(model), trio.current_time())
+        self._serve_freed(model)
+
+    def _note_heard(self, changes: Mapping[ReplicaId, int]) -> None:
+        """Other gateways have more or fewer leases on some replicas: the fewer leave free slots behind."""
+        replicas, freed = self._view().state.replicas, Counter[ModelName]()
+        for replica_id, change in changes.items():
+            if change < 0 and replica_id in replicas:
+                freed[replicas[replica_id].model] -= change
+        for model, slots in freed.items():
+            self._note_free(model, slots)
+
+    def _serve_freed(self, model: ModelName) -> None:
+        """As `_serve`; who may have to wait until a slot is left to others no longer sets its alarm to that time."""
+        self._serve(model)
+        if (queue := self._queues.get(model)) is not None and self._elders.leaves_some(model):
+            for first in queue.firsts():
+                first.wake.set()
 
     def note_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""
@@ -239,12 +274,26 @@ class Admission:
         choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
         if choice is not None and not choice.has_free_slot:
             choice = self._guess(ticket.model, candidates, now)
+        elif choice is not None and self._elders.leaves_some(ticket.model) and self._is_left(ticket, now):
+            return None
         if choice is None:
             return None
         considered = consider(candidates, choice.candidate, self.loads.use_of, now, self._policy())
         lease = self.loads.lease(choice.candidate, ticket.origin, now)
         ticket.decision.picked(choice.candidate, considered, now)
         return lease
+
+    def _is_left(self, ticket: Ticket, now: float) -> bool:
+        """Whether all slots that are free now are left to older requests at other gateways."""
+        firsts = self._queues[ticket.model].firsts() if ticket.model in self._queues else ()
+        oldest = min((first.since for first in firsts), default=ticket.since)
+        free = self._free_slots(ticket.model)
+        left = self._elders.left(ticket.model, min(oldest, ticket.since), free, now)
+        return left > 0 and free <= left
+
+    def _free_slots(self, model: ModelName) -> int:
+        now, candidates = trio.current_time(), self._view().candidates.get(model, ())
+        return sum(self.loads.free_slots(candidate, now) for candidate in candidates)
 
     def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
         """The one asked longest ago of those that are full only as far as other gateways have published.

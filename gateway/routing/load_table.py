@@ -5,7 +5,7 @@ replica that fails at once never looks idle, and one that recovers is found out 
 is the whole circuit breaker.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -64,7 +64,8 @@ class ReplicaUse:
 
 @dataclass(frozen=True)
 class Usage:
-    """What the planner has to know of a replica's requests, of this gateway's only."""
+    """What the planner has to know of a replica's requests: of this gateway's, or of every gateway's
+    (`usage.merge_usage`)."""
 
     open: int
     """Requests that it has, or may have."""
@@ -89,11 +90,19 @@ class LoadTable:
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
         self._uses: dict[ReplicaId, ReplicaUse] = {}
+        self._elsewhere: Mapping[ReplicaId, int] = {}
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
         """When each caller got its last lease of a model, counted in leases. Callers are keys of the configuration."""
         self.on_release: Callable[[ModelName], None] = lambda _model: None
-        """Called when a slot has become free, or free slots have become good again. Set once, by admission."""
+        """Called when free slots have become good again, or may be asked for again. Set once, by admission."""
+        self.on_free: Callable[[ModelName], None] = lambda _model: None
+        """Called when a slot has become free. Set once, by admission."""
+        self.on_heard: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None
+        """Called with how many leases more (less: negative) other gateways have on each replica. Set once, by
+        admission."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a lease begins or ends: `published` may have changed. Set once, by who publishes it."""
 
     def use_of(self, replica_id: ReplicaId) -> ReplicaUse:
         use = self._uses.get(replica_id)
@@ -108,15 +117,19 @@ class LoadTable:
         use.leases.add(lease)
         use.last_used = now
         self._turns[candidate.model, origin.caller] = next(self._turn)
+        self.on_change()
         return lease
 
     def _end(self, lease: Lease) -> None:
         use = self.use_of(lease.candidate.replica_id)
         use.leases.discard(lease)
         use.ended_at = self._clock()
-        if not lease.refused:
+        self.on_change()
+        if lease.refused:
+            self.on_release(lease.candidate.model)
+        else:
             use.full_until, use.refusals = NEVER, 0
-        self.on_release(lease.candidate.model)
+            self.on_free(lease.candidate.model)
 
     def in_flight(self, replica_id: ReplicaId) -> int:
         """Requests that it has, or may have. A lease whose holder still waits for a probe is none yet: it can't be what
@@ -134,6 +147,13 @@ class LoadTable:
         """It is full, but only as far as other gateways have published; the replica itself can tell better."""
         use = self.use_of(candidate.replica_id)
         return candidate.refuses_when_full and len(use.leases) < candidate.slots <= use.open_leases
+
+    def free_slots(self, candidate: Candidate, now: float) -> int:
+        """Slots that a request would be given now."""
+        use = self.use_of(candidate.replica_id)
+        if now < use.full_until or use.phantoms(now):
+            return 0
+        return max(0, candidate.slots - use.open_leases)
 
     def ask_at(self, candidate: Candidate, guess_at: float) -> float:
         """From when on it may be asked: it has a free slot, or a guess that it has one is allowed from `guess_at` on.
@@ -175,9 +195,43 @@ class LoadTable:
             self.on_release(candidate.model)
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
-        """Forgets replicas that are not in the fleet any more and have no lease here."""
-        for replica_id in [each for each, use in self._uses.items() if each not in known and not use.leases]:
+        """Forgets replicas that are not in the fleet any more and have no lease.
+
+        One with a lease elsewhere may be so new that only the other gateway knows it yet.
+        """
+        for replica_id in [each for each, use in self._uses.items() if each not in known and not use.open_leases]:
             del self._uses[replica_id]
+
+    def published(self) -> dict[ReplicaId, int]:
+        """Leases of each replica that has any, as other gateways are to count them: one whose holder still waits for a
+        probe takes its slot already."""
+        return {replica_id: len(use.leases) for replica_id, use in self._uses.items() if use.leases}
+
+    def uses(self) -> dict[ReplicaId, float]:
+        """Since when each replica that had a request here is silent, or idle if it has none now: see
+        `domain.fleet.Use`, but seconds of this gateway's clock.
+
+        It belongs to `published` of the same moment as far as that one says who has leases at all: with an older one
+        an idle replica that has just got a request would look as if it had been silent all the time.
+        """
+        return {replica_id: _since(use) for replica_id, use in self._uses.items() if use.last_used > NEVER}
+
+    def hear(self, elsewhere: Mapping[ReplicaId, int]) -> None:
+        """Takes in how many leases all other gateways have published, in all: of replicas not named they have none.
+
+        A replica of which they have fewer now may have a free slot, whatever it said before.
+        """
+        changed = {replica_id for replica_id, _ in self._elsewhere.items() ^ elsewhere.items()}
+        if changed:
+            self._elsewhere = dict(elsewhere)
+            self.on_heard({each: self._note_elsewhere(each, elsewhere.get(each, 0)) for each in changed})
+
+    def _note_elsewhere(self, replica_id: ReplicaId, open_leases: int) -> int:
+        use = self.use_of(replica_id)
+        change, use.elsewhere = open_leases - use.elsewhere, open_leases
+        if change < 0:
+            use.full_until, use.refusals = NEVER, 0
+        return change
 
     def usage(self) -> dict[ReplicaId, Usage]:
         """Of each replica that had a request here since it came up."""
@@ -194,6 +248,13 @@ class LoadTable:
             by_model,
             {replica_id: use.failures for replica_id, use in self._uses.items() if use.failures},
         )
+
+
+def _since(use: ReplicaUse) -> float:
+    if not use.leases:
+        return use.ended_at
+    called = [lease.opened_at for lease in use.leases if lease.called]
+    return max(min(called or (lease.opened_at for lease in use.leases)), use.heard_at)
 
 
 def _usage(use: ReplicaUse, now: float) -> Usage:

@@ -14,15 +14,18 @@ import trio
 
 from gateway.api.artifacts import ArtifactFiles
 from gateway.api.auth import Authenticator, Key, Role, sha256
+from gateway.api.decisions import Decisions
 from gateway.api.front import build_http_app
 from gateway.api.http_app import BodyLimits, HttpApp
 from gateway.api.models import ModelDesk
 from gateway.api.node_register import NodeRegister
 from gateway.api.openai.routes import OpenAiApi
-from gateway.api.pages import build_pages
+from gateway.api.pages import Readiness, build_pages
+from gateway.api.peers import Peers
 from gateway.api.replica_logs import ReplicaLogs
 from gateway.api.status import StatusSource
 from gateway.domain.errors import GatewayError
+from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.progress import Progress
 from gateway.domain.session import LogChunk
@@ -30,6 +33,7 @@ from gateway.link.credentials import is_credential
 from gateway.observability.metrics import Metrics
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.admission import Admission
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from gateway.routing.load_table import LoadTable
 from gateway.routing.router import Router
@@ -45,6 +49,8 @@ KEYS: Final = (
     Key("ops", hashlib.sha256(ADMIN_KEY.encode()).digest(), Role.ADMIN),
 )
 NOW: Final = 10_000.0
+GATEWAY_ID: Final = GatewayId("g")
+READY: Final = Readiness({"registry": True}, can_serve=True)
 MODELS_DIR: Final = PurePath("/srv/models")
 
 
@@ -82,7 +88,7 @@ class FakeLoads:
         self.wanted: dict[ModelName, trio.Event] = {}
         self.progress: dict[ReplicaId, Progress] = {}
         self.unsatisfiable: dict[ModelName, str] = {}
-        self.waits: dict[ModelName, str] = {}
+        self.waits: dict[ModelName, Hold] = {}
 
     def want(self, model: ModelName) -> None:
         self.wanted[model] = trio.Event()
@@ -108,21 +114,30 @@ class Front:
     keys: tuple[Key, ...] = KEYS
     join_token: str | None = JOIN_TOKEN
     models_dir: Path = Path("/srv/models")
+    gateway_id: GatewayId = GATEWAY_ID
+    url: str = ""
+    is_leader: bool = True
+    others: dict[GatewayId, Bulletin] = field(default_factory=dict)
+    admission: Admission = field(default_factory=idle_admission)
+    load_table: LoadTable = field(default_factory=LoadTable)
 
     def __post_init__(self) -> None:
         metrics = Metrics(list)
         source = StatusSource(
-            GatewayId("g"),
-            lambda: True,
+            self.gateway_id,
+            lambda: self.is_leader,
             lambda: self.views.current,
-            LoadTable().statistics,
-            dict,
+            self.load_table.statistics,
+            self.admission.statistics,
             lambda: NOW + 60,
-            progress_of=self.loads.progress.get,
-            requested=lambda model: model in self.loads.wanted,
-            unsatisfiable=lambda: self.loads.unsatisfiable,
-            waits=lambda: self.loads.waits,
+            own_progress_of=self.loads.progress.get,
+            own_wish=lambda model: model in self.loads.wanted,
+            own_unsatisfiable=lambda: self.loads.unsatisfiable,
+            own_waits=lambda: self.loads.waits,
+            own_url=lambda: self.url,
+            peers=lambda: self.others,
         )
+        peers = Peers(lambda: self.others)
         desk = ModelDesk(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
         openai = OpenAiApi(
             cast("Router", None),
@@ -133,7 +148,7 @@ class Front:
         )
         register = NodeRegister(
             self.registry,
-            GatewayId("g"),
+            self.gateway_id,
             CLUSTER_SECRET,
             auto_approve=self.auto_approve,
             advertise_host=self.advertise_host,
@@ -143,9 +158,10 @@ class Front:
         self.app: HttpApp = build_http_app(
             openai,
             register,
-            ReplicaLogs(self.tails),
-            ArtifactFiles(lambda: self.views.current.state, self.models_dir),
-            build_pages(source, idle_admission(), metrics, lambda: {"registry": True}, self.registry, desk),
+            ReplicaLogs(self.tails, peers),
+            ArtifactFiles(lambda: self.views.current.state, self.models_dir, peers),
+            Decisions(self.admission.decisions, peers),
+            build_pages(source, self.admission, metrics, lambda: READY, self.registry, desk),
             authenticator=Authenticator(
                 self.keys,
                 allow_anonymous=False,

@@ -17,7 +17,9 @@ from gateway.registry.memory import MemoryRegistry
 from gateway.registry.protocol import ControlWrite, RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
+from tests.contract.samples import lead
 from tests.fakes.fleet import GATEWAY, NODE, replica, spec
+from tests.fakes.planner import open_reconciler
 from tests.fakes.routing_bench import FakeProbe
 
 SETTINGS = HealthSettings(heartbeat_seconds=5, stale_after_seconds=45, misses=3)
@@ -108,6 +110,13 @@ class HealthBench:
         while self.sessions.get(node_id) is session:
             session.last_heard = trio.current_time()
             await trio.sleep(SETTINGS.heartbeat_seconds)
+
+    async def run_planner(self) -> None:
+        """Plans whenever the view changes."""
+        async with open_reconciler(self.registry, interval_seconds=3600) as reconciler:
+            while True:
+                await self.views.wait_change(self.views.current)
+                reconciler.wake.set()
 
     async def place(self, *replica_ids: ReplicaId, node_id: NodeId = NODE, observed: Observed = Observed.READY) -> None:
         """Replicas that the node has reported as `observed`, with an address."""

@@ -4,6 +4,7 @@ Fixtures (tests/conftest.py). One server per test process, started when the firs
 
     postgres_server   the server itself, running, for tests that harm it; it runs again after each of them
     postgres_url      url of an empty database, this test's own, dropped at its end
+    migrated_postgres_url    the same, with the tables of a registry in it
 
     async def test_x(postgres_server: PostgresServer, postgres_url: str) -> None:
         slow = postgres_server.make_role(postgres_url, statement_timeout="1s", lock_timeout="1s")   # url as this role
@@ -90,6 +91,7 @@ class PostgresServer:
         self._port = 0
         self._postmaster: subprocess.Popen[bytes] | None = None
         self._names = count(1)
+        self._is_paused = False
 
     def url(self, database: str = "postgres", user: str = "postgres") -> str:
         return f"postgresql://{user}@127.0.0.1:{self._port}/{database}"
@@ -130,12 +132,17 @@ class PostgresServer:
 
     def pause(self) -> None:
         """Stops every process where it is: connections stay open, new ones are taken by the kernel, nothing answers."""
+        self._is_paused = True
         for process in self._processes():
-            process.suspend()
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
 
     def resume(self) -> None:
-        for process in self._processes():
-            process.resume()
+        if self._is_paused:
+            self._is_paused = False
+            for process in self._processes():
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def create_database(self, template: str = "template1") -> str:
         """The url of a new database, a copy of the one named `template`."""
@@ -143,21 +150,34 @@ class PostgresServer:
         self.ask(self.url(), f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
-    def drop_database(self, url: str) -> None:
-        self.ask(self.url(), f"DROP DATABASE IF EXISTS {_database(url)} WITH (FORCE)")
+    @contextmanager
+    def open_database(self, template: str = "template1") -> Iterator[str]:
+        """As `create_database`; it is dropped at the end, whatever was done to the server and whoever uses it."""
+        url = self.create_database(template)
+        try:
+            yield url
+        finally:
+            self.resume()
+            self.start()
+            self.ask(self.url(), f"DROP DATABASE IF EXISTS {self.name_of(url)} WITH (FORCE)")
+
+    @staticmethod
+    def name_of(url: str) -> str:
+        """Of its database."""
+        return urlsplit(url).path.removeprefix("/")
 
     def make_role(self, url: str, **settings: str) -> str:
         """The url of the same database for a new role that owns it. `settings` are the role's own."""
         name = f"role_{next(self._names)}"
         alter = [f"ALTER ROLE {name} SET {key} = '{value}'" for key, value in settings.items()]
-        owner = [f"ALTER DATABASE {_database(url)} OWNER TO {name}", f"GRANT ALL ON SCHEMA public TO {name}"]
+        owner = [f"ALTER DATABASE {self.name_of(url)} OWNER TO {name}", f"GRANT ALL ON SCHEMA public TO {name}"]
         tables = [f"GRANT ALL ON ALL {kind} IN SCHEMA public TO {name}" for kind in ("TABLES", "SEQUENCES")]
         self.ask(url, "; ".join([f"CREATE ROLE {name} LOGIN", *alter, *owner, *tables]))
-        return self.url(_database(url), name)
+        return self.url(self.name_of(url), name)
 
     def ask(self, url: str, sql: str) -> list[str]:
         """What psql prints as a superuser in the database of `url`: a line per row, columns separated by `|`."""
-        command = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url(_database(url)), "-c", sql]
+        command = ["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-d", self.url(self.name_of(url)), "-c", sql]
         return self._run("psql", *command).splitlines()
 
     def log(self) -> str:
@@ -241,9 +261,12 @@ class PostgresServer:
         """Where the user may run the programs: the same folder, or a copy if they are in somebody's private one."""
         if self._user is None or all(folder.stat().st_mode & 0o005 == 0o005 for folder in programs.parents):
             return programs
-        copied = self._folder / "postgresql"
-        shutil.copytree(programs.parent, copied, symlinks=True)
-        return copied / "bin"
+        installation = programs.parent
+        package = self._folder / installation.parent.name
+        shutil.copytree(installation, package / installation.name, symlinks=True)
+        for libraries in installation.parent.parent.glob(f"{installation.parent.name}.libs"):
+            shutil.copytree(libraries, self._folder / libraries.name)
+        return package / installation.name / "bin"
 
 
 @contextmanager
@@ -291,7 +314,3 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no free port")
-
-
-def _database(url: str) -> str:
-    return urlsplit(url).path.removeprefix("/")

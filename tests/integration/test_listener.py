@@ -23,7 +23,7 @@ from gateway.registry.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.eligibility import EMPTY_VIEW
 from gateway.routing.load_table import LoadTable
-from tests.fakes.front import MODELS_DIR, FakeLoads
+from tests.fakes.front import MODELS_DIR, READY, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
 SOON: Final = 0.2
@@ -74,7 +74,7 @@ def build_app() -> HttpApp:
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, answer), Route("POST", "/flood", Role.INFERENCE, flood)],
         PAGE_ROUTES,
-        build_pages(source, idle_admission(), Metrics(list), dict, registry, desk),
+        build_pages(source, idle_admission(), Metrics(list), lambda: READY, registry, desk),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(1000, NEVER),

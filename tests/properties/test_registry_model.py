@@ -1,15 +1,17 @@
-"""Random writes on the memory store and on the sqlite store: the same answers, states and audit trails, always."""
+"""Random writes on the memory store and on each other store: the same answers, states and audit trails, always."""
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, TypeAlias
 
 import trio
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from gateway.bridge import open_bridge
 from gateway.domain.capacity import Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Replica
 from gateway.domain.fleet import Bulletin, Hold, Use
@@ -20,10 +22,14 @@ from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import open_memory_registry
+from gateway.registry.postgres import open_postgres_registry
 from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError
 from gateway.registry.sqlite import open_sqlite_registry
-from gateway.registry.store import Store
+from gateway.registry.store import MakeId, Store
 from tests.contract.samples import SettableClock
+from tests.fakes.postgres_server import PostgresServer
+
+OpenStore: TypeAlias = Callable[[SettableClock, MakeId], AbstractAsyncContextManager[Store]]
 
 
 @dataclass(frozen=True)
@@ -251,23 +257,24 @@ async def answer(registry: Store, call: Call) -> object:
         return type(error), str(error)
 
 
-async def compare(history: Sequence[Call], url: str) -> None:
+async def compare(history: Sequence[Call], open_other: OpenStore) -> None:
     clock = SettableClock()
     async with open_memory_registry(clock=clock, make_id=ids()) as memory:
-        async with open_sqlite_registry(url, clock=clock, make_id=ids()) as sqlite:
+        async with open_other(clock, ids()) as other:
             for planned in history:
                 clock.seconds += 1.5
                 call = await with_present(memory, planned)
                 before = await memory.read_state()
-                assert await answer(sqlite, call) == await answer(memory, call)
+                assert await answer(other, call) == await answer(memory, call)
                 after = await memory.read_state()
-                assert await sqlite.read_state() == after
-                assert sqlite.statistics().version == memory.statistics().version
+                assert await other.read_state() == after
+                assert other.statistics().version == memory.statistics().version
                 check(before, after)
-            assert await sqlite.read_events(100) == await memory.read_events(100)
-        for gateway_id in ("g1", "g2"):
-            await memory.leave(GatewayId(gateway_id))
-        async with open_sqlite_registry(url, clock=clock) as reopened:
+            assert await other.read_events(100) == await memory.read_events(100)
+            for gateway_id in ("g1", "g2"):
+                await memory.leave(GatewayId(gateway_id))
+                await other.leave(GatewayId(gateway_id))
+        async with open_other(clock, ids()) as reopened:
             assert await reopened.read_state() == await memory.read_state()
 
 
@@ -288,6 +295,35 @@ def check(before: ClusterState, after: ClusterState) -> None:
 
 @given(history=histories)
 @settings(max_examples=60, deadline=None)
-def test_both_stores_agree(history: Sequence[Call]) -> None:
+def test_memory_and_sqlite_agree(history: Sequence[Call]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        trio.run(compare, history, f"sqlite:///{folder}/registry.db")
+
+        def open_sqlite(clock: SettableClock, make_id: MakeId) -> AbstractAsyncContextManager[Store]:
+            return open_sqlite_registry(f"sqlite:///{folder}/registry.db", clock=clock, make_id=make_id)
+
+        trio.run(compare, history, open_sqlite)
+
+
+EMPTY = """
+    TRUNCATE models, replicas, nodes, gateways, events RESTART IDENTITY;
+    UPDATE leadership SET gateway_id = NULL, epoch = 0, expires_at = 0;
+    UPDATE state_version SET version = 0;
+"""
+
+
+@given(history=histories)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_memory_and_postgres_agree(
+    postgres_server: PostgresServer, migrated_postgres_url: str, history: Sequence[Call]
+) -> None:
+    postgres_server.ask(migrated_postgres_url, EMPTY)
+
+    @asynccontextmanager
+    async def open_postgres(clock: SettableClock, make_id: MakeId) -> AsyncIterator[Store]:
+        async with (
+            open_bridge() as bridge,
+            open_postgres_registry(bridge, migrated_postgres_url, clock=clock, make_id=make_id) as registry,
+        ):
+            yield registry
+
+    trio.run(compare, history, open_postgres)

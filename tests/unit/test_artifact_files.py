@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.api import artifacts
-from gateway.api.artifacts import paths_of
+from gateway.api.artifacts import paths_of, specs_of
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import BootId, ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
@@ -115,8 +115,14 @@ async def test_a7_what_the_api_has_set_stays_in_the_models_folder(tmp_path: Path
     (models / "link.gguf").symlink_to(outside)
     for artifact in ("file:../outside.gguf", f"file:{outside}", "file:link.gguf"):
         spec = replace(SPEC, artifact=artifact)
-        assert list(paths_of(DIGEST, [spec], models)) == [outside]
-        assert list(paths_of(DIGEST, [replace(spec, source="api")], models)) == []
+        assert list(paths_of([spec], models)) == [outside]
+        assert list(paths_of([replace(spec, source="api")], models)) == []
+
+
+def test_the_hash_says_which_models_are_meant() -> None:
+    meant = [SPEC, replace(SPEC, sha256=DIGEST.upper())]
+    others = [replace(SPEC, sha256=None), replace(SPEC, sha256="0" * 64), replace(SPEC, artifact="https://host/x")]
+    assert list(specs_of(DIGEST, [*others, *meant])) == meant
 
 
 async def test_the_first_path_that_is_there_is_taken(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ REPLICA: dict[str, Any] = {
     "error": None,
 }
 STATUS: dict[str, Any] = {
-    "gateways": [{"id": "g", "leader": True}],
+    "gateways": [{"id": "g", "leader": True, "url": "http://10.0.0.1:8080"}, {"id": "h", "leader": False, "url": None}],
     "nodes": [BOX, BARE],
     "models": [
         {
@@ -181,6 +181,9 @@ def test_status_as_tables(gateway: str, capsys: pytest.CaptureFixture[str]) -> N
     text = capsys.readouterr().out
     assert ESCAPE not in text
     assert lines_of(text) == [
+        ["ID", "LEADER", "URL"],
+        ["g", "yes", "http://10.0.0.1:8080"],
+        ["h", "no", "-"],
         ["NAME", "STATUS", "GPUS", "VRAM FREE/TOTAL", "RAM FREE/TOTAL", "REPLICAS", "SINCE"],
         ["box", "healthy", "2 x NVIDIA L4", "10.5/48.0 GiB", "?/64.0 GiB", "1", "1h 2m"],
         ["bare", "offline", "-", "-", "-", "0", "-"],
@@ -192,9 +195,9 @@ def test_status_as_tables(gateway: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_status_of_an_empty_fleet(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
-    reply("/api/status", {"nodes": [], "models": [], "replicas": []})
+    reply("/api/status", {"gateways": [], "nodes": [], "models": [], "replicas": []})
     assert main(["status", "--url", gateway]) == 0
-    assert capsys.readouterr().out == "no nodes\n\nno models\n\nno replicas\n"
+    assert capsys.readouterr().out == "no gateways\n\nno nodes\n\nno models\n\nno replicas\n"
 
 
 def test_a_terminal_gets_the_same_in_colours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The planner's loop, the demand publisher and a node's session, over the memory registry on the virtual clock."""
+"""The planner's loop, the exchange of bulletins and a node's session, over the memory registry on the virtual clock."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -9,14 +9,17 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Target
-from gateway.control.demand import DemandPublisher, Waiting
+from gateway.control.complaints import Complaints
+from gateway.control.demand import Waiting
 from gateway.control.draft import BACKOFF_FIRST_SECONDS
+from gateway.control.exchange import FleetExchange
 from gateway.control.node_session import SessionOver, SessionSettings, desired_set
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import Sessions
 from gateway.control.tails import CHUNKS_MAX
 from gateway.domain.capacity import Capacity
-from gateway.domain.cluster import ClusterState, NodeStatus
+from gateway.domain.cluster import ClusterState, Demand, NodeStatus
+from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
@@ -41,6 +44,7 @@ from gateway.registry.protocol import NotRegistered, RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, node, replica, spec, state
+from tests.fakes.planner import open_reconciler
 
 HELLO = Hello(NODE, "box", BootId("boot-1"))
 REGISTRATION = Registration("box", BootId("boot-1"), NODE)
@@ -53,7 +57,7 @@ class Control:
 
     registry: MemoryRegistry
     reconciler: Reconciler
-    demand: DemandPublisher
+    exchange: FleetExchange
     views: SnapshotStore[RoutingView]
     from_gateway: trio.MemoryReceiveChannel[ToWorker]
     to_gateway: trio.MemorySendChannel[FromWorker]
@@ -67,7 +71,8 @@ class Control:
 
     async def ask_for(self, model: ModelName = MODEL, waiting: int = 1) -> None:
         self.waiting[model] = Waiting(waiting, 0.0)
-        self.demand.changed.set()
+        self.exchange.note_demand()
+        await trio.sleep(self.exchange.interval_seconds)
 
     async def report(self, replica_id: ReplicaId, observed: Observed, **fields: object) -> None:
         await self.to_gateway.send(replace(Report(replica_id, observed), **fields))  # type: ignore[arg-type]
@@ -97,9 +102,8 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](8)
-    reconciler = Reconciler(registry, GATEWAY, interval_seconds=30)
     waiting: dict[ModelName, Waiting] = {}
-    demand = DemandPublisher(registry, GATEWAY, lambda: waiting, reconciler.wake.set, 0.02)
+    complaints = Complaints(registry)
     outcomes: dict[ReplicaId, ProbeOutcome] = {}
     probed: list[Target] = []
 
@@ -113,10 +117,9 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             gateway_id=GATEWAY,
             registry=registry,
             views=views,
-            epoch=lambda: reconciler.epoch or 0,
             token_of=lambda who: f"t-{who}",
             probe=probe,
-            note_broken=reconciler.note_broken,
+            note_broken=complaints.note_broken,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             node_changed=lambda: None,
         )
@@ -131,16 +134,17 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
                 pass
         ended.set()
 
-    async with trio.open_nursery() as nursery:
+    async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
         await nursery.start(run_snapshot_watcher, registry, views, build_view)
         nursery.start_soon(_wake_on_change, views, reconciler)
-        nursery.start_soon(demand.run)
-        await nursery.start(reconciler.run)
+        nursery.start_soon(complaints.run)
+        exchange = open_exchange(registry, waiting, reconciler)
+        await nursery.start(exchange.run)
         await nursery.start(run_session)
         yield Control(
             registry,
             reconciler,
-            demand,
+            exchange,
             views,
             from_gateway,
             to_gateway,
@@ -152,6 +156,28 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             waiting,
         )
         nursery.cancel_scope.cancel()
+
+
+def open_exchange(
+    registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting], reconciler: Reconciler
+) -> FleetExchange:
+    """Says what waits, and has the planner look."""
+
+    def with_demand(last: Bulletin, _has_peers: bool) -> Bulletin:
+        now = trio.current_time()
+        rows = [Demand(GATEWAY, model, each.waiting, now - each.oldest_seconds) for model, each in waiting.items()]
+        return replace(last, demand=tuple(rows))
+
+    return FleetExchange(
+        registry,
+        Bulletin(GATEWAY),
+        interval_seconds=0.02,
+        ttl_seconds=15,
+        fast=with_demand,
+        slow=lambda last: last,
+        on_heard=lambda _heard, _own: reconciler.wake.set(),
+        on_cut_off=lambda: None,
+    )
 
 
 async def _wake_on_change(views: SnapshotStore[RoutingView], reconciler: Reconciler) -> None:
@@ -175,7 +201,7 @@ async def test_demand_becomes_a_row_and_reaches_the_worker(autojump_clock: trio.
         [wish] = wanted.replicas
         assert wish.replica_id == await control.only_replica()
         assert (wish.spec, wish.desired, wish.token) == (spec(), Desired.RUN, f"t-{wish.replica_id}")
-        assert wanted.epoch == control.reconciler.epoch
+        assert wanted.epoch == control.reconciler.leadership.epoch
 
 
 async def test_reports_make_a_replica_routable(autojump_clock: trio.testing.MockClock) -> None:
@@ -230,13 +256,16 @@ async def test_l13_a_leader_that_was_replaced_stops_planning_and_takes_over_anew
 ) -> None:
     async with open_control() as control:
         await trio.testing.wait_all_tasks_blocked()
-        old = control.reconciler.epoch
-        await control.registry.lead(GatewayId("other"))
+        leadership = control.reconciler.leadership
+        assert leadership.epoch == 1
+        await control.registry.leave(GATEWAY)  # as if it had been stopped for longer than its term
+        assert await control.registry.lead(GatewayId("other"), 10) == 2
         await control.ask_for()
+        assert (await control.state()).replicas == {}
+        assert leadership.epoch is None
+        await trio.sleep(15)
         await control.only_replica()
-        assert control.reconciler.epoch is not None
-        assert old is not None
-        assert control.reconciler.epoch > old + 1
+        assert leadership.epoch == 3
 
 
 async def test_h12_a_session_that_breaks_changes_nothing_by_itself(autojump_clock: trio.testing.MockClock) -> None:
@@ -412,7 +441,7 @@ async def test_demand_ends_when_nobody_waits(autojump_clock: trio.testing.MockCl
         await control.ask_for(waiting=3)
         assert [row.waiting for row in (await control.state()).demand] == [3]
         control.waiting.clear()
-        control.demand.changed.set()
+        control.exchange.note_demand()
         await trio.sleep(1)
         assert (await control.state()).demand == ()
 
@@ -427,12 +456,12 @@ def test_the_desired_set_is_complete_and_only_the_nodes_own() -> None:
         ],
         nodes=[node(), node("n2")],
     )
-    wanted = desired_set(seen, NODE, 7, lambda who: f"t-{who}")
+    wanted = desired_set(replace(seen, epoch=7), NODE, lambda who: f"t-{who}")
     assert (wanted.epoch, [wish.replica_id for wish in wanted.replicas]) == (7, ["mine"])
 
 
 def test_a_token_does_not_show() -> None:
-    wanted = desired_set(state([replica("mine")]), NODE, 7, lambda _who: "very-secret")
+    wanted = desired_set(state([replica("mine")]), NODE, lambda _who: "very-secret")
     assert "very-secret" not in repr(wanted)
 
 

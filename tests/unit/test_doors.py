@@ -74,7 +74,7 @@ EXPECTED: Final = {
     ("GET", "/readyz"): Role.PUBLIC,
     ("GET", "/metrics"): Role.ADMIN,
     ("GET", "/api/status"): Role.ADMIN,
-    ("GET", "/api/decisions/<request_id>"): Role.ADMIN,
+    ("GET", "/api/decisions/{request_id}"): Role.ADMIN,
     ("POST", "/api/explain"): Role.ADMIN,
     ("GET", "/api/nodes"): Role.ADMIN,
     ("GET", "/api/nodes/<name>"): Role.ADMIN,

@@ -2,19 +2,22 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 
 import pytest
 import trio
 import trio.testing
 from trio.testing import MockClock
 
-from gateway.control.reconciler import Reconciler
+from gateway.control.complaints import Complaints
 from gateway.domain.cluster import NodeStatus
+from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.session import Hello
 from gateway.registry.protocol import ControlWrite
+from tests.contract.samples import lead
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, demand
 from tests.fakes.health_bench import BOOT, OTHER_NODE, SETTINGS, HealthBench, open_health_bench
 
@@ -51,12 +54,13 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
     autojump_clock: MockClock,
 ) -> None:
     async with open_node() as bench, trio.open_nursery() as nursery:
-        reconciler = Reconciler(bench.registry, GATEWAY, interval_seconds=3600)
-        bench.monitor.note_broken = reconciler.note_lost
+        complaints = Complaints(bench.registry)
+        bench.monitor.note_broken = complaints.note_lost
         await bench.join(OTHER_NODE)
         nursery.start_soon(bench.run_heartbeats, OTHER_NODE)
-        await bench.registry.publish_demand(GATEWAY, [demand()])
-        await nursery.start(reconciler.run)
+        nursery.start_soon(complaints.run)
+        nursery.start_soon(bench.run_planner)
+        await bench.registry.exchange(Bulletin(GATEWAY, demand=(demand(),)), inf)
         assert [each.replica_id for each in bench.views.current.candidates[MODEL]] == [A]
         bench.probe.outcomes = {A: ProbeOutcome.GONE}
         bench.break_session()

@@ -7,6 +7,7 @@ import pytest
 import trio
 import trio.testing
 
+from gateway.control.complaints import RETRY_SECONDS, Complaints
 from gateway.control.entries import Plan
 from gateway.control.plan import plan
 from gateway.control.reconciler import Reconciler
@@ -15,7 +16,9 @@ from gateway.domain.ids import BootId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.memory import MemoryRegistry
+from gateway.registry.protocol import RegistryError
 from tests.fakes.fleet import GATEWAY, NODE, Ids, node, replica, spec, state
+from tests.fakes.planner import open_reconciler
 
 A, B = ReplicaId("a"), ReplicaId("b")
 TWO = spec(min_replicas=2, max_replicas=2)
@@ -60,36 +63,70 @@ def test_others_stay_as_they_are(hung: ReplicaId) -> None:
 
 
 @asynccontextmanager
-async def open_reconciler() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, int]]:
+async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, Complaints, int]]:
     """With one ready replica of a model that has to have one; and the session of its node."""
     registry = MemoryRegistry(trio.current_time)
     await registry.declare_models([spec(min_replicas=1)])
     await registry.register_node(Registration("box", BootId("boot"), NODE))
     session = await registry.join_node(Hello(NODE, "box", BootId("boot"), max_replicas_per_model=2), GATEWAY)
-    reconciler = Reconciler(registry, GATEWAY, interval_seconds=30)
-    async with trio.open_nursery() as nursery:
-        await nursery.start(reconciler.run)
+    complaints = Complaints(registry)
+    async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
+        nursery.start_soon(complaints.run)
         [only] = (await registry.read_state()).replicas
         await registry.observe(NODE, session, [Report(only, Observed.READY)])
-        yield registry, reconciler, session
+        yield registry, reconciler, complaints, session
         nursery.cancel_scope.cancel()
 
 
-async def test_the_reconciler_replaces_what_it_is_told_of_and_then_forgets_it(
+async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_reconciler() as (registry, reconciler, session):
+    async with open_fleet() as (registry, reconciler, complaints, session):
         [hung] = (await registry.read_state()).replicas
-        reconciler.note_broken(hung, "it hangs")
+        version = (await registry.read_state()).version
+        for because in ("it hangs", "it still does"):
+            complaints.note_broken(hung, because)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (await registry.read_state()).version == version + 1
+        assert (await registry.read_state()).replicas[hung].broken == "it hangs"
+        reconciler.wake.set()
         await trio.testing.wait_all_tasks_blocked()
-        assert trio.current_time() == 0  # it was woken
         replicas = (await registry.read_state()).replicas
         assert replicas[hung].desired is Desired.STOP
         [successor] = replicas.keys() - {hung}
         assert replicas[successor].desired is Desired.RUN
-        assert reconciler.broken == {hung: "it hangs"}
 
         await registry.observe(NODE, session, [Report(hung, Observed.GONE)])
         await trio.sleep(61)
         assert list((await registry.read_state()).replicas) == [successor]
-        assert reconciler.broken == {}
+
+
+async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.MockClock) -> None:
+    registry = FlakyRegistry()
+    complaints = Complaints(registry)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(complaints.run)
+        complaints.note_broken(A, "it hangs")
+        complaints.note_lost(B, "nothing listens")
+        await trio.sleep(10)
+        assert registry.heard == []
+        complaints.note_lost(A, "nothing listens")
+        registry.down = False
+        await trio.sleep(2 * RETRY_SECONDS)
+        nursery.cancel_scope.cancel()
+    assert registry.heard == [(A, "nothing listens", True), (B, "nothing listens", True)]
+
+
+class FlakyRegistry(MemoryRegistry):
+    """Is down at first."""
+
+    def __init__(self) -> None:
+        super().__init__(trio.current_time)
+        self.down = True
+        self.heard: list[tuple[ReplicaId, str, bool]] = []
+
+    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+        if self.down:
+            raise RegistryError("the disk is full")
+        self.heard.append((replica_id, because, lost))
+        return await super().note_broken(replica_id, because, lost=lost)

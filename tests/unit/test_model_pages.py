@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.domain.cluster import LoadFailure, Replica
+from gateway.domain.fleet import Hold
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.progress import Progress
@@ -349,7 +350,7 @@ async def test_l9_the_next_try_still_says_how_the_last_one_ended(front: Front) -
 
 async def test_p4_a_model_without_room_says_so(front: Front) -> None:
     await declare(front)
-    front.loads.waits[TINY] = "no healthy node has room for it"
+    front.loads.waits[TINY] = Hold("no healthy node has room for it", is_shortage=True)
     assert await load_status(front) == {
         "model": TINY,
         "state": "not_loaded",

@@ -127,7 +127,7 @@ async def test_events_are_told_newest_first() -> None:
     events = (await front.ask("GET", "/api/events")).json["events"]
     assert [event["subject"] for event in events] == [node.id] * len(events)
     assert events[0]["kind"] == "node.removed"
-    assert set(events[0]) == {"at", "kind", "subject", "detail"}
+    assert set(events[0]) == {"at", "kind", "subject", "detail", "epoch"}
     assert (await front.ask("GET", "/api/events?limit=1")).json["events"] == events[:1]
 
 

@@ -1,6 +1,7 @@
 """Health, metrics and status behind the application that admits their requests."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import pytest
 import trio
@@ -13,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.api.auth import Authenticator
 from gateway.api.http_app import BodyLimits, HttpApp
 from gateway.api.models import ModelDesk
-from gateway.api.pages import PAGE_ROUTES, build_pages
+from gateway.api.pages import PAGE_ROUTES, Readiness, build_pages
 from gateway.api.pages_app import Pages
 from gateway.api.status import StatusSource
 from gateway.domain.errors import Conflict
@@ -32,9 +33,20 @@ def readings() -> Iterator[Reading]:
     yield Reading("gateway_nodes", "Nodes.", ("status",), ((("healthy",), 2.0),))
 
 
+@dataclass
+class Parts:
+    """What works, as the test says."""
+
+    checks: dict[str, bool] = field(default_factory=lambda: {"registry": True, "control": True})
+    can_serve: bool = True
+
+    def ready(self) -> Readiness:
+        return Readiness(self.checks, self.can_serve)
+
+
 @pytest.fixture
-def checks() -> dict[str, bool]:
-    return {"registry": True, "control": True}
+def parts() -> Parts:
+    return Parts()
 
 
 @pytest.fixture
@@ -43,11 +55,11 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def pages(checks: dict[str, bool], metrics: Metrics) -> Pages:
+def pages(parts: Parts, metrics: Metrics) -> Pages:
     source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
     desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
-    return build_pages(source, idle_admission(), metrics, lambda: checks, registry, desk)
+    return build_pages(source, idle_admission(), metrics, parts.ready, registry, desk)
 
 
 @pytest.fixture
@@ -68,12 +80,25 @@ async def test_healthz_says_that_the_process_is_up(app: HttpApp) -> None:
     assert "x-request-id" in request.headers
 
 
-async def test_readyz_says_which_part_is_not(app: HttpApp, checks: dict[str, bool]) -> None:
-    assert (await get(app, "/readyz")).status == 200
-    checks["control"] = False
+async def test_readyz_says_which_part_is_not(app: HttpApp, parts: Parts) -> None:
+    assert (await get(app, "/readyz")).json["status"] == "ready"
+    parts.checks["control"], parts.can_serve = False, False
     request = await get(app, "/readyz")
     assert request.status == 503
     assert request.json == {"status": "not ready", "checks": {"registry": True, "control": False}}
+
+
+async def test_h7_who_can_serve_without_the_registry_stays_in_the_load_balancer(app: HttpApp, parts: Parts) -> None:
+    parts.checks.update(registry=False, control=False)
+    request = await get(app, "/readyz")
+    assert request.status == 200
+    assert request.json == {"status": "degraded", "checks": {"registry": False, "control": False}}
+
+
+async def test_h7_a_gateway_that_ends_is_not_ready_whatever_works(app: HttpApp, parts: Parts) -> None:
+    parts.can_serve = False
+    request = await get(app, "/readyz")
+    assert (request.status, request.json["status"]) == (503, "not ready")
 
 
 async def test_health_is_told_also_while_draining(app: HttpApp) -> None:
@@ -96,7 +121,12 @@ async def test_metrics_are_in_the_text_format_and_count_themselves(app: HttpApp)
 
 async def test_the_status_of_an_empty_fleet(app: HttpApp) -> None:
     request = await get(app, "/api/status")
-    assert request.json == {"gateways": [{"id": "g", "leader": True}], "nodes": [], "models": [], "replicas": []}
+    assert request.json == {
+        "gateways": [{"id": "g", "leader": False, "url": None}],
+        "nodes": [],
+        "models": [],
+        "replicas": [],
+    }
 
 
 async def test_a_path_below_api_that_is_not_there(app: HttpApp) -> None:

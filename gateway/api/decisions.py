@@ -1,0 +1,32 @@
+"""What became of one request, as the gateway that served it remembers, whichever is asked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydantic_core import to_json
+
+from gateway.api.auth import Caller, Role
+from gateway.api.exchange import Exchange
+from gateway.api.http_app import Route
+from gateway.api.peers import Peers
+from gateway.domain.errors import NotFound
+from gateway.domain.ids import RequestId
+from gateway.routing.decisions import DecisionLog, describe
+
+
+@dataclass(frozen=True)
+class Decisions:
+    log: DecisionLog
+    """Of the requests that this gateway served."""
+    peers: Peers
+
+    def routes(self) -> Sequence[Route]:
+        return (Route("GET", "/api/decisions/{request_id}", Role.ADMIN, self._show),)
+
+    async def _show(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        request_id = exchange.params["request_id"]
+        found = self.log.find(RequestId(request_id))
+        if found is not None:
+            await exchange.respond(200, to_json(describe(found)))
+        elif not await self.peers.relay_from_any(exchange):
+            raise NotFound(f"No recent decision has the request id '{request_id}'; only the newest are kept.")

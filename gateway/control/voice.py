@@ -1,0 +1,92 @@
+"""What this gateway says in its bulletins, and what becomes of what it hears in the others'."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Final, TypeVar
+
+import trio
+
+from gateway.control.demand import Waiting
+from gateway.control.leadership import Leadership
+from gateway.control.load_watch import LoadWatch
+from gateway.control.reconciler import Reconciler
+from gateway.domain.cluster import Demand
+from gateway.domain.fleet import NOTHING, Bulletin, Heard, Hold, Use
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.registry.clock import RegistryClock
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.admission import Admission
+from gateway.routing.elders import Line
+from gateway.routing.eligibility import RoutingView
+from gateway.routing.load_table import LoadTable
+
+Key = TypeVar("Key", ReplicaId, ModelName)
+
+SAME_SECONDS: Final = 0.05
+"""Two estimates of one moment differ by that much at most; the first one stays, so that what stands still does not look
+new to everybody."""
+
+
+@dataclass
+class Voice:
+    gateway_id: GatewayId
+    url: Callable[[], str]
+    secret_fingerprint: str
+    clock: RegistryClock
+    views: SnapshotStore[RoutingView]
+    loads: LoadTable
+    admission: Admission
+    waiting: Callable[[], Mapping[ModelName, Waiting]]
+    watch: LoadWatch
+    leadership: Leadership
+    reconciler: Reconciler
+    _demand: tuple[Demand, ...] = field(default=(), init=False)
+    """That the planner was last woken for."""
+
+    def fast(self, last: Bulletin, has_peers: bool) -> Bulletin:
+        """What others have to know soon. Leases only if somebody is there to count them."""
+        since = {model: self.clock() - each.oldest_seconds for model, each in self.waiting().items()}
+        told = _steady({row.model: row.since for row in last.demand}, since)
+        return replace(
+            last,
+            seen_version=self.views.current.state.version,
+            leases=self.loads.published() if has_peers else NOTHING,
+            demand=tuple(
+                Demand(self.gateway_id, model, each.waiting, told[model])
+                for model, each in sorted(self.waiting().items())
+            ),
+        )
+
+    def slow(self, last: Bulletin) -> Bulletin:
+        """What may be a moment old."""
+        since = {replica_id: self.clock.of_trio(at) for replica_id, at in self.loads.uses().items()}
+        told = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
+        leads = self.leadership.epoch is not None
+        waits = {model: Hold(wait.because, wait.is_shortage) for model, wait in self.reconciler.waits.items()}
+        return replace(
+            last,
+            url=self.url(),
+            secret_fingerprint=self.secret_fingerprint,
+            uses={replica_id: Use(at) for replica_id, at in told.items()},
+            progress=self.watch.all_progress(trio.current_time()),
+            waits=waits if leads else NOTHING,
+            unsatisfiable=self.reconciler.unsatisfiable if leads else NOTHING,
+        )
+
+    def hear(self, heard: Heard, own: Bulletin) -> None:
+        elsewhere = Counter[ReplicaId]()
+        for bulletin in heard.others.values():
+            elsewhere.update(bulletin.leases)
+        self.loads.hear(elsewhere)
+        demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
+        self.admission.hear(
+            Line(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since)) for row in demand
+        )
+        if self._demand != (known := (*own.demand, *demand)):
+            self._demand = known
+            self.reconciler.wake.set()
+
+
+def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:
+    return {key: before[key] if abs(before.get(key, 0.0) - at) < SAME_SECONDS else at for key, at in now.items()}

@@ -1,0 +1,225 @@
+"""The registry in PostgreSQL: one database for a fleet of any number of gateways.
+
+Theory of operation. A control transaction (`_transact`) first locks the one row of `state_version`, reads the rows that
+the decision needs, decides in pure code, writes the difference, bumps the counter, and lets the commit notify. The lock
+makes these transactions one at a time in the whole fleet, which gives three things at once: versions are in the order
+of the commits, so "newer than the version I saw" misses nothing (pitfall 30); a decision is made on rows that nobody
+changes meanwhile (R10); and the epoch that `apply` compares can't become stale before its commit, because a takeover is
+a control transaction too (L13; where other rows are locked, pitfall 31 shows how an old leader gets through). The lock
+is held for a handful of round trips and never while anything else is waited for; who waits for it waits bounded, and a
+holder that has stopped is thrown out by the server (see postgres_pool.py).
+
+Bulletins and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
+only wakes (postgres_listener.py). The only clock is the server's; between two readings this process counts on.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import asyncpg
+import structlog
+import trio
+
+from gateway.bridge import Bridge
+from gateway.domain.cluster import ClusterState, Demand
+from gateway.domain.fleet import Bulletin, Heard
+from gateway.domain.ids import GatewayId, new_id
+from gateway.registry import postgres_sql as sql
+from gateway.registry import rows
+from gateway.registry.bulletin_rows import demand_from_text
+from gateway.registry.changes import Changes, difference
+from gateway.registry.postgres_bulletins import Conversation
+from gateway.registry.postgres_listener import VersionListener
+from gateway.registry.postgres_pool import POOL_SIZE, Mode, PostgresPool, Transaction, open_postgres_pool
+from gateway.registry.postgres_schema import check_schema, migrate
+from gateway.registry.protocol import Event
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope, Store
+from gateway.registry.tables import Leadership, Tables
+
+log = structlog.get_logger()
+
+FORGET_DEAD_EVERY_SECONDS: Final = 600.0
+FORGET_DEAD_AFTER_SECONDS: Final = 3600.0
+
+
+@asynccontextmanager
+async def open_postgres_registry(
+    bridge: Bridge,
+    url: str,
+    *,
+    listen_url: str | None = None,
+    pool_size: int = POOL_SIZE,
+    apply_migrations: bool = True,
+    clock: Clock | None = None,
+    make_id: MakeId = new_id,
+) -> AsyncIterator["PostgresRegistry"]:
+    """Connects to the database of `url`, with its tables made or brought up to date unless told not to.
+
+    `listen_url`: straight to the server, where `url` names a transaction pooler. `clock` is for tests.
+
+    Raises `RegistryError` when it can't be used.
+    """
+    async with open_postgres_pool(bridge, url, size=pool_size) as pool:
+        await (migrate(pool) if apply_migrations else check_schema(pool))
+        registry = PostgresRegistry(pool, clock, make_id)
+        await registry.look()
+        pool.statements.clear()
+        listener = VersionListener(listen_url or url, registry.note_version)
+        async with bridge.open_task(listener.run_aio):
+            yield registry
+
+
+class PostgresRegistry(Store):
+    """See `open_postgres_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+
+    def __init__(self, pool: PostgresPool, clock: Clock | None = None, make_id: MakeId = new_id) -> None:
+        super().__init__(make_id=make_id)
+        self._statements = pool.statements
+        self._pool = pool
+        self._clock = clock
+        self._clock_ahead = 0.0
+        """Seconds from Trio's clock to the server's."""
+        self._conversations: dict[GatewayId, Conversation] = {}
+        self._forget_dead_at = 0.0
+
+    async def look(self) -> None:
+        """Learns the time and the version, and says what it can't read."""
+        tables, _ = await self._pool.transaction("look", Mode.SHARED, self._read_state_aio)
+        if tables.unreadable:
+            log.warning(
+                "models_unreadable",
+                registry=self._pool.server,
+                models=sorted(tables.unreadable),
+                cause="written by a newer gateway",
+            )
+
+    def note_version(self, version: int) -> None:
+        """The version is at least this one."""
+        self._grow(version)
+
+    async def now(self) -> float:
+        await trio.lowlevel.checkpoint()
+        return self._clock() if self._clock else trio.current_time() + self._clock_ahead
+
+    async def read_state(self) -> ClusterState:
+        tables, demand = await self._pool.transaction("read_state", Mode.SHARED, self._read_state_aio)
+        return tables.state(demand)
+
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        async def read_aio(transaction: Transaction) -> tuple[Event, ...]:
+            return tuple(Event(*row) for row in await transaction.rows_aio(sql.READ_EVENTS, newest))
+
+        return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
+
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+        conversation = self._conversations.setdefault(bulletin.gateway_id, Conversation(bulletin.gateway_id))
+
+        async def exchange_aio(transaction: Transaction) -> Heard:
+            heard = await conversation.exchange_aio(transaction, bulletin, ttl_seconds, self._test_time())
+            await self._forget_dead_aio(transaction, heard.now)
+            return heard
+
+        heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
+        self._note_time(heard.now)
+        self._grow(heard.version)
+        return heard
+
+    async def leave(self, gateway_id: GatewayId) -> None:
+        async def leave_aio(transaction: Transaction) -> None:
+            await transaction.rows_aio(sql.LEAVE, gateway_id)
+            await transaction.rows_aio(sql.END_TERM, gateway_id)
+
+        await self._pool.transaction("leave", Mode.SHARED, leave_aio)
+
+    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        async def renew_aio(transaction: Transaction) -> int | None:
+            renewed = await transaction.rows_aio(sql.RENEW_TERM, self._test_time(), term_seconds, gateway_id)
+            return renewed[0]["epoch"] if renewed else None
+
+        return await self._pool.transaction("lead", Mode.SHARED, renew_aio)
+
+    async def _transact(
+        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+    ) -> Outcome[After]:
+        work = partial(self._decide_aio, decide, scope, epoch)
+        outcome = await self._pool.transaction(method, Mode.CONTROL, work)
+        self._grow(outcome.before.version + outcome.changed)
+        return outcome
+
+    async def _decide_aio(
+        self, decide: Decision[After], scope: Scope, epoch: int | None, transaction: Transaction
+    ) -> Outcome[After]:
+        row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
+        now, before = row["now"], _tables(row)
+        after = decide(before, now)
+        stored: Tables = before if after is None else after
+        changes = difference(before, stored, now, epoch)
+        if stored.leadership != before.leadership:
+            await _put_leadership_aio(transaction, before.leadership, stored.leadership)
+        if changes:
+            await _write_aio(transaction, changes)
+        return Outcome(before, after, changed=bool(changes))
+
+    async def _read_state_aio(self, transaction: Transaction) -> tuple[Tables, list[Demand]]:
+        row = await transaction.row_aio(sql.READ_STATE, self._test_time())
+        self._note_time(row["now"])
+        self._grow(row["version"])
+        demand = [
+            waiting
+            for said in sql.rows_of(row, "gateways", sql.DEMAND_COLUMNS)
+            for waiting in demand_from_text(said["id"], said["demand"])
+        ]
+        return _tables(row), demand
+
+    async def _forget_dead_aio(self, transaction: Transaction, now: float) -> None:
+        if now >= self._forget_dead_at:
+            self._forget_dead_at = now + FORGET_DEAD_EVERY_SECONDS
+            await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), FORGET_DEAD_AFTER_SECONDS)
+
+    def _test_time(self) -> float | None:
+        """None: the server knows."""
+        return self._clock() if self._clock else None
+
+    def _note_time(self, now: float) -> None:
+        self._clock_ahead = now - trio.current_time()
+
+
+def _tables(row: asyncpg.Record) -> Tables:
+    stored = [(each, rows.model_from_row(each)) for each in sql.rows_of(row, "models", rows.MODEL_COLUMNS)]
+    nodes = map(rows.node_from_row, sql.rows_of(row, "nodes", rows.NODE_COLUMNS))
+    replicas = map(rows.replica_from_row, sql.rows_of(row, "replicas", rows.REPLICA_COLUMNS))
+    return Tables(
+        models={model.spec.name: model for _, model in stored if model},
+        nodes={each.node.id: each for each in nodes},
+        replicas={replica.id: replica for replica in replicas},
+        leadership=Leadership(row["leader"], row["epoch"], row["expires_at"]),
+        version=row["version"],
+        unreadable={each["name"]: each["source"] for each, model in stored if model is None},
+    )
+
+
+async def _write_aio(transaction: Transaction, changes: Changes) -> None:
+    for statement, keys in (
+        (sql.DELETE_MODELS, changes.removed_models),
+        (sql.DELETE_REPLICAS, changes.removed_replicas),
+        (sql.DELETE_NODES, changes.removed_nodes),
+    ):
+        if keys:
+            await transaction.rows_aio(statement, keys)
+    for statement, columns, put in (
+        (sql.PUT_MODEL, rows.MODEL_COLUMNS, map(rows.model_to_row, changes.models)),
+        (sql.PUT_NODE, rows.NODE_COLUMNS, map(rows.node_to_row, changes.nodes)),
+        (sql.PUT_REPLICA, rows.REPLICA_COLUMNS, map(rows.replica_to_row, changes.replicas)),
+    ):
+        await transaction.write_aio(statement, [[row[column] for column in columns] for row in put])
+    events = [[getattr(event, column) for event in changes.events] for column in sql.EVENT_COLUMNS]
+    await transaction.rows_aio(sql.BUMP, *events)
+
+
+async def _put_leadership_aio(transaction: Transaction, before: Leadership, after: Leadership) -> None:
+    if not await transaction.rows_aio(
+        sql.PUT_LEADERSHIP, after.gateway_id, after.epoch, after.expires_at, before.expires_at
+    ):
+        raise asyncpg.SerializationError("the leader has prolonged its term meanwhile")

@@ -1,0 +1,78 @@
+"""What goes wrong with a PostgreSQL server, as `RegistryError`: which server, what it said, what to do; no password."""
+
+import ssl
+from typing import Final
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from gateway.registry.protocol import RegistryError
+
+FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+"""What asyncpg raises: the server said no, a value or a connection can't be used, the network failed (TLS is OSError,
+and so is a timeout)."""
+
+
+class CommitUnknown(Exception):
+    """The connection broke while a transaction was being committed: it has happened wholly or not at all."""
+
+
+TRANSIENT: Final = (
+    OSError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.TransactionRollbackError,  # serialization failures, deadlocks
+    asyncpg.QueryCanceledError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+)
+REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (asyncpg.InvalidPasswordError, "; check the user and the password of registry.url"),
+    (asyncpg.InvalidAuthorizationSpecificationError, "; check the user of registry.url and the server's pg_hba.conf"),
+    (asyncpg.InvalidCatalogNameError, "; create that database, or name another one in registry.url"),
+    (asyncpg.UndefinedTableError, "; run `gateway migrate`"),
+    (asyncpg.UndefinedColumnError, "; run `gateway migrate`"),
+    (asyncpg.InsufficientPrivilegeError, "; grant the user of registry.url the right, or run `gateway migrate` as one"),
+    (asyncpg.ReadOnlySQLTransactionError, "; it is read-only: let registry.url name the primary"),
+    (asyncpg.TooManyConnectionsError, "; raise its max_connections, or let registry.url name a pooler"),
+    (asyncpg.DiskFullError, "; free some of its disk space"),
+    (ssl.SSLError, "; check sslmode and sslrootcert in registry.url"),
+    (TimeoutError, "; is it overloaded, or does somebody hold a lock?"),
+    (OSError, "; is it running, and does registry.url name the right host and port?"),
+)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether the same transaction may succeed a moment later. A refused password or certificate does not."""
+    if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError):
+        return True  # the connection was closed between two statements
+    return isinstance(error, TRANSIENT) and not isinstance(error, ssl.SSLError)
+
+
+def server_of(url: str) -> str:
+    """How messages name the server of a url: its hosts and its database, never the user or the password."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "PostgreSQL"
+    # A password with an unescaped / ? or # makes the parts something else than they seem.
+    if "@" in f"{parts.path}{parts.query}{parts.fragment}":
+        return "PostgreSQL"
+    hosts = parts.netloc.rpartition("@")[2]
+    return f"PostgreSQL at {hosts or 'its default address'}{parts.path}"
+
+
+def explained(server: str, error: BaseException) -> RegistryError:
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        # Its message may quote the url.
+        return RegistryError("registry.url can't be understood: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    if isinstance(error, CommitUnknown):
+        return RegistryError(f"{server} was lost during a commit, which may or may not have happened")
+    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+        return RegistryError(f"{server} can't store a value: {error}")
+    remedy = next((text for kind, text in REMEDIES if isinstance(error, kind)), "")
+    said = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return RegistryError(f"{server} can't be used: {said}{remedy}")

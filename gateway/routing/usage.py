@@ -1,0 +1,34 @@
+"""What the whole fleet's requests say of each replica, put together from what every gateway says. Pure."""
+
+from collections.abc import Iterable, Mapping
+
+from gateway.domain.fleet import Bulletin
+from gateway.domain.ids import ReplicaId
+from gateway.routing.load_table import Usage
+
+
+def merge_usage(own: Mapping[ReplicaId, Usage], bulletins: Iterable[Bulletin], now: float) -> Mapping[ReplicaId, Usage]:
+    """Of each replica that had a request through any gateway. `now`: the clock of the bulletins, the registry's.
+
+    A replica is as busy as all its requests, idle only since the last of them ended, and silent only since the last
+    piece of any answer.
+    """
+    merged = dict(own)
+    for bulletin in bulletins:
+        for replica_id in bulletin.leases.keys() | bulletin.uses.keys():
+            told = _told(bulletin, replica_id, now)
+            known = merged.get(replica_id)
+            merged[replica_id] = told if known is None else _both(known, told)
+    return merged
+
+
+def _told(bulletin: Bulletin, replica_id: ReplicaId, now: float) -> Usage:
+    """One that has leases and whose use has not been told yet has just begun."""
+    open_leases, use = bulletin.leases.get(replica_id, 0), bulletin.uses.get(replica_id)
+    seconds = max(0.0, now - use.since) if use is not None else 0.0
+    return Usage(open_leases, 0.0, seconds) if open_leases else Usage(0, seconds, 0.0)
+
+
+def _both(one: Usage, other: Usage) -> Usage:
+    silences = [each.silent_seconds for each in (one, other) if each.open]
+    return Usage(one.open + other.open, min(one.idle_seconds, other.idle_seconds), min(silences, default=0.0))

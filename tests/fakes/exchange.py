@@ -1,0 +1,47 @@
+"""What gateways tell each other of leases and waiting requests, in memory: published and heard at an interval."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.routing.elders import Line
+from tests.fakes.routing_bench import RoutingBench
+
+SYNC_SECONDS = 0.02
+
+
+@dataclass
+class FakeExchange:
+    """Each gateway hears what the others said last; one that is in `gone` says and hears nothing any more."""
+
+    gateways: Sequence[RoutingBench]
+    interval_seconds: float = SYNC_SECONDS
+    gone: set[int] = field(default_factory=set)
+    leases: dict[int, Mapping[ReplicaId, int]] = field(default_factory=dict)
+    lines: dict[int, tuple[Line, ...]] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Gateways take turns, so that they are out of phase."""
+        while True:
+            for number in range(len(self.gateways)):
+                await trio.sleep(self.interval_seconds / len(self.gateways))
+                if number not in self.gone:
+                    self.meet(number)
+
+    def meet(self, number: int) -> None:
+        """One gateway publishes and hears."""
+        gateway, now = self.gateways[number], trio.current_time()
+        self.leases[number] = gateway.loads.published()
+        self.lines[number] = tuple(
+            Line(GatewayId(str(number)), model, queue.waiting, now - queue.oldest_seconds)
+            for model, queue in gateway.admission.statistics().items()
+        )
+        gateway.admission.hear(line for other, lines in self.lines.items() if other != number for line in lines)
+        elsewhere = Counter[ReplicaId]()
+        for other, leases in self.leases.items():
+            if other != number:
+                elsewhere.update(leases)
+        gateway.loads.hear(elsewhere)
