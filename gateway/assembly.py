@@ -45,7 +45,7 @@ from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes
 from gateway.domain.cluster import ClusterState, Node
-from gateway.domain.fleet import NOTHING_HEARD, Bulletin, Hold
+from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.link.credentials import fingerprint, is_credential
 from gateway.link.tls import TlsError, peer_context
@@ -187,8 +187,6 @@ class Gateway:
         )
         self.loads.on_change = self.exchange.note_leases
         self.admission.on_demand_change = self.exchange.note_demand
-        self.admission.progress_of = self.sessions.progress_of
-        self.admission.shortage_of = self.reconciler.shortage_of
 
     def _note_leadership(self) -> None:
         self.reconciler.wake.set()
@@ -199,7 +197,7 @@ class Gateway:
 
     def _seen_version(self) -> int:
         others = (bulletin.seen_version for bulletin in self.exchange.heard.others.values())
-        return min(self.views.current.state.version, *others)
+        return min((self.views.current.state.version, *others))
 
     def _is_judge_of(self, node: Node) -> bool:
         """Whoever lives and holds its session is; else the leader. Nobody while the registry is away (H9)."""
@@ -219,12 +217,12 @@ class Gateway:
             lambda: self.views.current,
             self.loads.statistics,
             self.admission.statistics,
-            time.time,
+            self.clock,
             own_progress_of=self.sessions.progress_of,
             own_wish=self.wishes.is_open,
             own_unsatisfiable=lambda: self.reconciler.unsatisfiable,
             own_waits=self._waits,
-            own_url=lambda: self.url,
+            own_url=self._peer_url,
             peers=self.others,
         )
         self.admission.progress_of = self.status.progress_of
@@ -257,15 +255,14 @@ class Gateway:
 
     def others(self) -> Mapping[GatewayId, Bulletin]:
         """The newest bulletin of each other gateway that lives."""
-        return NOTHING_HEARD.others
+        return self.exchange.heard.others
 
     def ready(self) -> Readiness:
-        checks = {
-            "registry": self.views.current is not EMPTY_VIEW,
-            "control": self.leadership.epoch is not None,
-            "listener": bool(self.url) and not self.stop.is_set(),
-        }
-        return Readiness(checks, can_serve=checks["registry"] and checks["listener"])
+        view, others, connected = self.views.current, self.others(), self.exchange.connected
+        leads = self.leadership.epoch is not None or view.state.leader in others
+        listens = bool(self.url) and not self.stop.is_set()
+        checks = {"registry": connected, "control": connected and leads, "listener": listens}
+        return Readiness(checks, can_serve=listens and view is not EMPTY_VIEW)
 
     async def run_view_changes(self) -> None:
         """Lets everything that holds on to replicas look again whenever the view changes."""

@@ -165,7 +165,7 @@ def _is_a_gateways(response: httpx.Response) -> bool:
 async def _pass_on(exchange: Exchange, response: httpx.Response, peer: Bulletin) -> None:
     """A client that does not read holds the other gateway up, through us, and nothing is kept in between."""
     exchange.notes["relayed_from"] = peer.gateway_id
-    exchange.is_event_stream = response.headers.get("content-type", "").startswith(MEDIA_TYPE)
+    exchange.is_event_stream = _is_event_stream(response)
     await exchange.send_head(response.status_code, _headers_to_pass(response))
     parts = response.aiter_raw()
     try:
@@ -178,7 +178,13 @@ async def _pass_on(exchange: Exchange, response: httpx.Response, peer: Bulletin)
 
 
 def _headers_to_pass(response: httpx.Response) -> Headers:
-    return [(name.lower(), value) for name, value in response.headers.raw if name.lower() in ANSWERED_WITH]
+    passed = ANSWERED_WITH - ({b"content-length"} if _is_event_stream(response) else set())
+    return [(name.lower(), value) for name, value in response.headers.raw if name.lower() in passed]
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return kind.startswith(MEDIA_TYPE)
 
 
 async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: Bulletin) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -118,6 +119,7 @@ class Front:
     url: str = ""
     is_leader: bool = True
     others: dict[GatewayId, Bulletin] = field(default_factory=dict)
+    peer_tls: ssl.SSLContext | None = None
     admission: Admission = field(default_factory=idle_admission)
     load_table: LoadTable = field(default_factory=LoadTable)
 
@@ -137,7 +139,7 @@ class Front:
             own_url=lambda: self.url,
             peers=lambda: self.others,
         )
-        peers = Peers(lambda: self.others)
+        peers = Peers(lambda: self.others, self.peer_tls)
         desk = ModelDesk(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
         openai = OpenAiApi(
             cast("Router", None),

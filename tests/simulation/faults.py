@@ -175,7 +175,7 @@ class Events:
 
     async def _desire(self, write: ControlWrite) -> None:
         try:
-            await self._house.registry.apply(self._house.gateway.reconciler.epoch or 0, write)
+            await self._house.registry.apply(self._house.gateway.leadership.epoch or 0, write)
         except StaleEpoch:
             self._house.world.object_to("the only gateway has lost the leadership")
 

@@ -90,7 +90,6 @@ async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
     registry = SimRegistry(world)
     config = parse_config(CONFIG.format(folder=folder), {})
     async with open_bridge() as bridge, _open_parts(config, registry, bridge, network.dial) as gateway:
-        gateway.admission._wall_clock = world.wall_clock
         gateway.admission._rng = Random(world.seed)
         machines = tuple(_machine(world, network, ledger, folder, number) for number in range(3))
         house = House(world, network, gateway, registry, ledger, machines, Clients(world, gateway.router))

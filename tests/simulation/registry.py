@@ -5,8 +5,9 @@ from typing import Final
 import trio
 
 from gateway.domain.cluster import ClusterState
+from gateway.domain.fleet import Bulletin, Heard
 from gateway.registry.memory import MemoryRegistry
-from gateway.registry.store import After, Decision, Outcome
+from gateway.registry.store import After, Decision, Outcome, Scope
 from tests.simulation.world import World
 
 LATENCIES_SECONDS: Final = (0.0, 0.005, 0.2)
@@ -27,9 +28,15 @@ class SimRegistry(MemoryRegistry):
         await self._travel()
         return await super().read_state()
 
-    async def _transact(self, method: str, decide: Decision[After]) -> Outcome[After]:
+    async def _transact(
+        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+    ) -> Outcome[After]:
         await self._travel()
-        return await super()._transact(method, decide)
+        return await super()._transact(method, decide, scope, epoch)
+
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+        await self._travel()
+        return await super().exchange(bulletin, ttl_seconds)
 
     async def _travel(self) -> None:
         if trio.current_time() < self.slow_until:

@@ -58,7 +58,10 @@ async def open_house(folder: Path, toml: str = "") -> AsyncIterator[House]:
         f'[server]\nport = 0\ndata_dir = "{folder}"\n[registry]\nurl = "memory:"\n[worker]\nname = "box"\n{toml}', {}
     )
     opened = open_gateway(
-        config, open_registry=open_memory_registry, dial=lambda _address: Handle(channels[0]), spawn=spawn
+        config,
+        open_registry=lambda _section, _bridge: open_memory_registry(),
+        dial=lambda _address: Handle(channels[0]),
+        spawn=spawn,
     )
     async with opened as gateway, open_in_memory(gateway.bridge, service) as channel:
         channels.append(channel)
@@ -187,7 +190,18 @@ async def test_ready_only_while_it_serves(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         assert (await house.client.get("/readyz")).json()["status"] == "ready"
         house.gateway.stop.set()
-        assert not all(house.gateway.ready().values())
+        assert house.gateway.ready().status == "not ready"
+
+
+async def test_h7_ready_without_the_registry_from_the_last_snapshot(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.gateway.exchange.connected = False
+        answer = await house.client.get("/readyz")
+        assert answer.status_code == 200
+        assert answer.json() == {
+            "status": "degraded",
+            "checks": {"registry": False, "control": False, "listener": True},
+        }
 
 
 async def test_a_taken_port_is_said_before_anything_is_touched(tmp_path: Path) -> None:

@@ -164,9 +164,10 @@ def open_exchange(
     """Says what waits, and has the planner look."""
 
     def with_demand(last: Bulletin, _has_peers: bool) -> Bulletin:
-        now = trio.current_time()
-        rows = [Demand(GATEWAY, model, each.waiting, now - each.oldest_seconds) for model, each in waiting.items()]
-        return replace(last, demand=tuple(rows))
+        rows = tuple(Demand(GATEWAY, model, each.waiting, 0.0) for model, each in waiting.items())
+        if rows != last.demand:
+            reconciler.wake.set()
+        return replace(last, demand=rows)
 
     return FleetExchange(
         registry,
@@ -175,7 +176,7 @@ def open_exchange(
         ttl_seconds=15,
         fast=with_demand,
         slow=lambda last: last,
-        on_heard=lambda _heard, _own: reconciler.wake.set(),
+        on_heard=lambda _heard, _own: None,
         on_cut_off=lambda: None,
     )
 

@@ -10,7 +10,7 @@ import trio.testing
 from gateway.backends.protocol import Refused, Target
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.routing.elders import DEAF_SECONDS, MARGIN_SECONDS, Line
+from gateway.routing.elders import DEAF_SECONDS, MARGIN_SECONDS, Elders, Line
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica
@@ -106,6 +106,22 @@ async def test_late_binding_slots_beyond_those_that_others_wait_for_are_taken_at
     assert waits.served == {"first": 1, "second": 1, "third": pytest.approx(1 + YIELD)}
 
 
+async def test_late_binding_the_oldest_of_any_caller_counts(autojump_clock: trio.testing.MockClock) -> None:
+    """Whose turn it is here is another question."""
+    bench = slots(1)
+    held = await bench.lease("holder", caller="heavy")
+    await trio.sleep(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(bench.lease, "older", MODEL, "heavy")
+        await trio.sleep(1)
+        bench.admission.hear([line(since=1.5)])
+        nursery.start_soon(bench.lease, "younger", MODEL, "light")
+        await trio.testing.wait_all_tasks_blocked()
+        held.release()
+        assert bench.waiting() == 1
+        nursery.cancel_scope.cancel()
+
+
 async def test_late_binding_a_slot_that_was_free_before_is_taken_at_once() -> None:
     bench = slots(2)
     held = await bench.lease("holder")
@@ -152,13 +168,12 @@ async def test_late_binding_a_gateway_that_vanished_costs_one_pause_and_not_one_
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench = slots(1)
-    dead = line(since=-5.0)
 
     async def serve(count: int) -> float:
         """How long it takes to free and take the slot so often."""
         began = trio.current_time()
-        for _ in range(count):
-            bench.admission.hear([dead])
+        for number in range(count):
+            bench.admission.hear([line(since=-5.0 + number % 2 * MARGIN_SECONDS / 2)])  # as told by two clocks
             (await bench.lease()).release()
         return trio.current_time() - began
 
@@ -211,6 +226,46 @@ async def test_late_binding_a_slot_that_was_taken_by_the_older_request_is_not_he
     began = trio.current_time()
     await bench.lease("younger")
     assert trio.current_time() == pytest.approx(began + YIELD)
+
+
+async def test_late_binding_of_two_slots_the_one_that_was_not_taken_is_left_for_its_whole_time(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = slots(2)
+    held = [await bench.lease(str(number)) for number in range(2)]
+    await trio.sleep(1)
+    async with trio.open_nursery() as nursery:
+        waits = Waits(bench, nursery)
+        await waits.begin("younger")
+        bench.admission.hear([line(since=0.5, waiting=3)])
+        held[0].release()
+        await trio.sleep(YIELD / 2)
+        held[1].release()
+        bench.loads.hear({A: 1})
+    assert waits.served == {"younger": pytest.approx(1 + YIELD * 1.5)}
+
+
+async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_taken_for_one_that_does_not_want_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    bench = slots(1)
+    bench.admission.hear([line(since=-5.0)])
+    (await bench.lease("before")).release()
+    bench.admission.hear([line(since=-4.0)])
+    for expected in (YIELD, YIELD, 0.0):
+        await trio.sleep(0.001)
+        began = trio.current_time()
+        (await bench.lease()).release()
+        assert trio.current_time() == pytest.approx(began + expected, abs=0.002)
+
+
+def test_nothing_is_left_to_nobody() -> None:
+    elders = Elders(YIELD)
+    elders.hear([line(since=0.0)], now=1.0)
+    elders.note_free(MODEL, 1, free=1, now=1.0)
+    assert elders.leaves_some(MODEL)
+    assert elders.hear([], now=1.0) == (MODEL,)
+    assert not elders.leaves_some(MODEL)
 
 
 # Alone

@@ -84,6 +84,26 @@ async def test_l9_an_earlier_failure_is_no_answer() -> None:
         assert not bench.is_open
 
 
+async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() -> None:
+    async with open_bench(view(unloads={MODEL: 5.0})) as bench:
+        bench.wishes.want(MODEL)
+        await bench.see(view(unloads={MODEL: 5.0}))
+        assert bench.is_open  # that one was before it
+        await bench.see(view(replica("r", observed=Observed.LOADING), unloads={MODEL: 6.0}))
+        assert not bench.is_open
+
+
+async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
+    """Also if the unload and the second wish come before anybody has looked."""
+    async with open_bench() as bench:
+        bench.wishes.want(MODEL)
+        bench.views.publish(view(unloads={MODEL: 6.0}))
+        bench.wishes.want(MODEL)
+        await bench.see(view(unloads={MODEL: 6.0}))
+        assert bench.is_open
+        assert bench.changes == [True, False, True]
+
+
 async def test_a_removed_model_is_not_wished_for() -> None:
     async with open_bench() as bench:
         bench.wishes.want(MODEL)

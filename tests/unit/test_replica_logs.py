@@ -7,12 +7,12 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.replica_logs import open_replica_tail
-from gateway.domain.errors import NotFound, Unavailable
-from gateway.domain.ids import NodeId, ReplicaId
+from gateway.api.replica_logs import HeldElsewhere, open_replica_tail
+from gateway.domain.errors import NotFound
+from gateway.domain.ids import GatewayId, NodeId, ReplicaId
 from gateway.domain.session import LogChunk
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.fleet import NODE, replica, state
+from tests.fakes.fleet import NODE, node, replica, state
 from tests.fakes.front import FakeTails, Front
 
 LOGS = "/api/replicas/r1/logs"
@@ -185,14 +185,16 @@ async def test_the_tail_of_a_replica_is_asked_of_its_node() -> None:
             pass
 
 
-async def test_a_node_without_a_session_here_has_no_tails() -> None:
+@pytest.mark.parametrize("holder", [GatewayId("other"), None])
+async def test_m4_a_node_without_a_session_here_has_one_elsewhere_or_none(holder: GatewayId | None) -> None:
     @asynccontextmanager
     async def open_node_tail(
         _node_id: NodeId, _replica_id: ReplicaId, _lines: int, *, follow: bool
     ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk] | None]:
         yield None
 
-    fleet = state([replica("r1")])
-    with pytest.raises(Unavailable):
+    fleet = state([replica("r1")], nodes=[node(NODE, gateway_id=holder)])
+    with pytest.raises(HeldElsewhere) as caught:
         async with open_replica_tail(lambda: fleet, open_node_tail, REPLICA, 5, follow=False):
             pass
+    assert caught.value.gateway_id == holder
