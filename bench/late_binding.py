@@ -1,12 +1,14 @@
 """Our policy in the simulation: the production picker, load table, queue and admission of several gateways.
 
-What is simulated is what lies around them: time, replicas that refuse when they are full, and the leases that gateways
-publish. Of `Admission` only the waiting itself is mirrored (`SimulatedGateway.ask` stands for `wait_lease`), because a
-simulated request is no task; what it waits for, and who gets which slot when, is decided by the code that serves.
+What is simulated is what lies around them: time, replicas that are the arbiters of their slots or that queue what they
+are sent, and the way of what gateways tell each other. Of `Admission` only the waiting itself is mirrored
+(`SimulatedGateway.ask` stands for `wait_lease`), because a simulated request is no task; what it waits for, and who
+gets which slot when, is decided by the code that serves.
 """
 
 import heapq
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -16,20 +18,33 @@ from typing import Final
 import trio
 
 from bench.workload import ROUND_TRIP_SECONDS, SLOTS, Job, Outcome, Setting
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.routing.admission import Admission, AdmissionLimits, Ticket
-from gateway.routing.eligibility import RoutingView
+from gateway.routing.elders import Line
+from gateway.routing.eligibility import REFUSING, RoutingView, build_view
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
 from gateway.routing.picker import Policy
-from tests.fakes.fleet import MODEL, replica, spec, view
+from tests.fakes.fleet import MODEL, replica, spec, state
 
 NEVER: Final = float("inf")
 RETRY_SECONDS: Final = 0.02
-PATIENT: Final = AdmissionLimits(NEVER, NEVER, 1_000_000_000, RETRY_SECONDS)
-"""Nobody gives up: a request that left would make the wait of the others look shorter."""
+
+
+@dataclass(frozen=True)
+class Sharing:
+    """What gateways tell each other, every `Setting.stale_seconds`."""
+
+    counts: bool = True
+    """How many requests each replica has through them."""
+    lines: bool = True
+    """Since when requests wait at them, so that the older one goes first."""
+
+
+ALL: Final = Sharing()
+NOTHING: Final = Sharing(counts=False, lines=False)
 
 
 class VirtualClock(trio.abc.Clock):
@@ -53,7 +68,10 @@ class SimulatedGateway(Admission):
     def __init__(self, number: int, fleet: RoutingView, setting: Setting) -> None:
         policy = Policy(several_gateways=setting.gateways > 1)
         rng = Random(f"policy {setting.seed} {number}")
-        super().__init__(lambda: fleet, LoadTable(), PATIENT, wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy)
+        super().__init__(
+            lambda: fleet, LoadTable(), _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy
+        )
+        self.id = GatewayId(str(number))
         self.served: list[Ticket] = []
         self.retry_armed = NEVER
 
@@ -76,9 +94,20 @@ class SimulatedGateway(Admission):
         head = self.head()
         return NEVER if head is None else self._retry_at(head)
 
+    def lines(self) -> Iterator[Line]:
+        now = trio.current_time()
+        for model, queue in self.statistics().items():
+            yield Line(self.id, model, queue.waiting, now - queue.oldest_seconds)
+
     def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
         super()._take_out(queue, ticket)
         self.served.append(ticket)
+
+
+def _limits(setting: Setting) -> AdmissionLimits:
+    """As the gateway derives them; but nobody gives up: that would make the wait of the others look shorter."""
+    yield_seconds = 2 * setting.stale_seconds + RETRY_SECONDS
+    return AdmissionLimits(NEVER, NEVER, 1_000_000_000, RETRY_SECONDS, yield_seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,35 +119,44 @@ class Call:
     ticket: Ticket
 
 
+class SimulatedReplica:
+    """`SLOTS` slots and, if it can't refuse, a queue that no gateway sees."""
+
+    def __init__(self, speed: float) -> None:
+        self.speed = speed
+        self.running = 0
+        self.queue = deque[tuple[Call, Lease, float]]()
+        """With the time at which each has come."""
+
+    @property
+    def is_full(self) -> bool:
+        return self.running >= SLOTS
+
+
 class Simulation:
-    def __init__(self, setting: Setting, clock: VirtualClock, *, older_first: bool) -> None:
+    def __init__(self, setting: Setting, clock: VirtualClock, sharing: Sharing) -> None:
         self._setting = setting
         self._clock = clock
+        self._sharing = sharing
         self._jobs = setting.jobs()
         self._jobs_left = setting.requests
-        self._is_exact = setting.gateways > 1 and setting.stale_seconds == 0
         self._outcome = Outcome(setting)
-        of = spec(parallel=SLOTS)
         ids = [ReplicaId(f"r{number:05}") for number in range(setting.replicas)]
-        fleet = view(*(replica(each, of, slot=slot) for slot, each in enumerate(ids)), specs=[of])
-        self._speeds = dict(zip(ids, setting.speeds(), strict=True))
-        self._running = dict.fromkeys(ids, 0)
+        self._replicas = {each: SimulatedReplica(speed) for each, speed in zip(ids, setting.speeds(), strict=True)}
+        fleet = _fleet(self._replicas, refuses=setting.refuses)
         self._gateways = [SimulatedGateway(number, fleet, setting) for number in range(setting.gateways)]
-        self._published = [dict.fromkeys(ids, 0) for _ in self._gateways]
-        self._oldest = [NEVER for _ in self._gateways]
+        self._counts: dict[GatewayId, Mapping[ReplicaId, int]] = {}
+        self._lines: dict[GatewayId, tuple[Line, ...]] = {}
         self._calls: dict[Ticket, Call] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
-        if older_first:
-            for gateway in self._gateways:
-                gateway.loads.on_release = partial(self._let_older_go_first, gateway)
 
     def run(self) -> Outcome:
         self._await_arrival()
-        if self._setting.gateways > 1 and not self._is_exact:
+        if self._setting.gateways > 1:
             rng = Random(f"phases {self._setting.seed}")
-            for number in range(self._setting.gateways):
-                self._at(rng.random() * self._setting.stale_seconds, partial(self._publish, number))
+            for gateway in self._gateways:
+                self._at(rng.random() * self._setting.stale_seconds, partial(self._exchange, gateway))
         while self._calls or self._jobs_left:
             self._clock.now, _, event = heapq.heappop(self._events)
             event()
@@ -161,14 +199,20 @@ class Simulation:
         self._go_on(gateway)
 
     def _call(self, call: Call, lease: Lease) -> None:
-        replica_id, now = lease.candidate.replica_id, self._clock.now
-        if self._running[replica_id] >= SLOTS:
+        target, now = self._replicas[lease.candidate.replica_id], self._clock.now
+        if not target.is_full:
+            self._begin(call, lease)
+        elif self._setting.refuses:
             self._outcome.refusals += 1
             self._at(now + ROUND_TRIP_SECONDS, partial(self._refused, call, lease))
-            return
-        self._count(call.gateway, replica_id, +1)
+        else:
+            target.queue.append((call, lease, now))
+
+    def _begin(self, call: Call, lease: Lease) -> None:
+        target, now = self._replicas[lease.candidate.replica_id], self._clock.now
+        target.running += 1
         self._outcome.note(call.job, now - call.job.at)
-        self._at(now + call.job.work_seconds / self._speeds[replica_id], partial(self._end, call, lease))
+        self._at(now + call.job.work_seconds / target.speed, partial(self._end, call, lease))
 
     def _refused(self, call: Call, lease: Lease) -> None:
         call.gateway.note_refusal(call.ticket, lease)
@@ -178,54 +222,43 @@ class Simulation:
 
     def _end(self, call: Call, lease: Lease) -> None:
         del self._calls[call.ticket]
-        self._count(call.gateway, lease.candidate.replica_id, -1)
+        target = self._replicas[lease.candidate.replica_id]
+        target.running -= 1
+        if target.queue:
+            following, its_lease, came_at = target.queue.popleft()
+            self._outcome.note_inside(following.job, self._clock.now - came_at)
+            self._begin(following, its_lease)
         lease.release()
         self._go_on(call.gateway)
-        if self._is_exact:
-            self._serve_everywhere()
 
     # What gateways know of each other
 
-    def _count(self, gateway: SimulatedGateway, replica_id: ReplicaId, change: int) -> None:
-        self._running[replica_id] += change
-        if self._is_exact:
-            for other in self._gateways:
-                if other is not gateway:
-                    other.loads.use_of(replica_id).elsewhere += change
-
-    def _serve_everywhere(self) -> None:
-        waiting = [(head.since, number) for number, each in enumerate(self._gateways) if (head := each.head())]
-        for _, number in sorted(waiting):
-            self._gateways[number].serve()
-            self._go_on(self._gateways[number])
-
-    def _publish(self, number: int) -> None:
-        """Writes what this gateway has and reads what the others wrote."""
-        gateway = self._gateways[number]
-        self._published[number] = {each: len(gateway.loads.use_of(each).leases) for each in self._running}
-        head = gateway.head()
-        self._oldest[number] = NEVER if head is None else head.since
-        others = [each for other, each in enumerate(self._published) if other != number]
-        for replica_id in self._running:
-            gateway.loads.use_of(replica_id).elsewhere = sum(each[replica_id] for each in others)
-        gateway.note_view_change()
+    def _exchange(self, gateway: SimulatedGateway) -> None:
+        """Says what this gateway has and hears what the others said."""
+        if self._sharing.counts:
+            self._counts[gateway.id] = gateway.loads.published()
+        if self._sharing.lines:
+            self._lines[gateway.id] = tuple(gateway.lines())
+        others = [each.id for each in self._gateways if each is not gateway]
+        gateway.hear(line for other in others for line in self._lines.get(other, ()))
+        elsewhere = Counter[ReplicaId]()
+        for other in others:
+            elsewhere.update(self._counts.get(other, {}))
+        gateway.loads.hear(elsewhere)
         self._go_on(gateway)
-        self._at(self._clock.now + self._setting.stale_seconds, partial(self._publish, number))
-
-    def _let_older_go_first(self, gateway: SimulatedGateway, _model: ModelName) -> None:
-        """Leaves a slot that became free here to a gateway whose published oldest waiter is older, for one retry."""
-        head = gateway.head()
-        mine = self._gateways.index(gateway)
-        if head is not None and min(since for each, since in enumerate(self._oldest) if each != mine) < head.since:
-            self._at(self._clock.now + RETRY_SECONDS, partial(self._retry, gateway, NEVER))
-        else:
-            gateway.serve()
+        self._at(self._clock.now + self._setting.stale_seconds, partial(self._exchange, gateway))
 
 
-def run_late(setting: Setting, *, older_first: bool = False) -> Outcome:
+def _fleet(ids: Iterable[ReplicaId], *, refuses: bool) -> RoutingView:
+    of = spec(parallel=SLOTS)
+    rows = [replica(each, of, slot=slot) for slot, each in enumerate(ids)]
+    return build_view(state(rows, specs=[of]), REFUSING if refuses else ())
+
+
+def run_late(setting: Setting, *, sharing: Sharing = ALL) -> Outcome:
     clock = VirtualClock()
 
     async def simulate() -> Outcome:  # one task that never waits: only the clock is asked
-        return Simulation(setting, clock, older_first=older_first).run()
+        return Simulation(setting, clock, sharing).run()
 
     return trio.run(simulate, clock=clock)

@@ -5,9 +5,10 @@ queue for the whole fleet, which no set of gateways can have. Our own policy is 
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from itertools import product
 from statistics import fmean
@@ -23,17 +24,19 @@ from bench.early_binding import (
     run_oracle,
     seed_order,
 )
-from bench.late_binding import run_late
+from bench.late_binding import NOTHING, Sharing, run_late
 from bench.report import print_table
 from bench.workload import Outcome, Setting
 
 ORACLE: Final = "oracle: one queue"
 OURS: Final = "ours"
-OLDER_FIRST: Final = "ours, older waiters first"
+COUNTS_ONLY: Final = "ours, without older first"
+ALONE: Final = "ours, nothing shared"
 POLICIES: Final[Mapping[str, Callable[[Setting], Outcome]]] = {
     ORACLE: run_oracle,
     OURS: run_late,
-    OLDER_FIRST: partial(run_late, older_first=True),
+    COUNTS_ONLY: partial(run_late, sharing=Sharing(lines=False)),
+    ALONE: partial(run_late, sharing=NOTHING),
     "least in flight, exact": partial(run_early, choose=least_exact),
     "LocalAI's order, exact": partial(run_early, choose=seed_order),
     "least in flight, stale": partial(run_early, choose=least_stale),
@@ -44,9 +47,11 @@ POLICIES: Final[Mapping[str, Callable[[Setting], Outcome]]] = {
 SEEDS: Final = 6
 LOADS: Final = (0.5, 0.7, 0.85, 0.9, 0.95)
 HEAVY_LOADS: Final = (0.85, 0.95)
-VIEWS: Final = ((1, 0.0), *product((2, 4, 8), (0.0, 0.1, 1.0)))
+SYNC_SECONDS: Final = 0.02
+"""As `registry.lease_sync_interval`."""
+VIEWS: Final = ((1, SYNC_SECONDS), *product((2, 4, 8), (SYNC_SECONDS, 0.1, 1.0)))
 """Gateways, and how often they publish."""
-HARDEST: Final = Setting(load=0.95, gateways=8, stale_seconds=0.1, seed=0, requests=6_000)
+HARDEST: Final = Setting(load=0.95, gateways=8, stale_seconds=SYNC_SECONDS, seed=0, requests=6_000)
 BRIEF_REQUESTS: Final = 2_000
 QUICK_REQUESTS: Final = 1_000
 TELLING_MS: Final = 0.1
@@ -63,28 +68,39 @@ class Summary:
     """Per request."""
     unevenness: float
     """The longest mean wait of a gateway over the shortest. Chance alone makes it more than 1."""
+    inside: float
+    """The share of the requests that waited in a queue inside a replica."""
+    inside_ms: float
+    """The mean wait there, of those that did."""
 
 
 Task = tuple[str, Setting]
 """A policy and where it is tried."""
 Summaries = Mapping[Task, Summary]
+Run = Callable[[Iterable[Task]], Summaries]
 
 
 def run_routing_quality(*, quick: bool) -> None:
     """Prints its tables; `quick` has the hardest setting only, and few requests."""
-    print("\nSimulated: 32 replicas of 4 slots, speeds 1 to 4; lengths log-normal (sigma 1), 1 s at mean speed;")
-    print(f"a refused call takes 1 ms; {SEEDS} seeds. Waits in ms.")
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        run = partial(_run_all, pool)
+    print_premises()
+    with open_runs() as run:
         if quick:
             _print_policies(run, replace(HARDEST, requests=QUICK_REQUESTS), (0.85, 0.95))
             return
         _print_policies(run, HARDEST, LOADS)
         _print_views(run, replace(HARDEST, requests=BRIEF_REQUESTS))
-        _print_fairness(run, replace(HARDEST, requests=BRIEF_REQUESTS))
 
 
-Run = Callable[[Iterable[Task]], Summaries]
+def print_premises() -> None:
+    print("\nSimulated: 32 replicas of 4 slots, speeds 1 to 4; lengths log-normal (sigma 1), 1 s at mean speed;")
+    print(f"a refused call takes 1 ms; {SEEDS} seeds. Waits in ms.")
+
+
+@contextmanager
+def open_runs() -> Iterator[Run]:
+    """What runs tasks, on all processors."""
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        yield partial(_run_all, pool)
 
 
 def _run_all(pool: ProcessPoolExecutor, tasks: Iterable[Task]) -> Summaries:
@@ -105,30 +121,30 @@ def _run_one(task: Task) -> Summary:
         p99_ms=waits[int(len(waits) * 0.99)] * 1e3,
         refusals=outcome.refusals / setting.requests,
         unevenness=max(means) / min(means),
+        inside=len(outcome.inside) / len(waits),
+        inside_ms=fmean(outcome.inside or [0.0]) * 1e3,
     )
 
 
 def _mean(summaries: list[Summary]) -> Summary:
-    return Summary(
-        fmean(each.mean_ms for each in summaries),
-        fmean(each.p99_ms for each in summaries),
-        fmean(each.refusals for each in summaries),
-        fmean(each.unevenness for each in summaries),
-    )
+    names = (field.name for field in fields(Summary))
+    return Summary(**{name: fmean(getattr(each, name) for each in summaries) for name in names})
 
 
 def _print_policies(run: Run, base: Setting, loads: tuple[float, ...]) -> None:
     settings = [replace(base, load=load) for load in loads]
-    policies = [policy for policy in POLICIES if policy != OLDER_FIRST]
+    policies = [policy for policy in POLICIES if policy not in {COUNTS_ONLY, ALONE}]
     found = run(product(policies, settings))
     header = ["mean / p99, x oracle", *(f"{load:.0%} load" for load in loads)]
-    rows = [[policy, *(_waits(found[policy, each], found[ORACLE, each]) for each in settings)] for policy in policies]
+    rows = [
+        [policy, *(waits_cell(found[policy, each], found[ORACLE, each]) for each in settings)] for policy in policies
+    ]
     print_table(f"By policy; {base.gateways} gateways, views {base.stale_seconds * 1e3:.0f} ms old", header, rows)
     unevenness = "longest / shortest mean wait of a gateway"
     rows = [
         ["refused calls per request", *(f"{found[OURS, each].refusals:.2f}" for each in settings)],
-        [unevenness, *(_unevenness(found[OURS, each]) for each in settings)],
-        ["the same of the oracle", *(_unevenness(found[ORACLE, each]) for each in settings)],
+        [unevenness, *(unevenness_cell(found[OURS, each]) for each in settings)],
+        ["the same of the oracle", *(unevenness_cell(found[ORACLE, each]) for each in settings)],
     ]
     print_table("Ours in the same run", ["", *header[1:]], rows)
 
@@ -145,7 +161,7 @@ def _print_views(run: Run, base: Setting) -> None:
         [
             f"{each.gateways} gateways, {each.stale_seconds * 1e3:.0f} ms, {each.load:.0%}",
             f"{found[ORACLE, each].mean_ms:.1f} / {found[ORACLE, each].p99_ms:.0f}",
-            *(_waits(found[policy, each], found[ORACLE, each]) for policy in policies[1:]),
+            *(waits_cell(found[policy, each], found[ORACLE, each]) for policy in policies[1:]),
             f"{found[OURS, each].refusals:.2f}",
         ]
         for each in settings
@@ -153,24 +169,10 @@ def _print_views(run: Run, base: Setting) -> None:
     print_table("By gateways and age of views", ["mean / p99, x oracle", *policies, "refused/req"], rows)
 
 
-def _print_fairness(run: Run, base: Setting) -> None:
-    policies = (OURS, OLDER_FIRST, ORACLE)
-    settings = {"alike": base, "half of all at one": replace(base, first_share=0.5)}
-    found = run(product(policies, settings.values()))
-    rows = [
-        [f"{name}: {policy}", f"{summary.mean_ms:.1f}", f"{summary.p99_ms:.0f}", _unevenness(summary)]
-        for name, setting in settings.items()
-        for policy in policies
-        for summary in [found[policy, setting]]
-    ]
-    header = ["requests at the gateways", "mean", "p99", "longest / shortest mean wait of a gateway"]
-    print_table(f"Between gateways; {base.load:.0%} load", header, rows)
-
-
-def _waits(summary: Summary, oracle: Summary) -> str:
+def waits_cell(summary: Summary, oracle: Summary) -> str:
     ratio = f"{summary.mean_ms / oracle.mean_ms:.1f}" if oracle.mean_ms >= TELLING_MS else "-"
     return f"{summary.mean_ms:.1f} / {summary.p99_ms:.0f}  {ratio:>6}"
 
 
-def _unevenness(summary: Summary) -> str:
+def unevenness_cell(summary: Summary) -> str:
     return f"{summary.unevenness:.2f}" if summary.mean_ms >= TELLING_MS else "-"

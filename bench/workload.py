@@ -30,6 +30,8 @@ class Setting:
     replicas: int = 32
     first_share: float | None = None
     """The share of the requests that the first gateway gets; None: all gateways get alike."""
+    refuses: bool = True
+    """Replicas turn away what they have no slot for. Else they queue it, where no gateway sees it."""
     spread: float = 4.0
     """How many times as fast the fastest replica is as the slowest; the others are spaced evenly in ratio."""
 
@@ -72,10 +74,19 @@ class Outcome:
     waits: list[list[float]] = field(default_factory=list)
     """Seconds, of each gateway's requests."""
     refusals: int = 0
+    inside: list[float] = field(default_factory=list)
+    """Seconds that requests waited inside a replica; of those that did."""
 
     def __post_init__(self) -> None:
         self.waits = [[] for _ in range(self.setting.gateways)]
 
     def note(self, job: Job, waited_seconds: float) -> None:
-        if job.number >= WARM_UP * self.setting.requests:
+        if self._counts(job):
             self.waits[job.gateway].append(waited_seconds)
+
+    def note_inside(self, job: Job, waited_seconds: float) -> None:
+        if self._counts(job):
+            self.inside.append(waited_seconds)
+
+    def _counts(self, job: Job) -> bool:
+        return job.number >= WARM_UP * self.setting.requests

@@ -4,6 +4,8 @@ A slot that becomes free while an older request waits elsewhere is left alone un
 and to ask (architecture, "Late binding"). Every gateway that learns of the slot does so, except the one with the
 oldest request: that one asks at once. What this costs:
 
+- older means older by more than `yield_seconds`: a slot must not lie idle for longer than it makes the order wrong, and
+  two gateways that each take the other's request for the older one would both wait;
 - a slot is left for `yield_seconds` at most, and no more slots are than requests wait elsewhere; whoever finds others
   free takes those;
 - it ends early as soon as nobody older waits any more, or no slot is free any more;
@@ -20,9 +22,8 @@ from typing import Final, NamedTuple
 
 from gateway.domain.ids import GatewayId, ModelName
 
-MARGIN_SECONDS: Final = 0.01
-"""So much older a request has to be: ages from elsewhere are some milliseconds off, and two gateways that each take the
-other's for older would both wait."""
+SAME_SECONDS: Final = 0.01
+"""Ages of one request that are told one after the other differ by less: clocks are compared anew each time."""
 DEAF_SECONDS: Final = 1.0
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
@@ -65,7 +66,7 @@ class Elders:
 
     def _note(self, line: Line, now: float) -> _Heard:
         known = self._lines.get(line.model, {}).get(line.gateway_id)
-        if known is None or abs(known.line.since - line.since) > MARGIN_SECONDS:
+        if known is None or abs(known.line.since - line.since) > SAME_SECONDS:
             return _Heard(line, now)
         return _Heard(line, known.first_at, known.deaf_until)
 
@@ -111,7 +112,7 @@ class Elders:
 
     def _older(self, model: ModelName, oldest: float) -> Iterator[_Heard]:
         several = self._lines.get(model, {}).values()
-        return (each for each in several if each.line.since < oldest - MARGIN_SECONDS)
+        return (each for each in several if each.line.since < oldest - self._yield_seconds)
 
     def _keep(self, model: ModelName, ends: Sequence[float], free: int) -> None:
         """The newest of them, no more than there are free slots."""

@@ -60,6 +60,8 @@ class HealthBench:
     views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     probe: FakeProbe = field(default_factory=FakeProbe)
     sessions: dict[NodeId, FakeSession] = field(default_factory=dict)
+    judges: bool = True
+    """Whether nodes without a session here are for this gateway to judge."""
     broken: dict[ReplicaId, tuple[float, str]] = field(default_factory=dict)
     """When the monitor said so first (trio clock, seconds), and why."""
 
@@ -72,6 +74,7 @@ class HealthBench:
             probe=self.probe,
             token_of=lambda who: f"t-{who}",
             note_broken=self._note_broken,
+            is_judge_of=lambda _node: self.judges,
         )
 
     def _note_broken(self, replica_id: ReplicaId, because: str) -> None:

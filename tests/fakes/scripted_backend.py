@@ -76,6 +76,8 @@ class Script:
     """None: no trailer, as foreign backends."""
     split_utf8: bool = False
     """Two-byte letters that arrive in two messages."""
+    echo: bool = False
+    """Each token names the request that it is part of the answer to."""
     flood: bool = False
     """Each token is 64 KiB long."""
     die_after_tokens: int | None = None
@@ -254,18 +256,19 @@ class ScriptedBackend:
             await self._misbehave(index)
             if index:
                 await asyncio.sleep(self._script.token_interval)
-            for part in self._parts(index):
+            for part in self._parts(index, options):
                 yield pb.Reply(message=part, tokens=index + 1, prompt_tokens=self._script.prompt_tokens)
         await self._misbehave(self._token_count(options))
 
     def _token_count(self, options: pb.PredictOptions) -> int:
         return min(self._script.tokens, options.Tokens) if options.Tokens > 0 else self._script.tokens
 
-    def _parts(self, index: int) -> list[bytes]:
+    def _parts(self, index: int, options: pb.PredictOptions) -> list[bytes]:
         if self._script.split_utf8:
             letter = "é".encode()
             return [letter[:1], letter[1:]]
-        return [f"tok{index} ".encode().ljust(FLOOD_BYTES if self._script.flood else 0, b".")]
+        name = options.CorrelationId if self._script.echo else "tok"
+        return [f"{name}{index} ".encode().ljust(FLOOD_BYTES if self._script.flood else 0, b".")]
 
     async def _misbehave(self, tokens_sent: int) -> None:
         if tokens_sent == self._script.die_after_tokens:

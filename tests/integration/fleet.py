@@ -190,7 +190,7 @@ class Fleet:
         return subprocess.run(
             [sys.executable, "-m", "gateway", *arguments],
             cwd=self.folder,
-            env=_environment({"GATEWAY_URL": self.gateway.url}),
+            env=environment({"GATEWAY_URL": self.gateway.url}),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -226,7 +226,7 @@ def start_worker(
     process = subprocess.Popen(
         [*within, sys.executable, "-m", "gateway", "worker", "--join", join, "--name", name, *args],
         cwd=folder,
-        env=_environment({"GATEWAY_JOIN_TOKEN": JOIN_TOKEN, **(env or {})}),
+        env=environment({"GATEWAY_JOIN_TOKEN": JOIN_TOKEN, **(env or {})}),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -237,7 +237,7 @@ def start_worker(
     return worker
 
 
-def _environment(more: Mapping[str, str]) -> dict[str, str]:
+def environment(more: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 

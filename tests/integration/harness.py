@@ -144,14 +144,19 @@ def running_gateway(
 
 
 def start_gateway(
-    folder: Path, config: str = "", *, args: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    folder: Path,
+    config: str = "",
+    *,
+    args: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    program: tuple[str, ...] = ("-m", "gateway"),
 ) -> GatewayProcess:
-    """Starts one without waiting for it."""
+    """Starts one without waiting for it. `program`: what Python is to run."""
     folder.mkdir(parents=True, exist_ok=True)
     if config:
         (folder / "config.toml").write_text(config)
     process = subprocess.Popen(
-        [sys.executable, "-m", "gateway", "serve", "--port", "0", *args],
+        [sys.executable, *program, "serve", "--port", "0", *args],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stdin=subprocess.DEVNULL,

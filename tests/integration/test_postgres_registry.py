@@ -171,10 +171,12 @@ async def test_l15_a_term_that_is_prolonged_in_the_last_moment_is_not_taken(
         async def take_over() -> None:
             taken.append(await new.lead(OTHER_GATEWAY, 10))
 
-        async with trio.open_nursery() as nursery:
-            async with held_open(pool, Mode.SHARED, RENEW_TERM, clock.seconds, 10.0, GATEWAY):
-                nursery.start_soon(take_over)
-                await until_waiting(pool, 1)
+        async with (
+            trio.open_nursery() as nursery,
+            held_open(pool, Mode.SHARED, RENEW_TERM, clock.seconds, 10.0, GATEWAY),
+        ):
+            nursery.start_soon(take_over)
+            await until_waiting(pool, 1)
         assert taken == [None]
         assert await old.lead(GATEWAY, 10) == 1
 

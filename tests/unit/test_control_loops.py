@@ -67,6 +67,8 @@ class Control:
     """What a probe of a replica comes to; alive if it is not here."""
     probed: list[Target]
     ended: trio.Event
+    over: list[str]
+    """Why the session was over, if it was."""
     waiting: dict[ModelName, Waiting] = field(default_factory=dict)
 
     async def ask_for(self, model: ModelName = MODEL, waiting: int = 1) -> None:
@@ -124,14 +126,14 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             node_changed=lambda: None,
         )
     )
-    scope, ended = trio.CancelScope(), trio.Event()
+    scope, ended, over = trio.CancelScope(), trio.Event(), list[str]()
 
     async def run_session(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         with scope:
             try:
                 await sessions.run_session(HELLO, to_worker, from_worker, task_status=task_status)
-            except SessionOver:
-                pass
+            except SessionOver as error:
+                over.append(str(error))
         ended.set()
 
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
@@ -153,6 +155,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             outcomes,
             probed,
             ended,
+            over,
             waiting,
         )
         nursery.cancel_scope.cancel()
@@ -307,6 +310,27 @@ async def test_h9_a_superseded_session_ends_and_its_reports_change_nothing(
         await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"))
         assert (await control.state()).replicas[replica_id].observed is Observed.PLACED
         await control.ended.wait()
+
+
+async def test_h9_a_session_ends_when_its_node_has_a_newer_one_at_another_gateway(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        await control.registry.join_node(HELLO, GatewayId("other"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert control.over == ["a newer session of this node has begun"]
+        node = (await control.state()).nodes[NODE]
+        assert (node.gateway_id, node.link) == ("other", NodeStatus.HEALTHY)
+
+
+async def test_a_gateway_that_lost_its_registry_sends_its_workers_away(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await trio.testing.wait_all_tasks_blocked()
+        control.sessions.end_all("this gateway has lost its registry")
+        await control.ended.wait()
+        assert (control.over, control.sessions.open) == (["this gateway has lost its registry"], {})
+        assert (await control.state()).nodes[NODE].gateway_id is None
 
 
 async def test_h8_the_gateway_says_regularly_that_it_lives(autojump_clock: trio.testing.MockClock) -> None:

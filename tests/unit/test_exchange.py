@@ -1,144 +1,182 @@
-"""One request and its response: ids, limits, and what has been sent so far."""
+"""A gateway's voice in its fleet: how often it speaks, what it hears, and when it knows that it is cut off."""
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 
 import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.api.exchange import HEADER_BYTES_MAX, ClientGone, Exchange
-from gateway.domain.errors import HeadersTooLarge, PayloadTooLarge, RequestTimeout
-from tests.fakes.asgi import AsgiRequest
+from gateway.control.exchange import QUIET_FACTOR, FleetExchange
+from gateway.domain.cluster import Demand
+from gateway.domain.fleet import Bulletin, Heard
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.protocol import RegistryError
+
+ONE, TWO = GatewayId("one"), GatewayId("two")
+REPLICA = ReplicaId("r")
+INTERVAL, TTL = 0.02, 15.0
 
 
-def exchange_of(request: AsgiRequest) -> Exchange:
-    return Exchange(request.scope, request.receive, request.send)
+class CountingRegistry(MemoryRegistry):
+    def __init__(self) -> None:
+        super().__init__(lambda: trio.current_time() + self.ahead_seconds)
+        self.ahead_seconds = 120.0
+        self.exchanges = Counter[GatewayId]()
+        self.away = False
+        self.hangs = False
+
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+        self.exchanges[bulletin.gateway_id] += 1
+        if self.hangs:
+            await trio.sleep_forever()
+        if self.away:
+            raise RegistryError("no route to the database")
+        return await super().exchange(bulletin, ttl_seconds)
 
 
-def post(*parts: bytes, whole: bool = True, **headers: str) -> AsgiRequest:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-    return AsgiRequest("POST", "/", named, parts, body_is_whole=whole)
+@dataclass
+class Member:
+    registry: CountingRegistry
+    gateway_id: GatewayId
+    leases: dict[ReplicaId, int] = field(default_factory=dict)
+    demand: tuple[Demand, ...] = ()
+    heard: list[Heard] = field(default_factory=list)
+    cut_off_at: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.exchange = FleetExchange(
+            self.registry,
+            Bulletin(self.gateway_id),
+            INTERVAL,
+            TTL,
+            fast=lambda last, has_peers: replace(last, leases=self.leases if has_peers else {}, demand=self.demand),
+            slow=lambda last: replace(last, url="http://here"),
+            on_heard=lambda heard, _own: self.heard.append(heard),
+            on_cut_off=lambda: self.cut_off_at.append(trio.current_time()),
+        )
+
+    def take_lease(self) -> None:
+        self.leases = {REPLICA: self.leases.get(REPLICA, 0) + 1}
+        self.exchange.note_leases()
+
+    @property
+    def exchanges(self) -> int:
+        return self.registry.exchanges[self.gateway_id]
 
 
-@pytest.mark.parametrize("given", ["a", "a" * 128, "!~", "two words", '"quoted"'])
-async def test_a_printable_request_id_is_taken(given: str) -> None:
-    assert exchange_of(post(x_request_id=given)).request_id == given
-
-
-@pytest.mark.parametrize("given", ["", "a" * 129, "tab\there", "line\nend", "é", "\x7f"])
-async def test_any_other_request_id_is_replaced(given: str) -> None:
-    ids = {exchange_of(post(x_request_id=given)).request_id for _ in range(2)}
-    assert len(ids) == 2
-    assert given not in ids
-
-
-async def test_header_names_have_no_case() -> None:
-    assert exchange_of(AsgiRequest("GET", "/", {"X-One": "1"})).header("x-one") == "1"
-
-
-async def test_headers_are_counted_together() -> None:
-    name_bytes = len("x-one") + len("x-two")
-    half = (HEADER_BYTES_MAX - name_bytes) // 2
-    exchange_of(post(x_one="a" * half, x_two="a" * half)).check_headers()
-    with pytest.raises(HeadersTooLarge):
-        exchange_of(post(x_one="a" * half, x_two="a" * (half + 1))).check_headers()
-
-
-async def test_a_body_comes_in_parts() -> None:
-    assert await exchange_of(post(b"ab", b"", b"cd")).read_body(4, 1.0) == b"abcd"
-
-
-async def test_a_body_of_exactly_the_limit_passes() -> None:
-    assert await exchange_of(post(b"abcd", content_length="4")).read_body(4, 1.0) == b"abcd"
-
-
-async def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
-    exchange = exchange_of(post(b"a", whole=False, content_length="5"))
-    with pytest.raises(PayloadTooLarge, match="4 bytes"):
-        await exchange.read_body(4, 1.0)
-    assert exchange.closing
-
-
-async def test_a_body_that_does_not_say_so_is_cut_off() -> None:
-    exchange = exchange_of(post(b"abc", b"de", b"never read", whole=False))
-    with pytest.raises(PayloadTooLarge):
-        await exchange.read_body(4, 1.0)
-    assert (await exchange.receive())["body"] == b"never read"
-    assert exchange.closing
-
-
-async def test_a_slow_body_has_one_deadline_for_all_of_it(autojump_clock: MockClock) -> None:
-    request = post(whole=False)
-    exchange = exchange_of(request)
-
-    async def drip() -> None:
-        for _ in range(10):
-            await trio.sleep(1.0)
-            request.deliver(b"x", more=True)
-
+@asynccontextmanager
+async def open_members(*gateway_ids: GatewayId) -> AsyncIterator[list[Member]]:
+    registry = CountingRegistry()
+    members = [Member(registry, gateway_id) for gateway_id in gateway_ids]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drip)
-        with pytest.raises(RequestTimeout, match=r"2\.5 s"):
-            await exchange.read_body(1000, 2.5)
-        assert trio.current_time() == exchange.started_at + 2.5
+        for member in members:
+            await nursery.start(member.exchange.run)
+        yield members
         nursery.cancel_scope.cancel()
-    assert exchange.closing
 
 
-async def test_a_client_that_leaves_while_it_sends_is_gone() -> None:
-    request = post(b"{", whole=False)
-    request.hang_up()
-    with pytest.raises(ClientGone):
-        await exchange_of(request).read_body(4, 1.0)
+def is_connected(member: Member) -> bool:
+    return member.exchange.connected
 
 
-async def test_waiting_for_the_disconnect_skips_what_is_left_of_the_body() -> None:
-    request = post(b"a", b"b")
-    request.hang_up()
-    await exchange_of(request).wait_disconnect()
+async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_clock: MockClock) -> None:
+    async with open_members(ONE) as [one]:
+        before = one.exchanges
+        for _ in range(1000):
+            one.take_lease()
+            await trio.sleep(0.01)
+        assert one.exchanges - before <= 10
+        assert one.exchange.bulletin.leases == {}
 
 
-async def test_a_response_is_whole_and_carries_the_headers_of_the_exchange() -> None:
-    request = post(x_request_id="me")
-    exchange = exchange_of(request)
-    exchange.response_headers.append((b"allow", b"GET"))
-    assert exchange.outcome == "cancelled"
-    await exchange.respond(404, b"{}", headers=[(b"retry-after", b"1")])
-    assert request.headers == {
-        "content-type": "application/json",
-        "content-length": "2",
-        "retry-after": "1",
-        "x-request-id": "me",
-        "allow": "GET",
-    }
-    assert (request.status, request.body, request.is_complete) == (404, b"{}", True)
-    assert (exchange.outcome, exchange.status) == ("404", 404)
+async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) -> None:
+    async with open_members(ONE) as [one]:
+        await trio.sleep(0.5)
+        one.demand = (Demand(ONE, ModelName("m"), 1, 0.0),)
+        one.exchange.note_demand()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await one.registry.read_state()).demand == one.demand
 
 
-async def test_the_last_response_of_a_connection_says_so() -> None:
-    request = post()
-    exchange = exchange_of(request)
-    exchange.closing = True
-    await exchange.respond(408, b"")
-    assert request.headers["connection"] == "close"
+async def test_never_two_exchanges_within_an_interval(autojump_clock: MockClock) -> None:
+    async with open_members(ONE, TWO) as members:
+        await trio.sleep(2)
+        before = [member.exchanges for member in members]
+        for _ in range(2000):
+            for member in members:
+                member.take_lease()
+                member.exchange.note_demand()
+            await trio.sleep(0.001)
+        for member, count in zip(members, before, strict=True):
+            assert 90 <= member.exchanges - count <= 101
 
 
-async def test_a_stream_has_its_outcome_when_it_has_ended() -> None:
-    request = post()
-    exchange = exchange_of(request)
-    await exchange.start_event_stream([(b"x-gateway-node", b"n")])
-    await exchange.send_part(b"data: 1\n\n")
-    assert (exchange.outcome, request.is_complete) == ("cancelled", False)
-    await exchange.end_stream(b"data: 2\n\n")
-    assert (exchange.outcome, request.is_complete) == ("200", True)
-    assert request.body == b"data: 1\n\ndata: 2\n\n"
-    assert request.headers["content-type"] == "text/event-stream; charset=utf-8"
-    assert request.headers["cache-control"] == "no-store"
-    assert request.headers["x-gateway-node"] == "n"
-    assert "content-length" not in request.headers
+async def test_leases_are_known_to_the_others_within_two_intervals(autojump_clock: MockClock) -> None:
+    async with open_members(ONE, TWO) as [one, two]:
+        await trio.sleep(1.5)
+        one.take_lease()
+        two.take_lease()  # somebody who routes
+        await trio.sleep(2 * INTERVAL + 0.001)
+        assert two.exchange.heard.others[ONE].leases == {REPLICA: 1}
 
 
-async def test_a_stream_that_failed_has_an_outcome_of_its_own() -> None:
-    exchange = exchange_of(post())
-    await exchange.start_event_stream()
-    exchange.failed = True
-    await exchange.end_stream()
-    assert exchange.outcome == "error"
+async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
+    async with open_members(ONE, TWO) as [one, _]:
+        await trio.sleep(1)
+        before = one.exchanges
+        await trio.sleep(10)
+        assert one.exchanges - before == pytest.approx(10 / (QUIET_FACTOR * INTERVAL), abs=2)
+
+
+async def test_h11_the_clock_is_the_registrys_and_follows_it(autojump_clock: MockClock) -> None:
+    async with open_members(ONE) as [one]:
+        clock = one.exchange.clock
+        await trio.sleep(0.3)
+        assert clock() == trio.current_time() + 120
+        one.registry.ahead_seconds = 500.0
+        await trio.sleep(1)
+        assert clock() == trio.current_time() + 500
+        assert clock.to_trio(clock.of_trio(7.5)) == 7.5
+
+
+async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: MockClock) -> None:
+    async with open_members(ONE, TWO) as [one, two]:
+        await trio.sleep(1.5)
+        two.take_lease()
+        await trio.sleep(1)
+        since = trio.current_time()
+        one.registry.away = True
+        await trio.sleep(1)
+        assert not is_connected(one)
+        assert one.exchange.heard.others[TWO].leases == {REPLICA: 1}
+        await trio.sleep(60)
+        [cut_off_at] = one.cut_off_at
+        assert TTL - 0.1 <= cut_off_at - since <= TTL + 1.1
+        assert one.exchange.heard.others == {TWO: Bulletin(TWO, "http://here")}
+        one.registry.away = False
+        await trio.sleep(1.1)
+        assert is_connected(one)
+        assert one.exchange.heard.others[TWO].leases == {REPLICA: 1}
+
+
+async def test_an_exchange_that_hangs_is_given_up_and_counts_as_none(autojump_clock: MockClock) -> None:
+    async with open_members(ONE) as [one]:
+        one.registry.hangs = True
+        await trio.sleep(TTL / 3 + 1.1)
+        assert not is_connected(one)
+        await trio.sleep(2 * TTL)
+        assert len(one.cut_off_at) == 1
+        one.registry.hangs = False
+        await trio.sleep(TTL)
+        assert is_connected(one)
+
+
+async def test_a_registry_that_fails_at_the_start_is_an_error(autojump_clock: MockClock) -> None:
+    registry = CountingRegistry()
+    registry.away = True
+    with pytest.raises(RegistryError):
+        await Member(registry, ONE).exchange.run()

@@ -266,6 +266,29 @@ async def test_h9_a_session_that_was_lost_as_it_began_has_its_own_time(autojump_
         assert bench.status() is NodeStatus.UNHEALTHY
 
 
+async def test_h9_a_node_is_judged_by_one_gateway_and_has_its_full_time_when_that_changes(
+    autojump_clock: MockClock,
+) -> None:
+    """As when its gateway dies and another one has to judge, or when the registry was away for everybody."""
+    async with open_node() as bench:
+        bench.judges = False
+        bench.break_session()
+        await trio.sleep(OFFLINE_AFTER)
+        assert (bench.marks, bench.probe.asked) == ([], [])
+        bench.judges = True
+        await trio.sleep(SETTINGS.heartbeat_seconds)
+        assert bench.probe.asked != []
+        await trio.sleep(STALE_AFTER - 2 * SETTINGS.heartbeat_seconds)
+        assert bench.marks == []
+        bench.judges = False
+        await trio.sleep(SETTINGS.heartbeat_seconds)
+        bench.judges = True
+        await trio.sleep(STALE_AFTER - 0.1)
+        assert bench.marks == []
+        await trio.sleep(2 * SETTINGS.heartbeat_seconds)
+        assert bench.marks == [NodeStatus.UNHEALTHY]
+
+
 async def test_a_change_that_could_not_be_written_is_written_when_it_can_be(autojump_clock: MockClock) -> None:
     async with open_node() as bench:
         bench.registry.down = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.link.tls import TlsError, client_context, server_context
+from gateway.link.tls import TlsError, client_context, peer_context, server_context
 from tests.fakes.certificates import Authority, make_authority
 
 
@@ -33,6 +33,7 @@ def test_a_file_that_is_not_there_is_named(authority: Authority, tmp_path: Path)
         lambda: server_context(missing, key),
         lambda: server_context(cert, missing),
         lambda: client_context(missing),
+        lambda: peer_context([cert, missing]),
     ]
     for attempt in attempts:
         with pytest.raises(TlsError, match=r"missing\.pem can't be read: No such file"):
@@ -49,6 +50,8 @@ def test_a_file_that_is_no_certificate_is_named(authority: Authority, tmp_path: 
         server_context(cert, garbage)
     with pytest.raises(TlsError, match=r"garbage\.pem holds no certificate"):
         client_context(garbage)
+    with pytest.raises(TlsError, match=r"garbage\.pem holds no certificate"):
+        peer_context([cert, garbage])
 
 
 def test_a_key_of_another_certificate_is_refused(authority: Authority) -> None:

@@ -143,6 +143,7 @@ async def test_m4_half_an_event_of_a_gateway_that_dies_is_not_passed_on() -> Non
     turn = Turn(headers=EVENT_STREAM, cut_after=len(events) - 10)
     async with open_scripted(turn, body=events) as (a, _):
         request = await a.ask("GET", FOLLOW)
+    assert "content-length" not in request.headers
     first, second, end = request.body.split(b"\n\n")
     assert (first, end) == (b'data: {"lines":["one"],"skipped":0}', b"")
     assert second.startswith(b'data: {"error":')
@@ -175,6 +176,22 @@ async def test_the_beginning_of_a_drain_ends_a_relayed_tail_with_an_event() -> N
         await wait_tails(at_b, 0)
     assert request.is_complete
     assert b'"code":"shutting_down"' in request.body.split(b"data: ")[-1]
+
+
+async def test_r4_a_client_that_leaves_before_the_answer_is_not_asked_for_any_more() -> None:
+    (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    a = front(A, B)
+    a.others = {B: Bulletin(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}")}
+    request = a.request("GET", FOLLOW)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with listening, trio.open_nursery() as nursery:
+            nursery.start_soon(request.run, a.app)
+            async with await listening.accept() as connection:
+                while b"\r\n\r\n" not in await connection.receive_some():
+                    pass
+                request.hang_up()
+                assert await connection.receive_some() == b""
+    assert request.sent == []
 
 
 # Whom it asks, and with what
@@ -226,7 +243,7 @@ async def test_m4_a_gateway_that_can_not_be_reached_is_named() -> None:
     assert request.error["message"].startswith(f"The gateway 'b' at {NOBODY_LISTENS} can't be reached: ")
 
 
-@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://[", "nonsense"])
+@pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://host:port", "nonsense"])
 async def test_a_gateway_with_a_broken_url_is_named(url: str) -> None:
     a = front(A, B)
     a.others = {B: Bulletin(B, url)}
@@ -237,10 +254,11 @@ async def test_a_gateway_with_a_broken_url_is_named(url: str) -> None:
 async def test_h8_a_gateway_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "ANSWER_SECONDS", 0.05)
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    async with listening:  # the kernel takes the connection, and nobody answers
-        a = front(A, B)
-        a.others = {B: Bulletin(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}")}
-        request = await a.ask("GET", LOGS)
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with listening:  # the kernel takes the connection, and nobody answers
+            a = front(A, B)
+            a.others = {B: Bulletin(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}")}
+            request = await a.ask("GET", LOGS)
     assert (request.status, "did not answer within" in request.error["message"]) == (503, True)
 
 
@@ -317,6 +335,12 @@ async def test_m4_a_decision_that_no_gateway_remembers() -> None:
     async with serving(a, b, c):
         request = await a.ask("GET", "/api/decisions/mine")
     assert (request.status, request.error["code"]) == (404, "not_found")
+
+
+async def test_a_gateway_that_nobody_can_reach_keeps_no_answer_open() -> None:
+    a = front(A)
+    a.others[B] = Bulletin(B, "")
+    assert (await a.ask("GET", "/api/decisions/mine")).status == 404
 
 
 @pytest.mark.parametrize("found", [True, False])

@@ -149,6 +149,11 @@ def test_p4_the_leader_believes_itself() -> None:
     assert source.shortage_of(MODEL) is None
 
 
+def test_p4_a_new_leader_believes_itself_before_its_view_says_who_leads() -> None:
+    source = replace(at_a(LEADERS, fleet=view(), leader=B, **OWN), is_leader=lambda: True)
+    assert source.waits()[MODEL].because == "a slot is on its way"
+
+
 @pytest.mark.parametrize("leader", [None, C])
 def test_p4_nothing_is_told_of_a_leader_that_is_not_heard(leader: GatewayId | None) -> None:
     source = at_a(LEADERS, fleet=view(), leader=leader)

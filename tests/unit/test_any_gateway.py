@@ -1,0 +1,94 @@
+"""Two gateways on one registry: what is done at one is so at the other, whichever an admin or a worker is sent to."""
+
+import json
+from typing import Any, Final
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from gateway.domain.ids import GatewayId
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.snapshot import run_snapshot_watcher
+from gateway.routing.eligibility import build_view
+from tests.fakes.asgi import AsgiRequest
+from tests.fakes.front import JOIN_TOKEN, NOW, Front
+
+MODEL: Final = "/api/models/org/tiny"
+BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
+BOOT, LATER_BOOT = "5a1c6f0e-5b0d-4a53-9c6e-2f3d8f3b7a01", "5a1c6f0e-5b0d-4a53-9c6e-2f3d8f3b7a02"
+
+
+@pytest.fixture
+async def fronts(nursery: trio.Nursery) -> tuple[Front, Front]:
+    """Each has its own view, which follows the one registry."""
+    registry = MemoryRegistry(lambda: NOW)
+    pair = Front(registry, gateway_id=GatewayId("a")), Front(registry, gateway_id=GatewayId("b"))
+    for front in pair:
+        front.auto_approve = False
+        await nursery.start(run_snapshot_watcher, registry, front.views, build_view)
+    return pair
+
+
+async def put(front: Front, **changes: object) -> AsgiRequest:
+    return await front.ask("PUT", MODEL, json.dumps(BODY | changes).encode())
+
+
+async def register(front: Front, **fields: object) -> AsgiRequest:
+    body = json.dumps({"name": "box", **fields}).encode()
+    return await front.ask("POST", "/api/node/register", body, key=JOIN_TOKEN)
+
+
+async def test_m1_a_model_that_was_added_at_one_gateway_is_at_the_other(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    assert (await put(a)).status == 201
+    await wait_all_tasks_blocked()
+    assert (await b.ask("GET", MODEL)).json == (await a.ask("GET", MODEL)).json
+    assert (await put(b, parallel=3)).status == 200
+
+
+async def test_m2_an_edit_and_a_removal_are_seen_by_both(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    await put(a)
+    await put(b, parallel=3)
+    await wait_all_tasks_blocked()
+    assert [(await front.ask("GET", MODEL)).json["spec"]["parallel"] for front in fronts] == [3, 3]
+    assert (await a.ask("DELETE", MODEL)).status == 200
+    await wait_all_tasks_blocked()
+    assert [(await front.ask("GET", MODEL)).status for front in fronts] == [404, 404]
+
+
+async def test_w12_a_model_is_loaded_and_unloaded_at_a_gateway_whose_view_lags(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    await put(a)  # and nobody waits for the view of the other one
+    assert (await b.ask("POST", f"{MODEL}/load")).status == 202
+    assert (await a.ask("POST", f"{MODEL}/unload")).status == 200
+
+
+async def test_m1_a_worker_that_joined_at_one_gateway_is_approved_at_the_other(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    answer = (await register(a, boot_id=BOOT)).json
+    assert answer["approved"] is False
+    assert (await b.ask("POST", "/api/nodes/box/approve")).json["approved"] is True
+    assert (await a.ask("POST", f"/api/nodes/{answer['node_id']}/drain")).json["draining"] is True
+    await wait_all_tasks_blocked()
+    told = [(await front.ask("GET", "/api/nodes/box")).json for front in fronts]
+    assert told[0] == told[1]
+    assert (told[0]["approved"], told[0]["draining"]) == (True, True)
+
+
+async def test_h10_a_worker_comes_back_as_the_same_node_at_another_gateway(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    first = (await register(a, boot_id=BOOT)).json
+    proof = {"node_id": first["node_id"], "previous_boot_id": BOOT, "previous_credential": first["credential"]}
+    second = (await register(b, boot_id=LATER_BOOT, **proof)).json
+    assert (second["node_id"], second["gateway_id"]) == (first["node_id"], "b")
+
+
+async def test_m3_the_audit_trail_is_one(fronts: tuple[Front, Front]) -> None:
+    a, b = fronts
+    await put(a)
+    await put(b, parallel=3)
+    told = [(await front.ask("GET", "/api/events")).json["events"] for front in fronts]
+    assert told[0] == told[1]
+    assert len(told[0]) >= 2
