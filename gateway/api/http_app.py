@@ -18,9 +18,11 @@ from gateway.api.auth import Authenticator, Caller, Role
 from gateway.api.errors import InternalError, send_error
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.guard import check_json, check_local_request
+from gateway.api.registry_away import registry_away
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
 from gateway.link.credentials import BOOT, NODE
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
+from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -157,6 +159,8 @@ class HttpApp:
         except GatewayError as error:
             exchange.notes["error"] = error.message
             await send_error(exchange, error)
+        except RegistryError as error:
+            await send_error(exchange, registry_away(error))
         except Exception:
             log.exception("request.failed")
             await send_error(exchange, InternalError())

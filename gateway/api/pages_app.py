@@ -15,7 +15,9 @@ from gateway.api.errors import InternalError, error_headers
 from gateway.api.guard import check_json
 from gateway.api.json_body import Body, parse_json, parse_object
 from gateway.api.openai.encode import error_object
+from gateway.api.registry_away import registry_away
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
+from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -27,6 +29,7 @@ class Pages(QuartTrio):
         super().__init__(__name__, static_folder=None)
         self.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=None, MAX_CONTENT_LENGTH=1024 * 1024)
         self.register_error_handler(GatewayError, _answer_error)
+        self.register_error_handler(RegistryError, _answer_registry_error)
         self.register_error_handler(HTTPException, _answer_http_exception)
         self.register_error_handler(Exception, _answer_bug)
 
@@ -78,6 +81,10 @@ def _envelope(error: GatewayError) -> Response:
 
 async def _answer_error(error: GatewayError) -> Response:
     return _envelope(error)
+
+
+async def _answer_registry_error(error: RegistryError) -> Response:
+    return _envelope(registry_away(error))
 
 
 async def _answer_http_exception(error: HTTPException) -> Response:

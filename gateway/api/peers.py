@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 from urllib.parse import quote
 
@@ -30,6 +29,8 @@ SILENCE_SECONDS: Final = 60.0
 """Between two parts of an answer; a quiet event stream says something more often."""
 RETRY_AFTER_SECONDS: Final = 5.0
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
+
+TRUSTS_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 RELAYED: Final = "x-gateway-relayed"
 ASKED_WITH: Final = (AUTHORIZATION, NODE, BOOT, "range", "if-range")
@@ -115,7 +116,8 @@ class Peers:
         """The beginning of a gateway's answer, its body unread. Raises `PeerFailed`."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         # A proxy of the environment is for the world outside, and may hold a stream back.
-        async with httpx.AsyncClient(verify=self._context, timeout=timeout, trust_env=False) as http:
+        verify = await self._trust(peer)
+        async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False) as http:
             with _telling_of(peer, "can't be reached"):
                 response = await _answer(http, _request(exchange, peer), peer)
             try:
@@ -123,9 +125,13 @@ class Peers:
             finally:
                 await response.aclose()
 
-    @cached_property
-    def _context(self) -> ssl.SSLContext:
-        return self.context or ssl.create_default_context()
+    async def _trust(self, peer: Bulletin) -> ssl.SSLContext:
+        """Reading what the system trusts takes long enough to be felt by everybody else."""
+        if not peer.url.startswith("https:"):
+            return TRUSTS_NOBODY
+        if self.context is None:
+            self.context = await trio.to_thread.run_sync(ssl.create_default_context)
+        return self.context
 
 
 def was_relayed(exchange: Exchange) -> bool:

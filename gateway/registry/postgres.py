@@ -23,15 +23,17 @@ import structlog
 import trio
 
 from gateway.bridge import Bridge
+from gateway.domain.claim import Claim
 from gateway.domain.cluster import ClusterState, Demand
 from gateway.domain.fleet import Bulletin, Heard
-from gateway.domain.ids import GatewayId, new_id
+from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.registry import postgres_sql as sql
 from gateway.registry import rows
 from gateway.registry.bulletin_rows import demand_from_text
 from gateway.registry.changes import Changes, difference
 from gateway.registry.postgres_bulletins import Conversation
 from gateway.registry.postgres_listener import VersionListener
+from gateway.registry.postgres_pick import CLAIM_BOUNDS, claim_slot_aio
 from gateway.registry.postgres_pool import POOL_SIZE, Mode, PostgresPool, Transaction, open_postgres_pool
 from gateway.registry.postgres_schema import check_schema, migrate
 from gateway.registry.protocol import Event
@@ -125,6 +127,14 @@ class PostgresRegistry(Store):
         self._note_time(heard.now)
         self._grow(heard.version)
         return heard
+
+    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+        """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.
+
+        Raises `RegistryError`; the lease may be counted all the same, until the gateway publishes again.
+        """
+        work = partial(claim_slot_aio, claim, self._test_time())
+        return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
 
     async def leave(self, gateway_id: GatewayId) -> None:
         async def leave_aio(transaction: Transaction) -> None:

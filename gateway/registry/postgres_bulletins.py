@@ -46,7 +46,7 @@ class Conversation:
         self, transaction: Transaction, bulletin: Bulletin, ttl_seconds: float, test_time: float | None
     ) -> Heard:
         texts = bulletin_texts(bulletin)
-        hashes = tuple(_hash(texts[column]) for column in TEXT_COLUMNS)
+        hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
         known = self._others
         plain = [getattr(bulletin, column) for column in PLAIN_COLUMNS]
         rows = await transaction.rows_aio(
@@ -74,7 +74,7 @@ class Conversation:
         return [None if said == new else value for value, said, new in zip(values, self._said, hashes, strict=True)]
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 

@@ -21,7 +21,7 @@ DEMAND_COLUMNS: Final = ("id", "demand")
 NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 
-def _now(parameter: int) -> str:
+def now(parameter: int) -> str:
     """The server's clock, unless a test has its own: then it is the parameter."""
     return f"coalesce(${parameter}::float8, {NOW})"
 
@@ -40,12 +40,12 @@ def _read(models: str, nodes: str, replicas: str, *more: str) -> str:
         *more,
     )
     return (
-        f"SELECT *, {_now(1)} AS now FROM (SELECT version FROM state_version) AS counter,"  # noqa: S608 - constants only
+        f"SELECT *, {now(1)} AS now FROM (SELECT version FROM state_version) AS counter,"  # noqa: S608 - constants only
         f" (SELECT gateway_id AS leader, epoch, expires_at FROM leadership) AS leader, {', '.join(tables)}"
     )
 
 
-READ_STATE: Final = _read("true", "true", "true", _columns("gateways", DEMAND_COLUMNS, f"expires_at > {_now(1)}"))
+READ_STATE: Final = _read("true", "true", "true", _columns("gateways", DEMAND_COLUMNS, f"expires_at > {now(1)}"))
 """$1 is the time of a test's clock or NULL, here and below."""
 READ_PART: Final = _read("$2 OR name = $3", "$2 OR id = $4", "$2 OR node_id = $4")
 """$2: everything, $3 a model, $4 a node."""
@@ -74,7 +74,7 @@ PUT_LEADERSHIP: Final = (
     "UPDATE leadership SET gateway_id = $1, epoch = $2, expires_at = $3 WHERE expires_at = $4 RETURNING epoch"
 )
 """$4 is what was read before: a leader may have prolonged its term since, which takes no lock on the counter."""
-RENEW_TERM: Final = f"UPDATE leadership SET expires_at = {_now(1)} + $2 WHERE gateway_id = $3 RETURNING epoch"  # noqa: S608 - constants only
+RENEW_TERM: Final = f"UPDATE leadership SET expires_at = {now(1)} + $2 WHERE gateway_id = $3 RETURNING epoch"  # noqa: S608 - constants only
 END_TERM: Final = "UPDATE leadership SET expires_at = 0 WHERE gateway_id = $1"
 
 EVENT_COLUMNS: Final = ("at", "kind", "subject", "detail", "epoch")
@@ -94,7 +94,7 @@ READ_EVENTS: Final = f"SELECT {', '.join(EVENT_COLUMNS)} FROM events ORDER BY id
 LEAVE: Final = "DELETE FROM gateways WHERE id = $1"
 FORGET_DEAD: Final = f"""
 DELETE FROM gateways WHERE id IN (
-    SELECT id FROM gateways WHERE expires_at < {_now(1)} - $2 FOR UPDATE SKIP LOCKED
+    SELECT id FROM gateways WHERE expires_at < {now(1)} - $2 FOR UPDATE SKIP LOCKED
 )
 """  # noqa: S608 - constants only
 
@@ -126,7 +126,7 @@ def _exchange() -> str:
         ),
     ]
     return f"""
-WITH counter AS (SELECT version, {_now(1)} AS now FROM state_version),
+WITH counter AS (SELECT version, {now(1)} AS now FROM state_version),
 said AS (
     INSERT INTO gateways AS mine ({", ".join(columns)})
     SELECT $2, now + $3, {", ".join([*plain, *texts, *hashes])} FROM counter

@@ -36,7 +36,6 @@ from gateway.cli import main
 sys.exit(main())
 """
 """The program `gateway` on a machine whose clock is wrong, as far as Python code can tell."""
-EVENTS_MAX: Final = 1000
 
 
 def gateways_config(registry: str, models: str, /, sync: str = "50ms", **lines: str) -> str:
@@ -127,10 +126,10 @@ class Gateways:
         return wait_for(self.leader, "a gateway to lead", seconds)
 
     def wait_whole(self, seconds: float = WAIT_SECONDS) -> None:
-        """Until every gateway that lives knows those that live and no other, one of which leads."""
-        wait_for(self._is_whole, "the gateways to know each other", seconds)
+        wait_for(self.is_whole, "the gateways to know each other", seconds)
 
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
+        """Every gateway that lives knows those that live and no other, one of which leads."""
         known = [gateway.status()["gateways"] for gateway in self.living.values()]
         ids = {each[0]["id"] for each in known}
         return all({one["id"] for one in each} == ids and sum(one["leader"] for one in each) == 1 for each in known)
@@ -168,13 +167,6 @@ class Gateways:
 
         wait_for(look, "the last request to be over", seconds)
 
-    def events(self, since: int = 0) -> list[dict[str, Any]]:
-        """The audit trail, oldest first, without the first `since` lines; of a fleet that has not had too many."""
-        gateway = next(iter(self.living.values()))
-        found = httpx.get(f"{gateway.url}/api/events", params={"limit": EVENTS_MAX}, timeout=10.0).json()["events"]
-        assert len(found) < EVENTS_MAX
-        return list(reversed(found))[since:]
-
     def command(self, gateway: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`gateway ARGUMENTS` with that gateway."""
         return subprocess.run(
@@ -205,13 +197,6 @@ def running_gateways(folder: Path, config: str, gateways: str, *workers: str) ->
         yield fleet
 
 
-@contextmanager
-def open_database(server: PostgresServer) -> Iterator[str]:
-    """Its url. It is dropped once nobody uses it, whatever was done to the server."""
-    with server.open_database() as url:
-        yield url
-
-
 def wait_listening(gateway: GatewayProcess) -> None:
     wait_for(lambda: gateway.url or gateway.process.poll() is not None, "the gateway to listen", START_SECONDS)
     assert gateway.url, f"the gateway did not start:\n{gateway.log}"
@@ -227,8 +212,14 @@ def _joined_at(worker: WorkerProcess) -> str:
     return str(json.loads(joined[-1])["url"])
 
 
+def audit_trail(server: PostgresServer, url: str) -> list[dict[str, Any]]:
+    """In the order of the commits."""
+    fields = ", ".join(f"'{each}', {each}" for each in ("at", "kind", "subject", "detail", "epoch"))
+    return [json.loads(line) for line in server.ask(url, f"SELECT json_build_object({fields}) FROM events ORDER BY id")]
+
+
 def assert_one_leader_at_a_time(events: list[dict[str, Any]]) -> list[int]:
-    """By the audit trail, which is in the order of the commits: terms follow each other, and what was planned was
+    """By the audit trail: terms follow each other, and what was planned was
     planned in the term that was. The epochs of the terms that it tells of.
 
     It has to begin with the first term.

@@ -62,7 +62,7 @@ async def put(registry: PostgresRegistry, name: str) -> None:
 async def test_l1_l2_a_role_with_short_limits_waits_as_long_as_we_say(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str, limit: str
 ) -> None:
-    url = postgres_server.make_role(migrated_postgres_url, **{limit: "1s"})
+    url = postgres_server.make_role(migrated_postgres_url, **{limit: "100ms"})
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
             open_postgres_registry(bridge, url, pool_size=20) as registry,
@@ -107,7 +107,10 @@ async def test_l16_fifty_transactions_share_five_connections(bridge: Bridge, mig
             assert (await registry.read_state()).version == 50
 
 
-async def test_m1_a_write_of_one_gateway_wakes_the_other(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_m1_a_write_of_one_gateway_wakes_the_other(
+    bridge: Bridge, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 2 * PATIENCE_SECONDS)
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
             nursery.start_soon(put, one, "m")
@@ -351,6 +354,21 @@ async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
                 await pool.transaction("ask", Mode.PLAIN, partial(ask_aio, "SELECT"), bounds)
             postgres_server.resume()
             await pool.transaction("ask", Mode.PLAIN, partial(ask_aio, "SELECT"))
+
+
+async def test_a_connection_that_is_dead_without_having_ended_costs_a_repetition(
+    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    bounds = Bounds(attempt_seconds=0.3)
+    async with open_relay(postgres_server.port) as relay:
+        relayed = migrated_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_postgres_pool(bridge, relayed) as pool, trio.open_nursery() as nursery:
+                await pool.transaction("ask", Mode.PLAIN, partial(ask_aio, "SELECT"))
+                relay.down.hold()
+                nursery.start_soon(pool.transaction, "ask", Mode.PLAIN, partial(ask_aio, "SELECT"), bounds)
+                await until(lambda: relay.connections > 1)
+                relay.down.release()
 
 
 # Bulletins and the clock

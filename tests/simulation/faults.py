@@ -1,19 +1,24 @@
 """What happens to the installation: the next event is drawn from the run's own randomness."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import count
-from typing import Final
+from typing import Final, Protocol
 
 import trio
 
+from gateway.assembly import Gateway
 from gateway.domain.ids import ModelName, NodeId, RequestId
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import ModelSpec
 from gateway.registry.protocol import ControlWrite, NodeEdit, StaleEpoch
-from tests.simulation.backend import POISON, Mood
+from tests.simulation.backend import POISON, Mood, SimBackend
 from tests.simulation.clients import CALLERS, Request
-from tests.simulation.house import MODELS, House
+from tests.simulation.house import MODELS
+from tests.simulation.machine import Machine, SimProcess
+from tests.simulation.network import Network
+from tests.simulation.registry import SimRegistry
+from tests.simulation.world import World
 
 EVENT_SECONDS_MEAN: Final = 0.4
 FAULT_SECONDS_MEAN: Final = 3.0
@@ -28,16 +33,54 @@ FOR_EVER: Final = 3600.0
 UNKNOWN_MODEL: Final = ModelName("nobody's")
 
 
+class Site(Protocol):
+    """What events happen to: one gateway with its machines, or several."""
+
+    @property
+    def world(self) -> World: ...
+
+    @property
+    def network(self) -> Network: ...
+
+    @property
+    def registry(self) -> SimRegistry: ...
+
+    @property
+    def machines(self) -> tuple[Machine, ...]: ...
+
+    @property
+    def specs(self) -> dict[ModelName, ModelSpec]: ...
+
+    @property
+    def gateway(self) -> Gateway:
+        """One that lives."""
+
+    @property
+    def live(self) -> Mapping[RequestId, Request]:
+        """Requests that have not ended."""
+
+    async def send(self, request: Request) -> None: ...
+
+    def watch_picks(self, notify: Callable[[RequestId], None]) -> None:
+        """`notify` is called just before a request gets a lease."""
+
+    def processes(self) -> list[SimProcess]: ...
+
+    def backends(self) -> list[SimBackend]: ...
+
+    async def declare(self) -> None: ...
+
+
 class Events:
     """`happen` makes one event happen. Everything that takes time runs in `nursery`."""
 
-    def __init__(self, house: House, nursery: trio.Nursery) -> None:
+    def __init__(self, house: Site, nursery: trio.Nursery) -> None:
         self._house = house
         self._nursery = nursery
         self._random = house.world.random
         self._numbers = count(1)
         self.next_at = trio.current_time()
-        house.on_pick = self.maybe_leave_now
+        house.watch_picks(self.maybe_leave_now)
         self._kinds: dict[Callable[[], None], int] = {
             self.send_request: 50,
             self.send_burst: 3,
@@ -80,7 +123,7 @@ class Events:
             pause_seconds=self._random.choice([0.0, 0.0, 0.5]),
             prompt=POISON if not is_last and self._random.random() < POISON_PROBABILITY else "hello",
         )
-        self._nursery.start_soon(self._house.clients.run, request)
+        self._nursery.start_soon(self._house.send, request)
 
     def _patience(self) -> float:
         return self._random.expovariate(1 / 2)
@@ -92,14 +135,14 @@ class Events:
             self.send_request(model, caller)
 
     def leave(self) -> None:
-        if live := list(self._house.clients.live.values()):
+        if live := list(self._house.live.values()):
             request = self._random.choice(live)
             self._house.world.note(f"{request} is about to leave")
             request.leave.cancel()
 
     def maybe_leave_now(self, request_id: RequestId) -> None:
         """In the moment in which it gets what it waited for."""
-        request = self._house.clients.live[request_id]
+        request = self._house.live[request_id]
         if request.caller != LAST_CALLER and self._random.random() < LEAVE_AT_PICK_PROBABILITY:
             self._house.world.note(f"{request} is about to leave with a lease")
             request.leave.cancel()
@@ -164,7 +207,7 @@ class Events:
         self._declare(*(spec for spec in MODELS if spec.name not in self._house.specs))
 
     def _declare(self, *changed: ModelSpec) -> None:
-        self._house.specs |= {spec.name: spec for spec in changed}
+        self._house.specs.update({spec.name: spec for spec in changed})
         self._nursery.start_soon(self._house.declare)
 
     def retire_replica(self) -> None:

@@ -19,7 +19,7 @@ from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
 from tests.fakes.worker_parts import FakeSpawn
 from tests.simulation.backend import SimBackend
-from tests.simulation.clients import Clients
+from tests.simulation.clients import Clients, Request
 from tests.simulation.ledger import Ledger
 from tests.simulation.machine import FOREIGN, OURS, Machine, SimProcess
 from tests.simulation.network import Network
@@ -71,6 +71,16 @@ class House:
     on_pick: Callable[[RequestId], None] = lambda _request_id: None
     """Called just before a request gets a lease."""
     _declaring: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def live(self) -> dict[RequestId, Request]:
+        return self.clients.live
+
+    async def send(self, request: Request) -> None:
+        await self.clients.run(request)
+
+    def watch_picks(self, notify: Callable[[RequestId], None]) -> None:
+        self.on_pick = notify
 
     def processes(self) -> list[SimProcess]:
         return [process for machine in self.machines for process in machine.living()]

@@ -77,7 +77,7 @@ class Watch:
         picked = f"{ticket.origin.request_id} is bound to {replica_id}, which"
         if not routable(self._gateway.views.current.state, replica_id, ticket.model):
             self._world.object_to(f"{picked} is not routable")
-        if use.open_leases >= candidate.slots:
+        if not self._may_have_room(candidate):
             self._world.object_to(f"{picked} has no free slot")
         if now < use.full_until:
             self._world.object_to(f"{picked} has just refused")
@@ -87,6 +87,9 @@ class Watch:
             comes_first = earlier.caller == ticket.caller and earlier.number < ticket.number
             if comes_first and replica_id not in earlier.excluded:
                 self._world.object_to(f"{picked} {earlier.origin.request_id} has waited for longer")
+
+    def _may_have_room(self, candidate: Candidate) -> bool:
+        return self._gateway.loads.use_of(candidate.replica_id).open_leases < candidate.slots
 
     def check(self) -> None:
         """To be called at each rest. Raises `Violation`."""
@@ -108,7 +111,7 @@ class Watch:
         yield self._check_one_probe_per_replica
 
     def _learn_replicas(self) -> None:
-        for replica in self._gateway.registry._tables.replicas.values():  # type: ignore[attr-defined]
+        for replica in self._house.registry._tables.replicas.values():
             if replica.id not in self._rows:
                 self._rows[replica.id] = replica
                 self._replica_of[self._gateway.token_of(replica.id)] = replica.id
@@ -159,10 +162,12 @@ class Watch:
                 if now - ticket.since > max(QUEUE_SECONDS, LOAD_WAIT_SECONDS) + ROUNDING_SECONDS:
                     self._world.object_to(f"{ticket.origin.request_id} waits for too long")
                 for candidate in self._trusted(view.candidates.get(model, ()), now):
-                    use = self._gateway.loads.use_of(candidate.replica_id)
-                    is_free = use.open_leases < candidate.slots and now >= use.full_until
-                    if is_free and candidate.replica_id not in ticket.excluded:
+                    if candidate.replica_id not in ticket.excluded and self._is_free(candidate, now):
                         self._world.object_to(f"{ticket.origin.request_id} waits though {candidate.replica_id} is free")
+
+    def _is_free(self, candidate: Candidate, now: float) -> bool:
+        use = self._gateway.loads.use_of(candidate.replica_id)
+        return use.open_leases < candidate.slots and now >= use.full_until
 
     def _trusted(self, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
         """While some have not failed lately, requests wait for those."""

@@ -1,6 +1,6 @@
 """A machine with the real worker agent on it, whose processes are simulated and whose session may lag."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import trio
 from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.bridge import Bridge
 from gateway.config.units import PortRange
 from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, BootId, NodeId, new_id
@@ -36,6 +37,7 @@ PROGRAMS: Final[Mapping[str, BackendProgram]] = {
 }
 PORTS: Final = PortRange(22500, 22999)
 MESSAGES_MAX: Final = 64
+DRAIN_TIMEOUT_SECONDS: Final = 20.0
 
 
 class SimProcess(FakeProcess):
@@ -90,11 +92,14 @@ class Machine:
         return self.processes
 
     async def run(self, gateway: Gateway) -> None:
+        await self._run_boots(partial(self._boot, gateway))
+
+    async def _run_boots(self, boot: Callable[[trio.Nursery], Awaitable[Agent]]) -> None:
         """Boots again and again; each boot ends with a crash, or once the worker has left."""
         while True:
             self.crash = trio.Event()
             async with trio.open_nursery() as nursery:
-                self.agent = await self._boot(nursery, gateway)
+                self.agent = await boot(nursery)
                 await self.crash.wait()
                 self.world.note(f"{self.name} crashes")
                 for process in self.living():
@@ -114,15 +119,13 @@ class Machine:
             await session.finish()
         self.crash.set()
 
-    async def _boot(self, nursery: trio.Nursery, gateway: Gateway) -> Agent:
+    async def _boot(self, gateway: Gateway, nursery: trio.Nursery) -> Agent:
         """The agent and its session, joined by channels with a delay in between."""
         orders_out, orders_late = trio.open_memory_channel[ToWorker](1)
         orders_in, orders = trio.open_memory_channel[ToWorker](1)
         reports_out, reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         reports_in, reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
-        control = GrpcBackendControl(gateway.bridge, self.network.dial_locally)
-        run = partial(run_agent, self._settings(), spawn=self._start, control=control, measure_usage=no_usage)
-        agent: Agent = await nursery.start(run)
+        agent = await self._start_agent(nursery, gateway.bridge)
         nursery.start_soon(self._delay, orders_late, orders_in)
         nursery.start_soon(self._delay, reports_late, reports_in)
         session = WorkerSession(agent, reports_out, orders, HEARTBEAT_SECONDS, nothing_known, UNKNOWN)
@@ -132,6 +135,12 @@ class Machine:
         hello = Hello(node_id, self.name, boot_id, max_replicas_per_model=self.replicas_max)
         await nursery.start(partial(gateway.sessions.run_session, hello, orders_out, reports))
         nursery.start_soon(self._end_when_left, agent, session)
+        return agent
+
+    async def _start_agent(self, nursery: trio.Nursery, bridge: Bridge) -> Agent:
+        control = GrpcBackendControl(bridge, self.network.dial_locally)
+        run = partial(run_agent, self._settings(), spawn=self._start, control=control, measure_usage=no_usage)
+        agent: Agent = await nursery.start(run)
         return agent
 
     async def _delay(self, late: trio.MemoryReceiveChannel[T], onward: trio.MemorySendChannel[T]) -> None:
@@ -146,7 +155,7 @@ class Machine:
             port_range=PORTS,
             bind_host=self.host,
             advertise_host=self.host,
-            drain_timeout_seconds=20.0,
+            drain_timeout_seconds=DRAIN_TIMEOUT_SECONDS,
             backends=PROGRAMS,
             port_lock_folder=self.folder,
         )
@@ -154,7 +163,7 @@ class Machine:
     def _start(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> SimProcess:
         program, _, address = command
         fake = self._spawn(command, env=env, cwd=cwd)
-        process = SimProcess(fake.pid, fake.command, env, cwd)
+        process = self._make_process(fake.pid, fake.command, env, cwd)
         process.backend = SimBackend(
             self.world,
             self.network,
@@ -168,6 +177,9 @@ class Machine:
         self.living().append(process)
         self.world.note(f"{self.name} starts {process.backend.token[:6]} at {address}")
         return process
+
+    def _make_process(self, pid: int, command: tuple[str, ...], env: Mapping[str, str], cwd: Path | None) -> SimProcess:
+        return SimProcess(pid, command, env, cwd)
 
     def _next_load(self, model: str) -> Load:
         seconds = self.world.random.choice([0.3, 1.0, 4.0])

@@ -328,7 +328,8 @@ async def test_a_gateway_that_lost_its_registry_sends_its_workers_away(autojump_
     async with open_control() as control:
         await trio.testing.wait_all_tasks_blocked()
         control.sessions.end_all("this gateway has lost its registry")
-        await control.ended.wait()
+        with trio.fail_after(60):
+            await control.ended.wait()
         assert (control.over, control.sessions.open) == (["this gateway has lost its registry"], {})
         assert (await control.state()).nodes[NODE].gateway_id is None
 

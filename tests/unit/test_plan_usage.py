@@ -7,7 +7,7 @@ import pytest
 
 from gateway.control.entries import Plan
 from gateway.control.plan import plan
-from gateway.control.retire import DRAINED_SECONDS, Limits
+from gateway.control.retire import DRAINED_SECONDS, UNSEEN_SECONDS, Limits
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -19,8 +19,10 @@ LIMITS = Limits(busy_seconds=300, idle_seconds=600)
 R = ReplicaId("r")
 
 
-def decide(seen: ClusterState, usage: Mapping[ReplicaId, Usage], limits: Limits = LIMITS) -> Plan:
-    return plan(seen, NOW, Ids(), usage=usage, limits=limits)
+def decide(
+    seen: ClusterState, usage: Mapping[ReplicaId, Usage], limits: Limits = LIMITS, seen_version: int | None = None
+) -> Plan:
+    return plan(seen, NOW, Ids(), usage=usage, limits=limits, seen_version=seen_version)
 
 
 def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
@@ -66,6 +68,13 @@ def test_a_replica_that_has_just_become_ready_is_not_idle_yet() -> None:
     decided = decide(state([replica(R, since=NOW - 1)]), {})
     assert wanted(decided) == []
     assert decided.again_at == NOW + 599
+
+
+def test_w11_a_drained_replica_is_stopped_only_when_every_gateway_knows_that_it_drains() -> None:
+    draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
+    unseen = decide(state([draining]), {}, seen_version=6)
+    assert (wanted(unseen), unseen.again_at) == ([], NOW + UNSEEN_SECONDS)
+    assert wanted(decide(state([draining]), {}, seen_version=7)) == [(R, Desired.STOP, "its last request has ended")]
 
 
 def test_r13_a_drained_replica_is_stopped_once_its_last_request_has_ended() -> None:

@@ -1,0 +1,294 @@
+"""A fleet of three gateways and three workers under a steady load, of which one part after the other dies or stops.
+
+What any test of this module harms it mends: the fleet is whole again at its end. Run with `-s` it tells how long each
+recovery took.
+"""
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import httpx
+import pytest
+
+from tests.fakes.postgres_server import PostgresServer
+from tests.integration.fleet import wait_joined
+from tests.integration.gateways import (
+    TTL_SECONDS,
+    Gateways,
+    Stopwatch,
+    assert_one_leader_at_a_time,
+    audit_trail,
+    gateways_config,
+    own_scripted,
+    running_gateways,
+    wait_listening,
+)
+from tests.integration.harness import GatewayProcess, events_in, wait_for
+from tests.integration.steady_load import End, SteadyLoad, sampled
+
+GATEWAYS: Final = "abc"
+WORKERS: Final = ("one", "two", "three")
+SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.02, "first_token_delay": 0.05, "slots": 4}
+MODEL: Final = "scripted"
+ON_EACH: Final = "parallel = 4\nmin_replicas = 3\nmax_replicas = 3"
+OTHER: Final = """
+[[models]]
+name = "other"
+backend = "scripted"
+artifact = "file:/dev/null"
+"""
+"""Nobody needs it; it comes and goes so that there is something to plan."""
+DATABASE_AWAY_SECONDS: Final = 20.0
+
+
+@dataclass
+class Whole:
+    """The fleet, and what is not to change of it."""
+
+    fleet: Gateways
+    server: PostgresServer
+    url: str
+    role_url: str
+    """The same for a role of its own, which the gateway `c` has."""
+    log: Path
+
+    def registry_of(self, gateway: str) -> str | None:
+        return self.role_url if gateway == "c" else None
+
+    def start_again(self, gateway: str) -> None:
+        wait_listening(self.fleet.start_gateway(gateway, registry=self.registry_of(gateway)))
+
+    def calls(self) -> Counter[str]:
+        """How often backends were asked, by request."""
+        found = [*events_in(self.log, "Predict"), *events_in(self.log, "PredictStream")]
+        return Counter(event["correlation_id"] for event in found)
+
+    def starts(self) -> int:
+        return len(events_in(self.log, "start"))
+
+    def assert_no_duplicate(self) -> None:
+        for gateway in self.fleet.living.values():
+            found = [each for each in gateway.status()["replicas"] if (each["model"], each["desired"]) == (MODEL, "run")]
+            assert len({each["node"] for each in found}) == len(found) <= len(WORKERS), found
+
+    def assert_whole(self) -> dict[str, str]:
+        """Nothing is left of a fault; the replicas, their nodes by id."""
+        self.fleet.wait_whole()
+        replicas = self.fleet.wait_serving(*WORKERS, model=MODEL)
+        self.fleet.wait_idle(MODEL)
+        self.assert_no_duplicate()
+        assert_one_leader_at_a_time(audit_trail(self.server, self.url))
+        return replicas
+
+
+@pytest.fixture(scope="module")
+def whole(_postgres: PostgresServer, _migrated: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
+    folder = tmp_path_factory.mktemp("faults")
+    log = folder / "events"
+    with _postgres.open_database(_migrated) as url:
+        role = _postgres.make_role(url)
+        config = gateways_config(url, own_scripted(SCRIPT, log=log, model=ON_EACH) + OTHER)
+        with running_gateways(folder, config, "ab") as fleet:
+            fleet.add_gateway("c", registry=role)
+            for worker in [fleet.start_worker(*rotated(name)) for name in WORKERS]:
+                wait_joined(worker)
+            found = Whole(fleet, _postgres, url, role, log)
+            found.assert_whole()
+            yield found
+
+
+def rotated(worker: str) -> tuple[str, ...]:
+    """Its name and the gateways it knows: for each worker another one is the first."""
+    index = WORKERS.index(worker)
+    return worker, *GATEWAYS[index:], *GATEWAYS[:index]
+
+
+def assert_served_once(whole: Whole, load: SteadyLoad, at_most: int = 1) -> None:
+    """Every request that was served was run, and no more often than `at_most`; what was not has not been run twice."""
+    calls = whole.calls()
+    assert not load.having(End.WRONG)
+    assert not [each for each in load.having(End.SERVED) if not 1 <= calls[each.id] <= at_most]
+    assert not [each for each in load.asked if calls[each.id] > at_most]
+
+
+# Gateways
+
+
+@pytest.mark.parametrize("leads", [True, False], ids=["the-leader", "another"])
+def test_l12_a_killed_gateway_costs_its_own_requests_and_nothing_else(whole: Whole, leads: bool) -> None:
+    fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
+    leader = fleet.wait_leader()
+    victim = leader if leads else next(name for name in GATEWAYS if name != leader)
+    with SteadyLoad(fleet.gateways, MODEL, name="leader" if leads else "another") as load, sampled(whole.assert_no_duplicate):
+        load.wait_served(12)
+        left = [name for name, holder in fleet.holders().items() if holder == victim]
+        fleet.kill_gateway(victim)
+        watch = Stopwatch()
+        for name in fleet.living:
+            load.wait_served(10, at=name)
+        watch.say(f"10 answers from each of the others, the {victim} killed")
+        watch.wait(fleet.leader, "a leader")
+        watch.wait(lambda: all(fleet.holders()[name] != victim for name in left), f"{left} at another gateway")
+        watch.wait(fleet.is_whole, "the dead one is forgotten")
+        whole.start_again(victim)
+        load.wait_served(10, at=victim)
+    print(load.summary())  # noqa: T201
+    assert {each.gateway for each in load.unhappy()} <= {victim}
+    assert {each.end for each in load.unhappy()} <= {End.CUT, End.NOT_TAKEN}
+    assert_served_once(whole, load)
+    assert whole.assert_whole() == before
+    assert whole.starts() == starts
+
+
+def test_l13_a_leader_that_stood_still_does_nothing_any_more(whole: Whole) -> None:
+    """It stands still for twice the time after which it counts as dead, while there is something to plan all the time,
+    and then goes on in the middle of what it was doing."""
+    fleet, before = whole.fleet, whole.assert_whole()
+    stopped = fleet.wait_leader()
+    others = {name: gateway for name, gateway in fleet.gateways.items() if name != stopped}
+    term = assert_one_leader_at_a_time(audit_trail(whole.server, whole.url))[-1]
+
+    def planned(epoch: int) -> int:
+        return sum(event["epoch"] == epoch for event in audit_trail(whole.server, whole.url))
+
+    with SteadyLoad(others, MODEL, name="l13") as load, Toggling(next(iter(others.values()))) as toggling:
+        wait_for(lambda: toggling.rounds >= 2, "something to plan")
+        fleet.gateways[stopped].send_signal(signal.SIGSTOP)
+        watch = Stopwatch()
+        try:
+            watch.wait(lambda: planned(term + 1) > 0, "another one plans")
+            load.wait_served(10)
+            wait_for(lambda: watch.seconds > 2 * TTL_SECONDS, "the time to pass")
+        finally:
+            fleet.gateways[stopped].send_signal(signal.SIGCONT)
+        fleet.wait_whole()
+        done = toggling.rounds
+        wait_for(lambda: toggling.rounds >= done + 2, "more of it with all of them")
+    print(load.summary())  # noqa: T201
+    assert not load.unhappy()
+    assert planned(term) > 0
+    assert assert_one_leader_at_a_time(audit_trail(whole.server, whole.url))[-1] == term + 1
+    assert '"event": "control.leads_no_more"' in fleet.gateways[stopped].log
+    assert whole.assert_whole() == before
+
+
+class Toggling:
+    """Loads and unloads the model `other`, again and again, while the context is open."""
+
+    def __init__(self, gateway: GatewayProcess) -> None:
+        self.rounds = 0
+        self._http = gateway.client()
+        self._sampling = sampled(self._toggle, 0.0)
+
+    def __enter__(self) -> Self:
+        self._sampling.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._sampling.__exit__(*error)
+        self._http.post("/api/models/other/unload").raise_for_status()
+        self._http.close()
+
+    def _toggle(self) -> None:
+        assert self._http.post("/api/models/other/load", params={"wait": 30}).status_code < 500
+        assert self._http.post("/api/models/other/unload").status_code < 500
+        self.rounds += 1
+
+
+def test_a_gateway_that_is_cut_off_serves_on_and_its_workers_move(whole: Whole) -> None:
+    """PostgreSQL throws it out and does not let it in again."""
+    fleet = whole.fleet
+    mover = fleet.workers["three"]
+    mover.kill()
+    mover = fleet.add_worker("three", "c", "a", "b")
+    before, pid = whole.assert_whole(), mover.backend_pid()
+    role = httpx.URL(whole.role_url).username
+    with SteadyLoad(fleet.gateways, MODEL, name="cut") as load, sampled(whole.assert_no_duplicate):
+        load.wait_served(6)
+        whole.server.ask(whole.url, f"ALTER ROLE {role} NOLOGIN")
+        whole.server.ask(whole.url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
+        watch = Stopwatch()
+        watch.wait(lambda: readiness(fleet.gateways["c"]) == (200, "degraded", False), "it knows")
+        watch.wait(lambda: fleet.holders()["three"] != "c", "its worker is elsewhere")
+        load.wait_served(10, at="c")
+        whole.server.ask(whole.url, f"ALTER ROLE {role} LOGIN")
+        watch = Stopwatch()
+        watch.wait(lambda: readiness(fleet.gateways["c"]) == (200, "ready", True), "it is back")
+        load.wait_served(6, at="c")
+    print(load.summary())  # noqa: T201
+    assert not load.unhappy()
+    assert_served_once(whole, load)
+    assert whole.assert_whole() == before
+    assert mover.backend_pid() == pid
+
+
+def readiness(gateway: GatewayProcess) -> tuple[int, str, bool]:
+    """Status code, status, and whether the registry works for it."""
+    answer = httpx.get(f"{gateway.url}/readyz", timeout=10.0)
+    document = answer.json()
+    return answer.status_code, document["status"], document["checks"]["registry"]
+
+
+# Workers
+
+
+def test_r13_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) -> None:
+    fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
+    victim = fleet.workers["two"]
+    (lost,) = (replica for replica, node in before.items() if node == "two")
+    with SteadyLoad(fleet.gateways, MODEL, name="worker") as load, sampled(whole.assert_no_duplicate):
+        load.wait_served(12)
+        victim.kill()
+        watch, killed_at = Stopwatch(), time.monotonic()
+        watch.wait(lambda: all(lost not in fleet.candidates(each, MODEL) for each in GATEWAYS), "nobody chooses it")
+        load.wait_served(12)
+        fleet.add_worker("two", "b", "c", "a")
+        watch.wait(lambda: fleet.wait_serving(*WORKERS, model=MODEL), "all replicas are back")
+        load.wait_served(12)
+    print(load.summary())  # noqa: T201
+    for each in load.unhappy():
+        assert (each.end, each.node, each.streamed) == (End.BROKEN, "two", True), each
+        assert each.began < killed_at
+        assert '"backend_error"' in each.detail
+    assert_served_once(whole, load, at_most=2)
+    after = whole.assert_whole()
+    assert {each: node for each, node in after.items() if node != "two"} == {
+        each: node for each, node in before.items() if node != "two"
+    }
+    assert whole.starts() == starts + 1
+
+
+# The database
+
+
+def test_a_fleet_serves_on_while_its_database_is_away(whole: Whole) -> None:
+    fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
+    with SteadyLoad(fleet.gateways, MODEL, name="database") as load, sampled(whole.assert_no_duplicate):
+        load.wait_served(12)
+        whole.server.kill()
+        watch = Stopwatch()
+        for gateway in fleet.gateways.values():
+            watch.wait(lambda it=gateway: readiness(it) == (200, "degraded", False), "it knows")
+        for name in GATEWAYS:
+            load.wait_served(6, at=name)
+        wait_for(lambda: watch.seconds > DATABASE_AWAY_SECONDS, "the time to pass")
+        for name in GATEWAYS:
+            load.wait_served(2, at=name)
+        joins = {name: worker.joins for name, worker in fleet.workers.items()}
+        whole.server.start()
+        watch = Stopwatch()
+        for gateway in fleet.gateways.values():
+            watch.wait(lambda it=gateway: readiness(it) == (200, "ready", True), "it is ready")
+        for name, worker in fleet.workers.items():
+            watch.wait(lambda it=(worker, joins[name]): it[0].joins > it[1], f"worker {name} is back")
+        load.wait_served(12)
+    print(load.summary())  # noqa: T201
+    assert not load.unhappy()
+    assert_served_once(whole, load)
+    assert whole.assert_whole() == before
+    assert whole.starts() == starts

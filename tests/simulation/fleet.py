@@ -1,0 +1,246 @@
+"""The simulated fleet: several gateways from the production parts over one registry, three machines, three models."""
+
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Final
+
+import trio
+
+from gateway.app import _leave_fleet, _open_parts, _start_services
+from gateway.assembly import Gateway
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.bridge import Bridge, open_bridge
+from gateway.config.load import parse_config
+from gateway.control.node_session import SessionOver
+from gateway.domain.ids import GatewayId, ModelName, RequestId
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.session import Hello, Registration
+from gateway.registry.protocol import RegistryError
+from tests.fakes.worker_parts import FakeSpawn
+from tests.simulation.backend import SimBackend
+from tests.simulation.clients import Clients, Request
+from tests.simulation.door import Door
+from tests.simulation.fleet_registry import FleetRegistry
+from tests.simulation.house import CONFIG, MODELS, House
+from tests.simulation.ledger import Ledger
+from tests.simulation.machine import SimProcess
+from tests.simulation.member import Member
+from tests.simulation.membership import Host, Link
+from tests.simulation.network import Network
+from tests.simulation.world import World
+
+SYNC_SECONDS: Final = 0.1
+"""Coarser than in production: each exchange is a step of the simulation."""
+TTL_SECONDS: Final = 15.0
+DRAIN_SECONDS: Final = 30.0
+RESTART_SECONDS_MAX: Final = 20.0
+FLEET_CONFIG: Final = CONFIG.replace(
+    "[registry]",
+    f'[registry]\nlease_sync_interval = "{SYNC_SECONDS * 1000:g}ms"\ngateway_ttl = "{TTL_SECONDS:g}s"',
+)
+
+
+class Post:
+    """One gateway, for as long as it lives."""
+
+    def __init__(self, number: int, house: House, door: Door, services: trio.Nursery) -> None:
+        self.number = number
+        self.house = house
+        self.gateway: Gateway = house.gateway
+        self.door = door
+        self.ends = trio.Event()
+        """It is told to end."""
+        self.began_at = trio.current_time()
+        self._services = services
+        self._links: list[Link] = []
+
+    def __str__(self) -> str:
+        return f"gateway {self.number} ({self.gateway.id[:6]})"
+
+    @property
+    def is_well(self) -> bool:
+        return not self.door.is_dead and trio.current_time() >= self.door.disturbed_until
+
+    @property
+    def takes_requests(self) -> bool:
+        return not self.ends.is_set()
+
+    async def wait_continued(self) -> None:
+        await self.door.wait_continued()
+
+    async def register(self, registration: Registration) -> None:
+        await self.gateway.registry.register_node(registration)
+
+    def serve(self, link: Link, hello: Hello) -> None:
+        self._links = [*(each for each in self._links if not each.ended.is_set()), link]
+        self._services.start_soon(self._serve, link, hello)
+
+    async def _serve(self, link: Link, hello: Hello) -> None:
+        try:
+            async with link.orders_out, link.reports:
+                with link.at_gateway:
+                    await self.gateway.sessions.run_session(hello, link.orders_out, link.reports)
+        except (SessionOver, RegistryError) as error:
+            self.house.world.note(f"{self} ends the session of {hello.name}: {error}")
+        finally:
+            link.ended.set()
+
+    def kill(self) -> None:
+        """As SIGKILL: whatever it would still say or do, nobody hears."""
+        self.door.die()
+        self.ends.set()
+        for link in self._links:
+            link.cut()
+        for request in list(self.house.clients.live.values()):
+            request.leave.cancel()
+        self._services.cancel_scope.cancel()
+
+
+@dataclass
+class Fleet:
+    world: World
+    network: Network
+    registry: FleetRegistry
+    ledger: Ledger
+    folder: Path
+    bridge: Bridge
+    places: int
+    """Gateways that there are when all is well."""
+    machines: tuple[Member, ...] = ()
+    posts: dict[int, Post] = field(default_factory=dict)
+    """By place: those that live."""
+    specs: dict[ModelName, ModelSpec] = field(default_factory=lambda: {spec.name: spec for spec in MODELS})
+    dead: dict[GatewayId, float] = field(default_factory=dict)
+    """When each that lives no longer died (Trio's clock)."""
+    on_post: Callable[[Post], None] = lambda _post: None
+    """Called with each gateway before it takes requests."""
+    _on_pick: Callable[[RequestId], None] = lambda _request_id: None
+    _declaring: trio.Lock = field(default_factory=trio.Lock)
+
+    @property
+    def gateway(self) -> Gateway:
+        return self.world.random.choice(list(self.posts.values())).gateway
+
+    @property
+    def live(self) -> dict[RequestId, Request]:
+        return {name: each for post in self.posts.values() for name, each in post.house.clients.live.items()}
+
+    @property
+    def ended(self) -> dict[RequestId, Request]:
+        return {name: each for post in self.posts.values() for name, each in post.house.clients.ended.items()}
+
+    async def send(self, request: Request) -> None:
+        """To any that takes requests; with none of them there is nobody who has accepted it."""
+        takers = [post for post in self.posts.values() if post.takes_requests]
+        if takers:
+            await self.world.random.choice(takers).house.send(request)
+
+    def watch_picks(self, notify: Callable[[RequestId], None]) -> None:
+        self._on_pick = notify
+
+    def processes(self) -> list[SimProcess]:
+        return [process for machine in self.machines for process in machine.living()]
+
+    def backends(self) -> list[SimBackend]:
+        return [process.backend for process in self.processes()]
+
+    async def declare(self) -> None:
+        async with self._declaring:
+            await self.registry.declare_models(list(self.specs.values()))
+
+    def take_registry_away(self, seconds: float) -> None:
+        self.registry.away_until = max(self.registry.away_until, trio.current_time() + seconds)
+        for post in self.posts.values():
+            post.door.note_break()
+
+    def join_list(self, first: int) -> Iterator[Host | None]:
+        for number in count(first):
+            yield self.posts.get(number % self.places)
+
+    async def run_place(self, number: int) -> None:
+        """One gateway after the other, each with an id of its own."""
+        while True:
+            try:
+                await self._run_gateway(number)
+            except* RegistryError as group:
+                self.world.note(f"gateway {number} does not start: {group.exceptions[0]}")
+            await trio.sleep(self.world.random.uniform(0.5, RESTART_SECONDS_MAX))
+
+    async def _run_gateway(self, number: int) -> None:
+        """Raises `RegistryError`, in a group, if it does not come up."""
+        config = parse_config(FLEET_CONFIG.format(folder=self.folder), {})
+        door = Door(self.world, self.registry)
+        async with _open_parts(config, door.as_registry(), self.bridge, self.network.dial) as gateway:
+            door.gateway_id = gateway.id
+            gateway.admission._rng = Random(self.world.seed + number)
+            try:
+                async with trio.open_nursery() as services:
+                    await _start_services(
+                        gateway, services, GrpcBackendControl(self.bridge, self.network.dial), FakeSpawn()
+                    )
+                    await self._serve(self._post(number, gateway, door, services))
+                    services.cancel_scope.cancel()
+            finally:
+                if not door.is_dead:
+                    await _leave_fleet(gateway)
+
+    def _post(self, number: int, gateway: Gateway, door: Door, services: trio.Nursery) -> Post:
+        clients = Clients(self.world, gateway.router)
+        house = House(self.world, self.network, gateway, self.registry, self.ledger, self.machines, clients, self.specs)
+        house.watch_picks(lambda request_id: self._on_pick(request_id))
+        return Post(number, house, door, services)
+
+    async def _serve(self, post: Post) -> None:
+        self.world.note(f"{post} begins")
+        self.posts[post.number] = post
+        self.on_post(post)
+        try:
+            await post.ends.wait()
+            if not post.door.is_dead:
+                await self._drain(post)
+        finally:
+            self.world.note(f"{post} ends")
+            self.dead[post.gateway.id] = trio.current_time()
+            del self.posts[post.number]
+
+    async def _drain(self, post: Post) -> None:
+        """As the listener does: what is there may end, for a while."""
+        post.gateway.stop.set()
+        with trio.move_on_after(DRAIN_SECONDS):
+            while post.house.clients.live and not post.door.is_dead:  # noqa: ASYNC110 - requests have no event
+                await trio.sleep(0.5)
+        for request in list(post.house.clients.live.values()):
+            request.leave.cancel()
+
+
+@asynccontextmanager
+async def open_fleet(
+    world: World, folder: Path, gateways: int, prepare: Callable[[Fleet], None] = lambda _fleet: None
+) -> AsyncIterator[Fleet]:
+    """`prepare` is called before anything begins."""
+    network, ledger, registry = Network(world), Ledger(world), FleetRegistry(world)
+    async with open_bridge() as bridge:
+        fleet = Fleet(world, network, registry, ledger, folder, bridge, gateways)
+        fleet.machines = tuple(_member(fleet, number) for number in range(3))
+        prepare(fleet)
+        with network.replacing_sockets():
+            async with trio.open_nursery() as places:
+                await fleet.declare()
+                for number in range(gateways):
+                    places.start_soon(fleet.run_place, number)
+                for number, machine in enumerate(fleet.machines):
+                    places.start_soon(machine.run_member, bridge, lambda first=number: fleet.join_list(first))
+                yield fleet
+                places.cancel_scope.cancel()
+
+
+def _member(fleet: Fleet, number: int) -> Member:
+    """The port allocator really binds its ports, so each machine of each run needs a loopback address of its own."""
+    host = f"127.{110 + number}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
+    name = f"machine{number}"
+    return Member(fleet.world, fleet.network, fleet.ledger, name, host, fleet.folder, replicas_max=1 + (number == 0))

@@ -1,0 +1,78 @@
+"""A machine of a fleet: its worker has a session with one gateway after the other."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from gateway.bridge import Bridge
+from gateway.worker.agent import Agent
+from tests.simulation.machine import Machine, SimProcess
+from tests.simulation.membership import Host, Membership
+
+
+class OrderedProcess(SimProcess):
+    """`on_order` is called when its worker is about to end it at once, and not a fault."""
+
+    on_order: Callable[["OrderedProcess"], None]
+
+    def terminate(self) -> None:
+        if not self.backend.refuses:
+            self._tell()
+        super().terminate()
+
+    def kill(self) -> None:
+        self._tell()
+        super().kill()
+
+    def _tell(self) -> None:
+        if self.code is None:
+            self.on_order(self)
+
+
+@dataclass
+class Member(Machine):
+    on_order: Callable[["Member", OrderedProcess], None] = field(default=lambda _member, _process: None)
+    leaving_at: float | None = None
+    """Since when its worker leaves."""
+    in_touch_at: float = float("-inf")
+    """When all was last well between it and the registry."""
+    membership: Membership | None = None
+
+    async def run_member(self, bridge: Bridge, gateways: Callable[[], Iterator[Host | None]]) -> None:
+        """`gateways` is its join list: see `Membership`."""
+        await self._run_boots(partial(self._boot_member, bridge, gateways))
+
+    async def _boot_member(
+        self, bridge: Bridge, gateways: Callable[[], Iterator[Host | None]], nursery: trio.Nursery
+    ) -> Agent:
+        agent = await self._start_agent(nursery, bridge)
+        self.leaving_at, self.membership = None, Membership(self, agent, gateways())
+        nursery.start_soon(self.membership.run)
+        nursery.start_soon(self._end_when_left_fleet, agent, self.membership)
+        return agent
+
+    async def _end_when_left_fleet(self, agent: Agent, membership: Membership) -> None:
+        await agent.leaving.wait()
+        self.leaving_at = trio.current_time()
+        await agent.wait_empty()
+        await membership.say_goodbye()
+        self.crash.set()
+
+    def note_touch(self) -> None:
+        """To be called at each rest."""
+        link = self.membership.link if self.membership is not None else None
+        if link is not None and link.gateway.is_well and not self.lag_seconds:
+            self.in_touch_at = trio.current_time()
+
+    def cut_session(self) -> None:
+        if self.membership is not None and self.membership.link is not None:
+            self.world.note(f"{self.name}'s session breaks")
+            self.membership.link.cut()
+
+    def _make_process(self, pid: int, command: tuple[str, ...], env: Mapping[str, str], cwd: Path | None) -> SimProcess:
+        process = OrderedProcess(pid, command, env, cwd)
+        process.on_order = partial(self.on_order, self)
+        return process

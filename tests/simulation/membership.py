@@ -1,0 +1,173 @@
+"""A worker's membership in a fleet whose gateways it reaches without a network, as `worker_app.Membership` keeps it."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+
+import trio
+
+from gateway.domain.capacity import UNKNOWN
+from gateway.domain.ids import BootId, NodeId, new_id
+from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
+from gateway.registry.protocol import RegistryError
+from gateway.worker.agent import Agent
+from gateway.worker.session import WorkerSession
+from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
+from tests.simulation.machine import MESSAGES_MAX
+
+if TYPE_CHECKING:
+    from tests.simulation.member import Member
+
+T = TypeVar("T")
+
+SILENCE_SECONDS: Final = 3 * HEARTBEAT_SECONDS
+"""After which a worker looks for another gateway."""
+JOIN_SECONDS: Final = 10.0
+"""For a registration."""
+LAST_WORDS_SECONDS: Final = 1.0
+"""For what is still on its way when a session ends."""
+PAUSE_FIRST_SECONDS: Final = 0.2
+PAUSE_MAX_SECONDS: Final = 10.0
+LASTING_SECONDS: Final = 10.0
+
+
+class Host(Protocol):
+    """A gateway as its workers see it."""
+
+    @property
+    def is_well(self) -> bool:
+        """It lives, and its registry answers it."""
+
+    async def wait_continued(self) -> None:
+        """Returns at once unless it is stopped."""
+
+    async def register(self, registration: Registration) -> None:
+        """Raises `RegistryError`."""
+
+    def serve(self, link: "Link", hello: Hello) -> None:
+        """Begins a session."""
+
+
+class Link:
+    """The connection of one session, both ways."""
+
+    def __init__(self, gateway: Host) -> None:
+        self.gateway = gateway
+        self.orders_out, self.orders_late = trio.open_memory_channel[ToWorker](1)
+        self.orders_in, self.orders = trio.open_memory_channel[ToWorker](1)
+        self.reports_out, self.reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
+        self.reports_in, self.reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
+        self.heard_at = trio.current_time()
+        """When the worker last heard of the gateway."""
+        self.at_worker = trio.CancelScope()
+        self.at_gateway = trio.CancelScope()
+        self.ended = trio.Event()
+        """The gateway has closed its end."""
+
+    def cut(self) -> None:
+        """Both sides notice at once."""
+        self.at_worker.cancel()
+        self.at_gateway.cancel()
+
+
+class Membership:
+    """Of one boot of one machine."""
+
+    def __init__(self, member: "Member", agent: Agent, gateways: Iterator[Host | None]) -> None:
+        """`gateways` gives those of the join list, again and again; None is one that does not answer."""
+        self.link: Link | None = None
+        """Of the present session."""
+        self._member = member
+        self._agent = agent
+        self._gateways = gateways
+        self._boot_id = BootId(new_id())
+        self._session: WorkerSession | None = None
+        self._joined = trio.Event()
+        self._is_leaving = False
+        self._ended = trio.Event()
+
+    async def run(self) -> None:
+        pauses = self._pauses()
+        for gateway in self._gateways:
+            began = trio.current_time()
+            if gateway is not None:
+                await self._attend(gateway)
+            if self._is_leaving:
+                self._ended.set()
+                return
+            if trio.current_time() - began > LASTING_SECONDS:
+                pauses = self._pauses()
+            await trio.sleep(next(pauses))
+
+    async def say_goodbye(self) -> None:
+        with trio.move_on_after(LEAVE_SECONDS):
+            while self._session is None:
+                await self._joined.wait()
+            self._is_leaving = True
+            await self._session.finish()
+            await self._ended.wait()
+
+    async def _attend(self, gateway: Host) -> None:
+        """One session, from the registration to its end."""
+        name, node_id = self._member.name, NodeId(self._member.name)
+        try:
+            with trio.fail_after(JOIN_SECONDS):
+                await gateway.register(Registration(name, self._boot_id, node_id))
+        except (RegistryError, trio.TooSlowError) as error:
+            self._member.world.note(f"{name} does not join: {error!r}")
+            return
+        replicas, most = self._agent.all_reports(), self._member.replicas_max
+        link = Link(gateway)
+        gateway.serve(link, Hello(node_id, name, self._boot_id, max_replicas_per_model=most, replicas=replicas))
+        try:
+            with link.at_worker:
+                await self._hold(link)
+        finally:
+            self.link = self._session = None
+            link.at_gateway.cancel()
+        self._member.world.note(f"{name} has no session any more")
+
+    async def _hold(self, link: Link) -> None:
+        heartbeat = HEARTBEAT_SECONDS
+        session = WorkerSession(self._agent, link.reports_out, link.orders, heartbeat, nothing_known, UNKNOWN)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._carry_orders, link)
+            nursery.start_soon(self._carry_reports, link)
+            nursery.start_soon(self._watch_silence, link)
+            self.link, self._session = link, session
+            self._joined.set()
+            self._joined = trio.Event()
+            await session.run()
+            with trio.move_on_after(LAST_WORDS_SECONDS):
+                await link.ended.wait()
+            nursery.cancel_scope.cancel()
+
+    async def _carry_orders(self, link: Link) -> None:
+        async with link.orders_late, link.orders_in:
+            async for order in link.orders_late:
+                await self._carry(link, order, link.orders_in)
+                link.heard_at = trio.current_time()
+
+    async def _carry_reports(self, link: Link) -> None:
+        async with link.reports_late, link.reports_in:
+            async for report in link.reports_late:
+                await self._carry(link, report, link.reports_in)
+
+    async def _carry(self, link: Link, item: T, onward: trio.MemorySendChannel[T]) -> None:
+        await trio.sleep(self._member.lag_seconds)
+        await link.gateway.wait_continued()
+        try:
+            await onward.send(item)
+        except trio.BrokenResourceError:
+            await trio.lowlevel.checkpoint()  # whoever has closed the other end ends the session
+
+    async def _watch_silence(self, link: Link) -> None:
+        while (until := link.heard_at + SILENCE_SECONDS) > trio.current_time():  # noqa: ASYNC110
+            await trio.sleep_until(until)
+        self._member.world.note(f"{self._member.name} does not hear its gateway any more")
+        link.at_worker.cancel()
+
+    def _pauses(self) -> Iterator[float]:
+        pause = PAUSE_FIRST_SECONDS
+        while True:
+            yield pause * self._member.world.random.uniform(0.5, 1.0)
+            pause = min(2 * pause, PAUSE_MAX_SECONDS)

@@ -1,0 +1,76 @@
+"""Hundreds of events on a fleet of two or three gateways, many seeds, and what must hold at every rest.
+
+SEED=123 pytest tests/simulation/test_fleet_simulation.py       one run again
+FLEET_SEEDS=500 pytest tests/simulation/test_fleet_simulation.py -n auto
+"""
+
+import os
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from tests.simulation.faults import LAST_CALLER
+from tests.simulation.fleet import Fleet, open_fleet
+from tests.simulation.fleet_faults import FleetEvents
+from tests.simulation.fleet_invariants import FleetWatch
+from tests.simulation.house import MODELS
+from tests.simulation.test_simulation import SETTLE_SECONDS
+from tests.simulation.world import Violation, World, run_seeded, step
+
+EVENTS: Final = 250
+SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("FLEET_SEEDS", 12)))
+
+
+def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:
+    """Raises `Violation`."""
+    world = World(seed)
+
+    async def main() -> None:
+        watches = list[FleetWatch]()
+        gateways = 2 + seed % 2
+        async with (
+            open_fleet(world, folder, gateways, lambda fleet: watches.append(FleetWatch(fleet))) as fleet,
+            trio.open_nursery() as happenings,
+        ):
+            await _live(fleet, watches[0], FleetEvents(fleet, happenings), events)
+
+    run_seeded(world, main)
+    return world
+
+
+async def _live(fleet: Fleet, watch: FleetWatch, events: FleetEvents, number: int) -> None:
+    for _ in range(number):
+        await _pass_time(fleet, watch, events.next_at)
+        events.happen()
+    events.stop_faults()
+    await _pass_time(fleet, watch, trio.current_time() + SETTLE_SECONDS)
+    watch.check_end()
+    for post in fleet.posts.values():
+        for spec in MODELS:
+            events.send_request(spec.name, LAST_CALLER)
+    await _pass_time(fleet, watch, trio.current_time() + SETTLE_SECONDS)
+    watch.check_end()
+    for request in fleet.ended.values():
+        if request.caller == LAST_CALLER and request.outcome != "answered":
+            raise Violation(f"{request} ended as {request.outcome} though all is well again")
+
+
+async def _pass_time(fleet: Fleet, watch: FleetWatch, until: float) -> None:
+    while True:
+        await wait_all_tasks_blocked()
+        watch.check()
+        if await step(fleet.world, until):
+            return
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_faults_of_gateways(seed: int, tmp_path: Path) -> None:
+    simulate(seed, tmp_path)
+
+
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
+    first, second = (simulate(7, tmp_path / name, events=60) for name in ("first", "second"))
+    assert first.trace.digest == second.trace.digest

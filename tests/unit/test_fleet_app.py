@@ -1,0 +1,136 @@
+"""Two whole gateways of one process on one registry: what each says is what the other does."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import trio
+from grpclib.client import Channel
+
+from gateway.app import open_gateway
+from gateway.assembly import Gateway
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.config.load import parse_config
+from gateway.local_state import StartupError
+from gateway.registry.memory import MemoryRegistry, open_memory_registry
+from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.worker_parts import FakeSpawn
+from tests.unit.test_app import CHAT, Handle
+
+PATIENCE_SECONDS = 20.0
+SECRET = "a-secret-that-is-long-enough-for-a-test"
+
+
+@asynccontextmanager
+async def one_registry(registry: MemoryRegistry) -> AsyncIterator[MemoryRegistry]:
+    yield registry
+
+
+class Fleet:
+    """Gateways over one registry, whose backends are all one in-memory service."""
+
+    def __init__(self, folder: Path, registry: MemoryRegistry) -> None:
+        self._folder = folder
+        self.registry = registry
+        self.service = InMemoryBackend()
+        self.service.answer = self._answer
+        self.may_answer = trio.Event()
+        self.may_answer.set()
+
+    async def _answer(self, stream: ServerStream, request: Any) -> None:
+        match request:
+            case pb.HealthMessage():
+                await stream.send_message(pb.Reply(message=b"OK"))
+            case pb.ModelOptions():
+                await stream.send_message(pb.Result(success=True))
+            case _:
+                while not self.may_answer.is_set():  # noqa: ASYNC110 - the backend's side is asyncio
+                    await asyncio.sleep(0.01)
+                await stream.send_message(pb.Reply(message=b"hello", tokens=1, prompt_tokens=2))
+
+    @asynccontextmanager
+    async def open_gateway(self, name: str, *, embedded: bool = False, secret: str = SECRET) -> AsyncIterator[Gateway]:
+        channels: list[Channel] = []
+        config = parse_config(
+            f'[server]\nport = 0\ndata_dir = "{self._folder / name}"\n[auth]\ncluster_secret = "{secret}"\n'
+            f'[registry]\nurl = "memory:"\n[worker]\nname = "box"\nembedded = {str(embedded).lower()}\n',
+            {},
+        )
+        opened = open_gateway(
+            config,
+            open_registry=lambda _section, _bridge: one_registry(self.registry),
+            dial=lambda _address: Handle(channels[0]),
+            spawn=FakeSpawn(),
+        )
+        async with opened as gateway, open_in_memory(gateway.bridge, self.service) as channel:
+            channels.append(channel)
+            yield gateway
+
+
+@pytest.fixture
+async def fleet(tmp_path: Path) -> AsyncIterator[Fleet]:
+    async with open_memory_registry() as registry:
+        yield Fleet(tmp_path, registry)
+
+
+async def eventually(is_so: Callable[[], bool]) -> None:
+    with trio.fail_after(PATIENCE_SECONDS):
+        while not is_so():  # noqa: ASYNC110 - what another gateway knows has no event here
+            await trio.sleep(0.005)
+
+
+async def chat(gateway: Gateway) -> httpx.Response:
+    async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_SECONDS) as client:
+        return await client.post("/v1/chat/completions", json=CHAT)
+
+
+async def test_l14_who_does_not_lead_has_its_models_loaded_by_the_leader(fleet: Fleet) -> None:
+    async with fleet.open_gateway("one", embedded=True) as one, fleet.open_gateway("two") as two:
+        assert (one.leadership.epoch, two.leadership.epoch) == (1, None)
+        assert (await chat(two)).status_code == 200
+        assert [each.model for each in two.views.current.state.replicas.values()] == ["tiny"]
+        assert (await chat(one)).status_code == 200
+
+
+async def test_leases_of_one_gateway_count_at_the_other_until_they_end(fleet: Fleet) -> None:
+    async with fleet.open_gateway("one", embedded=True) as one, fleet.open_gateway("two") as two:
+        await chat(one)
+        await eventually(lambda: one.exchange.has_peers and two.exchange.has_peers)
+        [replica_id] = one.views.current.state.replicas
+        fleet.may_answer = trio.Event()
+        async with trio.open_nursery() as requests:
+            for _ in range(3):
+                requests.start_soon(chat, one)
+            await eventually(lambda: two.loads.use_of(replica_id).elsewhere == 3)
+            assert two.reconciler.usage(two.clock())[replica_id].open == 3
+            assert one.loads.use_of(replica_id).elsewhere == 0
+            fleet.may_answer.set()
+        await eventually(lambda: two.loads.use_of(replica_id).elsewhere == 0)
+
+
+async def test_a_gateway_that_ends_is_followed_as_leader_and_forgotten(fleet: Fleet) -> None:
+    async with fleet.open_gateway("two") as two:
+        async with fleet.open_gateway("one") as one:
+            await eventually(lambda: two.exchange.has_peers)
+            assert two.leadership.epoch == 1
+            assert one.leadership.epoch is None
+        await eventually(lambda: not two.exchange.has_peers)
+    async with fleet.open_gateway("three") as three:
+        assert three.leadership.epoch == 2
+
+
+async def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Fleet) -> None:
+    async with fleet.open_gateway("one") as one:
+        with pytest.raises((StartupError, ExceptionGroup)) as refused:
+            async with fleet.open_gateway("two", secret="another-secret-that-is-long-enough-too"):
+                pass
+        await eventually(lambda: not one.exchange.has_peers)
+    assert "has another cluster secret; set auth.cluster_secret" in _words(refused.value)
+
+
+def _words(error: BaseException) -> str:
+    return " ".join(map(_words, error.exceptions)) if isinstance(error, BaseExceptionGroup) else str(error)
