@@ -1,7 +1,7 @@
 """Real processes: 1, 2 and 4 gateways on one PostgreSQL, a worker, and an open load through all gateways alike.
 
-Each number of gateways gets the same requests. `x oracle` compares with one queue for the whole fleet, computed for the
-very same requests. What is measured on one machine for all processes says little by itself; the ratios say more.
+Each number of gateways gets the same requests; the oracle is one queue for the whole fleet, computed for the very same.
+Milliseconds are those of a machine that runs everything, clients and database included: `x one` gateway says more.
 """
 
 import sys
@@ -32,6 +32,8 @@ REPLICAS: Final = 4
 WORK_SECONDS: Final = 0.25
 """Of a mean request."""
 IDLE_SECONDS: Final = 3.0
+INSIDE_SECONDS: Final = 0.002
+"""A shorter wait inside a backend is its own way to a free slot."""
 LOAD: Final = Setting(load=0.85, gateways=1, stale_seconds=0.02, seed=1, requests=1500, replicas=REPLICAS, spread=1.0)
 KINDS: Final = {"refuses": "refuses when full", "queues": "can't refuse"}
 TTLS: Final = (3.0, 15.0)
@@ -59,17 +61,59 @@ class Cost:
     statements: float
 
 
+@dataclass(frozen=True)
+class Run:
+    """One kind of backends behind one number of gateways."""
+
+    gateways: int
+    kind: str
+    requests_per_second: float
+    mean_seconds: float
+    """What requests waited beyond their work."""
+    p95_seconds: float
+    oracle_seconds: float
+    unevenness: float
+    """Requests of the busiest replica over those of the least busy."""
+    refused: float
+    """Calls per request."""
+    inside: float
+    """The share of the requests that waited inside a backend."""
+    statements: float
+    """Per second and gateway."""
+    cpu_seconds: float
+    """Of all gateways, per request."""
+
+    def row(self, alone: "Run") -> list[str]:
+        """`alone`: the same with one gateway."""
+        return [
+            f"{self.gateways}, {KINDS[self.kind]}",
+            f"{self.requests_per_second:.0f}",
+            f"{self.mean_seconds * 1e3:.1f} / {self.p95_seconds * 1e3:.0f}",
+            f"{self.mean_seconds / alone.mean_seconds:.2f} / {self.p95_seconds / alone.p95_seconds:.2f}",
+            f"{self.oracle_seconds * 1e3:.1f}",
+            f"{self.unevenness:.2f}",
+            f"{self.refused:.2f}",
+            f"{self.inside:.1%}",
+            f"{self.statements:.0f}",
+            f"{self.cpu_seconds * 1e6:.0f}",
+            f"{self.cpu_seconds / alone.cpu_seconds:.2f}",
+        ]
+
+
+HEADER: Final = ("gateways", "req/s", "mean / p95 ms", "x one", "oracle ms", "uneven", "refused", "inside", "sql/s")
+
+
 def run_fleet(*, quick: bool) -> None:
     """Prints its tables; `quick` has fewer requests, and asks for the time of a takeover once."""
     base = replace(LOAD, requests=LOAD.requests // 4) if quick else LOAD
     with open_postgres_server() as server:
-        rows: list[list[str]] = []
-        costs: list[list[str]] = []
+        runs: list[Run] = []
+        idle: list[list[str]] = []
         for names in GATEWAYS:
             with _running(server, names) as fleet:
-                costs.append(_idle_row(fleet))
-                rows += (_load_row(fleet, kind, replace(base, gateways=len(names))) for kind in KINDS)
-        _print(sorted(rows, key=lambda row: row[0].partition(", ")[2], reverse=True), costs)
+                idle.append(_idle_row(fleet))
+                runs += (_run(fleet, kind, replace(base, gateways=len(names))) for kind in KINDS)
+        _print(runs, idle)
         with _running(server, "ab") as fleet:
             measure_staleness(fleet)
         for ttl in TTLS[:1] if quick else TTLS:
@@ -77,25 +121,14 @@ def run_fleet(*, quick: bool) -> None:
                 measure_takeover(fleet, ttl, times=1 if quick else 4)
 
 
-def _print(rows: list[list[str]], costs: list[list[str]]) -> None:
+def _print(runs: list[Run], idle: list[list[str]]) -> None:
     print(f"\n{REPLICAS} replicas of 4 slots, {LOAD.load:.0%} load, {WORK_SECONDS * 1e3:.0f} ms of work in the mean.")
-    header = [
-        "fleet",
-        "req/s",
-        "mean ms",
-        "p95 ms",
-        "x oracle",
-        "most/least",
-        "refused/req",
-        "inside",
-        "sql/s",
-        "us/req",
-    ]
-    title = (
-        "By gateways: waits, busiest replica over least busy, waits inside a backend, statements and CPU per gateway"
-    )
-    print_table(title, header, rows)
-    print_table("Without requests, of each gateway", ["", "sql/s", "CPU"], costs)
+    print("uneven: requests of the busiest replica over those of the least busy; refused: calls per request; inside:")
+    print("share of requests that waited in a backend; sql/s: of each gateway; us/req: CPU of all gateways.")
+    alone = {run.kind: run for run in runs if run.gateways == 1}
+    rows = [run.row(alone[kind]) for kind in KINDS for run in runs if run.kind == kind]
+    print_table("What requests waited beyond their work", [*HEADER, "us/req", "x one"], rows)
+    print_table("Without requests, of each gateway", ["", "sql/s", "CPU"], idle)
 
 
 @contextmanager
@@ -127,31 +160,31 @@ def _config(url: str, ttl_seconds: float) -> str:
     return fleet_config(models + registry, auth=f'cluster_secret = "{SECRET}"', worker=worker)
 
 
-def _load_row(fleet: Gateways, kind: str, setting: Setting) -> list[str]:
+def _run(fleet: Gateways, kind: str, setting: Setting) -> Run:
     urls = [httpx.URL(each.url) for each in fleet.living.values()]
     addresses = [Address(url.host, url.port or 0) for url in urls]
     before = _cost(fleet)
     answers = run_open_load(addresses, kind, setting, WORK_SECONDS)
     after = _cost(fleet)
     waits = sorted(answer.waited_seconds for answer in _counted(answers, setting))
-    oracle = fmean(wait for each in run_oracle(setting).waits for wait in each) * WORK_SECONDS
     served = by_pid(answers)
     counts = [len(each) for each in served.values()] + [0] * (REPLICAS - len(served))
     refused = sum(max(answer.refused for answer in each) for each in served.values())
-    inside = [answer for answer in answers if answer.inside_seconds > 1e-3]
+    inside = sum(answer.inside_seconds > INSIDE_SECONDS for answer in answers)
     elapsed = after.at - before.at
-    return [
-        f"{len(addresses)} gateways, {KINDS[kind]}",
-        f"{len(answers) / elapsed:.0f}",
-        f"{fmean(waits) * 1e3:.1f}",
-        f"{waits[int(len(waits) * 0.95)] * 1e3:.0f}",
-        f"{fmean(waits) / oracle:.2f}",
-        f"{max(counts) / max(1, min(counts)):.2f}",
-        f"{refused / len(answers):.2f}",
-        f"{len(inside) / len(answers):.1%}",
-        f"{(after.statements - before.statements) / elapsed / len(addresses):.0f}",
-        f"{(after.cpu_seconds - before.cpu_seconds) / len(answers) * 1e6:.0f}",
-    ]
+    return Run(
+        gateways=len(addresses),
+        kind=kind,
+        requests_per_second=len(answers) / elapsed,
+        mean_seconds=fmean(waits),
+        p95_seconds=waits[int(len(waits) * 0.95)],
+        oracle_seconds=fmean(wait for each in run_oracle(setting).waits for wait in each) * WORK_SECONDS,
+        unevenness=max(counts) / max(1, min(counts)),
+        refused=refused / len(answers),
+        inside=inside / len(answers),
+        statements=(after.statements - before.statements) / elapsed / len(addresses),
+        cpu_seconds=(after.cpu_seconds - before.cpu_seconds) / len(answers),
+    )
 
 
 def _counted(answers: Sequence[Answer], setting: Setting) -> list[Answer]:

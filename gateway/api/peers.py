@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 from urllib.parse import quote
 
+import httpcore  # noqa: F401 - else the first call imports it, which everybody else would feel
 import httpx
 import trio
 
@@ -115,8 +116,8 @@ class Peers:
     async def _ask(self, exchange: Exchange, peer: Bulletin) -> AsyncIterator[httpx.Response]:
         """The beginning of a gateway's answer, its body unread. Raises `PeerFailed`."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-        # A proxy of the environment is for the world outside, and may hold a stream back.
         verify = await self._trust(peer)
+        # A proxy of the environment is for the world outside, and may hold a stream back.
         async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False) as http:
             with _telling_of(peer, "can't be reached"):
                 response = await _answer(http, _request(exchange, peer), peer)

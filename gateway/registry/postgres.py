@@ -32,6 +32,7 @@ from gateway.registry import rows
 from gateway.registry.bulletin_rows import demand_from_text
 from gateway.registry.changes import Changes, difference
 from gateway.registry.postgres_bulletins import Conversation
+from gateway.registry.postgres_errors import check_url
 from gateway.registry.postgres_listener import VersionListener
 from gateway.registry.postgres_pick import CLAIM_BOUNDS, claim_slot_aio
 from gateway.registry.postgres_pool import POOL_SIZE, Mode, PostgresPool, Transaction, open_postgres_pool
@@ -63,6 +64,8 @@ async def open_postgres_registry(
 
     Raises `RegistryError` when it can't be used.
     """
+    if listen_url is not None:
+        check_url(listen_url, "registry.listen_url")
     async with open_postgres_pool(bridge, url, size=pool_size) as pool:
         await (migrate(pool) if apply_migrations else check_schema(pool))
         registry = PostgresRegistry(pool, clock, make_id)

@@ -1,5 +1,6 @@
 """What goes wrong with a PostgreSQL server, as `RegistryError`: which server, what it said, what to do; no password."""
 
+import re
 import ssl
 from typing import Final
 from urllib.parse import urlsplit
@@ -8,6 +9,10 @@ import asyncpg
 
 from gateway.registry.protocol import RegistryError
 
+HOST: Final = re.compile(r"(\[[^]]*\]|[^:]*)(:\d{1,5})?")
+NO_URL: Final = (
+    "{key} can't be understood: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters as %XX"
+)
 FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """What asyncpg raises: the server said no, a value or a connection can't be used, the network failed (TLS is OSError,
 and so is a timeout)."""
@@ -65,10 +70,20 @@ def server_of(url: str) -> str:
     return f"PostgreSQL at {hosts or 'its default address'}{parts.path}"
 
 
+def check_url(url: str, key: str = "registry.url") -> None:
+    """Raises `RegistryError`, which quotes nothing, for a url that asyncpg would fail to take apart."""
+    try:
+        hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
+    except ValueError:
+        hosts = [":"]
+    if not all(HOST.fullmatch(host) for host in hosts):
+        raise RegistryError(NO_URL.format(key=key))
+
+
 def explained(server: str, error: BaseException) -> RegistryError:
     if isinstance(error, asyncpg.ClientConfigurationError):
         # Its message may quote the url.
-        return RegistryError("registry.url can't be understood: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+        return RegistryError(NO_URL.format(key="registry.url"))
     if isinstance(error, CommitUnknown):
         return RegistryError(f"{server} was lost during a commit, which may or may not have happened")
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):

@@ -24,7 +24,7 @@ import asyncpg
 import trio
 
 from gateway.bridge import Bridge, CancelledByAsyncio
-from gateway.registry.postgres_errors import FAILURES, CommitUnknown, explained, is_transient, server_of
+from gateway.registry.postgres_errors import FAILURES, CommitUnknown, check_url, explained, is_transient, server_of
 from gateway.registry.protocol import RegistryError
 
 Result = TypeVar("Result")
@@ -192,6 +192,7 @@ async def _keep_session_aio(_connection: "asyncpg.Connection[asyncpg.Record]") -
 @asynccontextmanager
 async def open_postgres_pool(bridge: Bridge, url: str, *, size: int = POOL_SIZE) -> AsyncIterator[PostgresPool]:
     """Connects when it is first needed, at most `size` times at once. Raises `RegistryError` for a url that is none."""
+    check_url(url)
     server = server_of(url)
 
     async def open_aio() -> Pool:

@@ -85,14 +85,16 @@ async def check_schema(pool: PostgresPool) -> None:
 
 async def _look_aio(transaction: Transaction, server: str) -> Schema:
     row = await transaction.row_aio(
-        "SELECT current_setting('server_version_num')::int / 10000 AS server, current_schema() AS schema,"
-        " to_regclass(format('%I.schema_version', current_schema())) IS NOT NULL AS is_migrated"
+        "SELECT current_setting('server_version_num')::int / 10000 AS server, current_schema() AS schema"
     )
     if row["server"] < SERVER_VERSION_MIN:
         raise RegistryError(f"{server} is version {row['server']}; version {SERVER_VERSION_MIN} or newer is needed")
     if row["schema"] is None:
-        raise RegistryError(f"{server} has no schema to put tables in: set the search_path of the user of registry.url")
-    found = await _schema_aio(transaction) if row["is_migrated"] else Schema()
+        raise RegistryError(
+            f"{server} has no schema for the user of registry.url: grant it USAGE and CREATE on one, and set its "
+            "search_path if it is not public"
+        )
+    found = await _schema_aio(transaction)
     if found.oldest > (known := len(migrations())):
         raise RegistryError(
             f"{server} was migrated by a newer gateway: its schema {found.version} needs gateways that know schema "
@@ -102,17 +104,22 @@ async def _look_aio(transaction: Transaction, server: str) -> Schema:
 
 
 async def _schema_aio(transaction: Transaction) -> Schema:
+    # Asked like this the answer is new; to_regclass may repeat one from before this transaction waited for a lock.
+    if not await transaction.rows_aio(
+        "SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_version'"
+    ):
+        return Schema()
     return Schema(*await transaction.row_aio("SELECT version, oldest FROM schema_version"))
 
 
 async def _apply_aio(migration: Migration, transaction: Transaction) -> bool:
     """False: somebody else has done it meanwhile."""
     await transaction.script_aio(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
-    row = await transaction.row_aio("SELECT to_regclass(format('%I.schema_version', current_schema())) IS NOT NULL")
-    if row[0]:
+    found = await _schema_aio(transaction)
+    if found.version >= migration.number:
+        return False
+    if found.version:
         await transaction.script_aio("LOCK TABLE state_version IN ACCESS EXCLUSIVE MODE")
-        if (await _schema_aio(transaction)).version >= migration.number:
-            return False
     await transaction.script_aio(migration.sql)
     await transaction.rows_aio(
         "UPDATE schema_version SET version = $1, oldest = greatest(oldest, $2)", migration.number, migration.oldest

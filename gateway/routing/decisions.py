@@ -36,6 +36,8 @@ class Attempt:
     chosen: Candidate
     considered: tuple[Considered, ...]
     picked_at: float
+    registry: str | None = None
+    """What the registry said of it in strict mode."""
     probe: str | None = None
     """What a probe said before the call, if one was needed."""
     outcome: str = "running"
@@ -109,6 +111,7 @@ def _describe_attempt(attempt: Attempt, asked_at: float) -> dict[str, Any]:
     return {
         "replica": attempt.chosen.replica_id,
         "node": attempt.chosen.node_name,
+        "registry": attempt.registry,
         "probe": attempt.probe,
         "outcome": attempt.outcome,
         "picked_after": round(attempt.picked_at - asked_at, 6),

@@ -11,14 +11,17 @@ from gateway.routing.eligibility import Candidate
 class Lease:
     """Held by one request scope. Ending it is synchronous and idempotent: no cancel can skip it (pitfall 13)."""
 
-    __slots__ = ("_end", "called", "candidate", "opened_at", "origin", "refused")
+    __slots__ = ("_end", "called", "candidate", "claimed", "opened_at", "origin", "refused")
 
     def __init__(self, candidate: Candidate, origin: Origin, opened_at: float, end: "Callable[[Lease], None]") -> None:
         self.candidate = candidate
+        """Strict mode may yet move it to another one, before the call."""
         self.origin = origin
         self.opened_at = opened_at
         self.called = False
         """The replica has the request, or may have it. Before, its holder still waits to hear whether it lives."""
+        self.claimed = True
+        """Others count it. False in strict mode, until the registry has said which replica it is for."""
         self.refused = False
         """The replica said that it has no free slot, so the end of this lease frees none."""
         self._end: Callable[[Lease], None] | None = end

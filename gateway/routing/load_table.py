@@ -5,7 +5,7 @@ replica that fails at once never looks idle, and one that recovers is found out 
 is the whole circuit breaker.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
@@ -91,6 +91,8 @@ class LoadTable:
         self._clock = clock
         self._uses: dict[ReplicaId, ReplicaUse] = {}
         self._elsewhere: Mapping[ReplicaId, int] = {}
+        self.strict = False
+        """Leases begin unclaimed: see `StrictClaims`, which sets it."""
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
         """When each caller got its last lease of a model, counted in leases. Callers are keys of the configuration."""
@@ -113,18 +115,38 @@ class LoadTable:
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease; the same scope that took it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
-        use = self.use_of(candidate.replica_id)
-        use.leases.add(lease)
-        use.last_used = now
+        self.use_of(candidate.replica_id).leases.add(lease)
         self._turns[candidate.model, origin.caller] = next(self._turn)
-        self.on_change()
+        lease.claimed = False
+        if not self.strict:
+            self.claim(lease, now)
         return lease
+
+    def claim(self, lease: Lease, now: float) -> None:
+        """It is for this replica for good, and others count it."""
+        lease.claimed = True
+        self.use_of(lease.candidate.replica_id).last_used = now
+        self.on_change()
+
+    def move(self, lease: Lease, candidate: Candidate) -> None:
+        """It is for another replica of the model."""
+        self.use_of(lease.candidate.replica_id).leases.discard(lease)
+        self.use_of(candidate.replica_id).leases.add(lease)
+        lease.candidate = candidate
+        self.on_release(candidate.model)
+
+    def note_none_free(self, candidates: Iterable[Candidate], until: float, refusals: int) -> None:
+        """No slot is free on any of them; each is taken as full until `until`, or until a lease on it ends."""
+        for candidate in candidates:
+            use = self.use_of(candidate.replica_id)
+            use.full_until, use.refusals = max(use.full_until, until), max(use.refusals, refusals)
 
     def _end(self, lease: Lease) -> None:
         use = self.use_of(lease.candidate.replica_id)
         use.leases.discard(lease)
         use.ended_at = self._clock()
-        self.on_change()
+        if lease.claimed:
+            self.on_change()
         if lease.refused:
             self.on_release(lease.candidate.model)
         else:
@@ -204,8 +226,9 @@ class LoadTable:
 
     def published(self) -> dict[ReplicaId, int]:
         """Leases of each replica that has any, as other gateways are to count them: one whose holder still waits for a
-        probe takes its slot already."""
-        return {replica_id: len(use.leases) for replica_id, use in self._uses.items() if use.leases}
+        probe takes its slot already, one that is not claimed yet takes none."""
+        counts = ((replica_id, sum(lease.claimed for lease in use.leases)) for replica_id, use in self._uses.items())
+        return {replica_id: open_leases for replica_id, open_leases in counts if open_leases}
 
     def uses(self) -> dict[ReplicaId, float]:
         """Since when each replica that had a request here is silent, or idle if it has none now: see

@@ -139,6 +139,11 @@ class Route:
         if self._attempts_left <= 0 or self._reruns_left < 0:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 
+    def note_no_slot(self, passage: Passage) -> None:
+        """Strict mode: the registry knows of no free slot. No attempt; the request waits on."""
+        passage.attempt.end("full")
+        self._reroute("full", passage, "no free slot, says the registry")
+
     def _reroute(self, cause: str, passage: Passage, detail: str) -> None:
         self.reason = cause
         self._reroutes[cause] += 1

@@ -20,6 +20,7 @@ from gateway.routing.admission import Admission
 from gateway.routing.eligibility import Candidate
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.route import Passage, Route
+from gateway.routing.strict import StrictClaims
 
 R = TypeVar("R")
 
@@ -78,12 +79,15 @@ class Router:
         *,
         attempts: int,
         token_of: Callable[[ReplicaId], str],
+        claims: StrictClaims | None = None,
     ) -> None:
+        """`claims`: strict mode."""
         self._admission = admission
         self._backends = backends
         self._probes = probes
         self._attempts = attempts
         self._token_of = token_of
+        self._claims = claims
         self._picks: Counter[tuple[ModelName, str]] = Counter()
         self._reroutes: Counter[str] = Counter()
 
@@ -153,13 +157,21 @@ class Router:
         The lease lives in `attempt`; a cancelled call to a backend that may not notice leaves it to the probe cache.
         """
         lease = await self._admission.wait_lease(route.ticket)
-        candidate = lease.candidate
-        target = Target(candidate.replica_id, candidate.model, candidate.address, self._token_of(candidate.replica_id))
-        passage = Passage(lease, target, route.ticket.decision.attempts[-1], self._admission.loads, self._probes)
+        decided, target = route.ticket.decision.attempts[-1], self._target(lease.candidate)
+        passage = Passage(lease, target, decided, self._admission.loads, self._probes)
         attempt.enter_context(passage)
-        self._picks[candidate.model, route.reason] += 1
-        outcome = await self._probes.check(target)
+        if self._claims is not None:
+            if not await self._claims.confirm(route.ticket, lease):
+                route.note_no_slot(passage)
+                return None
+            passage.target = self._target(lease.candidate)
+        self._picks[lease.candidate.model, route.reason] += 1
+        outcome = await self._probes.check(passage.target)
         return passage if route.accepts(outcome, passage) else None
+
+    def _target(self, candidate: Candidate) -> Target:
+        token = self._token_of(candidate.replica_id)
+        return Target(candidate.replica_id, candidate.model, candidate.address, token)
 
     def _route(self, model: ModelName, origin: Origin) -> Route:
         ticket = self._admission.open_ticket(model, origin)

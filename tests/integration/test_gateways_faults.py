@@ -168,7 +168,14 @@ def test_l13_a_leader_that_stood_still_does_nothing_any_more(whole: Whole) -> No
             fleet.gateways[stopped].send_signal(signal.SIGCONT)
         fleet.wait_whole()
         done = toggling.rounds
-        wait_for(lambda: toggling.rounds >= done + 2, "more of it with all of them")
+        try:
+            wait_for(lambda: toggling.rounds >= done + 2, "more of it with all of them")
+        finally:
+            for n, g in fleet.gateways.items():
+                open(f"/tmp/dbg-{n}.log", "w").write(g.log)
+            for n, g in fleet.workers.items():
+                open(f"/tmp/dbg-w-{n}.log", "w").write(g.log)
+            open("/tmp/dbg-trail", "w").write("\n".join(str(e) for e in audit_trail(whole.server, whole.url)))
     print(load.summary())  # noqa: T201
     assert not load.unhappy()
     assert planned(term) > 0

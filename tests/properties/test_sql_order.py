@@ -23,7 +23,7 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.registry import postgres_sql as sql
 from gateway.registry import rows
 from gateway.registry.postgres_pick import Picked, pick_aio
-from gateway.registry.postgres_pool import Transaction
+from gateway.registry.postgres_pool import Connection, Transaction
 from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
 from gateway.routing.eligibility import Candidate, build_view
@@ -266,12 +266,15 @@ class Database:
     """A registry's tables, on a loop of their own."""
 
     def __init__(self, url: str) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._pool = self._loop.run_until_complete(asyncpg.create_pool(url, min_size=1, max_size=1))
-        self._connection = self._loop.run_until_complete(self._pool.acquire())
+        self._runner = asyncio.Runner(loop_factory=asyncio.SelectorEventLoop)
+        self._connection = self._runner.run(self._connect_aio(url))
+
+    async def _connect_aio(self, url: str) -> Connection:
+        self._pool = await asyncpg.create_pool(url, min_size=1, max_size=1)
+        return await self._pool.acquire()
 
     def store(self, fleet: Fleet) -> None:
-        self._loop.run_until_complete(self._store_aio(fleet))
+        self._runner.run(self._store_aio(fleet))
 
     async def _store_aio(self, fleet: Fleet) -> None:
         await self._connection.execute(
@@ -290,11 +293,11 @@ class Database:
             await self._connection.execute(insert, *said.values())
 
     def pick(self, claim: Claim) -> Picked | None:
-        return self._loop.run_until_complete(pick_aio(claim, NOW, Transaction(self._connection)))
+        return self._runner.run(pick_aio(claim, NOW, Transaction(self._connection)))
 
     def close(self) -> None:
         self._pool.terminate()
-        self._loop.close()
+        self._runner.close()
 
 
 class Stored:

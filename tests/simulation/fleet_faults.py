@@ -75,15 +75,13 @@ class FleetEvents(Events):
 
     def trap_gateway(self) -> None:
         post, method = self._gateway(), self._random.choice(TRAPS)
-        fault: Callable[[], None] = self._random.choice(
-            [
-                partial(self._stop, post, self._random.choice(STOP_SECONDS)),
-                partial(self._cut, post, self._random.choice(CUT_SECONDS)),
-                post.kill,
-            ]
-        )
+        faults: list[Callable[[], None]] = [
+            partial(self._stop, post, self._random.choice(STOP_SECONDS)),
+            partial(self._cut, post, self._random.choice(CUT_SECONDS)),
+            post.kill,
+        ]
         self._fleet.world.note(f"{post}'s next {method} is waited for")
-        post.door.trap(method, fault)
+        post.door.trap(method, self._random.choice(faults))
 
     def take_registry_away(self) -> None:
         seconds = self._random.choice(CUT_SECONDS)

@@ -11,7 +11,7 @@ from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired
 from gateway.registry.snapshot import RETRY_MAX_SECONDS
 from gateway.routing.eligibility import Candidate
-from tests.simulation.fleet import SYNC_SECONDS, TTL_SECONDS, Fleet, Post
+from tests.simulation.fleet import TTL_SECONDS, Fleet, Post
 from tests.simulation.invariants import Watch
 from tests.simulation.machine import DRAIN_TIMEOUT_SECONDS
 from tests.simulation.member import Member, OrderedProcess

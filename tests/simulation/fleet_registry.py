@@ -15,6 +15,7 @@ from tests.simulation.world import World
 
 LINGER_SECONDS: Final = 5.0
 """For which a plan may still be one for the specs or nodes of before."""
+GIVEN_UP: Final = (NodeStatus.UNHEALTHY, NodeStatus.OFFLINE)
 
 
 class FleetRegistry(SimRegistry):
@@ -110,8 +111,6 @@ class FleetRegistry(SimRegistry):
     async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
         before = self._tables.nodes.get(node_id)
         written = await super().mark_node(node_id, session, link, ended=ended)
-        was = None if before is None else before.node.link
-        if written and link in (NodeStatus.UNHEALTHY, NodeStatus.OFFLINE) and link is not was:
-            self.stopped_by_fault: set[ReplicaId] = set()
-        self.nodes_given_up.append((trio.current_time(), node_id, link))
+        if written and link in GIVEN_UP and before is not None and before.node.link is not link:
+            self.nodes_given_up.append((trio.current_time(), node_id, link))
         return written

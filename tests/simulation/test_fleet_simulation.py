@@ -48,7 +48,7 @@ async def _live(fleet: Fleet, watch: FleetWatch, events: FleetEvents, number: in
     events.stop_faults()
     await _pass_time(fleet, watch, trio.current_time() + SETTLE_SECONDS)
     watch.check_end()
-    for post in fleet.posts.values():
+    for _ in range(fleet.places):
         for spec in MODELS:
             events.send_request(spec.name, LAST_CALLER)
     await _pass_time(fleet, watch, trio.current_time() + SETTLE_SECONDS)
