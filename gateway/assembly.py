@@ -45,7 +45,7 @@ from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes
 from gateway.domain.cluster import ClusterState, Node
-from gateway.domain.fleet import Bulletin, Hold
+from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.link.credentials import fingerprint, is_credential
 from gateway.link.tls import TlsError, peer_context
@@ -221,7 +221,7 @@ class Gateway:
             own_progress_of=self.sessions.progress_of,
             own_wish=self.wishes.is_open,
             own_unsatisfiable=lambda: self.reconciler.unsatisfiable,
-            own_waits=self._waits,
+            own_waits=lambda: self.reconciler.waits,
             own_url=self._peer_url,
             peers=self.others,
         )
@@ -249,9 +249,6 @@ class Gateway:
         """Requests that wait, and loads that were asked for without one."""
         queues = self.admission.statistics().items()
         return self.wishes.waiting() | {model: Waiting(queue.waiting, queue.oldest_seconds) for model, queue in queues}
-
-    def _waits(self) -> dict[ModelName, Hold]:
-        return {model: Hold(wait.because, wait.is_shortage) for model, wait in self.reconciler.waits.items()}
 
     def others(self) -> Mapping[GatewayId, Bulletin]:
         """The newest bulletin of each other gateway that lives."""

@@ -10,13 +10,14 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.control.entries import Plan, Wait, reasons
+from gateway.control.entries import Plan, reasons
 from gateway.control.ground import NONE_USED
 from gateway.control.leadership import Leadership
 from gateway.control.plan import NO_LIMITS, plan
 from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
 from gateway.control.retire import Limits
 from gateway.domain.cluster import ClusterState
+from gateway.domain.fleet import Hold
 from gateway.domain.ids import ModelName, ReplicaId, new_id
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 from gateway.routing.load_table import Usage
@@ -44,15 +45,10 @@ class Reconciler:
     limits: Limits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     remembered: Remembered = NOTHING_REMEMBERED
-    waits: Mapping[ModelName, Wait] = field(default_factory=lambda: MappingProxyType({}))
+    waits: Mapping[ModelName, Hold] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
-
-    def shortage_of(self, model: ModelName) -> str | None:
-        """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
-        wait = self.waits.get(model)
-        return wait.because if wait is not None and wait.is_shortage else None
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Until cancelled. Reports started after the first round."""
@@ -114,5 +110,5 @@ class Reconciler:
         for model, because in decided.unsatisfiable.items():
             if model not in self.unsatisfiable:
                 log.warning("control.unsatisfiable", model=model, because=because)
-        self.waits = MappingProxyType({entry.model: entry for entry in decided.wait})
+        self.waits = MappingProxyType({entry.model: Hold(entry.because, entry.is_shortage) for entry in decided.wait})
         self.unsatisfiable = decided.unsatisfiable

@@ -12,7 +12,7 @@ from gateway.control.leadership import Leadership
 from gateway.control.load_watch import LoadWatch
 from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import Demand
-from gateway.domain.fleet import NOTHING, Bulletin, Heard, Hold, Use
+from gateway.domain.fleet import NOTHING, Bulletin, Heard, Use
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.registry.clock import RegistryClock
 from gateway.registry.snapshot import SnapshotStore
@@ -63,14 +63,13 @@ class Voice:
         since = {replica_id: self.clock.of_trio(at) for replica_id, at in self.loads.uses().items()}
         told = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
         leads = self.leadership.epoch is not None
-        waits = {model: Hold(wait.because, wait.is_shortage) for model, wait in self.reconciler.waits.items()}
         return replace(
             last,
             url=self.url(),
             secret_fingerprint=self.secret_fingerprint,
             uses={replica_id: Use(at) for replica_id, at in told.items()},
             progress=self.watch.all_progress(trio.current_time()),
-            waits=waits if leads else NOTHING,
+            waits=self.reconciler.waits if leads else NOTHING,
             unsatisfiable=self.reconciler.unsatisfiable if leads else NOTHING,
         )
 

@@ -11,7 +11,7 @@ from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.control.reconciler import Reconciler
 from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import Replica
-from gateway.domain.fleet import Bulletin
+from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.requirement import Requirement
@@ -75,7 +75,7 @@ async def test_p5_a_floor_that_cannot_be_met_is_kept_for_whoever_asks(autojump_c
         await fleet.only()
         shortage = "no healthy node has room for it (box: needs 8 bytes of memory, 2 bytes free)"
         assert fleet.reconciler.unsatisfiable == {MODEL: f"1 of 2 replicas: {shortage}"}
-        assert fleet.reconciler.shortage_of(MODEL) == shortage
+        assert fleet.reconciler.waits == {MODEL: Hold(shortage, is_shortage=True)}
         version = (await fleet.registry.read_state()).version
         await trio.sleep(300)
         assert (await fleet.registry.read_state()).version == version
@@ -92,12 +92,13 @@ async def test_w11_an_evicted_model_has_gone_before_the_other_is_placed(autojump
         await fleet.report(victim, Observed.READY)
         await fleet.registry.note_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
         await fleet.ask_for(MODEL)
-        assert "in use: other" in (fleet.reconciler.shortage_of(MODEL) or "")
+        wait = fleet.reconciler.waits[MODEL]
+        assert "in use: other" in wait.because
+        assert wait.is_shortage
         await trio.sleep(MIN_RESIDENCE_SECONDS + 1)
         leaving = await fleet.only()
         assert (leaving.id, leaving.desired) == (victim.id, Desired.DRAIN)
-        assert fleet.reconciler.waits[MODEL].because == "evicting other on box"
-        assert fleet.reconciler.shortage_of(MODEL) is None
+        assert fleet.reconciler.waits == {MODEL: Hold("evicting other on box", is_shortage=False)}
         await fleet.report(leaving, Observed.GONE)
         assert (await fleet.only()).model == MODEL
 
@@ -136,7 +137,7 @@ async def test_who_does_not_lead_any_more_says_nothing_of_what_is_wanted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_fleet(min_replicas=2) as fleet:
-        assert fleet.reconciler.shortage_of(MODEL) is not None
+        assert fleet.reconciler.waits != {}
         await another_leads(fleet.registry)
         await fleet.registry.declare_models([spec(context_size=9, min_replicas=1)])
         await fleet.rest()
