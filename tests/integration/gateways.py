@@ -15,6 +15,7 @@ import httpx
 from tests.fakes.postgres_server import PostgresServer
 from tests.integration.fleet import WorkerProcess, environment, fleet_config, start_worker, wait_joined
 from tests.integration.harness import (
+    ROOT,
     SCRIPTED,
     START_SECONDS,
     WAIT_SECONDS,
@@ -49,6 +50,12 @@ def gateways_config(registry: str, models: str, /, sync: str = "50ms", **lines: 
 def own_scripted(script: Mapping[str, object], *, log: Path | None = None, model: str = "") -> str:
     """`scripted_config` with a backend that refuses what it has no slot for, as ours do."""
     return scripted_config(script, log=log, model=model).replace(SCRIPTED, f"{SCRIPTED}refuses_when_full = true\n")
+
+
+def scripted_model(name: str, lines: str = "") -> str:
+    """One more model of the backend `scripted`."""
+    artifact = json.dumps(f"file:{ROOT / 'pyproject.toml'}")  # any file: it is never read
+    return f'\n[[models]]\nname = "{name}"\nbackend = "scripted"\nartifact = {artifact}\n{lines}\n'
 
 
 @dataclass

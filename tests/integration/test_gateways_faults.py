@@ -26,6 +26,7 @@ from tests.integration.gateways import (
     gateways_config,
     own_scripted,
     running_gateways,
+    scripted_model,
     wait_listening,
 )
 from tests.integration.harness import GatewayProcess, events_in, wait_for
@@ -36,13 +37,6 @@ WORKERS: Final = ("one", "two", "three")
 SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.02, "first_token_delay": 0.05, "slots": 4}
 MODEL: Final = "scripted"
 ON_EACH: Final = "parallel = 4\nmin_replicas = 3\nmax_replicas = 3"
-OTHER: Final = """
-[[models]]
-name = "other"
-backend = "scripted"
-artifact = "file:/dev/null"
-"""
-"""Nobody needs it; it comes and goes so that there is something to plan."""
 DATABASE_AWAY_SECONDS: Final = 20.0
 
 
@@ -92,7 +86,7 @@ def whole(_postgres: PostgresServer, _migrated: str, tmp_path_factory: pytest.Te
     log = folder / "events"
     with _postgres.open_database(_migrated) as url:
         role = _postgres.make_role(url)
-        config = gateways_config(url, own_scripted(SCRIPT, log=log, model=ON_EACH) + OTHER)
+        config = gateways_config(url, own_scripted(SCRIPT, log=log, model=ON_EACH) + scripted_model("other"))
         with running_gateways(folder, config, "ab") as fleet:
             fleet.add_gateway("c", registry=role)
             for worker in [fleet.start_worker(*rotated(name)) for name in WORKERS]:
@@ -168,14 +162,7 @@ def test_l13_a_leader_that_stood_still_does_nothing_any_more(whole: Whole) -> No
             fleet.gateways[stopped].send_signal(signal.SIGCONT)
         fleet.wait_whole()
         done = toggling.rounds
-        try:
-            wait_for(lambda: toggling.rounds >= done + 2, "more of it with all of them")
-        finally:
-            for n, g in fleet.gateways.items():
-                open(f"/tmp/dbg-{n}.log", "w").write(g.log)
-            for n, g in fleet.workers.items():
-                open(f"/tmp/dbg-w-{n}.log", "w").write(g.log)
-            open("/tmp/dbg-trail", "w").write("\n".join(str(e) for e in audit_trail(whole.server, whole.url)))
+        wait_for(lambda: toggling.rounds >= done + 2, "more of it with all of them")
     print(load.summary())  # noqa: T201
     assert not load.unhappy()
     assert planned(term) > 0
@@ -185,11 +172,12 @@ def test_l13_a_leader_that_stood_still_does_nothing_any_more(whole: Whole) -> No
 
 
 class Toggling:
-    """Loads and unloads the model `other`, again and again, while the context is open."""
+    """Loads and unloads the model `other`, which nobody needs, again and again, while the context is open: so there is
+    something to plan."""
 
     def __init__(self, gateway: GatewayProcess) -> None:
         self.rounds = 0
-        self._http = gateway.client()
+        self._http = gateway.client(timeout=60.0)
         self._sampling = sampled(self._toggle, 0.0)
 
     def __enter__(self) -> Self:
@@ -202,8 +190,9 @@ class Toggling:
         self._http.close()
 
     def _toggle(self) -> None:
-        assert self._http.post("/api/models/other/load", params={"wait": 30}).status_code < 500
-        assert self._http.post("/api/models/other/unload").status_code < 500
+        loaded = self._http.post("/api/models/other/load", params={"wait": 30})
+        assert loaded.json()["state"] == "ready", loaded.text
+        self._http.post("/api/models/other/unload").raise_for_status()
         self.rounds += 1
 
 
@@ -255,6 +244,7 @@ def test_r13_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) -
         watch.wait(lambda: all(lost not in fleet.candidates(each, MODEL) for each in GATEWAYS), "nobody chooses it")
         load.wait_served(12)
         fleet.add_worker("two", "b", "c", "a")
+        watch.say("the worker is back")
         watch.wait(lambda: fleet.wait_serving(*WORKERS, model=MODEL), "all replicas are back")
         load.wait_served(12)
     print(load.summary())  # noqa: T201
