@@ -29,12 +29,13 @@ from tests.integration.harness import ROOT
 
 GATEWAYS: Final = ("a", "ab", "abcd")
 REPLICAS: Final = 4
-WORK_SECONDS: Final = 0.25
+WORK_SECONDS: Final = 0.5
 """Of a mean request."""
 IDLE_SECONDS: Final = 3.0
 INSIDE_SECONDS: Final = 0.002
 """A shorter wait inside a backend is its own way to a free slot."""
-LOAD: Final = Setting(load=0.85, gateways=1, stale_seconds=0.02, seed=1, requests=1500, replicas=REPLICAS, spread=1.0)
+LOAD: Final = Setting(load=0.85, gateways=1, stale_seconds=0.02, seed=4, requests=800, replicas=REPLICAS, spread=1.0)
+"""With a seed that draws neither much more nor much less work than the load says."""
 KINDS: Final = {"refuses": "refuses when full", "queues": "can't refuse"}
 TTLS: Final = (3.0, 15.0)
 
@@ -136,7 +137,7 @@ def _running(server: PostgresServer, names: str, ttl_seconds: float = 15.0) -> I
     with (
         server.open_database() as url,
         tempfile.TemporaryDirectory() as folder,
-        running_gateways(Path(folder), _config(url, ttl_seconds), names, "one") as fleet,
+        running_gateways(Path(folder), _config(url, ttl_seconds), names, {"one": list(names)}) as fleet,
     ):
         for kind in KINDS:
             fleet.wait_serving(*["one"] * REPLICAS, model=kind)

@@ -44,6 +44,7 @@ from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes
+from gateway.domain.claim import Claim, ClaimFailed
 from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
@@ -53,7 +54,7 @@ from gateway.local_state import StartupError
 from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.clock import RegistryClock
-from gateway.registry.protocol import Registry
+from gateway.registry.protocol import ClaimsSlots, Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
@@ -61,6 +62,7 @@ from gateway.routing.load_table import LoadTable, Usage
 from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
+from gateway.routing.strict import StrictClaims
 from gateway.routing.usage import merge_usage
 
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to tell them from hosts
@@ -111,13 +113,21 @@ class Gateway:
             policy=lambda: SEVERAL if self.exchange.has_peers else ALONE,
             rng=random.Random(),  # noqa: S311 - breaks ties
         )
+        self.claims = self._strict_claims()
         self.router = Router(
             self.admission,
             GrpcBackends(self.bridge, self.channels),
             self.probes,
             attempts=config.routing.attempts,
             token_of=self.token_of,
+            claims=self.claims,
         )
+
+    def _strict_claims(self) -> StrictClaims | None:
+        if self.config.routing.mode != "strict" or not isinstance(self.registry, ClaimsSlots):
+            return None
+        claim_slot = partial(_claim_slot, self.registry)
+        return StrictClaims(self.id, lambda: self.views.current, self.admission, claim_slot)
 
     def _make_control(self) -> None:
         config = self.config
@@ -185,6 +195,8 @@ class Gateway:
             lambda: self.sessions.end_all(CUT_OFF),
             self.clock,
         )
+        if self.claims is not None:
+            self.exchange.turn = self.claims.lock
         self.loads.on_change = self.exchange.note_leases
         self.admission.on_demand_change = self.exchange.note_demand
 
@@ -274,6 +286,14 @@ class Gateway:
             self.wishes.wake.set()
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
+
+
+async def _claim_slot(registry: ClaimsSlots, claim: Claim) -> ReplicaId | None:
+    """In the words of routing."""
+    try:
+        return await registry.claim_slot(claim)
+    except RegistryError as error:
+        raise ClaimFailed(str(error)) from error
 
 
 def _reachable(url: str, advertise: str | None) -> str:

@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_chat(commands)
     _add_explain(commands)
     _add_estimate(commands)
+    _add_migrate(commands)
     _add_backend(commands)
     return parser
 
@@ -173,6 +174,12 @@ def _add_estimate(commands: "Commands[argparse.ArgumentParser]") -> None:
     estimate.add_argument("--gpu-layers", type=int, metavar="LAYERS", help="that go to a GPU (all)")
     estimate.add_argument("--json", action="store_true", help="bytes instead of a table")
     estimate.set_defaults(run="gateway.cli.estimate:estimate_command")
+
+
+def _add_migrate(commands: "Commands[argparse.ArgumentParser]") -> None:
+    migrate = commands.add_parser("migrate", help="bring the tables of a PostgreSQL registry up to date")
+    migrate.add_argument("--config", type=Path, metavar="FILE", help="default: as for serve")
+    migrate.set_defaults(run="gateway.cli.migrate:migrate_command")
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:

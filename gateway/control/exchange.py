@@ -53,6 +53,8 @@ class FleetExchange:
     on_cut_off: Callable[[], None]
     """Called when this gateway has become dead for the others."""
     clock: RegistryClock = field(default_factory=RegistryClock)
+    turn: trio.Lock = field(default_factory=trio.Lock)
+    """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
     heard: Heard = NOTHING_HEARD
     """What came last; kept while nothing comes."""
     connected: bool = False
@@ -94,10 +96,11 @@ class FleetExchange:
         if trio.current_time() >= self._slow_at + SLOW_SECONDS:
             self._slow_at = trio.current_time()
             self.bulletin = self.slow(self.bulletin)
-        self.bulletin = self.fast(self.bulletin, self.has_peers)
-        asked_at = trio.current_time()
         with trio.move_on_after(self.ttl_seconds / 3):
-            heard = await self.registry.exchange(self.bulletin, self.ttl_seconds)
+            async with self.turn:
+                self.bulletin = self.fast(self.bulletin, self.has_peers)
+                asked_at = trio.current_time()
+                heard = await self.registry.exchange(self.bulletin, self.ttl_seconds)
             self._note_success(heard, asked_at)
             return
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")

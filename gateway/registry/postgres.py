@@ -29,13 +29,13 @@ from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.registry import postgres_sql as sql
 from gateway.registry import rows
-from gateway.registry.bulletin_rows import demand_from_text
 from gateway.registry.changes import Changes, difference
 from gateway.registry.postgres_bulletins import Conversation
 from gateway.registry.postgres_errors import check_url
 from gateway.registry.postgres_listener import VersionListener
 from gateway.registry.postgres_pick import CLAIM_BOUNDS, claim_slot_aio
 from gateway.registry.postgres_pool import POOL_SIZE, Mode, PostgresPool, Transaction, open_postgres_pool
+from gateway.registry.postgres_rows import RowReader, demand_of
 from gateway.registry.postgres_schema import check_schema, migrate
 from gateway.registry.protocol import Event
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope, Store
@@ -83,6 +83,7 @@ class PostgresRegistry(Store):
         super().__init__(make_id=make_id)
         self._statements = pool.statements
         self._pool = pool
+        self._reader = RowReader()
         self._clock = clock
         self._clock_ahead = 0.0
         """Seconds from Trio's clock to the server's."""
@@ -165,7 +166,8 @@ class PostgresRegistry(Store):
         self, decide: Decision[After], scope: Scope, epoch: int | None, transaction: Transaction
     ) -> Outcome[After]:
         row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
-        now, before = row["now"], _tables(row)
+        now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
+        self._note_time(now)
         after = decide(before, now)
         stored: Tables = before if after is None else after
         changes = difference(before, stored, now, epoch)
@@ -179,12 +181,7 @@ class PostgresRegistry(Store):
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())
         self._note_time(row["now"])
         self._grow(row["version"])
-        demand = [
-            waiting
-            for said in sql.rows_of(row, "gateways", sql.DEMAND_COLUMNS)
-            for waiting in demand_from_text(said["id"], said["demand"])
-        ]
-        return _tables(row), demand
+        return self._reader.tables(row, is_whole=True), demand_of(row)
 
     async def _forget_dead_aio(self, transaction: Transaction, now: float) -> None:
         if now >= self._forget_dead_at:
@@ -197,20 +194,6 @@ class PostgresRegistry(Store):
 
     def _note_time(self, now: float) -> None:
         self._clock_ahead = now - trio.current_time()
-
-
-def _tables(row: asyncpg.Record) -> Tables:
-    stored = [(each, rows.model_from_row(each)) for each in sql.rows_of(row, "models", rows.MODEL_COLUMNS)]
-    nodes = map(rows.node_from_row, sql.rows_of(row, "nodes", rows.NODE_COLUMNS))
-    replicas = map(rows.replica_from_row, sql.rows_of(row, "replicas", rows.REPLICA_COLUMNS))
-    return Tables(
-        models={model.spec.name: model for _, model in stored if model},
-        nodes={each.node.id: each for each in nodes},
-        replicas={replica.id: replica for replica in replicas},
-        leadership=Leadership(row["leader"], row["epoch"], row["expires_at"]),
-        version=row["version"],
-        unreadable={each["name"]: each["source"] for each, model in stored if model is None},
-    )
 
 
 async def _write_aio(transaction: Transaction, changes: Changes) -> None:

@@ -27,7 +27,10 @@ RETRY_MAX_SECONDS: Final = 5.0
 ASK_EVERY_SECONDS: Final = 10.0
 ANSWER_SECONDS: Final = 5.0
 
-ASK: Final = f"SELECT version, '{CHANNEL}' IN (SELECT pg_listening_channels()) AS is_listening FROM state_version"  # noqa: S608 - constants only
+ASK: Final = f"""
+SELECT version, pg_backend_pid() AS pid, '{CHANNEL}' IN (SELECT pg_listening_channels()) AS is_listening
+FROM state_version
+"""  # noqa: S608 - constants only
 
 
 class VersionListener:
@@ -41,6 +44,7 @@ class VersionListener:
         self._server = server_of(url)
         self._note_version = note_version
         self._pause_seconds = RETRY_FIRST_SECONDS
+        self._is_lost = False
         self._is_deaf = False
 
     async def run_aio(self) -> None:
@@ -49,7 +53,9 @@ class VersionListener:
             try:
                 await self._listen_aio()
             except FAILURES as error:
-                log.warning("registry.listener_lost", error=str(explained(self._server, error)))
+                if not self._is_lost:
+                    log.warning("registry.listener_lost", error=str(explained(self._server, error)))
+                self._is_lost = True
             await asyncio.sleep(self._pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads a fleet
             self._pause_seconds = min(2 * self._pause_seconds, RETRY_MAX_SECONDS)
 
@@ -68,7 +74,7 @@ class VersionListener:
             await connection.add_listener(CHANNEL, self._hear)
             while not ended.is_set():
                 await self._ask_aio(connection)
-                self._pause_seconds = RETRY_FIRST_SECONDS
+                self._note_success()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ASK_EVERY_SECONDS):
                         await ended.wait()
@@ -80,9 +86,17 @@ class VersionListener:
         async with connection.transaction():
             (row,) = await connection.fetch(ASK)
         self._note_version(row["version"])
-        if not row["is_listening"] and not self._is_deaf:
+        # A pooler answers for the process that it has at hand, under a number that it has made up.
+        is_deaf = not row["is_listening"] or row["pid"] != connection.get_server_pid()
+        if is_deaf and not self._is_deaf:
             log.warning("registry.listener_deaf", remedy="let registry.listen_url name the server, not a pooler")
-        self._is_deaf = not row["is_listening"]
+        self._is_deaf = is_deaf
+
+    def _note_success(self) -> None:
+        self._pause_seconds = RETRY_FIRST_SECONDS
+        if self._is_lost:
+            log.info("registry.listener_back")
+        self._is_lost = False
 
     def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         with suppress(ValueError):  # anybody may notify

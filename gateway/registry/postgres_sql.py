@@ -4,10 +4,8 @@ A round trip costs more than a row, above all to whoever waits for the lock on t
 one statement, which has one row and in it an array for each column: asyncpg reads those fast, and exactly.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
-
-import asyncpg
+from collections.abc import Sequence
+from typing import Final
 
 from gateway.registry.bulletin_rows import PLAIN_COLUMNS, TEXT_COLUMNS
 from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
@@ -49,12 +47,6 @@ READ_STATE: Final = _read("true", "true", "true", _columns("gateways", DEMAND_CO
 """$1 is the time of a test's clock or NULL, here and below."""
 READ_PART: Final = _read("$2 OR name = $3", "$2 OR id = $4", "$2 OR node_id = $4")
 """$2: everything, $3 a model, $4 a node."""
-
-
-def rows_of(row: asyncpg.Record, table: str, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The rows of one table from what `_columns` returned."""
-    arrays = [row[f"{table}_{column}"] or () for column in columns]
-    return (dict(zip(columns, values, strict=True)) for values in zip(*arrays, strict=True))
 
 
 def _upsert(table: str, key: str, columns: Sequence[str]) -> str:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
 from gateway.domain.capacity import Capacity, VramBudget
+from gateway.domain.claim import Claim
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
@@ -226,6 +227,17 @@ class Registry(Protocol):
         """The gateway ends: its bulletin and its term as leader are over at once."""
 
     def statistics(self) -> RegistryStatistics: ...
+
+
+@runtime_checkable
+class ClaimsSlots(Protocol):
+    """A registry in which gateways can pick exactly (strict mode)."""
+
+    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+        """Picks a replica for one request by what all gateways have just then, and counts it as a lease of the asking
+        gateway. None: no slot is free.
+
+        Raises `RegistryError`; the lease may be counted all the same, until the gateway's next bulletin."""
 
 
 class OpenRegistry(Protocol):

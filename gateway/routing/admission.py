@@ -238,11 +238,18 @@ class Admission:
             self._note_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
-        """As `_serve`; who may have to wait until a slot is left to others no longer sets its alarm to that time."""
+        """As `_serve`; who may have to wait until a slot is left to others no longer, or until a replica that has just
+        failed somebody is trusted again, sets its alarm to that time."""
         self._serve(model)
-        if (queue := self._queues.get(model)) is not None and self._elders.leaves_some(model):
+        if (queue := self._queues.get(model)) is not None and (
+            self._elders.leaves_some(model) or self._some_are_suspect(model)
+        ):
             for first in queue.firsts():
                 first.wake.set()
+
+    def _some_are_suspect(self, model: ModelName) -> bool:
+        now, candidates = trio.current_time(), self._view().candidates.get(model, ())
+        return any(self.loads.use_of(candidate.replica_id).phantoms(now) for candidate in candidates)
 
     def note_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""

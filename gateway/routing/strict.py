@@ -1,11 +1,11 @@
-"""Strict mode: which replica a lease is for is the registry's to say, exactly, by what every gateway has at that moment.
+"""Strict mode: which replica a lease is for is the registry's to say, exactly, by what every gateway has just then.
 
-Admission stays the queue: who is next, how long it may wait, what it is told. A lease that it gives is a proposal, which
+Admission stays the queue: who is next, how long it may wait, what it is told. A lease that it gives is a proposal that
 nobody else counts, until the registry has picked in a transaction of its own. Then it stays where it is, moves to the
 replica that was picked, or is given back because no slot is free.
 
-A gateway goes on serving while its registry is away: the lease stays on the replica that was picked here, as in snapshot
-mode, and the decision tells.
+A gateway goes on serving while its registry is away: the lease stays on the replica that was picked here, as in the
+other mode, and the decision tells.
 """
 
 from collections.abc import Callable

@@ -52,8 +52,13 @@ SETTINGS: Final = {
     "log_lock_waits": "on",
 }
 """Nothing is safe from a power loss; what is committed survives a SIGKILL all the same."""
-UNTIL_WE_END: Final = 'exec 3<&0; (read -r _; kill -QUIT $$) <&3 2>/dev/null & exec "$@" 3<&-'
-"""Runs the server so that it ends when its standard input does: when we say so, and when we die."""
+UNTIL_WE_END: Final = """
+exec 3<&0
+(read -r _ || { kill -QUIT $$; while kill -0 $$; do sleep 0.1; done; rm -rf "$0"; }) <&3 2>/dev/null &
+exec "$@" 3<&-
+"""
+"""Runs the server, and ends it and removes its folder when our end of its standard input is closed without a word: when
+we have died."""
 
 
 def postgres_programs() -> Path:
@@ -197,7 +202,7 @@ class PostgresServer:
         command = [str(self._programs / "postgres"), "-D", str(self._data), "-p", str(self._port), *settings]
         with (self._folder / "log").open("ab") as log:
             self._postmaster = subprocess.Popen(
-                ["/bin/sh", "-c", UNTIL_WE_END, "sh", *command],
+                ["/bin/sh", "-c", UNTIL_WE_END, str(self._folder), *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -220,7 +225,7 @@ class PostgresServer:
 
     def _forget(self) -> None:
         if self._postmaster is not None:
-            self._postmaster.communicate(timeout=STOP_SECONDS_MAX)
+            self._postmaster.communicate(b"\n", timeout=STOP_SECONDS_MAX)
             self._postmaster = None
 
     def _says(self) -> str:

@@ -7,7 +7,7 @@ import trio
 
 from gateway.backends.protocol import Target
 from gateway.domain.cluster import Replica
-from gateway.domain.ids import ModelName, ReplicaId, RequestId
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
 from gateway.domain.probe import ProbeOutcome
 from gateway.routing.admission import Admission, AdmissionLimits
@@ -16,8 +16,9 @@ from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
+from gateway.routing.strict import ClaimSlot, StrictClaims
 from tests.fakes.backends import FakeBackends
-from tests.fakes.fleet import MODEL, view
+from tests.fakes.fleet import GATEWAY, MODEL, view
 
 ORIGIN = Origin(RequestId("request"))
 LIMITS = AdmissionLimits(
@@ -47,7 +48,15 @@ class FakeProbe:
 class RoutingBench:
     """Made inside a Trio test: probes run in the nursery around the test function."""
 
-    def __init__(self, *replicas: Replica, limits: AdmissionLimits = LIMITS, attempts: int = 3) -> None:
+    def __init__(
+        self,
+        *replicas: Replica,
+        limits: AdmissionLimits = LIMITS,
+        attempts: int = 3,
+        claim_slot: ClaimSlot | None = None,
+        gateway_id: GatewayId = GATEWAY,
+    ) -> None:
+        """`claim_slot`: strict mode."""
         self.view: RoutingView = view(*replicas)
         self.wall_now = 1000.0
         self.loads = LoadTable()
@@ -59,8 +68,16 @@ class RoutingBench:
         nursery = trio.lowlevel.current_task().parent_nursery
         assert nursery is not None
         self.probes = ProbeCache(nursery, self.probe, ttl_seconds=30, in_flight=self.loads.in_flight)
+        self.claims = None
+        if claim_slot is not None:
+            self.claims = StrictClaims(gateway_id, lambda: self.view, self.admission, claim_slot)
         self.router = Router(
-            self.admission, self.backends, self.probes, attempts=attempts, token_of=lambda replica: f"t-{replica}"
+            self.admission,
+            self.backends,
+            self.probes,
+            attempts=attempts,
+            token_of=lambda replica: f"t-{replica}",
+            claims=self.claims,
         )
 
     def show(self, changed: RoutingView) -> None:

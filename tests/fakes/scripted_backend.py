@@ -210,8 +210,9 @@ class ScriptedBackend:
         options: pb.PredictOptions = await request_of(stream)
         self._calls += 1
         fields = {"model": options.ModelIdentity, "prompt": options.Prompt, "correlation_id": options.CorrelationId}
-        self._log.write(method, messages=len(options.Messages), **fields)
-        if (why := self._why_refused()) is not None:
+        why = self._why_refused()
+        self._log.write(method, messages=len(options.Messages), refused=why, **fields)
+        if why is not None:
             await stream.send_trailing_metadata(
                 status=Status.RESOURCE_EXHAUSTED, status_message=f"refused: {why}", metadata={names.REFUSED: why}
             )

@@ -17,6 +17,8 @@ SSL_REQUEST: Final = 80877103
 CANCEL_REQUEST: Final = 80877102
 VERSION_3: Final = 196608
 ALLOWED: Final = frozenset({"user", "database", "client_encoding", "application_name"})
+KEY: Final = b"K" + struct.pack("!iii", 12, 4711, 4711)
+"""What clients get for the number of their process: none of the server's."""
 IN_NO_TRANSACTION: Final = b"I"
 ANSWERED: Final = (b"Q", b"S")
 """Messages of a client that are answered with ReadyForQuery: a simple query, and the end of an extended one."""
@@ -68,7 +70,8 @@ class TransactionPooler:
         await server.stream.send_all(struct.pack("!ii", 8 + len(words), VERSION_3) + words)
         greeting = b""
         while not greeting.endswith(b"Z\0\0\0\5I"):
-            greeting += await server.next()
+            message = await server.next()
+            greeting += KEY if message[:1] == b"K" else message
         self._greeting = greeting
         await self._lent.send(server)
 

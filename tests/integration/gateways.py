@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import httpx
@@ -16,15 +17,14 @@ from tests.fakes.postgres_server import PostgresServer
 from tests.integration.fleet import WorkerProcess, environment, fleet_config, start_worker, wait_joined
 from tests.integration.harness import (
     ROOT,
-    SCRIPTED,
     START_SECONDS,
     WAIT_SECONDS,
     GatewayProcess,
-    scripted_config,
     start_gateway,
     wait_for,
 )
 
+NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 TTL_SECONDS: Final = 3.0
 """After which a gateway that says nothing counts as dead."""
 SECRET: Final = "the-secret-of-the-fleet-of-gateways"
@@ -44,18 +44,23 @@ def gateways_config(registry: str, models: str, /, sync: str = "50ms", **lines: 
     of their requests."""
     auth = f'cluster_secret = "{SECRET}"\n{lines.pop("auth", "")}'
     common = fleet_config(models, auth=auth, **lines)
-    return f'{common}\n[registry]\nurl = "{registry}"\ngateway_ttl = "{TTL_SECONDS:g}s"\nlease_sync_interval = "{sync}"\n'
+    return (
+        f'{common}\n[registry]\nurl = "{registry}"\ngateway_ttl = "{TTL_SECONDS:g}s"\nlease_sync_interval = "{sync}"\n'
+    )
 
 
-def own_scripted(script: Mapping[str, object], *, log: Path | None = None, model: str = "") -> str:
-    """`scripted_config` with a backend that refuses what it has no slot for, as ours do."""
-    return scripted_config(script, log=log, model=model).replace(SCRIPTED, f"{SCRIPTED}refuses_when_full = true\n")
+def scripted_backend(name: str, script: Mapping[str, object], log: Path | None = None) -> str:
+    """A `[backends]` section; it refuses what it has no slot for, as ours do. `log` gets its events (`events_in`)."""
+    env = {"SCRIPT": json.dumps(script), **({"SCRIPT_LOG": str(log)} if log else {})}
+    lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in env.items())
+    command = json.dumps([sys.executable, "-m", "tests.fakes.scripted_backend"])
+    return f"\n[backends.{name}]\ncommand = {command}\nrefuses_when_full = true\n[backends.{name}.env]\n{lines}\n"
 
 
-def scripted_model(name: str, lines: str = "") -> str:
-    """One more model of the backend `scripted`."""
-    artifact = json.dumps(f"file:{ROOT / 'pyproject.toml'}")  # any file: it is never read
-    return f'\n[[models]]\nname = "{name}"\nbackend = "scripted"\nartifact = {artifact}\n{lines}\n'
+def model_table(name: str, backend: str, lines: str = "", artifact: str = "") -> str:
+    """A `[[models]]` entry; a scripted backend never reads the artifact."""
+    file = json.dumps(artifact or f"file:{ROOT / 'pyproject.toml'}")
+    return f'\n[[models]]\nname = "{name}"\nbackend = "{backend}"\nartifact = {file}\n{lines}\n'
 
 
 @dataclass
@@ -65,33 +70,32 @@ class Gateways:
     folder: Path
     config: str
     held: ExitStack
+    registries: Mapping[str, str] = field(default_factory=dict)
+    """Urls of the registry, of those gateways that have one of their own."""
+    clocks_ahead: Mapping[str, int] = field(default_factory=dict)
+    """Seconds, of those gateways whose clock is wrong."""
     gateways: dict[str, GatewayProcess] = field(default_factory=dict)
     """Also those that were killed."""
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
 
     # Processes
 
-    def start_gateway(
-        self, name: str, *, config: str | None = None, registry: str | None = None, clock_ahead_seconds: int = 0
-    ) -> GatewayProcess:
-        """Without waiting for it. A name that was there before: at its old address. `registry`: another way to it."""
-        known = self.gateways.get(name)
-        folder = self.folder / f"gateway-{name}"
+    def start_gateway(self, name: str, *, config: str = "") -> GatewayProcess:
+        """Without waiting for it. One whose name was there before is at its old address. `config`: one of its own."""
+        known, registry, ahead = self.gateways.get(name), self.registries.get(name), self.clocks_ahead.get(name)
         gateway = start_gateway(
-            folder,
+            self.folder / f"gateway-{name}",
             config or self.config,
             args=("--port", str(httpx.URL(known.url).port)) if known else (),
             env={"GATEWAY_REGISTRY__URL": registry} if registry else None,
-            program=("-c", WITH_ANOTHER_CLOCK.format(seconds=clock_ahead_seconds))
-            if clock_ahead_seconds
-            else ("-m", "gateway"),
+            program=("-c", WITH_ANOTHER_CLOCK.format(seconds=ahead)) if ahead else ("-m", "gateway"),
         )
         self.held.callback(_end, gateway)
         self.gateways[name] = gateway
         return gateway
 
-    def add_gateway(self, name: str, *, registry: str | None = None, clock_ahead_seconds: int = 0) -> GatewayProcess:
-        gateway = self.start_gateway(name, registry=registry, clock_ahead_seconds=clock_ahead_seconds)
+    def add_gateway(self, name: str) -> GatewayProcess:
+        gateway = self.start_gateway(name)
         wait_listening(gateway)
         return gateway
 
@@ -189,16 +193,23 @@ class Gateways:
 
 
 @contextmanager
-def running_gateways(folder: Path, config: str, gateways: str, *workers: str) -> Iterator[Gateways]:
-    """A gateway for each letter and a worker of each name, who knows all of them; all have joined. The first gateway
-    leads."""
+def running_gateways(
+    folder: Path,
+    config: str,
+    names: Sequence[str],
+    workers: Mapping[str, Sequence[str]],
+    *,
+    registries: Mapping[str, str] = NOTHING,
+    clocks_ahead: Mapping[str, int] = NOTHING,
+) -> Iterator[Gateways]:
+    """Gateways of those names, the first of which leads, and workers that know those gateways, in that order. All have
+    joined."""
     with ExitStack() as held:
-        fleet = Gateways(folder, config, held)
-        first, *others = gateways
-        fleet.add_gateway(first)
-        for gateway in [fleet.start_gateway(name) for name in others]:
+        fleet = Gateways(folder, config, held, registries, clocks_ahead)
+        fleet.add_gateway(names[0])
+        for gateway in [fleet.start_gateway(name) for name in names[1:]]:
             wait_listening(gateway)
-        for worker in [fleet.start_worker(name) for name in workers]:
+        for worker in [fleet.start_worker(name, *join) for name, join in workers.items()]:
             wait_joined(worker)
         fleet.wait_whole()
         yield fleet

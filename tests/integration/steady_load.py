@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import random
 import threading
 import time
 from collections import Counter
@@ -71,6 +72,8 @@ class SteadyLoad:
     clients: int = 6
     tokens: tuple[int, ...] = (2, 8, 24)
     """In turn."""
+    pause_seconds_max: float = 0.0
+    """Between an answer and the next request, by chance."""
     asked: list[Asked] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -117,11 +120,11 @@ class SteadyLoad:
                     return
                 name = names[(client + number) % len(names)]
                 tokens = self.tokens[(client + number) % len(self.tokens)]
-                asked = Asked(f"{self.name}-{client}-{number}-", name, (client + number // 2) % 2 == 0, tokens, time.monotonic())
+                streamed = (client + number // 2) % 2 == 0
+                asked = Asked(f"{self.name}-{client}-{number}-", name, streamed, tokens, time.monotonic())
                 self.asked.append(asked)
                 asked.end = _ask(https[name], self.model, asked)
-                if asked.end is End.NOT_TAKEN:
-                    time.sleep(PAUSE_SECONDS)
+                time.sleep(PAUSE_SECONDS if asked.end is End.NOT_TAKEN else random.uniform(0, self.pause_seconds_max))
 
 
 def _ask(http: httpx.Client, model: str, asked: Asked) -> End:
@@ -184,10 +187,10 @@ class Sampling:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._error is not None and kind is None:
+        if self._error is not None:
             raise self._error
 
     def _run(self) -> None:

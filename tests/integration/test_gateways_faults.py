@@ -16,7 +16,6 @@ import httpx
 import pytest
 
 from tests.fakes.postgres_server import PostgresServer
-from tests.integration.fleet import wait_joined
 from tests.integration.gateways import (
     TTL_SECONDS,
     Gateways,
@@ -24,19 +23,19 @@ from tests.integration.gateways import (
     assert_one_leader_at_a_time,
     audit_trail,
     gateways_config,
-    own_scripted,
+    model_table,
     running_gateways,
-    scripted_model,
-    wait_listening,
+    scripted_backend,
 )
 from tests.integration.harness import GatewayProcess, events_in, wait_for
 from tests.integration.steady_load import End, SteadyLoad, sampled
 
 GATEWAYS: Final = "abc"
-WORKERS: Final = ("one", "two", "three")
+WORKERS: Final = {"one": "abc", "two": "bca", "three": "cab"}
+"""And the gateways that each knows, in the order in which it asks them."""
 SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.02, "first_token_delay": 0.05, "slots": 4}
 MODEL: Final = "scripted"
-ON_EACH: Final = "parallel = 4\nmin_replicas = 3\nmax_replicas = 3"
+MODELS: Final = model_table(MODEL, MODEL, "parallel = 4\nmin_replicas = 3\nmax_replicas = 3")
 DATABASE_AWAY_SECONDS: Final = 20.0
 
 
@@ -51,24 +50,22 @@ class Whole:
     """The same for a role of its own, which the gateway `c` has."""
     log: Path
 
-    def registry_of(self, gateway: str) -> str | None:
-        return self.role_url if gateway == "c" else None
-
-    def start_again(self, gateway: str) -> None:
-        wait_listening(self.fleet.start_gateway(gateway, registry=self.registry_of(gateway)))
-
     def calls(self) -> Counter[str]:
-        """How often backends were asked, by request."""
+        """How often backends took a request, by its id."""
         found = [*events_in(self.log, "Predict"), *events_in(self.log, "PredictStream")]
-        return Counter(event["correlation_id"] for event in found)
+        return Counter(event["correlation_id"] for event in found if event["refused"] is None)
 
     def starts(self) -> int:
         return len(events_in(self.log, "start"))
 
     def assert_no_duplicate(self) -> None:
         for gateway in self.fleet.living.values():
-            found = [each for each in gateway.status()["replicas"] if (each["model"], each["desired"]) == (MODEL, "run")]
-            assert len({each["node"] for each in found}) == len(found) <= len(WORKERS), found
+            replicas = gateway.status()["replicas"]
+            nodes = [each["node"] for each in replicas if (each["model"], each["desired"]) == (MODEL, "run")]
+            assert len(set(nodes)) == len(nodes), replicas
+
+    def readiness(self) -> set[tuple[int, str, bool]]:
+        return {readiness(gateway) for gateway in self.fleet.gateways.values()}
 
     def assert_whole(self) -> dict[str, str]:
         """Nothing is left of a fault; the replicas, their nodes by id."""
@@ -84,22 +81,14 @@ class Whole:
 def whole(_postgres: PostgresServer, _migrated: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Whole]:
     folder = tmp_path_factory.mktemp("faults")
     log = folder / "events"
+    models = scripted_backend(MODEL, SCRIPT, log) + MODELS + model_table("other", MODEL)
     with _postgres.open_database(_migrated) as url:
-        role = _postgres.make_role(url)
-        config = gateways_config(url, own_scripted(SCRIPT, log=log, model=ON_EACH) + scripted_model("other"))
-        with running_gateways(folder, config, "ab") as fleet:
-            fleet.add_gateway("c", registry=role)
-            for worker in [fleet.start_worker(*rotated(name)) for name in WORKERS]:
-                wait_joined(worker)
-            found = Whole(fleet, _postgres, url, role, log)
+        role_url = _postgres.make_role(url)
+        config = gateways_config(url, models)
+        with running_gateways(folder, config, GATEWAYS, WORKERS, registries={"c": role_url}) as fleet:
+            found = Whole(fleet, _postgres, url, role_url, log)
             found.assert_whole()
             yield found
-
-
-def rotated(worker: str) -> tuple[str, ...]:
-    """Its name and the gateways it knows: for each worker another one is the first."""
-    index = WORKERS.index(worker)
-    return worker, *GATEWAYS[index:], *GATEWAYS[:index]
 
 
 def assert_served_once(whole: Whole, load: SteadyLoad, at_most: int = 1) -> None:
@@ -118,7 +107,8 @@ def test_l12_a_killed_gateway_costs_its_own_requests_and_nothing_else(whole: Who
     fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
     leader = fleet.wait_leader()
     victim = leader if leads else next(name for name in GATEWAYS if name != leader)
-    with SteadyLoad(fleet.gateways, MODEL, name="leader" if leads else "another") as load, sampled(whole.assert_no_duplicate):
+    name = "leader" if leads else "another"
+    with SteadyLoad(fleet.gateways, MODEL, name) as load, sampled(whole.assert_no_duplicate):
         load.wait_served(12)
         left = [name for name, holder in fleet.holders().items() if holder == victim]
         fleet.kill_gateway(victim)
@@ -129,7 +119,7 @@ def test_l12_a_killed_gateway_costs_its_own_requests_and_nothing_else(whole: Who
         watch.wait(fleet.leader, "a leader")
         watch.wait(lambda: all(fleet.holders()[name] != victim for name in left), f"{left} at another gateway")
         watch.wait(fleet.is_whole, "the dead one is forgotten")
-        whole.start_again(victim)
+        fleet.add_gateway(victim)
         load.wait_served(10, at=victim)
     print(load.summary())  # noqa: T201
     assert {each.gateway for each in load.unhappy()} <= {victim}
@@ -150,7 +140,7 @@ def test_l13_a_leader_that_stood_still_does_nothing_any_more(whole: Whole) -> No
     def planned(epoch: int) -> int:
         return sum(event["epoch"] == epoch for event in audit_trail(whole.server, whole.url))
 
-    with SteadyLoad(others, MODEL, name="l13") as load, Toggling(next(iter(others.values()))) as toggling:
+    with SteadyLoad(others, MODEL, "l13") as load, Toggling(next(iter(others.values()))) as toggling:
         wait_for(lambda: toggling.rounds >= 2, "something to plan")
         fleet.gateways[stopped].send_signal(signal.SIGSTOP)
         watch = Stopwatch()
@@ -201,10 +191,10 @@ def test_a_gateway_that_is_cut_off_serves_on_and_its_workers_move(whole: Whole) 
     fleet = whole.fleet
     mover = fleet.workers["three"]
     mover.kill()
-    mover = fleet.add_worker("three", "c", "a", "b")
+    mover = fleet.add_worker("three", *WORKERS["three"])
     before, pid = whole.assert_whole(), mover.backend_pid()
     role = httpx.URL(whole.role_url).username
-    with SteadyLoad(fleet.gateways, MODEL, name="cut") as load, sampled(whole.assert_no_duplicate):
+    with SteadyLoad(fleet.gateways, MODEL, "cut") as load, sampled(whole.assert_no_duplicate):
         load.wait_served(6)
         whole.server.ask(whole.url, f"ALTER ROLE {role} NOLOGIN")
         whole.server.ask(whole.url, f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{role}'")
@@ -233,17 +223,17 @@ def readiness(gateway: GatewayProcess) -> tuple[int, str, bool]:
 # Workers
 
 
-def test_r13_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) -> None:
+def test_m7_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) -> None:
     fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
     victim = fleet.workers["two"]
     (lost,) = (replica for replica, node in before.items() if node == "two")
-    with SteadyLoad(fleet.gateways, MODEL, name="worker") as load, sampled(whole.assert_no_duplicate):
+    with SteadyLoad(fleet.gateways, MODEL, "worker") as load, sampled(whole.assert_no_duplicate):
         load.wait_served(12)
         victim.kill()
         watch, killed_at = Stopwatch(), time.monotonic()
         watch.wait(lambda: all(lost not in fleet.candidates(each, MODEL) for each in GATEWAYS), "nobody chooses it")
         load.wait_served(12)
-        fleet.add_worker("two", "b", "c", "a")
+        fleet.add_worker("two", *WORKERS["two"])
         watch.say("the worker is back")
         watch.wait(lambda: fleet.wait_serving(*WORKERS, model=MODEL), "all replicas are back")
         load.wait_served(12)
@@ -265,12 +255,11 @@ def test_r13_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) -
 
 def test_a_fleet_serves_on_while_its_database_is_away(whole: Whole) -> None:
     fleet, before, starts = whole.fleet, whole.assert_whole(), whole.starts()
-    with SteadyLoad(fleet.gateways, MODEL, name="database") as load, sampled(whole.assert_no_duplicate):
+    with SteadyLoad(fleet.gateways, MODEL, "database") as load, sampled(whole.assert_no_duplicate):
         load.wait_served(12)
         whole.server.kill()
         watch = Stopwatch()
-        for gateway in fleet.gateways.values():
-            watch.wait(lambda it=gateway: readiness(it) == (200, "degraded", False), "it knows")
+        watch.wait(lambda: whole.readiness() == {(200, "degraded", False)}, "all of them know")
         for name in GATEWAYS:
             load.wait_served(6, at=name)
         wait_for(lambda: watch.seconds > DATABASE_AWAY_SECONDS, "the time to pass")
@@ -279,10 +268,8 @@ def test_a_fleet_serves_on_while_its_database_is_away(whole: Whole) -> None:
         joins = {name: worker.joins for name, worker in fleet.workers.items()}
         whole.server.start()
         watch = Stopwatch()
-        for gateway in fleet.gateways.values():
-            watch.wait(lambda it=gateway: readiness(it) == (200, "ready", True), "it is ready")
-        for name, worker in fleet.workers.items():
-            watch.wait(lambda it=(worker, joins[name]): it[0].joins > it[1], f"worker {name} is back")
+        watch.wait(lambda: whole.readiness() == {(200, "ready", True)}, "all of them are ready")
+        watch.wait(lambda: all(fleet.workers[each].joins > joins[each] for each in joins), "all workers are back")
         load.wait_served(12)
     print(load.summary())  # noqa: T201
     assert not load.unhappy()

@@ -17,10 +17,13 @@ from tests.fakes.postgres_server import PostgresServer
 
 PATIENCE_SECONDS = 60.0
 
-ADD_COLUMN = (
-    "ALTER TABLE models ADD COLUMN IF NOT EXISTS more text; ALTER TABLE replicas ADD COLUMN IF NOT EXISTS more text"
-)
-"""What a later version may do: in the tables that gateways use, the later one first, and without harm to them."""
+ADD_COLUMN = """
+    ALTER TABLE events ADD COLUMN IF NOT EXISTS more text;
+    SELECT pg_sleep(0.05);
+    ALTER TABLE models ADD COLUMN IF NOT EXISTS more text;
+"""
+"""What a later version may do: without harm to gateways that do not know of it, but in the tables that they use, and in
+the opposite order."""
 
 
 @pytest.fixture
@@ -125,6 +128,8 @@ async def test_a_migration_that_fails_leaves_what_was_there(
         with pytest.raises(RegistryError, match="division by zero"):
             await migrate_one(bridge, postgres_url, [])
     assert postgres_server.ask(postgres_url, "SELECT version, oldest FROM schema_version") == [f"{known}|1"]
+    added = "SELECT count(*) FROM information_schema.columns WHERE column_name = 'more'"
+    assert postgres_server.ask(postgres_url, added) == ["0"]
     async with open_postgres_registry(bridge, postgres_url) as registry:
         assert await registry.put_model(spec())
 

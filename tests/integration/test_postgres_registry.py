@@ -5,17 +5,18 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import asyncpg
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.fleet import Bulletin
-from gateway.domain.ids import ReplicaId
+from gateway.domain.ids import ModelName, ReplicaId
 from gateway.registry import postgres_listener
 from gateway.registry.bulletin_rows import TEXT_COLUMNS
 from gateway.registry.postgres import (
@@ -30,6 +31,7 @@ from gateway.registry.postgres_sql import RENEW_TERM
 from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
 from tests.contract.samples import (
     GATEWAY,
+    NODE,
     OTHER_GATEWAY,
     REPLICA,
     SettableClock,
@@ -272,7 +274,7 @@ END_WAITING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait
 async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_on(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str, end: str
 ) -> None:
-    with trio.fail_after(PATIENCE_SECONDS):
+    with trio.fail_after(PATIENCE_SECONDS), capture_logs() as logs:
         async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
             await put(one, "m")
             await other.wait_newer(0)
@@ -289,6 +291,8 @@ async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_o
             nursery.start_soon(put, one, "n")
             await other.wait_newer(1)
             assert set((await other.read_state()).models) == {"m", "n"}
+            await until(lambda: count(logs, "registry.listener_back") == 2)
+            assert count(logs, "registry.listener_lost") == 2
 
 
 async def test_m3_what_was_committed_while_the_listener_was_away_wakes_all_the_same(
@@ -453,6 +457,22 @@ async def test_h11_the_clock_is_the_servers(
         heard = await registry.exchange(Bulletin(GATEWAY), 10)
         assert before <= now <= servers()
         assert now <= heard.now <= servers()
+
+
+async def test_a_row_that_is_as_it_was_is_not_parsed_again(bridge: Bridge, migrated_postgres_url: str) -> None:
+    async with open_two(bridge, migrated_postgres_url) as (one, other):
+        await join(one)
+        await one.declare_models([spec(), spec("other")])
+        before = await one.read_state()
+        await other.declare_models([spec("other", parallel=2)])
+        after = await one.read_state()
+    assert after.nodes[NODE] is before.nodes[NODE]
+    assert set(after.models) == {"other"}
+    assert after.models[ModelName("other")].parallel == 2
+
+
+def count(logs: Sequence[Mapping[str, object]], event: str) -> int:
+    return sum(line["event"] == event for line in logs)
 
 
 async def ask_aio(statement: str, transaction: Transaction) -> None:

@@ -11,6 +11,8 @@ import pytest
 import structlog.testing
 import trio
 
+from gateway.bridge import open_bridge
+from gateway.config.model import RegistrySection
 from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
 from gateway.domain.fleet import Bulletin
@@ -20,6 +22,7 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.registry.memory import MemoryRegistry
 from gateway.registry.open import open_registry
+from gateway.registry.postgres import PostgresRegistry
 from gateway.registry.protocol import (
     ControlWrite,
     DeclaredInFile,
@@ -116,19 +119,19 @@ async def test_a_url_without_a_file_is_refused_with_the_right_form(bad: str) -> 
     assert "write sqlite:///data/registry.db (relative)" in await refusal(bad)
 
 
-async def test_the_scheme_chooses_the_store(url: str) -> None:
-    async with open_registry("memory:") as memory, open_registry(url) as sqlite:
-        assert isinstance(memory, MemoryRegistry)
-        assert isinstance(sqlite, SqliteRegistry)
+async def test_the_scheme_chooses_the_store(url: str, migrated_postgres_url: str) -> None:
+    kinds = {"memory:": MemoryRegistry, url: SqliteRegistry, migrated_postgres_url: PostgresRegistry}
+    async with open_bridge() as bridge:
+        for each, kind in kinds.items():
+            async with open_registry(RegistrySection(url=each), bridge) as registry:
+                assert isinstance(registry, kind)
 
 
-@pytest.mark.parametrize(
-    ("bad", "message"),
-    [("postgresql://u:secret@db/fleet", "not available yet"), ("redis://u:secret@db", "unknown scheme 'redis'")],
-)
-def test_a_scheme_that_is_not_served_is_named_without_the_password(bad: str, message: str) -> None:
-    with pytest.raises(RegistryError, match=message) as refused:
-        open_registry(bad)
+async def test_a_scheme_that_is_not_served_is_named_without_the_password() -> None:
+    section = RegistrySection.model_construct(url="redis://u:secret@db")
+    async with open_bridge() as bridge:
+        with pytest.raises(RegistryError, match="unknown scheme 'redis'") as refused:
+            open_registry(section, bridge)
     assert "secret" not in str(refused.value)
 
 

@@ -67,7 +67,9 @@ class Load:
 
 class SimBackend:
     """`refuses`: it is of our own kind, which turns calls away when full and notices when they are cancelled. The other
-    kind answers Health only when one of its workers is free, and works on when nobody listens any more."""
+    kind answers Health only when one of its workers is free, and works on when nobody listens any more.
+
+    `callers` is how many gateways there are."""
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class SimBackend:
         *,
         refuses: bool,
         load: Callable[[str], Load],
+        callers: int = 1,
     ) -> None:
         self._world = world
         self._network = network
@@ -87,6 +90,7 @@ class SimBackend:
         self.token = token
         self.refuses = refuses
         self._load = load
+        self._callers = callers
         self._listens_at = trio.current_time() + START_SECONDS
         self._mood = Mood.WELL
         self._mood_until = float("-inf")
@@ -235,8 +239,10 @@ class SimBackend:
 
     def _check_room(self) -> None:
         """A foreign backend of several slots answers Health while it works on what was cancelled, so the gateway can't
-        know of it; one of a single slot does not."""
-        if self.taken() >= self.slots == 1 and not self.disturbed:
+        know of it; one of a single slot does not. Of several gateways each may give it one call before the others know
+        of that."""
+        at_work = self.taken() if self._callers == 1 else len(self.calls) + 1 - self._callers
+        if at_work >= self.slots == 1 and not self.disturbed:
             self._world.object_to(f"{self.address} with {self.slots} slots got one call more than it can work on")
 
     def _says_it_is(self) -> str:

@@ -36,6 +36,8 @@ class Door:
         self.slow_until = LONG_AGO
         self._cut_until = LONG_AGO
         self._stopped_until = LONG_AGO
+        self._continued = trio.Event()
+        """Set when it is continued earlier than it was to be."""
         self._broken = trio.Event()
         """Set when a connection that waits for news breaks."""
         self._traps: dict[str, Callable[[], None]] = {}
@@ -76,6 +78,8 @@ class Door:
         self._cut_until, self._stopped_until, self.slow_until = (
             min(until, now) for until in (self._cut_until, self._stopped_until, self.slow_until)
         )
+        self._continued.set()
+        self._continued = trio.Event()
 
     def die(self) -> None:
         """Nothing of it reaches the registry any more."""
@@ -88,8 +92,9 @@ class Door:
 
     async def wait_continued(self) -> None:
         """Returns at once unless it is stopped; never if it is dead."""
-        while self.is_stopped:  # noqa: ASYNC110 - it may be stopped for longer meanwhile
-            await trio.sleep_until(self._stopped_until)
+        while self.is_stopped:
+            with trio.move_on_at(self._stopped_until):
+                await self._continued.wait()
         if self.is_dead:
             await trio.sleep_forever()
 

@@ -1,23 +1,25 @@
 """The simulated fleet: several gateways from the production parts over one registry, three machines, three models."""
 
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final
+from unittest.mock import patch
 
 import trio
 
 from gateway.app import _leave_fleet, _open_parts, _start_services
 from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge, open_bridge
 from gateway.config.load import parse_config
 from gateway.control.node_session import SessionOver
-from gateway.domain.ids import GatewayId, ModelName, RequestId
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.session import Hello, Registration
 from gateway.registry.protocol import RegistryError
@@ -26,7 +28,7 @@ from tests.simulation.backend import SimBackend
 from tests.simulation.clients import Clients, Request
 from tests.simulation.door import Door
 from tests.simulation.fleet_registry import FleetRegistry
-from tests.simulation.house import CONFIG, MODELS, House
+from tests.simulation.house import CONFIG, MODELS, SECRET, House
 from tests.simulation.ledger import Ledger
 from tests.simulation.machine import SimProcess
 from tests.simulation.member import Member
@@ -34,7 +36,7 @@ from tests.simulation.membership import Host, Link
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
-SYNC_SECONDS: Final = 0.1
+SYNC_SECONDS: Final = 0.2
 """Coarser than in production: each exchange is a step of the simulation."""
 TTL_SECONDS: Final = 15.0
 DRAIN_SECONDS: Final = 30.0
@@ -111,6 +113,7 @@ class Fleet:
     bridge: Bridge
     places: int
     """Gateways that there are when all is well."""
+    config: str = FLEET_CONFIG
     machines: tuple[Member, ...] = ()
     posts: dict[int, Post] = field(default_factory=dict)
     """By place: those that live."""
@@ -143,6 +146,9 @@ class Fleet:
     def watch_picks(self, notify: Callable[[RequestId], None]) -> None:
         self._on_pick = notify
 
+    def token_of(self, replica_id: ReplicaId) -> str:
+        return replica_token(SECRET.encode(), replica_id)
+
     def processes(self) -> list[SimProcess]:
         return [process for machine in self.machines for process in machine.living()]
 
@@ -173,7 +179,7 @@ class Fleet:
 
     async def _run_gateway(self, number: int) -> None:
         """Raises `RegistryError`, in a group, if it does not come up."""
-        config = parse_config(FLEET_CONFIG.format(folder=self.folder), {})
+        config = parse_config(self.config.format(folder=self.folder), {})
         door = Door(self.world, self.registry)
         async with _open_parts(config, door.as_registry(), self.bridge, self.network.dial) as gateway:
             door.gateway_id = gateway.id
@@ -192,8 +198,12 @@ class Fleet:
     def _post(self, number: int, gateway: Gateway, door: Door, services: trio.Nursery) -> Post:
         clients = Clients(self.world, gateway.router)
         house = House(self.world, self.network, gateway, self.registry, self.ledger, self.machines, clients, self.specs)
-        house.watch_picks(lambda request_id: self._on_pick(request_id))
+        house.watch_picks(self._note_pick)
         return Post(number, house, door, services)
+
+    def _note_pick(self, request_id: RequestId) -> None:
+        if request_id in self.live:  # else its gateway is just being killed
+            self._on_pick(request_id)
 
     async def _serve(self, post: Post) -> None:
         self.world.note(f"{post} begins")
@@ -220,27 +230,37 @@ class Fleet:
 
 @asynccontextmanager
 async def open_fleet(
-    world: World, folder: Path, gateways: int, prepare: Callable[[Fleet], None] = lambda _fleet: None
+    world: World,
+    folder: Path,
+    gateways: int,
+    prepare: Callable[[Fleet], object] = lambda _fleet: None,
+    *,
+    specs: Sequence[ModelSpec] = MODELS,
+    config: str = FLEET_CONFIG,
 ) -> AsyncIterator[Fleet]:
     """`prepare` is called before anything begins."""
     network, ledger, registry = Network(world), Ledger(world), FleetRegistry(world)
     async with open_bridge() as bridge:
-        fleet = Fleet(world, network, registry, ledger, folder, bridge, gateways)
+        fleet = Fleet(world, network, registry, ledger, folder, bridge, gateways, config)
+        fleet.specs = {spec.name: spec for spec in specs}
         fleet.machines = tuple(_member(fleet, number) for number in range(3))
         prepare(fleet)
-        with network.replacing_sockets():
+        with network.replacing_sockets(), patch("time.time", world.skewed_clock):
             async with trio.open_nursery() as places:
                 await fleet.declare()
                 for number in range(gateways):
                     places.start_soon(fleet.run_place, number)
                 for number, machine in enumerate(fleet.machines):
                     places.start_soon(machine.run_member, bridge, lambda first=number: fleet.join_list(first))
-                yield fleet
-                places.cancel_scope.cancel()
+                try:
+                    yield fleet
+                finally:
+                    world.clock.autojump_threshold = 0  # whoever hangs now does so in time of its own
+                    places.cancel_scope.cancel()
 
 
 def _member(fleet: Fleet, number: int) -> Member:
     """The port allocator really binds its ports, so each machine of each run needs a loopback address of its own."""
     host = f"127.{110 + number}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
     name = f"machine{number}"
-    return Member(fleet.world, fleet.network, fleet.ledger, name, host, fleet.folder, replicas_max=1 + (number == 0))
+    return Member(fleet.world, fleet.network, fleet.ledger, name, host, fleet.folder, 1 + (number == 0), fleet.places)

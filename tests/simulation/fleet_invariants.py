@@ -6,7 +6,7 @@ from typing import Final
 
 import trio
 
-from gateway.domain.cluster import NodeStatus
+from gateway.domain.cluster import NodeStatus, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired
 from gateway.registry.snapshot import RETRY_MAX_SECONDS
@@ -63,6 +63,9 @@ class FleetWatch:
         self._fleet = fleet
         self._world = fleet.world
         self._watches: dict[Post, GatewayWatch] = {}
+        self._tokens: dict[ReplicaId, str] = {}
+        self._replicas: dict[str, Replica] = {}
+        """By token: each as it was when it was first seen."""
         self._leaderless_since = 0.0
         self._marks_seen = 0
         self._unpublished_since: dict[Post, float] = {}
@@ -75,6 +78,7 @@ class FleetWatch:
 
     def check(self) -> None:
         """To be called at each rest. Raises `Violation`."""
+        self._learn_replicas()
         for machine in self._fleet.machines:
             machine.note_touch()
         self._watches = {post: each for post, each in self._watches.items() if post in self._fleet.posts.values()}
@@ -85,6 +89,7 @@ class FleetWatch:
         self._check_calls_are_covered()
         self._check_one_process_per_slot()
         self._check_probes()
+        self._check_cut_off()
         self._check_peers()
         self._check_published()
         self._check_nodes_given_up()
@@ -107,7 +112,7 @@ class FleetWatch:
 
     def _check_calls_are_covered(self) -> None:
         leases = {
-            (self._token_of(lease.candidate.replica_id), str(lease.origin.request_id))
+            (self._tokens[lease.candidate.replica_id], str(lease.origin.request_id))
             for watch in self._watches.values()
             for lease in watch._leases()
         }
@@ -118,14 +123,16 @@ class FleetWatch:
                 if (backend.token, visit.request_id) not in leases:
                     self._world.object_to(f"{visit.request_id} runs at {backend.address} without a lease")
 
-    def _token_of(self, replica_id: ReplicaId) -> str:
-        return next(iter(self._watches)).gateway.token_of(replica_id)
+    def _learn_replicas(self) -> None:
+        token_of = self._fleet.token_of
+        for row in self._fleet.registry._tables.replicas.values():
+            if row.id not in self._tokens:
+                self._tokens[row.id] = token_of(row.id)
+                self._replicas[self._tokens[row.id]] = row
 
     def _check_one_process_per_slot(self) -> None:
         """R10: never two loads of one model in one place, whoever was asked for them."""
-        rows = {row.id: row for row in self._fleet.registry._tables.replicas.values()}
-        by_token = {self._token_of(each): rows[each] for each in rows} if self._watches else {}
-        found = [by_token.get(process.backend.token) for process in self._fleet.processes()]
+        found = [self._replicas.get(process.backend.token) for process in self._fleet.processes()]
         places = Counter((row.node_id, row.model, row.slot) for row in found if row is not None)
         for place, processes in places.items():
             if processes > 1:
@@ -137,14 +144,23 @@ class FleetWatch:
             if backend.probes_now > self._fleet.places and not is_holding:
                 self._world.object_to(f"{backend.probes_now} probes at a time of {backend.address}")
 
+    def _check_cut_off(self) -> None:
+        """A gateway that is dead for the others gives its workers away."""
+        for post in self._fleet.posts.values():
+            unheard = trio.current_time() - post.gateway.exchange._heard_at
+            holds = unheard > TTL_SECONDS + CATCH_UP_SECONDS and not post.door.is_stopped
+            if holds and post.gateway.sessions.open:
+                self._world.object_to(f"{post} holds sessions, cut off for {unheard:.1f} s")
+
     def _check_peers(self) -> None:
-        """R4: what a dead gateway has said does not count for longer than it may."""
+        """R4: what a dead gateway has said does not count for longer than it may: its time, and the time of one who
+        has heard it last and nothing since."""
         now = trio.current_time()
         for post in self._fleet.posts.values():
             for other in post.gateway.others().values():
                 died_at = self._fleet.dead.get(other.gateway_id, now)
                 counts = other.leases or other.demand
-                if counts and now - died_at > 2 * TTL_SECONDS + SLACK_SECONDS:
+                if counts and now - died_at > 2 * TTL_SECONDS + CATCH_UP_SECONDS:
                     self._world.object_to(f"{post} counts {other.gateway_id}, dead for {now - died_at:.1f} s")
 
     def _check_published(self) -> None:
@@ -189,8 +205,9 @@ class FleetWatch:
 
     def _why_unfounded_end(self, machine: Member, process: OrderedProcess) -> str | None:
         """None: there is another good reason."""
-        rows = self._fleet.registry._tables.replicas.values()
-        row = next((each for each in rows if self._token_of(each.id) == process.backend.token), None)
+        self._learn_replicas()
+        known = self._replicas.get(process.backend.token)
+        row = None if known is None else self._fleet.registry._tables.replicas.get(known.id)
         if row is None or row.broken is not None or row.model not in self._fleet.registry._tables.models:
             return None
         if row.id in self._fleet.registry.stopped_by_fault:

@@ -29,11 +29,12 @@ from tests.simulation.world import World
 QUEUE_SECONDS: Final = 20.0
 LOAD_WAIT_SECONDS: Final = 30.0
 QUEUE_MAX: Final = 12
+SECRET: Final = "a-secret-that-is-long-enough-for-a-test"
 CONFIG: Final = f"""
 [server]
 data_dir = "{{folder}}"
 [auth]
-cluster_secret = "a-secret-that-is-long-enough-for-a-test"
+cluster_secret = "{SECRET}"
 [registry]
 url = "memory:"
 [worker]

@@ -76,6 +76,8 @@ class Machine:
     folder: Path
     replicas_max: int = 1
     """Of one model."""
+    callers: int = 1
+    """How many gateways there are."""
     lag_seconds: float = 0.0
     """How late its reports and orders arrive."""
     load_failures: int = 0
@@ -172,6 +174,7 @@ class Machine:
             env[TOKEN_VARIABLE],
             refuses=program == OURS,
             load=self._next_load,
+            callers=self.callers,
         )
         process.backend.end = process.end
         self.living().append(process)

@@ -21,21 +21,19 @@ from tests.simulation.test_simulation import SETTLE_SECONDS
 from tests.simulation.world import Violation, World, run_seeded, step
 
 EVENTS: Final = 250
+LAST_SECONDS: Final = 60.0
+"""For the last requests, when nothing is wrong any more."""
+CUT_OFF: Final = "fleet.cut_off"
 SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("FLEET_SEEDS", 12)))
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:
     """Raises `Violation`."""
-    world = World(seed)
+    world = World(seed, expected_alarms=frozenset({CUT_OFF}))
 
     async def main() -> None:
-        watches = list[FleetWatch]()
-        gateways = 2 + seed % 2
-        async with (
-            open_fleet(world, folder, gateways, lambda fleet: watches.append(FleetWatch(fleet))) as fleet,
-            trio.open_nursery() as happenings,
-        ):
-            await _live(fleet, watches[0], FleetEvents(fleet, happenings), events)
+        async with open_fleet(world, folder, 2 + seed % 2) as fleet, trio.open_nursery() as happenings:
+            await _live(fleet, FleetWatch(fleet), FleetEvents(fleet, happenings), events)
 
     run_seeded(world, main)
     return world
@@ -51,7 +49,7 @@ async def _live(fleet: Fleet, watch: FleetWatch, events: FleetEvents, number: in
     for _ in range(fleet.places):
         for spec in MODELS:
             events.send_request(spec.name, LAST_CALLER)
-    await _pass_time(fleet, watch, trio.current_time() + SETTLE_SECONDS)
+    await _pass_time(fleet, watch, trio.current_time() + LAST_SECONDS)
     watch.check_end()
     for request in fleet.ended.values():
         if request.caller == LAST_CALLER and request.outcome != "answered":

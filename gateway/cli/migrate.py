@@ -1,0 +1,35 @@
+"""`gateway migrate`: brings the tables of a PostgreSQL registry up to date, while gateways work with them."""
+
+import argparse
+import os
+import sys
+
+from gateway.bridge import open_bridge
+from gateway.cli import USAGE
+from gateway.cli.check_config import find_config
+from gateway.cli.running import run_program
+from gateway.config.load import load_config
+from gateway.config.model import RegistrySection
+from gateway.config.problems import ConfigError
+from gateway.registry.postgres_pool import open_postgres_pool
+from gateway.registry.postgres_schema import migrate
+
+
+def migrate_command(arguments: argparse.Namespace) -> int:
+    try:
+        config = load_config(find_config(arguments.config), os.environ)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return USAGE
+    return run_program(apply_migrations, config.registry)
+
+
+async def apply_migrations(registry: RegistrySection) -> None:
+    scheme, _, _ = registry.url.partition(":")
+    if scheme not in {"postgresql", "postgres"}:
+        print(f"nothing to do: a {scheme} registry is brought up to date by the gateway that opens it")
+        return
+    async with open_bridge() as bridge, open_postgres_pool(bridge, registry.url) as pool:
+        applied = await migrate(pool)
+        numbers = ", ".join(map(str, applied))
+        print(f"{pool.server}: applied {numbers}" if applied else f"{pool.server}: up to date, nothing to do")

@@ -1,0 +1,37 @@
+"""A registry that is asked for slots in strict mode and says what a test has written down for it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from gateway.domain.claim import Claim, ClaimFailed
+from gateway.domain.ids import ReplicaId
+
+Answer = ReplicaId | ClaimFailed | None
+
+
+@dataclass
+class FakeClaims:
+    """Answers in turn with what is in `answers`, and when there is nothing left with `default`."""
+
+    default: Answer = None
+    answers: list[Answer] = field(default_factory=list)
+    asked: list[Claim] = field(default_factory=list)
+    running: int = 0
+    most: int = 0
+    """Claims at once."""
+    wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
+
+    async def __call__(self, claim: Claim) -> ReplicaId | None:
+        self.asked.append(claim)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.wait()
+        finally:
+            self.running -= 1
+        answer = self.answers.pop(0) if self.answers else self.default
+        if isinstance(answer, ClaimFailed):
+            raise answer
+        return answer

@@ -1,0 +1,334 @@
+"""Two gateways and two workers over one PostgreSQL: whatever is asked, it does not matter which of them is asked.
+
+The gateway that leads has a clock that is two minutes ahead, and the database's role gives statements and locks one
+second, both all the time. Gateway `a` has the session of worker `one`, `b` that of `two`.
+"""
+
+import hashlib
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from tests.fakes.postgres_server import PostgresServer
+from tests.integration.fleet import in_background, node_of
+from tests.integration.gateways import (
+    SECRET,
+    Gateways,
+    Stopwatch,
+    audit_trail,
+    gateways_config,
+    model_table,
+    running_gateways,
+    scripted_backend,
+)
+from tests.integration.harness import GatewayProcess, events_in, together, wait_for
+
+NAMES: Final = "ab"
+WORKERS: Final = {"one": "ab", "two": "ba"}
+AHEAD_SECONDS: Final = 120
+SYNC_SECONDS: Final = 0.02
+LOAD_SECONDS: Final = 10.0
+WAITERS: Final = 20
+"""Of the load that takes so long."""
+ASKING_SECONDS: Final = 10.0
+"""For a model whose load fails."""
+STARTS_MAX: Final = 2
+FILE_BYTES: Final = 256 * 2**20
+WARM: Final = "scripted"
+TINY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
+BACKGROUND: Final = {"exchange", "lead", "note_capacity", "look"}
+"""What a gateway asks its registry for without any request."""
+
+
+@pytest.fixture(scope="module")
+def database(_postgres: PostgresServer) -> Iterator[str]:
+    with _postgres.open_database() as url:
+        yield _postgres.make_role(url, statement_timeout="1s", lock_timeout="1s")
+
+
+@pytest.fixture(scope="module")
+def trail(_postgres: PostgresServer, database: str) -> Callable[[], list[dict[str, Any]]]:
+    return partial(audit_trail, _postgres, database)
+
+
+@pytest.fixture(scope="module")
+def fleet(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateways]:
+    folder = tmp_path_factory.mktemp("gateways")
+    config = gateways_config(database, models(folder), sync=f"{SYNC_SECONDS * 1000:g}ms")
+    with running_gateways(folder, config, NAMES, WORKERS, clocks_ahead={"a": AHEAD_SECONDS}) as found:
+        found.wait_serving("one", "two", model=WARM)
+        yield found
+
+
+def models(folder: Path) -> str:
+    quick = {"tokens": 3}
+    data = bytes(range(256)) * (FILE_BYTES // 256)
+    put_file(folder / "gateway-a" / "data" / "models" / "weights.gguf", data)
+    return "".join(
+        (
+            scripted_backend("scripted", {**quick, "stderr": "good morning"}),
+            scripted_backend("slow", {**quick, "load_delay": LOAD_SECONDS}, folder / "slow"),
+            scripted_backend("broken", {"load_fails": "no such tensor"}, folder / "broken"),
+            model_table(WARM, "scripted", "parallel = 8\nmin_replicas = 2\nmax_replicas = 2"),
+            model_table("slow", "slow", "parallel = 20"),
+            model_table("broken", "broken"),
+            model_table(
+                "large", "scripted", f'sha256 = "{hashlib.sha256(data).hexdigest()}"', artifact="file:weights.gguf"
+            ),
+        )
+    )
+
+
+def put_file(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+
+
+def both(fleet: Gateways) -> tuple[GatewayProcess, GatewayProcess]:
+    return fleet.gateways["a"], fleet.gateways["b"]
+
+
+def get(gateway: GatewayProcess, path: str) -> Any:
+    answer = httpx.get(f"{gateway.url}{path}", timeout=30.0)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+# One fleet
+
+
+def test_a_worker_that_joined_through_one_gateway_serves_the_requests_of_all(fleet: Gateways) -> None:
+    assert fleet.holders() == {"one": "a", "two": "b"}
+    assert fleet.leader() == "a"
+    for gateway in both(fleet):
+        assert {node_of(gateway.chat(WARM)) for _ in range(6)} == {"one", "two"}
+        assert [(node["name"], node["status"]) for node in get(gateway, "/api/nodes")["nodes"]] == [
+            ("one", "healthy"),
+            ("two", "healthy"),
+        ]
+        assert get(gateway, "/readyz")["status"] == "ready"
+    first, second = (gateway.status() for gateway in both(fleet))
+    assert {each["id"] for each in first["gateways"]} == {each["id"] for each in second["gateways"]}
+    assert {each["url"] for each in first["gateways"]} == {each.url for each in both(fleet)}
+    assert [(each["id"], each["state"]) for each in first["replicas"]] == [
+        (each["id"], each["state"]) for each in second["replicas"]
+    ]
+
+
+def test_r12_a_node_is_drained_at_the_gateway_that_does_not_hold_it(fleet: Gateways) -> None:
+    one, other = both(fleet)
+    replicas = fleet.wait_serving("one", "two", model=WARM)
+    assert fleet.command("b", "nodes", "drain", "one").stdout == "one: draining\n"
+    try:
+        fleet.wait_serving("two", model=WARM)
+        assert {node_of(gateway.chat(WARM)) for gateway in (one, other) for _ in range(3)} == {"two"}
+    finally:
+        assert fleet.command("b", "nodes", "resume", "one").stdout == "one: healthy\n"
+    again = fleet.wait_serving("one", "two", model=WARM)
+    assert len(again.keys() & replicas.keys()) == 1
+
+
+def test_the_output_of_a_replica_is_read_at_any_gateway(fleet: Gateways) -> None:
+    for replica_id in fleet.wait_serving("one", "two", model=WARM):
+        for name in NAMES:
+            said = fleet.command(name, "logs", replica_id)
+            assert (said.returncode, said.stdout) == (0, "good morning\n"), said.stderr
+
+
+def test_a_decision_is_told_at_any_gateway(fleet: Gateways) -> None:
+    for asked, told in (NAMES, reversed(NAMES)):
+        answer = fleet.gateways[asked].chat(WARM)
+        decision = get(fleet.gateways[told], f"/api/decisions/{answer.headers['x-request-id']}")
+        assert decision["model"] == WARM
+
+
+def test_s7_the_progress_of_a_load_is_told_at_any_gateway(fleet: Gateways) -> None:
+    """The file is at gateway `a`; its worker stands still in the middle of fetching it."""
+    loading = in_background(lambda: fleet.gateways["b"].chat("large"))
+
+    def told(gateway: GatewayProcess) -> dict[str, Any]:
+        status: dict[str, Any] = get(gateway, "/api/models/large/load-status")
+        return status if status.get("bytes_done") else {}
+
+    wait_for(lambda: any(told(gateway) for gateway in both(fleet)) or loading.done(), "the fetch to begin")
+    (node,) = [each["node"] for each in both(fleet)[0].status()["replicas"] if each["model"] == "large"]
+    fleet.workers[node].send_signal(signal.SIGSTOP)
+    try:
+        for gateway in both(fleet):
+            status = wait_for(partial(told, gateway), "the progress to be told")
+            assert (status["state"], status["node"], status["bytes_total"]) == ("fetching", node, FILE_BYTES)
+            assert 0 < status["bytes_done"] <= FILE_BYTES
+    finally:
+        fleet.workers[node].send_signal(signal.SIGCONT)
+    assert node_of(loading.result(60.0)) == node
+
+
+# Models
+
+
+def test_m1_a_model_that_one_gateway_was_given_is_served_by_the_other(fleet: Gateways) -> None:
+    one, other = both(fleet)
+    for giver, server in ((one, other), (other, one)):
+        assert httpx.put(f"{giver.url}/api/models/given", json=TINY).status_code == 201
+        watch = Stopwatch()
+        watch.wait(partial(knows, server, "given"), "the other gateway knows the model")
+        answer = server.chat("given")
+        watch.say("it has served it")
+        assert answer.status_code == 200, answer.text
+        assert httpx.delete(f"{server.url}/api/models/given").status_code == 200
+        wait_for(partial(knows_no, giver, "given"), "it to be gone everywhere")
+        assert giver.chat("given").json()["error"]["code"] == "model_not_found"
+        wait_for(lambda: not processes_of(fleet, "given"), "its process to be gone")
+
+
+def knows(gateway: GatewayProcess, model: str) -> bool:
+    return model in {each["id"] for each in get(gateway, "/v1/models")["data"]}
+
+
+def knows_no(gateway: GatewayProcess, model: str) -> bool:
+    return not knows(gateway, model)
+
+
+def processes_of(fleet: Gateways, model: str) -> list[int]:
+    replicas = fleet.gateways["a"].status()["replicas"]
+    return [each["pid"] for each in replicas if each["model"] == model and each["pid"]]
+
+
+def test_m2_nothing_old_is_served_at_any_gateway_once_an_edit_is_known(fleet: Gateways) -> None:
+    """Many ask at both without a pause while the model is edited at one."""
+    one, other = both(fleet)
+    url = f"{one.url}/api/models/edited"
+    assert httpx.put(url, json={**TINY, "context_size": 512, "min_replicas": 1}).status_code == 201
+    old = replica_of(other.chat("edited"))
+    answers: list[tuple[float, str]] = []
+    is_over = False
+
+    def ask(index: int) -> None:
+        while not is_over:
+            began = time.monotonic()
+            answers.append((began, replica_of(both(fleet)[index % 2].chat("edited"))))
+
+    asking = [in_background(partial(ask, index)) for index in range(4)]
+    wait_for(lambda: len(answers) > 8, "some answers")
+    edited = httpx.put(url, json={**TINY, "context_size": 1024, "min_replicas": 1})
+    assert edited.status_code == 200
+    watch, acknowledged = Stopwatch(), time.monotonic()
+    watch.wait(lambda: all(revision(each) == edited.json()["revision"] for each in both(fleet)), "both know the edit")
+    known = time.monotonic()
+    wait_for(lambda: sum(began > known for began, _ in answers) >= 100, "a hundred answers")
+    is_over = True
+    for each in asking:
+        each.result(60.0)
+    print(f"{sum(r == old for b, r in answers if b > acknowledged)} old answers after the edit")  # noqa: T201
+    assert {replica for began, replica in answers if began < acknowledged} >= {old}
+    assert old not in {replica for began, replica in answers if began > known}
+    assert httpx.delete(url).status_code == 200
+
+
+def replica_of(answer: httpx.Response) -> str:
+    assert answer.status_code == 200, answer.text
+    return str(answer.headers["x-gateway-replica"])
+
+
+def revision(gateway: GatewayProcess) -> str:
+    return str(gateway.model("edited")["revision"])
+
+
+# Loads
+
+
+@pytest.fixture(scope="module")
+def slow_answers(fleet: Gateways) -> "list[Future[httpx.Response]]":
+    """The waiters, under way while other tests run."""
+    return [in_background(partial(both(fleet)[index % 2].chat, "slow")) for index in range(WAITERS)]
+
+
+def test_l9_a_load_that_fails_is_not_tried_for_everybody_who_asks(
+    fleet: Gateways, slow_answers: "list[Future[httpx.Response]]"
+) -> None:
+    """Ten a second at two gateways."""
+    began, answers = time.monotonic(), list[httpx.Response]()
+    while time.monotonic() < began + ASKING_SECONDS:
+        answers += together(2, lambda index: both(fleet)[index].chat("broken"))
+        time.sleep(0.2)
+    assert len(answers) >= 20
+    for answer in answers:
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"]["code"] == "model_load_failed"
+        assert "no such tensor" in answer.json()["error"]["message"]
+        assert 1 <= int(answer.headers["retry-after"]) <= 30  # not two minutes off
+    assert 1 <= len(events_in(fleet.folder / "broken", "LoadModel")) <= STARTS_MAX
+
+
+def test_l1_l2_a_long_load_with_many_waiters_under_a_role_with_short_timeouts(
+    fleet: Gateways, slow_answers: "list[Future[httpx.Response]]"
+) -> None:
+    assert Counter(answer.result(90.0).status_code for answer in slow_answers) == {200: WAITERS}
+    assert len(events_in(fleet.folder / "slow", "LoadModel")) == 1
+    for gateway in both(fleet):
+        assert not re.search(r"57014|55P03|canceling statement|lock timeout", gateway.log)
+
+
+# The registry
+
+
+def test_a_warm_request_costs_no_statement_and_a_gateway_costs_a_bounded_number(fleet: Gateways) -> None:
+    requests, other = 150, both(fleet)[1]
+    began, before = time.monotonic(), statements(other)
+    with other.client() as client:
+        body = {"model": WARM, "messages": [{"role": "user", "content": "hello"}]}
+        for _ in range(requests):
+            assert client.post("/v1/chat/completions", json=body).status_code == 200
+    after, seconds = statements(other), time.monotonic() - began
+    spent = after - before
+    print(f"{requests} requests in {seconds:.1f} s: {dict(spent)}")  # noqa: T201
+    assert spent["exchange"] <= seconds / SYNC_SECONDS + 1
+    assert not spent.keys() - BACKGROUND
+    assert sum(spent.values()) - spent["exchange"] < requests / 5
+
+
+def statements(gateway: GatewayProcess) -> Counter[str]:
+    text = httpx.get(f"{gateway.url}/metrics").text
+    found = re.findall(r'^gateway_registry_statements_total{kind="(\w+)"} (\S+)$', text, re.MULTILINE)
+    return Counter({kind: int(float(value)) for kind, value in found})
+
+
+def test_h11_a_gateway_whose_clock_is_wrong_changes_nothing(
+    fleet: Gateways, trail: Callable[[], list[dict[str, Any]]]
+) -> None:
+    """It leads, and holds a session."""
+    events = trail()
+    nodes = {each["id"] for each in both(fleet)[1].status()["nodes"]}
+    links = [event["detail"] for event in events if event["kind"] == "node.link" and event["subject"] in nodes]
+    assert set(links) == {"offline -> healthy"}
+    assert [event["at"] for event in events] == sorted(event["at"] for event in events)
+    assert sum(event["kind"] == "gateway.leads" for event in events) == 1
+    assert not [event for event in events if event["kind"] == "replica.broken"]
+    shifted, right = (gateway.status() for gateway in both(fleet))
+    for kind in ("nodes", "replicas"):
+        ages = {each["id"]: each["age"] for each in right[kind]}
+        assert all(
+            abs(each["age"] - ages[each["id"]]) < AHEAD_SECONDS / 2 for each in shifted[kind] if each["id"] in ages
+        )
+    assert len(shifted["gateways"]) == len(right["gateways"]) == 2
+
+
+def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Gateways) -> None:
+    stranger = fleet.start_gateway("stranger", config=fleet.config.replace(SECRET, f"{SECRET}-not"))
+    del fleet.gateways["stranger"]
+    assert stranger.process.wait(30.0) == 1
+    wait_for(lambda: stranger.lines and stranger.lines[-1].startswith("gateway: "), "its last words")
+    line = stranger.lines[-1]
+    assert "auth.cluster_secret" in line
+    assert any(gateway.url in line for gateway in both(fleet))
+    assert SECRET not in stranger.log
+    fleet.wait_whole()
