@@ -199,6 +199,7 @@ class Gateway:
             self.exchange.turn = self.claims.lock
         self.loads.on_change = self.exchange.note_leases
         self.admission.on_demand_change = self.exchange.note_demand
+        self.admission.control_rests = lambda: not self.exchange.connected
 
     def _note_leadership(self) -> None:
         self.reconciler.wake.set()

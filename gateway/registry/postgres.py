@@ -7,7 +7,8 @@ of the commits, so "newer than the version I saw" misses nothing (pitfall 30); a
 changes meanwhile (R10); and the epoch that `apply` compares can't become stale before its commit, because a takeover is
 a control transaction too (L13; where other rows are locked, pitfall 31 shows how an old leader gets through). The lock
 is held for a handful of round trips and never while anything else is waited for; who waits for it waits bounded, and a
-holder that has stopped is thrown out by the server (see postgres_pool.py).
+holder that has stopped is thrown out by the server (see postgres_pool.py), or by the other gateways where the server
+takes it to be busy.
 
 Bulletins and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
 only wakes (postgres_listener.py). The only clock is the server's; between two readings this process counts on.
@@ -34,7 +35,7 @@ from gateway.registry.postgres_bulletins import Conversation
 from gateway.registry.postgres_errors import check_url
 from gateway.registry.postgres_listener import VersionListener
 from gateway.registry.postgres_pick import CLAIM_BOUNDS, claim_slot_aio
-from gateway.registry.postgres_pool import POOL_SIZE, Mode, PostgresPool, Transaction, open_postgres_pool
+from gateway.registry.postgres_pool import POOL_SIZE, Bounds, Mode, PostgresPool, Transaction, open_postgres_pool
 from gateway.registry.postgres_rows import RowReader, demand_of
 from gateway.registry.postgres_schema import check_schema, migrate
 from gateway.registry.protocol import Event
@@ -45,6 +46,7 @@ log = structlog.get_logger()
 
 FORGET_DEAD_EVERY_SECONDS: Final = 600.0
 FORGET_DEAD_AFTER_SECONDS: Final = 3600.0
+END_STOPPED_EVERY_SECONDS: Final = 1.0
 
 
 @asynccontextmanager
@@ -89,6 +91,7 @@ class PostgresRegistry(Store):
         """Seconds from Trio's clock to the server's."""
         self._conversations: dict[GatewayId, Conversation] = {}
         self._forget_dead_at = 0.0
+        self._end_stopped_at = 0.0
 
     async def look(self) -> None:
         """Learns the time and the version, and says what it can't read."""
@@ -125,6 +128,7 @@ class PostgresRegistry(Store):
         async def exchange_aio(transaction: Transaction) -> Heard:
             heard = await conversation.exchange_aio(transaction, bulletin, ttl_seconds, self._test_time())
             await self._forget_dead_aio(transaction, heard.now)
+            await self._end_stopped_aio(transaction, heard.now)
             return heard
 
         heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
@@ -187,6 +191,12 @@ class PostgresRegistry(Store):
         if now >= self._forget_dead_at:
             self._forget_dead_at = now + FORGET_DEAD_EVERY_SECONDS
             await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), FORGET_DEAD_AFTER_SECONDS)
+
+    async def _end_stopped_aio(self, transaction: Transaction, now: float) -> None:
+        """What the server does not do by itself: see `END_STOPPED`."""
+        if now >= self._end_stopped_at:
+            self._end_stopped_at = now + END_STOPPED_EVERY_SECONDS
+            pass  # await transaction.rows_aio(sql.END_STOPPED, Bounds().idle_seconds)
 
     def _test_time(self) -> float | None:
         """None: the server knows."""

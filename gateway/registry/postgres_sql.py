@@ -90,6 +90,14 @@ DELETE FROM gateways WHERE id IN (
 )
 """  # noqa: S608 - constants only
 
+END_STOPPED: Final = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name = 'gateway' AND pg_has_role(usesysid, 'MEMBER')
+    AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - make_interval(secs => $1)
+"""
+"""Ends connections whose gateway has stopped, for as many seconds, between the two messages that a statement with
+parameters is: the server takes it to be busy, and no timeout of its own ends it."""
+
 
 def _exchange() -> str:
     """$1 the time, $2 our id, $3 the time to live, then our `PLAIN_COLUMNS`, our `TEXT_COLUMNS` and their hashes (NULL:

@@ -115,6 +115,8 @@ class Admission:
         """Set once, by who holds sessions."""
         self.shortage_of: Callable[[ModelName], str | None] = lambda _model: None
         """Why the fleet has no room for a model, if that is what it waits for. Set once, by the planner's loop."""
+        self.control_rests: Callable[[], bool] = lambda: False
+        """Whether nothing can be loaded now, since the registry is away. Set once, by who talks to it."""
         loads.on_release = self._serve
         loads.on_free = self._note_free
         loads.on_heard = self._note_heard
@@ -183,7 +185,15 @@ class Admission:
         now, give_up_at = trio.current_time(), self._give_up_at(ticket)
         if now >= give_up_at:
             waited, shortage = now - ticket.since, self.shortage_of(ticket.model)
-            raise gave_up(self._view(), ticket.model, waited, ticket.excluded, self.progress_of, shortage)
+            raise gave_up(
+                self._view(),
+                ticket.model,
+                waited,
+                ticket.excluded,
+                self.progress_of,
+                shortage,
+                control_rests=self.control_rests(),
+            )
         ticket.wake = trio.Event()
         with trio.move_on_at(min(give_up_at, self._retry_at(ticket))):
             await ticket.wake.wait()

@@ -14,6 +14,7 @@ from gateway.domain.errors import (
     ModelNotFound,
     NoNode,
     Overloaded,
+    Unavailable,
 )
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
@@ -59,9 +60,11 @@ def gave_up(
     excluded: Container[ReplicaId],
     progress_of: ProgressOf = nobody_knows,
     shortage: str | None = None,
+    *,
+    control_rests: bool = False,
 ) -> GatewayError:
     """What a request is told that has waited long enough. `shortage`: why no node has room for the model, if it waits
-    for room."""
+    for room. `control_rests`: nothing can be loaded now, whatever it is."""
     candidates = [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]
     if candidates:
         slots = sum(candidate.slots for candidate in candidates)
@@ -70,6 +73,13 @@ def gave_up(
         )
     if view.candidates.get(model) and not coming_up(view, model):
         return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
+    if control_rests and not coming_up(view, model):
+        return Unavailable(
+            f"The model '{model}' is not loaded, and for {waited_seconds:.0f} s nothing could be: the gateway's registry "
+            "can't be used now.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+            code="registry_unavailable",
+        )
     if not any(node.status is NodeStatus.HEALTHY for node in view.state.nodes.values()):
         return NoNode(
             f"No healthy node could serve '{model}' within {waited_seconds:.0f} s: {_nodes_there_are(view)}.",

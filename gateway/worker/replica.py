@@ -11,6 +11,7 @@ import os
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import inf
 from typing import Final
 
 import structlog
@@ -44,6 +45,8 @@ log = structlog.get_logger(__name__)
 
 CRASH_NOTICE_SECONDS: Final = 0.5
 """A crash breaks the connection just before the exit is seen; the exit is the better explanation and is waited for."""
+NOTICE_SECONDS: Final = 0.5
+"""For which what is to drain still takes requests, since other gateways send it some until they have heard of it."""
 LAST_OUTPUT_SECONDS_MAX: Final = 1.0
 """After the exit. A process that left the group may hold the pipe open for ever."""
 FREE_SECONDS_MAX: Final = 5.0
@@ -249,12 +252,17 @@ class ReplicaTask:
 
     async def _drain(self, process: BackendProcess, program: BackendProgram) -> None:
         """Lets open requests finish. A backend that does not refuse new calls itself would cut the open ones at TERM:
-        it is left alone until a stop says that nobody uses it any more, or the drain's time is over."""
+        it is left alone until a stop says that nobody uses it any more, or the drain's time is over.
+
+        One that does refuse them is left alone for a moment: what comes just as it ends is not refused but lost, which
+        a request may go through once (see `routing.route`), and would if its next replica drained, too."""
         self._report(Observed.DRAINING)
-        if program.refuses_when_full:
+        with trio.move_on_after(self._settings.drain_timeout_seconds):
+            with trio.move_on_after(NOTICE_SECONDS if program.refuses_when_full else inf):
+                await self._stop.wait()
+                return
             self._asked_to_end = True
             process.terminate()
-        with trio.move_on_after(self._settings.drain_timeout_seconds):
             await self._stop.wait()
 
     async def _free(self) -> None:

@@ -104,7 +104,7 @@ def assigned(gateways: list[StrictGateway]) -> list[int]:
 async def test_r3_sixty_four_picks_at_once_spread_evenly(
     bridge: Bridge, migrated_postgres_url: str, count: int
 ) -> None:
-    """Looked at after each pick, whichever gateway made it: the difference is never more than one."""
+    """Never apart by more than one, whichever gateway picked; what is seen on the way is a little late."""
     with trio.fail_after(PATIENCE_SECONDS):
         async with strict_gateways(bridge, migrated_postgres_url, slots=32, count=count) as gateways:
 
@@ -116,7 +116,6 @@ async def test_r3_sixty_four_picks_at_once_spread_evenly(
             async with trio.open_nursery() as nursery:
                 for number in range(64):
                     nursery.start_soon(request, gateways[number % count])
-    # Commits of several gateways are heard of here in any order, so those on their way blur what is seen in between.
     assert assigned(gateways) == [16] * 4
     assert all(max(each) - min(each) <= count for each in spread)
 

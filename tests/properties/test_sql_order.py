@@ -317,6 +317,7 @@ class Stored:
     def pick_until_none_is_left(self, model: ModelName) -> list[ReplicaId]:
         found = list[ReplicaId]()
         while (picked := self.pick(model, found)) is not None:
+            assert picked.replica_id not in found
             found.append(picked.replica_id)
         return found
 
@@ -445,3 +446,33 @@ def test_all_taken_is_said(database: Database) -> None:
 
 def test_an_unknown_model_has_no_replica(database: Database) -> None:
     assert Stored(database, Fleet()).pick(UNKNOWN) is None
+
+
+def test_a8_older_revisions_stop_serving_once_a_newer_one_does(database: Database) -> None:
+    """Even while that one is taken."""
+    fleet = replace(
+        SOUND,
+        models=[model_row(rollout="surge")],
+        replicas=[replica_row("r0", revision="older"), replica_row("r1", 1, parallel=1)],
+        gateways=[gateway_row("g0", {"r1": 1})],
+    )
+    assert Stored(database, fleet).pick_until_none_is_left(MODEL) == ["r1"]
+
+
+def test_what_the_asking_gateway_knows_of_replicas_counts(database: Database) -> None:
+    """Each replica beats the next by one thing only, whatever the ids say; one is excluded."""
+    several = [replica_row(f"r{number}", number) for number in range(6)]
+    full, suspect, busy, used, unused, failed = (ReplicaId(f"r{number}") for number in range(6))
+    claim = replace(
+        OURS, excluded=[failed], suspect=[suspect], full=[full], busy=[busy], unused_seconds={used: 1.0, unused: 2.0}
+    )
+    stored = Stored(database, replace(SOUND, replicas=several, claim=claim))
+    assert stored.pick_until_none_is_left(MODEL) == [unused, used, busy, full, suspect]
+    assert stored.pick(MODEL, [unused, used, busy]) == Picked(full, has_free_slot=False)
+
+
+@pytest.mark.parametrize("count", ["x", "", "9" * 30, None, [], -1])
+def test_what_can_not_be_read_of_a_bulletin_is_not_said(database: Database, count: object) -> None:
+    said = {"r0": count, "r9": 1}
+    fleet = replace(SOUND, gateways=[gateway_row("g0", said, said), gateway_row("g1", {"r0": 1})])
+    assert Stored(database, fleet).pick(MODEL) == Picked(ReplicaId("r0"), has_free_slot=True)

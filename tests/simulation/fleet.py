@@ -57,6 +57,7 @@ class Post:
         self.door = door
         self.ends = trio.Event()
         """It is told to end."""
+        self.is_gone = False
         self.began_at = trio.current_time()
         self._services = services
         self._links: list[Link] = []
@@ -79,6 +80,10 @@ class Post:
         await self.gateway.registry.register_node(registration)
 
     def serve(self, link: Link, hello: Hello) -> None:
+        if self.is_gone:
+            link.ended.set()
+            link.cut()
+            return
         self._links = [*(each for each in self._links if not each.ended.is_set()), link]
         self._services.start_soon(self._serve, link, hello)
 
@@ -100,7 +105,6 @@ class Post:
             link.cut()
         for request in list(self.house.clients.live.values()):
             request.leave.cancel()
-        self._services.cancel_scope.cancel()
 
 
 @dataclass
@@ -217,6 +221,9 @@ class Fleet:
             self.world.note(f"{post} ends")
             self.dead[post.gateway.id] = trio.current_time()
             del self.posts[post.number]
+            post.is_gone = True
+        while post.house.clients.live:  # noqa: ASYNC110 - of one that is killed, which are all cancelled
+            await trio.sleep(0.001)
 
     async def _drain(self, post: Post) -> None:
         """As the listener does: what is there may end, for a while."""

@@ -148,8 +148,8 @@ class FleetWatch:
         """A gateway that is dead for the others gives its workers away."""
         for post in self._fleet.posts.values():
             unheard = trio.current_time() - post.gateway.exchange._heard_at
-            holds = unheard > TTL_SECONDS + CATCH_UP_SECONDS and not post.door.is_stopped
-            if holds and post.gateway.sessions.open:
+            is_cut_off = unheard > TTL_SECONDS + CATCH_UP_SECONDS + SLACK_SECONDS
+            if is_cut_off and post.door.is_cut and not post.door.is_stopped and post.gateway.sessions.open:
                 self._world.object_to(f"{post} holds sessions, cut off for {unheard:.1f} s")
 
     def _check_peers(self) -> None:

@@ -6,15 +6,16 @@ A thousand ends in all. Requests come at the moments around each decision, throu
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from math import inf
 from pathlib import Path
 from typing import Final
 
-import pytest
 import trio
 
 from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
+from tests.simulation.backend import Mood
 from tests.simulation.clients import Request
 from tests.simulation.fleet import FLEET_CONFIG, Fleet, open_fleet
 from tests.simulation.fleet_invariants import FleetWatch
@@ -70,12 +71,20 @@ class Callers:
             spec.name,
             "ann",
             random.choice(["stream", "unary", "embedding"]),
-            random.randint(1, 40),
+            random.randint(1, 3),
             patience_seconds=3600,
             pause_seconds=0,
         )
         self.requests.append(request)
         await self.fleet.send(request)
+
+
+async def _vary_pace(fleet: Fleet) -> None:
+    """A call may take from a moment to several seconds: longer than it takes to be thought to have ended."""
+    while True:
+        for backend in fleet.backends():
+            backend.be(fleet.world.random.choice([Mood.WELL, Mood.SLOW]), inf)
+        await trio.sleep(1.0)
 
 
 def _run(folder: Path, specs: Sequence[ModelSpec], config: str, pause: Callable[[World], float], ends: int) -> None:
@@ -87,9 +96,10 @@ def _run(folder: Path, specs: Sequence[ModelSpec], config: str, pause: Callable[
             callers = Callers(fleet, lambda: pause(world))
             async with trio.open_nursery() as nursery:
                 await trio.sleep(SCALE_DOWN_SECONDS)  # until gateways and machines are there
+                nursery.start_soon(_vary_pace, fleet)
                 for spec in specs:
                     nursery.start_soon(callers.run, spec)
-                while len(fleet.registry.unwanted_at) < ends:  # noqa: ASYNC110 - on a virtual clock
+                while len(fleet.registry.unwanted_at) < ends:
                     await trio.sleep(1.0)
                     world.raise_violations()
                 nursery.cancel_scope.cancel()

@@ -83,6 +83,13 @@ def test_p4_a_model_for_which_there_is_no_room_is_refused_with_the_numbers() -> 
     assert error.message == f"The model 'm' could not be loaded within 60 s: {SHORTAGE}."
 
 
+def test_who_waits_for_a_load_while_the_registry_is_away_is_told_so() -> None:
+    error = gave_up(view(), MODEL, 60, (), control_rests=True)
+    assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
+    loading = view(replica("r", observed=Observed.LOADING))
+    assert gave_up(loading, MODEL, 60, (), control_rests=True).code == "model_loading"
+
+
 def test_p4_what_serves_or_comes_up_has_no_shortage_of_room() -> None:
     """For growing there may be none, which is nothing to tell a request."""
     assert isinstance(gave_up(view(replica("r")), MODEL, 60, (), shortage=SHORTAGE), Overloaded)
