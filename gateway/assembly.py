@@ -31,6 +31,7 @@ from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge
 from gateway.config.model import Config
+from gateway.control.claims import claims_at
 from gateway.control.complaints import Complaints
 from gateway.control.demand import Waiting
 from gateway.control.exchange import FleetExchange
@@ -44,7 +45,6 @@ from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes
-from gateway.domain.claim import Claim, ClaimFailed
 from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
@@ -54,7 +54,7 @@ from gateway.local_state import StartupError
 from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.clock import RegistryClock
-from gateway.registry.protocol import ClaimsSlots, Registry, RegistryError
+from gateway.registry.protocol import ClaimsSlots, Registry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
@@ -126,8 +126,7 @@ class Gateway:
     def _strict_claims(self) -> StrictClaims | None:
         if self.config.routing.mode != "strict" or not isinstance(self.registry, ClaimsSlots):
             return None
-        claim_slot = partial(_claim_slot, self.registry)
-        return StrictClaims(self.id, lambda: self.views.current, self.admission, claim_slot)
+        return StrictClaims(self.id, lambda: self.views.current, self.admission, claims_at(self.registry))
 
     def _make_control(self) -> None:
         config = self.config
@@ -183,6 +182,7 @@ class Gateway:
             self.watch,
             self.leadership,
             self.reconciler,
+            always_tells_leases=self.claims is not None,
         )
         self.exchange = FleetExchange(
             self.registry,
@@ -287,14 +287,6 @@ class Gateway:
             self.wishes.wake.set()
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
-
-
-async def _claim_slot(registry: ClaimsSlots, claim: Claim) -> ReplicaId | None:
-    """In the words of routing."""
-    try:
-        return await registry.claim_slot(claim)
-    except RegistryError as error:
-        raise ClaimFailed(str(error)) from error
 
 
 def _reachable(url: str, advertise: str | None) -> str:

@@ -1,19 +1,12 @@
 """Strict mode's way to the registry: a claim, and what its failure means to routing."""
 
-from typing import Protocol
-
 from gateway.domain.claim import Claim, ClaimFailed
 from gateway.domain.ids import ReplicaId
-from gateway.registry.protocol import RegistryError
+from gateway.registry.protocol import ClaimsSlots, RegistryError
 from gateway.routing.strict import ClaimSlot
 
 
-class ClaimingRegistry(Protocol):
-    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
-        """Raises `RegistryError`."""
-
-
-def claims_at(registry: ClaimingRegistry) -> ClaimSlot:
+def claims_at(registry: ClaimsSlots) -> ClaimSlot:
     async def claim_slot(claim: Claim) -> ReplicaId | None:
         try:
             return await registry.claim_slot(claim)

@@ -196,7 +196,7 @@ class PostgresRegistry(Store):
         """What the server does not do by itself: see `END_STOPPED`."""
         if now >= self._end_stopped_at:
             self._end_stopped_at = now + END_STOPPED_EVERY_SECONDS
-            pass  # await transaction.rows_aio(sql.END_STOPPED, Bounds().idle_seconds)
+            await transaction.rows_aio(sql.END_STOPPED, Bounds().idle_seconds)
 
     def _test_time(self) -> float | None:
         """None: the server knows."""

@@ -75,8 +75,8 @@ def gave_up(
         return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
     if control_rests and not coming_up(view, model):
         return Unavailable(
-            f"The model '{model}' is not loaded, and for {waited_seconds:.0f} s nothing could be: the gateway's registry "
-            "can't be used now.",
+            f"The model '{model}' is not loaded, and nothing could be for {waited_seconds:.0f} s: the gateway's "
+            "registry can't be used now.",
             retry_after_seconds=RETRY_AFTER_SECONDS,
             code="registry_unavailable",
         )
