@@ -46,8 +46,8 @@ def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> Bulletin
         row["url"],
         row["secret_fingerprint"],
         row["seen_version"],
-        leases=_each(_object(row["leases"]), lambda _, count: int(count)),
-        uses=_each(_object(row["uses"]), lambda _, since: Use(float(since))),
+        leases=_each(_object(row["leases"]), lambda _, count: _number(count, int)),
+        uses=_each(_object(row["uses"]), lambda _, since: Use(_number(since, int, float))),
         demand=demand_from_text(gateway_id, row["demand"]),
         progress=_each(notes.get("progress"), lambda _, told: Progress(*told)),
         waits=_each(notes.get("waits"), lambda _, told: Hold(str(told[0]), bool(told[1]))),
@@ -58,6 +58,13 @@ def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> Bulletin
 def demand_from_text(gateway_id: GatewayId, text: str) -> tuple[Demand, ...]:
     rows = _each(_object(text), lambda model, told: Demand(gateway_id, ModelName(model), int(told[0]), float(told[1])))
     return tuple(rows.values())
+
+
+def _number(value: object, *kinds: type[int] | type[float]) -> Any:  # noqa: ANN401 - of one of the kinds
+    """Raises `TypeError`. True is none."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is no number")
+    return value
 
 
 def _text(value: object) -> str:
@@ -80,6 +87,6 @@ def _each(said: object, read: Callable[[str, Any], Value]) -> Mapping[Any, Value
     for key, value in said.items():
         try:
             readable[key] = read(key, value)
-        except (TypeError, ValueError, IndexError, KeyError):
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError):
             continue
     return MappingProxyType(readable)

@@ -36,7 +36,7 @@ def _has_only(document: str, keys: frozenset[str]) -> str:
 
 
 def _entries(document: str) -> str:
-    return f"json_each_text(CASE WHEN json_typeof({document}) = 'object' THEN {document} ELSE '{{}}' END)"
+    return f"json_each(CASE WHEN json_typeof({document}) = 'object' THEN {document} ELSE '{{}}' END)"
 
 
 _SPEC_IS_READABLE: Final = f"""
@@ -60,11 +60,14 @@ _SELECTOR_MATCHES: Final = f"""
     AND NOT EXISTS (SELECT FROM {_entries("n.labels")} AS label WHERE json_typeof(n.labels -> label.key) <> 'string')
     AND NOT EXISTS (
         SELECT FROM {_entries("model.selector")} AS wanted
-        WHERE (n.labels ->> wanted.key = wanted.value) IS NOT TRUE
+        WHERE (n.labels ->> wanted.key = model.selector ->> wanted.key) IS NOT TRUE
     )
 """  # noqa: S608 - constants only
-_COUNT: Final = "CASE WHEN said.value ~ '^[0-9]{1,9}$' THEN said.value::bigint ELSE 0 END"
-_SINCE: Final = r"CASE WHEN said.value ~ '^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$' THEN said.value::float8 END"
+# As text, a string is in quotation marks and so no number.
+_COUNT: Final = "CASE WHEN said.value::text ~ '^[0-9]{1,9}$' THEN said.value::text::bigint ELSE 0 END"
+_SINCE: Final = r"""
+    CASE WHEN said.value::text ~ '^-?[0-9]+(\.[0-9]+)?([eE][-+]?[0-9]+)?$' THEN said.value::text::float8 END
+"""
 
 PICK: Final = f"""
 WITH model AS (

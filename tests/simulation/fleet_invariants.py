@@ -7,12 +7,15 @@ from typing import Final
 import trio
 
 from gateway.domain.cluster import NodeStatus, Replica
+from gateway.domain.errors import GatewayError, Unavailable
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired
 from gateway.registry.snapshot import RETRY_MAX_SECONDS
 from gateway.routing.eligibility import Candidate
+from tests.simulation.clients import Request
 from tests.simulation.fleet import TTL_SECONDS, Fleet, Post
-from tests.simulation.invariants import Watch
+from tests.simulation.house import LOAD_WAIT_SECONDS
+from tests.simulation.invariants import ROUNDING_SECONDS, Watch
 from tests.simulation.machine import DRAIN_TIMEOUT_SECONDS
 from tests.simulation.member import Member, OrderedProcess
 
@@ -45,6 +48,14 @@ class GatewayWatch(Watch):
     def _check_view_is_current(self) -> None:
         if self.well_for() > CATCH_UP_SECONDS:
             super()._check_view_is_current()
+
+    def _why_unfounded(self, request: Request, error: GatewayError) -> str | None:
+        """While its registry does not answer a gateway can't know what comes up."""
+        if type(error) is Unavailable:
+            waited = trio.current_time() - request.begun_at
+            is_in_doubt = self.well_for() < TTL_SECONDS + CATCH_UP_SECONDS
+            return None if is_in_doubt and waited >= LOAD_WAIT_SECONDS - ROUNDING_SECONDS else f"it waited {waited} s"
+        return super()._why_unfounded(request, error)
 
     def _may_have_room(self, candidate: Candidate) -> bool:
         """What others have published may be doubted."""

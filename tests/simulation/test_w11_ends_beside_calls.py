@@ -1,8 +1,11 @@
 """W11: one gateway lets replicas go, because nobody uses them or for another model, while others route to them.
 
-A thousand ends in all. Requests come at the moments around each decision, through any gateway; none of them is cut.
+More than a thousand requests come at the moments around each decision, through any gateway; none of them is cut.
+
+    W11_ENDS=1000 pytest tests/simulation/test_w11_ends_beside_calls.py
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -22,12 +25,14 @@ from tests.simulation.fleet_invariants import FleetWatch
 from tests.simulation.machine import FOREIGN, OURS
 from tests.simulation.world import World, run_seeded
 
-GATEWAYS: Final = 3
+GATEWAYS: Final = 2
+ENDS: Final = int(os.environ.get("W11_ENDS", "300"))
+"""Replicas that are let go because nobody uses them. Evictions take longer, and are fewer."""
 SCALE_DOWN_SECONDS: Final = 1.0
 SPARE: Final = tuple(
     ModelSpec(ModelName(f"{backend}{number}"), backend, "", parallel=2, max_replicas=1)
     for backend in (OURS, FOREIGN)
-    for number in range(8)
+    for number in range(3)
 )
 """Each goes when nobody has used it for a second."""
 RIVALS: Final = tuple(
@@ -40,7 +45,7 @@ RIVALS: Final = tuple(
         exclusive_group=f"{backend}{group}",
     )
     for backend in (OURS, FOREIGN)
-    for group in "abcd"
+    for group in "ab"
     for number in range(4)
 )
 """Four of each group, which share three machines."""
@@ -105,7 +110,7 @@ def _run(folder: Path, specs: Sequence[ModelSpec], config: str, pause: Callable[
                 nursery.cancel_scope.cancel()
             outcomes = {request.outcome for request in callers.requests if request.outcome is not None}
             assert outcomes - {"left"} <= ALLOWED, outcomes
-            assert sum(request.outcome == "answered" for request in callers.requests) > ends
+            assert sum(request.outcome == "answered" for request in callers.requests) > 3 * ends
 
     run_seeded(world, main)
 
@@ -116,9 +121,9 @@ def test_w11_no_request_is_cut_when_replicas_are_scaled_down_beside_it(tmp_path:
         SPARE,
         FLEET_CONFIG + f'[reconciler]\nscale_down_delay = "{SCALE_DOWN_SECONDS:g}s"\n',
         lambda world: SCALE_DOWN_SECONDS + world.random.uniform(-0.3, 1.5),
-        700,
+        ENDS,
     )
 
 
 def test_w11_no_request_is_cut_when_replicas_are_evicted_beside_it(tmp_path: Path) -> None:
-    _run(tmp_path, RIVALS, FLEET_CONFIG, lambda world: world.random.uniform(0.0, MIN_RESIDENCE_SECONDS), 300)
+    _run(tmp_path, RIVALS, FLEET_CONFIG, lambda world: world.random.uniform(1.0, MIN_RESIDENCE_SECONDS), ENDS // 5)

@@ -1,0 +1,33 @@
+"""A replica that has just failed somebody is left alone for a while, and then asked by whoever waits."""
+
+import trio
+import trio.testing
+
+from gateway.domain.ids import ReplicaId
+from gateway.routing.lease import Lease
+from gateway.routing.load_table import PHANTOM_FIRST_SECONDS
+from tests.fakes.fleet import replica
+from tests.fakes.routing_bench import RoutingBench
+
+
+async def test_who_waits_asks_a_replica_that_failed_another_as_soon_as_it_is_trusted_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Nothing else happens meanwhile: the other replica keeps its request, and nobody comes or goes."""
+    bench = RoutingBench(replica("r1", parallel=1), replica("r2", slot=1, parallel=1))
+    taken = {lease.candidate.replica_id: lease for lease in [await bench.lease(), await bench.lease()]}
+    got = list[Lease]()
+
+    async def wait() -> None:
+        got.append(await bench.lease("waiting"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.sleep(PHANTOM_FIRST_SECONDS / 2)
+        bench.loads.note_failure(ReplicaId("r1"), trio.current_time())
+        taken[ReplicaId("r1")].release()
+        await trio.sleep(PHANTOM_FIRST_SECONDS / 2)
+        assert not got
+        await trio.sleep(PHANTOM_FIRST_SECONDS)
+        assert [lease.candidate.replica_id for lease in got] == ["r1"]
+        nursery.cancel_scope.cancel()
