@@ -97,7 +97,7 @@ class SimulatedGateway(Admission):
     def lines(self) -> Iterator[Line]:
         now = trio.current_time()
         for model, queue in self.statistics().items():
-            yield Line(self.id, model, queue.waiting, now - queue.oldest_seconds)
+            yield Line(self.id, model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
 
     def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
         super()._take_out(queue, ticket)

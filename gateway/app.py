@@ -6,7 +6,7 @@ Read `open_gateway` from top to bottom: what is opened first dies last. The thre
 
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from typing import Final
 
@@ -30,6 +30,7 @@ from gateway.registry.snapshot import run_snapshot_watcher
 from gateway.routing.eligibility import REFUSING, build_view
 from gateway.routing.load_table import LoadTable
 from gateway.routing.probe_cache import open_probe_cache
+from gateway.worker.identity import FolderInUse, holding_folder
 from gateway.worker.process import SpawnProcess, spawn_process
 
 log = structlog.get_logger(__name__)
@@ -54,9 +55,9 @@ async def open_gateway(
         async with (
             open_bridge() as bridge,
             open_registry(config.registry, bridge) as registry,
+            _holding_data_dir(config),
             _open_parts(config, registry, bridge, dial) as gateway,
         ):
-            await registry.declare_models([entry.to_spec() for entry in config.models])
             try:
                 async with trio.open_nursery() as services:
                     await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
@@ -82,6 +83,17 @@ async def _open_parts(config: Config, registry: Registry, bridge: Bridge, dial: 
             yield Gateway(config, registry, bridge, channels, loads, probes, _cluster_secret(config))
 
 
+@asynccontextmanager
+async def _holding_data_dir(config: Config) -> AsyncIterator[None]:
+    """For this process alone. Raises `StartupError`."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding_folder(config.server.data_dir))
+        except FolderInUse as error:
+            raise StartupError(str(error)) from error
+        yield
+
+
 @contextmanager
 def _listening_socket(config: Config) -> Iterator[socket.socket]:
     """Bound before anything else is touched: a port that is taken is the commonest reason not to start."""
@@ -104,6 +116,7 @@ async def _start_services(
     services.start_soon(gateway.run_view_changes)
     await services.start(gateway.exchange.run)
     _refuse_other_fleet(gateway)
+    await gateway.registry.declare_models([entry.to_spec() for entry in gateway.config.models])
     services.start_soon(gateway.complaints.run)
     services.start_soon(gateway.wishes.run)
     estimate = partial(estimate_requirement, gateway.config.worker.models_dir)
@@ -126,7 +139,8 @@ def _refuse_other_fleet(gateway: Gateway) -> None:
         where = others[0].url or others[0].gateway_id
         raise StartupError(
             f"the gateway {where} of this registry has another cluster secret; set auth.cluster_secret or "
-            "auth.cluster_secret_file to the same one for all gateways of the fleet"
+            "auth.cluster_secret_file to the same one for all gateways of the fleet (if that gateway is gone, it is "
+            f"forgotten after {gateway.config.registry.gateway_ttl:g} s)"
         )
 
 

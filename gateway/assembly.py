@@ -148,6 +148,7 @@ class Gateway:
             self.token_of,
             self.complaints.note_lost,
             self._is_judge_of,
+            lambda: not self.exchange.connected,
         )
         self.watch = LoadWatch()
         self.watch.on_end = self._note_load
@@ -192,7 +193,7 @@ class Gateway:
             self.voice.fast,
             self.voice.slow,
             self.voice.hear,
-            lambda: self.sessions.end_all(CUT_OFF),
+            self._note_cut_off,
             self.clock,
         )
         if self.claims is not None:
@@ -200,6 +201,10 @@ class Gateway:
         self.loads.on_change = self.exchange.note_leases
         self.admission.on_demand_change = self.exchange.note_demand
         self.admission.control_rests = lambda: not self.exchange.connected
+
+    def _note_cut_off(self) -> None:
+        self.monitor.begin_anew()
+        self.sessions.send_away(CUT_OFF)
 
     def _note_leadership(self) -> None:
         self.reconciler.wake.set()
@@ -213,8 +218,8 @@ class Gateway:
         return min((self.views.current.state.version, *others))
 
     def _is_judge_of(self, node: Node) -> bool:
-        """Whoever lives and holds its session is; else the leader. Nobody while the registry is away (H9)."""
-        if not self.exchange.connected or node.gateway_id in self.exchange.heard.others:
+        """Whoever lives and holds its session is; else the leader."""
+        if node.gateway_id in self.exchange.heard.others:
             return False
         return node.gateway_id == self.id or self.leadership.epoch is not None
 

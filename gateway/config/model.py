@@ -136,7 +136,9 @@ class RegistrySection(Section):
     migrate: Flag = True
     """Bring the tables of a PostgreSQL registry up to date at the start. If not, `gateway migrate` does it."""
     lease_sync_interval: PositiveDuration = 0.02
+    """How often gateways tell each other what they have, while there are several and anybody has a request."""
     gateway_ttl: PositiveDuration = 15.0
+    """How long a gateway that says nothing counts as living."""
 
 
 class RoutingSection(Section):

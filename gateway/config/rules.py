@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from gateway.config.draft import Draft
 from gateway.config.fields import is_postgresql
@@ -10,6 +11,10 @@ from gateway.config.model import AuthSection, Config, HealthSection, ModelEntry,
 from gateway.config.problems import Loc, format_path
 from gateway.config.units import quote
 from gateway.domain.model_spec import LLAMA_CPP
+
+TTL_SECONDS_MIN: Final = 1.0
+TTL_INTERVALS_MIN: Final = 10
+"""Exchanges that a living gateway has time for before it counts as dead."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,10 @@ def _check_api_keys(auth: AuthSection) -> Iterator[Finding]:
 
 def _check_registry(config: Config) -> Iterator[Finding]:
     url: Loc = ("registry", "url")
+    interval, ttl = config.registry.lease_sync_interval, config.registry.gateway_ttl
+    if ttl < max(TTL_SECONDS_MIN, TTL_INTERVALS_MIN * interval):
+        problem = f"must be at least 1s and {TTL_INTERVALS_MIN} times registry.lease_sync_interval"
+        yield Finding(("registry", "gateway_ttl"), problem, (("registry", "lease_sync_interval"),))
     if is_postgresql(config.registry.url):
         return
     if config.routing.mode == "strict":

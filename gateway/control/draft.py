@@ -7,9 +7,8 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.control.entries import Forget, Mark, Plan, Start, Wait, Want
-from gateway.control.ground import Claim, Ground
+from gateway.control.ground import Ground
 from gateway.control.placement import Placement
-from gateway.control.remembered import note_freed
 from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -50,7 +49,7 @@ class Draft:
 
     def claim(self, spec: ModelSpec, place: Placement) -> None:
         """Nobody else gets the room that is being made."""
-        self.ground.claims.append(Claim(spec.name, place.node.id))
+        self.ground.claim(spec, place.node)
         self.look_again(place.again_at)
 
     def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
@@ -59,9 +58,7 @@ class Draft:
 
     def drop(self, replica: Replica, because: str) -> None:
         self.forget.append(Forget(replica.id, because))
-        ground = self.ground
-        ground.drop(replica)
-        ground.remembered = note_freed(ground.remembered, ground.state, [replica], ground.now)
+        self.ground.drop(replica)
 
     def note_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
         """A load has failed, which matters if it was one of the model as it is now. `forgives_first`: the first of a

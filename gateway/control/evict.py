@@ -12,14 +12,15 @@ stands behind the other's. A model whose requests never cease keeps its place.
 """
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass
 from math import inf
 from typing import Final
 
 from gateway.control.ground import Ground, is_leaving
-from gateway.control.room import Question, lacks
+from gateway.control.room import Obstacle, Question, obstacle
+from gateway.control.tally import need_of
 from gateway.domain.cluster import Node, Replica
-from gateway.domain.ids import ReplicaId
+from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.domain.model_spec import ModelSpec
 
@@ -29,20 +30,26 @@ RECHECK_SECONDS: Final = 1.0
 """How soon to look again at replicas that have requests: nothing wakes the planner when the last of them ends."""
 
 
+@dataclass(frozen=True)
+class Leavers:
+    """Replicas of one node that may go if the right model asks, the longest unused first."""
+
+    rows: tuple[Replica, ...]
+    bytes: int
+    """Of the node's memory: what all of them give back."""
+
+
 def victims(question: Question, *, later: bool = False) -> tuple[Replica, ...] | None:
-    """Replicas of the node that make room by leaving; None: not even all of them would.
+    """Replicas of the node that make room for the model soon by leaving; None: not even all of them would.
 
     `later`: also those that may go once their requests have ended and they have been there long enough.
     """
-    chosen: list[Replica] = []
-    for row in _candidates(question.ground, question.node, question.spec, later=later):
-        if not _lacks_without(question, chosen):
-            break
-        if not _would_break_floor(question.ground, row, chosen):
-            chosen.append(row)
-    if _lacks_without(question, chosen):
+    leavers = question.ground.once(_all_leavers if later else _idle_leavers, question.node)
+    in_the_way = obstacle(question)
+    if in_the_way is None or in_the_way.missing_bytes > leavers.bytes:
         return None
-    return tuple(_only_needed(question, chosen))
+    chosen = _enough(question, leavers, in_the_way)
+    return None if chosen is None else tuple(_only_needed(question, chosen, in_the_way))
 
 
 def may_leave_at(ground: Ground, row: Replica) -> float:
@@ -52,19 +59,29 @@ def may_leave_at(ground: Ground, row: Replica) -> float:
     return row.since + MIN_RESIDENCE_SECONDS
 
 
-def _candidates(ground: Ground, node: Node, spec: ModelSpec, *, later: bool) -> list[Replica]:
-    rows = [row for row in ground.on(node) if row.model != spec.name and _is_fair_game(ground, row, spec)]
-    free = [row for row in rows if later or is_idle(ground, row)]
-    return sorted(free, key=lambda row: (-ground.idle_seconds(row), row.since, row.id))
+def _all_leavers(ground: Ground, node: Node) -> Leavers:
+    rows = [row for row in ground.on(node) if _is_fair_game(ground, row)]
+    rows.sort(key=lambda row: (-ground.idle_seconds(row), row.since, row.id))
+    return Leavers(tuple(rows), need_of(ground, node, rows))
 
 
-def _is_fair_game(ground: Ground, row: Replica, claimant: ModelSpec) -> bool:
+def _idle_leavers(ground: Ground, node: Node) -> Leavers:
+    rows = [row for row in ground.once(_all_leavers, node).rows if is_idle(ground, row)]
+    return Leavers(tuple(rows), need_of(ground, node, rows))
+
+
+def _is_fair_game(ground: Ground, row: Replica) -> bool:
     spec = ground.state.models.get(row.model)
     if spec is None or row.revision != spec.revision or row.observed is not Observed.READY or is_leaving(row):
         return False
+    return ground.beyond_floor(spec) > 0
+
+
+def _comes_first(ground: Ground, claimant: ModelSpec, row: Replica) -> bool:
+    """Whether the room is rather the claimant's than that of the model that has it."""
     served_since = ground.waiting_since(row.model)
     if served_since is None:
-        return True
+        return row.model != claimant.name
     waiting_since = ground.waiting_since(claimant.name)
     return waiting_since is not None and waiting_since < served_since
 
@@ -79,23 +96,30 @@ def is_idle(ground: Ground, row: Replica) -> bool:
     return not _is_used(ground, row) and ground.now - row.since >= MIN_RESIDENCE_SECONDS
 
 
-def _would_break_floor(ground: Ground, row: Replica, chosen: list[Replica]) -> bool:
-    spec = ground.state.models[row.model]
-    going = Counter(each.model for each in chosen)[row.model]
-    return len(ground.live(spec)) - going <= ground.floor(spec)
+def _enough(question: Question, leavers: Leavers, in_the_way: Obstacle) -> list[Replica] | None:
+    """The first of them whose leaving is enough; None: all of them are not."""
+    ground, chosen = question.ground, list[Replica]()
+    missing, rivals, going = in_the_way.missing_bytes, set(in_the_way.rivals), Counter[ModelName]()
+    for row in leavers.rows:
+        if missing <= 0 and not rivals:
+            break
+        if _comes_first(ground, question.spec, row) and going[row.model] < ground.beyond_floor(
+            ground.state.models[row.model]
+        ):
+            chosen.append(row)
+            going[row.model] += 1
+            rivals.discard(row.id)
+            missing -= need_of(ground, question.node, [row])
+    return None if missing > 0 or rivals else chosen
 
 
-def _lacks_without(question: Question, gone: list[Replica]) -> bool:
-    without = frozenset[ReplicaId](row.id for row in gone)
-    return bool(lacks(replace(question, soon=True, without=without)))
-
-
-def _only_needed(question: Question, chosen: list[Replica]) -> list[Replica]:
+def _only_needed(question: Question, chosen: list[Replica], in_the_way: Obstacle) -> list[Replica]:
     """Spares those that turn out to be too small to matter, the last used first."""
+    missing = in_the_way.missing_bytes - need_of(question.ground, question.node, chosen)
     for row in reversed(tuple(chosen)):
-        fewer = [each for each in chosen if each is not row]
-        if not _lacks_without(question, fewer):
-            chosen = fewer
+        without_it = missing + need_of(question.ground, question.node, [row])
+        if without_it <= 0 and row.id not in in_the_way.rivals:
+            missing, chosen = without_it, [each for each in chosen if each is not row]
     return chosen
 
 

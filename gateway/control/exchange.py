@@ -96,13 +96,16 @@ class FleetExchange:
         if trio.current_time() >= self._slow_at + SLOW_SECONDS:
             self._slow_at = trio.current_time()
             self.bulletin = self.slow(self.bulletin)
+        async with self.turn:
+            self.bulletin = self.fast(self.bulletin, self.has_peers)
+            asked_at = trio.current_time()
+            heard = await self._ask()
+        self._note_success(heard, asked_at)
+
+    async def _ask(self) -> Heard:
+        """Raises `RegistryError`."""
         with trio.move_on_after(self.ttl_seconds / 3):
-            async with self.turn:
-                self.bulletin = self.fast(self.bulletin, self.has_peers)
-                asked_at = trio.current_time()
-                heard = await self.registry.exchange(self.bulletin, self.ttl_seconds)
-            self._note_success(heard, asked_at)
-            return
+            return await self.registry.exchange(self.bulletin, self.ttl_seconds)
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")
 
     def _note_success(self, heard: Heard, asked_at: float) -> None:
@@ -126,13 +129,21 @@ class FleetExchange:
 
     def _forget_what_others_have(self) -> None:
         """They still live, as far as is known, but what they said is too old to count."""
-        others = {each.gateway_id: Bulletin(each.gateway_id, each.url) for each in self.heard.others.values()}
+        others = {
+            each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={})
+            for each in self.heard.others.values()
+        }
         self.heard = replace(self.heard, others=others)
         self.on_heard(self.heard, self.bulletin)
 
     def _pause_seconds(self) -> float:
+        beat = min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL)
         if not self.has_peers:
-            return max(self.interval_seconds, min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL))
+            return max(self.interval_seconds, beat)
         said = (self.bulletin, *self.heard.others.values())
         lively = any(each.leases or each.demand for each in said)
-        return self.interval_seconds * (1 if lively else QUIET_FACTOR)
+        return (
+            self.interval_seconds
+            if lively
+            else max(self.interval_seconds, min(self.interval_seconds * QUIET_FACTOR, beat))
+        )

@@ -108,6 +108,8 @@ class HealthMonitor:
     """Told of a replica whose process is gone, and how that is known."""
     is_judge_of: Callable[[Node], bool] = lambda _node: True
     """Whether a node that has no session here is for this gateway to judge."""
+    rests: Callable[[], bool] = lambda: False
+    """The registry is away: nobody could have said that he holds a session, so nobody without one is judged."""
     wake: Wake = field(default_factory=Wake)
     _seen: dict[NodeId, _Seen] = field(default_factory=dict, init=False)
     _written_on: dict[NodeId, int] = field(default_factory=dict, init=False)
@@ -130,11 +132,18 @@ class HealthMonitor:
                 again_at = min(look.again_at, retry_at, *self._probe_at.values())
                 await self.wake.wait_until(max(again_at, trio.current_time() + PAUSE_SECONDS_MIN))
 
+    def begin_anew(self) -> None:
+        """The registry was away for so long that what was heard before means nothing (H9)."""
+        links = self.links()
+        self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in links}
+
     def _look(self, now: float) -> _Look:
         state, links = self.views.current.state, self.links()
         changes, suspects, pause = list[_Change](), list[Node](), self.settings.heartbeat_seconds
         for node in state.nodes.values():
             session = links.get(node.id)
+            if session is None and self.rests():
+                continue
             if session is None and not self.is_judge_of(node):
                 self._seen.pop(node.id, None)
                 continue

@@ -60,8 +60,15 @@ class Leadership:
             if not started:
                 task_status.started()
                 started = True
-            tries = TRIES_PER_TERM if self.epoch is None else RENEWALS_PER_TERM
-            await self._wake.wait_until(trio.current_time() + self.term_seconds / tries)
+            await self._wake.wait_until(self._next_try())
+
+    def _next_try(self) -> float:
+        """A leader counts from when it asked, if it was answered, however long that took; else it asks soon again."""
+        now = trio.current_time()
+        if self.epoch is None:
+            return now + self.term_seconds / TRIES_PER_TERM
+        due = self._until - self.term_seconds * (1 - 1 / RENEWALS_PER_TERM)
+        return max(due, now + self.term_seconds / RENEWALS_PER_TERM / 4)
 
     async def _try(self) -> None:
         asked_at = trio.current_time()
@@ -76,7 +83,8 @@ class Leadership:
         self._set(epoch, asked_at + self.term_seconds)
 
     def _set(self, epoch: int | None, until: float) -> None:
-        before, self._epoch, self._until = self._epoch, epoch, until
+        before = self.epoch  # None also if its term has just run out, which nobody was told
+        self._epoch, self._until = epoch, until
         if epoch != before:
-            log.info("control.leads" if epoch is not None else "control.leads_no_more", epoch=epoch or before)
+            log.info("control.leads" if epoch is not None else "control.leads_no_more", epoch=epoch)
             self.changed()

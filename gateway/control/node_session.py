@@ -92,8 +92,11 @@ class NodeSession:
         settings: SessionSettings,
         to_worker: trio.MemorySendChannel[ToWorker],
         from_worker: trio.MemoryReceiveChannel[FromWorker],
+        *,
+        is_embedded: bool = False,
     ) -> None:
         self.node_id = hello.node_id
+        self.is_embedded = is_embedded
         self.number = number
         self.last_heard = trio.current_time()
         self.leaving = False
@@ -245,7 +248,7 @@ class NodeSession:
 
     def _has_joined(self, view: RoutingView) -> bool:
         node = view.state.nodes.get(self.node_id)
-        return node is not None and node.boot_id == self._hello.boot_id
+        return node is not None and node.boot_id == self._hello.boot_id and node.session >= self.number
 
     async def _run_writer(self) -> None:
         while True:

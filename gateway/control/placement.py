@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from gateway.control.evict import idlest, is_idle, may_leave_at, victims
 from gateway.control.ground import Ground
-from gateway.control.room import Question, free_slot, lacks, memory_after, settles_at
+from gateway.control.room import Question, free_slot, has_room, lacks, memory_after
+from gateway.control.tally import settles_at
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.model_spec import ModelSpec
 
@@ -58,13 +59,13 @@ def pick_place(
     ground: Ground, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_evict: bool = True
 ) -> Placement | Insufficient:
     """The best of `nodes`, or of all nodes on which the model may run."""
-    found = ground.fitting_nodes(spec) if nodes is None else nodes
-    questions = [Question(ground, node, spec) for node in found]
+    found = ground.fitting_nodes(spec) if nodes is None else tuple(nodes)
+    now, soon = [[Question(ground, node, spec, at) for node in found] for at in (False, True)]
     return (
-        _best([_placement(each) for each in questions if not lacks(each)])
-        or _soon([replace(each, soon=True) for each in questions])
-        or (_by_eviction(questions) if may_evict else None)
-        or _insufficient(questions, may_evict=may_evict)
+        _best([_placement(each) for each in now if has_room(each)])
+        or _soon(soon)
+        or (_by_eviction(soon) if may_evict else None)
+        or _insufficient(now, soon, may_evict=may_evict)
     )
 
 
@@ -92,11 +93,11 @@ def _best(placements: list[Placement]) -> Placement | None:
 
 def _soon(questions: list[Question]) -> Placement | None:
     """The tightest, so that what leaves for a large newcomer is not claimed by a small one."""
-    fitting = [question for question in questions if not lacks(question)]
+    fitting = [question for question in questions if has_room(question)]
     best = min(fitting, key=lambda each: (memory_after(each) or 0, each.node.name), default=None)
     if best is None:
         return None
-    return replace(_placement(best), is_free=False, again_at=settles_at(best.ground, best.node))
+    return replace(_placement(best), is_free=False, again_at=best.ground.once(settles_at, best.node))
 
 
 def _by_eviction(questions: list[Question]) -> Placement | None:
@@ -106,26 +107,28 @@ def _by_eviction(questions: list[Question]) -> Placement | None:
     if best is None:
         return None
     question, evictions = best
-    cleared = replace(question, soon=True, without=frozenset(row.id for row in evictions))
+    cleared = replace(question, without=evictions)
     return replace(_placement(cleared), is_free=False, evictions=evictions)
 
 
-def _insufficient(questions: list[Question], *, may_evict: bool) -> Insufficient:
-    times = [at for question in questions for at in _times(question)] if may_evict else []
-    return Insufficient({question.node.name: _why(question) for question in questions}, min(times, default=None))
+def _insufficient(now: list[Question], soon: list[Question], *, may_evict: bool) -> Insufficient:
+    in_the_way = [_worth_waiting_for(question) for question in soon]
+    times = [at for question, rows in zip(soon, in_the_way, strict=True) for at in _times(question, rows)]
+    reasons = {question.node.name: _why(question, rows) for question, rows in zip(now, in_the_way, strict=True)}
+    return Insufficient(reasons, min(times, default=None) if may_evict else None)
 
 
-def _why(question: Question) -> str:
-    in_use = sorted({row.model for row in _worth_waiting_for(question)})
+def _why(question: Question, in_the_way: list[Replica]) -> str:
+    in_use = sorted({row.model for row in in_the_way})
     lacking = ", ".join(lacks(question))
     return f"{lacking}; in use: {', '.join(in_use)}" if in_use else lacking
 
 
-def _times(question: Question) -> list[float]:
+def _times(question: Question, in_the_way: list[Replica]) -> list[float]:
     """When time alone may bring room: those in the way may go by then, or readings settle."""
     ground = question.ground
-    settled_at = settles_at(ground, question.node)
-    return [may_leave_at(ground, row) for row in _worth_waiting_for(question)] + ([settled_at] if settled_at else [])
+    settled_at = ground.once(settles_at, question.node)
+    return [may_leave_at(ground, row) for row in in_the_way] + ([settled_at] if settled_at else [])
 
 
 def _worth_waiting_for(question: Question) -> list[Replica]:

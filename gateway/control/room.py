@@ -1,39 +1,28 @@
 """Whether a node has room for one more replica of a model, and what is missing if not. Pure.
 
-Theory of operation. Memory is that of the node's GPUs, or the machine's own where there is none. A row reserves what
-its model needs from its placement on (P2, P3), so free for a newcomer is the lesser of
-
-    what the node has told to be free   minus   what replicas need that it can't have seen yet
-    all that the node has               minus   what all replicas there need
-
-where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
-constraint; a known zero is one, even for a model of which nothing is known.
-
 Each question is asked twice: of the node as it is, and as it will be `soon`, once those that leave have left and its
-readings have settled. The first decides whether a replica may be started, the second whether somebody has to go: an
-innocent must not go because of a late number.
+readings have settled (`tally` counts both). The first decides whether a replica may be started, the second whether
+somebody has to go: an innocent must not go because of a late number. A known zero of memory is a constraint even for a
+model of which nothing is known.
 """
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.control.ground import Ground, is_leaving
-from gateway.control.remembered import free_reading, memory_need
+from gateway.control.ground import Ground
+from gateway.control.remembered import memory_need
+from gateway.control.tally import Tally, coming_models, fetched_models, need_of, tally_now, tally_soon
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.lifecycle import COMING_UP, Observed
 from gateway.domain.model_spec import ModelSpec
 
-SETTLE_SECONDS: Final = 30.0
-"""After which a node has told of what a replica took or gave back."""
 DISK_HEADROOM_SHARE: Final = 0.05
 DISK_HEADROOM_BYTES_MIN: Final = 2**30
 """Both: of the disk, beside the artifact itself (P1)."""
 UNKNOWN_NEED_BYTES: Final = 1
 """What is asked for where nothing is known: not to be put where there is nothing at all."""
-NOBODY: Final[frozenset[ReplicaId]] = frozenset()
-NOT_HERE_YET: Final = frozenset({Observed.PLACED, Observed.FETCHING})
+NO_SLOTS: Final[frozenset[int]] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -45,18 +34,31 @@ class Question:
     spec: ModelSpec
     soon: bool = False
     """As it will be once those that leave have left and readings have settled."""
-    without: Container[ReplicaId] = NOBODY
-    """Besides, if these had left, too."""
+    without: tuple[Replica, ...] = ()
+    """Besides, if these had left, too: ready ones of other models."""
 
-    def rows(self) -> list[Replica]:
-        """Those that are in the way."""
-        return [row for row in self.ground.on(self.node) if not self.soon or self._stays(row)]
+    @property
+    def tally(self) -> Tally:
+        return self.ground.once(tally_soon if self.soon else tally_now, self.node)
 
-    def _stays(self, row: Replica) -> bool:
-        return not is_leaving(row) and row.id not in self.without
 
-    def need_of(self, rows: Iterable[Replica]) -> int:
-        return sum(memory_need(self.ground.state, self.node, row.model) or 0 for row in rows)
+@dataclass(frozen=True)
+class Obstacle:
+    """What others would have to give up soon."""
+
+    missing_bytes: int
+    """Of memory; 0 or less: none."""
+    rivals: frozenset[ReplicaId]
+    """Replicas of models of the same exclusive group."""
+
+
+def has_room(question: Question) -> bool:
+    return (
+        _missing_bytes(question) <= 0
+        and free_slot(question) is not None
+        and (question.spec.exclusive_group is None or _lacks_peace(question) is None)
+        and _missing_disk(question) is None
+    )
 
 
 def lacks(question: Question) -> list[str]:
@@ -65,73 +67,41 @@ def lacks(question: Question) -> list[str]:
     return [lack for check in checks if (lack := check(question)) is not None]
 
 
+def obstacle(question: Question) -> Obstacle | None:
+    """What is in the way of it soon. None: something that stays whoever leaves, since a slot is held by the model
+    itself, room of a rival's is promised already, and leaving replicas give no disk back."""
+    if free_slot(question) is None or _missing_disk(question) is not None:
+        return None
+    if question.spec.exclusive_group is None:
+        return Obstacle(_missing_bytes(question), frozenset())
+    if any(_is_rival(question, claim.model) for claim in question.ground.claims_on(question.node)):
+        return None
+    rivals = frozenset(row.id for row in question.tally.rows if _is_rival(question, row.model))
+    return Obstacle(_missing_bytes(question), rivals)
+
+
 def free_slot(question: Question) -> int | None:
     """The first slot of the model that nobody holds, (node, model, slot) being unique (R10)."""
-    used = {row.slot for row in question.rows() if row.model == question.spec.name}
+    used = question.tally.slots.get(question.spec.name, NO_SLOTS)
     return next((slot for slot in range(question.node.max_replicas_per_model) if slot not in used), None)
 
 
 def memory_after(question: Question) -> int | None:
     """Bytes that would still be free; negative if there is not enough; None: unknown."""
-    free = free_memory(question)
+    free = _free_bytes(question)
     return None if free is None else free - _need(question)
 
 
-def free_memory(question: Question) -> int | None:
-    """Bytes for a newcomer, what others have been promised taken off; None: unknown."""
-    ground, node = question.ground, question.node
-    soon = Question(ground, node, question.spec, soon=True, without=question.without)
-    claimed = sum(memory_need(ground.state, node, claim.model) or 0 for claim in ground.claims_on(node))
-    later = [free - claimed for free in (_unused_soon(soon), _unpromised(soon)) if free is not None]
-    now = [] if question.soon else [free for free in (_unused(question), _unpromised(question)) if free is not None]
-    return min(now + later, default=None)
+def _free_bytes(question: Question) -> int | None:
+    free = question.tally.free_bytes
+    if free is None or not question.without:
+        return free
+    return free + need_of(question.ground, question.node, question.without)
 
 
-def settles_at(ground: Ground, node: Node) -> float | None:
-    """When time alone makes the next of its readings count; None: they all do."""
-    times = [row.since + SETTLE_SECONDS for row in ground.on(node) if row.observed is Observed.READY]
-    if (freed := ground.remembered.freed.get(node.id)) is not None:
-        times.append(freed.at + SETTLE_SECONDS)
-    return min((at for at in times if at > ground.now), default=None)
-
-
-def _unpromised(question: Question) -> int | None:
-    capacity = question.node.capacity
-    total = capacity.vram_bytes if capacity.gpus else capacity.ram_bytes
-    return None if total is None else total - question.need_of(question.rows())
-
-
-def _unused(question: Question) -> int | None:
-    reading, given_back = _reading(question.ground, question.node)
-    if reading is None:
-        return None
-    unseen = [row for row in question.rows() if _is_unseen(row, question.ground.now)]
-    return reading + given_back - question.need_of(unseen)
-
-
-def _unused_soon(question: Question) -> int | None:
-    """Where a reading is known to be outdated, only what has been promised counts."""
-    reading, _ = _reading(question.ground, question.node)
-    if reading is None or _is_outdated(question.ground, question.node):
-        return None
-    stays = {row.id for row in question.rows()}
-    leaving = [row for row in question.ground.on(question.node) if row.id not in stays]
-    return reading + question.need_of(row for row in leaving if row.observed not in COMING_UP)
-
-
-def _reading(ground: Ground, node: Node) -> tuple[int | None, int]:
-    """What was told last, and what was given back since."""
-    freed = ground.remembered.freed.get(node.id)
-    return free_reading(node), freed.bytes if freed is not None and _is_outdated(ground, node) else 0
-
-
-def _is_outdated(ground: Ground, node: Node) -> bool:
-    freed = ground.remembered.freed.get(node.id)
-    return freed is not None and freed.reading == free_reading(node) and ground.now < freed.at + SETTLE_SECONDS
-
-
-def _is_unseen(row: Replica, now: float) -> bool:
-    return row.observed in COMING_UP or (row.observed is Observed.READY and now < row.since + SETTLE_SECONDS)
+def _missing_bytes(question: Question) -> int:
+    after = memory_after(question)
+    return 0 if after is None else -after
 
 
 def _need(question: Question) -> int:
@@ -148,44 +118,58 @@ def _lacks_slot(question: Question) -> str | None:
 
 def _lacks_peace(question: Question) -> str | None:
     """Models of one exclusive group are never on one node, not even while one of them leaves (R17)."""
-    group, models = question.spec.exclusive_group, question.ground.state.models
+    group = question.spec.exclusive_group
     if group is None:
         return None
-    near = [row.model for row in question.rows()] + [claim.model for claim in question.ground.claims_on(question.node)]
-    others = (models[name] for name in near if name != question.spec.name and name in models)
-    rival = next((other for other in others if other.exclusive_group == group), None)
-    return None if rival is None else f"'{rival.name}' of the exclusive group '{group}' is there"
+    near = [row.model for row in question.tally.rows]
+    near += [claim.model for claim in question.ground.claims_on(question.node)]
+    rival = next((name for name in near if _is_rival(question, name)), None)
+    return None if rival is None else f"'{rival}' of the exclusive group '{group}' is there"
+
+
+def _is_rival(question: Question, model: ModelName) -> bool:
+    other = question.ground.state.models.get(model)
+    return (
+        other is not None
+        and other.name != question.spec.name
+        and other.exclusive_group is not None
+        and other.exclusive_group == question.spec.exclusive_group
+    )
 
 
 def _lacks_memory(question: Question) -> str | None:
-    free, need = free_memory(question), _need(question)
-    if free is None or need <= free:
+    if _missing_bytes(question) <= 0:
         return None
     kind = "GPU memory" if question.node.capacity.gpus else "memory"
     known = memory_need(question.ground.state, question.node, question.spec.name) is not None
-    return f"needs {in_words(need) if known else 'some'} of {kind}, {in_words(max(0, free))} free"
+    need = in_words(_need(question)) if known else "some"
+    return f"needs {need} of {kind}, {in_words(max(0, _free_bytes(question) or 0))} free"
 
 
 def _lacks_disk(question: Question) -> str | None:
-    """Leaving replicas give no disk back, so now and soon are the same."""
-    ground, free = question.ground, question.node.capacity.disk_free_bytes
-    size = _to_fetch(question, question.spec.name)
-    if free is None or size is None:
+    missing = _missing_disk(question)
+    if missing is None:
         return None
-    coming = {row.model for row in ground.on(question.node)} | {each.model for each in ground.claims_on(question.node)}
-    free -= sum(_to_fetch(question, model) or 0 for model in coming - {question.spec.name})
-    need = size + max(int(size * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
-    if need <= free:
-        return None
+    need, free = missing
     return f"needs {in_words(need)} of disk, {in_words(max(0, free))} free"
 
 
-def _to_fetch(question: Question, model: ModelName) -> int | None:
-    """Bytes of the model's artifact if it has to be brought to the node; None: none, as far as is known."""
-    ground = question.ground
-    has_it = any(row.model == model and row.observed not in NOT_HERE_YET for row in ground.on(question.node))
+def _missing_disk(question: Question) -> tuple[int, int] | None:
+    """Bytes that it needs and that are free, if those are less. Leaving replicas give no disk back, so now and soon are
+    the same."""
+    ground, node, model = question.ground, question.node, question.spec.name
+    free, size = node.capacity.disk_free_bytes, _disk_bytes(ground, model)
+    if free is None or size is None or model in ground.once(fetched_models, node):
+        return None
+    free -= sum(_disk_bytes(ground, other) or 0 for other in ground.once(coming_models, node) - {model})
+    need = size + max(int(size * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
+    return (need, free) if need > free else None
+
+
+def _disk_bytes(ground: Ground, model: ModelName) -> int | None:
+    """Of the model's artifact, if it has to be fetched at all; None: unknown."""
     requirement = ground.state.requirements.get(model)
-    return None if has_it or requirement is None else requirement.disk_bytes
+    return None if requirement is None else requirement.disk_bytes
 
 
 def in_words(amount: int) -> str:

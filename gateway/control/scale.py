@@ -4,6 +4,7 @@ Growing and shrinking go one replica at a time: no second one is decided while t
 one burst grows a model by one (P10).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Final
@@ -32,8 +33,7 @@ class Growth:
 
 def wanted(ground: Ground, spec: ModelSpec) -> tuple[int, str]:
     """How many replicas there have to be now, and why. Demand asks for one."""
-    waiting = sum(demand.waiting for demand in ground.state.demand if demand.model == spec.name)
-    floor = ground.floor(spec)
+    waiting, floor = ground.waiting(spec.name), ground.floor(spec)
     if waiting and floor <= 1:
         return 1, f"{waiting} requests wait for it"
     return floor, "it is to be on every node" if spec.on_every_node else f"min_replicas is {spec.min_replicas}"
@@ -85,7 +85,7 @@ def unwanted(ground: Ground, spec: ModelSpec, replica: Replica) -> Judgement:
     return Judgement(again_in=UNWANTED_SECONDS - passed)
 
 
-def _are_full(ground: Ground, replicas: list[Replica]) -> bool:
+def _are_full(ground: Ground, replicas: Sequence[Replica]) -> bool:
     return bool(replicas) and all(ground.use_of(each).open >= each.parallel for each in replicas)
 
 

@@ -13,7 +13,7 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.control.node_session import SUPERSEDED, NodeSession, SessionSettings
+from gateway.control.node_session import SUPERSEDED, NodeSession, SessionOver, SessionSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.progress import Progress
@@ -48,15 +48,19 @@ class Sessions:
         Raises `RegistryError` when joining fails, `SessionOver`.
         """
         number = await self.settings.registry.join_node(hello, self.settings.gateway_id)
-        session = NodeSession(hello, number, self.settings, to_worker, from_worker)
+        session = NodeSession(hello, number, self.settings, to_worker, from_worker, is_embedded=ends_with_gateway)
         with self._holding(session):
             task_status.started()
             log.info("node.session_begins", node=hello.name, session=number)
+            ends_with_us = ends_with_gateway
             try:
                 await session.run()
+            except SessionOver:
+                ends_with_us = False  # the worker lives and comes again
+                raise
             finally:
                 with trio.move_on_after(LEAVE_SECONDS, shield=True):
-                    await self._leave(session, gone=ends_with_gateway or session.has_left)
+                    await self._leave(session, gone=ends_with_us or session.has_left)
 
     @contextmanager
     def _holding(self, session: NodeSession) -> Iterator[None]:
@@ -80,10 +84,11 @@ class Sessions:
             log.warning("session.end_not_written", node=session.node_id, error=str(error))
         log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
 
-    def end_all(self, why: str) -> None:
-        """The workers are told, and look for another gateway."""
+    def send_away(self, why: str) -> None:
+        """Workers of other machines are told, and look for another gateway. The embedded one has no other."""
         for session in self.open.values():
-            session.end(why)
+            if not session.is_embedded:
+                session.end(why)
 
     def progress_of(self, replica_id: ReplicaId) -> Progress | None:
         """How far a load is, as the newest report said. None: none has come to this gateway."""

@@ -30,6 +30,7 @@ new to everybody."""
 
 
 COUNTS_SECONDS: Final = 0.5
+"""How often the planner looks again because more or fewer wait than before."""
 
 
 @dataclass
@@ -89,7 +90,7 @@ class Voice:
     def hear(self, heard: Heard, own: Bulletin) -> None:
         demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
         self.admission.hear(
-            Line(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since)) for row in demand
+            Line(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since) for row in demand
         )
         elsewhere = Counter[ReplicaId]()
         for bulletin in heard.others.values():
@@ -107,4 +108,7 @@ class Voice:
 
 
 def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:
-    return {key: before[key] if abs(before.get(key, 0.0) - at) < SAME_SECONDS else at for key, at in now.items()}
+    return {
+        key: told if (told := before.get(key)) is not None and abs(told - at) < SAME_SECONDS else at
+        for key, at in now.items()
+    }

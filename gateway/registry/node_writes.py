@@ -29,6 +29,7 @@ def registered(tables: Tables, registration: Registration, fresh: NodeId, now: f
     Raises `NameTaken`.
     """
     name = storable(registration.name)
+    tables = _without_namesake(tables, registration.node_id, name)
     old = _own(tables, registration.node_id, name)
     if old is None:
         return _with(tables, _effective(_made(registration, name, fresh, now)))
@@ -42,6 +43,15 @@ def registered(tables: Tables, registration: Registration, fresh: NodeId, now: f
 def node_named(tables: Tables, name: str) -> NodeRow | None:
     """Names are unique; `name` is as the worker says it."""
     return next((row for row in tables.nodes.values() if row.node.name == storable(name)), None)
+
+
+def _without_namesake(tables: Tables, node_id: NodeId | None, name: str) -> Tables:
+    """A node that is offline has no right to a name that a proved one wants: its machine was set up anew, say."""
+    namesake = node_named(tables, name)
+    if node_id is None or namesake is None or namesake.node.id == node_id:
+        return tables
+    without = removed(tables, namesake.node.id) if namesake.node.link is NodeStatus.OFFLINE else None
+    return tables if without is None else without
 
 
 def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:

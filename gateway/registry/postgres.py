@@ -38,7 +38,7 @@ from gateway.registry.postgres_pick import CLAIM_BOUNDS, claim_slot_aio
 from gateway.registry.postgres_pool import POOL_SIZE, Bounds, Mode, PostgresPool, Transaction, open_postgres_pool
 from gateway.registry.postgres_rows import RowReader, demand_of
 from gateway.registry.postgres_schema import check_schema, migrate
-from gateway.registry.protocol import Event
+from gateway.registry.protocol import Event, RegistryError
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope, Store
 from gateway.registry.tables import Leadership, Tables
 
@@ -89,6 +89,7 @@ class PostgresRegistry(Store):
         self._clock = clock
         self._clock_ahead = 0.0
         """Seconds from Trio's clock to the server's."""
+        self._setbacks = 0
         self._conversations: dict[GatewayId, Conversation] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0
@@ -131,10 +132,30 @@ class PostgresRegistry(Store):
             await self._end_stopped_aio(transaction, heard.now)
             return heard
 
+        known = self._version
         heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
         self._note_time(heard.now)
+        if heard.version < known:
+            self._set_back(heard.version)
         self._grow(heard.version)
         return heard
+
+    async def wait_newer(self, version: int) -> None:
+        """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
+        await trio.lowlevel.checkpoint()
+        setbacks = self._setbacks
+        while self._version == version and self._setbacks == setbacks:
+            await self._grown.wait()
+        if self._version < version or self._setbacks != setbacks:
+            raise RegistryError(
+                f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
+            )
+
+    def _set_back(self, version: int) -> None:
+        """A standby took over that had not heard of the last commits, or a backup was restored."""
+        log.error("registry.went_back", registry=self._pool.server, version=version, was=self._version)
+        self._setbacks += 1
+        self._wake(version)
 
     async def claim_slot(self, claim: Claim) -> ReplicaId | None:
         """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.

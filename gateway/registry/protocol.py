@@ -172,9 +172,9 @@ class Registry(Protocol):
           stored one nothing changes (H10).
         - A new node is approved if the registration says so; a known one stays what it was. An admin's wish to drain
           outlives the worker's restart.
+        - A node that is offline and has the name that a proved one wants is forgotten, as by `remove_node`.
 
-        Raises `NameTaken` when another node has the name and is not offline, or when the node is to be known by
-        `node_id` and another one has the name."""
+        Raises `NameTaken` when another node has the name and is not offline."""
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
         """A worker's session begins: the node's link becomes healthy, it is known with what `hello` says, and this

@@ -203,6 +203,9 @@ class Store(ABC):
         """Wakes `wait_newer`. Called once a change is durable, and without an `await` in between; two calls may come
         in the wrong order, since two callers may resume in any order."""
         if version > self._version:
-            self._version = version
-            self._grown.set()
-            self._grown = trio.Event()
+            self._wake(version)
+
+    def _wake(self, version: int) -> None:
+        self._version = version
+        self._grown.set()
+        self._grown = trio.Event()

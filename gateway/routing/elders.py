@@ -22,8 +22,6 @@ from typing import Final, NamedTuple
 
 from gateway.domain.ids import GatewayId, ModelName
 
-SAME_SECONDS: Final = 0.01
-"""Ages of one request that are told one after the other differ by less: clocks are compared anew each time."""
 DEAF_SECONDS: Final = 1.0
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
@@ -37,6 +35,8 @@ class Line(NamedTuple):
     waiting: int
     since: float
     """Of the oldest (seconds of this gateway's clock)."""
+    told: float
+    """The same as that gateway said it: it tells whether it is still the same request, however clocks are read."""
 
 
 @dataclass
@@ -66,7 +66,7 @@ class Elders:
 
     def _note(self, line: Line, now: float) -> _Heard:
         known = self._lines.get(line.model, {}).get(line.gateway_id)
-        if known is None or abs(known.line.since - line.since) > SAME_SECONDS:
+        if known is None or known.line.told != line.told:
             return _Heard(line, now)
         return _Heard(line, known.first_at, known.deaf_until)
 

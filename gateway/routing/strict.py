@@ -47,13 +47,15 @@ class StrictClaims:
         self._loads.strict = True
         self._claim_slot = claim_slot
         self._away_until = NEVER
+        self._queue = trio.Lock()
+        """For claims to wait for their turn, so that who else wants `lock` waits for one of them only."""
         self.lock = trio.Lock()
         """Held while the registry is asked. Who publishes this gateway's leases has to hold it, too, from
         `LoadTable.published` to the end of the write: each of the two writes all of them."""
 
     async def confirm(self, ticket: Ticket, lease: Lease) -> bool:
         """Whether the request has a slot; `lease` is on the replica that has it then."""
-        async with self.lock:
+        async with self._queue, self.lock:
             if trio.current_time() < self._away_until:
                 return self._keep(ticket, lease, "away")
             try:

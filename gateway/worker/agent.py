@@ -29,6 +29,8 @@ from gateway.worker.usage import MeasureUsage, measure_usage
 
 log = structlog.get_logger(__name__)
 
+NO_EPOCH: Final = -1
+"""Before the first desired set of a session."""
 ENDED_MAX: Final = 10_000
 """How many ended replicas are remembered by their id."""
 
@@ -50,7 +52,7 @@ class Agent:
         """Set: the worker takes no new replica and drains those it has."""
         self._workshop = workshop
         self._nursery = nursery
-        self._epoch = -1
+        self._epoch = NO_EPOCH
         self._living: dict[ReplicaId, ReplicaTask] = {}
         self._newest: dict[ReplicaId, Report] = {}
         """The newest report of each replica; of those that have ended, as long as the desired set lists them."""
@@ -62,7 +64,12 @@ class Agent:
         return AgentStatistics(self._epoch, tuple(replica.statistics() for replica in self._living.values()))
 
     def all_reports(self) -> tuple[Report, ...]:
-        """What a new session begins with; only what comes later is sent besides."""
+        """What a new session begins with; only what comes later is sent besides.
+
+        Epochs grow within a session. A new one has begun in the registry as that is now, which may be an older state
+        of it, or another one, than that of the session before.
+        """
+        self._epoch = NO_EPOCH
         self.outbox.clear()
         return tuple(self._newest.values())
 

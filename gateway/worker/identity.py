@@ -55,14 +55,17 @@ def keep_identity(folder: Path, identity: Identity) -> None:
 
 @contextmanager
 def holding_folder(folder: Path) -> Iterator[None]:
-    """One worker per folder: a second one would take the first one's processes for leftovers. Raises `FolderInUse`."""
+    """One gateway or worker per folder: a second one would take the first one's processes for leftovers.
+
+    Raises `FolderInUse`."""
     descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
         raise FolderInUse(
-            f"another worker runs in {folder}; give each its own server.data_dir, or start them in different folders"
+            f"another gateway or worker runs in {folder}; "
+            "give each its own server.data_dir, or start them in different folders"
         ) from None
     finally:
         os.close(descriptor)

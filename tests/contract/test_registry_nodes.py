@@ -109,13 +109,27 @@ async def test_without_a_proof_the_name_of_a_node_that_is_not_offline_is_taken(
             await registry.register_node(registration(node_id=None, name="box"))
 
 
-async def test_with_a_proof_the_name_of_another_node_is_taken_even_while_that_is_offline(registry: Registry) -> None:
-    await registry.register_node(registration(NODE, name="box"))
+async def test_a11_with_a_proof_the_name_of_another_node_is_taken_while_that_is_not_offline(registry: Registry) -> None:
+    await join(registry, hello(NODE, name="box"))
     await registry.register_node(registration(OTHER_NODE, name="tower"))
     async with bumping(registry, 0):
         for node_id in (OTHER_NODE, NodeId("not made yet")):
             with pytest.raises(NameTaken, match=f"'box' belongs to node {NODE}"):
                 await registry.register_node(registration(node_id, name="box"))
+
+
+@pytest.mark.parametrize("node_id", [OTHER_NODE, NodeId("not made yet")])
+async def test_a_machine_that_was_set_up_anew_takes_its_name_from_the_node_that_it_was(
+    registry: Registry, node_id: NodeId
+) -> None:
+    session = await join(registry, hello(NODE, name="box"))
+    await place(registry, replica())
+    await leave(registry, session)
+    await registry.register_node(registration(OTHER_NODE, name="tower"))
+    async with bumping(registry, 1):
+        assert (await registry.register_node(registration(node_id, name="box"))).id == node_id
+    state = await registry.read_state()
+    assert (NODE in state.nodes, state.replicas, state.nodes[node_id].name) == (False, {}, "box")
 
 
 async def test_of_many_that_ask_for_one_id_all_get_the_one_node(registry: Registry) -> None:

@@ -36,7 +36,7 @@ class FakeExchange:
         gateway, now = self.gateways[number], trio.current_time()
         self.leases[number] = gateway.loads.published()
         self.lines[number] = tuple(
-            Line(GatewayId(str(number)), model, queue.waiting, now - queue.oldest_seconds)
+            Line(GatewayId(str(number)), model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
             for model, queue in gateway.admission.statistics().items()
         )
         gateway.admission.hear(line for other, lines in self.lines.items() if other != number for line in lines)

@@ -62,6 +62,8 @@ class HealthBench:
     sessions: dict[NodeId, FakeSession] = field(default_factory=dict)
     judges: bool = True
     """Whether nodes without a session here are for this gateway to judge."""
+    rests: bool = False
+    """The registry is away."""
     broken: dict[ReplicaId, tuple[float, str]] = field(default_factory=dict)
     """When the monitor said so first (trio clock, seconds), and why."""
 
@@ -75,6 +77,7 @@ class HealthBench:
             token_of=lambda who: f"t-{who}",
             note_broken=self._note_broken,
             is_judge_of=lambda _node: self.judges,
+            rests=lambda: self.rests,
         )
 
     def _note_broken(self, replica_id: ReplicaId, because: str) -> None:

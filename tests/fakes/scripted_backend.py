@@ -32,6 +32,8 @@ from gateway.backends.pb import backend_pb2 as pb
 VECTOR_LENGTH: Final = 8
 CARDINALITIES: Final = {(kind.client_streaming, kind.server_streaming): kind for kind in Cardinality}
 FLOOD_BYTES: Final = 64 * 1024
+LINGER_SECONDS: Final = 0.2
+"""As our engine does."""
 ServerStream: TypeAlias = Stream[Any, Any]
 
 
@@ -349,6 +351,7 @@ async def serve(script: Script, address: str, log: EventLog) -> None:
     log.write("listening", address=address)
     await terminated.wait()
     await backend.drain()
+    await asyncio.sleep(LINGER_SECONDS)
     server.close()
     if script.farewell:
         say(script.farewell, script.farewell_repeat)

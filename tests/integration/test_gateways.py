@@ -45,8 +45,8 @@ STARTS_MAX: Final = 2
 FILE_BYTES: Final = 256 * 2**20
 WARM: Final = "scripted"
 TINY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
-BACKGROUND: Final = {"exchange", "lead", "note_capacity", "look"}
-"""What a gateway asks its registry for without any request."""
+BACKGROUND_RATE: Final = 10
+"""Statements of a gateway in a second besides those with which it tells the others of its requests."""
 
 
 @pytest.fixture(scope="module")
@@ -282,18 +282,17 @@ def test_l1_l2_a_long_load_with_many_waiters_under_a_role_with_short_timeouts(
 
 
 def test_a_warm_request_costs_no_statement_and_a_gateway_costs_a_bounded_number(fleet: Gateways) -> None:
-    requests, other = 150, both(fleet)[1]
+    requests, other = 200, both(fleet)[1]
     began, before = time.monotonic(), statements(other)
     with other.client() as client:
         body = {"model": WARM, "messages": [{"role": "user", "content": "hello"}]}
         for _ in range(requests):
             assert client.post("/v1/chat/completions", json=body).status_code == 200
-    after, seconds = statements(other), time.monotonic() - began
-    spent = after - before
+    spent, seconds = statements(other) - before, time.monotonic() - began
     print(f"{requests} requests in {seconds:.1f} s: {dict(spent)}")  # noqa: T201
-    assert spent["exchange"] <= seconds / SYNC_SECONDS + 1
-    assert not spent.keys() - BACKGROUND
-    assert sum(spent.values()) - spent["exchange"] < requests / 5
+    told = spent.pop("exchange")
+    assert told <= seconds / SYNC_SECONDS + seconds + 2  # once a second it looks for others that have stopped
+    assert spent.total() <= BACKGROUND_RATE * (seconds + 1)
 
 
 def statements(gateway: GatewayProcess) -> Counter[str]:

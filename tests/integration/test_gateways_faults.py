@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -16,6 +17,7 @@ import httpx
 import pytest
 
 from tests.fakes.postgres_server import PostgresServer
+from tests.integration.fleet import in_background
 from tests.integration.gateways import (
     TTL_SECONDS,
     Gateways,
@@ -63,6 +65,10 @@ class Whole:
             replicas = gateway.status()["replicas"]
             nodes = [each["node"] for each in replicas if (each["model"], each["desired"]) == (MODEL, "run")]
             assert len(set(nodes)) == len(nodes), replicas
+
+    def in_flight(self, replica_id: str) -> int:
+        replicas = self.fleet.gateways["a"].status()["replicas"]
+        return next((each["in_flight"] for each in replicas if each["id"] == replica_id), 0)
 
     def readiness(self) -> set[tuple[int, str, bool]]:
         return {readiness(gateway) for gateway in self.fleet.gateways.values()}
@@ -229,6 +235,8 @@ def test_m7_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) ->
     (lost,) = (replica for replica, node in before.items() if node == "two")
     with SteadyLoad(fleet.gateways, MODEL, "worker") as load, sampled(whole.assert_no_duplicate):
         load.wait_served(12)
+        plain = [in_background(partial(each.chat, MODEL, max_tokens=80)) for each in 2 * [*fleet.gateways.values()]]
+        wait_for(lambda: whole.in_flight(lost) >= 2, "some of them to be there")
         victim.kill()
         watch, killed_at = Stopwatch(), time.monotonic()
         watch.wait(lambda: all(lost not in fleet.candidates(each, MODEL) for each in GATEWAYS), "nobody chooses it")
@@ -238,6 +246,7 @@ def test_m7_a_killed_worker_costs_the_streams_that_it_had_begun(whole: Whole) ->
         watch.wait(lambda: fleet.wait_serving(*WORKERS, model=MODEL), "all replicas are back")
         load.wait_served(12)
     print(load.summary())  # noqa: T201
+    assert {answer.result(60.0).status_code for answer in plain} == {200}
     for each in load.unhappy():
         assert (each.end, each.node, each.streamed) == (End.BROKEN, "two", True), each
         assert each.began < killed_at

@@ -24,7 +24,7 @@ from tests.integration.gateways import (
     running_gateways,
     scripted_backend,
 )
-from tests.integration.harness import wait_for
+from tests.integration.harness import GatewayProcess, wait_for
 from tests.integration.steady_load import SteadyLoad, sampled
 
 ROUNDS: Final = 60
@@ -64,6 +64,9 @@ class Arena:
                 found[model_of[replica_id]] += 1
         return found
 
+    def is_idle(self) -> bool:
+        return not any(gateway.metric_sum("gateway_in_flight") for gateway in self.fleet.gateways.values())
+
     def unload_busy(self) -> None:
         """Those that are loaded, at the gateway that nobody asks."""
         with self.fleet.gateways["a"].client() as leader:
@@ -96,22 +99,16 @@ def run_rounds(arena: Arena, rounds: int) -> None:
         held.enter_context(sampled(arena.unload_busy, 0.2))
         wait_for(lambda: arena.rounds().total() >= rounds, f"{rounds} rounds", 30 + rounds * ROUND_SECONDS_MAX)
     watch.say(f"{arena.rounds().total()} rounds and {sum(len(load.asked) for load in loads)} requests")
-    print(dict(arena.rounds()), [line for line in httpx.get(f"{router.url}/metrics").text.splitlines() if "reroutes_total{" in line])  # noqa: T201
-    trail = audit_trail(arena.server, arena.url)
-    for l in router.lines:
-        if "request.rerouted" in l:
-            import json
-            r = json.loads(l)
-            print(l, [(e["at"], e["kind"], e["detail"]) for e in trail if e["subject"] == r["replica_id"]])
-            print([x for x in router.lines if r["request_id"] in x])
-    for load in loads:
-        for each in load.unhappy():
-            print(each, [l for l in router.lines if each.id in l])
+    print(dict(arena.rounds()), reroutes(router))  # noqa: T201
     assert [each for load in loads for each in load.unhappy()] == []
     assert arena.rounds().keys() == {*IDLE, *BUSY}
-    for gateway in arena.fleet.gateways.values():
-        wait_for(lambda it=gateway: it.metric_sum("gateway_in_flight") == 0, "the last request to be over")
+    wait_for(arena.is_idle, "the last request to be over")
     assert_one_leader_at_a_time(audit_trail(arena.server, arena.url))
+
+
+def reroutes(gateway: GatewayProcess) -> list[str]:
+    lines = httpx.get(f"{gateway.url}/metrics", timeout=10.0).text.splitlines()
+    return [line for line in lines if line.startswith("gateway_reroutes_total{")]
 
 
 def test_w11_no_request_is_cut_when_another_gateway_takes_its_replica_away(arena: Arena) -> None:

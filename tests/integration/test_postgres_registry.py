@@ -15,6 +15,7 @@ import trio
 from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
+from gateway.domain.cluster import EMPTY_STATE, ClusterState
 from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.registry import postgres_listener
@@ -29,6 +30,7 @@ from gateway.registry.postgres_bulletins import Conversation
 from gateway.registry.postgres_pool import Bounds, Mode, Transaction, open_postgres_pool
 from gateway.registry.postgres_sql import RENEW_TERM
 from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
+from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import (
     GATEWAY,
     NODE,
@@ -118,6 +120,32 @@ async def test_m1_a_write_of_one_gateway_wakes_the_other(
             nursery.start_soon(put, one, "m")
             await other.wait_newer(0)
             assert (await other.read_state()).version == 1
+
+
+async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen(
+    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer
+) -> None:
+    """As after the failover to a standby that had not heard of the last commits."""
+    async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
+        for number in range(10):
+            await one.put_model(spec(f"m{number}"))
+        store: SnapshotStore[ClusterState] = SnapshotStore(EMPTY_STATE)
+        await nursery.start(run_snapshot_watcher, one, store, lambda state: state)
+        assert store.current.version == 10
+        postgres_server.ask(migrated_postgres_url, "UPDATE state_version SET version = 3")
+        await other.put_model(spec("after"))
+        with trio.fail_after(PATIENCE_SECONDS):
+            await one.exchange(Bulletin(GATEWAY), 10)
+            while "after" not in store.current.models:
+                await store.wait_change(store.current)
+            assert store.current.version == 4
+            reads = one.statistics().statements["read_state"]
+            await trio.sleep(0.3)  # a watcher that spins shows here
+            assert one.statistics().statements["read_state"] <= reads + 1
+            await other.put_model(spec("later"))
+            while "later" not in store.current.models:
+                await store.wait_change(store.current)
+        nursery.cancel_scope.cancel()
 
 
 async def test_m1_versions_come_in_the_order_of_commits_and_none_is_missed(

@@ -13,7 +13,7 @@ from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.control.ground import NEVER_USED, NONE_USED
 from gateway.control.plan import NONE_BROKEN, plan
 from gateway.control.retire import DRAINED_SECONDS, FORGET_AFTER_SECONDS, Limits
-from gateway.control.room import SETTLE_SECONDS
+from gateway.control.tally import SETTLE_SECONDS
 from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId

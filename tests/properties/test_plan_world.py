@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.control.retire import Limits
-from gateway.control.room import SETTLE_SECONDS
+from gateway.control.tally import SETTLE_SECONDS
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
 from tests.fakes.fleet import spec

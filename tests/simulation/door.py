@@ -4,7 +4,7 @@ A statement travels there and back. What breaks on the way there was never execu
 and nobody told so.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final, cast
 
@@ -12,6 +12,7 @@ import trio
 
 from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId
+from gateway.domain.model_spec import ModelSpec
 from gateway.registry.protocol import ControlWrite, Registry, RegistryError, RegistryStatistics
 from tests.simulation.fleet_registry import FleetRegistry
 from tests.simulation.registry import LATENCIES_SECONDS
@@ -25,8 +26,10 @@ LONG_AGO: Final = float("-inf")
 class Door:
     """A `Registry` (see `as_registry`)."""
 
-    def __init__(self, world: World, registry: FleetRegistry) -> None:
+    def __init__(self, world: World, registry: FleetRegistry, declared: Callable[[], Sequence[ModelSpec]]) -> None:
+        """`declared` are the models of every gateway's file."""
         self._world = world
+        self._declared = declared
         self._registry = registry
         self.gateway_id = GatewayId("")
         """Whose door it is; set once that is known."""
@@ -104,6 +107,12 @@ class Door:
     def __getattr__(self, method: str) -> Callable[..., Awaitable[Any]]:
         """Every statement that is not written down here."""
         return partial(self._execute, method, getattr(self._registry, method))
+
+    async def declare_models(self, _specs: Sequence[ModelSpec]) -> None:
+        async def statement() -> None:
+            await self._registry.declare_models(self._declared())
+
+        await self._execute("declare_models", statement)
 
     async def apply(self, epoch: int, write: ControlWrite) -> bool:
         changed: bool = await self._execute("apply", self._registry.apply_from, self.gateway_id, epoch, write)

@@ -184,7 +184,7 @@ class Fleet:
     async def _run_gateway(self, number: int) -> None:
         """Raises `RegistryError`, in a group, if it does not come up."""
         config = parse_config(self.config.format(folder=self.folder), {})
-        door = Door(self.world, self.registry)
+        door = Door(self.world, self.registry, lambda: list(self.specs.values()))
         async with _open_parts(config, door.as_registry(), self.bridge, self.network.dial) as gateway:
             door.gateway_id = gateway.id
             gateway.admission._rng = Random(self.world.seed + number)

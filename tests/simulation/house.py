@@ -58,6 +58,16 @@ MODELS: Final = (
 )
 
 
+@dataclass(frozen=True)
+class Entry:
+    """A model of the configuration file."""
+
+    spec: ModelSpec
+
+    def to_spec(self) -> ModelSpec:
+        return self.spec
+
+
 @dataclass
 class House:
     world: World
@@ -99,7 +109,7 @@ class House:
 async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
     network, ledger = Network(world), Ledger(world)
     registry = SimRegistry(world)
-    config = parse_config(CONFIG.format(folder=folder), {})
+    config = parse_config(CONFIG.format(folder=folder), {}).model_copy(update={"models": tuple(map(Entry, MODELS))})
     async with open_bridge() as bridge, _open_parts(config, registry, bridge, network.dial) as gateway:
         gateway.admission._rng = Random(world.seed)
         machines = tuple(_machine(world, network, ledger, folder, number) for number in range(3))

@@ -64,8 +64,8 @@ class Member(Machine):
     def note_touch(self) -> None:
         """To be called at each rest."""
         link = self.membership.link if self.membership is not None else None
-        if link is not None and link.gateway.is_well and not self.lag_seconds:
-            self.in_touch_at = trio.current_time()
+        if link is not None and link.gateway.is_well:
+            self.in_touch_at = max(self.in_touch_at, link.reported_at)
 
     def cut_session(self) -> None:
         if self.membership is not None and self.membership.link is not None:

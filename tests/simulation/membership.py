@@ -58,6 +58,8 @@ class Link:
         self.reports_in, self.reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         self.heard_at = trio.current_time()
         """When the worker last heard of the gateway."""
+        self.reported_at = self.heard_at
+        """When the gateway last heard of the worker."""
         self.at_worker = trio.CancelScope()
         self.at_gateway = trio.CancelScope()
         self.ended = trio.Event()
@@ -151,6 +153,7 @@ class Membership:
         async with link.reports_late, link.reports_in:
             async for report in link.reports_late:
                 await self._carry(link, report, link.reports_in)
+                link.reported_at = trio.current_time()
 
     async def _carry(self, link: Link, item: T, onward: trio.MemorySendChannel[T]) -> None:
         await trio.sleep(self._member.lag_seconds)

@@ -19,6 +19,8 @@ from tests.simulation.world import Violation, World, run_seeded
 
 WARM: Final = ModelName("steady")
 """Two replicas of two slots each, always."""
+FOREIGN_MODEL: Final = ModelName("foreign")
+"""Two replicas of one slot each."""
 OUTAGE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 0.1
 
@@ -191,5 +193,28 @@ def test_l17_a_fleet_whose_gateways_all_died_serves_again_with_what_its_machines
         await _wait(lambda: _is_loaded(fleet) and not any(map(_elsewhere, fleet.posts.values())))
         await _ask_for(fleet, 10.0)
         assert {process.backend.token for process in fleet.processes()} == running
+
+    _run(tmp_path, scene)
+
+
+def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_replica_ends(tmp_path: Path) -> None:
+    """It can't know that replicas of a backend that does not refuse calls are to go, and goes on using them."""
+
+    async def scene(fleet: Fleet) -> None:
+        leader, other = _the_leader(fleet), _follower(fleet)
+        await _wait(lambda: len(other.gateway.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
+        other.door.cut(TTL_SECONDS / 2)
+        await fleet.registry.unload_model(FOREIGN_MODEL)
+        await _wait(lambda: not leader.gateway.views.current.candidates.get(FOREIGN_MODEL))
+        requests = list[Request]()
+        async with trio.open_nursery() as nursery:
+            while trio.current_time() < other.door.disturbed_until:
+                name = RequestId(f"q{len(requests)}")
+                requests.append(Request(name, FOREIGN_MODEL, "ann", "unary", 8, patience_seconds=3600, pause_seconds=0))
+                nursery.start_soon(other.house.send, requests[-1])
+                await trio.sleep(0.7)
+        assert [request.outcome for request in requests] == ["answered"] * len(requests)
+        assert len({visit.token for visits in fleet.ledger.visits.values() for visit in visits[:1]}) == 2
+        await _wait(lambda: len(other.gateway.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
 
     _run(tmp_path, scene)

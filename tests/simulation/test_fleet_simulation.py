@@ -1,7 +1,7 @@
 """Hundreds of events on a fleet of two or three gateways, many seeds, and what must hold at every rest.
 
 SEED=123 pytest tests/simulation/test_fleet_simulation.py       one run again
-FLEET_SEEDS=500 pytest tests/simulation/test_fleet_simulation.py -n auto
+SEEDS=500 pytest tests/simulation/test_fleet_simulation.py -n auto
 """
 
 import os
@@ -24,7 +24,7 @@ EVENTS: Final = 250
 LAST_SECONDS: Final = 60.0
 """For the last requests, when nothing is wrong any more."""
 CUT_OFF: Final = "fleet.cut_off"
-SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("FLEET_SEEDS", 12)))
+SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SEEDS", 12)))
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:

@@ -25,6 +25,7 @@ def found_in(text: str) -> list[tuple[str, str]]:
     return []
 
 
+TTL_TOO_SHORT = "must be at least 1s and 10 times registry.lease_sync_interval"
 REFUSED = [
     ("server.host = '0.0.0.0'", "server.host", '"0.0.0.0" ' + OPEN),
     ("server.host = '::'", "server.host", '"::" ' + OPEN),
@@ -53,6 +54,12 @@ REFUSED = [
     ),
     ("auth.api_keys = [{ key = 'x' }]", "auth.api_keys[0].name", "is required"),
     ("auth.join_token = ''", "auth.join_token", NO_SECRET),
+    ("registry.gateway_ttl = '900ms'", "registry.gateway_ttl", TTL_TOO_SHORT),
+    (
+        "registry.gateway_ttl = '3s'\nregistry.lease_sync_interval = '301ms'",
+        "registry.gateway_ttl",
+        TTL_TOO_SHORT,
+    ),
     ("routing.mode = 'strict'", "routing.mode", '"strict" needs a postgresql:// registry.url'),
     ("registry.listen_url = 'postgresql://h/d'", "registry.listen_url", "needs a postgresql:// registry.url"),
     ("health = { heartbeat = '5s', stale_after = '5s' }", "health.stale_after", "must be longer than health.heartbeat"),

@@ -10,7 +10,7 @@ import trio.testing
 from gateway.backends.protocol import Refused, Target
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.routing.elders import DEAF_SECONDS, SAME_SECONDS, Elders, Line
+from gateway.routing.elders import DEAF_SECONDS, Elders, Line
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica
@@ -22,7 +22,7 @@ YIELD = LIMITS.yield_seconds
 
 
 def line(since: float, waiting: int = 1, gateway_id: GatewayId = OTHER, model: ModelName = MODEL) -> Line:
-    return Line(gateway_id, model, waiting, since)
+    return Line(gateway_id, model, waiting, since, since)
 
 
 def slots(count: int) -> RoutingBench:
@@ -173,7 +173,7 @@ async def test_late_binding_a_gateway_that_vanished_costs_one_pause_and_not_one_
         """How long it takes to free and take the slot so often."""
         began = trio.current_time()
         for number in range(count):
-            bench.admission.hear([line(since=-5.0 + number % 2 * SAME_SECONDS / 2)])  # as told by two clocks
+            bench.admission.hear([line(since=-5.0 + number % 2 * 0.015)._replace(told=-5.0)])  # clocks are read anew
             (await bench.lease()).release()
         return trio.current_time() - began
 

@@ -9,12 +9,14 @@ from typing import Any
 import httpx
 import pytest
 import trio
+import trio.testing
 from grpclib.client import Channel
 
 from gateway.app import open_gateway
 from gateway.assembly import Gateway
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.config.load import parse_config
+from gateway.domain.cluster import NodeStatus
 from gateway.local_state import StartupError
 from gateway.registry.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
@@ -125,11 +127,33 @@ async def test_a_gateway_that_ends_is_followed_as_leader_and_forgotten(fleet: Fl
 
 async def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Fleet) -> None:
     async with fleet.open_gateway("one") as one:
+        await fleet.registry.declare_models([])
         with pytest.raises((StartupError, ExceptionGroup)) as refused:
             async with fleet.open_gateway("two", secret="another-secret-that-is-long-enough-too"):
                 pass
+        assert (await fleet.registry.read_state()).models == {}  # nor does it change anything
         await eventually(lambda: not one.exchange.has_peers)
     assert "has another cluster secret; set auth.cluster_secret" in _words(refused.value)
+
+
+async def test_two_gateways_in_one_folder_would_end_each_others_backends(fleet: Fleet) -> None:
+    async with fleet.open_gateway("one", embedded=True):
+        with pytest.raises((StartupError, ExceptionGroup)) as refused:
+            async with fleet.open_gateway("one"):
+                pass
+        assert "another gateway or worker runs in" in _words(refused.value)
+
+
+async def test_the_embedded_worker_stays_while_the_registry_is_away(fleet: Fleet) -> None:
+    async with fleet.open_gateway("one", embedded=True) as one:
+        [session] = one.sessions.open.values()
+        one.exchange.on_cut_off()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert list(one.sessions.open.values()) == [session]
+        session.end("a newer session of this node has begun")
+        await eventually(lambda: [each.number for each in one.sessions.open.values()] == [session.number + 1])
+        [node] = one.views.current.state.nodes.values()
+        assert node.status is NodeStatus.HEALTHY
 
 
 def _words(error: BaseException) -> str:

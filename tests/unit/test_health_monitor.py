@@ -276,13 +276,42 @@ async def test_h9_a_node_is_judged_by_one_gateway_and_has_its_full_time_when_tha
         await trio.sleep(OFFLINE_AFTER)
         assert (bench.marks, bench.probe.asked) == ([], [])
         bench.judges = True
-        await trio.sleep(SETTINGS.heartbeat_seconds)
+        await trio.sleep(SETTINGS.heartbeat_seconds + 0.1)
         assert bench.probe.asked != []
         await trio.sleep(STALE_AFTER - 2 * SETTINGS.heartbeat_seconds)
         assert bench.marks == []
         bench.judges = False
         await trio.sleep(SETTINGS.heartbeat_seconds)
         bench.judges = True
+        await trio.sleep(STALE_AFTER - 0.1)
+        assert bench.marks == []
+        await trio.sleep(2 * SETTINGS.heartbeat_seconds)
+        assert bench.marks == [NodeStatus.UNHEALTHY]
+
+
+async def test_h9_while_the_registry_is_away_nobody_is_judged_and_a_short_absence_makes_nobody_younger(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_node() as bench:
+        bench.break_session()
+        await trio.sleep(STALE_AFTER - 10)
+        bench.rests = True
+        await trio.sleep(8)
+        bench.rests = False
+        await trio.sleep(2 + SETTINGS.heartbeat_seconds)
+        assert bench.marks == [NodeStatus.UNHEALTHY]
+
+
+async def test_h9_after_a_long_absence_of_the_registry_a_node_has_its_full_time_to_return(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_node() as bench:
+        bench.break_session()
+        await trio.sleep(20)
+        bench.rests = True
+        await trio.sleep(OFFLINE_AFTER)
+        bench.monitor.begin_anew()
+        bench.rests = False
         await trio.sleep(STALE_AFTER - 0.1)
         assert bench.marks == []
         await trio.sleep(2 * SETTINGS.heartbeat_seconds)

@@ -129,6 +129,18 @@ async def test_a_short_outage_changes_nothing(autojump_clock: MockClock) -> None
         assert [change[1:] for change in two.changes] == [(ONE, 1)]
 
 
+async def test_who_leads_again_after_a_lapse_says_so(autojump_clock: MockClock) -> None:
+    """Whoever looked meanwhile found nobody leading, and waits to be told."""
+    async with open_two() as two:
+        two.registry.away_for.add(TWO)
+        two.registry.answers_at[ONE] = two.one.term_seconds + 0.5
+        await trio.sleep(two.one.term_seconds + 0.2)
+        assert two.leaders() == {}
+        await trio.sleep(5)
+        assert two.leaders() == {ONE: 1}
+        assert [change[1:] for change in two.changes] == [(ONE, 1), (ONE, 1)]
+
+
 async def test_who_has_lost_asks_again_at_once(autojump_clock: MockClock) -> None:
     async with open_two() as two:
         await two.registry.leave(ONE)

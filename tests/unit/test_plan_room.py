@@ -10,7 +10,7 @@ from gateway.control.entries import Plan
 from gateway.control.evict import MIN_RESIDENCE_SECONDS, RECHECK_SECONDS
 from gateway.control.plan import plan
 from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_freed
-from gateway.control.room import SETTLE_SECONDS
+from gateway.control.tally import SETTLE_SECONDS
 from gateway.domain.capacity import Capacity, Gpu
 from gateway.domain.cluster import ClusterState, Demand, Node, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId

@@ -231,3 +231,25 @@ async def test_a_replica_refuses_in_strict_mode_as_in_any(autojump_clock: trio.t
     with pytest.raises(BackendFailed):
         await bench.generate()
     assert bench.in_flight() == 0
+
+
+async def test_l16_who_publishes_waits_for_one_claim_however_many_there_are(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else a gateway with many requests says nothing for so long that it counts as dead."""
+
+    async def take_a_moment() -> None:
+        await trio.sleep(0.1)
+
+    bench = two(FakeClaims(A, wait=take_a_moment), parallel=100)
+    assert bench.claims is not None
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(bench.generate)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(5):
+            began = trio.current_time()
+            async with bench.claims.lock:
+                assert trio.current_time() - began <= 0.1 + 1e-9
+            await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()

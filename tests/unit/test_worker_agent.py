@@ -149,6 +149,10 @@ async def test_l13_a_set_of_an_older_leader_is_refused(
             await worker.want(wish("b"), epoch=4)
             await wait_all_tasks_blocked()
         assert worker.agent.statistics().epoch == 5
+        worker.agent.all_reports()  # a session with a registry that begins anew, or was restored
+        await worker.want(wish("a"), epoch=1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert worker.agent.statistics().epoch == 1
         assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["a"]
         assert [entry["event"] for entry in logs] == ["worker.stale_desired_set"]
 

@@ -32,6 +32,9 @@ NATIVE_SETTINGS: Final = {
     "GOMP_SPINCOUNT": "1000",
 }
 """Environment variables that native libraries read when they are loaded; what is set already stays."""
+LINGER_SECONDS: Final = 0.2
+"""After the last answer. What is still on its way is refused; left unread it would reset the connection at its end, and
+take along what the client has not read yet."""
 PORT_MAX: Final = 65_535
 STDIN: Final = 0
 
@@ -110,6 +113,7 @@ async def _serve(address: Address, token: str) -> NoReturn:
     await terminated.wait()
     service.drain()
     await dispatcher.wait_finished()
+    await asyncio.sleep(LINGER_SECONDS)
     await server.close_flushed()
     _exit(EXIT_DRAINED)
 
