@@ -60,6 +60,7 @@ PURE: Final = (
     "control/ground.py",
     "control/remembered.py",
     "control/room.py",
+    "control/tally.py",
     "control/evict.py",
     "control/scale.py",
     "control/node_health.py",

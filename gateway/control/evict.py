@@ -11,10 +11,8 @@ So two models that share one place take turns in batches: what has waited for th
 stands behind the other's. A model whose requests never cease keeps its place.
 """
 
-from collections import Counter
-from dataclasses import dataclass
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.control.ground import Ground, is_leaving
 from gateway.control.room import Obstacle, Question, obstacle
@@ -22,7 +20,6 @@ from gateway.control.tally import need_of
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
-from gateway.domain.model_spec import ModelSpec
 
 MIN_RESIDENCE_SECONDS: Final = 10.0
 """For which a replica stays once it is ready, so that those who waited for it get to it."""
@@ -30,26 +27,29 @@ RECHECK_SECONDS: Final = 1.0
 """How soon to look again at replicas that have requests: nothing wakes the planner when the last of them ends."""
 
 
-@dataclass(frozen=True)
-class Leavers:
-    """Replicas of one node that may go if the right model asks, the longest unused first."""
+class Leaver(NamedTuple):
+    """A replica that may go if the right model asks."""
 
-    rows: tuple[Replica, ...]
+    row: Replica
     bytes: int
-    """Of the node's memory: what all of them give back."""
+    """Of the node's memory: what it gives back."""
+    spare: int
+    """Replicas that its model could do without."""
+    waiting_since: float | None
+    """When the oldest request that waits for its model began to; None: none waits."""
 
 
 def victims(question: Question, *, later: bool = False) -> tuple[Replica, ...] | None:
-    """Replicas of the node that make room for the model soon by leaving; None: not even all of them would.
+    """Replicas of the node that make room by leaving, for a question of `ask_soon`; None: not even all of them would.
 
     `later`: also those that may go once their requests have ended and they have been there long enough.
     """
-    leavers = question.ground.once(_all_leavers if later else _idle_leavers, question.node)
     in_the_way = obstacle(question)
-    if in_the_way is None or in_the_way.missing_bytes > leavers.bytes:
+    leavers, most_bytes = question.ground.once(_all_leavers if later else _idle_leavers, question.node)
+    if in_the_way is None or in_the_way.missing_bytes > most_bytes:
         return None
     chosen = _enough(question, leavers, in_the_way)
-    return None if chosen is None else tuple(_only_needed(question, chosen, in_the_way))
+    return None if chosen is None else tuple(each.row for each in _only_needed(chosen, in_the_way))
 
 
 def may_leave_at(ground: Ground, row: Replica) -> float:
@@ -59,15 +59,24 @@ def may_leave_at(ground: Ground, row: Replica) -> float:
     return row.since + MIN_RESIDENCE_SECONDS
 
 
-def _all_leavers(ground: Ground, node: Node) -> Leavers:
+def _all_leavers(ground: Ground, node: Node) -> tuple[list[Leaver], int]:
+    """Of the node, the longest unused first, and what they give back together."""
     rows = [row for row in ground.on(node) if _is_fair_game(ground, row)]
     rows.sort(key=lambda row: (-ground.idle_seconds(row), row.since, row.id))
-    return Leavers(tuple(rows), need_of(ground, node, rows))
+    return _with_sum([_leaver(ground, node, row) for row in rows])
 
 
-def _idle_leavers(ground: Ground, node: Node) -> Leavers:
-    rows = [row for row in ground.once(_all_leavers, node).rows if is_idle(ground, row)]
-    return Leavers(tuple(rows), need_of(ground, node, rows))
+def _idle_leavers(ground: Ground, node: Node) -> tuple[list[Leaver], int]:
+    return _with_sum([each for each in ground.once(_all_leavers, node)[0] if is_idle(ground, each.row)])
+
+
+def _with_sum(leavers: list[Leaver]) -> tuple[list[Leaver], int]:
+    return leavers, sum(each.bytes for each in leavers)
+
+
+def _leaver(ground: Ground, node: Node, row: Replica) -> Leaver:
+    spare = ground.beyond_floor(ground.state.models[row.model])
+    return Leaver(row, need_of(ground, node, [row]), spare, ground.waiting_since(row.model))
 
 
 def _is_fair_game(ground: Ground, row: Replica) -> bool:
@@ -75,15 +84,6 @@ def _is_fair_game(ground: Ground, row: Replica) -> bool:
     if spec is None or row.revision != spec.revision or row.observed is not Observed.READY or is_leaving(row):
         return False
     return ground.beyond_floor(spec) > 0
-
-
-def _comes_first(ground: Ground, claimant: ModelSpec, row: Replica) -> bool:
-    """Whether the room is rather the claimant's than that of the model that has it."""
-    served_since = ground.waiting_since(row.model)
-    if served_since is None:
-        return row.model != claimant.name
-    waiting_since = ground.waiting_since(claimant.name)
-    return waiting_since is not None and waiting_since < served_since
 
 
 def _is_used(ground: Ground, row: Replica) -> bool:
@@ -96,30 +96,37 @@ def is_idle(ground: Ground, row: Replica) -> bool:
     return not _is_used(ground, row) and ground.now - row.since >= MIN_RESIDENCE_SECONDS
 
 
-def _enough(question: Question, leavers: Leavers, in_the_way: Obstacle) -> list[Replica] | None:
+def _enough(question: Question, leavers: list[Leaver], in_the_way: Obstacle) -> list[Leaver] | None:
     """The first of them whose leaving is enough; None: all of them are not."""
-    ground, chosen = question.ground, list[Replica]()
-    missing, rivals, going = in_the_way.missing_bytes, set(in_the_way.rivals), Counter[ModelName]()
-    for row in leavers.rows:
+    model, waiting_since = question.spec.name, question.ground.waiting_since(question.spec.name)
+    missing, rivals = in_the_way.missing_bytes, set(in_the_way.rivals)
+    chosen, going = list[Leaver](), dict[ModelName, int]()
+    for each in leavers:
         if missing <= 0 and not rivals:
             break
-        if _comes_first(ground, question.spec, row) and going[row.model] < ground.beyond_floor(
-            ground.state.models[row.model]
-        ):
-            chosen.append(row)
-            going[row.model] += 1
-            rivals.discard(row.id)
-            missing -= need_of(ground, question.node, [row])
+        gone = going.get(each.row.model, 0)
+        if gone < each.spare and each.row.model != model and _has_to_yield(each, waiting_since):
+            chosen.append(each)
+            going[each.row.model] = gone + 1
+            missing -= each.bytes
+            rivals.discard(each.row.id)
     return None if missing > 0 or rivals else chosen
 
 
-def _only_needed(question: Question, chosen: list[Replica], in_the_way: Obstacle) -> list[Replica]:
+def _has_to_yield(leaver: Leaver, waiting_since: float | None) -> bool:
+    """To a model for which the oldest request waits for so long."""
+    if leaver.waiting_since is None:
+        return True
+    return waiting_since is not None and waiting_since < leaver.waiting_since
+
+
+def _only_needed(chosen: list[Leaver], in_the_way: Obstacle) -> list[Leaver]:
     """Spares those that turn out to be too small to matter, the last used first."""
-    missing = in_the_way.missing_bytes - need_of(question.ground, question.node, chosen)
-    for row in reversed(tuple(chosen)):
-        without_it = missing + need_of(question.ground, question.node, [row])
-        if without_it <= 0 and row.id not in in_the_way.rivals:
-            missing, chosen = without_it, [each for each in chosen if each is not row]
+    missing = in_the_way.missing_bytes - sum(each.bytes for each in chosen)
+    for each in reversed(tuple(chosen)):
+        if missing + each.bytes <= 0 and each.row.id not in in_the_way.rivals:
+            missing += each.bytes
+            chosen.remove(each)
     return chosen
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from gateway.control.evict import idlest, is_idle, may_leave_at, victims
 from gateway.control.ground import Ground
-from gateway.control.room import Question, free_slot, has_room, lacks, memory_after
+from gateway.control.room import Question, ask_now, ask_soon, free_slot, has_room, lacks, memory_after
 from gateway.control.tally import settles_at
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.model_spec import ModelSpec
@@ -59,13 +59,14 @@ def pick_place(
     ground: Ground, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_evict: bool = True
 ) -> Placement | Insufficient:
     """The best of `nodes`, or of all nodes on which the model may run."""
-    found = ground.fitting_nodes(spec) if nodes is None else tuple(nodes)
-    now, soon = [[Question(ground, node, spec, at) for node in found] for at in (False, True)]
+    found = ground.fitting_nodes(spec) if nodes is None else nodes
+    questions = [ask_soon(ground, node, spec) for node in found]
+    fitting = [each for each in questions if has_room(each)]
     return (
-        _best([_placement(each) for each in now if has_room(each)])
-        or _soon(soon)
-        or (_by_eviction(soon) if may_evict else None)
-        or _insufficient(now, soon, may_evict=may_evict)
+        _best([_placement(now) for each in fitting if has_room(now := ask_now(ground, each.node, spec))])
+        or _soon(fitting)
+        or (_by_eviction(questions) if may_evict else None)
+        or _insufficient(questions, may_evict=may_evict)
     )
 
 
@@ -91,9 +92,8 @@ def _best(placements: list[Placement]) -> Placement | None:
     return min(placements, key=lambda each: (each.scores, each.node.name), default=None)
 
 
-def _soon(questions: list[Question]) -> Placement | None:
+def _soon(fitting: list[Question]) -> Placement | None:
     """The tightest, so that what leaves for a large newcomer is not claimed by a small one."""
-    fitting = [question for question in questions if has_room(question)]
     best = min(fitting, key=lambda each: (memory_after(each) or 0, each.node.name), default=None)
     if best is None:
         return None
@@ -107,20 +107,20 @@ def _by_eviction(questions: list[Question]) -> Placement | None:
     if best is None:
         return None
     question, evictions = best
-    cleared = replace(question, without=evictions)
+    cleared = question._replace(without=evictions)
     return replace(_placement(cleared), is_free=False, evictions=evictions)
 
 
-def _insufficient(now: list[Question], soon: list[Question], *, may_evict: bool) -> Insufficient:
-    in_the_way = [_worth_waiting_for(question) for question in soon]
-    times = [at for question, rows in zip(soon, in_the_way, strict=True) for at in _times(question, rows)]
-    reasons = {question.node.name: _why(question, rows) for question, rows in zip(now, in_the_way, strict=True)}
-    return Insufficient(reasons, min(times, default=None) if may_evict else None)
+def _insufficient(questions: list[Question], *, may_evict: bool) -> Insufficient:
+    in_the_way = [(question, _worth_waiting_for(question)) for question in questions]
+    times = [at for question, rows in in_the_way for at in _times(question, rows)] if may_evict else []
+    reasons = {question.node.name: _why(question, rows) for question, rows in in_the_way}
+    return Insufficient(reasons, min(times, default=None))
 
 
 def _why(question: Question, in_the_way: list[Replica]) -> str:
     in_use = sorted({row.model for row in in_the_way})
-    lacking = ", ".join(lacks(question))
+    lacking = ", ".join(lacks(ask_now(question.ground, question.node, question.spec)))
     return f"{lacking}; in use: {', '.join(in_use)}" if in_use else lacking
 
 

@@ -29,6 +29,8 @@ PAUSE_SECONDS_MIN: Final = 0.01
 """Between two rounds that time alone brings about: a rounded age must not make the loop spin."""
 RETRY_SECONDS: Final = 1.0
 """Pause after the registry could not be used."""
+REST_SECONDS_MAX: Final = 1.0
+"""For which the loop rests after a plan, however long that took and whoever wakes it."""
 
 
 @dataclass
@@ -49,20 +51,26 @@ class Reconciler:
     """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
+    planning_seconds: float = 0.0
+    """In which the last round planned, and the event loop served nobody."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Reports started after the first round."""
+        """Until cancelled. Reports started after the first round. Planning takes half of the event loop at most: wakes
+        that come one upon another wait for as long as the last plan took."""
         started = False
         while True:
             pause = await self._round()
             if not started:
                 task_status.started()
                 started = True
-            await self.wake.wait_until(trio.current_time() + pause)
+            again_at = trio.current_time() + pause
+            if self.planning_seconds > 0:
+                await trio.sleep(min(self.planning_seconds, REST_SECONDS_MAX))
+            await self.wake.wait_until(again_at)
 
     async def _round(self) -> float:
         """One round; returns the seconds until the next one if nothing wakes us."""
-        epoch = self.leadership.epoch
+        epoch, self.planning_seconds = self.leadership.epoch, 0.0
         if epoch is None:
             self._note(Plan())
             self.remembered = NOTHING_REMEMBERED
@@ -79,7 +87,9 @@ class Reconciler:
 
     async def _plan_and_apply(self, epoch: int) -> float:
         state, now = await self.registry.read_state(), await self.registry.now()
+        began_at = trio.current_time()
         decided = self._plan(state, now)
+        self.planning_seconds = trio.current_time() - began_at
         if write := decided.as_write():
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):

@@ -8,7 +8,7 @@ model of which nothing is known.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.control.ground import Ground
 from gateway.control.remembered import memory_need
@@ -25,21 +25,18 @@ UNKNOWN_NEED_BYTES: Final = 1
 NO_SLOTS: Final[frozenset[int]] = frozenset()
 
 
-@dataclass(frozen=True)
-class Question:
-    """Room for one more replica of `spec` on `node`."""
+class Question(NamedTuple):
+    """Room for one more replica of `spec` on `node`; answered before the plan goes on."""
 
     ground: Ground
     node: Node
     spec: ModelSpec
-    soon: bool = False
-    """As it will be once those that leave have left and readings have settled."""
+    tally: Tally
+    """Of the node as it is, or as it will be soon."""
+    need_bytes: int | None
+    """Of the node's memory; None: unknown."""
     without: tuple[Replica, ...] = ()
     """Besides, if these had left, too: ready ones of other models."""
-
-    @property
-    def tally(self) -> Tally:
-        return self.ground.once(tally_soon if self.soon else tally_now, self.node)
 
 
 @dataclass(frozen=True)
@@ -52,11 +49,22 @@ class Obstacle:
     """Replicas of models of the same exclusive group."""
 
 
+def ask_now(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+    """Of the node as it is."""
+    return Question(ground, node, spec, ground.once(tally_now, node), memory_need(ground.state, node, spec.name))
+
+
+def ask_soon(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+    """Of the node as it will be once those that leave have left and readings have settled."""
+    return Question(ground, node, spec, ground.once(tally_soon, node), memory_need(ground.state, node, spec.name))
+
+
 def has_room(question: Question) -> bool:
+    """What has room now has room soon."""
     return (
         _missing_bytes(question) <= 0
         and free_slot(question) is not None
-        and (question.spec.exclusive_group is None or _lacks_peace(question) is None)
+        and _lacks_peace(question) is None
         and _missing_disk(question) is None
     )
 
@@ -68,8 +76,8 @@ def lacks(question: Question) -> list[str]:
 
 
 def obstacle(question: Question) -> Obstacle | None:
-    """What is in the way of it soon. None: something that stays whoever leaves, since a slot is held by the model
-    itself, room of a rival's is promised already, and leaving replicas give no disk back."""
+    """What is in the way, for a question of `ask_soon`. None: something that stays whoever leaves. Slots are held by
+    the model itself, a rival has been promised room, or the disk is full, of which those that leave give nothing."""
     if free_slot(question) is None or _missing_disk(question) is not None:
         return None
     if question.spec.exclusive_group is None:
@@ -83,30 +91,25 @@ def obstacle(question: Question) -> Obstacle | None:
 def free_slot(question: Question) -> int | None:
     """The first slot of the model that nobody holds, (node, model, slot) being unique (R10)."""
     used = question.tally.slots.get(question.spec.name, NO_SLOTS)
-    return next((slot for slot in range(question.node.max_replicas_per_model) if slot not in used), None)
+    for slot in range(question.node.max_replicas_per_model):
+        if slot not in used:
+            return slot
+    return None
 
 
 def memory_after(question: Question) -> int | None:
     """Bytes that would still be free; negative if there is not enough; None: unknown."""
-    free = _free_bytes(question)
-    return None if free is None else free - _need(question)
-
-
-def _free_bytes(question: Question) -> int | None:
-    free = question.tally.free_bytes
-    if free is None or not question.without:
-        return free
-    return free + need_of(question.ground, question.node, question.without)
+    free, need = question.tally.free_bytes, question.need_bytes
+    if free is None:
+        return None
+    if question.without:
+        free += need_of(question.ground, question.node, question.without)
+    return free - (UNKNOWN_NEED_BYTES if need is None else need)
 
 
 def _missing_bytes(question: Question) -> int:
     after = memory_after(question)
     return 0 if after is None else -after
-
-
-def _need(question: Question) -> int:
-    need = memory_need(question.ground.state, question.node, question.spec.name)
-    return UNKNOWN_NEED_BYTES if need is None else need
 
 
 def _lacks_slot(question: Question) -> str | None:
@@ -141,9 +144,8 @@ def _lacks_memory(question: Question) -> str | None:
     if _missing_bytes(question) <= 0:
         return None
     kind = "GPU memory" if question.node.capacity.gpus else "memory"
-    known = memory_need(question.ground.state, question.node, question.spec.name) is not None
-    need = in_words(_need(question)) if known else "some"
-    return f"needs {need} of {kind}, {in_words(max(0, _free_bytes(question) or 0))} free"
+    need = "some" if question.need_bytes is None else in_words(question.need_bytes)
+    return f"needs {need} of {kind}, {in_words(max(0, question.tally.free_bytes or 0))} free"
 
 
 def _lacks_disk(question: Question) -> str | None:
@@ -167,7 +169,7 @@ def _missing_disk(question: Question) -> tuple[int, int] | None:
 
 
 def _disk_bytes(ground: Ground, model: ModelName) -> int | None:
-    """Of the model's artifact, if it has to be fetched at all; None: unknown."""
+    """Of the model's artifact; None: unknown, or there is nothing to fetch."""
     requirement = ground.state.requirements.get(model)
     return None if requirement is None else requirement.disk_bytes
 

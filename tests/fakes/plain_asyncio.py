@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def run_asyncio(main: Coroutine[Any, Any, T]) -> T:
+def run_asyncio(main: Coroutine[Any, Any, T], seconds: float = 60.0) -> T:
+    """Raises `TimeoutError` when it takes longer than so many seconds."""
+
     with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
-        return runner.run(main)
+        return runner.run(asyncio.wait_for(main, seconds))

@@ -11,6 +11,8 @@ UNREAD_BYTES = 40_000_000
 
 
 def test_closing_waits_until_a_slow_client_has_everything() -> None:
+    """Also when that one goes on sending: what is left unread would reset the connection and take the rest along."""
+
     async def main() -> int:
         loop = asyncio.get_running_loop()
         server = EngineServer([])
@@ -18,16 +20,32 @@ def test_closing_waits_until_a_slow_client_has_everything() -> None:
             await server.start(sock=listener)
             client.setblocking(False)
             await loop.sock_connect(client, listener.getsockname())
-            greeting = await loop.sock_recv(client, 1024)
-            (transport,) = server._open
-            assert isinstance(transport, asyncio.Transport)
-            transport.write(b"x" * UNREAD_BYTES)
+            received = len(await loop.sock_recv(client, 1024))
+            (connection,) = server._open
+            assert connection._transport is not None
+            connection._transport.write(b"x" * UNREAD_BYTES)
             closing = asyncio.ensure_future(server.close_flushed())
-            received = len(greeting)
+            await asyncio.sleep(0)
             while data := await loop.sock_recv(client, 1_000_000):
                 received += len(data)
+                await loop.sock_sendall(client, b"late")
                 assert not closing.done() or received > UNREAD_BYTES // 2
+            client.close()
             await closing
             return received
 
     assert run_asyncio(main()) >= UNREAD_BYTES
+
+
+def test_a_client_that_does_not_hang_up_is_hung_up_on() -> None:
+    async def main() -> None:
+        server = EngineServer([])
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+            await server.start(sock=listener)
+            client.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(client, listener.getsockname())
+            await asyncio.get_running_loop().sock_recv(client, 1024)
+            await server.close_flushed()
+            assert not server._open
+
+    run_asyncio(main())

@@ -1,7 +1,7 @@
 """grpclib's server as an engine needs it: bounded messages, more streams, and a close that loses nothing."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -16,6 +16,14 @@ from gateway.backends.metadata import MESSAGE_BYTES_MAX
 
 CONCURRENT_STREAMS_MAX: Final = 10_000
 """Per connection. grpclib says 100, at which a client queues its calls where nobody sees them; ours are refused."""
+
+
+HANG_UP_SECONDS: Final = 1.0
+
+
+async def _wait_all(events: Iterable[asyncio.Event]) -> None:
+    for event in events:
+        await event.wait()
 
 
 class BoundedCodec(ProtoCodec):
@@ -44,22 +52,42 @@ def _check_size(size_bytes: int) -> None:
 class _Connection(H2Protocol):
     """One client's connection; enters itself into `open_connections` while it lives."""
 
-    def __init__(self, plain: H2Protocol, open_connections: dict[asyncio.BaseTransport, asyncio.Event]) -> None:
+    def __init__(self, plain: H2Protocol, open_connections: "dict[_Connection, asyncio.Event]") -> None:
         super().__init__(plain.handler, plain.config, plain.h2_config)
         self._open = open_connections
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.Transport | None = None
+        self._has_ended = False
+
+    def end(self) -> None:
+        """Sends what is buffered, and that nothing more comes.
+
+        What the client still sends is read and dropped: left unread it would reset the connection, and take along what
+        the client has not read yet (RFC 1122, 4.2.2.13).
+        """
+        if self._transport is not None:
+            self._has_ended = True
+            self._transport.write_eof()
+
+    def cut(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if not self._has_ended:
+            super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         h2 = self.connection._connection  # noqa: SLF001 - grpclib has no setting for this
         h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CONCURRENT_STREAMS_MAX})
         self.connection.flush()
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream's
         self._transport = transport
-        self._open[transport] = asyncio.Event()
+        self._open[self] = asyncio.Event()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
-        if self._transport is not None and (lost := self._open.pop(self._transport, None)):
+        if (lost := self._open.pop(self, None)) is not None:
             lost.set()
 
 
@@ -68,16 +96,22 @@ class EngineServer(Server):
 
     def __init__(self, services: Collection[Any]) -> None:
         super().__init__(services, codec=BoundedCodec())
-        self._open: dict[asyncio.BaseTransport, asyncio.Event] = {}
+        self._open: dict[_Connection, asyncio.Event] = {}
 
     async def close_flushed(self) -> None:
-        """Stop listening and end every connection when its client has been sent what is still buffered."""
+        """Stop listening and end every connection when its client has been sent what is still buffered. Clients hang up
+        then; one that does not within `HANG_UP_SECONDS` is hung up on."""
         self.close()
         lost = list(self._open.values())
-        for transport in tuple(self._open):
-            transport.close()
-        for event in lost:
-            await event.wait()
+        for connection in tuple(self._open):
+            connection.end()
+        try:
+            async with asyncio.timeout(HANG_UP_SECONDS):
+                await _wait_all(lost)
+        except TimeoutError:
+            for connection in tuple(self._open):
+                connection.cut()
+            await _wait_all(lost)
 
     def _protocol_factory(self) -> H2Protocol:
         return _Connection(super()._protocol_factory(), self._open)

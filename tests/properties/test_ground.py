@@ -1,0 +1,107 @@
+"""What the planner has counted once is what it would count now, whatever the plan has changed in between."""
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.control.evict import victims
+from gateway.control.ground import Ground
+from gateway.control.placement import pick_place
+from gateway.control.room import ask_now, ask_soon, lacks, memory_after
+from gateway.control.tally import settles_at
+from gateway.domain.capacity import Capacity
+from gateway.domain.cluster import ClusterState, Replica
+from gateway.domain.ids import NodeId
+from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.requirement import Requirement
+from gateway.routing.load_table import Usage
+from tests.fakes.fleet import demand, node, replica, spec, state
+
+NOW = 1000.0
+NODES = tuple(NodeId(name) for name in ("n1", "n2"))
+TIMES = st.sampled_from([0.0, NOW - 20, NOW - 1])
+MODELS = ("a", "b", "c")
+
+
+@st.composite
+def grounds(draw: st.DrawFn) -> Ground:
+    groups, floors = st.sampled_from([None, None, "big"]), st.integers(0, 1)
+    specs = [spec(name, min_replicas=draw(floors), exclusive_group=draw(groups)) for name in MODELS]
+    seen = state(
+        [draw(rows(at, of, slot)) for of in specs for at in NODES for slot in range(draw(st.integers(0, 2)))],
+        specs=specs,
+        nodes=[node(name, capacity=draw(capacities()), max_replicas_per_model=3) for name in NODES],
+        demand=[demand(name, since=draw(TIMES)) for name in draw(st.lists(st.sampled_from(MODELS), unique=True))],
+        requirements={of.name: Requirement(ram_bytes=draw(st.integers(1, 5)), disk_bytes=2**30) for of in specs},
+    )
+    uses = st.sampled_from([Usage(1, 0.0, 0.0), Usage(0, 50.0, 0.0)])
+    return Ground(seen, NOW, {row: draw(uses) for row in seen.replicas})
+
+
+@st.composite
+def rows(draw: st.DrawFn, at: NodeId, of: ModelSpec, slot: int) -> Replica:
+    observed = st.sampled_from([Observed.READY, Observed.READY, Observed.LOADING, Observed.PLACED, Observed.GONE])
+    return replica(f"{of.name}-{at}-{slot}", of, node_id=at, slot=slot, observed=draw(observed), since=draw(TIMES))
+
+
+def capacities() -> st.SearchStrategy[Capacity]:
+    disk = st.sampled_from([None, 3 * 2**30, 5 * 2**30])
+    return st.builds(Capacity, ram_bytes=st.just(12), ram_free_bytes=st.integers(0, 12), disk_free_bytes=disk)
+
+
+def change(data: st.DataObject, ground: Ground, number: int) -> None:
+    """As a plan does: a replica is to end, has gone, is to start, or a model gets what others leave."""
+    kind = data.draw(st.sampled_from(["end", "drop", "start", "claim"]))
+    of, at = (
+        ground.state.models[data.draw(st.sampled_from(list(ground.state.models)))],
+        data.draw(st.sampled_from(NODES)),
+    )
+    if kind == "claim":
+        ground.claim(of, ground.state.nodes[at])
+    elif kind == "start":
+        new = replica(f"new-{number}", of, node_id=at, slot=2 + number, observed=Observed.PLACED, since=NOW)
+        ground.put(new)
+    elif ground.replicas:
+        row = ground.replicas[data.draw(st.sampled_from(list(ground.replicas)))]
+        ground.drop(row) if kind == "drop" else ground.put(replace(row, desired=Desired.DRAIN))
+
+
+def answers(ground: Ground) -> list[object]:
+    """All that placing a replica asks for."""
+    found: list[object] = []
+    for of in ground.state.models.values():
+        for at in ground.state.nodes.values():
+            now, soon = ask_now(ground, at, of), ask_soon(ground, at, of)
+            found += [lacks(now), lacks(soon), memory_after(now), memory_after(soon)]
+            found += [victims(soon), victims(soon, later=True), ground.once(settles_at, at)]
+        found += [ground.live(of), ground.beyond_floor(of), pick_place(ground, of)]
+    return found
+
+
+def anew(ground: Ground) -> Ground:
+    """One that has counted nothing yet."""
+    seen: ClusterState = replace(ground.state, replicas=ground.replicas)
+    return Ground(seen, ground.now, ground.usage, ground.remembered, claims=list(ground.claims))
+
+
+@settings(deadline=None)
+@given(grounds(), st.data())
+def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(ground: Ground, data: st.DataObject) -> None:
+    assert answers(ground) == answers(anew(ground))
+    for number in range(data.draw(st.integers(1, 5))):
+        change(data, ground, number)
+        assert answers(ground) == answers(anew(ground))
+
+
+def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> None:
+    """Although what has changed is on another node."""
+    loaded, other = spec("a", min_replicas=1), spec("b")
+    full = [node(at, capacity=Capacity(ram_bytes=5, ram_free_bytes=0)) for at in NODES]
+    rows_of_a = [replica(f"a-{at}", loaded, node_id=at) for at in NODES]
+    needs = {of.name: Requirement(ram_bytes=5) for of in (loaded, other)}
+    ground = Ground(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
+    assert victims(ask_soon(ground, full[0], other)) == (rows_of_a[0],)
+    ground.put(replace(rows_of_a[1], desired=Desired.DRAIN))
+    assert victims(ask_soon(ground, full[0], other)) is None
