@@ -162,7 +162,8 @@ def test_status_shows_the_fleet_as_tables_and_as_json(tmp_path: Path) -> None:
         table = run_command(tmp_path, "status", "--url", gateway.url)
         assert table.returncode == 0
         (pid,) = gateway.backend_pids()
-        nodes, models, replicas = table.stdout.split("\n\n")
+        gateways, nodes, models, replicas = table.stdout.split("\n\n")
+        assert {"ID", "LEADER", "URL", gateway.url} <= set(gateways.split())
         assert {"NAME", "STATUS", "RAM", "healthy"} <= set(nodes.split())
         assert {"NAME", "READY", "QUEUED", "tiny", "ready"} <= set(models.split())
         assert {"MODEL", "STATE", "PID", "tiny", "ready", str(pid)} <= set(replicas.split())

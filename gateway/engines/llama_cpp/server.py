@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from google.protobuf.message import DecodeError
 from grpclib import GRPCError
@@ -81,8 +81,7 @@ class _Connection(H2Protocol):
         h2 = self.connection._connection  # noqa: SLF001 - grpclib has no setting for this
         h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CONCURRENT_STREAMS_MAX})
         self.connection.flush()
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a stream's
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its type
         self._open[self] = asyncio.Event()
 
     def connection_lost(self, exc: BaseException | None) -> None:
