@@ -33,7 +33,6 @@ from gateway.bridge import Bridge
 from gateway.config.model import Config
 from gateway.control.claims import claims_at
 from gateway.control.complaints import Complaints
-from gateway.control.demand import Waiting
 from gateway.control.exchange import FleetExchange
 from gateway.control.health_monitor import HealthMonitor
 from gateway.control.leadership import Leadership
@@ -44,7 +43,7 @@ from gateway.control.reconciler import Reconciler
 from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
-from gateway.control.wishes import LoadWishes
+from gateway.control.wishes import LoadWishes, Waiting
 from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id

@@ -8,10 +8,10 @@ from typing import Final, TypeVar
 
 import trio
 
-from gateway.control.demand import Waiting
 from gateway.control.leadership import Leadership
 from gateway.control.load_watch import LoadWatch
 from gateway.control.reconciler import Reconciler
+from gateway.control.wishes import Waiting
 from gateway.domain.cluster import Demand
 from gateway.domain.fleet import NOTHING, Bulletin, Heard, Use
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId

@@ -12,7 +12,6 @@ from typing import Final, NoReturn
 
 import trio
 
-from gateway.control.demand import Waiting
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.ids import ModelName
 from gateway.registry.snapshot import SnapshotStore
@@ -21,6 +20,14 @@ from gateway.routing.waiting import coming_up
 from gateway.wake import Wake
 
 WISH_SECONDS: Final = 600.0
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Requests that wait for one model at this gateway; a wish counts as one."""
+
+    waiting: int
+    oldest_seconds: float
 
 
 @dataclass

@@ -31,6 +31,7 @@ from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.registry import postgres_sql as sql
 from gateway.registry import rows
 from gateway.registry.changes import Changes, difference
+from gateway.registry.clock import RegistryClock
 from gateway.registry.postgres_bulletins import Conversation
 from gateway.registry.postgres_errors import check_url
 from gateway.registry.postgres_listener import VersionListener
@@ -87,8 +88,7 @@ class PostgresRegistry(Store):
         self._pool = pool
         self._reader = RowReader()
         self._clock = clock
-        self._clock_ahead = 0.0
-        """Seconds from Trio's clock to the server's."""
+        self._server_clock = RegistryClock()
         self._setbacks = 0
         self._conversations: dict[GatewayId, Conversation] = {}
         self._forget_dead_at = 0.0
@@ -111,7 +111,7 @@ class PostgresRegistry(Store):
 
     async def now(self) -> float:
         await trio.lowlevel.checkpoint()
-        return self._clock() if self._clock else trio.current_time() + self._clock_ahead
+        return self._clock() if self._clock else self._server_clock()
 
     async def read_state(self) -> ClusterState:
         tables, demand = await self._pool.transaction("read_state", Mode.SHARED, self._read_state_aio)
@@ -134,7 +134,7 @@ class PostgresRegistry(Store):
 
         known = self._version
         heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
-        self._note_time(heard.now)
+        self._server_clock.note(heard.now)
         if heard.version < known:
             self._set_back(heard.version)
         self._grow(heard.version)
@@ -192,7 +192,7 @@ class PostgresRegistry(Store):
     ) -> Outcome[After]:
         row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
         now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
-        self._note_time(now)
+        self._server_clock.note(now)
         after = decide(before, now)
         stored: Tables = before if after is None else after
         changes = difference(before, stored, now, epoch)
@@ -204,7 +204,7 @@ class PostgresRegistry(Store):
 
     async def _read_state_aio(self, transaction: Transaction) -> tuple[Tables, list[Demand]]:
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())
-        self._note_time(row["now"])
+        self._server_clock.note(row["now"])
         self._grow(row["version"])
         return self._reader.tables(row, is_whole=True), demand_of(row)
 
@@ -222,9 +222,6 @@ class PostgresRegistry(Store):
     def _test_time(self) -> float | None:
         """None: the server knows."""
         return self._clock() if self._clock else None
-
-    def _note_time(self, now: float) -> None:
-        self._clock_ahead = now - trio.current_time()
 
 
 async def _write_aio(transaction: Transaction, changes: Changes) -> None:

@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
 
-POOL_SIZE: Final = 8
+POOL_SIZE: Final = 5
 CONNECT_SECONDS: Final = 5.0
 IDLE_CONNECTION_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 5.0

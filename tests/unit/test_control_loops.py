@@ -10,13 +10,13 @@ import trio.testing
 
 from gateway.backends.protocol import Target
 from gateway.control.complaints import Complaints
-from gateway.control.demand import Waiting
 from gateway.control.draft import BACKOFF_FIRST_SECONDS
 from gateway.control.exchange import FleetExchange
 from gateway.control.node_session import SessionOver, SessionSettings, desired_set
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import Sessions
 from gateway.control.tails import CHUNKS_MAX
+from gateway.control.wishes import Waiting
 from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
 from gateway.domain.fleet import Bulletin

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.control.demand import Waiting
-from gateway.control.wishes import WISH_SECONDS, LoadWishes
+from gateway.control.wishes import WISH_SECONDS, LoadWishes, Waiting
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.lifecycle import Observed
 from gateway.registry.snapshot import SnapshotStore
