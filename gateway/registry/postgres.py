@@ -89,7 +89,8 @@ class PostgresRegistry(Store):
         self._reader = RowReader()
         self._clock = clock
         self._server_clock = RegistryClock()
-        self._setbacks = 0
+        self._lost_version = -1
+        """Versions up to this one, and above the present one, were read of a past that is no more."""
         self._conversations: dict[GatewayId, Conversation] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0
@@ -143,18 +144,17 @@ class PostgresRegistry(Store):
     async def wait_newer(self, version: int) -> None:
         """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
         await trio.lowlevel.checkpoint()
-        setbacks = self._setbacks
-        while self._version == version and self._setbacks == setbacks:
+        while self._version <= version:
+            if version <= self._lost_version:
+                raise RegistryError(
+                    f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
+                )
             await self._grown.wait()
-        if self._version < version or self._setbacks != setbacks:
-            raise RegistryError(
-                f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
-            )
 
     def _set_back(self, version: int) -> None:
         """A standby took over that had not heard of the last commits, or a backup was restored."""
         log.error("registry.went_back", registry=self._pool.server, version=version, was=self._version)
-        self._setbacks += 1
+        self._lost_version = self._version
         self._wake(version)
 
     async def claim_slot(self, claim: Claim) -> ReplicaId | None:

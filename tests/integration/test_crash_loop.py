@@ -24,6 +24,7 @@ from gateway.worker.command import BackendProgram
 from gateway.worker.output import OutputLog
 from gateway.worker.process import spawn_process
 from gateway.worker.replica import ReplicaTask
+from tests.fakes.own_processes import own_children
 from tests.fakes.worker_bench import WorkerBench, open_worker, settings_in, wish
 from tests.integration.harness import events_in, running_gateway, scripted_config, together
 
@@ -147,7 +148,7 @@ async def test_h6_a_thousand_crashes_hold_nothing(tmp_path: Path) -> None:
             before = await loop.run(WARM_UP)
             after = await loop.run(CRASHES)
             assert locked_ports(tmp_path / "locks") == listening_ports() == recorded_pids(tmp_path) == set()
-            assert not psutil.Process().children()
+            assert not own_children()
     assert after.descriptors <= before.descriptors
     assert after.tasks <= before.tasks
     assert after.threads <= before.threads  # fewer, when idle ones of the warm-up have ended

@@ -1,6 +1,6 @@
 """Replicas are taken away by the gateway that leads while another one routes to them, again and again: nobody notices.
 
-A round is a replica that was ready and is drained. CI runs 60; TEST_ROUNDS=1000 in the environment makes it a thousand.
+A round is a replica that was ready and is drained. CI runs 40; TEST_ROUNDS=1000 in the environment makes it a thousand.
 """
 
 import os
@@ -28,7 +28,7 @@ from tests.integration.gateways import (
 from tests.integration.harness import GatewayProcess, wait_for
 from tests.integration.steady_load import SteadyLoad, sampled
 
-ROUNDS: Final = int(os.environ.get("TEST_ROUNDS", "60"))
+ROUNDS: Final = int(os.environ.get("TEST_ROUNDS", "40"))
 ROUND_SECONDS_MAX: Final = 3.0
 WORKERS: Final = {"one": "ab", "two": "ba"}
 SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.01, "first_token_delay": 0.01, "slots": 4}

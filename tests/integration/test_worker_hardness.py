@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
 import pytest
 import trio
 
@@ -23,6 +22,7 @@ from gateway.worker.command import BackendProgram
 from gateway.worker.ports import can_bind
 from gateway.worker.process import spawn_process
 from gateway.worker.settings import WorkerSettings
+from tests.fakes.own_processes import own_children
 from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish
 from tests.integration.harness import events_in, is_alive, running_gateway, scripted_config, together, wait_for
 
@@ -55,7 +55,7 @@ def free_ports(first: int) -> PortRange:
 
 def own_processes() -> set[int]:
     """Of the worker that runs in this process: no zombie, no orphan of an orphan."""
-    return {child.pid for child in psutil.Process().children(recursive=True) if is_alive(child.pid)}
+    return {child.pid for child in own_children() if is_alive(child.pid)}
 
 
 def recorded_pids(folder: Path) -> set[int]:

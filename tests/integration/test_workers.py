@@ -317,10 +317,10 @@ def test_r13_a_worker_that_is_told_to_stop_finishes_its_stream_and_leaves(tmp_pa
         leaver, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
         pid = leaver.backend_pid()
         leaver.send_signal(signal.SIGTERM)
+        fleet.wait_node(leaver.name, "draining")
         nodes = [node_of(fleet.gateway.chat()) for _ in range(4)]
         assert set(nodes) == {other}
         assert not stream.ended
-        assert fleet.node(leaver.name)["status"] == "draining"
         assert leaver.process.poll() is None
         events = stream.result()
         assert events[-1] == DONE

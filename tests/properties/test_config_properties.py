@@ -23,6 +23,7 @@ unhurried = settings(max_examples=80, deadline=None, suppress_health_check=[Heal
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
 keys = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=8)
 secrets = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=20)
+long_durations = st.builds("{}m".format, st.integers(1, 60))
 durations = st.builds("{}{}".format, st.integers(1, 5000), st.sampled_from(["ms", "s", "m", "h"]))
 tables_of_text = st.dictionaries(
     st.text(st.characters(exclude_categories=["C", "Z"], exclude_characters=":="), min_size=1, max_size=8),
@@ -80,7 +81,9 @@ def documents(draw: st.DrawFn) -> dict[str, Toml]:
             max_body=st.integers(1, 2**25),
         ),
         auth=some_of(api_keys=api_keys(), join_token=secrets, cluster_secret=secrets, allow_anonymous=st.booleans()),
-        registry=some_of(url=st.sampled_from(["memory:", "sqlite:///a.db", "postgresql://h/d"]), gateway_ttl=durations),
+        registry=some_of(
+            url=st.sampled_from(["memory:", "sqlite:///a.db", "postgresql://h/d"]), gateway_ttl=long_durations
+        ),
         routing=some_of(attempts=positive, load_wait=durations, queue_max=counts),
         worker=some_of(
             name=names,

@@ -376,7 +376,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 
 @given(fleet=fleets(), seed=st.integers())
-@settings(unhurried, max_examples=200)
+@settings(unhurried, max_examples=100)
 def test_both_choose_alike_up_to_chance(database: Database, fleet: Fleet, seed: int) -> None:
     stored = Stored(database, fleet)
     for model in (MODEL, OTHER, UNKNOWN):

@@ -24,7 +24,7 @@ EVENTS: Final = 250
 LAST_SECONDS: Final = 60.0
 """For the last requests, when nothing is wrong any more."""
 CUT_OFF: Final = "fleet.cut_off"
-SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SEEDS", 12)))
+SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SEEDS", 8)))
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:

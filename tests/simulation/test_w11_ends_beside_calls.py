@@ -26,7 +26,7 @@ from tests.simulation.machine import FOREIGN, OURS
 from tests.simulation.world import World, run_seeded
 
 GATEWAYS: Final = 2
-ENDS: Final = int(os.environ.get("W11_ENDS", "300"))
+ENDS: Final = int(os.environ.get("W11_ENDS", "150"))
 """Replicas that are let go because nobody uses them. Evictions take longer, and are fewer."""
 SCALE_DOWN_SECONDS: Final = 1.0
 SPARE: Final = tuple(
