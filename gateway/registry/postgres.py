@@ -145,7 +145,7 @@ class PostgresRegistry(Store):
         """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
         await trio.lowlevel.checkpoint()
         while self._version <= version:
-            if version <= self._lost_version:
+            if self._version < version <= self._lost_version:
                 raise RegistryError(
                     f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
                 )

@@ -7,14 +7,17 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from socket import SOCK_STREAM, AddressFamily, SocketKind
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import trio
 from grpclib.client import Channel
 from grpclib.protocol import H2Protocol
 
 from gateway.domain.ids import Address
+from gateway.domain.model_spec import ModelSpec
 from tests.simulation.world import World
 
 
@@ -162,12 +165,18 @@ class Network:
 
     @contextmanager
     def replacing_sockets(self) -> Iterator[None]:
-        """Whoever opens a Trio socket in this run gets one of this network."""
+        """Whoever opens a Trio socket in this run gets one of this network; and nobody looks for models' files in a
+        thread, which ends at a moment that no seed decides."""
         before = trio.socket.set_custom_socket_factory(SocketFactory(self))
         try:
-            yield
+            with patch("gateway.app.estimate_requirement", _find_no_file):
+                yield
         finally:
             trio.socket.set_custom_socket_factory(before)
+
+
+async def _find_no_file(_models_dir: Path, _spec: ModelSpec) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 class SimChannel(Channel):
