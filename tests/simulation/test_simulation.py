@@ -62,6 +62,6 @@ def test_faults(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:
-    """On a very busy machine one run in many has been seen to differ, for a reason not found yet: two of three count."""
+    """On a very busy machine one run in many was seen to differ, for a reason not found yet: two of three count."""
     runs = [simulate(7, tmp_path / name, events=60) for name in ("first", "second", "third")]
     assert len({run.trace.digest for run in runs}) < len(runs)
