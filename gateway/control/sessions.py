@@ -28,7 +28,7 @@ LEAVE_SECONDS: Final = 2.0
 
 @dataclass
 class Sessions:
-    """The sessions that this gateway holds, one per node."""
+    """By node; `run_session` is the whole life of one."""
 
     settings: SessionSettings
     open: dict[NodeId, NodeSession] = field(default_factory=dict)

@@ -108,7 +108,7 @@ class Admission:
         self.decisions = decisions or DecisionLog()
         self._policy = policy
         self.on_demand_change: Callable[[], None] = lambda: None
-        """Called when a model's queue begins or ends. Set once, by the demand publisher."""
+        """Called when a model's queue begins or ends. Set once, by the exchange with the other gateways."""
         self.on_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None
         """Called with each lease given: how long its request waited for it. Set once, by the metrics."""
         self.progress_of: ProgressOf = nobody_knows
