@@ -1,13 +1,14 @@
 """Reads a model's spec from a request body: the keys of a `[[models]]` entry, checked by the configuration's rules.
 
 Two things are narrower than in the file, since a caller of the API need not be who owns the machine: `file:` stays
-below the models folder, and a body can't name its own place in the file system any other way. Pure.
+below the models folder, and a URL's host has to be one of the public Internet. Pure.
 """
 
 import posixpath
 from collections.abc import Collection, Mapping
 from pathlib import PurePath
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -15,6 +16,8 @@ from gateway.api.json_body import INVALID_VALUE, MISSING, UNKNOWN, field_path, s
 from gateway.config.messages import explain_errors
 from gateway.config.model import ModelEntry
 from gateway.config.rules import check_model
+from gateway.domain.addresses import is_never_public
+from gateway.domain.artifact import MASK, is_masked, masked
 from gateway.domain.errors import BadRequest
 from gateway.domain.model_spec import ModelSpec
 
@@ -36,6 +39,7 @@ def parse_model(name: str, body: Mapping[str, Any], backends: Collection[str], m
     for finding in check_model(entry, AT, backends):
         raise _wrong(finding.loc[len(AT) :], finding.message)
     _check_file(entry.artifact, models_dir)
+    _check_host(entry.artifact)
     return entry.to_spec()
 
 
@@ -71,6 +75,18 @@ def _check_file(artifact: str, models_dir: PurePath) -> None:
         raise _wrong(("artifact",), "a file has to be below the models folder; give its path relative to that")
 
 
+def _check_host(artifact: str) -> None:
+    """By the text alone: where a name leads to, the worker sees."""
+    if not artifact.startswith("https://"):
+        return
+    if is_masked(artifact):
+        raise _wrong(("artifact",), f"{MASK} stands for a secret that is not shown; give the whole URL again")
+    host = urlsplit(artifact).hostname or ""
+    if is_never_public(host):
+        reason = f"{shown(host)} is not public (see RFC 6890); only the configuration file may name such a source"
+        raise _wrong(("artifact",), reason)
+
+
 def _wrong(loc: tuple[str | int, ...], sentence: str) -> BadRequest:
     param = field_path(loc)
     if sentence == "is required":
@@ -79,11 +95,11 @@ def _wrong(loc: tuple[str | int, ...], sentence: str) -> BadRequest:
 
 
 def spec_body(spec: ModelSpec) -> dict[str, Any]:
-    """The body that says this spec: only what is set."""
+    """The body that says this spec: only what is set, and no secret (see `unmasked`)."""
     counts = {"min_replicas": spec.min_replicas or None, "max_replicas": spec.max_replicas}
     said = {
         "backend": spec.backend,
-        "artifact": spec.artifact or None,
+        "artifact": masked(spec.artifact) or None,
         "sha256": spec.sha256,
         "context_size": spec.context_size,
         "gpu_layers": spec.gpu_layers,

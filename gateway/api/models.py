@@ -16,6 +16,7 @@ from gateway.api.model_body import parse_model
 from gateway.api.pages_app import Pages, json_response, read_object
 from gateway.api.query import count_of
 from gateway.api.status import StatusSource, model_object, model_objects
+from gateway.domain.artifact import is_masked, unmasked
 from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import Conflict, ModelNotFound
 from gateway.domain.ids import ModelName
@@ -60,12 +61,20 @@ class ModelDesk:
 
     async def put(self, name: ModelName, body: dict[str, Any]) -> Response:
         """Raises `BadRequest`, and `Conflict` for a model of the configuration file."""
-        spec = parse_model(name, body, self.backends, self.models_dir)
+        spec = parse_model(name, await self._with_secrets(name, body), self.backends, self.models_dir)
         try:
             is_new = await self.registry.put_model(spec)
         except DeclaredInFile as error:
             raise _declared_in_file(name) from error
         return await self._answer(name, 201 if is_new else 200)
+
+    async def _with_secrets(self, name: ModelName, body: dict[str, Any]) -> dict[str, Any]:
+        """Who puts what was shown keeps the secrets that were not."""
+        artifact = body.get("artifact")
+        if not isinstance(artifact, str) or not is_masked(artifact):
+            return body
+        known = (await self.registry.read_state()).models.get(name)
+        return {**body, "artifact": unmasked(artifact, known.artifact if known is not None else None)}
 
     async def remove(self, name: ModelName) -> Response:
         """Raises `Conflict` for a model of the configuration file."""

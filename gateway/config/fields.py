@@ -22,6 +22,7 @@ from gateway.config.units import (
     parse_port_range,
     parse_size,
 )
+from gateway.domain.artifact import find_fault
 
 INT32_MAX: Final = 2**31 - 1
 """Numbers that reach a backend are int32 on the wire (wire.md)."""
@@ -34,14 +35,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
-_ARTIFACT_SHAPES: Final = MappingProxyType(
-    {
-        "builtin:": re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*"),
-        "file:": re.compile(r".*[^/].*"),
-        "hf://": re.compile(r"[^/\s]+/[^/\s]+(/\S*)?"),
-        "https://": re.compile(r"[^/\s]+/\S+"),
-    }
-)
 
 
 def _check_host(host: str) -> str:
@@ -107,19 +100,9 @@ def _check_secret_sha256(secret: SecretStr) -> SecretStr:
 
 
 def _check_artifact(artifact: str) -> str:
-    if artifact and not _has_artifact_shape(artifact):
-        raise ValueError(
-            'expected "builtin:NAME", "file:PATH", "hf://OWNER/REPOSITORY/FILE" or "https://HOST/PATH", '
-            f"got {describe(artifact)}"
-        )
+    if (fault := find_fault(artifact)) is not None:
+        raise ValueError(fault)
     return artifact
-
-
-def _has_artifact_shape(artifact: str) -> bool:
-    for scheme, shape in _ARTIFACT_SHAPES.items():
-        if artifact.startswith(scheme):
-            return artifact.isprintable() and shape.fullmatch(artifact, len(scheme)) is not None
-    return False
 
 
 def _check_registry_url(url: str) -> str:

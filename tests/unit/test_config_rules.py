@@ -115,9 +115,10 @@ def test_nothing_is_concluded_from_a_value_that_was_refused(text: str, paths: li
         "builtin:demo",
         "file:models/a b.gguf",
         "file:///srv/m.gguf",
-        "hf://owner/repo",
         "hf://o/r/f.gguf",
+        "hf://o/r/f.gguf@refs/pr/1",
         "https://h/m.gguf",
+        "https://10.0.0.7:8443/m.gguf?X-Amz-Signature=ab",
     ],
 )
 def test_artifacts(artifact: str) -> None:
@@ -126,7 +127,20 @@ def test_artifacts(artifact: str) -> None:
 
 @pytest.mark.parametrize(
     "artifact",
-    ["tiny", "builtin:", "builtin:a/b", "file:", "file://", "hf://owner", "http://h/m", "https://h", "ftp://h/m"],
+    [
+        "tiny",
+        "builtin:",
+        "builtin:a/b",
+        "file:",
+        "file://",
+        "hf://owner",
+        "hf://owner/repo",
+        "hf://o/r@v1/f",
+        "http://h/m",
+        "https://h",
+        "https://user:pass@h/m",
+        "ftp://h/m",
+    ],
 )
 def test_no_artifacts(artifact: str) -> None:
     assert [path for path, _ in found_in(MODEL.replace("builtin:tiny", artifact))] == ["models[0].artifact"]

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from gateway.domain.artifact import masked, shown, unmasked
 from gateway.worker.fetch.cache import cache_name
 from gateway.worker.fetch.errors import ArtifactError
-from gateway.worker.fetch.reference import Builtin, Hub, LocalFile, Reference, WebFile, hub_of, parse_reference, shown
+from gateway.worker.fetch.reference import Builtin, Hub, LocalFile, Reference, WebFile, hub_of, parse_reference
 
 HUB = Hub("https://hub.example")
 
@@ -41,6 +42,9 @@ def test_a_reference_is_read(artifact: str, expected: Reference) -> None:
         ("https:///a", "names no host"),
         ("https://host:port/a", "is no URL"),
         ("https://user:secret@host/a", "carries a user or a password"),
+        ("https://user:se/cret@host/a", "is no URL"),
+        ("s3://key:secret@bucket/a?token=secret", "is not known"),
+        ("hf://user:secret@o/r/f", "names no file: an @ has its place behind"),
     ],
 )
 def test_what_can_not_be_fetched_is_refused_by_name(artifact: str, complaint: str) -> None:
@@ -89,6 +93,32 @@ def test_a_token_that_is_none_is_not_shown() -> None:
 def test_what_may_be_secret_in_a_url_is_not_shown() -> None:
     assert shown("https://u:p@host:1/a?token=x#y") == "https://host:1/a"
     assert shown("https://[broken/a?token=x") == "https://[broken/a"
+    assert shown("https://u:p@host/https://a?x") == "https://host/https://a"
+    assert shown("https://host:1/a@b/c") == "https://host:1/a@b/c"
+    assert shown("https://u:p/q@host/a") == "https://***"
+    assert shown("u:p@host/a") == "host/a"
+
+
+@pytest.mark.parametrize(
+    ("artifact", "expected"),
+    [
+        ("https://h/a?x=1&x=2#f", "https://h/a?x=1&x=2#f"),
+        ("https://h/a?", "https://h/a?"),
+        ("https://h/a?sv=1&sig=ab%3D&se=2", "https://h/a?sv=1&sig=***&se=2"),
+        ("https://h/a?X-Goog-Credential=c&X-Goog-Expires=1", "https://h/a?X-Goog-Credential=***&X-Goog-Expires=1"),
+        (
+            "https://h/a?api_key=k&key=k&Key-Pair-Id=k&monkey=1",
+            "https://h/a?api_key=***&key=***&Key-Pair-Id=***&monkey=1",
+        ),
+        ("https://u:p@h/a", "https://***@h/a"),
+        ("hf://o/r/f@v1", "hf://o/r/f@v1"),
+        ("file:/srv/a?token=b", "file:/srv/a?token=b"),
+        ("", ""),
+    ],
+)
+def test_an_administrator_is_shown_all_but_the_secrets(artifact: str, expected: str) -> None:
+    assert masked(artifact) == expected
+    assert unmasked(expected, artifact) == (artifact if "***@" not in expected else expected)
 
 
 def test_names_in_the_cache_say_nothing_of_where() -> None:

@@ -8,11 +8,12 @@ import httpx
 import pytest
 from trio.testing import MockClock
 
+from gateway.domain.addresses import is_public
 from gateway.worker.fetch import source as source_module
 from gateway.worker.fetch.answer import Asked
 from gateway.worker.fetch.cache import Cache
 from gateway.worker.fetch.errors import ArtifactError, Interrupted
-from gateway.worker.fetch.source import Source, address_for, build_request, is_public
+from gateway.worker.fetch.source import Source, address_for, build_request
 from gateway.worker.fetch.transfer import Dialler
 from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.fetching import patient_clock
@@ -108,6 +109,14 @@ async def test_what_the_operator_names_may_lie_anywhere() -> None:
     names = Names(["127.0.0.1"])
     assert await address_for(Source(STRANGER.url), httpx.URL(STRANGER.url), names, 0) is None
     assert names.asked == []
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "[::ffff:169.254.169.254]", "168.63.129.16", "metadata.google.internal"]
+)
+async def test_not_even_what_the_operator_names_redirects_to_the_metadata_of_a_cloud(host: str) -> None:
+    with pytest.raises(ArtifactError, match="leads to a cloud's metadata"):
+        await address_for(Source(STRANGER.url), httpx.URL(f"https://{host}/latest"), Names(["127.0.0.1"]), 0)
 
 
 async def test_a_trusted_origin_does_not_vouch_for_where_it_redirects_to() -> None:

@@ -189,6 +189,71 @@ async def test_artifacts_that_the_api_may_name(front: Front, artifact: str) -> N
     assert (await put(front, {**BODY, "artifact": artifact})).status == 201
 
 
+@pytest.mark.parametrize(
+    ("artifact", "reason"),
+    [
+        ("https://user:hunter2@h/x", "carries a user or a password"),
+        ("https://hunter2@h/x", "carries a user or a password"),
+        ("https://user:hunter2@h", "carries a user or a password"),
+        ("https://user:hunt/er2@h/x", "is no URL"),
+        ("HTTPS://user:hunter2@h/x", "expected"),
+        ("s3://key:hunter2@bucket/x", "expected"),
+        ("http://user:hunter2@h/x?token=hunter2", "expected"),
+        ("https:///x", "names no host"),
+        ("https://h:99999/x", "is no URL"),
+        ("https://h:0/x", "port 0"),
+        ("https://h:x/x", "is no URL"),
+        ("https://[::1/x", "is no URL"),
+        ("https://a_b..c/x", "names a host that can't be one"),
+        ("https://h\\evil/x", "names a host that can't be one"),
+        ("https://h/", "names no file"),
+        ("https://h/a b", "holds a space"),
+        ("https://h/" + "x" * 9000, "expected at most 8192 characters"),
+        ("hf://o/r", "names no file"),
+        ("hf://o/r/../x", "names no file"),
+        ("hf://user:hunter2@o/r/f", "an @ has its place behind the file"),
+        ("https://127.0.0.1/x", "is not public"),
+        ("https://[::ffff:10.0.0.1]/x", "is not public"),
+        ("https://2130706433/x", "is not public"),
+        ("https://0x7f.1/x", "is not public"),
+        ("https://169.254.169.254/latest/meta-data", "is not public"),
+        ("https://168.63.129.16/x", "is not public"),
+        ("https://metadata.google.internal/x", "is not public"),
+        ("https://LOCALHOST./x", "is not public"),
+        ("https://h/x?token=***", "stands for a secret"),
+    ],
+)
+async def test_an_artifact_that_can_never_load_is_refused_with_its_reason(
+    front: Front, artifact: str, reason: str
+) -> None:
+    request = await put(front, {**BODY, "artifact": artifact})
+    assert (request.status, request.error["param"]) == (400, "artifact")
+    assert reason in request.error["message"]
+    assert "hunter2" not in request.error["message"]
+    assert len(request.error["message"]) < 500
+    assert (await front.registry.read_state()).models == {}
+
+
+SIGNED: Final = "https://h/x?X-Amz-Date=1&X-Amz-Signature=hunter2"
+
+
+async def test_the_secrets_of_a_signed_url_are_not_shown_and_outlive_a_change(front: Front) -> None:
+    shown = (await put(front, {**BODY, "artifact": SIGNED})).json["spec"]
+    assert shown["artifact"] == "https://h/x?X-Amz-Date=1&X-Amz-Signature=***"
+    changed = await put(front, {**shown, "min_replicas": 1})
+    assert changed.status == 200
+    assert (await front.registry.read_state()).models[TINY].artifact == SIGNED
+    other = await put(front, {**shown, "artifact": "https://other/x?X-Amz-Signature=***"})
+    assert (other.status, other.error["param"]) == (400, "artifact")
+
+
+async def test_a_password_that_an_older_gateway_has_kept_is_not_shown(front: Front) -> None:
+    await declare(front, artifact="https://user:hunter2@h/x")
+    request = await front.ask("GET", "/api/models")
+    assert b"hunter2" not in request.body
+    assert "https://***@h/x" in request.body.decode()
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b'{"backend": "\\ud800"}'])
 async def test_a_body_that_is_no_object(front: Front, body: bytes) -> None:
     assert (await front.ask("PUT", "/api/models/a", body)).status == 400

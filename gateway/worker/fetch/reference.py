@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 from urllib.parse import quote, urlsplit, urlunsplit
 
+from gateway.domain.artifact import hub_fault, shown, url_fault
 from gateway.worker.fetch.errors import ArtifactError
 
 HUB_URL: Final = "https://huggingface.co"
@@ -65,34 +66,29 @@ def parse_reference(artifact: str, hub: Hub, *, plain_loopback: bool = False) ->
             return WebFile(_checked(artifact, plain_loopback=plain_loopback))
         case _:
             raise ArtifactError(
-                f"artifact {artifact!r} is not known: use builtin:NAME, file:PATH, hf://OWNER/REPOSITORY/FILE or "
-                "https://HOST/PATH"
+                f"artifact {shown(artifact)!r} is not known: use builtin:NAME, file:PATH, hf://OWNER/REPOSITORY/FILE "
+                "or https://HOST/PATH"
             )
 
 
 def _hub_url(artifact: str, path: str, hub: Hub) -> str:
     if hub.token is not None and not _VISIBLE_ASCII.fullmatch(hub.token):
         raise ArtifactError("HF_TOKEN holds characters that no token has; check it")
+    if (fault := hub_fault(path)) is not None:
+        raise ArtifactError(f"artifact {shown(artifact)!r} {fault}")
     path, _, revision = path.partition("@")
-    segments = path.split("/")
-    if len(segments) < 3 or any(segment in {"", ".", ".."} for segment in segments):
-        raise ArtifactError(f"artifact {artifact!r} names no file: use hf://OWNER/REPOSITORY/FILE[@REVISION]")
-    owner, repository, *file = (quote(segment, safe="") for segment in segments)
+    owner, repository, *file = (quote(segment, safe="") for segment in path.split("/"))
     return f"{hub.url}/{owner}/{repository}/resolve/{quote(revision or REVISION, safe='')}/{'/'.join(file)}"
 
 
 def _checked(url: str, *, plain_loopback: bool) -> str:
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise ArtifactError(f"{shown(url)} is no URL: {error}") from error
-    if not host:
-        raise ArtifactError(f"{shown(url)} names no host")
-    if parts.scheme != "https" and not (plain_loopback and parts.scheme == "http" and is_loopback(host)):
+    if (fault := url_fault(url)) is not None:
+        raise ArtifactError(f"{shown(url)} {fault}")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (
+        plain_loopback and parts.scheme == "http" and is_loopback(parts.hostname or "")
+    ):
         raise ArtifactError(f"{shown(url)} is not fetched: only https:// is")
-    if parts.username is not None or parts.password is not None:
-        raise ArtifactError(f"{shown(url)} carries a user or a password, which an artifact's URL may not")
     return urlunsplit(parts._replace(fragment=""))
 
 
@@ -102,12 +98,3 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def shown(url: str) -> str:
-    """As errors and log lines show it: without what may be a secret, the user and the query."""
-    try:
-        parts = urlsplit(url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-    except ValueError:
-        return url.partition("?")[0].rpartition("@")[2]

@@ -2,27 +2,26 @@
 
 A URL that came through the API is a stranger's: it must not reach what only this machine can (SSRF). So its name is
 resolved here, every address has to be a public one, and the connection goes to the very address that was checked, at
-each redirect anew.
+each redirect anew. What is public `domain/addresses` says.
 """
 
-import ipaddress
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv6Address
 from types import MappingProxyType
 from typing import Final
 
 import httpx
 import trio
 
+from gateway.domain.addresses import is_metadata, is_public
+from gateway.domain.artifact import shown
 from gateway.worker.fetch.errors import ArtifactError, Interrupted
-from gateway.worker.fetch.reference import is_loopback, shown
+from gateway.worker.fetch.reference import is_loopback
 
 NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 REDIRECTS_MAX: Final = 5
 RESOLVE_SECONDS: Final = 30.0
-_NAT64: Final = (ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48"))
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses. Raises `OSError`."""
@@ -64,6 +63,8 @@ async def address_for(source: Source, url: httpx.URL, resolve: Resolve, turn: in
     if url.scheme != "https" and not plain_is_fine:
         raise ArtifactError(f"{shown(source.url)} redirects to {shown(str(url))}: only https:// is fetched")
     if not source.public_only:
+        if is_metadata(url.host):
+            raise ArtifactError(f"{shown(str(url))} leads to a cloud's metadata, which are no source of models")
         return None
     addresses = await _resolved(url, resolve)
     for address in addresses:
@@ -85,29 +86,6 @@ async def _resolved(url: httpx.URL, resolve: Resolve) -> Sequence[str]:
             raise Interrupted(f"the name {url.host} has no address")
         return addresses
     raise Interrupted(f"the name {url.host} was not resolved within {RESOLVE_SECONDS:g} s")
-
-
-def is_public(address: str) -> bool:
-    """Also of an IPv4 address inside an IPv6 one, which a translator on the way would unwrap."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(parsed, IPv6Address):
-        inner = _inner(parsed)
-        if inner is not None:
-            return is_public(str(inner))
-        if parsed.is_site_local:
-            return False
-    return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved or parsed.is_unspecified)
-
-
-def _inner(address: IPv6Address) -> IPv4Address | None:
-    if any(address in network for network in _NAT64):
-        return IPv4Address(int(address) & 0xFFFF_FFFF)
-    if address.teredo is not None:
-        return address.teredo[1]
-    return address.ipv4_mapped or address.sixtofour
 
 
 def build_request(source: Source, url: httpx.URL, address: str | None, headers: Mapping[str, str]) -> httpx.Request:

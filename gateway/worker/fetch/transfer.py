@@ -16,6 +16,7 @@ import httpx
 import structlog
 import trio
 
+from gateway.domain.artifact import shown
 from gateway.worker.fetch.answer import (
     Asked,
     Body,
@@ -29,7 +30,6 @@ from gateway.worker.fetch.answer import (
 from gateway.worker.fetch.digest import file_sha256
 from gateway.worker.fetch.errors import ArtifactError, Interrupted
 from gateway.worker.fetch.part import Part
-from gateway.worker.fetch.reference import shown
 from gateway.worker.fetch.source import Resolve, Source, address_for, build_request, resolve
 
 log = structlog.get_logger(__name__)

@@ -1,0 +1,148 @@
+"""The text that says where a model's weights come from: what can never be loaded, and what of it may be shown. Pure."""
+
+import re
+from typing import Final
+from urllib.parse import urlsplit, urlunsplit
+
+ARTIFACT_CHARACTERS_MAX: Final = 8192
+SHOWN_CHARACTERS_MAX: Final = 200
+HOST_CHARACTERS_MAX: Final = 253
+"""Of a name in the DNS (RFC 1035, 2.3.4)."""
+MASK: Final = "***"
+"""Stands for what is not shown."""
+FORMS: Final = '"builtin:NAME", "file:PATH", "hf://OWNER/REPOSITORY/FILE" or "https://HOST/PATH"'
+NO_CREDENTIALS: Final = (
+    "carries a user or a password, which would be kept and shown in clear; instead use hf:// with HF_TOKEN in the "
+    "worker's environment, a URL that is signed for a time, or file: for a file that you have fetched yourself"
+)
+
+_BUILTIN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_LABEL: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+_SECRET_FIELD: Final = re.compile(
+    r"sig|signature|token|secret|passw|pwd|credential|auth|(^|[-_.])key([-_.]|$)|apikey|api_?key|accesskey|policy",
+    re.IGNORECASE,
+)
+"""Of a query: names of fields that prove something: X-Amz-Signature, X-Goog-Credential, sig, access_token."""
+
+
+def find_fault(artifact: str) -> str | None:
+    """Why it can never be loaded, as "expected ..., got ..." or as what is wrong with it. None: its text is no reason.
+
+    Shows nothing that may be a secret.
+    """
+    if not artifact:
+        return None
+    if len(artifact) > ARTIFACT_CHARACTERS_MAX:
+        return f"expected at most {ARTIFACT_CHARACTERS_MAX} characters, got {len(artifact)}"
+    scheme, colon, rest = artifact.partition(":")
+    fault = _unexpected(artifact)
+    match f"{scheme}{colon}":
+        case _ if not artifact.isprintable():
+            return fault
+        case "builtin:":
+            return None if _BUILTIN.fullmatch(rest) else fault
+        case "file:":
+            return None if rest.strip("/") else fault
+        case "hf:" if rest.startswith("//"):
+            return _with(artifact, hub_fault(rest.removeprefix("//")))
+        case "https:" if rest.startswith("//"):
+            return _with(artifact, url_fault(artifact))
+        case _:
+            return fault
+
+
+def hub_fault(path: str) -> str | None:
+    """What is wrong with OWNER/REPOSITORY/FILE[@REVISION]."""
+    segments = path.split("/")
+    if any("@" in segment for segment in segments[:2]) and len(segments) > 1:
+        return "names no file: an @ has its place behind the file, and users and passwords have none"
+    file = path.partition("@")[0].split("/")
+    if len(file) < 3 or any(segment in {"", ".", ".."} for segment in file) or re.search(r"\s", path):
+        return "names no file: use hf://OWNER/REPOSITORY/FILE[@REVISION]"
+    return None
+
+
+def url_fault(url: str) -> str | None:
+    """What is wrong with a URL of the web, whatever its scheme."""
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        if "@" in parts.netloc:
+            return NO_CREDENTIALS
+        port = parts.port
+    except ValueError:  # its words may show a part of a password
+        return "is no URL: its host or its port can't be read (a port is a number up to 65535)"
+    if not host:
+        return "names no host"
+    if not _is_host(host):
+        return "names a host that can't be one"
+    if port == 0:
+        return "names port 0, at which nobody listens"
+    if len(parts.path) < 2 and not parts.query:
+        return "names no file, only a host"
+    if re.search(r"\s", url):
+        return "holds a space; %20 stands for one"
+    return None
+
+
+def _is_host(host: str) -> bool:
+    if ":" in host:
+        return True  # an IPv6 address in brackets, which has been read
+    try:
+        name = host.rstrip(".").encode("idna").decode()
+    except UnicodeError:
+        return False
+    return len(name) <= HOST_CHARACTERS_MAX and all(_LABEL.fullmatch(label) for label in name.split("."))
+
+
+def _unexpected(artifact: str) -> str:
+    return f'expected {FORMS}, got "{_printable(shown(artifact))}"'
+
+
+def _with(artifact: str, fault: str | None) -> str | None:
+    return None if fault is None else f"{_printable(shown(artifact))} {fault}"
+
+
+def _printable(text: str) -> str:
+    cut = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "..."
+    return "".join(letter if letter.isprintable() else "?" for letter in cut)
+
+
+def shown(artifact: str) -> str:
+    """As errors and log lines show it: without what may be a secret, the user and the query."""
+    head = re.split(r"[?#]", artifact, maxsplit=1)[0]
+    scheme, slashes, rest = head.partition("://") if "://" in head else ("", "", head)
+    authority, slash, path = rest.partition("/")
+    if "@" in path and re.search(r":.*\D", authority):
+        return f"{scheme}{slashes}{MASK}"  # no port: rather a password with a slash in it
+    return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
+
+
+def masked(artifact: str) -> str:
+    """As an administrator is shown it, who may put it again (see `unmasked`): all but the secrets in it."""
+    if not artifact.startswith(("https://", "http://")):
+        return artifact if find_fault(artifact) is None else shown(artifact)
+    try:
+        parts = urlsplit(artifact)
+    except ValueError:
+        return shown(artifact)
+    user, at, host = parts.netloc.rpartition("@")
+    query = "&".join(_masked_field(field) for field in parts.query.split("&"))
+    if not at and query == parts.query:
+        return artifact
+    return urlunsplit(parts._replace(netloc=f"{MASK if user else ''}{at}{host}", query=query))
+
+
+def is_masked(artifact: str) -> bool:
+    """Whether it only shows that there is a secret, so that nobody could load it."""
+    return any(field.endswith(f"={MASK}") for field in artifact.partition("?")[2].split("&"))
+
+
+def unmasked(artifact: str, known: str | None) -> str:
+    """What somebody means who puts `artifact`, having been shown the one that is `known`."""
+    return known if known is not None and is_masked(artifact) and artifact == masked(known) else artifact
+
+
+def _masked_field(field: str) -> str:
+    name, sign, value = field.partition("=")
+    return f"{name}{sign}{MASK}" if value and _SECRET_FIELD.search(name) else field
