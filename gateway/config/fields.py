@@ -34,6 +34,7 @@ MODEL_NAME_CHARACTERS_MAX: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+_VARIABLE_PATTERN: Final = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
 _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 
 
@@ -200,6 +201,18 @@ def _check_variable(key: str) -> str:
     return _check_key(key)
 
 
+def _check_variable_pattern(pattern: str) -> str:
+    if not _VARIABLE_PATTERN.fullmatch(pattern):
+        raise ValueError(
+            'expected the name of an environment variable, or a pattern such as "AWS_*", got ' + describe(pattern)
+        )
+    if pattern.upper().startswith("GATEWAY_"):
+        raise ValueError(
+            f"{describe(pattern)} names the gateway's own settings, which no backend gets; set what it needs in env"
+        )
+    return pattern
+
+
 Flag = StrictBool
 Argument = Annotated[StrictStr, AfterValidator(_check_argument)]
 Port = Annotated[StrictInt, Field(ge=0, le=PORT_MAX)]
@@ -228,6 +241,7 @@ Artifact = Annotated[StrictStr, AfterValidator(_check_artifact)]
 RegistryUrl = Annotated[StrictStr, AfterValidator(_check_registry_url)]
 PostgresqlUrl = Annotated[StrictStr, AfterValidator(_check_postgresql_url)]
 Role = Literal["inference", "admin"]
+VariablePattern = Annotated[StrictStr, AfterValidator(_check_variable_pattern)]
 
 _Scalar = Annotated[str, BeforeValidator(_scalar_text)]
 _Frozen = AfterValidator(MappingProxyType)

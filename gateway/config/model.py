@@ -39,6 +39,7 @@ from gateway.config.fields import (
     SecretSha256,
     Sha256,
     Size,
+    VariablePattern,
     Variables,
     is_loopback,
     nothing,
@@ -203,6 +204,8 @@ class BackendSection(Section):
 
     command: Annotated[tuple[Argument, ...], Field(min_length=1)]
     env: Variables = Field(default_factory=nothing, repr=False)
+    pass_env: tuple[VariablePattern, ...] = ()
+    """Of the worker's own variables, those that it gets although they look like secrets."""
     ready_timeout: PositiveDuration = 60.0
     refuses_when_full: Flag = False
 

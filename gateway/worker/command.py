@@ -10,9 +10,7 @@ from typing import Final
 from gateway.backends.metadata import TOKEN_VARIABLE
 from gateway.domain.ids import Address
 from gateway.domain.model_spec import LLAMA_CPP, NOTHING
-
-CONFIGURATION_PREFIX: Final = "GATEWAY_"
-"""Variables of the gateway itself, its keys among them: no business of a backend."""
+from gateway.worker.environment import backend_environment
 
 DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -34,6 +32,8 @@ class BackendProgram:
     env: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
     ready_timeout_seconds: float = 60.0
     """From its start until Health answers."""
+    pass_env: tuple[str, ...] = ()
+    """Variables of the worker's environment that it gets although they look like secrets: names, or patterns."""
     refuses_when_full: bool = False
     """It turns calls away itself: when its slots are taken, and after SIGTERM while it finishes the open ones."""
 
@@ -60,8 +60,8 @@ def command_line(program: BackendProgram, listen: Address) -> tuple[str, ...]:
 
 
 def environment(program: BackendProgram, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What the worker inherited without its own settings, then the defaults, the program's section, the token."""
-    passed_on = {name: value for name, value in inherited.items() if not name.startswith(CONFIGURATION_PREFIX)}
+    """What the worker inherited without secrets, then the defaults, the program's section, the token."""
+    passed_on = backend_environment(inherited, program.pass_env)
     return {**DEFAULTS, **passed_on, **program.env, TOKEN_VARIABLE: token}
 
 

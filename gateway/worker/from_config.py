@@ -53,7 +53,13 @@ def hello_of(config: Config, node_id: NodeId, boot_id: BootId, capacity: Capacit
 
 def backend_programs(config: Config) -> Mapping[str, BackendProgram]:
     programs = {
-        name: BackendProgram(section.command, section.env, section.ready_timeout, section.refuses_when_full)
+        name: BackendProgram(
+            section.command,
+            section.env,
+            section.ready_timeout,
+            pass_env=section.pass_env,
+            refuses_when_full=section.refuses_when_full,
+        )
         for name, section in config.backends.items()
     }
     return MappingProxyType(programs)

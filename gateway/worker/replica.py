@@ -31,6 +31,7 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
+from gateway.worker.environment import withheld
 from gateway.worker.fetch.errors import ArtifactError
 from gateway.worker.fetch.progress import Progress
 from gateway.worker.memory_watch import describe_excess, wait_memory_above
@@ -165,6 +166,8 @@ class ReplicaTask:
 
     def _start(self, program: BackendProgram, held: ExitStack) -> BackendProcess:
         """Starts the process; `held` keeps its port and its record until it was reaped."""
+        if secrets := withheld(os.environ, program.pass_env):
+            self._log.info("worker.environment_withheld", variables=secrets, backend=self._wish.spec.backend)
         try:
             self._port = held.enter_context(self._workshop.ports.reserve())
             process = self._workshop.spawn(
