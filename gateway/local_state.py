@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.domain.ids import NodeId, new_id
+from gateway.private_files import narrow, write_private
 
 SECRET_FILE: Final = "cluster_secret"  # noqa: S105 - the name of a file
 NODE_ID_FILE: Final = "node_id"
@@ -41,6 +42,7 @@ def keep_node_id(folder: Path) -> NodeId:
 def _keep(path: Path, fresh: str) -> str:
     """The file's content; the file is written with `fresh` if there is none. Readable by its owner only, whole or not
     there at all."""
+    narrow(path)
     try:
         if kept := path.read_text("utf-8").strip():
             return kept
@@ -48,8 +50,5 @@ def _keep(path: Path, fresh: str) -> str:
         pass
     except (OSError, UnicodeDecodeError) as error:
         raise StartupError(f"{path} can't be read ({error}); remove it to have a new one made") from error
-    draft = path.with_name(f".{path.name}-{os.getpid()}")
-    draft.touch(mode=0o600)
-    draft.write_text(fresh + "\n", "utf-8")
-    draft.replace(path)
+    write_private(path, fresh + "\n")
     return fresh

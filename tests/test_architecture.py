@@ -10,7 +10,7 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "gateway"
 
-FOUNDATION: Final = frozenset({"domain", "config", "observability", "bridge", "wake"})
+FOUNDATION: Final = frozenset({"domain", "config", "observability", "bridge", "wake", "private_files"})
 PARTS: Final = FOUNDATION | {
     "api", "control", "worker", "routing", "registry", "backends", "local_state", "link", "gguf",
 }  # fmt: skip
@@ -18,10 +18,11 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     # The vocabulary knows nothing else; the configuration speaks it.
     "domain": frozenset(),
     "wake": frozenset(),
+    "private_files": frozenset(),
     "bridge": frozenset(),
     "observability": frozenset(),
     "config": frozenset({"domain"}),
-    "local_state": frozenset({"domain"}),
+    "local_state": frozenset({"domain", "private_files"}),
     # Knows files and memory, and nobody who asks.
     "gguf": frozenset({"domain"}),
     # The three that routing stands on: siblings that do not know each other, except that routing calls backends.

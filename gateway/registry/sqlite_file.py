@@ -4,7 +4,8 @@ Theory of operation. A gateway owns its file from open to close through `flock` 
 when the process ends, however it ends, so there is nothing to repair and nothing to wait for. The lock file stays,
 because removing it would let two processes lock two files of one name. Write-ahead logging with synchronous = NORMAL
 hands each commit to the operating system before it returns: it survives kill -9 of the process, and the file stays
-consistent through a power loss, which may cost the last moments before it.
+consistent through a power loss, which may cost the last moments before it. Only its owner may read it: signed
+URLs are in it.
 """
 
 import fcntl
@@ -16,12 +17,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
+from gateway.private_files import OWNER_ONLY, make_private, narrow
 from gateway.registry.protocol import RegistryError, RegistryLocked
 from gateway.registry.rows import SqlValue
 
 URL_PREFIX: Final = "sqlite:///"
 APPLICATION_ID: Final = int.from_bytes(b"gtwy", "big")
 """In the file's header (PRAGMA application_id): tells our files from those of other programs."""
+_BESIDE: Final = ("-wal", "-shm", "-journal", ".lock")
 BUSY_SECONDS: Final = 5.0
 """How long a statement waits for somebody who looks at the file with another program."""
 
@@ -78,6 +81,7 @@ class SqliteFile:
         """Raises `RegistryLocked` when another gateway has the file, `RegistryError` when it can't be used."""
         lock = _lock(path)
         try:
+            _keep_private(path)
             with _told_by_name(path):
                 return cls(path, lock, _connect(path))
         except BaseException:
@@ -110,8 +114,8 @@ def _lock(path: Path) -> int:
     """The descriptor that holds the lock; closing it lets go. It is not inherited by the processes we start."""
     lock_path = path.with_name(f"{path.name}.lock")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, 0o644)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
     except OSError as error:
         raise _unusable_folder(path, error) from error
     try:
@@ -129,6 +133,15 @@ def _lock(path: Path) -> int:
         os.close(lock)
         raise _unusable_folder(path, error) from error
     return lock
+
+
+def _keep_private(path: Path) -> None:
+    """Wherever it lies. SQLite gives the files that it makes beside its database the mode of that one, which therefore
+    has to be there first; what an older gateway has left may be open to others."""
+    with suppress(OSError):  # SQLite says it better
+        make_private(path)
+    for suffix in _BESIDE:
+        narrow(path.with_name(path.name + suffix))
 
 
 def _unusable_folder(path: Path, error: OSError) -> RegistryError:

@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from gateway.domain.ids import BootId, NodeId
+from gateway.private_files import narrow, write_private
 
 log = structlog.get_logger(__name__)
 
@@ -35,6 +36,7 @@ class Identity:
 def read_identity(folder: Path) -> Identity | None:
     """None: this worker has never joined, or what it has kept is not readable; it then joins as a new node."""
     path = folder / IDENTITY_FILE
+    narrow(path)
     try:
         kept = json.loads(path.read_text("utf-8"))
         return Identity(NodeId(kept["node_id"]), BootId(kept["boot_id"]), str(kept["credential"]))
@@ -47,10 +49,7 @@ def read_identity(folder: Path) -> Identity | None:
 
 def keep_identity(folder: Path, identity: Identity) -> None:
     """Readable by its owner only, whole or not there at all."""
-    draft = folder / f".{IDENTITY_FILE}-{os.getpid()}"
-    draft.touch(mode=0o600)
-    draft.write_text(json.dumps(asdict(identity)) + "\n", "utf-8")
-    draft.replace(folder / IDENTITY_FILE)
+    write_private(folder / IDENTITY_FILE, json.dumps(asdict(identity)) + "\n")
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""Files that only their owner may read: registries, secrets, credentials. Everything here blocks."""
+
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+OWNER_ONLY: Final = 0o600
+_OTHERS: Final = 0o077
+
+
+def make_private(path: Path) -> None:
+    """Makes the file, empty, if there is none; see `narrow` for one that is there. Raises `OSError`."""
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
+    except FileExistsError:
+        narrow(path)
+
+
+def narrow(path: Path) -> None:
+    """Takes from others what they may do with the file. Nothing happens if there is none.
+
+    Whether that succeeded the log tells: the file may belong to somebody else, who has to see to it.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        if not mode & _OTHERS:
+            return
+        path.chmod(mode & ~_OTHERS)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        log.warning("file.open_to_others", path=str(path), error=error.strerror, remedy="chmod 600, by its owner")
+        return
+    log.warning("file.narrowed", path=str(path), mode=f"{mode:04o}", to=f"{mode & ~_OTHERS:04o}")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Whole or not at all, also when another process writes it at the same time. Raises `OSError`."""
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # readable by its owner only
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
