@@ -1,37 +1,30 @@
 """Hands out TCP ports for backend processes so that no two workers on one machine ever hand out the same one.
 
-A port is taken by a lock file that lives as long as the reservation (the kernel frees it when a worker dies) and must
-pass a plain bind besides, which finds programs that know nothing of our locks. Plain means without SO_REUSEADDR and
-SO_REUSEPORT: gRPC servers bind with the latter, so two of them would share a port in silence (pitfall 33).
+A port is taken by a lock that lives as long as the reservation (the kernel frees it when a worker dies) and must pass a
+plain bind besides, which finds programs that know nothing of our locks. Plain means without SO_REUSEADDR and
+SO_REUSEPORT: gRPC servers bind with the latter, so two of them would share a port in silence (pitfall 33). Between that
+bind and the backend's own such a program may still come first: `is_taken` and `says_taken` tell.
 """
 
-import fcntl
-import os
+import errno
+import re
 import socket
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from gateway.config.units import PortRange
 from gateway.domain.ids import Address
+from gateway.worker.port_locks import Release, folder_locks, machine_locks
+
+_TAKEN: Final = re.compile(
+    r"address( is)? (already )?in use|EADDRINUSE|failed to bind to address|port \d+ is (already )?in use", re.IGNORECASE
+)
 
 
 class NoFreePort(Exception):
     """Every port of the range is locked or bound."""
-
-
-def machine_lock_folder() -> Path:
-    """The folder that all workers of this user on this machine share.
-
-    Raises `OSError` when it exists but is not ours: its locks could then be another user's.
-    """
-    folder = Path(tempfile.gettempdir()) / f"gateway-ports-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid():
-        raise OSError(f"the port lock folder {folder} belongs to somebody else")
-    return folder
 
 
 class PortAllocator:
@@ -40,7 +33,7 @@ class PortAllocator:
     def __init__(self, ports: PortRange, bind_host: str, lock_folder: Path | None = None) -> None:
         self._ports = ports
         self._bind_host = bind_host
-        self._lock_folder = lock_folder or machine_lock_folder()
+        self._try_lock = machine_locks() if lock_folder is None else folder_locks(lock_folder)
         self._turn = 0
 
     @contextmanager
@@ -49,42 +42,48 @@ class PortAllocator:
 
         Raises `NoFreePort`.
         """
-        port, lock = self._take()
+        port, release = self._take()
         try:
             yield port
         finally:
-            os.close(lock)
+            release()
 
-    def _take(self) -> tuple[int, int]:
+    def _take(self) -> tuple[int, Release]:
         for _ in range(len(self._ports)):
             port = self._ports.first + self._turn
             self._turn = (self._turn + 1) % len(self._ports)
-            lock = self._try_lock(port)
-            if lock is not None:
-                return port, lock
+            if (release := self._try_lock(port)) is not None:
+                if can_bind(self._bind_host, port):
+                    return port, release
+                release()
         raise NoFreePort(f"no free port in {self._ports} on {self._bind_host}; worker.port_range sets the range")
-
-    def _try_lock(self, port: int) -> int | None:
-        """The lock file's descriptor. The file itself stays for ever: removing it would race with other lockers."""
-        lock = os.open(self._lock_folder / f"{port}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        if not can_bind(self._bind_host, port):
-            os.close(lock)
-            return None
-        return lock
 
 
 def can_bind(host: str, port: int) -> bool:
+    """Whether nobody has it, not even a connection that has just ended there."""
     with socket.socket(_family(host)) as probe:
         try:
             probe.bind((host, port))
         except OSError:
             return False
     return True
+
+
+def is_taken(host: str, port: int) -> bool:
+    """Whether somebody listens there, or has a connection from there, so that no server can. Other than `can_bind`
+    this lets connections pass that have ended: a server which takes its port again sets SO_REUSEADDR for them."""
+    with socket.socket(_family(host)) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
+
+
+def says_taken(lines: Iterable[str]) -> bool:
+    """Whether a server says so of its address, in the words of the system or of gRPC."""
+    return any(_TAKEN.search(line) for line in lines)
 
 
 def address_of(host: str, port: int) -> Address:

@@ -36,7 +36,7 @@ from gateway.worker.fetch.errors import ArtifactError
 from gateway.worker.fetch.progress import Progress
 from gateway.worker.memory_watch import describe_excess, wait_memory_above
 from gateway.worker.output import OutputLog
-from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach
+from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach, is_taken, says_taken
 from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
 from gateway.worker.state_file import StateFile
@@ -44,6 +44,8 @@ from gateway.worker.usage import MeasureUsage, measure_usage
 
 log = structlog.get_logger(__name__)
 
+PORT_ATTEMPTS_MAX: Final = 4
+"""Starts of one replica's process, each on another port, while other programs are faster to take them."""
 CRASH_NOTICE_SECONDS: Final = 0.5
 """A crash breaks the connection just before the exit is seen; the exit is the better explanation and is waited for."""
 NOTICE_SECONDS: Final = 0.5
@@ -145,10 +147,36 @@ class ReplicaTask:
         with ExitStack() as held:
             held.enter_context(self._workshop.artifacts.keeping(self._wish.spec))
             artifact = await self._fetch()
-            if artifact is None or self._unwanted.is_set():
+            if artifact is None:
                 return
+            for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
+                if self._unwanted.is_set() or not await self._run_process(program, artifact, attempt):
+                    return
+                self._forget_process()
+
+    async def _run_process(self, program: BackendProgram, artifact: Artifact, attempt: int) -> bool:
+        """From the start to the end. Whether it is to be started again, on another port."""
+        with ExitStack() as held:
             process = self._start(program, held)
             self._exit_code = await self._attend(process, program, artifact)
+            if not self._lost_its_port():
+                return False
+        self._failure = f"another program took port {self._port}; this was attempt {attempt} of {PORT_ATTEMPTS_MAX}"
+        self._log.warning("worker.port_taken", port=self._port, attempt=attempt, attempts_max=PORT_ATTEMPTS_MAX)
+        return attempt < PORT_ATTEMPTS_MAX
+
+    def _lost_its_port(self) -> bool:
+        """Whether the process ended because somebody was at its port before it: it never answered, and now that it is
+        gone there still is somebody, or it has said so itself."""
+        assert self._port is not None  # noqa: S101 - the process has been started on it
+        if self._observed is not Observed.STARTING or self._asked_to_end or self._failure is not None:
+            return False
+        return is_taken(self._settings.bind_host, self._port) or says_taken(self.output.last())
+
+    def _forget_process(self) -> None:
+        self._port = self._pid = self._exit_code = self._failure = None
+        self.output = OutputLog()
+        self._coming_up = trio.CancelScope()
 
     async def _fetch(self) -> Artifact | None:
         """None: it was not wanted any more."""

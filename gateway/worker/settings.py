@@ -33,4 +33,4 @@ class WorkerSettings:
     gateway: GatewayFiles | None = None
     """Where files are fetched from that only the gateway has. None: it is on this machine."""
     port_lock_folder: Path | None = None
-    """None: the one that all workers of this machine share."""
+    """None: locks that all workers of this machine share."""

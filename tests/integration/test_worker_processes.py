@@ -3,10 +3,11 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.worker.process import spawn_process, wait_exit
+from gateway.worker.process import BackendProcess, SpawnProcess, spawn_process, wait_exit
 from gateway.worker.state_file import ProcessRecord, start_mark
 from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish
 
@@ -32,7 +33,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd, PR_SET_P
 
 @asynccontextmanager
 async def open_real_worker(
-    folder: Path, script: Mapping[str, object], *, stop_timeout_seconds: float = 5.0
+    folder: Path,
+    script: Mapping[str, object],
+    *,
+    stop_timeout_seconds: float = 5.0,
+    spawn: SpawnProcess = spawn_process,
 ) -> AsyncIterator[WorkerBench]:
     settings = replace(
         settings_in(folder, scripted(script, folder / "events.jsonl")), stop_timeout_seconds=stop_timeout_seconds
@@ -40,9 +45,26 @@ async def open_real_worker(
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
             open_bridge() as bridge,
-            open_worker(settings, spawn_process, GrpcBackendControl(bridge)) as worker,
+            open_worker(settings, spawn, GrpcBackendControl(bridge)) as worker,
         ):
             yield worker
+
+
+class Rival:
+    """A program that listens at the address of the first process to be started, just before that does."""
+
+    def __init__(self) -> None:
+        self.socket: socket.socket | None = None
+
+    def spawn(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> BackendProcess:
+        if self.socket is None:
+            host, port = command[-1].split(":")
+            self.socket = socket.create_server((host, int(port)))
+        return spawn_process(command, env=env, cwd=cwd)
+
+    def close(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
 
 
 def events(folder: Path, name: str) -> list[dict[str, Any]]:
@@ -69,6 +91,21 @@ async def test_a_replica_comes_up_with_its_token_and_stops(tmp_path: Path) -> No
     assert (gone.exit_code, gone.error) == (0, None)
     assert [event["model"] for event in events(tmp_path, "LoadModel")] == ["a"]
     assert not psutil.pid_exists(ready.pid)
+
+
+@pytest.mark.parametrize(("backend", "artifact"), [("fake", ""), ("llama-cpp", "builtin:tiny")])
+async def test_a_port_that_another_program_has_taken_meanwhile_is_given_up_for_another(
+    tmp_path: Path, backend: str, artifact: str
+) -> None:
+    with closing(Rival()) as rival:
+        async with open_real_worker(tmp_path, {}, spawn=rival.spawn) as worker:
+            await worker.want(wish("a", backend=backend, artifact=artifact))
+            ready = await worker.wait_report("a", Observed.READY)
+            first = next(report for report in worker.history if report.observed is Observed.STARTING)
+        assert ready.address != first.address
+        assert ready.pid != first.pid
+        assert rival.socket is not None
+        assert first.address == f"127.0.0.1:{rival.socket.getsockname()[1]}"
 
 
 async def test_w7_a_killed_replica_is_reported_gone_and_its_successor_runs(tmp_path: Path) -> None:

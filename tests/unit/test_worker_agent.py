@@ -1,7 +1,9 @@
 """The agent and its replicas on Trio's virtual clock: no process, no socket but the ports' bind test."""
 
 import json
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from gateway.domain.ids import Address
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredSet
 from gateway.worker.command import BackendProgram
+from gateway.worker.replica import PORT_ATTEMPTS_MAX
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
@@ -379,7 +382,9 @@ async def test_w10_a_port_stays_taken_until_its_process_was_reaped(tmp_path: Pat
         assert allocator._try_lock(replica.port) is None
         await worker.wait_report("a", Observed.GONE)
         with allocator.reserve():
-            assert allocator._try_lock(replica.port) is not None
+            release = allocator._try_lock(replica.port)
+            assert release is not None
+            release()
 
 
 async def test_l23_a_missing_artifact_fails_before_any_process(tmp_path: Path, spawn: FakeSpawn) -> None:
@@ -440,3 +445,93 @@ async def test_shutdown_ends_all_at_once_within_the_bound_and_says_so(
     assert [signals_of(process) for process in spawn.started] == [["SIGTERM", "SIGKILL"]] * 3
     assert [worker.states_of(name)[-1] for name in "abc"] == [Observed.GONE] * 3
     assert json.loads((settings.state_folder / "processes.json").read_text()) == {"processes": []}
+
+
+class RivalSpawn(FakeSpawn):
+    """Another program listens at the address before the process does, which ends, as often as there are `rivals`."""
+
+    def __init__(self, rivals: int) -> None:
+        super().__init__()
+        self.rivals = rivals
+        self.sockets: list[socket.socket] = []
+
+    def __call__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> FakeProcess:
+        process = super().__call__(command, env=env, cwd=cwd)
+        if len(self.sockets) < self.rivals:
+            host, port = command[-1].split(":")
+            self.sockets.append(socket.create_server((host, int(port))))
+            process.end(1)
+        return process
+
+    def close(self) -> None:
+        for rival in self.sockets:
+            rival.close()
+
+
+async def test_another_port_is_tried_when_somebody_was_faster(tmp_path: Path, autojump_clock: MockClock) -> None:
+    spawn = RivalSpawn(2)
+    with closing(spawn), capture_logs() as logs:
+        async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+            await worker.want(wish("a"))
+            ready = await worker.wait_report("a", Observed.READY)
+    addresses = [process.command[-1] for process in spawn.started]
+    assert len(set(addresses)) == len(addresses) == 3
+    assert (ready.address, ready.pid, ready.error) == (addresses[-1], spawn.started[-1].pid, None)
+    assert [entry["attempt"] for entry in logs if entry["event"] == "worker.port_taken"] == [1, 2]
+    assert json.loads((tmp_path / "state" / "processes.json").read_text()) == {"processes": []}
+
+
+async def test_a_backend_that_says_its_address_is_in_use_is_believed(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async def lose(address: Address) -> None:
+        if len(spawn.started) == 1:
+            spawn.started[0].write("RuntimeError: Failed to bind to address")
+            spawn.started[0].end(1)
+            await trio.sleep_forever()
+
+    control.healthy = lose
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        assert (await worker.wait_report("a", Observed.READY)).pid == spawn.started[1].pid
+
+
+async def test_ports_that_are_taken_every_time_end_the_start_with_the_cause(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    spawn = RivalSpawn(100)
+    with closing(spawn):
+        async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+            await worker.want(wish("a"))
+            failed = await worker.wait_report("a", Observed.FAILED)
+    assert len(spawn.started) == PORT_ATTEMPTS_MAX
+    assert failed.exit_code == 1
+    assert "exited with code 1 while starting (another program took port" in (failed.error or "")
+
+
+async def test_a_process_that_ends_at_its_start_for_another_reason_is_started_once(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    async def crash(address: Address) -> None:
+        spawn.started[0].write("no such device")
+        spawn.started[0].end(3)
+        await trio.sleep_forever()
+
+    control.healthy = crash
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        assert (await worker.wait_report("a", Observed.FAILED)).exit_code == 3
+    assert len(spawn.started) == 1
+
+
+async def test_a_replica_that_is_not_wanted_any_more_tries_no_other_port(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    spawn = RivalSpawn(100)
+    with closing(spawn):
+        async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
+            await worker.want(wish("a"))
+            await worker.wait_report("a", Observed.STARTING)
+            await worker.want()
+            await worker.wait_report("a", Observed.GONE, Observed.FAILED)
+    assert len(spawn.started) <= 2

@@ -1,0 +1,64 @@
+"""Locks on port numbers that all workers share which could take each other's ports.
+
+On Linux a lock is a name in the abstract namespace of Unix sockets: it exists once in each network namespace, as a port
+does, whoever binds it and whatever folder for temporary files systemd's PrivateTmp or TMPDIR gives each worker. The
+kernel frees it with the process, however that ends. Elsewhere, and where a folder is given, it is a locked file.
+"""
+
+import errno
+import fcntl
+import os
+import socket
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeAlias
+
+NAME: Final = "\0gateway-port-{}"
+"""The NUL makes it abstract (unix(7))."""
+
+Release: TypeAlias = Callable[[], None]
+TryLock: TypeAlias = Callable[[int], Release | None]
+"""A port's lock, which is held until the result is called; None: somebody else has it. Raises `OSError`."""
+
+
+def machine_locks() -> TryLock:
+    """Those of all workers in this network namespace. Raises `OSError` where that needs a folder which is not ours."""
+    return try_name if sys.platform == "linux" else folder_locks(_shared_folder())
+
+
+def try_name(port: int) -> Release | None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:  # not inherited by the processes that are started
+        try:
+            lock.bind(NAME.format(port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return None
+            raise
+        return partial(os.close, lock.detach())
+
+
+def folder_locks(folder: Path) -> TryLock:
+    """Files `PORT.lock` in the folder. They stay for ever: removing one would race with other lockers."""
+
+    def try_file(port: int) -> Release | None:
+        lock = os.open(folder / f"{port}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return None
+        return partial(os.close, lock)
+
+    return try_file
+
+
+def _shared_folder() -> Path:
+    """One for all workers of this user, whatever TMPDIR says."""
+    folder = Path(f"/tmp/gateway-ports-{os.getuid()}")  # noqa: S108 - checked below
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid():
+        raise OSError(f"the port lock folder {folder} belongs to somebody else")
+    return folder
