@@ -20,7 +20,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "wake": frozenset(),
     "private_files": frozenset(),
     "bridge": frozenset(),
-    "observability": frozenset(),
+    "observability": frozenset({"domain.texts"}),
     "config": frozenset({"domain"}),
     "local_state": frozenset({"domain", "private_files"}),
     # Knows files and memory, and nobody who asks.

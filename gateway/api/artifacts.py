@@ -24,6 +24,7 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import BadRequest, Forbidden, NotFound
 from gateway.domain.ids import NodeId
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.texts import quoted
 
 CHUNK_BYTES: Final = 1024 * 1024
 FILE_SCHEME: Final = "file:"
@@ -64,7 +65,7 @@ class ArtifactFiles:
             with file:
                 await _answer(exchange, file, digest)
         elif not (specs and await self.peers.relay_from_any(exchange)):
-            raise NotFound(f"No gateway has a file that a model names with the sha256 '{digest[:64]}'.")
+            raise NotFound(f"No gateway has a file that a model names with the sha256 '{quoted(digest, 64)}'.")
 
 
 def specs_of(digest: str, specs: Iterable[ModelSpec]) -> Iterator[ModelSpec]:

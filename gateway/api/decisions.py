@@ -11,6 +11,7 @@ from gateway.api.http_app import Route
 from gateway.api.peers import Peers
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import RequestId
+from gateway.domain.texts import quoted
 from gateway.routing.decisions import DecisionLog, describe
 
 
@@ -29,4 +30,4 @@ class Decisions:
         if found is not None:
             await exchange.respond(200, to_json(describe(found)))
         elif not await self.peers.relay_from_any(exchange):
-            raise NotFound(f"No recent decision has the request id '{request_id}'; only the newest are kept.")
+            raise NotFound(f"No recent decision has the request id '{quoted(request_id)}'; only the newest are kept.")

@@ -20,6 +20,7 @@ from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.guard import check_json, check_local_request
 from gateway.api.registry_away import registry_away
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
+from gateway.domain.texts import quoted
 from gateway.link.credentials import BOOT, NODE
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
 from gateway.registry.protocol import RegistryError
@@ -27,6 +28,8 @@ from gateway.registry.protocol import RegistryError
 log = structlog.get_logger(__name__)
 
 RETRY_AFTER_DRAIN_SECONDS: Final = 5.0
+METHOD_CHARACTERS_MAX: Final = 32
+"""Of a request's method in errors and log lines."""
 
 Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
 """Answers one request whose body has been read. Raises `GatewayError`."""
@@ -183,7 +186,9 @@ class HttpApp:
         elif page is not None:
             await self._run_page(exchange, page, scope)
         else:
-            raise NotFound(f"There is nothing at {exchange.method} {exchange.path}.")
+            raise NotFound(
+                f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
+            )
 
     def _admit(self, exchange: Exchange, role: Role) -> Caller:
         """Refuses who may not. Health is open to everyone at any time."""
@@ -210,7 +215,8 @@ class HttpApp:
         if route is None:
             allowed = ", ".join(route.method for route in routes)
             exchange.response_headers.append((b"allow", allowed.encode()))
-            raise MethodNotAllowed(f"{exchange.path} takes {allowed}, not {exchange.method}.")
+            given = quoted(exchange.method, METHOD_CHARACTERS_MAX)
+            raise MethodNotAllowed(f"{quoted(exchange.path)} takes {allowed}, not {given}.")
         exchange.params = match_path(route.path, exchange.path) or {}
         body = await self._read_body(exchange)
         handler = partial(route.handler, exchange, caller, body)
@@ -255,8 +261,8 @@ class HttpApp:
         level = log.debug if exchange.route in QUIET_ROUTES else log.info
         level(
             "request",
-            method=exchange.method,
-            path=exchange.path,
+            method=quoted(exchange.method, METHOD_CHARACTERS_MAX),
+            path=quoted(exchange.path),
             status=exchange.status,
             outcome=exchange.outcome,
             seconds=round(seconds, 4),

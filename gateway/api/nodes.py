@@ -22,6 +22,7 @@ from gateway.api.status import (
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.ids import NodeId
+from gateway.domain.texts import quoted
 from gateway.registry.protocol import NodeEdit, NodeOverrides, Registry
 
 EVENTS_DEFAULT: Final = 100
@@ -97,12 +98,12 @@ def find_node(state: ClusterState, name: str) -> Node:
 
 def node_not_found(name: str) -> NotFound:
     return NotFound(
-        f"No node has the id or name '{name}'. GET /api/nodes lists those there are.", code="node_not_found"
+        f"No node has the id or name '{quoted(name)}'. GET /api/nodes lists those there are.", code="node_not_found"
     )
 
 
 def replica_not_found(replica_id: str) -> NotFound:
-    message = f"No replica has the id '{replica_id}'. GET /api/replicas lists those there are."
+    message = f"No replica has the id '{quoted(replica_id)}'. GET /api/replicas lists those there are."
     return NotFound(message, code="replica_not_found")
 
 

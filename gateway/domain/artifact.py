@@ -4,8 +4,9 @@ import re
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+from gateway.domain.texts import quoted
+
 ARTIFACT_CHARACTERS_MAX: Final = 8192
-SHOWN_CHARACTERS_MAX: Final = 200
 HOST_CHARACTERS_MAX: Final = 253
 """Of a name in the DNS (RFC 1035, 2.3.4)."""
 MASK: Final = "***"
@@ -96,16 +97,11 @@ def _is_host(host: str) -> bool:
 
 
 def _unexpected(artifact: str) -> str:
-    return f'expected {FORMS}, got "{_printable(shown(artifact))}"'
+    return f'expected {FORMS}, got "{quoted(shown(artifact))}"'
 
 
 def _with(artifact: str, fault: str | None) -> str | None:
-    return None if fault is None else f"{_printable(shown(artifact))} {fault}"
-
-
-def _printable(text: str) -> str:
-    cut = text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "..."
-    return "".join(letter if letter.isprintable() else "?" for letter in cut)
+    return None if fault is None else f"{quoted(shown(artifact))} {fault}"
 
 
 def shown(artifact: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from gateway.domain.ids import ModelName
+from gateway.domain.texts import quoted
 
 MODEL_NOT_FOUND: Final = "model_not_found"
 
@@ -68,7 +69,9 @@ class ModelNotFound(NotFound):
     code = MODEL_NOT_FOUND
 
     def __init__(self, model: ModelName) -> None:
-        super().__init__(f"The model '{model}' does not exist. GET /v1/models lists those that do.", param="model")
+        super().__init__(
+            f"The model '{quoted(model)}' does not exist. GET /v1/models lists those that do.", param="model"
+        )
 
 
 class MethodNotAllowed(BadRequest):

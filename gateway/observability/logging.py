@@ -1,16 +1,40 @@
 """structlog, set up once per process: JSON lines when nobody watches, colour when somebody does.
 
 Every line that is written while a request is served carries its `request_id` (contextvars). Lines go to stderr; what
-a logger writes may not be a secret, and secrets are types that do not print (`SecretStr`, `repr=False`).
+a logger writes may not be a secret, and secrets are types that do not print (`SecretStr`, `repr=False`). A value is
+bounded whoever it came from, and on a terminal it can neither begin a line nor give an order.
 """
 
 import logging
 import sys
-from typing import Literal
+from typing import Final, Literal
 
 import structlog
+from structlog.typing import EventDict
+
+from gateway.domain.texts import escaped, without_middle
 
 Format = Literal["auto", "json", "console"]
+
+
+VALUE_CHARACTERS_MAX: Final = 16 * 1024
+"""Of one value in a line. What quotes a request is cut much earlier (`domain.texts.quoted`)."""
+OF_MANY_LINES: Final = frozenset({"error", "exception", "stack"})
+"""Values that may have line ends: an error may close with what a process wrote last."""
+
+
+def bound_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
+    for name, value in entry.items():
+        if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
+            entry[name] = without_middle(value, VALUE_CHARACTERS_MAX)
+    return entry
+
+
+def escape_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
+    for name, value in entry.items():
+        if isinstance(value, str):
+            entry[name] = escaped(value, keep="\n\t" if name in OF_MANY_LINES else "")
+    return entry
 
 
 def configure_logging(level: str, style: Format) -> None:
@@ -22,11 +46,12 @@ def configure_logging(level: str, style: Format) -> None:
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.StackInfoRenderer(),
+        bound_values,
     ]
     ending: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
     )
     structlog.configure(
         processors=[*shared, *ending],

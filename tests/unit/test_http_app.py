@@ -520,3 +520,26 @@ async def test_the_line_of_a_request_to_a_page_says_its_path_and_the_metric_its_
     await get("/pages/some").run(build())
     assert logs[0]["path"] == "/pages/some"
     assert counted(registry, "/pages/", "200") == 1
+
+
+LONG: str = "x" * 30_000
+
+
+@pytest.mark.parametrize(
+    "path", ["/nothing/" + LONG, "/pages/" + LONG, "/below/" + LONG, "/things/" + LONG + "/parts/a"]
+)
+@pytest.mark.parametrize("method", ["GET", "X" * 10_000])
+async def test_a_long_path_or_method_is_cut_in_the_log_and_in_the_answer(
+    build: Build, logs: Logs, path: str, method: str
+) -> None:
+    request = await AsgiRequest(method, path, headers={"host": "localhost"}).run(build())
+    (line,) = logs
+    assert f"... ({len(path)} characters)" in line["path"]
+    assert all(len(str(value)) < 500 for value in line.values())
+    assert len(request.body) < 1000 or path.startswith("/pages/")  # whose fake answers with it
+
+
+async def test_control_characters_of_a_path_are_escaped_in_the_log(build: Build, logs: Logs) -> None:
+    await get("/nothing\x1b[2J\nforged").run(build())
+    assert logs[0]["path"] == r"/nothing\x1b[2J\nforged"
+    assert r"\nforged" in logs[0]["error"]

@@ -459,3 +459,23 @@ async def test_l17_what_is_always_loaded_is_not_unloaded(
     assert (request.status, request.error["code"]) == (409, "conflict")
     assert all(part in request.error["message"] for part in said)
     assert (await front.registry.read_state()).unloads == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/models/{}"),
+        ("GET", "/api/models/{}"),
+        ("DELETE", "/api/models/{}"),
+        ("POST", "/api/models/{}/load"),
+        ("GET", "/api/models/{}/load-status"),
+        ("PUT", "/api/models/{}"),
+        ("GET", "/api/nodes/{}"),
+        ("GET", "/api/decisions/{}"),
+        ("GET", "/api/artifacts/{}"),
+    ],
+)
+async def test_an_error_quotes_no_long_path(front: Front, method: str, path: str) -> None:
+    request = await front.ask(method, path.format("x" * 30_000), json.dumps(BODY).encode() if method == "PUT" else b"")
+    assert 400 <= (request.status or 0) < 500
+    assert len(request.body) < 1000
