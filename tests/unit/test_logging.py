@@ -32,8 +32,8 @@ def test_a_value_is_bounded_and_both_ends_are_kept(capsys: pytest.CaptureFixture
 
 @pytest.mark.parametrize("name", ["path", "model", "error"])
 def test_on_a_terminal_a_value_gives_no_orders(capsys: pytest.CaptureFixture[str], name: str) -> None:
-    line = logged(capsys, "console", **{name: "a\x1b[2J\x9b1m\r\u202eb"})
-    assert r"a\x1b[2J\x9b1m\r\u202eb" in line
+    line = logged(capsys, "console", **{name: "a\x1b[2J\x9b1m\u202eb"})
+    assert r"a\x1b[2J\x9b1m\u202eb" in line
 
 
 def test_on_a_terminal_a_value_begins_no_line(capsys: pytest.CaptureFixture[str]) -> None:
