@@ -114,6 +114,15 @@ def shown(artifact: str) -> str:
     return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
 
 
+def without_user(artifact: str) -> str:
+    """As a store keeps it, whoever gives it: nobody can load it either way (see `url_fault`)."""
+    if not artifact.lower().startswith(("https://", "http://")):
+        return artifact
+    if (hidden := shown(artifact)).endswith(f"//{MASK}"):
+        return hidden
+    return re.sub(r"^([^/]*//)[^/?#]*@", rf"\1{MASK}@", artifact)
+
+
 def masked(artifact: str) -> str:
     """As an administrator is shown it, who may put it again (see `unmasked`): all but the secrets in it."""
     if not artifact.startswith(("https://", "http://")):

@@ -10,6 +10,7 @@ from dataclasses import fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from gateway.domain.artifact import without_user
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import UNKNOWN_REQUIREMENT, Requirement
@@ -19,9 +20,11 @@ from gateway.registry.texts import storable
 
 
 def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
-    """The models of the configuration file are exactly `specs` (of two with one name, the later)."""
+    """The models of the configuration file are exactly `specs` (of two with one name, the later). Those of the API
+    stay, without the passwords that older gateways have kept in their artifacts."""
     of_file = {spec.name: _storable_spec(spec, "file") for spec in specs}
-    models = {name: row for name, row in tables.models.items() if row.spec.source != "file"}
+    of_api = (row for row in tables.models.values() if row.spec.source != "file")
+    models = {row.spec.name: _respecified(row, _storable_spec(row.spec, "api")) for row in of_api}
     models |= {name: _respecified(tables.models.get(name), spec) for name, spec in of_file.items()}
     unreadable = {
         name: source for name, source in tables.unreadable.items() if source != "file" and name not in of_file
@@ -69,7 +72,7 @@ def _storable_spec(spec: ModelSpec, source: Literal["file", "api"]) -> ModelSpec
     said: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(ModelSpec)}
     texts = {name: storable(value) for name, value in said.items() if isinstance(value, str)}
     mappings = {"options": _storable_texts(spec.options), "selector": _storable_texts(spec.selector)}
-    return ModelSpec(**{**said, **texts, **mappings, "source": source})
+    return ModelSpec(**{**said, **texts, **mappings, "source": source, "artifact": without_user(texts["artifact"])})
 
 
 def _storable_texts(texts: Mapping[str, str]) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ import pytest
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
+from gateway.registry import model_writes
 from gateway.registry.protocol import ControlWrite, DeclaredInFile, Registry
 from tests.contract.samples import MODEL, SettableClock, bumping, join, lead, place, replica, spec, stored
 
@@ -55,6 +56,29 @@ async def test_a_put_model_outlives_the_next_reading_of_the_file(registry: Regis
     await registry.put_model(API_SPEC)
     await registry.declare_models([spec("other")])
     assert set((await registry.read_state()).models) == {MODEL, "other"}
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("https://user:hunter2@h/x?a=1", "https://***@h/x?a=1"),
+        ("https://user:hunt/er2@h/x", "https://***"),
+        ("https://h:1/a@b?c=d@e", "https://h:1/a@b?c=d@e"),
+        ("hf://o/r/f@v1", "hf://o/r/f@v1"),
+        ("file:/a@b", "file:/a@b"),
+    ],
+)
+async def test_a_password_in_an_artifact_is_not_kept(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch, given: str, kept: str
+) -> None:
+    await registry.put_model(replace(API_SPEC, artifact=given))
+    assert (await registry.read_state()).models[MODEL].artifact == kept
+    with monkeypatch.context() as older:
+        older.setattr(model_writes, "without_user", lambda artifact: artifact)
+        await registry.put_model(replace(API_SPEC, artifact=given))
+    assert (await registry.read_state()).models[MODEL].artifact == given
+    await registry.declare_models([spec("other")])
+    assert (await registry.read_state()).models[MODEL].artifact == kept
 
 
 async def test_a_file_model_is_neither_replaced_nor_removed(registry: Registry) -> None:
