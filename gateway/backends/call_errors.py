@@ -7,6 +7,7 @@ from grpclib import GRPCError, Status
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
+from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Unreachable
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 
@@ -18,14 +19,16 @@ def meaning(error: Exception, trailers: Mapping[str, str], *, sent: bool) -> Rou
     """What the router raises for `error`. `trailers` are those of the call, `sent` says whether the request left us.
 
     - a status from the backend: by its code and trailers (`_meaning_of_status`);
-    - the connection broke: `Lost` once the request was sent, else `Unreachable`;
+    - the connection broke: `Lost` once the request was sent, else `Unreachable`, as when the backend says itself that
+      it has not begun with the call;
     - anything else is no answer of the backend but a defect of ours, and is told as a failed backend all the same, so
       that the client gets one clear error; the caller logs it.
     """
     if isinstance(error, GRPCError):
         return _meaning_of_status(error.status, error.message or "", trailers)
     if isinstance(error, StreamTerminatedError | OSError):
-        return (Lost if sent else Unreachable)(str(error) or type(error).__name__)
+        is_begun = sent and not isinstance(error, NotProcessed)
+        return (Lost if is_begun else Unreachable)(str(error) or type(error).__name__)
     return BackendFailed(f"The call to the backend failed: {type(error).__name__}.")
 
 

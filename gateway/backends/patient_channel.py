@@ -1,18 +1,57 @@
-"""A gRPC channel that hands over every answer that has arrived whole, also after its connection is gone.
+"""A gRPC channel that cuts no answer that could have been had: it reads what has arrived, and waits for who is leaving.
 
 grpclib ends all open calls of a lost connection with an error, those included whose last message is here and was only
 not read yet. A backend that drains hangs up right after its last answer, and a client that reads slowly would then lose
-the end of a complete one (R13).
+the end of a complete one (R13). It also ends them all when a backend says that it will end once they are done: see
+`leaving_connection`.
 """
 
 import asyncio
+from collections.abc import Callable
 
 from grpclib.client import Channel
 from grpclib.protocol import EventsProcessor, H2Protocol, Stream
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, StreamReset
+
+from gateway.backends.leaving_connection import LeavingConnection, fail_unprocessed, is_graceful
 
 
 class _PatientProcessor(EventsProcessor):
-    """Leaves calls alone whose answer is complete."""
+    """Leaves calls alone whose answer is complete, or still comes."""
+
+    connection: LeavingConnection
+
+    def register(self, stream: Stream) -> Callable[[], None]:
+        release = super().register(stream)
+
+        def release_stream() -> None:
+            release()
+            if self.connection.is_leaving and not self.streams:
+                self.close()
+
+        return release_stream
+
+    def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        if not is_graceful(event):
+            super().process_connection_terminated(event)
+            return
+        self.handler.close()  # so that the channel makes another connection for the next call
+        self.connection.leave()
+        last_stream_id = event.last_stream_id or 0
+        for number, stream in self.streams.items():
+            if number > last_stream_id and stream.headers is None:
+                fail_unprocessed(stream)
+        if not self.streams:
+            self.close()
+
+    def process_stream_reset(self, event: StreamReset) -> None:
+        """REFUSED_STREAM says of one call what GOAWAY says of all above a number (RFC 9113, 8.7)."""
+        stream = self.streams.get(event.stream_id)
+        if stream is not None and event.error_code == ErrorCodes.REFUSED_STREAM and stream.headers is None:
+            fail_unprocessed(stream)
+            return
+        super().process_stream_reset(event)
 
     def close(self, reason: str = "Connection closed") -> None:
         complete = {number: stream for number, stream in self.streams.items() if _is_complete(stream)}
@@ -29,11 +68,29 @@ def _is_complete(stream: Stream) -> bool:
 class _PatientProtocol(H2Protocol):
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
         super().connection_made(transport)
+        plain = self.connection
+        self.connection = LeavingConnection(plain._connection, plain._transport, config=self.config)  # noqa: SLF001
         self.processor = _PatientProcessor(self.handler, self.connection)
 
 
 class PatientChannel(Channel):
-    """Reaches into grpclib at one place; tests/integration/test_late_reader.py holds the behaviour."""
+    """Reaches into grpclib; tests/integration/test_late_reader.py and test_goaway.py hold the behaviour."""
+
+    def __init__(self, *args: object, **options: object) -> None:
+        super().__init__(*args, **options)  # type: ignore[arg-type]
+        self._left: set[H2Protocol] = set()
+        """Connections whose backend is ending and still has calls of ours, and perhaps some that are over."""
+
+    async def __connect__(self) -> H2Protocol:
+        if self._protocol is not None and not self._connected:
+            self._left = {each for each in (*self._left, self._protocol) if not each.connection.is_closing()}
+        return await super().__connect__()
+
+    def close(self) -> None:
+        for protocol in self._left:
+            protocol.processor.close()
+        self._left.clear()
+        super().close()
 
     def _protocol_factory(self) -> H2Protocol:
         plain = super()._protocol_factory()

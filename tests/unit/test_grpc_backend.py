@@ -17,6 +17,7 @@ from gateway.backends.call_errors import meaning
 from gateway.backends.channel_pool import ChannelPool
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import BackendNotReady, LoadFailed, Lost, Refused, Stale, Target, Unreachable
 from gateway.bridge import Bridge, open_bridge
@@ -260,6 +261,11 @@ def test_a_broken_connection_is_lost_only_once_the_request_was_sent(
     error: Exception, sent: bool, kind: type[Exception]
 ) -> None:
     assert type(meaning(error, {}, sent=sent)) is kind
+
+
+@pytest.mark.parametrize("sent", [True, False])
+def test_a_call_that_the_backend_has_not_begun_with_is_not_lost(sent: bool) -> None:
+    assert type(meaning(NotProcessed("GOAWAY"), {}, sent=sent)) is Unreachable
 
 
 async def test_unary_answers_without_a_message_are_an_error() -> None:

@@ -1,0 +1,86 @@
+"""A gRPC connection whose backend has said that it will end: what is open there goes on, what is new goes elsewhere.
+
+GOAWAY without an error (RFC 9113, 6.8) names the last stream that the server works on. grpclib takes it for the end of
+the connection and cuts every call; so does h2, which reads no frame after it. Here it means what it says:
+
+| the call                            | what becomes of it                                                          |
+|-------------------------------------|-----------------------------------------------------------------------------|
+| is not above the last stream        | goes on to its end, on this connection                                      |
+| is above it, or was just to be sent | fails with `NotProcessed`: the backend has not looked at it and never will  |
+| begins later                        | is made on a connection of its own, if the backend still takes one          |
+
+Servers that end gracefully say so twice: first with the highest number there is, then, once they know that the client
+has heard it (a PING in between), with the real one. A GOAWAY with an error is the end of the connection, as ever.
+"""
+
+from asyncio import Transport
+from collections.abc import Callable
+from functools import partial
+from typing import Final, TypeAlias
+from weakref import WeakSet
+
+from grpclib.config import Configuration
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.protocol import Connection, Stream
+from grpclib.utils import Wrapper
+from h2.connection import H2Connection
+from h2.errors import ErrorCodes
+from h2.events import ConnectionTerminated, Event
+from hyperframe.frame import Frame, GoAwayFrame
+
+FrameHandler: TypeAlias = Callable[[GoAwayFrame], tuple[list[Frame], list[Event]]]
+LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
+
+
+class NotProcessed(StreamTerminatedError):
+    """The backend has not begun with the call, and says so: it may be made again elsewhere as if for the first time."""
+
+
+class LeavingConnection(Connection):
+    """grpclib's, which may be left: then it goes on with the streams that it has, and takes no further ones."""
+
+    def __init__(self, connection: H2Connection, transport: Transport, *, config: Configuration) -> None:
+        super().__init__(connection, transport, config=config)
+        self.is_leaving = False
+        self._unsent: WeakSet[Stream] = WeakSet()
+        """Of calls whose request waits for room to be sent; those that are sent or over may be among them."""
+        _outlive_goaway(connection)
+
+    def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
+        """Raises `NotProcessed` on a connection that is being left."""
+        if self.is_leaving:
+            raise NotProcessed(LEAVES)
+        stream = super().create_stream(stream_id=stream_id, wrapper=wrapper)
+        self._unsent.add(stream)
+        return stream
+
+    def leave(self) -> None:
+        """Requests that are not sent yet are not sent here any more."""
+        self.is_leaving = True
+        for stream in self._unsent:
+            if stream.id is None:
+                fail_unprocessed(stream)
+        self._unsent.clear()
+
+
+def fail_unprocessed(stream: Stream) -> None:
+    if stream.wrapper is not None:
+        stream.wrapper.cancel(NotProcessed(LEAVES))
+
+
+def is_graceful(event: ConnectionTerminated) -> bool:
+    return event.error_code == ErrorCodes.NO_ERROR
+
+
+def _outlive_goaway(connection: H2Connection) -> None:
+    """h2 has no public word for it: lets it read on after a GOAWAY without an error."""
+    table = connection._frame_dispatch_table  # noqa: SLF001
+    table[GoAwayFrame] = partial(_receive_goaway, table[GoAwayFrame])
+
+
+def _receive_goaway(as_the_end: FrameHandler, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+    if frame.error_code != ErrorCodes.NO_ERROR:
+        return as_the_end(frame)
+    event = ConnectionTerminated()
+    event.error_code, event.last_stream_id = ErrorCodes.NO_ERROR, frame.last_stream_id
+    return [], [event]
