@@ -208,6 +208,8 @@ class BackendSection(Section):
     """Of the worker's own variables, those that it gets although they look like secrets."""
     ready_timeout: PositiveDuration = 60.0
     refuses_when_full: Flag = False
+    drains_on_term: Flag = False
+    """After SIGTERM it takes no new call, finishes the open ones and ends."""
 
 
 class LogSection(Section):

@@ -32,15 +32,16 @@ class BackendProgram:
     env: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
     ready_timeout_seconds: float = 60.0
     """From its start until Health answers."""
+    drains_on_term: bool = False
+    """After SIGTERM it turns new calls away, finishes the open ones and ends. SIGTERM is the end of open calls of any
+    other."""
     pass_env: tuple[str, ...] = ()
     """Variables of the worker's environment that it gets although they look like secrets: names, or patterns."""
-    refuses_when_full: bool = False
-    """It turns calls away itself: when its slots are taken, and after SIGTERM while it finishes the open ones."""
 
 
 OUR_PROGRAMS: Final[Mapping[str, BackendProgram]] = MappingProxyType(
     {
-        name: BackendProgram((sys.executable, "-m", "gateway", "backend", name), refuses_when_full=True)
+        name: BackendProgram((sys.executable, "-m", "gateway", "backend", name), drains_on_term=True)
         for name in (LLAMA_CPP,)
     }
 )

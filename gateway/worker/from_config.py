@@ -58,7 +58,7 @@ def backend_programs(config: Config) -> Mapping[str, BackendProgram]:
             section.env,
             section.ready_timeout,
             pass_env=section.pass_env,
-            refuses_when_full=section.refuses_when_full,
+            drains_on_term=section.drains_on_term,
         )
         for name, section in config.backends.items()
     }

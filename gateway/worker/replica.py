@@ -273,7 +273,7 @@ class ReplicaTask:
 
     async def _end(self, process: BackendProcess, program: BackendProgram) -> None:
         """Free, TERM, wait, KILL. The waits end with the process: this task is cancelled then."""
-        holds_more = self._observed in {Observed.READY, Observed.DRAINING} and not program.refuses_when_full
+        holds_more = self._observed in {Observed.READY, Observed.DRAINING} and not program.drains_on_term
         first_asked, self._asked_to_end = not self._asked_to_end, True
         if holds_more and first_asked:
             await self._free()
@@ -282,14 +282,14 @@ class ReplicaTask:
         process.kill()
 
     async def _drain(self, process: BackendProcess, program: BackendProgram) -> None:
-        """Lets open requests finish. A backend that does not refuse new calls itself would cut the open ones at TERM:
-        it is left alone until a stop says that nobody uses it any more, or the drain's time is over.
+        """Lets open requests finish. A backend that does not drain on TERM would cut them: it is left alone until a
+        stop says that nobody uses it any more, or the drain's time is over.
 
-        One that does refuse them is left alone for a moment: what comes just as it ends is not refused but lost, which
-        a request may go through once (see `routing.route`), and would if its next replica drained, too."""
+        One that does drain is left alone for a moment: what comes just as it ends is not refused but lost, which a
+        request may go through once (see `routing.route`), and would if its next replica drained, too."""
         self._report(Observed.DRAINING)
         with trio.move_on_after(self._settings.drain_timeout_seconds):
-            with trio.move_on_after(NOTICE_SECONDS if program.refuses_when_full else inf):
+            with trio.move_on_after(NOTICE_SECONDS if program.drains_on_term else inf):
                 await self._stop.wait()
                 return
             self._asked_to_end = True
@@ -297,8 +297,9 @@ class ReplicaTask:
             await self._stop.wait()
 
     async def _free(self) -> None:
-        """Lets a backend that needs to be told give back what it holds outside its process. Ours are not asked: all
-        that they hold goes with the process. Whatever comes of it, the signal follows (W8)."""
+        """Lets a backend that needs to be told give back what it holds outside its process. Those that drain are not
+        asked: they end in order by themselves, and it would take the model from their open calls. Whatever comes of it,
+        the signal follows (W8)."""
         assert self._port is not None  # noqa: S101 - the process has been started on it
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
         with trio.move_on_after(FREE_SECONDS_MAX):

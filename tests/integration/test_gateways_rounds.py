@@ -34,7 +34,7 @@ WORKERS: Final = {"one": "ab", "two": "ba"}
 SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.01, "first_token_delay": 0.01, "slots": 4}
 OWN: Final = scripted_backend("own", SCRIPT)
 """Refuses what comes while it drains."""
-FOREIGN: Final = scripted_backend("foreign", SCRIPT).replace("refuses_when_full = true", "refuses_when_full = false")
+FOREIGN: Final = scripted_backend("foreign", SCRIPT).replace(" = true\n", " = false\n")
 """Does not know what draining is; nobody may send it anything once it is told to end."""
 BACKENDS: Final = ("own", "foreign")
 IDLE: Final = tuple(f"idle-{backend}-{number}" for backend in BACKENDS for number in range(3))

@@ -48,6 +48,7 @@ probe_timeout = "1s"
 [backends.{OURS}]
 command = ["{OURS}"]
 refuses_when_full = true
+drains_on_term = true
 [backends.{FOREIGN}]
 command = ["{FOREIGN}"]
 """

@@ -32,7 +32,7 @@ T = TypeVar("T")
 OURS: Final = "ours"
 FOREIGN: Final = "foreign"
 PROGRAMS: Final[Mapping[str, BackendProgram]] = {
-    OURS: BackendProgram((OURS,), refuses_when_full=True),
+    OURS: BackendProgram((OURS,), drains_on_term=True),
     FOREIGN: BackendProgram((FOREIGN,)),
 }
 PORTS: Final = PortRange(22500, 22999)

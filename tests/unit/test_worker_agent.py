@@ -21,7 +21,7 @@ from gateway.worker.replica import PORT_ATTEMPTS_MAX
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
-DRAINING_ITSELF = {"fake": BackendProgram(("fake-backend",), refuses_when_full=True)}
+DRAINING_ITSELF = {"fake": BackendProgram(("fake-backend",), drains_on_term=True)}
 
 
 @pytest.fixture
@@ -328,7 +328,9 @@ async def test_a_stop_before_the_process_starts_none(
         assert not spawn.started
 
 
-async def test_a_drain_of_a_backend_that_refuses_begins_with_term(tmp_path: Path, autojump_clock: MockClock) -> None:
+async def test_a_drain_of_a_backend_that_drains_on_term_begins_with_it(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
     spawn = FakeSpawn(ignores_term=True)
     async with open_worker(settings_in(tmp_path, DRAINING_ITSELF), spawn, FakeControl(spawn)) as worker:
         await worker.want(wish("a"))

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.config.load import parse_config
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.worker.artifacts import NO_ARTIFACT, Artifact
@@ -14,8 +15,10 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
+from gateway.worker.from_config import backend_programs
 from gateway.worker.model_options import GIB, load_seconds_max, model_options
 
+DRAINS = "drains_on_term = true"
 FOREIGN = BackendProgram(("/opt/whisper/run.sh", "-v"), env={"HF_HUB_OFFLINE": "0", "LOCALAI_GRPC_AUTH_TOKEN": "x"})
 
 
@@ -23,7 +26,7 @@ def test_our_engine_is_run_by_our_own_python() -> None:
     program = program_of("llama-cpp", {})
     line = command_line(program, Address("127.0.0.1:20100"))
     assert line == (sys.executable, "-m", "gateway", "backend", "llama-cpp", "--addr", "127.0.0.1:20100")
-    assert program.refuses_when_full
+    assert program.drains_on_term
     assert working_folder(program) is None
 
 
@@ -32,6 +35,13 @@ def test_a_configured_program_runs_beside_itself() -> None:
     assert command_line(program, Address("h:1")) == ("/opt/whisper/run.sh", "-v", "--addr", "h:1")
     assert working_folder(program) == Path("/opt/whisper")
     assert working_folder(BackendProgram(("found-on-path",))) is None
+
+
+@pytest.mark.parametrize(("said", "drains"), [("", False), ("refuses_when_full = true", False), (DRAINS, True)])
+def test_a_configured_program_drains_on_term_only_if_it_is_said(said: str, drains: bool) -> None:
+    """That it refuses calls when it is full says nothing of what SIGTERM does to open ones."""
+    config = parse_config(f'[backends.whisper]\ncommand = ["/opt/whisper/run.sh"]\n{said}\n', {})
+    assert backend_programs(config)["whisper"].drains_on_term is drains
 
 
 def test_an_operator_may_replace_our_engine() -> None:

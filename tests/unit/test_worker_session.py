@@ -111,7 +111,7 @@ async def test_r13_a_worker_that_leaves_says_so_drains_and_begins_nothing(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
     spawn = FakeSpawn(ignores_term=True)
-    programs = {"fake": BackendProgram(("fake-backend",), refuses_when_full=True)}
+    programs = {"fake": BackendProgram(("fake-backend",), drains_on_term=True)}
     async with open_worker(settings_in(tmp_path, programs), spawn, FakeControl(spawn)) as worker:
         await worker.want(wish("a"))
         await worker.wait_report("a", Observed.READY)

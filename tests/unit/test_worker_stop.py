@@ -37,12 +37,10 @@ class DeafControl(FakeControl):
 class Bench:
     """A worker whose replica becomes ready and is ended; times are seconds after the order to end it."""
 
-    def __init__(
-        self, folder: Path, control: type[FakeControl] = FakeControl, *, refuses_when_full: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, control: type[FakeControl] = FakeControl, *, drains_on_term: bool = False) -> None:
         self.spawn = FakeSpawn(ignores_term=True)
         self.control = control(self.spawn)
-        program = BackendProgram(("fake-backend",), refuses_when_full=refuses_when_full)
+        program = BackendProgram(("fake-backend",), drains_on_term=drains_on_term)
         self._settings = settings_in(folder, {"fake": program})
         self._begin = 0.0
 
@@ -130,10 +128,10 @@ async def test_h14_a_backend_that_ends_when_it_is_freed_has_not_crashed(
 
 
 @both_ends
-async def test_a_backend_that_refuses_by_itself_is_not_asked_to_let_go(
+async def test_a_backend_that_drains_by_itself_is_not_asked_to_let_go(
     tmp_path: Path, autojump_clock: MockClock, end: End
 ) -> None:
-    bench = Bench(tmp_path, refuses_when_full=True)
+    bench = Bench(tmp_path, drains_on_term=True)
     await end(bench)
     assert bench.happened() == [(0, "SIGTERM"), (5, "SIGKILL")]
 
