@@ -45,7 +45,7 @@ from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes, Waiting
 from gateway.domain.cluster import ClusterState, Node
-from gateway.domain.fleet import Bulletin
+from gateway.domain.fleet import Audience, Bulletin, audience
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.link.credentials import fingerprint, is_credential
 from gateway.link.tls import TlsError, peer_context
@@ -136,7 +136,7 @@ class Gateway:
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         )
         self.reconciler = Reconciler(
-            self.registry, self.leadership, config.reconciler.interval, self._usage, self._seen_version, limits
+            self.registry, self.leadership, config.reconciler.interval, self._usage, self._audience, limits
         )
         self.monitor = HealthMonitor(
             self.registry,
@@ -212,9 +212,8 @@ class Gateway:
     def _usage(self, now: float) -> Mapping[ReplicaId, Usage]:
         return merge_usage(self.loads.usage(), self.exchange.heard.others.values(), now)
 
-    def _seen_version(self) -> int:
-        others = (bulletin.seen_version for bulletin in self.exchange.heard.others.values())
-        return min((self.views.current.state.version, *others))
+    def _audience(self) -> Audience:
+        return audience(self.exchange.bulletin, self.views.current.state.version, self.exchange.heard)
 
     def _is_judge_of(self, node: Node) -> bool:
         """Whoever lives and holds its session is; else the leader."""

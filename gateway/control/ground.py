@@ -8,6 +8,7 @@ from typing import Final, TypeVar, cast
 
 from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_freed
 from gateway.domain.cluster import ClusterState, Demand, Node, NodeStatus, Replica
+from gateway.domain.fleet import Audience
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
@@ -38,7 +39,7 @@ class Ground:
     remembered: Remembered = NOTHING_REMEMBERED
     doubtful: frozenset[NodeId] = frozenset()
     """Nodes on which something has just broken: the whole node may have died without being unhealthy yet."""
-    seen_version: int | None = None
+    audience: Audience | None = None
     """See `plan`."""
     claims: list[Claim] = field(default_factory=list)
 
@@ -111,8 +112,14 @@ class Ground:
         return self.usage.get(replica.id, NEVER_USED)
 
     def all_know(self, replica: Replica) -> bool:
-        """Whether every gateway knows what is wanted of it now."""
-        return self.seen_version is None or self.seen_version >= replica.desired_version
+        """Whether what is wanted of it now is written and every gateway knows it, and no request is there of one that
+        can't be heard any more."""
+        written = self.state.replicas.get(replica.id)
+        if written is None or written.desired is not replica.desired:
+            return False
+        if self.audience is None:
+            return True
+        return self.audience.seen_version >= replica.desired_version and replica.id not in self.audience.held
 
     def idle_seconds(self, replica: Replica) -> float:
         """Since its last request ended, or since it is what it is; 0 while it has one."""

@@ -27,6 +27,7 @@ from gateway.control.retire import (
 )
 from gateway.control.scale import growth, spare, unwanted, wanted
 from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
+from gateway.domain.fleet import Audience
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
@@ -50,15 +51,15 @@ def plan(
     limits: Limits = NO_LIMITS,
     lost: Container[ReplicaId] = (),
     remembered: Remembered = NOTHING_REMEMBERED,
-    seen_version: int | None = None,
+    audience: Audience | None = None,
 ) -> Plan:
     """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
     that live and are of no use, and why: a gateway has found out in passing. `usage` is what is known of replicas'
     requests; one that is not there has had none. `lost` are those of the broken ones that went with their worker, which
-    says nothing of their model. `remembered` is what the leader knows from before. `seen_version` is the least version
-    of the state that a living gateway routes by; None: all of them route by this one."""
+    says nothing of their model. `remembered` is what the leader knows from before. `audience` is
+    what the gateways know that may route requests; None: all of them route by this state."""
     doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
-    ground = Ground(state, now, usage, remembered, doubtful, seen_version)
+    ground = Ground(state, now, usage, remembered, doubtful, audience)
     draft = Draft(ground, new_replica_id, dict(state.failures))
     _settle_ended(draft)
     _stop_broken(draft, broken, lost)

@@ -17,7 +17,7 @@ from gateway.control.plan import NO_LIMITS, plan
 from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
 from gateway.control.retire import Limits
 from gateway.domain.cluster import ClusterState
-from gateway.domain.fleet import Hold
+from gateway.domain.fleet import Audience, Hold
 from gateway.domain.ids import ModelName, ReplicaId, new_id
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 from gateway.routing.load_table import Usage
@@ -42,8 +42,8 @@ class Reconciler:
     interval_seconds: float
     usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
     """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
-    seen_version: Callable[[], int | None] = lambda: None
-    """The least version of the state that a living gateway routes by; None: they all route by the newest."""
+    audience: Callable[[], Audience | None] = lambda: None
+    """What the gateways know that may route requests; None: they all route by the newest state."""
     limits: Limits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     remembered: Remembered = NOTHING_REMEMBERED
@@ -111,7 +111,7 @@ class Reconciler:
             self.limits,
             {replica.id for replica in state.replicas.values() if replica.lost},
             self.remembered,
-            self.seen_version(),
+            self.audience(),
         )
         self._note(decided)
         return decided

@@ -130,7 +130,7 @@ def judge_use(ground: Ground, replica: Replica, limits: Limits) -> Judgement:
     """Stops what is stuck, and what has drained."""
     usage = ground.use_of(replica)
     if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
-        if not ground.all_know(replica):
+        if replica.desired is Desired.RUN or not ground.all_know(replica):  # it drains because its worker ends
             return Judgement(again_in=UNSEEN_SECONDS)
         return _when(ground.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
     if not usage.open or replica.observed is not Observed.READY or replica.desired is not Desired.RUN:

@@ -14,6 +14,8 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.progress import Progress
 
 NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+SILENT_SECONDS_MAX: Final = 3600.0
+"""For which it is remembered of a gateway that has fallen silent what it said last."""
 
 
 class Hold(NamedTuple):
@@ -68,6 +70,30 @@ class Heard:
     """Of the state as it is now."""
     others: Mapping[GatewayId, Bulletin] = field(default_factory=lambda: NOTHING)
     """The newest bulletin of each other gateway that lives."""
+    silent: Mapping[GatewayId, Bulletin] = field(default_factory=lambda: NOTHING)
+    """The last one of each other gateway that does not count any more and has not said goodbye, for
+    `SILENT_SECONDS_MAX`: it has died, or it is cut off and serves on from its last view."""
 
 
 NOTHING_HEARD: Final = Heard(0.0, 0)
+
+
+@dataclass(frozen=True)
+class Audience:
+    """What the gateways know that may route requests, as far as the planner has to wait for them."""
+
+    seen_version: int
+    """The least version of the state that one of them routes by."""
+    held: frozenset[ReplicaId] = frozenset()
+    """Replicas that had a request through a gateway when it was last heard, which nobody can ask any more."""
+
+
+def audience(own: Bulletin, seen_version: int, heard: Heard) -> Audience:
+    """`seen_version` is that of the gateway itself, whose bulletin is `own`. One that has fallen silent is part of the
+    audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at its
+    address: then its process has ended."""
+    living = (own, *heard.others.values())
+    inhabited = {each.url for each in living if each.url}
+    silent = [each for each in heard.silent.values() if each.url not in inhabited]
+    least = min((each.seen_version for each in (*heard.others.values(), *silent)), default=seen_version)
+    return Audience(min(seen_version, least), frozenset(replica_id for each in silent for replica_id in each.leases))

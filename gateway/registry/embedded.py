@@ -9,7 +9,7 @@ from types import MappingProxyType
 import trio
 
 from gateway.domain.cluster import Demand
-from gateway.domain.fleet import Bulletin, Heard
+from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin, Heard
 from gateway.domain.ids import GatewayId, new_id
 from gateway.registry.store import Clock, MakeId, Store
 from gateway.registry.tables import Leadership, Tables
@@ -32,7 +32,10 @@ class EmbeddedStore(Store):
         await trio.lowlevel.checkpoint()
         now = self._clock()
         self._bulletins[bulletin.gateway_id] = bulletin, now + ttl_seconds
-        return Heard(now, self._version, MappingProxyType(self._counting(now, bulletin.gateway_id)))
+        others = self._counting(now, bulletin.gateway_id)
+        remembered = self._counting(now - SILENT_SECONDS_MAX, bulletin.gateway_id)
+        silent = {gateway_id: each for gateway_id, each in remembered.items() if gateway_id not in others}
+        return Heard(now, self._version, MappingProxyType(others), MappingProxyType(silent))
 
     async def leave(self, gateway_id: GatewayId) -> None:
         await trio.lowlevel.checkpoint()

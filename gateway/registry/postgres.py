@@ -26,7 +26,7 @@ import trio
 from gateway.bridge import Bridge
 from gateway.domain.claim import Claim
 from gateway.domain.cluster import ClusterState, Demand
-from gateway.domain.fleet import Bulletin, Heard
+from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin, Heard
 from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.registry import postgres_sql as sql
 from gateway.registry import rows
@@ -46,7 +46,6 @@ from gateway.registry.tables import Leadership, Tables
 log = structlog.get_logger()
 
 FORGET_DEAD_EVERY_SECONDS: Final = 600.0
-FORGET_DEAD_AFTER_SECONDS: Final = 3600.0
 END_STOPPED_EVERY_SECONDS: Final = 1.0
 
 
@@ -211,7 +210,7 @@ class PostgresRegistry(Store):
     async def _forget_dead_aio(self, transaction: Transaction, now: float) -> None:
         if now >= self._forget_dead_at:
             self._forget_dead_at = now + FORGET_DEAD_EVERY_SECONDS
-            await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), FORGET_DEAD_AFTER_SECONDS)
+            await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), SILENT_SECONDS_MAX)
 
     async def _end_stopped_aio(self, transaction: Transaction, now: float) -> None:
         """What the server does not do by itself: see `END_STOPPED`."""

@@ -64,10 +64,13 @@ class Conversation:
             self._said = NOTHING_SAID
             return await self.exchange_aio(transaction, bulletin, ttl_seconds, test_time)
         self._said = hashes
-        heard = [_heard(row, known.get(row["id"])) for row in rows if row["id"] is not None]
-        self._others = {each.bulletin.gateway_id: each for each in heard}
-        others = {gateway_id: each.bulletin for gateway_id, each in self._others.items()}
-        return Heard(rows[0]["now"], rows[0]["version"], MappingProxyType(others))
+        told = [row for row in rows if row["id"] is not None]
+        self._others = {row["id"]: _heard(row, known.get(row["id"])) for row in told}
+        others, silent = (
+            MappingProxyType({row["id"]: self._others[row["id"]].bulletin for row in told if row["lives"] is lives})
+            for lives in (True, False)
+        )
+        return Heard(rows[0]["now"], rows[0]["version"], others, silent)
 
     def _news(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
         """None where what was said still holds."""

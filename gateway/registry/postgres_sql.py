@@ -7,6 +7,7 @@ one statement, which has one row and in it an array for each column: asyncpg rea
 from collections.abc import Sequence
 from typing import Final
 
+from gateway.domain.fleet import SILENT_SECONDS_MAX
 from gateway.registry.bulletin_rows import PLAIN_COLUMNS, TEXT_COLUMNS
 from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
 from gateway.registry.tables import EVENTS_KEPT
@@ -133,9 +134,9 @@ said AS (
     ON CONFLICT (id) DO UPDATE SET {", ".join(kept)}
     RETURNING {", ".join(f"{column} AS said_{column}" for column in HASH_COLUMNS)}
 )
-SELECT counter.version, counter.now, said.*, other.id, {", ".join(heard)}
+SELECT counter.version, counter.now, said.*, other.id, other.expires_at > counter.now AS lives, {", ".join(heard)}
 FROM counter CROSS JOIN said
-LEFT JOIN gateways AS other ON other.id <> $2 AND other.expires_at > counter.now
+LEFT JOIN gateways AS other ON other.id <> $2 AND other.expires_at > counter.now - {SILENT_SECONDS_MAX}
 LEFT JOIN unnest(${known}::text[]{known_hashes}) AS known (id, {", ".join(HASH_COLUMNS)}) ON known.id = other.id
 """  # noqa: S608 - constants only
 

@@ -220,8 +220,8 @@ class Registry(Protocol):
         Raises `StaleEpoch` when another gateway has become the leader."""
 
     async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
-        """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. A bulletin
-        that does not count any more is never heard, and its demand is not part of the state."""
+        """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. One that does
+        not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 
     async def leave(self, gateway_id: GatewayId) -> None:
         """The gateway ends: its bulletin and its term as leader are over at once."""

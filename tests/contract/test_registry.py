@@ -7,7 +7,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
-from gateway.domain.fleet import Bulletin, Hold, Use
+from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin, Hold, Use
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.progress import Progress
@@ -595,6 +595,32 @@ async def test_a_gateway_that_has_gone_silent_is_heard_no_more_and_nobody_waits_
     clock.seconds += 2
     assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).others == {}
     assert (await registry.read_state()).demand == ()
+
+
+async def test_w11_what_a_silent_gateway_said_last_is_remembered_for_a_while(
+    registry: Registry, clock: SettableClock
+) -> None:
+    await registry.exchange(BULLETIN, 10)
+    assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).silent == {}
+    clock.seconds += 11
+    heard = await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+    said = heard.silent[GATEWAY]
+    assert (heard.others, [*heard.silent]) == ({}, [GATEWAY])
+    assert (said.url, said.seen_version, said.leases) == (BULLETIN.url, 7, BULLETIN.leases)
+    await registry.exchange(BULLETIN, 10)
+    heard = await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+    assert ([*heard.others], heard.silent) == ([GATEWAY], {})
+    clock.seconds += SILENT_SECONDS_MAX + 11
+    assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).silent == {}
+
+
+async def test_w11_a_gateway_that_has_said_goodbye_is_not_silent_but_gone(
+    registry: Registry, clock: SettableClock
+) -> None:
+    await registry.exchange(BULLETIN, 10)
+    await registry.leave(GATEWAY)
+    clock.seconds += 11
+    assert (await registry.exchange(Bulletin(OTHER_GATEWAY), 10)).silent == {}
 
 
 async def test_a_gateway_that_leaves_is_heard_no_more_until_it_speaks_again(registry: Registry) -> None:

@@ -50,8 +50,8 @@ def gateways_config(registry: str, models: str, /, sync: str = "50ms", **lines: 
 
 
 def scripted_backend(name: str, script: Mapping[str, object], log: Path | None = None) -> str:
-    """A `[backends]` section; it refuses what it has no slot for and drains on SIGTERM, as ours do. `log` gets its events
-    (`events_in`)."""
+    """A `[backends]` section; it refuses what it has no slot for and drains on SIGTERM, as ours do. `log` gets its
+    events (`events_in`)."""
     env = {"SCRIPT": json.dumps(script), **({"SCRIPT_LOG": str(log)} if log else {})}
     lines = "\n".join(f"{key} = {json.dumps(value)}" for key, value in env.items())
     command = json.dumps([sys.executable, "-m", "tests.fakes.scripted_backend"])

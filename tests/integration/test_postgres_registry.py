@@ -16,12 +16,11 @@ from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.cluster import EMPTY_STATE, ClusterState
-from gateway.domain.fleet import Bulletin
+from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.registry import postgres_listener
 from gateway.registry.bulletin_rows import TEXT_COLUMNS
 from gateway.registry.postgres import (
-    FORGET_DEAD_AFTER_SECONDS,
     FORGET_DEAD_EVERY_SECONDS,
     PostgresRegistry,
     open_postgres_registry,
@@ -463,7 +462,7 @@ async def test_rows_of_gateways_that_are_long_dead_are_removed(
     clock = SettableClock()
     async with open_postgres_registry(bridge, migrated_postgres_url, clock=clock) as registry:
         await registry.exchange(Bulletin(GATEWAY), 10)
-        clock.seconds += FORGET_DEAD_AFTER_SECONDS
+        clock.seconds += SILENT_SECONDS_MAX
         await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
         assert postgres_server.ask(migrated_postgres_url, "SELECT count(*) FROM gateways") == ["2"]
         clock.seconds += FORGET_DEAD_EVERY_SECONDS

@@ -8,11 +8,12 @@ import pytest
 from gateway.control.entries import Plan
 from gateway.control.plan import plan
 from gateway.control.retire import DRAINED_SECONDS, UNSEEN_SECONDS, Limits
-from gateway.domain.cluster import ClusterState
+from gateway.domain.cluster import ClusterState, NodeStatus
+from gateway.domain.fleet import Audience
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.routing.load_table import Usage
-from tests.fakes.fleet import Ids, demand, replica, spec, state
+from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0
 LIMITS = Limits(busy_seconds=300, idle_seconds=600)
@@ -20,9 +21,9 @@ R = ReplicaId("r")
 
 
 def decide(
-    seen: ClusterState, usage: Mapping[ReplicaId, Usage], limits: Limits = LIMITS, seen_version: int | None = None
+    seen: ClusterState, usage: Mapping[ReplicaId, Usage], limits: Limits = LIMITS, audience: Audience | None = None
 ) -> Plan:
-    return plan(seen, NOW, Ids(), usage=usage, limits=limits, seen_version=seen_version)
+    return plan(seen, NOW, Ids(), usage=usage, limits=limits, audience=audience)
 
 
 def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
@@ -72,9 +73,25 @@ def test_a_replica_that_has_just_become_ready_is_not_idle_yet() -> None:
 
 def test_w11_a_drained_replica_is_stopped_only_when_every_gateway_knows_that_it_drains() -> None:
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
-    unseen = decide(state([draining]), {}, seen_version=6)
+    unseen = decide(state([draining]), {}, audience=Audience(6))
     assert (wanted(unseen), unseen.again_at) == ([], NOW + UNSEEN_SECONDS)
-    assert wanted(decide(state([draining]), {}, seen_version=7)) == [(R, Desired.STOP, "its last request has ended")]
+    assert wanted(decide(state([draining]), {}, audience=Audience(7))) == [
+        (R, Desired.STOP, "its last request has ended")
+    ]
+
+
+def test_w11_a_replica_that_a_silent_gateway_had_a_request_on_is_left_to_its_worker() -> None:
+    draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
+    decided = decide(state([draining]), {}, audience=Audience(7, frozenset({R})))
+    assert (wanted(decided), decided.again_at) == ([], NOW + UNSEEN_SECONDS)
+
+
+@pytest.mark.parametrize("link", [NodeStatus.HEALTHY, NodeStatus.DRAINING])
+def test_r13_what_drains_with_its_worker_is_not_stopped_before_it_is_written_that_it_drains(link: NodeStatus) -> None:
+    """Its worker may have said so before it said that it leaves; and who is told with this plan does not know yet."""
+    draining = replica(R, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
+    decided = decide(state([draining], nodes=[node(link=link)]), {}, audience=Audience(9))
+    assert [what for _, what, _ in wanted(decided)] == ([Desired.DRAIN] if link is NodeStatus.DRAINING else [])
 
 
 def test_r13_a_drained_replica_is_stopped_once_its_last_request_has_ended() -> None:
