@@ -6,6 +6,7 @@ from itertools import count
 from pathlib import Path
 from typing import Final
 
+import pytest
 import trio
 
 from gateway.domain.cluster import NodeStatus
@@ -216,5 +217,34 @@ def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_repli
         assert [request.outcome for request in requests] == ["answered"] * len(requests)
         assert len({visit.token for visits in fleet.ledger.visits.values() for visit in visits[:1]}) == 2
         await _wait(lambda: len(other.gateway.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
+
+    _run(tmp_path, scene)
+
+
+@pytest.mark.parametrize(("model", "also_later"), [(WARM, False), (FOREIGN_MODEL, True)])
+def test_w11_a_gateway_that_is_cut_off_for_long_loses_no_stream_to_the_drains_of_the_others(
+    tmp_path: Path, model: ModelName, also_later: bool
+) -> None:
+    """It is dead for the leader, which can't hear of its requests: of that which it has when the drain begins, and of
+    one that it begins with a replica of which it does not know that it drains (ours would refuse that one)."""
+
+    async def scene(fleet: Fleet) -> None:
+        leader, cut = _the_leader(fleet), _follower(fleet)
+        await _wait(lambda: len(cut.gateway.views.current.candidates.get(model, ())) == 2)
+        cut.door.cut(2 * OUTAGE_SECONDS)
+        await _wait(lambda: cut.gateway.id not in leader.gateway.exchange.heard.others)
+        requests = [
+            Request(RequestId(f"q{number}"), model, "ann", "stream", 200, patience_seconds=3600, pause_seconds=0)
+            for number in range(1 + also_later)
+        ]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cut.house.send, requests[0])
+            await _wait(lambda: bool(cut.gateway.loads.published()))
+            await fleet.registry.unload_model(model)
+            await _wait(lambda: not leader.gateway.views.current.candidates.get(model))
+            for later in requests[1:]:
+                nursery.start_soon(cut.house.send, later)
+        assert [each.outcome for each in requests] == ["answered"] * len(requests)
+        assert [len(fleet.ledger.visits[each.id]) for each in requests] == [1] * len(requests)
 
     _run(tmp_path, scene)

@@ -7,7 +7,8 @@ trailers nor token counts, and most calls are UNIMPLEMENTED.
 Settings come on the ways on which they come to such a backend. As environment:
 - BACKEND_EVENTS: file to which each event is appended, one line of JSON;
 - BACKEND_IMPORTS_UNTIL: the imports last until this file exists, as they do where torch is imported;
-- BACKEND_BROKEN: said on stderr before it ends with code 3.
+- BACKEND_BROKEN: said on stderr before it ends with code 3;
+- BACKEND_GRACE: seconds for which its open calls may go on after SIGTERM, while it takes no new ones.
 
 As `options` of the model:
 - `load_error`: LoadModel says that it failed, with this message;
@@ -37,7 +38,7 @@ import grpc
 
 MAX_WORKERS = int(os.environ.get("PYTHON_GRPC_MAX_WORKERS", "1"))
 MESSAGE_BYTES_MAX = 50 * 1024 * 1024
-GRACE_SECONDS = 5
+GRACE_SECONDS = float(os.environ.get("BACKEND_GRACE", "5"))
 PARENT_WATCH_SECONDS = 2.0
 EXIT_BROKEN = 3
 
@@ -162,8 +163,13 @@ def serve(address: str) -> None:
     server.add_insecure_port(address)
     server.start()
     sys.stderr.write(f"Server started. Listening on: {address}\n")
+
+    def stop(number: int, _frame: object) -> None:
+        write_event(signal.Signals(number).name)
+        server.stop(GRACE_SECONDS)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: server.stop(GRACE_SECONDS))
+        signal.signal(number, stop)
     server.wait_for_termination()
 
 
