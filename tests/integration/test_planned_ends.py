@@ -158,8 +158,10 @@ Act: TypeAlias = Callable[[Stage], AbstractContextManager[None]]
 def drain(stage: Stage) -> Iterator[None]:
     url = f"{stage.fleet.gateway.url}/api/nodes/one"
     httpx.post(f"{url}/drain").raise_for_status()
-    yield
-    httpx.post(f"{url}/resume").raise_for_status()
+    try:
+        yield
+    finally:
+        httpx.post(f"{url}/resume").raise_for_status()
 
 
 @contextmanager
