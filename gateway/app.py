@@ -15,7 +15,7 @@ import trio
 
 from gateway.api.server import Listener, ListenerSettings, open_socket
 from gateway.app_estimates import estimate_requirement
-from gateway.app_workers import listener_tls, start_embedded_worker, start_session_server
+from gateway.app_workers import drain_embedded_worker, listener_tls, start_embedded_worker, start_session_server
 from gateway.assembly import Gateway
 from gateway.backends.channel_pool import ChannelPool, Dial, dial
 from gateway.backends.grpc_control import GrpcBackendControl
@@ -30,6 +30,7 @@ from gateway.registry.snapshot import run_snapshot_watcher
 from gateway.routing.eligibility import REFUSING, build_view
 from gateway.routing.load_table import LoadTable
 from gateway.routing.probe_cache import open_probe_cache
+from gateway.worker.agent import Agent
 from gateway.worker.identity import FolderInUse, holding_folder
 from gateway.worker.process import SpawnProcess, spawn_process
 
@@ -46,7 +47,8 @@ async def open_gateway(
     dial: Dial = dial,
     spawn: SpawnProcess = spawn_process,
 ) -> AsyncIterator[Gateway]:
-    """A running gateway. Leaving the context stops it: the front drains first, then the services end, then the rest.
+    """A running gateway. Leaving the context stops it: the front drains first, then what other gateways have on the
+    embedded worker, then the services end, then the rest.
 
     Raises `StartupError`, `RegistryError`.
     """
@@ -60,13 +62,16 @@ async def open_gateway(
         ):
             try:
                 async with trio.open_nursery() as services:
-                    await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
+                    agent = await _start_services(gateway, services, GrpcBackendControl(bridge, dial), spawn)
                     async with trio.open_nursery() as front:
                         await _start_front(gateway, front, listening)
                         try:
                             yield gateway
                         finally:
                             gateway.stop.set()
+                            drained_at = trio.current_time() + config.server.drain_timeout
+                    if agent is not None and gateway.exchange.has_peers:
+                        await drain_embedded_worker(agent, drained_at)
                     services.cancel_scope.cancel()
             finally:
                 await _leave_fleet(gateway)
@@ -110,7 +115,8 @@ def _listening_socket(config: Config) -> Iterator[socket.socket]:
 
 async def _start_services(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
-) -> None:
+) -> Agent | None:
+    """Returns the embedded worker's agent, if there is one."""
     build = partial(build_view, refusing=_refusing_backends(gateway.config))
     await services.start(run_snapshot_watcher, gateway.registry, gateway.views, build)
     services.start_soon(gateway.run_view_changes)
@@ -125,10 +131,12 @@ async def _start_services(
     await services.start(gateway.leadership.run)
     await services.start(gateway.reconciler.run)
     await services.start(gateway.monitor.run)
+    agent = None
     if gateway.config.worker.embedded:
-        await start_embedded_worker(gateway, services, control, spawn)
+        agent = await start_embedded_worker(gateway, services, control, spawn)
     if gateway.config.auth.join_token is not None:
         await start_session_server(gateway, services)
+    return agent
 
 
 def _refuse_other_fleet(gateway: Gateway) -> None:

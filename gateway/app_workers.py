@@ -38,15 +38,23 @@ EMBEDDED_PAUSE_SECONDS: Final = 1.0
 
 async def start_embedded_worker(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
-) -> None:
+) -> Agent:
     """The agent and its sessions, joined by memory channels instead of a connection."""
     config = gateway.config
     data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
     settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
-    agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
+    agent: Agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
     read = CapacityReader(config.worker.models_dir)
     hello = hello_of(config, keep_node_id(data_dir), BootId(new_id()), await read())
     await services.start(_run_embedded_sessions, gateway, agent, read, hello)
+    return agent
+
+
+async def drain_embedded_worker(agent: Agent, until: float) -> None:
+    """Its backends finish the calls of other gateways, until then (Trio's clock) at most."""
+    agent.leave()
+    with trio.move_on_at(until):
+        await agent.wait_empty()
 
 
 async def _run_embedded_sessions(

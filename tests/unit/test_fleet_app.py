@@ -17,6 +17,7 @@ from gateway.assembly import Gateway
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.config.load import parse_config
 from gateway.domain.cluster import NodeStatus
+from gateway.domain.lifecycle import Observed
 from gateway.local_state import StartupError
 from gateway.registry.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
@@ -42,6 +43,7 @@ class Fleet:
         self.service.answer = self._answer
         self.may_answer = trio.Event()
         self.may_answer.set()
+        self.spawn = FakeSpawn()
 
     async def _answer(self, stream: ServerStream, request: Any) -> None:
         match request:
@@ -66,7 +68,7 @@ class Fleet:
             config,
             open_registry=lambda _section, _bridge: one_registry(self.registry),
             dial=lambda _address: Handle(channels[0]),
-            spawn=FakeSpawn(),
+            spawn=self.spawn,
         )
         async with opened as gateway, open_in_memory(gateway.bridge, self.service) as channel:
             channels.append(channel)
@@ -154,6 +156,42 @@ async def test_the_embedded_worker_stays_while_the_registry_is_away(fleet: Fleet
         await eventually(lambda: [each.number for each in one.sessions.open.values()] == [session.number + 1])
         [node] = one.views.current.state.nodes.values()
         assert node.status is NodeStatus.HEALTHY
+
+
+async def test_r13_backends_of_a_gateway_that_ends_finish_the_calls_of_the_others(fleet: Fleet) -> None:
+    fleet.spawn = FakeSpawn(ignores_term=True)
+    async with fleet.open_gateway("two") as two, trio.open_nursery() as nursery:
+        ends = trio.Event()
+        await nursery.start(_run_one, fleet, ends)
+        assert (await chat(two)).status_code == 200
+        fleet.may_answer = trio.Event()
+        answers: list[httpx.Response] = []
+        nursery.start_soon(_keep_answer, two, answers)
+        [replica_id] = two.views.current.state.replicas
+        await eventually(lambda: two.loads.in_flight(replica_id) == 1)
+        [process] = fleet.spawn.started
+        ends.set()
+        await eventually(lambda: two.views.current.state.replicas[replica_id].observed is Observed.DRAINING)
+        await eventually(lambda: bool(process.signals))
+        assert [name for _, name in process.signals] == ["SIGTERM"]
+        fleet.may_answer.set()
+        await eventually(lambda: bool(answers))
+        process.end(0)
+        await eventually(lambda: not two.exchange.has_peers)
+    assert answers[0].status_code == 200
+
+
+async def _run_one(
+    fleet: Fleet, ends: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    async with fleet.open_gateway("one", embedded=True) as one:
+        await eventually(lambda: one.exchange.has_peers)
+        task_status.started()
+        await ends.wait()
+
+
+async def _keep_answer(gateway: Gateway, answers: list[httpx.Response]) -> None:
+    answers.append(await chat(gateway))
 
 
 def _words(error: BaseException) -> str:
