@@ -231,7 +231,7 @@ class Membership:
 
     async def _hello(self, node_id: NodeId) -> Hello:
         told = hello_of(self._config, node_id, self._boot_id, await self._read_capacity())
-        return replace(told, replicas=self._agent.all_reports())
+        return replace(told, replicas=self._agent.all_reports(), advertise=self._settings.advertise_host)
 
 
 def _http_context(config: Config) -> ssl.SSLContext:

@@ -30,23 +30,30 @@ class ChannelPoolStatistics:
 
 
 class ChannelPool:
-    """Channels by replica id: a replica's address never changes, and an address never stands for a replica (H5)."""
+    """Channels by replica id, since an address never stands for a replica (H5). One whose worker says another address
+    than before has another channel: the old one may lead to somebody else by now."""
 
     def __init__(self, dial: Dial = dial) -> None:
         self._dial = dial
         self._channels: dict[ReplicaId, Channel] = {}
+        self._addresses: dict[ReplicaId, Address] = {}
 
     def get(self, replica_id: ReplicaId, address: Address) -> Channel:
         """On the asyncio side only: a channel binds to the running loop when it is made."""
         channel = self._channels.get(replica_id)
+        if channel is not None and self._addresses[replica_id] != address:
+            self._channels.pop(replica_id).close()
+            channel = None
         if channel is None:
             channel = self._channels[replica_id] = self._dial(address)
+            self._addresses[replica_id] = address
         return channel
 
     def keep_only(self, alive: Container[ReplicaId]) -> None:
         """Closes the channels of all other replicas; their open calls end with a lost connection."""
         for replica_id in [known for known in self._channels if known not in alive]:
             self._channels.pop(replica_id).close()
+            del self._addresses[replica_id]
 
     def close(self) -> None:
         self.keep_only(())

@@ -1,7 +1,7 @@
 """One worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import structlog
@@ -16,6 +16,7 @@ from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.pace import Pace
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.requirement import Requirement
 from gateway.domain.session import (
@@ -39,6 +40,14 @@ log = structlog.get_logger(__name__)
 SUPERSEDED: Final = "a newer session of this node has begun"
 RETRY_SECONDS: Final = 0.5
 """Pause after the registry could not be used; a report is kept until it is written."""
+WRITES_PER_SECOND: Final = 10.0
+"""Of one session, in the long run: what comes faster is written together. Each write has every gateway read anew."""
+WRITES_BURST: Final = 50.0
+CAPACITY_WRITES: Final = 10.0
+"""So many writes does one of the capacity count for: it may change all the time, and nobody waits for it."""
+UNWRITTEN_MAX: Final = 10_000
+"""Replicas of which something may have to be written: more than one machine has ports for."""
+UP: Final = frozenset({Observed.READY, Observed.DRAINING})
 
 
 class SessionOver(Exception):
@@ -116,6 +125,7 @@ class NodeSession:
         self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
         """What replicas take, as far as that is not in the registry yet."""
         self._written = Wake()
+        self._pace = Pace(WRITES_PER_SECOND, WRITES_BURST)
         self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
 
     @property
@@ -186,10 +196,26 @@ class NodeSession:
     def _take_report(self, report: Report) -> None:
         (self._living.discard if report.observed in FINAL else self._living.add)(report.replica_id)
         self._ready_check.forget(report.replica_id)
-        if report.observed is Observed.READY and not self._is_ready(report.replica_id):
-            self._ready_check.ask(report)
+        stored = self._stored(report.replica_id)
+        if report.observed is Observed.FAILED and stored is not None and stored.observed in UP:
+            # What was up can't fail to come up. It may still run, so it is ended as one that is of no use (L8).
+            self._settings.note_broken(report.replica_id, report.error or "its worker says that it failed")
+        elif report.observed is Observed.READY:
+            self._take_ready(report, stored)
         else:
             self._put(report)
+
+    def _take_ready(self, report: Report, stored: Replica | None) -> None:
+        """Asks the replica, unless it has answered at this very address before."""
+        address = report.address or (stored.address if stored is not None else None)
+        if address is None:
+            self._put(Report(report.replica_id, Observed.FAILED, error="its worker calls it ready at no address"))
+        elif stored is not None and stored.observed is Observed.READY and stored.address == address:
+            self._put(report)
+        elif len(self._ready_check) >= UNWRITTEN_MAX:
+            self.end(f"its worker calls more than {UNWRITTEN_MAX} replicas ready at a time")
+        else:
+            self._ready_check.ask(replace(report, address=address))
 
     def _put(self, report: Report) -> None:
         """To be written, unless it only says how far a fetch is: that is watched and not stored."""
@@ -201,6 +227,8 @@ class NodeSession:
             self._measure(report, replica)
         self._unwritten[report.replica_id] = report
         self._written.set()
+        if len(self._unwritten) > UNWRITTEN_MAX:
+            self.end(f"its worker reports of more than {UNWRITTEN_MAX} replicas at a time")
 
     def _measure(self, report: Report, replica: Replica) -> None:
         node = self._settings.views.current.state.nodes.get(self.node_id)
@@ -210,10 +238,6 @@ class NodeSession:
 
     def _stored(self, replica_id: ReplicaId) -> Replica | None:
         return self._settings.views.current.state.replicas.get(replica_id)
-
-    def _is_ready(self, replica_id: ReplicaId) -> bool:
-        replica = self._stored(replica_id)
-        return replica is not None and replica.observed is Observed.READY
 
     def _target_of(self, report: Report) -> Target | None:
         replica = self._stored(report.replica_id)
@@ -254,11 +278,19 @@ class NodeSession:
         while True:
             await self._written.wait()
             while self._unwritten or self._capacity is not None or self._measured:
+                await self._wait_turn()
                 try:
                     await self._write()
                 except RegistryError as error:
                     log.warning("session.report_not_written", node=self._hello.name, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
+
+    async def _wait_turn(self) -> None:
+        """So that a worker that has much to say costs the fleet no more than others."""
+        amount = 1.0 if self._capacity is None else CAPACITY_WRITES
+        wait_seconds = self._pace.take(amount, trio.current_time())
+        if wait_seconds:
+            await trio.sleep(wait_seconds)
 
     async def _write(self) -> None:
         """Writes all that is unwritten; what fails stays so. Raises `RegistryError`, `SessionOver`."""

@@ -28,12 +28,16 @@ class ReadyCheck:
 
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
     target_of: Callable[[Report], Target | None]
-    """None: nobody knows the replica (any more)."""
+    """None: nobody knows the replica yet, or any more."""
     accept: Callable[[Report], None]
     note_broken: Callable[[ReplicaId, str], None]
     _asked: dict[ReplicaId, trio.CancelScope] = field(default_factory=dict, init=False)
     _waiting: list[Report] = field(default_factory=list, init=False)
     _wake: Wake = field(default_factory=Wake, init=False)
+
+    def __len__(self) -> int:
+        """How many are being asked."""
+        return len(self._asked) + len(self._waiting)
 
     def ask(self, report: Report) -> None:
         self._waiting.append(report)
@@ -56,17 +60,23 @@ class ReadyCheck:
                 self._waiting.clear()
 
     async def _check(self, report: Report, scope: trio.CancelScope) -> None:
+        """What is never known is dropped: this gateway will hear of it with the next hello, if it is there at all."""
+        outcome: ProbeOutcome | None = None
         with scope:
             with trio.move_on_after(ANSWER_SECONDS_MAX):
-                outcome = ProbeOutcome.UNREACHABLE
-                while (target := self.target_of(report)) is not None and outcome is not ProbeOutcome.ALIVE:
-                    outcome = await self.probe(target)
-                    await trio.sleep(0 if outcome is ProbeOutcome.ALIVE else PAUSE_SECONDS)
-                self.accept(report)  # also if nobody knows it: the registry drops what it does not know
-                return
-            self.note_broken(
-                report.replica_id,
-                f"its worker calls it ready, but from this gateway it is {outcome} at {report.address}; "
-                "worker.advertise has to name a host that gateways reach",
-            )
-        self._asked.pop(report.replica_id, None)
+                while True:
+                    if (target := self.target_of(report)) is not None:
+                        outcome = outcome or ProbeOutcome.UNREACHABLE
+                        outcome = await self.probe(target)
+                    if outcome is ProbeOutcome.ALIVE:
+                        self.accept(report)
+                        break
+                    await trio.sleep(PAUSE_SECONDS)
+            if outcome is not None and outcome is not ProbeOutcome.ALIVE:
+                self.note_broken(
+                    report.replica_id,
+                    f"its worker calls it ready, but from this gateway it is {outcome} at {report.address}; "
+                    "worker.advertise has to name a host that gateways reach",
+                )
+        if self._asked.get(report.replica_id) is scope:
+            del self._asked[report.replica_id]

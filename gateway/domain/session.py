@@ -65,6 +65,8 @@ class Hello:
     vram_budget: VramBudget = ALL_VRAM
     replicas: tuple[Report, ...] = ()
     """The newest report of each replica that this agent has or had, so that a session that broke loses none (H10)."""
+    advertise: str | None = None
+    """The host under which gateways reach its replicas, all of which listen there. None: it does not say."""
 
 
 @dataclass(frozen=True)

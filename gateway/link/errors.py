@@ -15,3 +15,7 @@ class SessionRefused(SessionEnded):
     def __init__(self, message: str, *, register_again: bool) -> None:
         super().__init__(message)
         self.register_again = register_again
+
+
+class MessageRefused(Exception):
+    """A message says what can't be; which field, what it may be and what it was are in the text, for the sender."""

@@ -1,6 +1,7 @@
 """Moves a session's messages between its stream and Trio channels, as asyncio functions; the same on either side."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
@@ -11,6 +12,8 @@ from grpclib.exceptions import StreamTerminatedError
 from h2.exceptions import ProtocolError
 
 from gateway.bridge import Inlet, Outlet
+from gateway.domain.pace import Pace
+from gateway.link.errors import MessageRefused
 
 M_co = TypeVar("M_co", covariant=True)
 M_contra = TypeVar("M_contra", contravariant=True)
@@ -21,6 +24,14 @@ WAITING_MAX: Final = 64
 """Records that wait between a stream and its reader or writer, each way; beyond that the other side has to wait."""
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest message of a session, either way: a desired set of some ten thousand replicas."""
+
+BYTES_PER_SECOND: Final = 16 * 1024 * 1024
+"""That are read of one peer in the long run: who sends faster has to wait (HTTP/2's flow control), so that reading him
+takes nobody else's time."""
+BURST_BYTES: Final = 64 * 1024 * 1024
+"""That are read as fast as they come: several messages of the largest kind."""
+MESSAGE_COST_BYTES: Final = 4 * 1024
+"""So many bytes does each message count for besides its own: to read an empty one takes time, too."""
 
 
 class StreamFailed(Exception):
@@ -44,15 +55,25 @@ async def read_aio(stream: Source[M], read: Callable[[M], R | None], outlet: Out
 
     Raises what `receive_aio` raises.
     """
-    wanted = True
+    wanted, pace = True, Pace(BYTES_PER_SECOND, BURST_BYTES)
     while (message := await receive_aio(stream, silence_seconds)) is not None:
-        record = read(message)
+        if wait_seconds := pace.take(message.ByteSize() + MESSAGE_COST_BYTES, time.monotonic()):
+            await asyncio.sleep(wait_seconds)
+        record = understood(read, message)
         if record is None or not wanted:
             continue
         try:
             await outlet.send_aio(record)
         except trio.BrokenResourceError:
             wanted = False  # what comes still says that the peer lives, and how the stream ends
+
+
+def understood(read: Callable[[M], R | None], message: M) -> R | None:
+    """What `read` makes of the message. Raises `StreamFailed` for one that says what can't be."""
+    try:
+        return read(message)
+    except MessageRefused as error:
+        raise StreamFailed(Status.INVALID_ARGUMENT, f"the message was refused: {error}") from error
 
 
 async def write_aio(stream: Sink[M], message_of: Callable[[R], M], inlet: Inlet[R], patience_seconds: float) -> None:

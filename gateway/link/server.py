@@ -21,8 +21,10 @@ from gateway.bridge import Bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Hello
 from gateway.link import pump, wire
+from gateway.link.advertised import AdvertisedHost
 from gateway.link.connections import BoundedServer, bound_messages, cut, in_use
 from gateway.link.credentials import AUTHORIZATION, BOOT, NODE, bearer_token
+from gateway.link.errors import MessageRefused
 from gateway.link.pb.worker_grpc import WorkerSessionBase
 from gateway.link.pump import StreamFailed
 from gateway.link.session import CLOSING, AttachStream, Serve, Session, Verdict
@@ -134,7 +136,7 @@ class _Attachments(WorkerSessionBase):
             node_id, boot_id = self._authenticate(stream.metadata or {})
             self._open[task] = None
             hello = await self._hello_aio(stream, node_id, boot_id)
-            session = self._open[task] = Session(hello)
+            session = self._open[task] = _session(hello, _peer(stream))
             self._accepted.send_nowait(session)
             return await session.run_aio(stream, self._silence_seconds)
         except StreamFailed as refusal:
@@ -162,7 +164,7 @@ class _Attachments(WorkerSessionBase):
         """Raises `StreamFailed`."""
         bound_messages(stream)
         message = await pump.receive_aio(stream, HELLO_SECONDS)
-        hello = None if message is None else wire.read_hello(message)
+        hello = None if message is None else pump.understood(wire.read_hello, message)
         if hello is None:
             raise StreamFailed(
                 Status.FAILED_PRECONDITION, f"the session did not begin with a hello of protocol {wire.PROTOCOL}"
@@ -172,6 +174,14 @@ class _Attachments(WorkerSessionBase):
         if self._closing:
             raise StreamFailed(CLOSING.status, CLOSING.message)
         return hello
+
+
+def _session(hello: Hello, peer: str) -> Session:
+    """Raises `StreamFailed`."""
+    try:
+        return Session(hello, AdvertisedHost.of_hello(hello, peer))
+    except MessageRefused as error:
+        raise StreamFailed(Status.INVALID_ARGUMENT, f"the hello was refused: {error}") from error
 
 
 def _peer(stream: AttachStream) -> str:

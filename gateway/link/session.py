@@ -12,8 +12,9 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 
 from gateway.bridge import Inlet, Outlet
-from gateway.domain.session import FromWorker, Hello, ToWorker
+from gateway.domain.session import FromWorker, Hello, Report, ToWorker
 from gateway.link import pump, wire
+from gateway.link.advertised import AdvertisedHost, checked_hello
 from gateway.link.errors import SessionRefused
 from gateway.link.pb import worker_pb2 as pb
 from gateway.link.pump import WAITING_MAX, StreamFailed
@@ -45,8 +46,9 @@ CLOSING: Final = Verdict(Status.UNAVAILABLE, "the gateway stops")
 class Session:
     """Made on the asyncio side, once the worker has said hello. The first verdict counts."""
 
-    def __init__(self, hello: Hello) -> None:
-        self.hello = hello
+    def __init__(self, hello: Hello, advertised: AdvertisedHost) -> None:
+        self.hello = checked_hello(hello, advertised)
+        self._advertised = advertised
         self._to_worker, outgoing = trio.open_memory_channel[ToWorker](WAITING_MAX)
         incoming, self._from_worker = trio.open_memory_channel[FromWorker](WAITING_MAX)
         self._inlet, self._outlet = Inlet(outgoing), Outlet(incoming)
@@ -94,12 +96,17 @@ class Session:
 
     async def _read_aio(self, stream: AttachStream, silence_seconds: float) -> None:
         try:
-            await pump.read_aio(stream, wire.read_from_worker, self._outlet, silence_seconds)
+            await pump.read_aio(stream, self._read, self._outlet, silence_seconds)
         except Exception as error:  # noqa: BLE001 - `_fail` logs it
             self._fail(error)
         finally:
             self._outlet.close()
             self._expect_end()
+
+    def _read(self, message: pb.FromWorker) -> FromWorker | None:
+        """Raises `MessageRefused`."""
+        record = wire.read_from_worker(message)
+        return self._advertised.checked(record) if isinstance(record, Report) else record
 
     async def _write_aio(self, stream: AttachStream, silence_seconds: float) -> None:
         try:

@@ -3,6 +3,9 @@
 The other side may be older or newer: what it does not say has the record's default, what it says beyond our knowledge
 is left out. `read_*` answers None for a message that holds nothing that this side knows; it is a sign of life all the
 same.
+
+What a worker says is checked here, and what comes out is within the bounds of `bounds`: a message with a value that
+can't be is refused (`MessageRefused`), which ends its session; a report with one says that its replica failed.
 """
 
 from collections.abc import Mapping
@@ -27,6 +30,9 @@ from gateway.domain.session import (
     TailLogs,
     ToWorker,
 )
+from gateway.link import bounds
+from gateway.link.advertised import refused_report
+from gateway.link.errors import MessageRefused
 from gateway.link.pb import worker_pb2 as pb
 
 T = TypeVar("T")
@@ -51,24 +57,32 @@ def hello_message(hello: Hello) -> pb.FromWorker:
             capacity=_capacity_message(hello.capacity),
             vram_budget=pb.VramBudget(amount=hello.vram_budget.amount, share=hello.vram_budget.share),
             replicas=[_report_message(report) for report in hello.replicas],
+            advertise=hello.advertise,
         )
     )
 
 
 def read_hello(message: pb.FromWorker) -> Hello | None:
-    """None: it is something else, or the hello of a protocol that we do not speak."""
+    """None: it is something else, or the hello of a protocol that we do not speak. Raises `MessageRefused`."""
     if not message.HasField("hello") or message.hello.protocol != PROTOCOL:
         return None
     hello = message.hello
     return Hello(
-        node_id=NodeId(hello.node_id),
-        name=hello.name,
-        boot_id=BootId(hello.boot_id),
-        labels=_mapping(hello.labels),
-        max_replicas_per_model=_optional(hello, "max_replicas_per_model", 1),
+        node_id=NodeId(bounds.identifier(hello, "node_id")),
+        name=bounds.word(hello.name),
+        boot_id=BootId(bounds.identifier(hello, "boot_id")),
+        labels=bounds.mapping(bounds.at_most(hello, "labels", bounds.LABELS_MAX)),
+        max_replicas_per_model=bounds.whole(hello, "max_replicas_per_model", 1, bounds.INT32_MAX, 1),
         capacity=_capacity(hello.capacity),
-        vram_budget=VramBudget(_optional(hello.vram_budget, "amount"), _optional(hello.vram_budget, "share")),
-        replicas=tuple(report for each in hello.replicas if (report := _report(each)) is not None),
+        vram_budget=VramBudget(
+            bounds.whole(hello.vram_budget, "amount", 0, bounds.BYTES_MAX), bounds.share(hello.vram_budget, "share")
+        ),
+        replicas=tuple(
+            report
+            for each in bounds.at_most(hello, "replicas", bounds.REPLICAS_MAX)
+            if (report := _report(each)) is not None
+        ),
+        advertise=_optional(hello, "advertise"),
     )
 
 
@@ -87,6 +101,7 @@ def from_worker_message(record: FromWorker) -> pb.FromWorker:
 
 
 def read_from_worker(message: pb.FromWorker) -> FromWorker | None:
+    """Raises `MessageRefused`."""
     match message.WhichOneof("message"):
         case "report":
             return _report(message.report)
@@ -97,8 +112,7 @@ def read_from_worker(message: pb.FromWorker) -> FromWorker | None:
         case "leaving":
             return Leaving()
         case "log_chunk":
-            chunk = message.log_chunk
-            return LogChunk(chunk.tail, tuple(chunk.lines), chunk.skipped, chunk.ended)
+            return _log_chunk(message.log_chunk)
         case _:
             return None
 
@@ -120,28 +134,50 @@ def _report_message(report: Report) -> pb.Report:
 
 
 def _report(message: pb.Report) -> Report | None:
-    """None: a state that a newer worker knows. Its next one may be one of ours."""
+    """None: a state that a newer worker knows. Its next one may be one of ours.
+
+    Raises `MessageRefused` only for an id that can't be one: anything else is an affair of the one replica.
+    """
+    replica_id = ReplicaId(bounds.identifier(message, "replica_id"))
     if (observed := _known(Observed, message.observed)) is None:
         return None
-    address = _optional(message, "address")
+    try:
+        return _possible_report(message, replica_id, observed)
+    except MessageRefused as error:
+        return refused_report(Report(replica_id, observed), str(error))
+
+
+def _possible_report(message: pb.Report, replica_id: ReplicaId, observed: Observed) -> Report:
+    """Raises `MessageRefused`. The address is judged by `advertised`, which knows whose it may be."""
+    address, error = _optional(message, "address"), _optional(message, "error")
     return Report(
-        replica_id=ReplicaId(message.replica_id),
+        replica_id=replica_id,
         observed=observed,
         address=None if address is None else Address(address),
-        pid=_optional(message, "pid"),
-        parallel=_optional(message, "parallel"),
-        exit_code=_optional(message, "exit_code"),
-        error=_optional(message, "error"),
-        done_bytes=_optional(message, "done_bytes"),
-        total_bytes=_optional(message, "total_bytes"),
-        ram_bytes=_optional(message, "ram_bytes"),
-        vram_bytes=_optional(message, "vram_bytes"),
+        pid=bounds.whole(message, "pid", 0, bounds.INT32_MAX),
+        parallel=bounds.whole(message, "parallel", 1, bounds.PARALLEL_MAX),
+        exit_code=bounds.whole(message, "exit_code", -bounds.INT32_MAX, bounds.INT32_MAX),
+        error=None if error is None else bounds.error(error),
+        done_bytes=bounds.whole(message, "done_bytes", 0, bounds.BYTES_MAX),
+        total_bytes=bounds.whole(message, "total_bytes", 0, bounds.BYTES_MAX),
+        ram_bytes=bounds.whole(message, "ram_bytes", 0, bounds.BYTES_MAX),
+        vram_bytes=bounds.whole(message, "vram_bytes", 0, bounds.BYTES_MAX),
     )
 
 
 def _log_chunk_message(chunk: LogChunk) -> pb.LogChunk:
     lines = [_text(line) for line in chunk.lines]
     return pb.LogChunk(tail=chunk.tail, lines=lines, skipped=chunk.skipped, ended=chunk.ended)
+
+
+def _log_chunk(message: pb.LogChunk) -> LogChunk:
+    """Lines are told as the process wrote them."""
+    return LogChunk(
+        bounds.within("LogChunk.tail", message.tail, 0, bounds.BYTES_MAX),
+        tuple(bounds.at_most(message, "lines", bounds.LINES_MAX)),
+        bounds.within("LogChunk.skipped", message.skipped, 0, bounds.BYTES_MAX),
+        message.ended,
+    )
 
 
 def _capacity_message(capacity: Capacity) -> pb.Capacity:
@@ -158,13 +194,13 @@ def _capacity_message(capacity: Capacity) -> pb.Capacity:
 
 def _capacity(message: pb.Capacity) -> Capacity:
     return Capacity(
-        gpus=tuple(_gpu(gpu) for gpu in message.gpus),
-        ram_bytes=_optional(message, "ram_bytes"),
-        ram_free_bytes=_optional(message, "ram_free_bytes"),
-        disk_bytes=_optional(message, "disk_bytes"),
-        disk_free_bytes=_optional(message, "disk_free_bytes"),
-        cpu_count=_optional(message, "cpu_count"),
-        cpu_flags=tuple(message.cpu_flags),
+        gpus=tuple(_gpu(gpu) for gpu in bounds.at_most(message, "gpus", bounds.GPUS_MAX)),
+        ram_bytes=bounds.whole(message, "ram_bytes", 0, bounds.BYTES_MAX),
+        ram_free_bytes=bounds.whole(message, "ram_free_bytes", 0, bounds.BYTES_MAX),
+        disk_bytes=bounds.whole(message, "disk_bytes", 0, bounds.BYTES_MAX),
+        disk_free_bytes=bounds.whole(message, "disk_free_bytes", 0, bounds.BYTES_MAX),
+        cpu_count=bounds.whole(message, "cpu_count", 0, bounds.CPUS_MAX),
+        cpu_flags=bounds.words(bounds.at_most(message, "cpu_flags", bounds.CPU_FLAGS_MAX)),
     )
 
 
@@ -181,11 +217,11 @@ def _gpu_message(gpu: Gpu) -> pb.Gpu:
 
 def _gpu(message: pb.Gpu) -> Gpu:
     return Gpu(
-        vendor=message.vendor,
-        name=message.name,
-        uuid=message.uuid,
-        vram_bytes=_optional(message, "vram_bytes"),
-        vram_free_bytes=_optional(message, "vram_free_bytes"),
+        vendor=bounds.word(message.vendor),
+        name=bounds.word(message.name),
+        uuid=bounds.word(message.uuid),
+        vram_bytes=bounds.whole(message, "vram_bytes", 0, bounds.VRAM_BYTES_MAX),
+        vram_free_bytes=bounds.whole(message, "vram_free_bytes", 0, bounds.VRAM_BYTES_MAX),
         unified=message.unified,
     )
 

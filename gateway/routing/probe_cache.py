@@ -73,7 +73,8 @@ class ProbeCache:
         self._ttl_seconds = ttl_seconds
         self._in_flight = in_flight
         self._known: dict[ReplicaId, _Known] = {}
-        self._running: dict[ReplicaId, _Running] = {}
+        self._running: dict[Target, _Running] = {}
+        """A replica that is said to be somewhere else now is asked there, whatever is asked elsewhere."""
         self._outcomes: Counter[ProbeOutcome] = Counter()
         self._hits = 0
         self._shared = 0
@@ -116,9 +117,9 @@ class ProbeCache:
 
     async def ask(self, target: Target) -> ProbeOutcome:
         """What a probe says now, whatever is known: one that is under way, or a new one. Never raises."""
-        running = self._running.get(target.replica_id)
+        running = self._running.get(target)
         if running is None:
-            running = self._running[target.replica_id] = _Running()
+            running = self._running[target] = _Running()
             self._nursery.start_soon(self._run_probe, target, running)
         else:
             self._shared += 1
@@ -132,7 +133,7 @@ class ProbeCache:
         except Exception:
             log.exception("probe.failed", replica_id=target.replica_id)
         finally:
-            del self._running[target.replica_id]
+            del self._running[target]
             running.done.set()
         self._learn(target.replica_id, running.outcome, idle=idle_before)
 

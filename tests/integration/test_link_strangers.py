@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import socket
+from math import nan
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +13,7 @@ from google.protobuf.message import Message
 from grpclib import GRPCError, Status
 
 from gateway.domain.ids import ReplicaId
+from gateway.domain.lifecycle import Observed
 from gateway.domain.session import EndTail, Heartbeat, Leaving, TailLogs
 from gateway.link import client, connections, pump, server, wire
 from gateway.link.credentials import session_metadata
@@ -135,6 +138,96 @@ async def test_the_head_of_too_large_a_message_is_enough() -> None:
     async with open_desk() as desk:
         status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
     assert (status, "at most 16777216 are allowed" in message) == (Status.RESOURCE_EXHAUSTED, True)
+
+
+def changed(**fields: Any) -> bytes:
+    message = wire.hello_message(hello())
+    message.hello.MergeFrom(pb.Hello(**fields))
+    return message.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("first", "named"),
+    [
+        (changed(vram_budget=pb.VramBudget(share=nan)), "VramBudget.share"),
+        (changed(vram_budget=pb.VramBudget(share=1e300)), "VramBudget.share"),
+        (changed(capacity=pb.Capacity(ram_bytes=-(2**63))), "Capacity.ram_bytes"),
+        (changed(capacity=pb.Capacity(gpus=[pb.Gpu(vram_bytes=2**63 - 1)])), "Gpu.vram_bytes"),
+        (changed(max_replicas_per_model=-1), "Hello.max_replicas_per_model"),
+        (changed(advertise="169.254.169.254"), "Hello.advertise"),
+        (changed(replicas=[pb.Report(replica_id="r" * 1000)]), "Report.replica_id"),
+    ],
+)
+async def test_a_hello_that_says_what_can_not_be_begins_no_session(first: bytes, named: str) -> None:
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(first)
+
+    async with open_desk() as desk:
+        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
+    assert (status, named in message) == (Status.INVALID_ARGUMENT, True)
+
+
+async def test_a_capacity_that_can_not_be_ends_its_session() -> None:
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(HELLO)
+        await stream.send_message(pb.FromWorker(capacity=pb.Capacity(disk_bytes=-1)).SerializeToString())
+
+    async with open_desk() as desk:
+        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
+        (await desk.next_session()).end.set()
+    assert (status, "Capacity.disk_bytes" in message) == (Status.INVALID_ARGUMENT, True)
+
+
+async def test_a_report_that_can_not_be_is_the_end_of_its_replica_and_of_nothing_else() -> None:
+    """Where a replica may be is judged by what the session's hello advertises, in the hello and after it."""
+    reports = [
+        pb.Report(replica_id="elsewhere", observed="ready", address="127.0.0.2:9", parallel=1),
+        pb.Report(replica_id="absurd", observed="ready", address="127.0.0.1:9", parallel=2**63 - 1),
+        pb.Report(replica_id="good", observed="ready", address="127.0.0.1:9", parallel=1),
+    ]
+
+    async def play(stream: RawWorkerStream) -> None:
+        await stream.send_message(changed(advertise="127.0.0.1", replicas=reports))
+        for report in reports:
+            await stream.send_message(pb.FromWorker(report=report).SerializeToString())
+        await stream.end()
+
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
+        served = await desk.next_session()
+        said = [record async for record in served.from_worker]
+        assert said == list(served.hello.replicas)
+        assert [(each.replica_id, each.observed) for each in served.hello.replicas] == [
+            ("elsewhere", Observed.FAILED),
+            ("absurd", Observed.FAILED),
+            ("good", Observed.READY),
+        ]
+        served.end.set()
+
+
+async def test_who_sends_too_fast_is_read_slowly_and_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is so low that each wait would be one of hours, however slow this machine is."""
+    monkeypatch.setattr(pump, "BURST_BYTES", 10 * pump.MESSAGE_COST_BYTES)
+    monkeypatch.setattr(pump, "BYTES_PER_SECOND", pump.MESSAGE_COST_BYTES / 10_000)
+    waits, sleep = list[float](), asyncio.sleep
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+        await sleep(0)
+
+    monkeypatch.setattr(asyncio, "sleep", note)
+
+    async def play(stream: RawWorkerStream) -> None:
+        for message in [HELLO, *[HEARTBEAT] * 30]:
+            await stream.send_message(message)
+        await stream.end()
+
+    async with open_desk() as desk, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
+        served = await desk.next_session()
+        assert [record async for record in served.from_worker] == [Heartbeat()] * 30
+        served.end.set()
+    assert len([seconds for seconds in waits if seconds > 3600]) > 15
 
 
 async def test_a_newer_worker_says_by_unknown_messages_that_it_lives() -> None:

@@ -30,47 +30,53 @@ from gateway.link.pb import worker_pb2 as pb
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 NUMBER = st.integers(-(2**63), 2**63 - 1)
+WORD = st.text(st.characters(categories=["L", "N", "P", "S"]), max_size=8).filter(str.isprintable)
+AMOUNT, MAYBE_AMOUNT = st.integers(0, 2**63 - 1), st.none() | st.integers(0, 2**63 - 1)
+MAYBE_VRAM = st.none() | st.integers(0, 2**50)
+MAYBE_SHARE = st.none() | st.floats(0, 1, exclude_min=True)
+LABELS = st.dictionaries(WORD, WORD, max_size=3).map(MappingProxyType)
 MAPPING = st.dictionaries(TEXT, TEXT, max_size=3).map(MappingProxyType)
 MAYBE_TEXT, MAYBE_NUMBER = st.none() | TEXT, st.none() | NUMBER
 MAYBE_FLOAT = st.none() | st.floats(allow_nan=False)
 
-GPUS = st.builds(Gpu, TEXT, TEXT, TEXT, MAYBE_NUMBER, MAYBE_NUMBER, st.booleans())
+GPUS = st.builds(Gpu, WORD, WORD, WORD, MAYBE_VRAM, MAYBE_VRAM, st.booleans())
 CAPACITIES = st.builds(
     Capacity,
     gpus=st.lists(GPUS, max_size=3).map(tuple),
-    ram_bytes=MAYBE_NUMBER,
-    ram_free_bytes=MAYBE_NUMBER,
-    disk_bytes=MAYBE_NUMBER,
-    disk_free_bytes=MAYBE_NUMBER,
-    cpu_count=MAYBE_NUMBER,
-    cpu_flags=st.lists(TEXT, max_size=3).map(tuple),
+    ram_bytes=MAYBE_AMOUNT,
+    ram_free_bytes=MAYBE_AMOUNT,
+    disk_bytes=MAYBE_AMOUNT,
+    disk_free_bytes=MAYBE_AMOUNT,
+    cpu_count=st.none() | st.integers(0, 2**20),
+    cpu_flags=st.lists(WORD, max_size=3).map(tuple),
 )
 REPORTS = st.builds(
     Report,
-    replica_id=TEXT.map(ReplicaId),
+    replica_id=WORD.map(ReplicaId),
     observed=st.sampled_from(Observed),
     address=st.none() | TEXT.map(Address),
-    pid=MAYBE_NUMBER,
-    parallel=MAYBE_NUMBER,
-    exit_code=MAYBE_NUMBER,
-    error=MAYBE_TEXT,
-    done_bytes=MAYBE_NUMBER,
-    total_bytes=MAYBE_NUMBER,
-    ram_bytes=MAYBE_NUMBER,
-    vram_bytes=MAYBE_NUMBER,
+    pid=st.none() | st.integers(0, 2**31 - 1),
+    parallel=st.none() | st.integers(1, 4096),
+    exit_code=st.none() | st.integers(-64, 255),
+    error=st.none() | WORD,
+    done_bytes=MAYBE_AMOUNT,
+    total_bytes=MAYBE_AMOUNT,
+    ram_bytes=MAYBE_AMOUNT,
+    vram_bytes=MAYBE_AMOUNT,
 )
 HELLOS = st.builds(
     Hello,
-    node_id=TEXT.map(NodeId),
-    name=TEXT,
-    boot_id=TEXT.map(BootId),
-    labels=MAPPING,
-    max_replicas_per_model=NUMBER,
+    node_id=WORD.map(NodeId),
+    name=WORD,
+    boot_id=WORD.map(BootId),
+    labels=LABELS,
+    max_replicas_per_model=st.integers(1, 2**31 - 1),
     capacity=CAPACITIES,
-    vram_budget=st.builds(VramBudget, MAYBE_NUMBER, MAYBE_FLOAT),
+    vram_budget=st.builds(VramBudget, MAYBE_AMOUNT, MAYBE_SHARE),
     replicas=st.lists(REPORTS, max_size=3).map(tuple),
+    advertise=st.none() | WORD,
 )
-LOG_CHUNKS = st.builds(LogChunk, NUMBER, st.lists(TEXT, max_size=3).map(tuple), NUMBER, st.booleans())
+LOG_CHUNKS = st.builds(LogChunk, AMOUNT, st.lists(TEXT, max_size=3).map(tuple), AMOUNT, st.booleans())
 FROM_WORKER: st.SearchStrategy[FromWorker] = (
     REPORTS | st.just(Heartbeat()) | CAPACITIES | st.just(Leaving()) | LOG_CHUNKS
 )

@@ -9,6 +9,7 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Target
+from gateway.control import node_session
 from gateway.control.complaints import Complaints
 from gateway.control.draft import BACKOFF_FIRST_SECONDS
 from gateway.control.exchange import FleetExchange
@@ -424,6 +425,119 @@ async def test_a_replica_that_cannot_be_reached_is_stopped_and_the_reason_is_tol
         after = await control.state()
         assert after.replicas[replica_id].desired is Desired.STOP
         assert "worker.advertise" in after.failures[MODEL].cause
+
+
+async def get_ready(control: Control, address: str = "10.0.0.9:9") -> ReplicaId:
+    await control.ask_for()
+    replica_id = await control.only_replica()
+    await control.report(replica_id, Observed.READY, address=Address(address))
+    assert (await control.state()).replicas[replica_id].observed is Observed.READY
+    return replica_id
+
+
+async def test_a_replica_that_moves_is_asked_at_its_new_address_before_it_counts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control:
+        replica_id = await get_ready(control)
+        control.outcomes[replica_id] = ProbeOutcome.GONE
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:10"))
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].address == "10.0.0.9:9"
+        assert control.probed[-1].address == "10.0.0.9:10"
+        control.outcomes[replica_id] = ProbeOutcome.ALIVE
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].address == "10.0.0.9:10"
+
+
+async def test_a_replica_that_moves_to_where_nobody_answers_is_stopped(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        replica_id = await get_ready(control)
+        control.outcomes[replica_id] = ProbeOutcome.GONE
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:10"))
+        await trio.sleep(60)
+        row = (await control.state()).replicas[replica_id]
+        assert (row.desired, row.address) == (Desired.STOP, "10.0.0.9:9")
+
+
+async def test_an_address_that_was_said_before_is_asked_too(autojump_clock: trio.testing.MockClock) -> None:
+    """Whoever says it with `loading` and leaves it out with `ready` is not believed for that."""
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        control.outcomes[replica_id] = ProbeOutcome.GONE
+        await control.report(replica_id, Observed.LOADING, address=Address("10.0.0.9:9"))
+        await control.state()
+        await control.report(replica_id, Observed.READY)
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].observed is Observed.LOADING
+        assert {target.address for target in control.probed} == {"10.0.0.9:9"}
+
+
+async def test_a_replica_that_is_ready_nowhere_has_failed(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.report(replica_id, Observed.READY)
+        await control.state()
+        assert "ready at no address" in (await control.state()).failures[MODEL].cause
+
+
+async def test_a_replica_that_this_gateway_has_not_heard_of_yet_is_asked_once_it_has(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        known = control.views.current
+        control.views.publish(replace(known, state=replace(known.state, replicas={})))
+        control.outcomes[replica_id] = ProbeOutcome.GONE
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:9"))
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].observed is Observed.PLACED
+        control.views.publish(known)
+        control.outcomes[replica_id] = ProbeOutcome.ALIVE
+        await trio.sleep(1)
+        assert (await control.state()).replicas[replica_id].observed is Observed.READY
+        assert control.probed
+
+
+async def test_what_was_up_and_is_said_to_have_failed_is_ended(autojump_clock: trio.testing.MockClock) -> None:
+    """A report with a value that can't be comes to this, in whatever state its replica is."""
+    async with open_control() as control:
+        replica_id = await get_ready(control)
+        await control.report(replica_id, Observed.FAILED, error="its worker reports what can't be: 0 requests")
+        await control.state()
+        row = (await control.state()).replicas[replica_id]
+        assert (row.observed, row.desired) == (Observed.READY, Desired.STOP)
+        assert row.broken is not None
+        assert "what can't be" in row.broken
+
+
+async def test_a_worker_that_says_much_is_written_down_little(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        replica_id = await get_ready(control)
+        before = control.registry.statistics().version
+        for number in range(2000):
+            await control.to_gateway.send(Capacity(ram_bytes=number))
+            await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:9"), pid=number)
+            await trio.sleep(0.01)
+        await trio.sleep(5)
+        after = await control.registry.read_state()
+        assert (after.nodes[NODE].capacity.ram_bytes, after.replicas[replica_id].pid) == (1999, 1999)
+        assert after.version - before < 300
+
+
+async def test_a_worker_that_reports_without_end_is_sent_away(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_session, "UNWRITTEN_MAX", 100)
+    async with open_control() as control:
+        for number in range(101):
+            await control.report(ReplicaId(f"r{number}"), Observed.READY, address=Address("10.0.0.9:9"))
+        with trio.fail_after(60):
+            await control.ended.wait()
+        assert control.over == ["its worker calls more than 100 replicas ready at a time"]
 
 
 async def test_a_replica_that_ends_while_it_is_asked_stays_ended(autojump_clock: trio.testing.MockClock) -> None:

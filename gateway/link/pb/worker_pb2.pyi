@@ -35,7 +35,7 @@ class ToWorker(_message.Message):
     def __init__(self, desired_set: _Optional[_Union[DesiredSet, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., tail_logs: _Optional[_Union[TailLogs, _Mapping]] = ..., end_tail: _Optional[_Union[EndTail, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol", "node_id", "name", "boot_id", "labels", "max_replicas_per_model", "capacity", "vram_budget", "replicas")
+    __slots__ = ("protocol", "node_id", "name", "boot_id", "labels", "max_replicas_per_model", "capacity", "vram_budget", "replicas", "advertise")
     class LabelsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,7 @@ class Hello(_message.Message):
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     VRAM_BUDGET_FIELD_NUMBER: _ClassVar[int]
     REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    ADVERTISE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     node_id: str
     name: str
@@ -61,7 +62,8 @@ class Hello(_message.Message):
     capacity: Capacity
     vram_budget: VramBudget
     replicas: _containers.RepeatedCompositeFieldContainer[Report]
-    def __init__(self, protocol: _Optional[int] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_replicas_per_model: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., vram_budget: _Optional[_Union[VramBudget, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Report, _Mapping]]] = ...) -> None: ...
+    advertise: str
+    def __init__(self, protocol: _Optional[int] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_replicas_per_model: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., vram_budget: _Optional[_Union[VramBudget, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., advertise: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("replica_id", "observed", "address", "pid", "parallel", "exit_code", "error", "done_bytes", "total_bytes", "ram_bytes", "vram_bytes")

@@ -1,0 +1,64 @@
+"""What an address of a backend process may look like, and which hosts nobody may claim as his own. Pure."""
+
+import ipaddress
+import re
+from typing import Final
+
+PORT_MAX: Final = 65535
+HOST_CHARACTERS_MAX: Final = 253
+"""Of a name in the domain name system (RFC 1035)."""
+
+_PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
+_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host (an IPv6 one without its brackets) and port. Raises `ValueError` with what is wrong with it."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not _PORT.fullmatch(port) or int(port) > PORT_MAX:
+        raise ValueError(f"expected HOST:PORT with a port from 1 to {PORT_MAX}, got {shown(address)}")
+    is_bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if is_bracketed else host
+    if is_bracketed != (":" in bare):
+        raise ValueError(f"expected HOST:PORT with an IPv6 address in brackets, got {shown(address)}")
+    return check_host(bare), int(port)
+
+
+def check_host(host: str) -> str:
+    """Raises `ValueError` unless it is a name or an IP address, and of the latter one that a machine can have."""
+    ip = _ip(host)
+    if ip is None and (len(host) > HOST_CHARACTERS_MAX or not _NAME.fullmatch(host)):
+        raise ValueError(f"expected a host name or an IP address, got {shown(host)}")
+    if ip is not None and (ip.is_unspecified or ip.is_multicast or ip.is_link_local):
+        raise ValueError(f"expected an address that gateways can reach, got {shown(host)}")
+    return host
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` names the machine of whoever asks."""
+    ip = _ip(host)
+    return host.lower().rstrip(".") == "localhost" if ip is None else ip.is_loopback
+
+
+def is_same_host(one: str, other: str) -> bool:
+    """Whether both are one name, or one IP address however it is written. No name is looked up."""
+    return _normal(one) == _normal(other)
+
+
+def shown(text: str) -> str:
+    """The beginning of what somebody has sent, on one line."""
+    return ascii(text[:80])
+
+
+def _normal(host: str) -> str:
+    ip = _ip(host)
+    return host.lower().rstrip(".") if ip is None else str(ip)
+
+
+def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """None: it is a name. An IPv4 address inside an IPv6 one is the IPv4 address, which is where it leads."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
