@@ -2,10 +2,12 @@
 
 import errno
 from socket import gaierror
-from typing import Final
+from typing import Any, Final
 
 import trio
+from google.protobuf.message import DecodeError
 from grpclib import GRPCError, Status
+from grpclib.client import Stream
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
@@ -17,13 +19,30 @@ from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.ids import Address
 from gateway.domain.probe import ProbeOutcome
 
-CONNECT_SHARE: Final = 0.25
-"""Part of the probe's time that is kept for the connect that tells a busy replica from one that can't be reached."""
+CONNECT_SHARE: Final = 0.125
+"""Part of the probe's time that is kept for each of the two connects that tell a busy replica from somebody else, and
+from one that can't be reached."""
 
 NO_WAY_THERE: Final = frozenset(
     {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT}
 )
 """What the network says when it can't even ask the machine; that tells nothing of the replica."""
+
+HEALTHY: Final = b"OK"
+"""What Health answers, and nothing else (wire.md B3)."""
+SOMEBODY_ELSE: Final = frozenset(
+    {Status.UNAUTHENTICATED, Status.PERMISSION_DENIED, Status.UNIMPLEMENTED, Status.NOT_FOUND}
+)
+"""How Health is answered by who does not know our token, or has no Health: every backend has."""
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
+"""With which an HTTP/2 client begins (RFC 9113, 3.4): the last bytes are a SETTINGS frame without any."""
+FRAME_TYPE_AT: Final = 3
+SETTINGS: Final = b"\x04"
+"""The type of the first frame that either side sends."""
+
+
+class _NotOurs(Exception):
+    """What answered is no backend."""
 
 
 class GrpcProbe:
@@ -35,31 +54,70 @@ class GrpcProbe:
         self._dial = dial
 
     async def __call__(self, target: Target) -> ProbeOutcome:
-        """- answered, in whatever words: alive, unless it does not know our token: then it is somebody else;
+        """- answered as Health is, or with an error of gRPC's by who is too busy or unwell: alive;
+        - anything else answered, or an error that says it is somebody else (`SOMEBODY_ELSE`): gone;
         - refused, or the connection broke: gone;
         - no way to the machine: unreachable;
         - silent: one TCP connect decides between busy and unreachable.
         """
-        with trio.move_on_after(self._timeout_seconds * (1 - CONNECT_SHARE)):
+        with trio.move_on_after(self._timeout_seconds * (1 - 2 * CONNECT_SHARE)):
             try:
                 await self._bridge.run(self._ask_aio, target)
             except GRPCError as error:
-                return ProbeOutcome.GONE if error.status is Status.UNAUTHENTICATED else ProbeOutcome.ALIVE
+                return ProbeOutcome.GONE if error.status in SOMEBODY_ELSE else ProbeOutcome.ALIVE
             except OSError as error:
                 no_way = isinstance(error, gaierror) or error.errno in NO_WAY_THERE
                 return ProbeOutcome.UNREACHABLE if no_way else ProbeOutcome.GONE
-            except (StreamTerminatedError, CancelledByAsyncio):
+            except (_NotOurs, StreamTerminatedError, CancelledByAsyncio):
                 return ProbeOutcome.GONE
             return ProbeOutcome.ALIVE
-        accepted = await can_connect(target.address, self._timeout_seconds * CONNECT_SHARE)
+        timeout_seconds = self._timeout_seconds * CONNECT_SHARE
+        with trio.move_on_after(timeout_seconds):
+            if await _speaks_otherwise(target.address):
+                return ProbeOutcome.GONE
+        accepted = await can_connect(target.address, timeout_seconds)
         return ProbeOutcome.BUSY if accepted else ProbeOutcome.UNREACHABLE
 
     async def _ask_aio(self, target: Target) -> None:
         channel = self._dial(target.address)
         try:
-            await BackendStub(channel).Health(pb.HealthMessage(), metadata=names.bearer(target.token))
+            async with BackendStub(channel).Health.open(metadata=names.bearer(target.token)) as stream:
+                await stream.send_message(pb.HealthMessage(), end=True)
+                await _read_answer_aio(stream)
+        except AttributeError as error:  # grpclib's word for a connection that broke before the call began
+            raise _NotOurs("it hung up, or does not speak HTTP/2") from error
         finally:
             channel.close()
+
+
+async def _read_answer_aio(stream: Stream[Any, pb.Reply]) -> None:
+    """Raises `GRPCError`, `_NotOurs`."""
+    try:
+        reply = await stream.recv_message()
+        await stream.recv_trailing_metadata()
+    except GRPCError as error:
+        if stream.initial_metadata is None:  # HTTP's status or content type: who answered does not speak gRPC
+            raise _NotOurs(error.message) from error
+        raise
+    except (DecodeError, NotImplementedError, AssertionError) as error:
+        raise _NotOurs(str(error)) from error
+    if reply is None or reply.message != HEALTHY:
+        raise _NotOurs("Health was not answered as it is")
+
+
+async def _speaks_otherwise(address: Address) -> bool:
+    """Whether what comes from there is no HTTP/2. h2 takes the words of another protocol for the head of a large frame,
+    and waits for the rest. What says nothing is waited for until cancelled, a replica that is busy above all."""
+    host, _, port = address.rpartition(":")
+    try:
+        async with await trio.open_tcp_stream(host, int(port)) as stream:
+            await stream.send_all(PREFACE)
+            words = b""
+            while len(words) <= FRAME_TYPE_AT and (more := await stream.receive_some()):
+                words += more
+    except (OSError, trio.BrokenResourceError):
+        return False
+    return words[FRAME_TYPE_AT : FRAME_TYPE_AT + 1] not in {b"", SETTINGS}
 
 
 async def can_connect(address: Address, timeout_seconds: float) -> bool:

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +17,10 @@ import pytest
 import trio
 from grpclib import GRPCError, Status
 from grpclib.client import Channel
+from grpclib.server import Server
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.events import RequestReceived
 
 from gateway.backends.channel_pool import Dial, dial
 from gateway.backends.grpc_probe import GrpcProbe, can_connect
@@ -172,8 +176,20 @@ async def test_no_way_to_the_machine_is_not_taken_for_a_dead_replica(error: OSEr
     assert await probe("127.0.0.1:1", PATIENT_SECONDS, dial=lambda _address: NoWayChannel(error)) is outcome
 
 
-@pytest.mark.parametrize("status", [Status.UNIMPLEMENTED, Status.INTERNAL, Status.UNAVAILABLE])
-async def test_any_answer_of_the_replica_is_a_sign_of_life(status: Status) -> None:
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (Status.INTERNAL, ProbeOutcome.ALIVE),
+        (Status.UNAVAILABLE, ProbeOutcome.ALIVE),
+        (Status.RESOURCE_EXHAUSTED, ProbeOutcome.ALIVE),
+        (Status.UNIMPLEMENTED, ProbeOutcome.GONE),
+        (Status.NOT_FOUND, ProbeOutcome.GONE),
+        (Status.PERMISSION_DENIED, ProbeOutcome.GONE),
+    ],
+)
+async def test_an_error_of_a_backend_is_a_sign_of_life_and_one_of_somebody_else_is_none(
+    status: Status, outcome: ProbeOutcome
+) -> None:
     async def answer(_stream: ServerStream, _request: object) -> None:
         raise GRPCError(status)
 
@@ -181,10 +197,80 @@ async def test_any_answer_of_the_replica_is_a_sign_of_life(status: Status) -> No
         service = InMemoryBackend()
         service.answer = answer
         async with open_in_memory(bridge, service) as channel:
-            assert await GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)(target("a:1")) is (
-                ProbeOutcome.ALIVE
-            )
+            assert await GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)(target("a:1")) is outcome
         assert service.metadata[0]["authorization"] == f"Bearer {TOKEN}"
+
+
+@pytest.mark.parametrize("said", [b"", b"ok", b"OK\n", b"<html>"])
+async def test_what_does_not_say_ok_is_no_backend_of_ours(said: bytes) -> None:
+    async def answer(stream: ServerStream, _request: object) -> None:
+        await stream.send_message(pb.Reply(message=said))
+
+    async with open_bridge() as bridge:
+        service = InMemoryBackend()
+        service.answer = answer
+        async with open_in_memory(bridge, service) as channel:
+            asked = GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)
+            assert await asked(target("a:1")) is ProbeOutcome.GONE
+
+
+async def probe_stranger(
+    listening: socket.socket, serve: Callable[[trio.SocketStream], Awaitable[None]], seconds: float = PATIENT_SECONDS
+) -> object:
+    async with trio.open_nursery() as nursery:
+        accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        nursery.start_soon(trio.serve_listeners, serve, [accepting])
+        outcome = await probe(address_of(listening), seconds)
+        nursery.cancel_scope.cancel()
+    return outcome
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"SSH-2.0-OpenSSH_9.2\r\n", b"\0" * 64])
+async def test_who_does_not_speak_http2_is_gone(listener: socket.socket, answer: bytes) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(answer)
+        await trio.sleep_forever()
+
+    assert await probe_stranger(listener, serve, seconds=8.0) is ProbeOutcome.GONE
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        [(":status", "200"), ("content-type", "text/html")],
+        [(":status", "200")],
+        [(":status", "503"), ("content-type", "application/grpc")],
+        [(":status", "502")],
+        [(":status", "418")],
+    ],
+)
+async def test_who_speaks_http2_and_no_grpc_is_gone(listener: socket.socket, headers: list[tuple[str, str]]) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        connection = H2Connection(H2Configuration(client_side=False))
+        connection.initiate_connection()
+        async for data in stream:
+            for event in connection.receive_data(data):
+                if isinstance(event, RequestReceived):
+                    connection.send_headers(event.stream_id, headers, end_stream=True)
+            await stream.send_all(connection.data_to_send())
+
+    assert await probe_stranger(listener, serve) is ProbeOutcome.GONE
+
+
+async def test_a_grpc_server_of_somebody_else_is_gone() -> None:
+    async def start_aio() -> Server:
+        server = Server([])
+        await server.start("127.0.0.1", 0)
+        return server
+
+    async with open_bridge() as bridge:
+        server = await bridge.run(start_aio)
+        port = server._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+        try:
+            assert await GrpcProbe(bridge, PATIENT_SECONDS)(target(f"127.0.0.1:{port}")) is ProbeOutcome.GONE
+        finally:
+            server.close()
 
 
 async def test_each_probe_has_a_connection_of_its_own_and_closes_it() -> None:
