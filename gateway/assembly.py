@@ -115,12 +115,16 @@ class Gateway:
         self.claims = self._strict_claims()
         self.router = Router(
             self.admission,
-            GrpcBackends(self.bridge, self.channels),
+            GrpcBackends(self.bridge, self.channels, self._context_size_of),
             self.probes,
             attempts=config.routing.attempts,
             token_of=self.token_of,
             claims=self.claims,
         )
+
+    def _context_size_of(self, model: ModelName) -> int | None:
+        spec = self.views.current.state.models.get(model)
+        return None if spec is None else spec.context_size
 
     def _strict_claims(self) -> StrictClaims | None:
         if self.config.routing.mode != "strict" or not isinstance(self.registry, ClaimsSlots):

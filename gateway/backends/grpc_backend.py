@@ -20,8 +20,8 @@ from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import AnswerStream, RouteError, Target
 from gateway.bridge import Bridge, CancelledByAsyncio, Outlet
 from gateway.domain.errors import BackendFailed, GatewayError
-from gateway.domain.ids import RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Piece
+from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +35,13 @@ PIECES_MAX: Final = 64
 class GrpcBackends:
     """`Backends` over real connections."""
 
-    def __init__(self, bridge: Bridge, channels: ChannelPool) -> None:
+    def __init__(
+        self, bridge: Bridge, channels: ChannelPool, context_size_of: Callable[[ModelName], int | None] = lambda _: None
+    ) -> None:
+        """`context_size_of`: tokens that a request to the model may have, if that is known."""
         self._bridge = bridge
         self._channels = channels
+        self._context_size_of = context_size_of
 
     @asynccontextmanager
     async def open_stream(
@@ -46,18 +50,21 @@ class GrpcBackends:
         send, receive = trio.open_memory_channel[Piece | Completion](PIECES_MAX)
         stream = _GrpcAnswerStream(receive)
         request = translate.predict_options(generation, request_id)
-        reader = translate.ReplyReader(generation.sampling.max_tokens)
+        reader = self._reader(generation)
         with send, receive:
             async with self._bridge.open_task(self._relay_aio, target, request, reader, Outlet(send), stream):
                 yield stream
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         request = translate.predict_options(generation, request_id)
-        reader = translate.ReplyReader(generation.sampling.max_tokens)
+        reader = self._reader(generation)
         call = _Call("Predict")
         reply = await self._unary(target, request, call, pb.Reply)
         piece = reader.piece(reply)
         return reader.completion(call.trailers.get(names.FINISH_REASON), text=piece.text, reasoning=piece.reasoning)
+
+    def _reader(self, generation: Generation) -> translate.ReplyReader:
+        return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         request = translate.embedding_options(item, request_id)
@@ -86,14 +93,19 @@ class GrpcBackends:
     ) -> None:
         call = _Call("PredictStream")
 
-        async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> None:
+        async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> str | None:
             async for reply in stream:
                 await outlet.send_aio(reader.piece(reply))
+                if reader.is_endless:
+                    log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
+                    await stream.cancel()
+                    return Finish.LENGTH
             await stream.recv_trailing_metadata()
+            return call.trailers.get(names.FINISH_REASON)
 
         try:
-            await self._call_aio(target, request, call, relay)
-            await outlet.send_aio(reader.completion(call.trailers.get(names.FINISH_REASON)))
+            finish = await self._call_aio(target, request, call, relay)
+            await outlet.send_aio(reader.completion(finish))
         except trio.BrokenResourceError:
             pass  # the reader has left; it is not interested in how the call ends
         except (RouteError, GatewayError) as error:

@@ -3,10 +3,12 @@
 import codecs
 import json
 from collections.abc import Sequence
-from typing import Any
+from math import isfinite
+from typing import Any, Final
 
 from gateway.backends.metadata import SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import (
     Completion,
@@ -19,6 +21,15 @@ from gateway.domain.inference import (
     ToolCall,
     ToolCallDelta,
 )
+
+TOKENS_SLACK: Final = 64
+"""So many tokens more than it was asked for may a backend answer with: some count their last ones differently."""
+PIECES_PER_TOKEN: Final = 4
+"""Pieces that one token may come in, at a backend that counts its tokens."""
+TOKENS_MAX: Final = 1_000_000
+"""Of an answer to a request that sets no limit, of a model whose context's size is not known: more than any has."""
+ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Of one answer's text, whatever was asked for."""
 
 
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
@@ -112,7 +123,11 @@ def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.Predict
 
 
 def embedding(result: pb.EmbeddingResult) -> Embedding:
-    return Embedding(tuple(result.embeddings), result.prompt_tokens)
+    """Raises `BackendFailed` for a vector that is none: JSON has no word for what is in it."""
+    vector = tuple(result.embeddings)
+    if not all(map(isfinite, vector)):
+        raise BackendFailed("The backend answered with a vector that holds values that are no numbers (NaN, infinity).")
+    return Embedding(vector, max(0, result.prompt_tokens))
 
 
 class ReplyReader:
@@ -120,11 +135,17 @@ class ReplyReader:
 
     Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
     preferred where a backend fills it, since it separates reasoning and tool calls from the answer.
+
+    `context_size`: of the model, if it is known; no answer has more tokens, however many were asked for.
     """
 
-    def __init__(self, max_tokens: int | None) -> None:
+    def __init__(self, max_tokens: int | None, context_size: int | None = None) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._max_tokens = max_tokens
+        known = [most for most in (max_tokens, context_size, TOKENS_MAX) if most is not None]
+        self._tokens_most = min(known) + TOKENS_SLACK
+        self._pieces = 0
+        self._answer_bytes = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._tool_calls: list[ToolCallDelta] = []
@@ -139,7 +160,21 @@ class ReplyReader:
         else:
             text, reasoning, tool_calls = self._decoder.decode(reply.message), "", ()
         self._tool_calls += tool_calls
+        self._pieces += bool(text or reasoning or tool_calls)
+        self._answer_bytes += reply.ByteSize()
         return Piece(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
+
+    @property
+    def is_endless(self) -> bool:
+        """The backend has answered with more than it was asked for and could have meant: it goes on for ever. One that
+        does not count its tokens is taken to send each in a piece."""
+        counted = self._completion_tokens > 0
+        pieces_most = self._tokens_most * (PIECES_PER_TOKEN if counted else 1)
+        return (
+            self._completion_tokens > self._tokens_most
+            or self._pieces > pieces_most
+            or self._answer_bytes > ANSWER_BYTES_MAX
+        )
 
     def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
         """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""

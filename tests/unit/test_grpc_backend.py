@@ -306,3 +306,34 @@ async def test_l8_a_load_that_takes_too_long_fails(autojump_clock: trio.testing.
         bench.service.answer = answer
         with pytest.raises(LoadFailed, match="within 30 s"):
             await bench.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 30)
+
+
+async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_cancelled() -> None:
+    async def answer(stream: ServerStream, _request: Any) -> None:
+        while True:
+            await stream.send_message(pb.Reply(message=b"x"))
+            await asyncio.sleep(0)
+
+    async with open_bench() as bench:
+        bench.service.answer = answer
+        with trio.fail_after(30):
+            items = await bench.collect()
+            await bench.service.idle.wait()
+    last = items[-1]
+    assert isinstance(last, Completion)
+    assert (last.finish, len(items) - 1) == (Finish.LENGTH, 5 + 64 + 1)
+    assert bench.service.cancelled == 1
+
+
+async def test_a_vector_that_holds_no_number_is_a_failed_backend() -> None:
+    async with open_bench() as bench:
+        bench.service.answer = replies_embedding(float("nan"))
+        with pytest.raises(BackendFailed, match="NaN"):
+            await bench.backends.embed(TARGET, EmbeddingInput(MODEL, "text"), REQUEST)
+
+
+def replies_embedding(*vector: float) -> Any:
+    async def answer(stream: ServerStream, _request: Any) -> None:
+        await stream.send_message(pb.EmbeddingResult(embeddings=vector))
+
+    return answer

@@ -1,6 +1,7 @@
 """The domain's words in protobuf's."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.backends.metadata import SAMPLING_KEY, replica_token
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.backends.translate import ReplyReader, embedding_options, predict_options
+from gateway.backends.translate import ReplyReader, embedding, embedding_options, predict_options
+from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import (
     ChatMessage,
@@ -176,3 +178,52 @@ def test_h5_a_token_belongs_to_one_replica_and_one_cluster() -> None:
     tokens = {replica_token(key, ReplicaId(who)) for key in (b"k1", b"k2") for who in ("a", "b")}
     assert len(tokens) == 4
     assert replica_token(b"k1", ReplicaId("a")) in tokens
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_a_vector_with_what_is_no_number_is_a_failure_of_the_backend(bad: float) -> None:
+    with pytest.raises(BackendFailed, match="no numbers") as failure:
+        embedding(pb.EmbeddingResult(embeddings=[0.5, bad, 1.0]))
+    assert failure.value.status == 502
+
+
+def test_a_vector_of_numbers_and_a_count_that_is_none() -> None:
+    answer = embedding(pb.EmbeddingResult(embeddings=[0.5, 3.0e38, -3.0e38], prompt_tokens=-7))
+    assert (len(answer.vector), answer.prompt_tokens) == (3, 0)
+
+
+def test_counts_that_can_not_be_are_none() -> None:
+    reader = ReplyReader(5)
+    piece = reader.piece(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
+    assert (piece.prompt_tokens, piece.completion_tokens) == (0, 0)
+
+
+def pieces_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) -> int:
+    for number in range(1, 10_000_000):
+        reader.piece(reply(number))
+        if reader.is_endless:
+            return number
+    raise AssertionError("it never ends")
+
+
+def test_an_answer_ends_at_what_was_asked_for_and_a_little_more() -> None:
+    assert pieces_until_endless(ReplyReader(5), lambda number: pb.Reply(message=b"x", tokens=number)) == 5 + 64 + 1
+    assert pieces_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x")) == 5 + 64 + 1
+
+
+def test_a_backend_that_counts_may_send_a_token_in_parts_but_not_for_ever() -> None:
+    halves = ReplyReader(100)
+    for number in range(1, 201):
+        halves.piece(pb.Reply(message=b"x", tokens=(number + 1) // 2))
+        assert not halves.is_endless
+    assert pieces_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
+
+
+def test_without_a_limit_the_context_is_one() -> None:
+    assert pieces_until_endless(ReplyReader(None, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+    assert pieces_until_endless(ReplyReader(10_000, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+
+
+def test_bytes_are_bounded_whatever_the_tokens() -> None:
+    large = b"x" * 2**20
+    assert pieces_until_endless(ReplyReader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64
