@@ -1,9 +1,9 @@
 """Calls to backend processes over gRPC: each is one whole asyncio function behind the bridge (pitfalls 14, 21)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import structlog
 import trio
@@ -17,8 +17,9 @@ from gateway.backends.call_errors import meaning
 from gateway.backends.channel_pool import ChannelPool
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
-from gateway.backends.protocol import AnswerStream, RouteError, Target
-from gateway.bridge import Bridge, CancelledByAsyncio, Outlet
+from gateway.backends.pieces import ReaderLeft, UnreadPieces
+from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
+from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece
@@ -27,9 +28,6 @@ log = structlog.get_logger(__name__)
 
 M = TypeVar("M")
 R = TypeVar("R")
-
-PIECES_MAX: Final = 64
-"""Pieces that wait between the RPC and its reader; beyond that the backend has to wait (gRPC flow control)."""
 
 
 class GrpcBackends:
@@ -45,14 +43,13 @@ class GrpcBackends:
 
     @asynccontextmanager
     async def open_stream(
-        self, target: Target, generation: Generation, request_id: RequestId
+        self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
-        send, receive = trio.open_memory_channel[Piece | Completion](PIECES_MAX)
-        stream = _GrpcAnswerStream(receive)
+        stream = _GrpcAnswerStream(on_end)
         request = translate.predict_options(generation, request_id)
         reader = self._reader(generation)
-        with send, receive:
-            async with self._bridge.open_task(self._relay_aio, target, request, reader, Outlet(send), stream):
+        with closing(stream):
+            async with self._bridge.open_task(self._relay_aio, target, request, reader, stream):
                 yield stream
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
@@ -88,14 +85,13 @@ class GrpcBackends:
         target: Target,
         request: pb.PredictOptions,
         reader: translate.ReplyReader,
-        outlet: Outlet[Piece | Completion],
-        answer_stream: "_GrpcAnswerStream",
+        answer: "_GrpcAnswerStream",
     ) -> None:
         call = _Call("PredictStream")
 
         async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> str | None:
             async for reply in stream:
-                await outlet.send_aio(reader.piece(reply))
+                await answer.pieces.put_aio(reader.piece(reply))
                 if reader.is_endless:
                     log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
                     await stream.cancel()
@@ -105,13 +101,13 @@ class GrpcBackends:
 
         try:
             finish = await self._call_aio(target, request, call, relay)
-            await outlet.send_aio(reader.completion(finish))
-        except trio.BrokenResourceError:
-            pass  # the reader has left; it is not interested in how the call ends
+            answer.complete(reader.completion(finish))
+        except ReaderLeft:
+            pass  # and it is not interested in how the call ends
         except (RouteError, GatewayError) as error:
-            answer_stream.error = error
+            answer.fail(error)
         finally:
-            outlet.close()
+            answer.pieces.end(None)
 
     async def _call_aio(
         self,
@@ -150,26 +146,42 @@ class _Call:
 
 
 class _GrpcAnswerStream:
-    """The reading end of a relayed generation."""
+    """A relayed generation: its reading end, and how the relay says that the call has ended."""
 
-    def __init__(self, channel: trio.MemoryReceiveChannel[Piece | Completion]) -> None:
-        self._channel = channel
-        self.error: RouteError | GatewayError | None = None
+    def __init__(self, on_end: OnEnd) -> None:
+        self.pieces = UnreadPieces()
+        self._on_end = on_end
+        self._error: RouteError | GatewayError | None = None
+
+    def close(self) -> None:
+        """The reader leaves."""
+        self.pieces.leave()
+
+    def complete(self, completion: Completion) -> None:
+        """All of the answer has arrived, and the trailers behind it: the backend is done, whatever is still unread."""
+        self.pieces.end(completion)
+        self._on_end(None)
+
+    def fail(self, error: RouteError | GatewayError) -> None:
+        """The call broke. Before its first piece the reader has to judge that; it may send the request elsewhere."""
+        self._error = error
+        if self.pieces.has_begun:
+            self._on_end(error)
 
     async def receive(self) -> Piece | Completion:
         try:
-            return await self._channel.receive()
+            return await self.pieces.receive()
         except trio.EndOfChannel:
             self._raise_end()
 
     def receive_nowait(self) -> Piece | Completion:
         try:
-            return self._channel.receive_nowait()
+            return self.pieces.receive_nowait()
         except trio.EndOfChannel:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        """The channel was closed without a completion: by a failed call, or because the asyncio side was cancelled."""
-        if self.error is None:
+        """The pieces end without a completion: by a failed call, or because the asyncio side was cancelled."""
+        if self._error is None:
             raise meaning(StreamTerminatedError("the call was cancelled on the asyncio side"), {}, sent=True)
-        raise self.error
+        raise self._error

@@ -4,11 +4,13 @@ Errors are a tree by what the router can do. A `RouteError` says that the reques
 *where* it went; everything else (`gateway.domain.errors`) is an answer to the client.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.domain.errors import GatewayError
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Piece
 
@@ -57,11 +59,16 @@ class AnswerStream(Protocol):
         """The next item if it is here already; raises `trio.WouldBlock` if not, else as `receive`."""
 
 
+OnEnd = Callable[[RouteError | GatewayError | None], None]
+"""Called once, synchronously, when a call has ended by itself after it had begun to answer: the backend has nothing
+more to do with it, however much of the answer nobody has read yet. The argument says what broke it; None: nothing."""
+
+
 class Backends(Protocol):
     """Calls for inference. Cancelling any of them reaches the backend."""
 
     def open_stream(
-        self, target: Target, generation: Generation, request_id: RequestId
+        self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AbstractAsyncContextManager[AnswerStream]:
         """Leaving the context ends the call, whether the answer was complete or not."""
 

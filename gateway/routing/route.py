@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, Unreachable
-from gateway.domain.errors import BackendFailed, BadRequest
+from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
 from gateway.routing.admission import Admission, Ticket
@@ -35,6 +35,9 @@ class Passage:
     attempt: Attempt
     loads: LoadTable
     probes: ProbeCache
+    is_over: bool = False
+    """The call has ended by itself; what is still unread of its answer is in our hands, and says nothing any more of
+    how the replica does."""
 
     @property
     def candidate(self) -> Candidate:
@@ -42,6 +45,8 @@ class Passage:
 
     def note_progress(self, *, done: bool) -> None:
         """The backend answered something: a proof of life. `done`: it was the last thing."""
+        if self.is_over:
+            return
         self.probes.note_alive(self.target.replica_id)
         self.loads.note_success(self.candidate)
         if done:
@@ -49,9 +54,22 @@ class Passage:
 
     def note_failure(self, cause: str) -> None:
         """The call failed by the replica's doing: it weighs on it for a while."""
+        if self.is_over:
+            return
         self.probes.note_failure(self.target.replica_id)
         self.loads.note_failure(self.target.replica_id, trio.current_time())
         self.attempt.end(cause)
+
+    def end_call(self, error: RouteError | GatewayError | None) -> None:
+        """The backend has said its last word (`OnEnd`): its slot is free, whatever the client has read so far."""
+        if error is None:
+            self.note_progress(done=True)
+        elif isinstance(error, RouteError):
+            self.note_failure("lost")
+        else:
+            self._judge(error)
+        self.is_over = True
+        self.lease.release()
 
     def __enter__(self) -> Self:
         return self

@@ -108,7 +108,7 @@ class Router:
                 passage = await self._take(attempt, route)
                 if passage is None:
                     continue
-                call = self._backends.open_stream(passage.target, generation, origin.request_id)
+                call = self._backends.open_stream(passage.target, generation, origin.request_id, passage.end_call)
                 stream = await attempt.enter_async_context(call)
                 try:
                     first = await stream.receive()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gateway.backends.protocol import AnswerStream, RouteError, Target
+from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import ReplicaId, RequestId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece, Sampling
@@ -31,6 +31,8 @@ class FakeBackends:
         self.scripts: dict[ReplicaId, Script] = {}
         self.calls: list[ReplicaId] = []
         self.running: list[ReplicaId] = []
+        self.ends: dict[ReplicaId, OnEnd] = {}
+        """How the last stream of each replica is told that its call has ended, before all of it was read."""
         self.on_call: Callable[[Target], None] = lambda _target: None
 
     def script(self, replica_id: ReplicaId, *items: Item) -> None:
@@ -38,18 +40,19 @@ class FakeBackends:
 
     @asynccontextmanager
     async def open_stream(
-        self, target: Target, generation: Generation, request_id: RequestId
+        self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         self.calls.append(target.replica_id)
         self.on_call(target)
         self.running.append(target.replica_id)
+        self.ends[target.replica_id] = on_end
         try:
-            yield FakeAnswerStream(list(self.scripts.get(target.replica_id, Script()).items))
+            yield FakeAnswerStream(list(self.scripts.get(target.replica_id, Script()).items), on_end)
         finally:
             self.running.remove(target.replica_id)
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
-        async with self.open_stream(target, generation, request_id) as stream:
+        async with self.open_stream(target, generation, request_id, lambda _error: None) as stream:
             while True:
                 item = await stream.receive()
                 if isinstance(item, Completion):
@@ -61,8 +64,12 @@ class FakeBackends:
 
 
 class FakeAnswerStream:
-    def __init__(self, items: list[Item]) -> None:
+    """Its call ends when the last item is read."""
+
+    def __init__(self, items: list[Item], on_end: OnEnd) -> None:
         self._items = items
+        self._on_end = on_end
+        self._has_begun = False
 
     async def receive(self) -> Piece | Completion:
         await trio.lowlevel.checkpoint()
@@ -79,7 +86,12 @@ class FakeAnswerStream:
     def _take(self) -> Piece | Completion:
         item = self._items[0]
         if isinstance(item, Exception):
+            if self._has_begun:
+                self._on_end(item)
             raise item  # again and again, as a closed stream does
         assert isinstance(item, Piece | Completion)
         del self._items[0]
+        self._has_begun = True
+        if isinstance(item, Completion):
+            self._on_end(None)
         return item

@@ -30,6 +30,9 @@ POISON_PROBABILITY: Final = 0.01
 LAST_CALLER: Final = "the last"
 """Asks when all is well again, and is patient."""
 FOR_EVER: Final = 3600.0
+STALL_SECONDS: Final = 40.0
+"""Between two reads of a client that has stopped reading, as one of HTTP/2 with a window of 0; its answer is complete
+long before."""
 UNKNOWN_MODEL: Final = ModelName("nobody's")
 
 
@@ -120,7 +123,7 @@ class Events:
             self._random.choice(["stream", "stream", "unary", "embedding"]),
             tokens=self._random.randint(1, 8),
             patience_seconds=self._random.choice([FOR_EVER, FOR_EVER, FOR_EVER if is_last else self._patience()]),
-            pause_seconds=self._random.choice([0.0, 0.0, 0.5]),
+            pause_seconds=0.0 if is_last else self._random.choice([0.0, 0.0, 0.5, STALL_SECONDS]),
             prompt=POISON if not is_last and self._random.random() < POISON_PROBABILITY else "hello",
         )
         self._nursery.start_soon(self._house.send, request)

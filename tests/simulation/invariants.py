@@ -1,7 +1,7 @@
 """What must be true whenever everything has come to rest, and what must be true of each request that has ended."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
 
 import trio
@@ -130,19 +130,34 @@ class Watch:
             self._world.object_to(f"the view shows version {seen} of {stored}")
 
     def _check_one_lease_per_running_request(self) -> None:
-        """R4 to R9. A request waits, or it holds one lease. A lease without a request is on a foreign replica that may
-        still work on what was cancelled."""
+        """R4 to R9. A request waits, or it holds one lease, until the backend has said its last word. A lease without
+        a request is on a foreign replica that may still work on what was cancelled."""
         held = Counter(lease.origin.request_id for lease in self._leases())
         queued = {ticket.origin.request_id for queue in self._gateway.admission._queues.values() for ticket in queue}
         live = self._house.clients.live
         for request in live.values():
-            if held[request.id] + (request.id in queued) != 1:
+            if held[request.id] + (request.id in queued) not in self._owed(request):
                 self._world.object_to(f"{request} holds {held[request.id]} leases; queued: {request.id in queued}")
         for gone in queued - live.keys():
             self._world.object_to(f"{gone} has ended and waits")
         for lease in self._leases():
             if lease.origin.request_id not in live and lease.candidate.refuses_when_full:
                 self._world.object_to(f"{lease} outlives its request")
+
+    def _owed(self, request: Request) -> Collection[int]:
+        """How many leases and places in a queue a request may have whose client is still there.
+
+        None once its call was answered, however long its client still takes to read: a lease outlives neither its
+        call nor, since that is cancelled with the connection, its client's connection. The end of a call may be on its
+        way for as long as a machine is cut off."""
+        visits = self._house.ledger.visits[request.id]
+        match visits[-1].outcome if visits else "waiting":
+            case "answered":
+                return (0,)
+            case "unheard" | "lost" | "broken" | "cancelled":
+                return (0, 1)
+            case _:
+                return (1,)
 
     def _check_calls_are_covered(self) -> None:
         """What a backend works on has a lease. Behind a cut the backend can't know yet that a call was cancelled."""

@@ -19,9 +19,18 @@ from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.backends.protocol import BackendNotReady, LoadFailed, Lost, Refused, Stale, Target, Unreachable
+from gateway.backends.protocol import (
+    BackendNotReady,
+    LoadFailed,
+    Lost,
+    Refused,
+    RouteError,
+    Stale,
+    Target,
+    Unreachable,
+)
 from gateway.bridge import Bridge, open_bridge
-from gateway.domain.errors import BackendFailed, BadRequest, Timeout
+from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, EmbeddingInput, Finish, Generation, Piece, Sampling
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
@@ -30,6 +39,10 @@ MODEL = ModelName("m")
 TARGET = Target(ReplicaId("r1"), MODEL, Address("127.0.0.1:1"), "secret")
 ASKED = Generation(MODEL, "hello", Sampling(max_tokens=5))
 REQUEST = RequestId("req-1")
+
+
+def unheard(_error: RouteError | GatewayError | None) -> None:
+    """For calls whose end a test does not look at."""
 
 
 @dataclass
@@ -41,7 +54,7 @@ class Bench:
 
     async def collect(self) -> list[Piece | Completion]:
         items: list[Piece | Completion] = []
-        async with self.backends.open_stream(TARGET, ASKED, REQUEST) as stream:
+        async with self.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             while not items or not isinstance(items[-1], Completion):
                 items.append(await stream.receive())
         return items
@@ -185,7 +198,7 @@ async def test_a_wrong_parameter_is_named() -> None:
 async def test_what_came_before_an_error_is_delivered_first() -> None:
     async with open_bench() as bench:
         bench.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST) as stream:
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             assert await stream.receive() == Piece("hel")
             with pytest.raises(BackendFailed, match="boom"):
                 await stream.receive()
@@ -200,7 +213,7 @@ async def test_leaving_a_stream_cancels_the_call() -> None:
 
     async with open_bench() as bench:
         bench.service.answer = answer
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST) as stream:
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             await stream.receive()
             assert bench.service.running == 1
         with trio.fail_after(5):
@@ -233,13 +246,59 @@ async def test_a_slow_reader_holds_its_backend_back() -> None:
 
     async with open_bench() as bench:
         bench.service.answer = answer
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST):
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard):
             before = -1
             while sent != before:  # until it stands still
                 before = sent
                 for _ in range(50):
                     await trio.lowlevel.checkpoint()
             assert 0 < sent < 100_000
+
+
+@pytest.mark.parametrize("size", [1, 30_000])
+async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int) -> None:
+    """A short answer fits whole between the backend and a client that reads nothing."""
+    ends, ended = list[RouteError | GatewayError | None](), trio.Event()
+
+    def note_end(error: RouteError | GatewayError | None) -> None:
+        ends.append(error)
+        ended.set()
+
+    async with open_bench() as bench:
+        bench.service.answer = replies(*[pb.Reply(message=b"x" * size)] * (90_000 // (size + 100)))
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, note_end) as stream:
+            with trio.fail_after(20):
+                await ended.wait()
+                items = [await stream.receive()]
+                while not isinstance(items[-1], Completion):
+                    items.append(await stream.receive())
+    assert ends == [None]
+    assert len("".join(item.text for item in items)) == size * (90_000 // (size + 100))
+
+
+async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_is_read() -> None:
+    ends, ended = list[RouteError | GatewayError | None](), trio.Event()
+
+    def note_end(error: RouteError | GatewayError | None) -> None:
+        ends.append(error)
+        ended.set()
+
+    async with open_bench() as bench:
+        bench.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, note_end):
+            with trio.fail_after(20):
+                await ended.wait()
+    assert [type(end) for end in ends] == [BackendFailed]
+
+
+async def test_a_call_that_breaks_before_its_first_piece_is_its_readers_to_judge() -> None:
+    ends = list[RouteError | GatewayError | None]()
+    async with open_bench() as bench:
+        bench.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", **{names.REFUSED: "full"})
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, ends.append) as stream:
+            with pytest.raises(Refused):
+                await stream.receive()
+    assert ends == []
 
 
 async def test_a_refused_connection_is_unreachable() -> None:
@@ -250,7 +309,7 @@ async def test_a_refused_connection_is_unreachable() -> None:
         backends = GrpcBackends(bridge, ChannelPool(refuse))
         with pytest.raises(Unreachable):
             await backends.generate(TARGET, ASKED, REQUEST)
-        async with backends.open_stream(TARGET, ASKED, REQUEST) as stream:
+        async with backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             with pytest.raises(Unreachable):
                 await stream.receive()
 

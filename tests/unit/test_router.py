@@ -203,3 +203,36 @@ async def test_a_completion_may_be_the_first_item() -> None:
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
         batch = await stream.receive_batch()
     assert isinstance(batch[0], Completion)
+
+
+async def test_a_lease_ends_with_the_backends_last_word_and_not_with_the_clients_patience() -> None:
+    """The slot is the next one's, whatever a client that reads nothing has still to read."""
+    bench = RoutingBench(replica(A, parallel=1))
+    bench.backends.script(A, Piece("hel"), trio.Event())
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
+        assert await stream.receive_batch() == [Piece("hel")]
+        assert bench.in_flight() == 1
+        bench.backends.ends[A](None)
+        assert bench.in_flight() == 0
+        bench.backends.script(A, DONE)
+        with trio.fail_after(5):
+            await bench.generate()
+    assert bench.in_flight() == 0
+    await trio.testing.wait_all_tasks_blocked()
+    assert bench.probe.asked == [A]  # once, at the start: nothing is left at the backend that has to be waited for
+
+
+async def test_what_is_read_behind_the_end_of_a_call_says_nothing_of_its_replica() -> None:
+    bench, later = RoutingBench(replica(A)), trio.Event()
+    error = Lost("reset")
+    bench.backends.script(A, Piece("hel"), later, Piece("lo"), error)
+    async with bench.router.open_stream(generation(), ORIGIN) as stream:
+        assert await stream.receive_batch() == [Piece("hel")]
+        bench.backends.ends[A](error)
+        assert bench.in_flight() == 0
+        assert bench.loads.use_of(A).failures == 1
+        later.set()
+        assert await stream.receive_batch() == [Piece("lo")]
+        with pytest.raises(BackendFailed):
+            await stream.receive_batch()
+    assert bench.loads.use_of(A).failures == 1

@@ -58,7 +58,7 @@ class Bench:
                 pass
 
     async def stream_directly(self) -> None:
-        async with self.backends.open_stream(TARGET, generation(), ORIGIN.request_id) as stream:
+        async with self.backends.open_stream(TARGET, generation(), ORIGIN.request_id, lambda _error: None) as stream:
             while not isinstance(await stream.receive(), Completion):
                 pass
 
