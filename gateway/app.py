@@ -175,10 +175,11 @@ async def _start_front(gateway: Gateway, front: trio.Nursery, listening: socket.
             drain_seconds=server.drain_timeout,
             write_timeout_seconds=server.write_timeout,
             connections_max=server.connections_max,
+            http2=server.http2,
         ),
         on_drain=gateway.app.drain,
         on_drain_end=gateway.app.end_streams,
-        tls=listener_tls(gateway.config, "h2", "http/1.1"),
+        tls=listener_tls(gateway.config, *(["h2"] if server.http2 else []), "http/1.1"),
         stop=gateway.stop,
     )
     gateway.url = await front.start(listener.run, listening)

@@ -10,7 +10,7 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parent.parent
 PACKAGE: Final = ROOT / "gateway"
 
-FOUNDATION: Final = frozenset({"domain", "config", "observability", "bridge", "wake", "private_files"})
+FOUNDATION: Final = frozenset({"domain", "config", "observability", "bridge", "wake", "private_files", "frame_meter"})
 PARTS: Final = FOUNDATION | {
     "api", "control", "worker", "routing", "registry", "backends", "local_state", "link", "gguf",
 }  # fmt: skip
@@ -19,6 +19,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "domain": frozenset(),
     "wake": frozenset(),
     "private_files": frozenset(),
+    "frame_meter": frozenset(),
     "bridge": frozenset(),
     "observability": frozenset({"domain.texts"}),
     "config": frozenset({"domain"}),
@@ -47,6 +48,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
 }
 PURE: Final = (
     "domain",
+    "frame_meter.py",
     "routing/eligibility.py",
     "routing/picker.py",
     "routing/fair_queue.py",

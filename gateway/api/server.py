@@ -1,9 +1,8 @@
 """The listener: hypercorn's Trio connections with bounded writes, a bounded number, a drain and a hard end.
 
 hypercorn's own `serve` can't be told any of that: a client that reads nothing holds its shutdown for ever (pitfalls 5,
-36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, on hypercorn's
-`TCPServer`, which is not a public name: `pyproject.toml` pins the version, tests/integration/test_listener.py holds
-the behaviour.
+36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, and what it serves
+is a `BoundedConnection`.
 """
 
 import socket
@@ -11,21 +10,19 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-import hypercorn.protocol
 import structlog
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.lifespan import Lifespan
-from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper, ConnectionState
+from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
 from gateway.api.asgi import App
+from gateway.api.connection import BoundedConnection
+from gateway.api.http2 import STREAMS_MAX
 
 log = structlog.get_logger(__name__)
 
@@ -39,93 +36,12 @@ class ListenerSettings:
     write_timeout_seconds: float
     """How long a client may leave what was sent to it unread."""
     connections_max: int
+    http2: bool = True
+    """Whether clients may speak HTTP/2, be it by ALPN or by prior knowledge."""
     header_timeout_seconds: float = 15.0
     """For a request's head to arrive whole, and for a connection without a request."""
     end_grace_seconds: float = 1.0
     """After the drain: for streams to send their last event before connections are cut."""
-
-
-class _AnsweredStream:
-    """Takes what still comes of the body of a request that has had its answer."""
-
-    idle = True
-
-    async def handle(self, event: object) -> None:
-        pass
-
-
-class _Streams(dict[int, Any]):
-    def __missing__(self, stream_id: int) -> _AnsweredStream:
-        return _AnsweredStream()
-
-
-class TolerantH2Protocol(H2Protocol):
-    """hypercorn's takes a late part of a refused body (413, 401) for a failure of the connection, and ends the streams
-    of everybody else on it."""
-
-    async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
-        self.streams = _Streams()
-        await super().initiate(headers, settings)
-
-
-# hypercorn names the class in the middle of a method, so this is the only way in.
-hypercorn.protocol.H2Protocol = TolerantH2Protocol  # type: ignore[attr-defined]
-
-
-class BoundedConnection(TCPServer):
-    """A connection that is closed when its client does not read or is gone, and whose failure is its own."""
-
-    write_timeout_seconds = 30.0
-    _input_ended = False
-
-    async def run(self) -> None:
-        try:
-            await super().run()
-        except Exception:
-            log.exception("http.connection_failed")
-
-    async def protocol_send(self, event: Event) -> None:
-        match event:
-            case RawData():
-                if not await self._send_bounded(event.data):
-                    await self.protocol.handle(Closed())
-            case Updated(idle=True) if self._input_ended:
-                pass  # nobody is there whom the connection could wait for
-            case _:
-                await self._end_response(event)
-
-    async def _end_response(self, event: Event) -> None:
-        """Starts the clock of an idle connection, stops it, or closes the connection.
-
-        That is the last act of a response, and the application, which was told "disconnect" just before, may have
-        cancelled itself. Left undone, the connection would stay for as long as its client likes, and hold the drain.
-        """
-        with trio.move_on_after(self.write_timeout_seconds, shield=True):
-            await super().protocol_send(event)
-
-    async def _read_data(self) -> None:
-        """Until the client has closed. Then there is nothing to wait for, and the descriptor is given back at once."""
-        await super()._read_data()
-        self._input_ended = True
-        await self.idle_task.stop()
-
-    async def _send_bounded(self, data: bytes) -> bool:
-        """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""
-        async with self.send_lock:
-            try:
-                with trio.move_on_after(self.write_timeout_seconds, shield=True) as scope:
-                    await self.stream.send_all(data)
-                if not scope.cancelled_caught:
-                    return True
-                log.warning("http.reader_stalled", seconds=self.write_timeout_seconds)
-                await self.close_now()
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                pass
-        return False
-
-    async def close_now(self) -> None:
-        with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
-            await trio.aclose_forcefully(self.stream)
 
 
 @dataclass
@@ -187,8 +103,8 @@ class Listener:
             await trio.aclose_forcefully(stream)
             return
         spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
-        connection = BoundedConnection(app, config, context, ConnectionState({}), spoken)  # type: ignore[arg-type]
-        connection.write_timeout_seconds = self.settings.write_timeout_seconds
+        timeout, http2 = self.settings.write_timeout_seconds, self.settings.http2
+        connection = BoundedConnection(app, config, context, spoken, write_timeout_seconds=timeout, http2=http2)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -226,7 +142,7 @@ def _hypercorn_config(settings: ListenerSettings) -> Config:
     config.keep_alive_timeout = settings.header_timeout_seconds  # it is the header deadline as well (pitfall 35)
     config.keep_alive_max_requests = 10**9
     config.read_timeout = None  # it would cut healthy event streams, whose clients say nothing
-    config.h2_max_concurrent_streams = 1000
+    config.h2_max_concurrent_streams = STREAMS_MAX
     config.include_server_header = False
     config.accesslog = None
     config.errorlog = None

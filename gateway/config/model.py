@@ -81,6 +81,8 @@ class ServerSection(Section):
     """How long a client may leave what was sent to it unread."""
     max_body: BodySize = 32 * 1024 * 1024
     connections_max: PositiveCount = 4096
+    http2: Flag = True
+    """Whether clients may speak HTTP/2. Workers always do, at a port of their own."""
     tls_cert: PathText | None = None
     """Certificate (PEM, with its chain) of both listeners, that for HTTP and that for workers. None: no TLS."""
     tls_key: PathText | None = None

@@ -294,7 +294,7 @@ async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_i
 async def test_a_call_that_breaks_before_its_first_piece_is_its_readers_to_judge() -> None:
     ends = list[RouteError | GatewayError | None]()
     async with open_bench() as bench:
-        bench.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", **{names.REFUSED: "full"})
+        bench.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", x_gateway_refused="full")
         async with bench.backends.open_stream(TARGET, ASKED, REQUEST, ends.append) as stream:
             with pytest.raises(Refused):
                 await stream.receive()
