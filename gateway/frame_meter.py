@@ -58,7 +58,9 @@ class FrameLimits:
     control: Allowance
     """PING, SETTINGS, PRIORITY, CONTINUATION and whatever has no meaning here, each with or without ACK."""
     resets: Allowance
-    """Streams that the peer has reset, or by its faults had us reset."""
+    """RST_STREAM; some clients reset a stream again for each frame of it that was on its way to them."""
+    reset_streams: Allowance
+    """Streams that the peer has reset, or by its faults had us reset, which the user of the meter has to tell it."""
     small_data: Allowance
     """DATA frames that bring (almost) nothing, and do not end their stream."""
     window_updates: Allowance
@@ -75,7 +77,8 @@ class FrameMeter:
     def __init__(self, limits: FrameLimits) -> None:
         self._block_bytes_max = limits.header_block_bytes_max
         self._control = _Bucket("control frames", limits.control)
-        self._resets = _Bucket("resets", limits.resets)
+        self._resets = _Bucket("RST_STREAM frames", limits.resets)
+        self._reset_streams = _Bucket("streams that were reset", limits.reset_streams)
         self._small_data = _Bucket("empty DATA frames", limits.small_data)
         self._window_updates = _Bucket("WINDOW_UPDATE frames", limits.window_updates)
         self._requests = _Bucket("requests", limits.requests) if limits.requests is not None else None
@@ -112,9 +115,9 @@ class FrameMeter:
         """A DATA frame was sent, which the peer may acknowledge."""
         self._window_updates.give(WINDOW_UPDATES_PER_DATA)
 
-    def note_own_reset(self, now: float) -> None:
-        """A fault of the peer had us reset a stream. Raises `Flood`."""
-        self._resets.take(1, now)
+    def note_reset_stream(self, now: float) -> None:
+        """A stream has ended by a reset, whoever sent it. Raises `Flood`."""
+        self._reset_streams.take(1, now)
 
     def _skip(self, available: int) -> int:
         skipped = min(self._to_skip, available)

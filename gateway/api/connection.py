@@ -178,31 +178,39 @@ class _Tasks(TaskGroup):
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         inbox = Inbox(config.max_app_queue_size)
+
+        async def send_and_note(message: Any) -> None:  # noqa: ANN401 - ASGI
+            if message is not None and message["type"] == "http.response.start":
+                inbox.note_answer()
+            await send(message)
+
         threads = (trio.to_thread.run_sync, trio.from_thread.run)
         assert self._nursery is not None  # noqa: S101 - it is open while the connection is
-        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send, *threads)
+        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send_and_note, *threads)
         return inbox.put
 
 
 class Inbox:
-    """What has come of a request and its handler has not read. The end of the client always fits, and lets go of who
-    waits to put in more: hypercorn's own would hold the connection for ever when nobody reads a refused body."""
+    """What has come of a request and its handler has not read. The end of the client always fits. Once the handler
+    answers, it is not interested in the rest of the body: with hypercorn's own inbox a refused body that nobody reads
+    would hold its connection for ever."""
 
     def __init__(self, messages_max: int) -> None:
         self._messages_max = messages_max
         self._messages: deque[Any] = deque()
         self._disconnect: Any = None
+        self._is_answered = False
         self._changed = trio.Event()
 
     async def put(self, message: Any) -> None:  # noqa: ANN401 - ASGI
-        """Waits while the handler lags behind. Behind the end of the client nothing counts any more."""
+        """Waits while the handler lags behind."""
         if message["type"] == "http.disconnect":
             self._disconnect = message
-            self._note_change()
+            self._drop_rest()
             return
-        while len(self._messages) >= self._messages_max and self._disconnect is None:
+        while len(self._messages) >= self._messages_max:
             await self._changed.wait()
-        if self._disconnect is None:
+        if not self._is_answered:
             self._messages.append(message)
             self._note_change()
 
@@ -215,6 +223,14 @@ class Inbox:
         message = self._messages.popleft()
         self._note_change()
         return message
+
+    def note_answer(self) -> None:
+        self._drop_rest()
+
+    def _drop_rest(self) -> None:
+        self._is_answered = True
+        self._messages.clear()
+        self._note_change()
 
     def _note_change(self) -> None:
         self._changed.set()

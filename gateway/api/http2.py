@@ -19,15 +19,17 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
+from gateway.api.http1 import SINGLE
 from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
 
 log = structlog.get_logger(__name__)
 
-STREAMS_MAX: Final = 256
+STREAMS_MAX: Final = 128
 """Requests at a time on one connection."""
 LIMITS: Final = FrameLimits(
     control=Allowance(at_once=200, per_second=50),
-    resets=Allowance(at_once=STREAMS_MAX + 44, per_second=50),  # a client may give up all it has at once
+    resets=Allowance(at_once=4 * STREAMS_MAX, per_second=100),
+    reset_streams=Allowance(at_once=STREAMS_MAX + 22, per_second=30),  # a client may give up all it has at once
     small_data=Allowance(at_once=1000, per_second=200),
     window_updates=Allowance(at_once=1000, per_second=100),
     requests=None,
@@ -104,11 +106,9 @@ class BoundedH2Protocol(H2Protocol):
 
     async def _handle_events(self, events: list[H2Event]) -> None:
         """A request that was reset in the same step is not even begun."""
-        resets = [event for event in events if isinstance(event, StreamReset)]
-        for reset in resets:
-            if not reset.remote_reset:
-                self._meter.note_own_reset(trio.current_time())
-        gone = {reset.stream_id for reset in resets}
+        gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
+        for _ in gone:
+            self._meter.note_reset_stream(trio.current_time())
         await super()._handle_events(
             [event for event in events if not isinstance(event, RequestReceived) or event.stream_id not in gone]
         )
@@ -116,10 +116,10 @@ class BoundedH2Protocol(H2Protocol):
             await self._release(stream_id)
 
     async def _create_stream(self, request: RequestReceived) -> None:
-        """A request line that hypercorn would fail over is refused, for this stream alone."""
-        if not _has_request_line(request):
+        """What hypercorn would fail over, or what could be read in two ways, is refused, for this stream alone."""
+        if not _is_well_formed(request):
             self.connection.reset_stream(request.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            self._meter.note_own_reset(trio.current_time())
+            self._meter.note_reset_stream(trio.current_time())
             return
         await super()._create_stream(request)
 
@@ -129,6 +129,8 @@ class BoundedH2Protocol(H2Protocol):
     # Answers
 
     async def stream_send(self, event: StreamEvent) -> None:
+        if isinstance(event, Body):
+            await trio.lowlevel.checkpoint()  # a handler that writes on and on to a stream that has ended has to notice
         if isinstance(event, Body | EndBody) and event.stream_id in self.stream_buffers:
             self._unread_since.setdefault(event.stream_id, trio.current_time())
         await super().stream_send(event)
@@ -175,8 +177,10 @@ class BoundedH2Protocol(H2Protocol):
             await self.send(Updated(idle=True))
 
 
-def _has_request_line(request: RequestReceived) -> bool:
-    """CONNECT is for tunnels, of which there are none here."""
+def _is_well_formed(request: RequestReceived) -> bool:
+    """What h2 leaves open. CONNECT is for tunnels, of which there are none here."""
     headers = dict(request.headers or ())
+    names = [name for name, _ in request.headers or ()]
     method, path = headers.get(b":method", b""), headers.get(b":path", b"")
-    return bool(method and path) and method.isascii() and path.isascii() and method.upper() != b"CONNECT"
+    is_line = bool(method and path) and method.isascii() and path.isascii() and method.upper() != b"CONNECT"
+    return is_line and not any(names.count(name) > 1 for name in SINGLE)

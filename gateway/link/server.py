@@ -9,6 +9,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Final
 
 import structlog
@@ -121,19 +122,21 @@ class _Attachments(WorkerSessionBase):
             await asyncio.wait(told, timeout=2 * TELL_SECONDS)
 
     async def Attach(self, stream: AttachStream) -> None:  # noqa: N802 - named by worker.proto
-        with in_use(stream):
-            verdict = await self._attach_aio(stream)
+        with ExitStack() as use:
+            verdict = await self._attach_aio(stream, use)
             try:
                 async with asyncio.timeout(TELL_SECONDS):
                     await stream.send_trailing_metadata(status=verdict.status, status_message=verdict.message or None)
             except (TimeoutError, ProtocolError):
                 cut(stream)
 
-    async def _attach_aio(self, stream: AttachStream) -> Verdict:
+    async def _attach_aio(self, stream: AttachStream, use: ExitStack) -> Verdict:
+        """`use` is entered with the connection's first valid credential: until then it is a stranger's."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpclib's handlers are tasks
         try:
             node_id, boot_id = self._authenticate(stream.metadata or {})
+            use.enter_context(in_use(stream))
             self._open[task] = None
             hello = await self._hello_aio(stream, node_id, boot_id)
             session = self._open[task] = _session(hello, _peer(stream))

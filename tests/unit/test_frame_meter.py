@@ -4,7 +4,7 @@ import struct
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.frame_meter import (
@@ -20,7 +20,7 @@ from gateway.frame_meter import (
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PING, SETTINGS, PRIORITY, GOAWAY, UNKNOWN = 6, 4, 2, 7, 0xBB
 TEN: Final = Allowance(10, 2)
-LIMITS: Final = FrameLimits(TEN, TEN, TEN, TEN, TEN, header_block_bytes_max=1000)
+LIMITS: Final = FrameLimits(TEN, TEN, TEN, TEN, TEN, TEN, header_block_bytes_max=1000)
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 1) -> bytes:
@@ -94,11 +94,12 @@ def test_what_was_sent_may_be_acknowledged() -> None:
         meter.read(COUNTED["window"] * 11, 0)
 
 
-def test_own_resets_count_as_the_peers() -> None:
+def test_streams_that_were_reset_are_counted_as_they_are_told() -> None:
     meter = started()
-    meter.read(COUNTED["reset"] * 10, 0)
+    for _ in range(10):
+        meter.note_reset_stream(0)
     with pytest.raises(Flood):
-        meter.note_own_reset(0)
+        meter.note_reset_stream(0.4)
 
 
 def test_a_header_block_is_bounded_over_all_its_frames() -> None:
@@ -125,11 +126,12 @@ def test_a_request_is_not_parted_from_its_body_and_its_reset() -> None:
 
 
 WIDE: Final = Allowance(1e9, 0)
-FREE: Final = FrameLimits(WIDE, WIDE, WIDE, WIDE, None, header_block_bytes_max=10**9)
+FREE: Final = FrameLimits(WIDE, WIDE, WIDE, WIDE, WIDE, None, header_block_bytes_max=10**9)
 KINDS: Final = st.integers(0, 12)
 FRAMES: Final = st.lists(st.builds(frame, KINDS, st.binary(max_size=300)), max_size=60)
 
 
+@settings(deadline=None)
 @given(FRAMES, st.data())
 def test_steps_are_the_same_bytes_and_begin_with_a_frame(frames: list[bytes], data: st.DataObject) -> None:
     sent = PREFACE + b"".join(frames)
@@ -148,6 +150,7 @@ def test_steps_are_the_same_bytes_and_begin_with_a_frame(frames: list[bytes], da
     assert b"".join(steps) == sent
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(sorted(COUNTED)), max_size=40))
 def test_wherever_it_is_cut_the_same_is_counted(names: list[str]) -> None:
     sent = PREFACE + b"".join(COUNTED[name] for name in names)

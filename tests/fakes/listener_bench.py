@@ -1,0 +1,174 @@
+"""The listener over real sockets, with an application that has a few routes of its own."""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import h11
+import trio
+from prometheus_client import CollectorRegistry
+
+from gateway.api.auth import Authenticator, Caller, Role
+from gateway.api.exchange import Exchange
+from gateway.api.http_app import BodyLimits, HttpApp, Route
+from gateway.api.models import ModelDesk
+from gateway.api.pages import PAGE_ROUTES, build_pages
+from gateway.api.server import Listener, ListenerSettings, open_socket
+from gateway.api.status import StatusSource
+from gateway.domain.ids import GatewayId
+from gateway.observability.metrics import Metrics, RequestMetrics
+from gateway.registry.memory import MemoryRegistry
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.eligibility import EMPTY_VIEW
+from gateway.routing.load_table import LoadTable
+from tests.fakes.front import MODELS_DIR, READY, FakeLoads
+from tests.fakes.routing_bench import idle_admission
+
+SOON: Final = 0.2
+"""Seconds of a limit that a test waits for."""
+NEVER: Final = 1000.0
+"""Seconds of a limit that must not be what ends a test."""
+PATIENCE: Final = 20.0
+"""Seconds after which a test gives up."""
+
+HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+DO: Final = b"POST /do HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+FLOOD: Final = DO.replace(b"/do", b"/flood")
+FLOOD_PART: Final = bytes(16 * 1024 * 1024)
+"""More than the sockets of both sides hold."""
+
+
+@dataclass
+class ListenerBench:
+    listener: Listener
+    port: int
+    ended: trio.Event
+
+    held: AsyncExitStack
+    """The clients' ends, closed at the end."""
+    handlers: "Handlers"
+
+    async def connect(self) -> trio.SocketStream:
+        return await self.held.enter_async_context(await trio.open_tcp_stream("127.0.0.1", self.port))
+
+    async def wait_connections(self, count: int) -> None:
+        while len(self.listener._connections) != count:  # noqa: ASYNC110 - the listener has no event for it
+            await trio.sleep(0.01)
+
+
+@dataclass
+class Handlers:
+    """What the routes do, and how many of them are at it."""
+
+    running: int = 0
+    done: int = 0
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.running += 1
+        self._note_change()
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self.done += 1
+            self._note_change()
+
+    def _note_change(self) -> None:
+        self.changed.set()
+        self.changed = trio.Event()
+
+    async def wait(self, *, running: int, done: int) -> None:
+        while (self.running, self.done) != (running, done):
+            await self.changed.wait()
+
+    async def answer(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+        with self._counted():
+            await exchange.respond(200, body)
+
+    async def flood(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        with self._counted():
+            await exchange.start_event_stream()
+            while True:
+                await exchange.send_part(FLOOD_PART)
+
+    async def stream(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        """A small part, and then nothing."""
+        with self._counted():
+            await exchange.start_event_stream()
+            await exchange.send_part(b"part")
+            await trio.sleep_forever()
+
+
+def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+    registry = MemoryRegistry()
+    desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    return HttpApp(
+        [
+            Route("POST", "/do", Role.INFERENCE, handlers.answer),
+            Route("POST", "/flood", Role.INFERENCE, handlers.flood),
+            Route("POST", "/stream", Role.INFERENCE, handlers.stream),
+        ],
+        PAGE_ROUTES,
+        build_pages(source, idle_admission(), Metrics(list), lambda: READY, registry, desk),
+        authenticator=Authenticator((), allow_anonymous=False),
+        metrics=RequestMetrics(CollectorRegistry()),
+        limits=BodyLimits(body_bytes_max, NEVER),
+    )
+
+
+@asynccontextmanager
+async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> AsyncIterator[ListenerBench]:
+    """Every limit that is not set is out of the way."""
+    limits: dict[str, Any] = {
+        "drain_seconds": NEVER,
+        "write_timeout_seconds": NEVER,
+        "header_timeout_seconds": NEVER,
+        "connections_max": 100,
+        "end_grace_seconds": SOON,
+        **settings,
+    }
+    handlers = Handlers()
+    app = build_app(handlers, body_bytes_max)
+    listener = Listener(app, ListenerSettings(**limits), on_drain=app.drain, on_drain_end=app.end_streams)
+    bench = ListenerBench(listener, 0, trio.Event(), AsyncExitStack(), handlers)
+
+    async def run(*, task_status: trio.TaskStatus[str]) -> None:
+        await listener.run(open_socket("127.0.0.1", 0), task_status=task_status)
+        bench.ended.set()
+
+    with trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            url = await nursery.start(run)
+            bench.port = int(url.rpartition(":")[2])
+            async with bench.held:
+                yield bench
+            nursery.cancel_scope.cancel()
+
+
+async def read_response(stream: trio.SocketStream) -> int:
+    """Reads one response to its end and returns its status."""
+    reader = h11.Connection(h11.CLIENT)
+    reader.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    reader.send(h11.EndOfMessage())
+    status = 0
+    while not isinstance(event := reader.next_event(), h11.EndOfMessage):
+        if event is h11.NEED_DATA:
+            reader.receive_data(await stream.receive_some())
+        elif isinstance(event, h11.Response):
+            status = event.status_code
+    return status
+
+
+async def read_to_end(stream: trio.SocketStream) -> bytes:
+    """What still comes until the server closes; a reset is an end, too."""
+    parts = b""
+    try:
+        async for part in stream:
+            parts += part
+    except trio.BrokenResourceError:
+        pass
+    return parts
