@@ -124,6 +124,7 @@ async def _start_services(
     _refuse_other_fleet(gateway)
     await gateway.registry.declare_models([entry.to_spec() for entry in gateway.config.models])
     services.start_soon(gateway.complaints.run)
+    services.start_soon(gateway.call_watch.run)
     services.start_soon(gateway.wishes.run)
     estimate = partial(estimate_requirement, gateway.config.worker.models_dir)
     services.start_soon(RequirementEstimates(gateway.registry, gateway.views, estimate).run)

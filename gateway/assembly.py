@@ -44,7 +44,7 @@ from gateway.control.retire import Limits
 from gateway.control.sessions import Sessions
 from gateway.control.voice import Voice
 from gateway.control.wishes import LoadWishes, Waiting
-from gateway.domain.cluster import ClusterState, Node
+from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.fleet import Audience, Bulletin, audience
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.link.credentials import fingerprint, is_credential
@@ -56,8 +56,10 @@ from gateway.registry.clock import RegistryClock
 from gateway.registry.protocol import ClaimsSlots, Registry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
+from gateway.routing.call_watch import CallWatch
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from gateway.routing.load_table import LoadTable, Usage
+from gateway.routing.open_calls import OpenCalls
 from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
@@ -113,6 +115,10 @@ class Gateway:
             rng=random.Random(),  # noqa: S311 - breaks ties
         )
         self.claims = self._strict_claims()
+        calls = OpenCalls()
+        self.call_watch = CallWatch(
+            calls, self.loads, self.probes, misses=config.health.misses, is_offline=self._is_offline
+        )
         self.router = Router(
             self.admission,
             GrpcBackends(self.bridge, self.channels, self._context_size_of),
@@ -120,11 +126,18 @@ class Gateway:
             attempts=config.routing.attempts,
             token_of=self.token_of,
             claims=self.claims,
+            calls=calls,
         )
 
     def _context_size_of(self, model: ModelName) -> int | None:
         spec = self.views.current.state.models.get(model)
         return None if spec is None else spec.context_size
+
+    def _is_offline(self, replica_id: ReplicaId) -> bool:
+        state = self.views.current.state
+        replica = state.replicas.get(replica_id)
+        node = state.nodes.get(replica.node_id) if replica is not None else None
+        return node is not None and node.link is NodeStatus.OFFLINE
 
     def _strict_claims(self) -> StrictClaims | None:
         if self.config.routing.mode != "strict" or not isinstance(self.registry, ClaimsSlots):
@@ -288,6 +301,7 @@ class Gateway:
             self.admission.note_view_change()
             self.loads.keep_only(view.state.replicas)
             self.probes.keep_only(view.state.replicas)
+            self.call_watch.keep_only(view.state.replicas)
             self.channels.keep_only(view.state.replicas)
             self.watch.keep_only(view.state.replicas)
             self.complaints.keep_only(view.state.replicas)

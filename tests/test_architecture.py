@@ -55,6 +55,7 @@ PURE: Final = (
     "routing/waiting.py",
     "routing/lease.py",
     "routing/usage.py",
+    "routing/silence.py",
     "control/plan.py",
     "control/placement.py",
     "control/retire.py",

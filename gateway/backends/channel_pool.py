@@ -18,8 +18,8 @@ STREAM_WINDOW_BYTES = 128 * 1024
 
 def dial(address: Address) -> Channel:
     host, _, port = address.rpartition(":")
-    # No keepalive: backends keep gRPC's default policy, which answers pings within five minutes by hanging up, and a
-    # llama.cpp that loads a model answers nothing at all (pitfall 34).
+    # No keepalive of gRPC's: backends keep its default policy, which answers pings within five minutes by hanging up,
+    # and a llama.cpp that loads a model answers nothing at all (pitfall 34). `dead_peers` is TCP's.
     return PatientChannel(host, int(port), config=Configuration(http2_stream_window_size=STREAM_WINDOW_BYTES))
 
 

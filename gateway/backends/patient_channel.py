@@ -14,6 +14,7 @@ from grpclib.protocol import EventsProcessor, H2Protocol, Stream
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, StreamReset
 
+from gateway.backends.dead_peers import end_with_peer
 from gateway.backends.leaving_connection import LeavingConnection, fail_unprocessed, is_graceful
 
 
@@ -70,6 +71,7 @@ class _PatientProtocol(H2Protocol):
         super().connection_made(transport)
         plain = self.connection
         self.connection = LeavingConnection(plain._connection, plain._transport, config=self.config)  # noqa: SLF001
+        end_with_peer(transport)
         self.processor = _PatientProcessor(self.handler, self.connection)
 
 

@@ -154,10 +154,10 @@ class LoadTable:
             self.on_free(lease.candidate.model)
 
     def in_flight(self, replica_id: ReplicaId) -> int:
-        """Requests that it has, or may have. A lease whose holder still waits for a probe is none yet: it can't be what
-        keeps the replica busy."""
+        """Requests that it has, or may have, those of other gateways included. A lease of ours whose holder still waits
+        for a probe is none yet: it can't be what keeps the replica busy."""
         use = self._uses.get(replica_id)
-        return sum(lease.called for lease in use.leases) if use is not None else 0
+        return sum(lease.called for lease in use.leases) + use.elsewhere if use is not None else 0
 
     def share_of(self, model: ModelName, candidates: tuple[Candidate, ...], caller: str) -> Share:
         """What `caller` has of `model`, whose replicas are `candidates`."""

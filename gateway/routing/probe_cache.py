@@ -31,14 +31,18 @@ HOLD_PAUSE_SECONDS: Final = 0.5
 HOLD_SECONDS_MAX: Final = 600.0
 """Then its slot counts as free again, so that a replica which hangs is found to do so."""
 HUNG_PROBES: Final = 3
-"""So many probes in a row that found a replica busy without any request on it say that it hangs."""
+"""So many probes that found a replica busy without any request on it, and no sign of life since the first, say that it
+hangs."""
 
 
 @dataclass
 class _Known:
     """What is known of one replica."""
 
+    heard_at: float = float("-inf")
+    """Of its last sign of life."""
     alive_at: float = float("-inf")
+    """The same, as long as nothing has spoken against it since."""
     busy_until: float = float("-inf")
     idle_busy_probes: int = 0
 
@@ -84,13 +88,21 @@ class ProbeCache:
     def note_alive(self, replica_id: ReplicaId) -> None:
         """It answered something just now."""
         known = self._of(replica_id)
-        known.alive_at = trio.current_time()
+        known.heard_at = known.alive_at = trio.current_time()
         known.busy_until = float("-inf")
         known.idle_busy_probes = 0
 
     def note_failure(self, replica_id: ReplicaId) -> None:
         """A call failed: whatever was known is not worth anything any more."""
         self._of(replica_id).alive_at = float("-inf")
+
+    def heard_at(self, replica_id: ReplicaId) -> float:
+        """When its last sign of life came (trio clock, seconds); never: minus infinity."""
+        return self._of(replica_id).heard_at
+
+    def was_silent_when_idle(self, replica_id: ReplicaId) -> bool:
+        """Since its last sign of life it was found busy while it had no request."""
+        return self._of(replica_id).idle_busy_probes > 0
 
     def hold_until_answered(self, lease: Lease, target: Target) -> None:
         """Takes over a lease whose call was cancelled on a backend that may not care: its slot is free only when Health
@@ -127,7 +139,7 @@ class ProbeCache:
         return running.outcome
 
     async def _run_probe(self, target: Target, running: _Running) -> None:
-        idle_before = not self._in_flight(target.replica_id)
+        idle_before, began_at = not self._in_flight(target.replica_id), trio.current_time()
         try:
             running.outcome = await self._probe(target)
         except Exception:
@@ -135,19 +147,27 @@ class ProbeCache:
         finally:
             del self._running[target]
             running.done.set()
-        self._learn(target.replica_id, running.outcome, idle=idle_before)
+        self._learn(target.replica_id, running.outcome, began_at, idle=idle_before)
 
-    def _learn(self, replica_id: ReplicaId, outcome: ProbeOutcome, *, idle: bool) -> None:
+    def _learn(self, replica_id: ReplicaId, outcome: ProbeOutcome, began_at: float, *, idle: bool) -> None:
         self._outcomes[outcome] += 1
         known = self._of(replica_id)
         if outcome is ProbeOutcome.ALIVE:
             self.note_alive(replica_id)
-        elif outcome is ProbeOutcome.BUSY:
+            return
+        if known.heard_at <= began_at:
+            known.alive_at = float("-inf")  # nobody is to be sent there on the strength of what was so before
+        if outcome is ProbeOutcome.BUSY:
             known.busy_until = trio.current_time() + BUSY_SECONDS
-            known.idle_busy_probes = known.idle_busy_probes + 1 if idle else 0
-            if known.idle_busy_probes == HUNG_PROBES:
-                log.warning("probe.replica_hangs", replica_id=replica_id)
-                self.on_broken(replica_id, "it hangs: busy without any request")
+            self._note_busy(replica_id, known, idle=idle)
+
+    def _note_busy(self, replica_id: ReplicaId, known: _Known, *, idle: bool) -> None:
+        """With a request on it that says nothing. It takes nothing back either: a request that waits for a replica
+        which hangs already is no sign of life."""
+        known.idle_busy_probes += idle
+        if idle and known.idle_busy_probes == HUNG_PROBES:
+            log.warning("probe.replica_hangs", replica_id=replica_id)
+            self.on_broken(replica_id, "it hangs: busy without any request")
 
     def _of(self, replica_id: ReplicaId) -> _Known:
         known = self._known.get(replica_id)

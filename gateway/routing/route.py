@@ -1,9 +1,10 @@
 """One request's way over replicas: how often it may go on and where not, and what each call teaches of its replica."""
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import structlog
 import trio
@@ -17,9 +18,12 @@ from gateway.routing.decisions import Attempt
 from gateway.routing.eligibility import Candidate
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
+from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.probe_cache import BUSY_SECONDS, ProbeCache
 
 log = structlog.get_logger(__name__)
+
+R = TypeVar("R")
 
 RERUNS_AFTER_LOSS_MAX: Final = 1
 """A request that has reached a backend which then vanished is sent to one more, not to all of them: it may itself be
@@ -38,6 +42,15 @@ class Passage:
     is_over: bool = False
     """The call has ended by itself; what is still unread of its answer is in our hands, and says nothing any more of
     how the replica does."""
+    calls: OpenCalls = field(default_factory=OpenCalls)
+    """Where the call is entered while it waits."""
+    _call: OpenCall | None = field(default=None, init=False)
+
+    async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
+        """What the backend answers next. Raises `Lost`, too, when the replica is found to be out of reach meanwhile."""
+        if self._call is None:
+            self._call = OpenCall(self.calls, self.target, answers_always=self.candidate.refuses_when_full)
+        return await self._call.wait(answer)
 
     @property
     def candidate(self) -> Candidate:

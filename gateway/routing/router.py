@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, TypeVar
 
 import trio
@@ -18,6 +19,7 @@ from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Origin, Piece
 from gateway.routing.admission import Admission
 from gateway.routing.eligibility import Candidate
+from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.route import Passage, Route
 from gateway.routing.strict import StrictClaims
@@ -64,7 +66,7 @@ class RoutedStream:
             first, self._first = self._first, None
             return first
         try:
-            return await self._rest.receive()
+            return await self._passage.wait(self._rest.receive)
         except RouteError as error:
             self._passage.note_failure("lost")
             raise BackendFailed(f"The backend was lost in the middle of its answer ({error}).") from error
@@ -80,14 +82,16 @@ class Router:
         attempts: int,
         token_of: Callable[[ReplicaId], str],
         claims: StrictClaims | None = None,
+        calls: OpenCalls | None = None,
     ) -> None:
-        """`claims`: strict mode."""
+        """`claims`: strict mode. `calls`: where calls are entered while they wait, for whoever watches them."""
         self._admission = admission
         self._backends = backends
         self._probes = probes
         self._attempts = attempts
         self._token_of = token_of
         self._claims = claims
+        self._calls = calls or OpenCalls()
         self._picks: Counter[tuple[ModelName, str]] = Counter()
         self._reroutes: Counter[str] = Counter()
 
@@ -111,7 +115,7 @@ class Router:
                 call = self._backends.open_stream(passage.target, generation, origin.request_id, passage.end_call)
                 stream = await attempt.enter_async_context(call)
                 try:
-                    first = await stream.receive()
+                    first = await passage.wait(stream.receive)
                 except RouteError as error:
                     route.note(error, passage)
                     continue
@@ -144,7 +148,7 @@ class Router:
                 if passage is None:
                     continue
                 try:
-                    answer = await call(passage.target)
+                    answer = await passage.wait(partial(call, passage.target))
                 except RouteError as error:
                     route.note(error, passage)
                     continue
@@ -158,7 +162,7 @@ class Router:
         """
         lease = await self._admission.wait_lease(route.ticket)
         decided, target = route.ticket.decision.attempts[-1], self._target(lease.candidate)
-        passage = Passage(lease, target, decided, self._admission.loads, self._probes)
+        passage = Passage(lease, target, decided, self._admission.loads, self._probes, self._calls)
         attempt.enter_context(passage)
         if self._claims is not None:
             if not await self._claims.confirm(route.ticket, lease):

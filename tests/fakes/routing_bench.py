@@ -14,6 +14,7 @@ from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from gateway.routing.lease import Lease
 from gateway.routing.load_table import LoadTable
+from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
 from gateway.routing.strict import ClaimSlot, StrictClaims
@@ -68,6 +69,7 @@ class RoutingBench:
         nursery = trio.lowlevel.current_task().parent_nursery
         assert nursery is not None
         self.probes = ProbeCache(nursery, self.probe, ttl_seconds=30, in_flight=self.loads.in_flight)
+        self.calls = OpenCalls()
         self.claims = None
         if claim_slot is not None:
             self.claims = StrictClaims(gateway_id, lambda: self.view, self.admission, claim_slot)
@@ -78,6 +80,7 @@ class RoutingBench:
             attempts=attempts,
             token_of=lambda replica: f"t-{replica}",
             claims=self.claims,
+            calls=self.calls,
         )
 
     def show(self, changed: RoutingView) -> None:

@@ -197,13 +197,52 @@ async def test_h1_a_replica_that_is_busy_without_a_request_hangs(autojump_clock:
 
 async def test_h1_a_replica_that_is_busy_with_a_request_never_hangs(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
+        bench.calls[A] = 1
+        await find_busy(bench, 60)
+        assert bench.hung == []
+        assert not bench.cache.was_silent_when_idle(A)
+        bench.calls[A] = 0
+        await find_busy(bench, HUNG_PROBES - 1)
+        assert bench.hung == []
+
+
+async def test_a_request_that_waits_for_what_hangs_is_no_sign_of_life(autojump_clock: MockClock) -> None:
+    async with open_bench() as bench:
         await find_busy(bench, HUNG_PROBES - 1)
         bench.calls[A] = 1
         await find_busy(bench, 60)
         assert bench.hung == []
+        assert bench.cache.was_silent_when_idle(A)
         bench.calls[A] = 0
-        await find_busy(bench, HUNG_PROBES - 1)
-        assert bench.hung == []
+        await find_busy(bench, 1)
+        assert bench.hung == [A]
+
+
+@pytest.mark.parametrize("outcome", [ProbeOutcome.BUSY, ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
+async def test_a_probe_that_was_not_answered_ends_what_was_known(
+    autojump_clock: MockClock, outcome: ProbeOutcome
+) -> None:
+    """Whoever asked it."""
+    async with open_bench() as bench:
+        await bench.check()
+        await trio.sleep(1)
+        bench.says(outcome)
+        await bench.cache.ask(TARGET)
+        assert await bench.check() is outcome
+
+
+async def test_what_it_answered_while_it_was_probed_counts_more_than_the_probe(autojump_clock: MockClock) -> None:
+    async def answer_meanwhile() -> None:
+        await trio.sleep(1)
+        bench.cache.note_alive(A)
+        await trio.sleep(1)
+
+    async with open_bench() as bench:
+        bench.probe.wait = answer_meanwhile
+        bench.says(ProbeOutcome.UNREACHABLE)
+        await bench.cache.ask(TARGET)
+        assert await bench.check() is ProbeOutcome.ALIVE
+        assert bench.probes == 1
 
 
 async def test_an_answer_in_between_starts_the_count_of_busy_probes_again(autojump_clock: MockClock) -> None:

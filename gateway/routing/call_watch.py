@@ -1,0 +1,151 @@
+"""Watches calls that wait, and ends those whose replica is out of reach or hangs.
+
+One loop for all calls of this gateway: a call costs nothing beyond being entered in `OpenCalls`. What the silences mean
+is decided in `silence`; here replicas are asked and the consequences drawn.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.domain.ids import ReplicaId
+from gateway.domain.probe import ProbeOutcome
+from gateway.routing.load_table import NEVER, LoadTable
+from gateway.routing.open_calls import OpenCall, OpenCalls
+from gateway.routing.probe_cache import ProbeCache
+from gateway.routing.silence import (
+    AGAIN_SECONDS,
+    LOOK_SECONDS_MIN,
+    Silence,
+    Verdict,
+    Witness,
+    hung_after_seconds,
+)
+
+log = structlog.get_logger(__name__)
+
+LOOK_PAUSE_SECONDS: Final = 1.0
+"""Between two looks at the calls that wait."""
+ASIDE_SECONDS: Final = 3.0
+"""How long others are preferred to a replica that is being asked, or has not answered; renewed with each look."""
+FORGET_SECONDS: Final = 10.0
+"""After which a silence that nobody has waited in is forgotten: what was seen of it may not be so any more."""
+
+
+class CallWatch:
+    """`run` watches until it is cancelled."""
+
+    def __init__(
+        self,
+        calls: OpenCalls,
+        loads: LoadTable,
+        probes: ProbeCache,
+        *,
+        misses: int,
+        is_offline: Callable[[ReplicaId], bool],
+    ) -> None:
+        """`misses`: questions in a row without an answer, before the silence means anything. `is_offline`: the
+        replica's node is."""
+        self._calls = calls
+        self._loads = loads
+        self._probes = probes
+        self._misses = misses
+        self._is_offline = is_offline
+        self._silences: dict[ReplicaId, Silence] = {}
+        self._asked: set[ReplicaId] = set()
+        """Those that are being asked now."""
+        self._answered_beside: dict[ReplicaId, int] = {}
+        """The most calls that a replica had while it answered Health."""
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._calls.wait_some()
+                for replica_id in self._due(trio.current_time()):
+                    nursery.start_soon(self._ask, replica_id, self._silences[replica_id])
+                await trio.sleep(LOOK_PAUSE_SECONDS)
+
+    def keep_only(self, fleet: Iterable[ReplicaId]) -> None:
+        """Forgets replicas that are not in the fleet any more, and ends their calls."""
+        known = frozenset(fleet)
+        self._calls.keep_only(known)
+        self._answered_beside = {each: calls for each, calls in self._answered_beside.items() if each in known}
+
+    def _due(self, now: float) -> list[ReplicaId]:
+        """Whom to ask now."""
+        due = [replica_id for replica_id, calls in self._calls.waiting.items() if self._is_due(replica_id, calls, now)]
+        self._silences = {
+            each: silence for each, silence in self._silences.items() if now - silence.seen_at < FORGET_SECONDS
+        }
+        return due
+
+    def _is_due(self, replica_id: ReplicaId, calls: Iterable[OpenCall], now: float) -> bool:
+        silence = self._silence_of(replica_id, calls)
+        silence.seen_at = now
+        due = now >= silence.ask_at and replica_id not in self._asked
+        if due or silence.unanswered:
+            self._loads.note_busy(replica_id, now + ASIDE_SECONDS)
+        return due
+
+    def _silence_of(self, replica_id: ReplicaId, calls: Iterable[OpenCall]) -> Silence:
+        """It begins with the last sign of life or with the first wait, and no other wait begins or ends it."""
+        heard_at, known = self._probes.heard_at(replica_id), self._silences.get(replica_id)
+        if known is not None and heard_at <= known.since:
+            return known
+        since = max(heard_at, min(call.waits_since for call in calls))
+        expected = self._calls.first_answers_of(replica_id).expected_seconds
+        silence = self._silences[replica_id] = Silence(since, since + expected, seen_at=since)
+        return silence
+
+    async def _ask(self, replica_id: ReplicaId, silence: Silence) -> None:
+        calls = tuple(self._calls.waiting.get(replica_id, ()))
+        if not calls:
+            return
+        settled = {
+            call: call.waits_since for call in calls if trio.current_time() - call.waits_since >= LOOK_SECONDS_MIN
+        }
+        self._asked.add(replica_id)
+        try:
+            outcome = await self._probes.ask(calls[0].target)
+        finally:
+            self._asked.discard(replica_id)
+        if outcome is ProbeOutcome.ALIVE:
+            self._note_alive(replica_id, silence, settled)
+        elif self._probes.heard_at(replica_id) <= silence.since:
+            silence.note_silence(outcome, trio.current_time())
+            self._judge(calls[0], silence, outcome)
+
+    def _note_alive(self, replica_id: ReplicaId, silence: Silence, settled: dict[OpenCall, float]) -> None:
+        """`settled`: calls that had arrived there when it was asked. Those that still wait are what it works on."""
+        still = self._calls.waiting.get(replica_id, set())
+        beside = sum(call in still and call.waits_since == since for call, since in settled.items())
+        self._answered_beside[replica_id] = max(beside, self._answered_beside.get(replica_id, 0))
+        self._loads.note_busy(replica_id, NEVER)
+        silence.note_answer(trio.current_time())
+
+    def _judge(self, asked_for: OpenCall, silence: Silence, outcome: ProbeOutcome) -> None:
+        """Whether or not a call waits just now: who has waited may have left, and the next one is on its way."""
+        replica_id, now = asked_for.target.replica_id, trio.current_time()
+        verdict = silence.verdict(self._witness(asked_for), self._misses, now)
+        if verdict is Verdict.SUSPECT:
+            log.info("calls.replica_suspect", replica_id=replica_id, probe=outcome.value)
+            return
+        silence.ask_at = now + AGAIN_SECONDS  # who comes before it is out of routing does not wait as long again
+        because = f"neither its calls nor Health were answered for {now - silence.since:.0f} s"
+        ended = self._calls.end_lost(replica_id, because)
+        log.warning("calls.lost", replica_id=replica_id, verdict=verdict.value, because=because, calls=ended)
+        if verdict is Verdict.HUNG:
+            self._probes.on_broken(replica_id, f"it hangs: {because}")
+
+    def _witness(self, call: OpenCall) -> Witness:
+        replica_id = call.target.replica_id
+        after = hung_after_seconds(
+            answers_always=call.answers_always,
+            calls=self._loads.in_flight(replica_id),
+            answered_beside=self._answered_beside.get(replica_id, 0),
+            silent_when_idle=self._probes.was_silent_when_idle(replica_id),
+            longest_seconds=self._calls.first_answers_of(replica_id).longest_seconds,
+        )
+        return Witness(after, self._is_offline(replica_id))

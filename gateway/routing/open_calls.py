@@ -1,0 +1,112 @@
+"""The calls that wait for a backend now, by replica: who watches them can end all of one replica that is out of reach.
+
+A call is here only while its request really waits for the backend, not while its client reads slowly: then it is the
+backend that waits.
+"""
+
+from collections.abc import Awaitable, Callable, Container, Mapping
+from typing import Final, TypeVar
+
+import trio
+
+from gateway.backends.protocol import Lost, Target
+from gateway.domain.ids import ReplicaId
+from gateway.routing.silence import FirstAnswers
+
+R = TypeVar("R")
+
+NOT_IN_FLEET: Final = "its replica is not in the fleet any more"
+
+
+class OpenCall:
+    """One call to one backend, from its beginning to its end."""
+
+    __slots__ = ("_because", "_calls", "_has_begun", "_scope", "answers_always", "target", "waits_since")
+
+    def __init__(self, calls: "OpenCalls", target: Target, *, answers_always: bool) -> None:
+        self._calls = calls
+        self._scope: trio.CancelScope | None = None
+        self._because = ""
+        self._has_begun = False
+        self.target = target
+        self.answers_always = answers_always
+        """Its backend answers Health whatever it works on."""
+        self.waits_since = 0.0
+        """Of the present wait, if it waits (trio clock, seconds)."""
+
+    async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
+        """What `answer` returns. Raises `Lost` if the call is ended meanwhile, and what `answer` raises."""
+        scope = self._scope = trio.CancelScope()
+        self.waits_since = trio.current_time()
+        self._calls.begin_wait(self)
+        try:
+            with scope:
+                result = await answer()
+                self._note_answer()
+                return result
+        finally:
+            self._calls.end_wait(self)
+        raise Lost(self._because)
+
+    def _note_answer(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._calls.first_answers_of(self.target.replica_id).note(trio.current_time() - self.waits_since)
+
+    def end_lost(self, because: str) -> None:
+        """Its present wait ends with `Lost`."""
+        if self._scope is not None:
+            self._because = because
+            self._scope.cancel()
+
+
+class OpenCalls:
+    """Of one gateway."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[ReplicaId, set[OpenCall]] = {}
+        self._answers: dict[ReplicaId, FirstAnswers] = {}
+        self._some_wait: trio.Event | None = None
+        """There while somebody waits for it."""
+
+    @property
+    def waiting(self) -> Mapping[ReplicaId, set[OpenCall]]:
+        """None of the sets is empty."""
+        return self._waiting
+
+    def begin_wait(self, call: OpenCall) -> None:
+        self._waiting.setdefault(call.target.replica_id, set()).add(call)
+        if self._some_wait is not None:
+            self._some_wait.set()
+
+    def end_wait(self, call: OpenCall) -> None:
+        several = self._waiting[call.target.replica_id]
+        several.remove(call)
+        if not several:
+            del self._waiting[call.target.replica_id]
+
+    async def wait_some(self) -> None:
+        """Returns once at least one call waits. For one caller."""
+        if not self._waiting:
+            self._some_wait = trio.Event()
+            await self._some_wait.wait()
+            self._some_wait = None
+
+    def first_answers_of(self, replica_id: ReplicaId) -> FirstAnswers:
+        found = self._answers.get(replica_id)
+        if found is None:
+            found = self._answers[replica_id] = FirstAnswers()
+        return found
+
+    def end_lost(self, replica_id: ReplicaId, because: str) -> int:
+        """Ends all calls that wait for the replica; how many."""
+        several = tuple(self._waiting.get(replica_id, ()))
+        for call in several:
+            call.end_lost(because)
+        return len(several)
+
+    def keep_only(self, fleet: Container[ReplicaId]) -> None:
+        """Ends the calls of replicas that are not in the fleet any more, and forgets those."""
+        for replica_id in [each for each in self._waiting if each not in fleet]:
+            self.end_lost(replica_id, NOT_IN_FLEET)
+        self._answers = {each: answers for each, answers in self._answers.items() if each in fleet}
