@@ -18,6 +18,7 @@ from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.silence import (
     AGAIN_SECONDS,
     LOOK_SECONDS_MIN,
+    Patience,
     Silence,
     Verdict,
     Witness,
@@ -43,15 +44,14 @@ class CallWatch:
         loads: LoadTable,
         probes: ProbeCache,
         *,
-        misses: int,
+        patience: Patience,
         is_offline: Callable[[ReplicaId], bool],
     ) -> None:
-        """`misses`: questions in a row without an answer, before the silence means anything. `is_offline`: the
-        replica's node is."""
+        """`is_offline`: the replica's node is."""
         self._calls = calls
         self._loads = loads
         self._probes = probes
-        self._misses = misses
+        self._patience = patience
         self._is_offline = is_offline
         self._silences: dict[ReplicaId, Silence] = {}
         self._asked: set[ReplicaId] = set()
@@ -128,9 +128,10 @@ class CallWatch:
     def _judge(self, asked_for: OpenCall, silence: Silence, outcome: ProbeOutcome) -> None:
         """Whether or not a call waits just now: who has waited may have left, and the next one is on its way."""
         replica_id, now = asked_for.target.replica_id, trio.current_time()
-        verdict = silence.verdict(self._witness(asked_for), self._misses, now)
-        if verdict is Verdict.SUSPECT:
+        verdict = silence.verdict(self._witness(asked_for), self._patience, now)
+        if silence.unanswered == 1:
             log.info("calls.replica_suspect", replica_id=replica_id, probe=outcome.value)
+        if verdict is Verdict.SUSPECT:
             return
         silence.ask_at = now + AGAIN_SECONDS  # who comes before it is out of routing does not wait as long again
         because = f"neither its calls nor Health were answered for {now - silence.since:.0f} s"
@@ -142,6 +143,7 @@ class CallWatch:
     def _witness(self, call: OpenCall) -> Witness:
         replica_id = call.target.replica_id
         after = hung_after_seconds(
+            self._patience,
             answers_always=call.answers_always,
             calls=self._loads.in_flight(replica_id),
             answered_beside=self._answered_beside.get(replica_id, 0),

@@ -2,12 +2,12 @@
 
 Two silences together are evidence, whoever waits and however many: that of the calls and that of Health.
 
-| Health, asked `misses` times in a row or more | the calls are silent for      | then the replica                    |
-|-----------------------------------------------|-------------------------------|-------------------------------------|
-| answers                                       | any time                      | works: they wait on                 |
-| is nowhere, or its machine is not             | `LOST_SECONDS`                | is out of reach: its calls are lost |
-| is silent in any way, and its node is offline | any time                      | the same                            |
-| is silent, though connections are taken       | `Witness.hung_after_seconds`  | hangs: the same, and it is replaced |
+| Health, asked `misses` times in a row or more | the calls are silent for     | then the replica                    |
+|-----------------------------------------------|------------------------------|-------------------------------------|
+| answers                                       | any time                     | works: they wait on                 |
+| is nowhere, or its machine is not             | `Patience.lost_seconds`      | is out of reach: its calls are lost |
+| is silent in any way, and its node is offline | any time                     | the same                            |
+| is silent, though connections are taken       | `Witness.hung_after_seconds` | hangs: the same, and it is replaced |
 
 The last row is for replicas that could answer. Many backends of other projects have one thread, which works on the
 call: their silence is no evidence, unless they were silent before they had one, or have answered beside as many calls.
@@ -28,11 +28,10 @@ LOOK_SECONDS_MAX: Final = 5.0
 AGAIN_SECONDS: Final = 2.0
 """From a question without an answer to the next one."""
 SELDOM_SECONDS: Final = 10.0
-"""The same, once the silence has lasted for longer than any verdict on a backend of ours takes: each question may stay
-in the queue of a listener that accepts nobody."""
-LOST_SECONDS: Final = 15.0
-"""Longer than a network takes to find another way. TCP hands over what was sent meanwhile."""
-HUNG_SECONDS: Final = 20.0
+"""The same, once the silence has lasted for `SELDOM_AFTER_SECONDS`: each question may stay in the queue of a listener
+that accepts nobody."""
+SELDOM_AFTER_SECONDS: Final = 30.0
+HUNG_SECONDS_MIN: Final = 10.0
 """For a replica that answers Health whatever it works on: longer than a machine that has too much to do stalls it."""
 FOREIGN_HUNG_SECONDS: Final = 60.0
 """At least, for any other one: what it does while it works is not known as well."""
@@ -49,6 +48,21 @@ class Verdict(StrEnum):
     """It is out of reach: its calls end."""
     HUNG = auto()
     """The same, and it has to be replaced."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """With silent replicas: the same as with silent nodes (`[health]` in the configuration)."""
+
+    misses: int
+    """Questions in a row without an answer, before silence means anything."""
+    lost_seconds: float
+    """`misses` heartbeats. By default longer than a network takes to find another way; TCP hands over what was sent
+    meanwhile."""
+
+    @property
+    def hung_seconds(self) -> float:
+        return max(self.lost_seconds, HUNG_SECONDS_MIN)
 
 
 @dataclass
@@ -113,22 +127,28 @@ class Silence:
         self._outcome = outcome
         self._alike += 1
         self.unanswered += 1
-        self.ask_at = now + (AGAIN_SECONDS if now - self.since <= HUNG_SECONDS else SELDOM_SECONDS)
+        self.ask_at = now + (AGAIN_SECONDS if now - self.since < SELDOM_AFTER_SECONDS else SELDOM_SECONDS)
 
-    def verdict(self, witness: Witness, misses: int, now: float) -> Verdict:
+    def verdict(self, witness: Witness, patience: Patience, now: float) -> Verdict:
         """After a question that was not answered."""
-        if witness.is_offline and self.unanswered >= misses:
+        if witness.is_offline and self.unanswered >= patience.misses:
             return Verdict.LOST
-        if self._alike < misses:
+        if self._alike < patience.misses:
             return Verdict.SUSPECT
         silent_seconds = now - self._alike_since
         if self._outcome is ProbeOutcome.BUSY:
             return Verdict.HUNG if silent_seconds >= witness.hung_after_seconds else Verdict.SUSPECT
-        return Verdict.LOST if silent_seconds >= LOST_SECONDS else Verdict.SUSPECT
+        return Verdict.LOST if silent_seconds >= patience.lost_seconds else Verdict.SUSPECT
 
 
 def hung_after_seconds(
-    *, answers_always: bool, calls: int, answered_beside: int, silent_when_idle: bool, longest_seconds: float
+    patience: Patience,
+    *,
+    answers_always: bool,
+    calls: int,
+    answered_beside: int,
+    silent_when_idle: bool,
+    longest_seconds: float,
 ) -> float:
     """How long a replica that has `calls` may be silent while its machine is there.
 
@@ -137,10 +157,10 @@ def hung_after_seconds(
     begin an answer; 0: it never had to.
     """
     if answers_always:
-        return HUNG_SECONDS
+        return patience.hung_seconds
+    least = max(patience.hung_seconds, FOREIGN_HUNG_SECONDS)
     if calls <= answered_beside:
-        return FOREIGN_HUNG_SECONDS
+        return least
     if silent_when_idle:
-        usual = LONGEST_FACTOR * longest_seconds or inf
-        return min(max(usual, FOREIGN_HUNG_SECONDS), FOREIGN_HUNG_SECONDS_MAX)
+        return max(min(LONGEST_FACTOR * longest_seconds or inf, FOREIGN_HUNG_SECONDS_MAX), least)
     return inf

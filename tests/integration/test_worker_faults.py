@@ -32,6 +32,8 @@ from tests.integration.harness import events_in, is_alive, scripted_config, wait
 OUT_OF_ROUTING_SECONDS: Final = 3.0
 """After the death of a worker; a tenth of it is usual."""
 ORPHAN_SECONDS: Final = 5.0
+LOST_SECONDS: Final = 60.0
+"""For what a vanished machine had to be lost, and to be done elsewhere; 20 are usual."""
 QUICK: Final = 'heartbeat = "300ms"\nstale_after = "3s"\nmisses = 3'
 """A node that says nothing is unhealthy after three seconds and offline after twelve."""
 SLOW_TOKENS: Final = 160
@@ -274,8 +276,49 @@ def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_pat
         assert [(each["id"], each["pid"]) for each in (before, after)] == [(before["id"], worker.backend_pid())] * 2
 
 
-def chat(client: httpx.Client) -> httpx.Response:
-    body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
+def test_requests_that_a_vanished_machine_had_are_lost_and_not_kept(tmp_path: Path) -> None:
+    """The link is cut for good: nothing comes, no end of a connection either."""
+    auth = f'api_keys = [{{ name = "boss", key = "{ADMIN_KEY}", role = "admin" }}]'
+    script = scripted_config({"tokens": 160, "token_interval": 0.05}, model="min_replicas = 2\nparallel = 8")
+    with ExitStack() as held:
+        net = held.enter_context(network())
+        server = f'host = "{net.gateway_host}"'
+        routing = 'expose_replica_header = true\nprobe_timeout = "400ms"'
+        config = fleet_config(script, server=server, auth=auth, routing=routing, health='heartbeat = "500ms"')
+        fleet = held.enter_context(running_fleet(tmp_path, config, "near"))
+        client = held.enter_context(fleet.gateway.client(ADMIN_KEY, timeout=60.0))
+        wait_joined(fleet.start_worker("far", within=("ip", "netns", "exec", net.name)))
+        wait_for(lambda: model_of(client)["ready"] == 2, "a replica on either machine")
+        streams = [in_background(lambda: chat(client, "scripted", stream=True, max_tokens=200)) for _ in range(4)]
+        wholes = [in_background(lambda: chat(client, "scripted", max_tokens=200)) for _ in range(4)]
+        wait_for(lambda: model_of(client)["in_flight"] == 8, "all of them to run")
+        net.cut()
+        assert {node_of(whole.result(LOST_SECONDS)) for whole in wholes} == {"near"}
+        ends = [(node_of(each), last_event(each)) for each in (stream.result(LOST_SECONDS) for stream in streams)]
+        lost = [code_of(end) for node, end in ends if node == "far"]
+        assert lost == ["backend_error"] * len(lost)
+        assert {end for node, end in ends if node == "near"} <= {DONE}
+        assert len(lost) + lost_without_a_byte(client) == 4  # it had half of them
+        assert model_of(client)["in_flight"] == 0
+
+
+def lost_without_a_byte(client: httpx.Client) -> int:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(
+        int(float(line.split()[-1])) for line in lines if line.startswith('gateway_reroutes_total{cause="lost"}')
+    )
+
+
+def last_event(stream: httpx.Response) -> str:
+    return [line for line in stream.text.splitlines() if line][-1]
+
+
+def model_of(client: httpx.Client) -> dict[str, Any]:
+    return dict(client.get("/api/models/scripted").json())
+
+
+def chat(client: httpx.Client, model: str = "tiny", **fields: object) -> httpx.Response:
+    body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, **fields}
     return client.post("/v1/chat/completions", json=body)
 
 

@@ -84,6 +84,8 @@ class Machine:
     """So many of the next loads fail."""
     processes: list[SimProcess] = field(default_factory=list)
     crash: trio.Event = field(default_factory=trio.Event)
+    down_until: float = float("-inf")
+    """It has no power before this time."""
     agent: Agent | None = None
 
     def __post_init__(self) -> None:
@@ -108,6 +110,7 @@ class Machine:
                     process.end(-9)
                 nursery.cancel_scope.cancel()
             await trio.sleep(self.world.random.uniform(0, 5))
+            await trio.sleep_until(self.down_until)
 
     def leave(self) -> None:
         """The worker drains; when it has, it ends. The crash that follows finds nothing any more."""

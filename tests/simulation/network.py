@@ -71,6 +71,7 @@ class Pipe(asyncio.Transport):
 class Host:
     """A machine's place in the network."""
 
+    cut_since: float = float("inf")
     cut_until: float = float("-inf")
     held: list[Callable[[], None]] = field(default_factory=list)
     """What is on its way while the machine is cut off; TCP sends it again."""
@@ -121,11 +122,22 @@ class Network:
         else:
             arrive()
 
+    def cut(self, name: str, seconds: float) -> None:
+        """From this moment on; whoever does it has to call `run_cut` as well."""
+        place, now = self.hosts.setdefault(name, Host()), trio.current_time()
+        place.cut_since, place.cut_until = min(place.cut_since, now), max(place.cut_until, now + seconds)
+
+    def cut_seconds(self, address: str) -> float:
+        """For how long nothing has got through to the machine."""
+        return max(0.0, trio.current_time() - self.host(address).cut_since)
+
     async def run_cut(self, name: str, seconds: float) -> None:
         """Nothing gets through to the machine for `seconds`, then everything that was sent meanwhile."""
-        place = self.hosts.setdefault(name, Host())
-        place.cut_until = max(place.cut_until, trio.current_time() + seconds)
-        await trio.sleep_until(place.cut_until)
+        self.cut(name, seconds)
+        place = self.hosts[name]
+        while place.is_cut:  # noqa: ASYNC110 - a cut may be prolonged meanwhile
+            await trio.sleep_until(place.cut_until)
+        place.cut_since = float("inf")
         held, place.held = place.held, []
         for arrive in held:
             arrive()

@@ -21,9 +21,8 @@ from gateway.routing.eligibility import RoutingView
 from gateway.routing.silence import (
     FOREIGN_HUNG_SECONDS,
     FOREIGN_HUNG_SECONDS_MAX,
-    HUNG_SECONDS,
     LOOK_SECONDS_MAX,
-    LOST_SECONDS,
+    Patience,
 )
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import replica, view
@@ -32,7 +31,7 @@ from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench, generation
 A, B = ReplicaId("a"), ReplicaId("b")
 PROBE_SECONDS: Final = 2.0
 """What a question without an answer takes."""
-MISSES: Final = 3
+SILENCE_SECONDS: Final = 15.0
 SLACK_SECONDS: Final = 10.0
 """Beyond a bound: for the questions themselves and the pauses between them."""
 PATIENT: Final = replace(LIMITS, load_wait_seconds=900, queue_timeout_seconds=900, queue_length_max=64)
@@ -70,7 +69,11 @@ async def open_bench(*several: ReplicaId, refuses: bool = True, parallel: int = 
     routing.probe.wait = partial(_take_time, routing)
     offline = set[ReplicaId]()
     watch = CallWatch(
-        routing.calls, routing.loads, routing.probes, misses=MISSES, is_offline=lambda each: each in offline
+        routing.calls,
+        routing.loads,
+        routing.probes,
+        patience=Patience(3, SILENCE_SECONDS),
+        is_offline=lambda each: each in offline,
     )
     bench = Bench(routing, watch, offline=offline)
     routing.probes.on_broken = lambda replica_id, because: bench.hung.append(f"{replica_id}: {because}")
@@ -133,9 +136,9 @@ async def test_requests_without_a_byte_go_elsewhere_when_their_machine_has_vanis
         await trio.sleep(0.1)
         bench.says(A, ProbeOutcome.UNREACHABLE)
         bench.routing.show(view(replica(A), replica(B, slot=1)))
-        await trio.sleep(LOST_SECONDS / 2)
+        await trio.sleep(SILENCE_SECONDS / 2)
         assert ends.all == []
-        await bench.wait_for(lambda: len(ends.all) == 4, LOST_SECONDS + SLACK_SECONDS)
+        await bench.wait_for(lambda: len(ends.all) == 4, SILENCE_SECONDS + SLACK_SECONDS)
         assert ends.all == [B] * 4
         assert bench.routing.in_flight() == 0
         assert bench.routing.router.statistics().reroutes["lost"] == 4
@@ -154,7 +157,7 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_machine_has_v
         bench.routing.probes.note_alive(B)
         ends = Ends(bench.routing)
         nursery.start_soon(ends.stream)
-        await bench.wait_for(lambda: ends.all, LOOK_SECONDS_MAX + LOST_SECONDS + SLACK_SECONDS)
+        await bench.wait_for(lambda: ends.all, LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS)
         assert "was lost in the middle of its answer" in ends.all[0]
         assert bench.routing.in_flight() == 0
 
@@ -166,9 +169,9 @@ async def test_a_cut_that_is_shorter_costs_nothing(autojump_clock: MockClock) ->
         await trio.sleep(0.1)
         for _ in range(4):
             bench.says(A, ProbeOutcome.UNREACHABLE)
-            await trio.sleep(LOST_SECONDS - LOOK_SECONDS_MAX - 1)
+            await trio.sleep(SILENCE_SECONDS - LOOK_SECONDS_MAX - 1)
             bench.says(A, ProbeOutcome.ALIVE)
-            await trio.sleep(LOST_SECONDS)
+            await trio.sleep(SILENCE_SECONDS)
         wakes.set()
         await bench.wait_for(lambda: ends.all, 1)
         assert ends.all == [A]
@@ -216,8 +219,8 @@ async def test_a_frozen_replica_is_found_out_however_many_wait_for_it(autojump_c
             nursery.start_soon(ends.ask if sent % 2 else ends.stream)
             sent += 1
             await trio.sleep(1)
-            assert sent < LOOK_SECONDS_MAX + HUNG_SECONDS + SLACK_SECONDS
-        assert sent > HUNG_SECONDS
+            assert sent < LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS
+        assert sent > SILENCE_SECONDS
         bench.routing.show(view(replica(B)))
         await bench.wait_for(lambda: len(ends.all) == sent, SLACK_SECONDS)
         assert ends.all == [B] * sent
@@ -234,7 +237,7 @@ async def test_requests_that_come_and_go_do_not_hide_that_a_replica_hangs(autoju
         bench.routing.probes.note_alive(A)
         bench.falls_silent(A)
         bench.says(A, ProbeOutcome.BUSY)
-        with trio.fail_after(LOOK_SECONDS_MAX + HUNG_SECONDS + SLACK_SECONDS):
+        with trio.fail_after(LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS):
             while not bench.hung:
                 nursery.start_soon(ask_for, 3.0)
                 await trio.sleep(2)
