@@ -23,6 +23,7 @@ from tests.simulation.world import World
 EVENT_SECONDS_MEAN: Final = 0.4
 FAULT_SECONDS_MEAN: Final = 3.0
 FAULT_SECONDS_MAX: Final = 20.0
+VANISHED_SECONDS: Final = (40.0, 150.0)
 AT_ONCE_PROBABILITY: Final = 0.25
 """That the next event comes in the same moment."""
 LEAVE_AT_PICK_PROBABILITY: Final = 0.02
@@ -91,6 +92,7 @@ class Events:
             self.change_mood: 16,
             self.kill_process: 2,
             self.crash_machine: 1,
+            self.vanish_machine: 1,
             self.cut_machine: 2,
             self.lag_machine: 3,
             self.slow_registry: 2,
@@ -173,6 +175,15 @@ class Events:
             if backend.address.startswith(machine.host):
                 backend.disturbed = True
         self._nursery.start_soon(self._house.network.run_cut, machine.host, seconds)
+
+    def vanish_machine(self) -> None:
+        """It loses its power and its place in the network: nobody is told that any connection has ended."""
+        machine, seconds = self._random.choice(self._house.machines), self._random.uniform(*VANISHED_SECONDS)
+        self._house.world.note(f"{machine.name} vanishes for {seconds:.3f} s")
+        machine.down_until = trio.current_time() + seconds
+        self._house.network.cut(machine.host, seconds)
+        self._nursery.start_soon(self._house.network.run_cut, machine.host, seconds)
+        machine.crash.set()
 
     def lag_machine(self) -> None:
         machine = self._random.choice(self._house.machines)

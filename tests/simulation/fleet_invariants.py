@@ -39,6 +39,7 @@ class GatewayWatch(Watch):
         yield self._check_view_is_current
         yield self._check_one_lease_per_running_request
         yield self._check_nobody_waits_in_vain
+        yield self._check_nobody_waits_for_the_vanished
 
     def well_for(self) -> float:
         """Seconds for which its registry has answered it."""

@@ -29,6 +29,9 @@ from tests.simulation.house import LOAD_WAIT_SECONDS, QUEUE_SECONDS, House
 from tests.simulation.ledger import RERUNS_AFTER_LOSS_MAX
 
 ROUNDING_SECONDS: Final = 1e-6
+GIVEN_UP_SECONDS: Final = 25.0
+"""After which no request waits any more for a machine that nothing gets through to: three heartbeats, the look at its
+calls, and questions to it."""
 FAILED_ATTEMPTS: Final = frozenset({"stale", "unreachable", "lost", "failed"})
 EXCLUDING_ATTEMPTS: Final = FAILED_ATTEMPTS | {"draining"}
 
@@ -107,6 +110,7 @@ class Watch:
         yield self._check_one_lease_per_running_request
         yield self._check_calls_are_covered
         yield self._check_nobody_waits_in_vain
+        yield self._check_nobody_waits_for_the_vanished
         yield self._check_one_process_per_slot
         yield self._check_one_probe_per_replica
 
@@ -179,6 +183,13 @@ class Watch:
                 for candidate in self._trusted(view.candidates.get(model, ()), now):
                     if candidate.replica_id not in ticket.excluded and self._is_free(candidate, now):
                         self._world.object_to(f"{ticket.origin.request_id} waits though {candidate.replica_id} is free")
+
+    def _check_nobody_waits_for_the_vanished(self) -> None:
+        """A call that is neither answered nor refused ends all the same."""
+        for lease in self._leases():
+            cut_seconds = self._house.network.cut_seconds(lease.candidate.address)
+            if lease.called and min(cut_seconds, trio.current_time() - lease.opened_at) > GIVEN_UP_SECONDS:
+                self._world.object_to(f"{lease} is kept though its machine has been out of reach for {cut_seconds} s")
 
     def _is_free(self, candidate: Candidate, now: float) -> bool:
         use = self._gateway.loads.use_of(candidate.replica_id)
