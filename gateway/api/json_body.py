@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 
+from gateway.api.json_count import check_counts
 from gateway.domain.errors import BadRequest
 
 SHOWN_CHARACTERS_MAX: Final = 64
@@ -99,8 +100,9 @@ Body = TypeVar("Body", bound=JsonBody)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Raises `BadRequest` when `body` is not JSON, or not an object."""
+    """Raises `BadRequest` when `body` is not JSON, not an object, or has too many values."""
     try:
+        check_counts(body)
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise _not_json(body, error) from None
@@ -111,7 +113,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(model_type: type[Body], body: bytes) -> Body:
-    """Raises `BadRequest` when `body` is not JSON, not an object, or not what `model_type` says."""
+    """Raises `BadRequest` when `body` is not what `model_type` says, besides what `parse_object` raises."""
     value = parse_object(body)
     try:
         return model_type.model_validate(value)

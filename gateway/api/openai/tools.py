@@ -22,6 +22,7 @@ from gateway.api.json_body import (
     wrong_type,
     wrong_value,
 )
+from gateway.api.json_count import find_broken_bound
 from gateway.domain.errors import BadRequest
 from gateway.domain.inference import ToolCall
 
@@ -131,6 +132,8 @@ class CalledFunction(JsonBody):
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
         """Templates write them out as an object; none can do so with what is no JSON."""
+        if (bound := find_broken_bound(self.arguments.encode())[0]) is not None:
+            raise wrong_value(f"have at most {bound}", "arguments")
         try:
             value = from_json(self.arguments, allow_inf_nan=False)
         except ValueError:

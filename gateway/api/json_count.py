@@ -1,0 +1,116 @@
+"""How many values a JSON text has, before anything is made of it. Pure.
+
+A body of 30 MB has room for millions of values, and making objects of them holds the whole process for seconds: the
+parser gives way to nobody. Counting is a matter of a few passes over slices of the text, between which others run.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+from pydantic_core import from_json
+
+from gateway.domain.errors import BadRequest
+
+VALUES_MAX: Final = 400_000
+"""Of one body: room for 300,000 token ids, which is what OpenAI takes of them in one request."""
+STRINGS_MAX: Final = 100_000
+"""Of one body, names of fields included: room for 16,384 messages, or 65,536 biased tokens."""
+CONTAINERS_MAX: Final = 80_000
+"""Arrays and objects of one body: room for the tool calls of 16,384 messages. Each is work for the garbage collector,
+which holds the process as well."""
+COUNTED_FROM_BYTES: Final = 256 * 1024
+"""A smaller text can't have that many."""
+TOO_MANY: Final = "too_many_values"
+
+_SLICE_BYTES: Final = 128 * 1024
+_FIELDS_MAX: Final = 64
+"""More fields than any request has: then no single one is to blame."""
+
+
+@dataclass
+class JsonCounter:
+    """Counts what is fed to it in slices, cut anywhere. For a text that is no JSON the counts mean nothing."""
+
+    values: int = 0
+    """By the commas: all but the first of each array and object."""
+    containers: int = 0
+    strings: int = 0
+    """Begun, names of fields included."""
+    _inside: bool = False
+    """Of a string."""
+    _escaping: bool = False
+    """The last slice ended with a backslash that belongs to the next one's first byte."""
+
+    def feed(self, data: bytes) -> None:
+        outside, quotes = self._take_strings_out(self._without_escapes(data))
+        self.strings += (quotes + (not self._inside)) // 2
+        self._inside ^= quotes % 2 == 1
+        self.values += outside.count(b",")
+        self.containers += outside.count(b"[") + outside.count(b"{")
+
+    def bound_broken(self) -> str | None:
+        """In words for the caller."""
+        if self.values > VALUES_MAX:
+            return f"{VALUES_MAX} values"
+        if self.containers > CONTAINERS_MAX:
+            return f"{CONTAINERS_MAX} arrays and objects"
+        if self.strings > STRINGS_MAX:
+            return f"{STRINGS_MAX} strings, names of fields included"
+        return None
+
+    def _without_escapes(self, data: bytes) -> bytes:
+        """No backslash and no quote in it has another meaning than that a string begins or ends."""
+        if self._escaping and data:
+            self._escaping, data = False, data[1:]
+        if b"\\" not in data:
+            return data
+        trailing = len(data) - len(data.rstrip(b"\\"))
+        self._escaping = trailing % 2 == 1
+        return data.replace(b"\\\\", b"").replace(b'\\"', b"")
+
+    def _take_strings_out(self, data: bytes) -> tuple[bytes, int]:
+        texts = data.split(b'"')
+        return b"".join(texts[self._inside :: 2]), len(texts) - 1
+
+
+def check_counts(body: bytes) -> None:
+    """Raises `BadRequest` for a text with more values than one request may have, and `ValueError` for one that is no
+    JSON, as far as it was looked at."""
+    bound, counted_bytes = find_broken_bound(body)
+    if bound is not None:
+        raise _too_many(body[:counted_bytes], bound)
+
+
+def find_broken_bound(text: bytes) -> tuple[str | None, int]:
+    """The bound that `text` breaks, in words, and how much of it does; None: it keeps all."""
+    if len(text) <= COUNTED_FROM_BYTES:
+        return None, 0
+    counter, view = JsonCounter(), memoryview(text)
+    for start in range(0, len(text), _SLICE_BYTES):
+        counter.feed(bytes(view[start : start + _SLICE_BYTES]))
+        if (bound := counter.bound_broken()) is not None:
+            return bound, start + _SLICE_BYTES
+    return None, 0
+
+
+def _too_many(beginning: bytes, bound: str) -> BadRequest:
+    field = _field_at_the_end(beginning)
+    if field is None:
+        return BadRequest(f"The request body must have at most {bound}.", code=TOO_MANY)
+    message = f"Invalid value for '{field}': with it the request body has more than {bound}."
+    return BadRequest(message, param=field, code=TOO_MANY)
+
+
+def _field_at_the_end(beginning: bytes) -> str | None:
+    """The body's last field, as far as it goes; None: it is no object, or there are too many to name one.
+
+    Raises `ValueError` if it is no JSON.
+    """
+    is_short = len(_fields(beginning[:_SLICE_BYTES])) <= _FIELDS_MAX  # much of the work can be spared if not
+    fields = _fields(beginning) if is_short else {}
+    return next(reversed(fields))[:_FIELDS_MAX] if 0 < len(fields) <= _FIELDS_MAX else None
+
+
+def _fields(beginning: bytes) -> dict[str, object]:
+    value = from_json(beginning, allow_inf_nan=False, allow_partial=True)
+    return value if isinstance(value, dict) else {}
