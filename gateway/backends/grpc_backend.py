@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
 import structlog
@@ -29,6 +30,9 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M")
 R = TypeVar("R")
 
+MakeRequest = Callable[[], pb.PredictOptions]
+"""Made when it is sent and kept no longer: it is a copy of all that the client has sent."""
+
 
 class GrpcBackends:
     """`Backends` over real connections."""
@@ -46,14 +50,14 @@ class GrpcBackends:
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         stream = _GrpcAnswerStream(on_end)
-        request = translate.predict_options(generation, request_id)
+        request = partial(translate.predict_options, generation, request_id)
         reader = self._reader(generation)
         with closing(stream):
             async with self._bridge.open_task(self._relay_aio, target, request, reader, stream):
                 yield stream
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
-        request = translate.predict_options(generation, request_id)
+        request = partial(translate.predict_options, generation, request_id)
         reader = self._reader(generation)
         call = _Call("Predict")
         reply = await self._unary(target, request, call, pb.Reply)
@@ -64,10 +68,10 @@ class GrpcBackends:
         return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
-        request = translate.embedding_options(item, request_id)
+        request = partial(translate.embedding_options, item, request_id)
         return translate.embedding(await self._unary(target, request, _Call("Embedding"), pb.EmbeddingResult))
 
-    async def _unary(self, target: Target, request: pb.PredictOptions, call: "_Call", reply_type: type[R]) -> R:
+    async def _unary(self, target: Target, request: MakeRequest, call: "_Call", reply_type: type[R]) -> R:
         async def answer(stream: Stream[pb.PredictOptions, R]) -> R:
             reply = await stream.recv_message()
             await stream.recv_trailing_metadata()
@@ -83,7 +87,7 @@ class GrpcBackends:
     async def _relay_aio(
         self,
         target: Target,
-        request: pb.PredictOptions,
+        request: MakeRequest,
         reader: translate.ReplyReader,
         answer: "_GrpcAnswerStream",
     ) -> None:
@@ -112,7 +116,7 @@ class GrpcBackends:
     async def _call_aio(
         self,
         target: Target,
-        request: pb.PredictOptions,
+        request: MakeRequest,
         call: "_Call",
         answer: Callable[[Stream[pb.PredictOptions, M]], Awaitable[R]],
     ) -> R:
@@ -121,7 +125,7 @@ class GrpcBackends:
             method = getattr(BackendStub(self._channels.get(target.replica_id, target.address)), call.method)
             async with method.open(metadata=names.bearer(target.token)) as stream:
                 call.stream = stream
-                await stream.send_message(request, end=True)
+                await stream.send_message(request(), end=True)
                 call.sent = True
                 return await answer(stream)
         except (GRPCError, StreamTerminatedError, OSError) as error:

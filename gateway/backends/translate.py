@@ -4,7 +4,7 @@ import codecs
 import json
 from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from gateway.backends.metadata import SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
@@ -18,6 +18,7 @@ from gateway.domain.inference import (
     Generation,
     Piece,
     Sampling,
+    Text,
     ToolCall,
     ToolCallDelta,
 )
@@ -35,14 +36,14 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
     """A generation as a backend understands it; only what the client set is set (see `SAMPLING_KEY`)."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=generation.model)
-    if isinstance(generation.prompt, str):
-        options.Prompt = generation.prompt
+    if isinstance(generation.prompt, Text):
+        options.Prompt = _field(generation.prompt)
     else:
         options.UseTokenizerTemplate = True
         for message in generation.prompt:
             options.Messages.add(
                 role=message.role,
-                content=message.content,
+                content=_field(message.content),
                 name=message.name or "",
                 tool_call_id=message.tool_call_id or "",
                 tool_calls=_tool_calls_text(message.tool_calls),
@@ -57,6 +58,11 @@ def _set_tools(options: pb.PredictOptions, generation: Generation) -> None:
     options.ToolChoice = generation.tool_choice or ""
     if generation.thinking is not None:
         options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
+
+
+def _field(text: Text) -> str:
+    """For a string field. Those take UTF-8 as it is, and check it; the generated types do not know of that."""
+    return cast("str", text)
 
 
 def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
@@ -115,8 +121,8 @@ def _int32(value: int) -> int:
 def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.PredictOptions:
     """The text goes into `Embeddings`, not `Prompt`; one input a call (wire.md B3)."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=item.model)
-    if isinstance(item.text, str):
-        options.Embeddings = item.text
+    if isinstance(item.text, Text):
+        options.Embeddings = _field(item.text)
     else:
         options.EmbeddingTokens.extend(item.text)
     return options

@@ -20,6 +20,10 @@ class Origin:
     """Name of the API key, or of whoever needs none."""
 
 
+Text = str | bytes
+"""Text of a request; as UTF-8 where it is long, since one emoji makes a `str` four times as large. See `kept_text`."""
+LONG_CHARACTERS: Final = 4096
+
 NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
 
 
@@ -45,10 +49,15 @@ class ToolCallDelta:
     arguments: str = ""
 
 
+def kept_text(text: str) -> Text:
+    """`text` in its smaller form."""
+    return text if len(text) < LONG_CHARACTERS or text.isascii() else text.encode()
+
+
 @dataclass(frozen=True)
 class ChatMessage:
     role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    content: Text
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
@@ -81,7 +90,7 @@ class Generation:
     """Text to be generated: from a conversation through the model's own template, or from a raw prompt."""
 
     model: ModelName
-    prompt: str | tuple[ChatMessage, ...]
+    prompt: Text | tuple[ChatMessage, ...]
     sampling: Sampling
     tools: str | None = None
     """What a chat may call: OpenAI's `tools` array as JSON text, its keys in a fixed order. None: nothing."""
@@ -96,7 +105,7 @@ class EmbeddingInput:
     """One text (or its token ids) to be turned into one vector."""
 
     model: ModelName
-    text: str | tuple[int, ...]
+    text: Text | tuple[int, ...]
 
 
 class Finish(StrEnum):

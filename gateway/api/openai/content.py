@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gateway.api.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, complaint, text_or_array
 from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
-from gateway.domain.inference import ChatMessage
+from gateway.domain.inference import ChatMessage, kept_text
 
 PART_SEPARATOR: Final = "\n"
 """Between the text parts of one message. Parts are blocks (an instruction, a document): joined by nothing, the last
@@ -72,7 +72,7 @@ class Message(JsonBody):
     def as_chat_message(self) -> ChatMessage:
         return ChatMessage(
             role="system" if self.role == "developer" else self.role,
-            content=self._text(),
+            content=kept_text(self._text()),
             name=self.name,
             tool_call_id=self.tool_call_id,
             tool_calls=tuple(call.as_tool_call() for call in self.tool_calls or ()),

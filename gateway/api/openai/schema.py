@@ -27,7 +27,7 @@ from gateway.api.openai.parameters import INT32_MAX, GenerationBody, Name, Token
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
-from gateway.domain.inference import EmbeddingInput, Generation
+from gateway.domain.inference import EmbeddingInput, Generation, kept_text
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
@@ -196,7 +196,7 @@ def parse_chat(body: bytes) -> ChatCall:
 def parse_completion(body: bytes) -> CompletionCall:
     """Raises `BadRequest`."""
     parsed = parse_json(CompletionBody, body)
-    generation = Generation(ModelName(parsed.model), parsed.prompt, parsed.sampling(parsed.token_limit()))
+    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), parsed.sampling(parsed.token_limit()))
     return CompletionCall(generation, bool(parsed.stream), parsed.wants_usage(), parsed.user)
 
 
@@ -204,5 +204,7 @@ def parse_embeddings(body: bytes) -> EmbeddingsCall:
     """Raises `BadRequest`."""
     parsed = parse_json(EmbeddingsBody, body)
     model = ModelName(parsed.model)
-    inputs = tuple(EmbeddingInput(model, entry) for entry in parsed.input)
+    inputs = tuple(
+        EmbeddingInput(model, kept_text(entry) if isinstance(entry, str) else entry) for entry in parsed.input
+    )
     return EmbeddingsCall(model, inputs, parsed.encoding_format or "float", parsed.user)
