@@ -362,7 +362,7 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
         build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready, gateway.registry, desk),
         authenticator=_authenticator(config, gateway.cluster_secret),
         metrics=gateway.metrics.requests,
-        limits=BodyLimits(config.server.max_body, config.server.body_timeout),
+        limits=BodyLimits(config.server.max_body, config.server.body_timeout, config.server.bodies_max),
     )
 
 

@@ -1,12 +1,15 @@
 """One HTTP request and its response, over plain ASGI."""
 
 from collections.abc import Mapping
+from contextlib import suppress
+from io import BytesIO
 from typing import Final
 from urllib.parse import parse_qsl
 
 import trio
 
 from gateway.api.asgi import EVENT_STREAM, JSON, Headers, Message, Receive, Scope, Send
+from gateway.api.bodies import BodyCharge
 from gateway.domain.errors import BadRequest, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
 
@@ -14,7 +17,13 @@ HEADER_BYTES_MAX: Final = 32 * 1024
 """Of all headers together; the listener's own limit is not strict (pitfall 35)."""
 REQUEST_ID_CHARS_MAX: Final = 128
 QUERY_FIELDS_MAX: Final = 64
+LENGTH_DIGITS_MAX: Final = 18
+"""Of a body's announced length: more than any limit, and Python refuses to read thousands."""
 REQUEST_ID: Final = b"x-request-id"
+LINGER_SECONDS: Final = 30.0
+"""How long the rest of a body is taken and thrown away, after an answer that did not wait for it."""
+LINGER_IDLE_SECONDS: Final = 2.0
+"""The same, while nothing more of it comes."""
 
 
 class ClientGone(Exception):
@@ -34,6 +43,8 @@ class Exchange:
         self._query_string: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._send = send
+        self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        """There is a body, as far as the headers say, and its end has not been seen."""
         self.request_id = self._accept_request_id()
         self.started_at = trio.current_time()
         self.status: int | None = None
@@ -51,6 +62,8 @@ class Exchange:
         """For the metrics: an existing model only."""
         self.notes: dict[str, object] = {}
         """Fields of the request's log line."""
+        self.charge: BodyCharge | None = None
+        """Of the request's body, while that is read and answered."""
         self.failed = False
         """It ended with an error after the response had begun."""
 
@@ -78,52 +91,89 @@ class Exchange:
         if self._header_bytes > HEADER_BYTES_MAX:
             raise HeadersTooLarge(f"The request's headers have more than {HEADER_BYTES_MAX} bytes.")
 
-    async def read_body(self, bytes_max: int, timeout_seconds: float) -> bytes:
-        """The whole body. Raises `PayloadTooLarge` (before it is read, if it says its length), `RequestTimeout`,
-        `ClientGone`.
+    @property
+    def announced_bytes(self) -> int | None:
+        """The size that the body has by the request's head. None: it says nothing of it."""
+        announced = self._headers.get(b"content-length", b"")
+        return int(announced.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if announced.isdigit() else None
 
-        The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
-        """
-        self._check_length(self._headers.get(b"content-length"), bytes_max)
-        with trio.move_on_after(timeout_seconds):
-            return await self._read_parts(bytes_max)
-        self.closing = True
-        raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
-
-    def _check_length(self, announced: bytes | None, bytes_max: int) -> None:
-        if announced is not None and announced.isdigit() and int(announced) > bytes_max:
+    def check_length(self, bytes_max: int) -> None:
+        """Raises `PayloadTooLarge`, if the head says it already."""
+        if (self.announced_bytes or 0) > bytes_max:
             self._refuse_size(bytes_max)
 
     def _refuse_size(self, bytes_max: int) -> None:
         self.closing = True
         raise PayloadTooLarge(f"The request's body has more than {bytes_max} bytes.")
 
-    async def _read_parts(self, bytes_max: int) -> bytes:
-        parts: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await self._receive()
+    async def read_body(self, bytes_max: int, timeout_seconds: float, charge: BodyCharge) -> bytes:
+        """The whole body; `charge` is told how much of it is here. Raises `PayloadTooLarge`, `NoRoomForBody`,
+        `RequestTimeout`, `ClientGone`.
+
+        The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
+        """
+        self._unread = True
+        with trio.move_on_after(timeout_seconds):
+            return await self._read_parts(bytes_max, charge)
+        self.closing = True
+        raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
+
+    async def _read_parts(self, bytes_max: int, charge: BodyCharge) -> bytes:
+        """Into one buffer, which becomes the body without a copy."""
+        buffer = BytesIO()
+        while True:
+            message = await self._next_message()
             if message["type"] == "http.disconnect":
                 raise ClientGone
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > bytes_max:
+            buffer.write(message.get("body", b""))
+            if buffer.tell() > bytes_max:
                 self._refuse_size(bytes_max)
-            more = message.get("more_body", False)
-        return b"".join(parts)
+            charge.note_arrived(buffer.tell())
+            if not self._unread:
+                return buffer.getvalue()
+
+    async def _next_message(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message
 
     async def wait_disconnect(self) -> None:
         """Returns when the client hangs up. Waits, never polls (pitfall 8)."""
-        while (await self._receive())["type"] != "http.disconnect":
+        while (await self._next_message())["type"] != "http.disconnect":
             pass
 
     async def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
     ) -> None:
-        """The whole response in one go."""
+        """The whole response in one go; one that did not wait for the request's body ends the connection.
+
+        Closing a socket with something unread in it resets the connection, and a client that still sends would never
+        see the answer. So the rest of the body is taken for a while, behind the answer and before the close.
+        """
+        self.closing = self.closing or self._unread
         length = (b"content-length", str(len(body)).encode())
         await self.send_head(status, [(b"content-type", content_type), length, *(headers or [])])
-        await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
+        if self._unread:
+            await self._respond_early(body)
+        else:
+            await self.end_stream(body)
+
+    async def _respond_early(self, body: bytes) -> None:
+        """The reading goes on until the connection has been told of the end: who closes it would else wait for ever
+        behind a part of the body that nobody takes."""
+        await self.send_part(body)
+        await self._drop_rest()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.wait_disconnect)
+            await self.end_stream()
+            nursery.cancel_scope.cancel()
+
+    async def _drop_rest(self) -> None:
+        with trio.move_on_after(LINGER_SECONDS), suppress(trio.TooSlowError):
+            while self._unread:
+                with trio.fail_after(LINGER_IDLE_SECONDS):
+                    await self._next_message()
 
     async def start_event_stream(self, headers: Headers | None = None) -> None:
         self.is_event_stream = True

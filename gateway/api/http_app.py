@@ -15,6 +15,7 @@ import trio
 
 from gateway.api.asgi import Receive, Scope, Send
 from gateway.api.auth import Authenticator, Caller, Role
+from gateway.api.bodies import BodyBudget, BodyCharge
 from gateway.api.errors import InternalError, send_error
 from gateway.api.exchange import ClientGone, Exchange
 from gateway.api.guard import check_json, check_local_request
@@ -83,6 +84,8 @@ class PagesApp(Protocol):
 class BodyLimits:
     bytes_max: int
     timeout_seconds: float
+    budget_bytes: int
+    """Of all bodies together, from the first byte that is read to the end of the request."""
 
 
 class HttpApp:
@@ -102,6 +105,7 @@ class HttpApp:
         self._authenticator = authenticator
         self._metrics = metrics
         self._limits = limits
+        self._bodies = BodyBudget(limits.budget_bytes, limits.bytes_max)
         self._draining = False
         self._scopes: set[trio.CancelScope] = set()
         """Of the running handlers, so that the end of a drain reaches them."""
@@ -218,20 +222,33 @@ class HttpApp:
             given = quoted(exchange.method, METHOD_CHARACTERS_MAX)
             raise MethodNotAllowed(f"{quoted(exchange.path)} takes {allowed}, not {given}.")
         exchange.params = match_path(route.path, exchange.path) or {}
-        body = await self._read_body(exchange)
-        handler = partial(route.handler, exchange, caller, body)
-        answer = partial(self._run_until_drained, handler, ends_with_service=route.ends_with_service)
+        if exchange.method in SAFE_METHODS:
+            await self._run_handler(exchange, route, route.handler(exchange, caller, b""))
+            return
+        _check_declared(exchange)
+        exchange.check_length(self._limits.bytes_max)
+        with self._bodies.open(caller.name, exchange.announced_bytes) as charge:
+            exchange.charge = charge
+            await self._run_handler(
+                exchange, route, route.handler(exchange, caller, await self._read_body(exchange, charge))
+            )
+
+    async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
+        """`handler` is what answers, called but not started: nobody but its own frame has the body, so that its memory
+        is free once the handler has made something of it."""
+
+        async def run() -> None:
+            await handler
+
+        answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
             await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
             nursery.cancel_scope.cancel()
 
-    async def _read_body(self, exchange: Exchange) -> bytes:
-        """Raises `UnsupportedMediaType` for one that is not JSON, before it is read where that can be known."""
-        if exchange.method in SAFE_METHODS:
-            return b""
-        _check_declared(exchange)
-        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds)
+    async def _read_body(self, exchange: Exchange, charge: BodyCharge) -> bytes:
+        """Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
+        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds, charge)
         if body:
             check_json(exchange.header("content-type"))
         return body

@@ -142,6 +142,7 @@ def _hypercorn_config(settings: ListenerSettings) -> Config:
     config.keep_alive_timeout = settings.header_timeout_seconds  # it is the header deadline as well (pitfall 35)
     config.keep_alive_max_requests = 10**9
     config.read_timeout = None  # it would cut healthy event streams, whose clients say nothing
+    config.max_app_queue_size = 2  # parts of a body that nobody reads yet: each connection has as many
     config.h2_max_concurrent_streams = STREAMS_MAX
     config.include_server_header = False
     config.accesslog = None

@@ -15,6 +15,7 @@ from gateway.cli.running import run_program, running_until_signal
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError
+from gateway.observability.heap import return_large_blocks
 from gateway.observability.logging import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -29,6 +30,7 @@ def serve(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return USAGE
     configure_logging(config.log.level, config.log.format)
+    return_large_blocks()
     return run_program(run_gateway, config)
 
 

@@ -80,6 +80,8 @@ class ServerSection(Section):
     write_timeout: PositiveDuration = 30.0
     """How long a client may leave what was sent to it unread."""
     max_body: BodySize = 32 * 1024 * 1024
+    bodies_max: Size = 256 * 1024 * 1024
+    """Of all request bodies together that are being read, wait or are answered."""
     connections_max: PositiveCount = 4096
     http2: Flag = True
     """Whether clients may speak HTTP/2. Workers always do, at a port of their own."""

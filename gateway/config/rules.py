@@ -61,6 +61,8 @@ def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]
             f"{quote(server.host)} is open to other machines, which needs auth.api_keys or auth.allow_anonymous = true",
             (("auth", "api_keys"), ("auth", "allow_anonymous")),
         )
+    if server.bodies_max < server.max_body:
+        yield Finding(("server", "bodies_max"), "must be at least server.max_body", (("server", "max_body"),))
     if server.port != 0 and server.worker_port == server.port:
         yield Finding(("server", "worker_port"), "must differ from server.port", (("server", "port"),))
     for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):

@@ -127,6 +127,12 @@ class Overloaded(Unavailable):
     code = "rate_limit_exceeded"
 
 
+class NoRoomForBody(Unavailable):
+    """Request bodies take as much memory as they may already."""
+
+    code = "overloaded"
+
+
 class ModelLoading(Unavailable):
     """The model is still coming up after `load_wait`; the load goes on (L11).
 

@@ -171,7 +171,7 @@ class Front:
                 is_credential=partial(is_credential, CLUSTER_SECRET),
             ),
             metrics=metrics.requests,
-            limits=BodyLimits(64 * 1024, 5.0),
+            limits=BodyLimits(64 * 1024, 5.0, 1024 * 1024),
         )
 
     async def look(self) -> None:

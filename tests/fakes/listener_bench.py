@@ -116,7 +116,7 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
         build_pages(source, idle_admission(), Metrics(list), lambda: READY, registry, desk),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
-        limits=BodyLimits(body_bytes_max, NEVER),
+        limits=BodyLimits(body_bytes_max, NEVER, body_bytes_max),
     )
 
 

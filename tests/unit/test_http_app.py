@@ -19,7 +19,7 @@ from tests.fakes.asgi import AsgiRequest, FakePages
 
 JSON = {"host": "localhost", "content-type": "application/json"}
 KEY = Key("someone", b"\0" * 32, Role.ADMIN)
-LIMITS = BodyLimits(bytes_max=100, timeout_seconds=5.0)
+LIMITS = BodyLimits(bytes_max=100, timeout_seconds=5.0, budget_bytes=200)
 PATIENCE_SECONDS = 5.0
 """After which a test that waits for an end gives up."""
 

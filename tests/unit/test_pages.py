@@ -65,7 +65,7 @@ def pages(parts: Parts, metrics: Metrics) -> Pages:
 @pytest.fixture
 def app(pages: Pages, metrics: Metrics) -> HttpApp:
     authenticator = Authenticator((), allow_anonymous=False)
-    limits = BodyLimits(1000, 1.0)
+    limits = BodyLimits(1000, 1.0, 1000)
     return HttpApp((), PAGE_ROUTES, pages, authenticator=authenticator, metrics=metrics.requests, limits=limits)
 
 

@@ -12,6 +12,7 @@ from gateway.api.exchange import Exchange
 from gateway.api.http_app import Route
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
+from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Origin, Piece
@@ -21,13 +22,18 @@ from gateway.routing.eligibility import Candidate, RoutingView
 from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")
+Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
 Ts = TypeVarTuple("Ts")
 
 EMBEDDINGS_AT_ONCE: Final = 4
 """Inputs of one embeddings request that are worked on at the same time, so that one request can't take every slot."""
 
 LARGE_BYTES: Final = 256 * 1024
-"""JSON of this size takes milliseconds to read or write, which would hold up every stream of this process."""
+"""JSON of this size takes milliseconds to write, which would hold up every stream of this process."""
+READ_ON_LOOP_BYTES: Final = 32 * 1024
+"""The same for JSON that is read: to check what a caller made is ten times the work."""
+HUGE_BYTES: Final = 1024 * 1024
+"""Bodies from this size on are read one at a time, since each may take several times its size while it is read."""
 NUMBER_BYTES: Final = 20
 """About what one number of an embedding takes as JSON."""
 
@@ -62,6 +68,8 @@ class OpenAiApi:
         self._wall_clock = wall_clock
         self._started = int(wall_clock())
         self._expose_replica = expose_replica
+        # One thread each: several would share the processor with the event loop, and it would have its turn less often.
+        self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -73,14 +81,27 @@ class OpenAiApi:
         )
 
     async def _chat(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
-        call = await run_off_loop_if_large(len(body), schema.parse_chat, body)
+        call = await self._parse(exchange, schema.parse_chat, body)
+        del body  # what was made of it is all that is kept while the request waits
         origin = origin_of(exchange, caller)
         await self._generate(exchange, origin, call, ChatChunks, encode.chat_completion)
 
     async def _completion(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
-        call = await run_off_loop_if_large(len(body), schema.parse_completion, body)
+        call = await self._parse(exchange, schema.parse_completion, body)
+        del body
         origin = origin_of(exchange, caller)
         await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
+
+    async def _parse(self, exchange: Exchange, parse: Callable[[bytes], Call], body: bytes) -> Call:
+        """In a thread if it may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
+        if len(body) <= READ_ON_LOOP_BYTES:
+            call = parse(body)
+        else:
+            limiter = self._large if len(body) < HUGE_BYTES else self._huge
+            call = await trio.to_thread.run_sync(parse, body, limiter=limiter)
+        if exchange.charge is not None:
+            exchange.charge.note_kept(kept_bytes(call))
+        return call
 
     async def _generate(
         self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, chunks: Chunks, answer: Answer
@@ -121,7 +142,8 @@ class OpenAiApi:
         await exchange.end_stream(b"".join(frames) + DONE)
 
     async def _embeddings(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
-        call = await run_off_loop_if_large(len(body), schema.parse_embeddings, body)
+        call = await self._parse(exchange, schema.parse_embeddings, body)
+        del body
         self._note_model(exchange, call.model, call.user)
         found = await self._embed_all(call.inputs, origin_of(exchange, caller))
         vectors = [embedding for embedding, _ in found]

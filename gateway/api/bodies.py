@@ -1,0 +1,128 @@
+"""How much memory request bodies may take: a budget of bytes over all of them, from the first byte to the answer.
+
+What has arrived is counted, not what was announced: a client that announces much and sends nothing takes nothing away
+from others. Only within one caller's share announcements count, too, so that a wave of large bodies from one key is
+refused before it is read, and one key never has the whole budget. An eighth is left to small bodies.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Final, Self
+
+from gateway.domain.errors import NoRoomForBody
+
+SMALL_BYTES: Final = 64 * 1024
+"""Bodies up to this size may use the part of the budget that is closed to larger ones."""
+SMALL_SHARE: Final = 8
+"""One in so many bytes of the budget is for small bodies only."""
+CALLER_SHARE: Final = 2
+"""One caller's large bodies have at most one in so many bytes of what there is for large ones; its small ones too."""
+RETRY_AFTER_SECONDS: Final = 2.0
+
+
+@dataclass(frozen=True)
+class BodyStatistics:
+    bodies: int
+    """Requests whose bodies, or what was made of them, are in memory."""
+    held_bytes: int
+
+
+class BodyBudget:
+    """Pure accounting: it refuses and counts, and waits for nothing."""
+
+    def __init__(self, bytes_max: int, body_bytes_max: int) -> None:
+        """`bytes_max`: of all bodies together. `body_bytes_max`: of one, which always fits into an empty budget."""
+        self._bytes_max = bytes_max
+        self._large_bytes_max = max(bytes_max - bytes_max // SMALL_SHARE, min(body_bytes_max, bytes_max))
+        self._caller_bytes_max = max(self._large_bytes_max // CALLER_SHARE, min(body_bytes_max, bytes_max))
+        self._held_bytes = 0
+        self._bodies = 0
+        self._promised: dict[tuple[str, bool], int] = {}
+        """By caller and by whether the bodies are large: what has arrived or was announced, whichever is more."""
+
+    def open(self, caller: str, announced_bytes: int | None) -> "BodyCharge":
+        """For a body that is about to be read; None: it does not say its size. Raises `NoRoomForBody`."""
+        promised = announced_bytes or 0
+        self._check(caller, promised > SMALL_BYTES, promised, promised)
+        charge = BodyCharge(self, caller)
+        self._bodies += 1
+        self._count(charge, 0, promised)
+        return charge
+
+    def statistics(self) -> BodyStatistics:
+        return BodyStatistics(self._bodies, self._held_bytes)
+
+    def hold(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
+        """Raises `NoRoomForBody` for what grows; what shrinks is never refused."""
+        is_large = promised_bytes > SMALL_BYTES
+        known = charge.promised_bytes if is_large == charge.is_large else 0
+        more, more_promised = held_bytes - charge.held_bytes, promised_bytes - known
+        if more > 0:
+            self._check(charge.caller, is_large, more, more_promised)
+        self._count(charge, held_bytes, promised_bytes)
+
+    def close(self, charge: "BodyCharge") -> None:
+        self._bodies -= 1
+        self._count(charge, 0, 0)
+
+    def _check(self, caller: str, is_large: bool, more: int, more_promised: int) -> None:
+        limit = self._large_bytes_max if is_large else self._bytes_max
+        if self._held_bytes + more > limit:
+            raise _no_room("Request bodies", self._held_bytes)
+        promised = self._promised.get((caller, is_large), 0)
+        if more_promised > 0 and promised + more_promised > self._caller_bytes_max:
+            raise _no_room("Your other requests' bodies", promised)
+
+    def _count(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
+        self._held_bytes += held_bytes - charge.held_bytes
+        self._promise(charge, -charge.promised_bytes)
+        charge.held_bytes, charge.promised_bytes = held_bytes, promised_bytes
+        self._promise(charge, promised_bytes)
+
+    def _promise(self, charge: "BodyCharge", more: int) -> None:
+        share = (charge.caller, charge.is_large)
+        promised = self._promised.get(share, 0) + more
+        if promised:
+            self._promised[share] = promised
+        else:
+            self._promised.pop(share, None)  # callers that have nothing here leave no trace
+
+
+class BodyCharge:
+    """One body's part of the budget. A context manager: the part is given back when the request has ended."""
+
+    __slots__ = ("_budget", "caller", "held_bytes", "promised_bytes")
+
+    def __init__(self, budget: BodyBudget, caller: str) -> None:
+        self._budget = budget
+        self.caller = caller
+        self.held_bytes = 0
+        self.promised_bytes = 0
+
+    @property
+    def is_large(self) -> bool:
+        return self.promised_bytes > SMALL_BYTES
+
+    def note_arrived(self, size_bytes: int) -> None:
+        """So much of the body is here by now. Raises `NoRoomForBody`."""
+        self._budget.hold(self, size_bytes, max(size_bytes, self.promised_bytes))
+
+    def note_kept(self, size_bytes: int) -> None:
+        """So much is kept of what was made of the body, instead of the body. Raises `NoRoomForBody`."""
+        self._budget.hold(self, size_bytes, size_bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._budget.close(self)
+
+
+def _no_room(whose: str, held_bytes: int) -> NoRoomForBody:
+    return NoRoomForBody(
+        f"{whose} take {held_bytes} bytes of the gateway's memory at the moment, and there is no room for this one "
+        "(server.bodies_max). Send the request again later.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
