@@ -22,7 +22,7 @@ LENGTH_DIGITS_MAX: Final = 18
 REQUEST_ID: Final = b"x-request-id"
 LINGER_SECONDS: Final = 30.0
 """How long the rest of a body is taken and thrown away, after an answer that did not wait for it."""
-LINGER_IDLE_SECONDS: Final = 2.0
+LINGER_IDLE_SECONDS: Final = 5.0
 """The same, while nothing more of it comes."""
 
 

@@ -4,7 +4,7 @@ A body of 30 MB has room for millions of values, and making objects of them hold
 parser gives way to nobody. Counting is a matter of a few passes over slices of the text, between which others run.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from pydantic_core import from_json
@@ -23,6 +23,7 @@ COUNTED_FROM_BYTES: Final = 256 * 1024
 TOO_MANY: Final = "too_many_values"
 
 _SLICE_BYTES: Final = 128 * 1024
+_STEPS_BYTES: Final = (_SLICE_BYTES, 1024, 1)
 _FIELDS_MAX: Final = 64
 """More fields than any request has: then no single one is to blame."""
 
@@ -85,12 +86,23 @@ def find_broken_bound(text: bytes) -> tuple[str | None, int]:
     """The bound that `text` breaks, in words, and how much of it does; None: it keeps all."""
     if len(text) <= COUNTED_FROM_BYTES:
         return None, 0
-    counter, view = JsonCounter(), memoryview(text)
-    for start in range(0, len(text), _SLICE_BYTES):
-        counter.feed(bytes(view[start : start + _SLICE_BYTES]))
+    counter, bound, start, end = JsonCounter(), None, 0, len(text)
+    for step in _STEPS_BYTES:  # the last slice again in smaller ones, and so on, to the very byte
+        counter, bound, start = _find_slice(counter, memoryview(text)[:end], start, step)
+        if bound is None:
+            return None, 0
+        end = min(end, start + step)
+    return bound, end
+
+
+def _find_slice(counter: JsonCounter, text: memoryview, start: int, step: int) -> tuple[JsonCounter, str | None, int]:
+    """The slice with which a bound is broken: where it starts, and what was counted before it."""
+    for at in range(start, len(text), step):
+        before = replace(counter)
+        counter.feed(bytes(text[at : at + step]))
         if (bound := counter.bound_broken()) is not None:
-            return bound, start + _SLICE_BYTES
-    return None, 0
+            return before, bound, at
+    return counter, None, len(text)
 
 
 def _too_many(beginning: bytes, bound: str) -> BadRequest:
@@ -106,6 +118,7 @@ def _field_at_the_end(beginning: bytes) -> str | None:
 
     Raises `ValueError` if it is no JSON.
     """
+    beginning = beginning.lstrip()
     is_short = len(_fields(beginning[:_SLICE_BYTES])) <= _FIELDS_MAX  # much of the work can be spared if not
     fields = _fields(beginning) if is_short else {}
     return next(reversed(fields))[:_FIELDS_MAX] if 0 < len(fields) <= _FIELDS_MAX else None
