@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 import structlog
 import trio
@@ -20,6 +20,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.pieces import ReaderLeft, UnreadPieces
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
+from gateway.backends.send_turns import SendTurns
 from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, RequestId
@@ -30,8 +31,8 @@ log = structlog.get_logger(__name__)
 M = TypeVar("M")
 R = TypeVar("R")
 
-MakeRequest = Callable[[], pb.PredictOptions]
-"""Made when it is sent and kept no longer: it is a copy of all that the client has sent."""
+LARGE_CHARACTERS: Final = 1024 * 1024
+"""Of a request's prompt; from this size on the copies that sending makes of it count."""
 
 
 class GrpcBackends:
@@ -44,20 +45,21 @@ class GrpcBackends:
         self._bridge = bridge
         self._channels = channels
         self._context_size_of = context_size_of
+        self._turns = SendTurns()
 
     @asynccontextmanager
     async def open_stream(
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         stream = _GrpcAnswerStream(on_end)
-        request = partial(translate.predict_options, generation, request_id)
+        request = _generation_request(generation, request_id)
         reader = self._reader(generation)
         with closing(stream):
             async with self._bridge.open_task(self._relay_aio, target, request, reader, stream):
                 yield stream
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
-        request = partial(translate.predict_options, generation, request_id)
+        request = _generation_request(generation, request_id)
         reader = self._reader(generation)
         call = _Call("Predict")
         reply = await self._unary(target, request, call, pb.Reply)
@@ -68,10 +70,10 @@ class GrpcBackends:
         return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
-        request = partial(translate.embedding_options, item, request_id)
+        request = _Request(partial(translate.embedding_options, item, request_id), len(item.text) >= LARGE_CHARACTERS)
         return translate.embedding(await self._unary(target, request, _Call("Embedding"), pb.EmbeddingResult))
 
-    async def _unary(self, target: Target, request: MakeRequest, call: "_Call", reply_type: type[R]) -> R:
+    async def _unary(self, target: Target, request: "_Request", call: "_Call", reply_type: type[R]) -> R:
         async def answer(stream: Stream[pb.PredictOptions, R]) -> R:
             reply = await stream.recv_message()
             await stream.recv_trailing_metadata()
@@ -87,7 +89,7 @@ class GrpcBackends:
     async def _relay_aio(
         self,
         target: Target,
-        request: MakeRequest,
+        request: "_Request",
         reader: translate.ReplyReader,
         answer: "_GrpcAnswerStream",
     ) -> None:
@@ -116,7 +118,7 @@ class GrpcBackends:
     async def _call_aio(
         self,
         target: Target,
-        request: MakeRequest,
+        request: "_Request",
         call: "_Call",
         answer: Callable[[Stream[pb.PredictOptions, M]], Awaitable[R]],
     ) -> R:
@@ -125,11 +127,30 @@ class GrpcBackends:
             method = getattr(BackendStub(self._channels.get(target.replica_id, target.address)), call.method)
             async with method.open(metadata=names.bearer(target.token)) as stream:
                 call.stream = stream
-                await stream.send_message(request(), end=True)
+                await self._send_aio(stream, request)
                 call.sent = True
                 return await answer(stream)
         except (GRPCError, StreamTerminatedError, OSError) as error:
             raise call.meaning_of(error) from error
+
+    async def _send_aio(self, stream: Stream[pb.PredictOptions, Any], request: "_Request") -> None:
+        if not request.is_large:
+            await stream.send_message(request.make(), end=True)
+            return
+        async with self._turns.open_aio():
+            await stream.send_message(request.make(), end=True)
+
+
+@dataclass(frozen=True)
+class _Request:
+    make: Callable[[], pb.PredictOptions] = field(repr=False)
+    """Called when it is sent, and kept no longer: it is a copy of all that the client has sent."""
+    is_large: bool
+
+
+def _generation_request(generation: Generation, request_id: RequestId) -> _Request:
+    make = partial(translate.predict_options, generation, request_id)
+    return _Request(make, translate.prompt_characters(generation) >= LARGE_CHARACTERS)
 
 
 @dataclass

@@ -60,6 +60,13 @@ def _set_tools(options: pb.PredictOptions, generation: Generation) -> None:
         options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
 
 
+def prompt_characters(generation: Generation) -> int:
+    """About how large it is as a request: without the names and calls in messages."""
+    if isinstance(generation.prompt, Text):
+        return len(generation.prompt)
+    return sum(len(message.content) for message in generation.prompt)
+
+
 def _field(text: Text) -> str:
     """For a string field. Those take UTF-8 as it is, and check it; the generated types do not know of that."""
     return cast("str", text)

@@ -122,6 +122,7 @@ class Front:
     peer_tls: ssl.SSLContext | None = None
     admission: Admission = field(default_factory=idle_admission)
     load_table: LoadTable = field(default_factory=LoadTable)
+    body_bytes_max: int = 64 * 1024
 
     def __post_init__(self) -> None:
         metrics = Metrics(list)
@@ -171,7 +172,7 @@ class Front:
                 is_credential=partial(is_credential, CLUSTER_SECRET),
             ),
             metrics=metrics.requests,
-            limits=BodyLimits(64 * 1024, 5.0, 1024 * 1024),
+            limits=BodyLimits(self.body_bytes_max, 5.0, 16 * self.body_bytes_max),
         )
 
     async def look(self) -> None:
