@@ -63,6 +63,7 @@ REFUSED = [
     ("routing.mode = 'strict'", "routing.mode", '"strict" needs a postgresql:// registry.url'),
     ("registry.listen_url = 'postgresql://h/d'", "registry.listen_url", "needs a postgresql:// registry.url"),
     ("health = { heartbeat = '5s', stale_after = '5s' }", "health.stale_after", "must be longer than health.heartbeat"),
+    ("server = { max_body = '8MiB', bodies_max = '7MiB' }", "server.bodies_max", "must be at least server.max_body"),
     (MODEL + MODEL, "models[1].name", '"m" is the name of models[0] already'),
     (MODEL.replace("llama-cpp", "llama-ccp"), "models[0].backend", UNDECLARED),
     (MODEL.replace("builtin:tiny", ""), "models[0].artifact", 'is required for backend "llama-cpp"'),

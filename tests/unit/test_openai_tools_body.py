@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gateway.api.json_count import CONTAINERS_MAX
 from gateway.api.openai.schema import parse_chat
 from gateway.api.openai.tools import TOOLS_BYTES_MAX
 from gateway.domain.errors import BadRequest
@@ -143,6 +144,15 @@ def test_a_bad_value_is_refused_by_name(fields: dict[str, Any], param: str, mess
         parse_chat(body(**fields))
     assert (caught.value.status, caught.value.param) == (400, param)
     assert message in caught.value.message
+
+
+def test_arguments_with_more_values_than_a_request_may_have_are_refused() -> None:
+    """They are JSON in a text, which the counts of the body know nothing of."""
+    arguments = "{" + ",".join(f'"k{number}":[]' for number in range(CONTAINERS_MAX + 1)) + "}"
+    with pytest.raises(BadRequest) as caught:
+        parsed(messages=calling(call(function={"name": "f", "arguments": arguments})))
+    assert caught.value.param == "messages[1].tool_calls[0].function.arguments"
+    assert str(CONTAINERS_MAX) in caught.value.message
 
 
 @pytest.mark.parametrize("arguments", ["", "no", "{", "[1]", '{"a": NaN}', '{"a": "\\ud800"}', "[" * 1000])
