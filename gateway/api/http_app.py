@@ -49,6 +49,8 @@ class Route:
     path: str
     role: Role
     handler: Handler
+    body_bytes_max: int | None = None
+    """Where it is less than everybody's limit."""
     ends_with_service: bool = False
     """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
 
@@ -226,11 +228,12 @@ class HttpApp:
             await self._run_handler(exchange, route, route.handler(exchange, caller, b""))
             return
         _check_declared(exchange)
-        exchange.check_length(self._limits.bytes_max)
+        bytes_max = min(route.body_bytes_max or self._limits.bytes_max, self._limits.bytes_max)
+        exchange.check_length(bytes_max)
         with self._bodies.open(caller.name, exchange.announced_bytes) as charge:
             exchange.charge = charge
             await self._run_handler(
-                exchange, route, route.handler(exchange, caller, await self._read_body(exchange, charge))
+                exchange, route, route.handler(exchange, caller, await self._read_body(exchange, bytes_max, charge))
             )
 
     async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
@@ -246,9 +249,9 @@ class HttpApp:
             await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
             nursery.cancel_scope.cancel()
 
-    async def _read_body(self, exchange: Exchange, charge: BodyCharge) -> bytes:
+    async def _read_body(self, exchange: Exchange, bytes_max: int, charge: BodyCharge) -> bytes:
         """Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
-        body = await exchange.read_body(self._limits.bytes_max, self._limits.timeout_seconds, charge)
+        body = await exchange.read_body(bytes_max, self._limits.timeout_seconds, charge)
         if body:
             check_json(exchange.header("content-type"))
         return body

@@ -15,6 +15,8 @@ from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 from gateway.api.json_count import check_counts
 from gateway.domain.errors import BadRequest
 
+READ_ON_LOOP_BYTES: Final = 32 * 1024
+"""To read and to check more than that may take milliseconds, in which the event loop would stand still."""
 SHOWN_CHARACTERS_MAX: Final = 64
 """How much of a caller's own value an error repeats."""
 

@@ -25,6 +25,8 @@ from gateway.registry.protocol import NameTaken, Registry
 
 RETRY_AFTER_SECONDS = 1.0
 """While the listener for workers is not up yet."""
+BODY_BYTES_MAX = 16 * 1024
+"""A registration has five short fields."""
 
 
 class RegistrationBody(JsonBody):
@@ -49,7 +51,7 @@ class NodeRegister:
     tls: bool
 
     def routes(self) -> Sequence[Route]:
-        return (Route("POST", "/api/node/register", Role.JOIN, self._register),)
+        return (Route("POST", "/api/node/register", Role.JOIN, self._register, body_bytes_max=BODY_BYTES_MAX),)
 
     async def _register(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
         wish = parse_json(RegistrationBody, body)

@@ -1,7 +1,8 @@
 """Quart as our pages use it: errors in our envelope, the traps of its defaults removed, JSON in and out."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import structlog
 import trio
@@ -13,11 +14,13 @@ from werkzeug.exceptions import HTTPException
 
 from gateway.api.errors import InternalError, error_headers
 from gateway.api.guard import check_json
-from gateway.api.json_body import Body, parse_json, parse_object
+from gateway.api.json_body import READ_ON_LOOP_BYTES, Body, parse_json, parse_object
 from gateway.api.openai.encode import error_object
 from gateway.api.registry_away import registry_away
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
 from gateway.registry.protocol import RegistryError
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -55,12 +58,16 @@ class Pages(QuartTrio):
 
 async def read_json(body_type: type[Body]) -> Body:
     """The body of the request. Raises `BadRequest`; `UnsupportedMediaType` for one that is not declared as JSON."""
-    return parse_json(body_type, await _read_declared())
+    return await _off_loop_if_large(partial(parse_json, body_type), await _read_declared())
 
 
 async def read_object() -> dict[str, Any]:
     """The same, for a body that somebody else checks."""
-    return parse_object(await _read_declared())
+    return await _off_loop_if_large(parse_object, await _read_declared())
+
+
+async def _off_loop_if_large(parse: Callable[[bytes], T], body: bytes) -> T:
+    return parse(body) if len(body) <= READ_ON_LOOP_BYTES else await trio.to_thread.run_sync(parse, body)
 
 
 async def _read_declared() -> bytes:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import pytest
 
+from gateway.api.node_register import BODY_BYTES_MAX
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, GatewayId, NodeId, new_id
 from gateway.domain.session import Hello
@@ -164,6 +165,14 @@ async def test_a_wrong_field_is_named(fields: dict[str, Any], param: str) -> Non
     request = await register(front, **fields)
     assert (request.status, request.error["param"]) == (400, param)
     assert (await front.registry.read_state()).nodes == {}
+
+
+async def test_a_registration_is_refused_by_its_size_before_it_is_read() -> None:
+    front = Front()
+    headers = {"host": "gw.example:8080", "content-type": "application/json", "content-length": str(BODY_BYTES_MAX + 1)}
+    request = front.request("POST", "/api/node/register", key=JOIN_TOKEN, headers=headers)
+    await request.run(front.app)
+    assert (request.status, request.error["code"]) == (413, "request_too_large")
 
 
 async def test_a11_an_admin_key_is_no_join_token() -> None:

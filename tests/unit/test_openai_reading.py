@@ -6,8 +6,9 @@ from collections.abc import Callable
 import pytest
 import trio
 
+from gateway.api.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import schema
-from gateway.api.openai.routes import HUGE_BYTES, READ_ON_LOOP_BYTES
+from gateway.api.openai.routes import HUGE_BYTES
 from gateway.api.openai.schema import ChatCall, parse_chat, parse_completion, parse_embeddings
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound

@@ -10,6 +10,7 @@ from gateway.api.auth import Caller, Role
 from gateway.api.event_stream import DONE, event
 from gateway.api.exchange import Exchange
 from gateway.api.http_app import Route
+from gateway.api.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.weight import kept_bytes
@@ -30,8 +31,6 @@ EMBEDDINGS_AT_ONCE: Final = 4
 
 LARGE_BYTES: Final = 256 * 1024
 """JSON of this size takes milliseconds to write, which would hold up every stream of this process."""
-READ_ON_LOOP_BYTES: Final = 32 * 1024
-"""The same for JSON that is read: to check what a caller made is ten times the work."""
 HUGE_BYTES: Final = 1024 * 1024
 """Bodies from this size on are read one at a time, since each may take several times its size while it is read."""
 NUMBER_BYTES: Final = 20
