@@ -39,11 +39,11 @@ class Passage:
     attempt: Attempt
     loads: LoadTable
     probes: ProbeCache
-    is_over: bool = False
-    """The call has ended by itself; what is still unread of its answer is in our hands, and says nothing any more of
-    how the replica does."""
     calls: OpenCalls = field(default_factory=OpenCalls)
     """Where the call is entered while it waits."""
+    is_over: bool = field(default=False, init=False)
+    """The call has ended by itself; what is still unread of its answer is in our hands, and says nothing any more of
+    how the replica does."""
     _call: OpenCall | None = field(default=None, init=False)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
