@@ -36,6 +36,8 @@ class Exchange:
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.peer: str = str((scope.get("client") or ("unknown",))[0])
+        """The address from which the request came: a proxy's, if there is one."""
         self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
         self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         self.params: Mapping[str, str] = {}

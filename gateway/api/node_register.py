@@ -6,8 +6,10 @@ of its name, or a new one (the registry decides).
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Annotated
 
+import trio
 from pydantic import Field
 from pydantic_core import to_json
 
@@ -17,16 +19,25 @@ from gateway.api.fields import NodeName, Uuid
 from gateway.api.guard import host_name
 from gateway.api.http_app import Route
 from gateway.api.json_body import MISSING, JsonBody, parse_json
-from gateway.domain.errors import BadRequest, Conflict, Unauthenticated, Unavailable
+from gateway.domain.cluster import Node
+from gateway.domain.errors import BadRequest, Conflict, Overloaded, Unauthenticated, Unavailable
 from gateway.domain.ids import BootId, GatewayId, NodeId
+from gateway.domain.pace import Pace
 from gateway.domain.session import Registration
 from gateway.link.credentials import is_credential, node_credential
-from gateway.registry.protocol import NameTaken, Registry
+from gateway.registry.protocol import FleetFull, NameTaken, Registry, StaleCredential
 
 RETRY_AFTER_SECONDS = 1.0
 """While the listener for workers is not up yet."""
 BODY_BYTES_MAX = 16 * 1024
 """A registration has five short fields."""
+FULL_RETRY_AFTER_SECONDS = 60.0
+REGISTRATIONS_PER_SECOND = 5.0
+"""Of one address, in the long run: each may be a write that every gateway has to read."""
+REGISTRATIONS_BURST = 100.0
+"""A machine room behind one address starts at once."""
+PEERS_MAX = 1024
+"""Addresses whose registrations are counted apart."""
 
 
 class RegistrationBody(JsonBody):
@@ -49,20 +60,20 @@ class NodeRegister:
     worker_port: Callable[[], int | None]
     """Where sessions are taken. None: not yet."""
     tls: bool
+    _paces: dict[str, Pace] = field(default_factory=dict, init=False, repr=False)
+    """By address."""
 
     def routes(self) -> Sequence[Route]:
         return (Route("POST", "/api/node/register", Role.JOIN, self._register, body_bytes_max=BODY_BYTES_MAX),)
 
     async def _register(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
+        self._check_pace(exchange.peer)
         wish = parse_json(RegistrationBody, body)
         session_address = self._session_address(exchange.header("host"))
-        registration = Registration(
-            wish.name, BootId(wish.boot_id), proved_node_id(wish, self.cluster_secret), self.auto_approve
-        )
-        try:
-            node = await self.registry.register_node(registration)
-        except NameTaken as error:
-            raise Conflict(f"The node was not registered: {error}.", param="name", code="node_name_taken") from None
+        proved = proved_node_id(wish, self.cluster_secret)
+        proof_boot_id = None if proved is None else BootId(wish.previous_boot_id or "")
+        registration = Registration(wish.name, BootId(wish.boot_id), proved, self.auto_approve, proof_boot_id)
+        node = await self._write(registration)
         exchange.notes["node"] = node.name
         answer = {
             "node_id": node.id,
@@ -73,6 +84,33 @@ class NodeRegister:
             "tls": self.tls,
         }
         await exchange.respond(200, to_json(answer))
+
+    async def _write(self, registration: Registration) -> Node:
+        """Raises `Conflict`, `Unauthenticated`, `Unavailable`, and what the registry raises."""
+        try:
+            return await self.registry.register_node(registration)
+        except NameTaken as error:
+            raise Conflict(f"The node was not registered: {error}.", param="name", code="node_name_taken") from None
+        except StaleCredential as error:
+            raise _wrong_proof(f"'previous_credential' is out of date: {error}.") from None
+        except FleetFull as error:
+            raise Unavailable(
+                f"The node was not registered: {error}.",
+                retry_after_seconds=FULL_RETRY_AFTER_SECONDS,
+                code="too_many_nodes",
+            ) from None
+
+    def _check_pace(self, peer: str) -> None:
+        """Raises `Overloaded`."""
+        now = trio.current_time()
+        if peer not in self._paces and len(self._paces) >= PEERS_MAX:
+            for idle in [each for each, pace in self._paces.items() if pace.is_untouched(now)]:
+                del self._paces[idle]
+            if len(self._paces) >= PEERS_MAX:
+                peer = ""  # those beyond the bound share one
+        pace = self._paces.setdefault(peer, Pace(REGISTRATIONS_PER_SECOND, REGISTRATIONS_BURST))
+        if wait_seconds := pace.try_take(1, now):
+            raise Overloaded("Too many registrations come from this address.", retry_after_seconds=ceil(wait_seconds))
 
     def _session_address(self, host_header: str | None) -> str:
         """Raises `BadRequest`, `Unavailable`."""
@@ -99,9 +137,11 @@ def proved_node_id(wish: RegistrationBody, cluster_secret: bytes) -> NodeId | No
         raise BadRequest(f"'previous_credential' proves nothing without '{missing}'.", param=missing, code=MISSING)
     node_id = NodeId(wish.node_id)
     if not is_credential(cluster_secret, node_id, BootId(wish.previous_boot_id), wish.previous_credential):
-        raise Unauthenticated(
-            f"'previous_credential' is not that of node '{node_id}' at this fleet. Register without it to join anew.",
-            param="previous_credential",
-            code="invalid_node_credential",
+        raise _wrong_proof(
+            f"'previous_credential' is not that of node '{node_id}' at this fleet. Register without it to join anew."
         )
     return node_id
+
+
+def _wrong_proof(message: str) -> Unauthenticated:
+    return Unauthenticated(message, param="previous_credential", code="invalid_node_credential")

@@ -51,6 +51,9 @@ class Node:
     """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
     gateway_id: GatewayId | None = None
     """Who holds the session; None before the first and after it has ended."""
+    joined_boot_id: BootId | None = None
+    """Of the agent whose session began last: older credentials than that one's count for nothing any more. None: no
+    session ever began."""
 
     @property
     def status(self) -> NodeStatus:

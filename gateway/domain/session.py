@@ -139,3 +139,5 @@ class Registration:
     """Of an earlier registration, if the worker has proved with its old credential that it is that node."""
     approved: bool = True
     """Whether a node that was unknown so far may serve at once."""
+    proof_boot_id: BootId | None = None
+    """Of the start whose credential has proved `node_id`. None: whoever registers is trusted without."""

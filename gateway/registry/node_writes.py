@@ -15,29 +15,66 @@ from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.ids import BootId, GatewayId, NodeId, ReplicaId
 from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.session import Hello, Registration
-from gateway.registry.protocol import NameTaken, NodeEdit, NodeOverrides, NotRegistered
+from gateway.registry.protocol import FleetFull, NameTaken, NodeEdit, NodeOverrides, NotRegistered, StaleCredential
 from gateway.registry.tables import Declared, NodeRow, Tables
 from gateway.registry.texts import storable
 
 SESSIONS_PER_SECOND: Final = 1000
 """Sessions that a node can't have more of: see `_made`."""
 
+UNJOINED_MAX: Final = 64
+"""Nodes that have registered and whose first session has not begun: a worker begins one at once."""
+UNJOINED_SECONDS: Final = 600.0
+"""Then nobody expects it any more."""
+NODES_MAX: Final = 4096
+
 
 def registered(tables: Tables, registration: Registration, fresh: NodeId, now: float) -> Tables:
     """The node of the registration's name is the worker's; `fresh` is its id if it needs one. See `node_named`.
 
-    Raises `NameTaken`.
+    Raises `NameTaken`, `StaleCredential`, `FleetFull`.
     """
     name = storable(registration.name)
+    _check_proof(tables, registration)
     tables = _without_namesake(tables, registration.node_id, name)
     old = _own(tables, registration.node_id, name)
     if old is None:
-        return _with(tables, _effective(_made(registration, name, fresh, now)))
+        return _with(_with_room(tables, now), _effective(_made(registration, name, fresh, now)))
     row = old if old.node.name == name else _effective(replace(old, node=replace(old.node, name=name)))
     if row.node.boot_id == registration.boot_id:
         return _with(tables, row)
     lost = _processes_lost(tables.replicas.values(), row.node.id, now)
     return replace(_with(tables, _restarted(row, registration.boot_id, now)), replicas=lost)
+
+
+def _check_proof(tables: Tables, registration: Registration) -> None:
+    """An agent whose registration was never answered comes back with the credential of the start before, so that one
+    counts until a newer one was used. Raises `StaleCredential`."""
+    row = None if registration.node_id is None else tables.nodes.get(registration.node_id)
+    if row is None or registration.proof_boot_id is None:
+        return
+    if registration.proof_boot_id not in {row.node.boot_id, row.node.joined_boot_id}:
+        raise StaleCredential(f"the credential is not the newest of node {row.node.id}: register without it")
+
+
+def _with_room(tables: Tables, now: float) -> Tables:
+    """For one more node. Raises `FleetFull`."""
+    busy = {replica.node_id for replica in tables.replicas.values()}
+    unjoined = [row.node for row in tables.nodes.values() if _never_joined(row) and row.node.id not in busy]
+    unjoined.sort(key=lambda node: (node.since, node.id), reverse=True)
+    old = [node for node in unjoined if now - node.since > UNJOINED_SECONDS]
+    dropped = {node.id for node in (*unjoined[UNJOINED_MAX - 1 :], *old)}
+    kept = {key: row for key, row in tables.nodes.items() if key not in dropped}
+    if len(kept) >= NODES_MAX:
+        raise FleetFull(f"the fleet has {len(kept)} nodes, which is its limit: remove those that are gone")
+    return replace(tables, nodes=kept)
+
+
+def _never_joined(row: NodeRow) -> bool:
+    """And no admin has said anything of it either."""
+    node = row.node
+    is_untouched = row.overrides == NodeOverrides() and not node.draining
+    return node.joined_boot_id is None and node.link is NodeStatus.OFFLINE and is_untouched
 
 
 def node_named(tables: Tables, name: str) -> NodeRow | None:
@@ -106,6 +143,7 @@ def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> T
         row.node,
         session=row.node.session + 1,
         gateway_id=gateway_id,
+        joined_boot_id=hello.boot_id,
         capacity=_storable_capacity(hello.capacity),
     )
     declared = Declared(_storable_labels(hello.labels), hello.max_replicas_per_model, hello.vram_budget)

@@ -1,11 +1,7 @@
-"""What `postgres_sql` reads, as records. A row that is as it was at the last reading is the record that it was then.
+"""What `postgres_sql` reads, as records (see `remembered`)."""
 
-All of the state is read whenever any of it has changed, and by whoever plans while he holds the lock that all writers
-want: to parse it anew would take several times as long as to read it.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, Generic, TypeAlias, TypeVar
+from collections.abc import Iterable, Sequence
+from typing import Final
 
 import asyncpg
 
@@ -13,34 +9,12 @@ from gateway.domain.cluster import Demand, Replica
 from gateway.registry import rows
 from gateway.registry.bulletin_rows import demand_from_text
 from gateway.registry.postgres_sql import DEMAND_COLUMNS
+from gateway.registry.remembered import Remembered, Values
 from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
 from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
 
-Record = TypeVar("Record")
-Values: TypeAlias = tuple[Any, ...]
-
 NAME: Final = MODEL_COLUMNS.index("name")
 SOURCE: Final = MODEL_COLUMNS.index("source")
-
-
-class Remembered(Generic[Record]):
-    """Records of one table by the values of their rows."""
-
-    def __init__(self, columns: Sequence[str], read: Callable[[dict[str, Any]], Record]) -> None:
-        self._columns = columns
-        self._read = read
-        self._records: dict[Values, Record] = {}
-
-    def records(self, table: Iterable[Values], *, is_whole: bool) -> dict[Values, Record]:
-        """Of all rows of the table, or of some of them."""
-        found = {values: self._record(values) for values in table}
-        if is_whole:
-            self._records = found
-        return found
-
-    def _record(self, values: Values) -> Record:
-        known = self._records.get(values)
-        return self._read(dict(zip(self._columns, values, strict=True))) if known is None else known
 
 
 class RowReader:

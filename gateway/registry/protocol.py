@@ -30,6 +30,14 @@ class NameTaken(RegistryError):
     """Another node has the name; the message says which."""
 
 
+class StaleCredential(RegistryError):
+    """A newer credential of the node was used since; the message says what to do."""
+
+
+class FleetFull(RegistryError):
+    """There are as many nodes as there can be."""
+
+
 class NotRegistered(RegistryError):
     """The worker has to register (again) before a session can begin."""
 
@@ -174,7 +182,11 @@ class Registry(Protocol):
           outlives the worker's restart.
         - A node that is offline and has the name that a proved one wants is forgotten, as by `remove_node`.
 
-        Raises `NameTaken` when another node has the name and is not offline."""
+        - Nodes of which no session ever began are few: the oldest are forgotten when a new one comes, so whoever only
+          registers costs the fleet nothing.
+
+        Raises `NameTaken` when another node has the name and is not offline, `StaleCredential` when it was proved by a
+        start that is neither the newest one nor the one whose session began last, `FleetFull`."""
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
         """A worker's session begins: the node's link becomes healthy, it is known with what `hello` says, and this

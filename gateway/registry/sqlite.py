@@ -20,6 +20,7 @@ from gateway.registry import rows
 from gateway.registry.changes import Changes, difference
 from gateway.registry.embedded import EmbeddedStore
 from gateway.registry.protocol import Event
+from gateway.registry.remembered import Remembered
 from gateway.registry.sqlite_file import SqliteFile, Transaction, database_path
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope
 from gateway.registry.tables import EVENTS_KEPT, Leadership, Tables
@@ -37,6 +38,11 @@ def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
     return f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET {overwritten}"  # noqa: S608 - constants only
 
 
+READ_MODELS: Final = f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models"  # noqa: S608 - constants only
+READ_NODES: Final = f"SELECT {', '.join(rows.NODE_COLUMNS)} FROM nodes"  # noqa: S608 - constants only
+READ_REPLICAS: Final = f"SELECT {', '.join(rows.REPLICA_COLUMNS)} FROM replicas"  # noqa: S608 - constants only
+NAME: Final = rows.MODEL_COLUMNS.index("name")
+SOURCE: Final = rows.MODEL_COLUMNS.index("source")
 PUT_MODEL: Final = _upsert("models", "name", rows.MODEL_COLUMNS)
 PUT_NODE: Final = _upsert("nodes", "id", rows.NODE_COLUMNS)
 PUT_REPLICA: Final = _upsert("replicas", "id", rows.REPLICA_COLUMNS)
@@ -75,9 +81,10 @@ class SqliteRegistry(EmbeddedStore):
         super().__init__(clock, version, make_id)
         self._file = file
         self._one_transaction = trio.CapacityLimiter(1)
+        self._rows = _RowReader()
 
     async def read_state(self) -> ClusterState:
-        tables = await self._run("read_state", _tables, mode="DEFERRED")
+        tables = await self._run("read_state", self._rows.tables, mode="DEFERRED")
         return tables.state(self._demand())
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
@@ -98,7 +105,7 @@ class SqliteRegistry(EmbeddedStore):
         self, decide: Decision[After], epoch: int | None, transaction: Transaction
     ) -> tuple[Outcome[After], int]:
         now = self._clock()
-        before = self._with_term(_tables(transaction))
+        before = self._with_term(self._rows.tables(transaction))
         after = decide(before, now)
         changes = difference(before, before if after is None else after, now, epoch)
         if changes:
@@ -118,7 +125,7 @@ class SqliteRegistry(EmbeddedStore):
 
 def _look(file: SqliteFile) -> tuple[int, list[str]]:
     with file.transaction("DEFERRED") as transaction:
-        tables = _tables(transaction)
+        tables = _RowReader().tables(transaction)
         return tables.version, sorted(tables.unreadable)
 
 
@@ -127,18 +134,26 @@ def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:
     return tuple(Event(*row) for row in found)
 
 
-def _tables(transaction: Transaction) -> Tables:
-    stored = [(row, rows.model_from_row(row)) for row in transaction.rows("SELECT * FROM models")]
-    nodes = map(rows.node_from_row, transaction.rows("SELECT * FROM nodes"))
-    replicas = map(rows.replica_from_row, transaction.rows("SELECT * FROM replicas"))
-    return Tables(
-        models={model.spec.name: model for _, model in stored if model},
-        nodes={row.node.id: row for row in nodes},
-        replicas={replica.id: replica for replica in replicas},
-        leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
-        version=transaction.rows("SELECT version FROM state_version")[0][0],
-        unreadable={row["name"]: row["source"] for row, model in stored if model is None},
-    )
+class _RowReader:
+    """Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._models = Remembered(rows.MODEL_COLUMNS, rows.model_from_row)
+        self._nodes = Remembered(rows.NODE_COLUMNS, rows.node_from_row)
+        self._replicas = Remembered(rows.REPLICA_COLUMNS, rows.replica_from_row)
+
+    def tables(self, transaction: Transaction) -> Tables:
+        models = self._models.records(map(tuple, transaction.rows(READ_MODELS)), is_whole=True)
+        nodes = self._nodes.records(map(tuple, transaction.rows(READ_NODES)), is_whole=True)
+        replicas = self._replicas.records(map(tuple, transaction.rows(READ_REPLICAS)), is_whole=True)
+        return Tables(
+            models={model.spec.name: model for model in models.values() if model},
+            nodes={row.node.id: row for row in nodes.values()},
+            replicas={replica.id: replica for replica in replicas.values()},
+            leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            version=transaction.rows("SELECT version FROM state_version")[0][0],
+            unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
+        )
 
 
 def _write(transaction: Transaction, changes: Changes) -> None:

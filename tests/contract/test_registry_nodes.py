@@ -12,6 +12,7 @@ from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
+from gateway.registry import node_writes
 from gateway.registry.protocol import (
     ControlWrite,
     NameTaken,
@@ -19,6 +20,7 @@ from gateway.registry.protocol import (
     NodeOverrides,
     NotRegistered,
     Registry,
+    StaleCredential,
 )
 from gateway.registry.store import Store
 from tests.contract.samples import (
@@ -137,6 +139,41 @@ async def test_of_many_that_ask_for_one_id_all_get_the_one_node(registry: Regist
         for number in range(5):
             nursery.start_soon(registry.register_node, registration(boot_id=f"boot-{number}"))
     assert list((await registry.read_state()).nodes) == [NODE]
+
+
+async def test_nodes_that_only_register_are_few_and_push_out_nobody_who_was_here(
+    registry: Registry, clock: SettableClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_writes, "UNJOINED_MAX", 3)
+    await leave(registry, await join(registry))
+    drained = await registry.register_node(registration(node_id=None, name="drained"))
+    await registry.edit_node(drained.id, NodeEdit(draining=True))
+    for number in range(20):
+        clock.seconds += 1
+        await registry.register_node(registration(node_id=None, name=f"flood-{number}", boot_id=f"b-{number}"))
+    nodes = (await registry.read_state()).nodes
+    kept = {node.name for node in nodes.values()} - {nodes[NODE].name}
+    assert kept == {"drained", "flood-17", "flood-18", "flood-19"}
+
+
+async def test_a_node_that_never_came_is_forgotten_after_a_while(registry: Registry, clock: SettableClock) -> None:
+    never = await registry.register_node(registration(node_id=None, name="never"))
+    clock.seconds += node_writes.UNJOINED_SECONDS + 1
+    await registry.register_node(registration(node_id=None, name="other"))
+    assert never.id not in (await registry.read_state()).nodes
+
+
+async def test_a11_a_proof_counts_while_its_start_is_the_newest_or_the_last_that_joined(registry: Registry) -> None:
+    await join(registry)
+    first = BootId(hello().boot_id)
+    for boot_id in ("lost-1", "lost-2"):
+        await registry.register_node(replace(registration(boot_id=boot_id), proof_boot_id=first))
+    await join(registry, hello(boot_id="lost-2"))
+    assert (await stored_node(registry)).joined_boot_id == "lost-2"
+    for stale in (first, BootId("lost-1")):
+        with pytest.raises(StaleCredential):
+            await registry.register_node(replace(registration(boot_id="thief"), proof_boot_id=stale))
+    assert (await stored_node(registry)).boot_id == "lost-2"
 
 
 async def test_h10_the_same_boot_id_changes_nothing(registry: Registry) -> None:

@@ -7,16 +7,19 @@ from uuid import UUID
 
 import pytest
 
+from gateway.api import node_register
 from gateway.api.node_register import BODY_BYTES_MAX
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, GatewayId, NodeId, new_id
 from gateway.domain.session import Hello
 from gateway.link.credentials import is_credential, node_credential
+from gateway.registry import node_writes
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, JOIN_TOKEN, Front
 
 BOOT: Final = "11111111-1111-4111-8111-111111111111"
 LATER_BOOT: Final = "22222222-2222-4222-8222-222222222222"
+THIRD_BOOT: Final = "33333333-3333-4333-8333-333333333333"
 
 
 async def register(front: Front, *, key: str = JOIN_TOKEN, host: str = "gw.example:8080", **fields: Any) -> AsgiRequest:
@@ -128,6 +131,50 @@ async def test_a11_an_id_without_a_proof_counts_for_nothing() -> None:
     first = (await register(front)).json
     second = (await register(front, name="other", node_id=first["node_id"])).json
     assert second["node_id"] != first["node_id"]
+
+
+async def test_a11_an_older_credential_counts_until_a_newer_one_was_used() -> None:
+    """The answer to a registration may be lost, and then only the credential before it is known."""
+    front = Front()
+    first = (await register(front)).json
+    node_id = NodeId(first["node_id"])
+    await front.registry.join_node(Hello(node_id, "box", BootId(BOOT)), GatewayId("g"))
+    lost = await register(front, **proof(first))
+    again = await register(front, **{**proof(first), "boot_id": THIRD_BOOT})
+    assert [lost.json["node_id"], again.json["node_id"]] == [node_id, node_id]
+    await front.registry.join_node(Hello(node_id, "box", BootId(THIRD_BOOT)), GatewayId("g"))
+    for stale in (proof(first), proof(lost.json, LATER_BOOT)):
+        before = await front.registry.read_state()
+        request = await register(front, **{**stale, "boot_id": new_id()})
+        assert (request.status, request.error["code"]) == (401, "invalid_node_credential")
+        assert "out of date" in request.error["message"]
+        assert await front.registry.read_state() == before
+    newest = await register(front, **{**proof(again.json, THIRD_BOOT), "boot_id": new_id()})
+    assert newest.json["node_id"] == node_id
+
+
+async def test_who_registers_without_end_is_told_to_wait_and_writes_nothing_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node_register, "REGISTRATIONS_BURST", 3)
+    monkeypatch.setattr(node_register, "REGISTRATIONS_PER_SECOND", 1e-4)
+    front = Front()
+    for number in range(3):
+        assert (await register(front, name=f"n{number}", boot_id=new_id())).status == 200
+    before = front.registry.statistics()
+    request = await register(front, name="another", boot_id=new_id())
+    assert (request.status, int(request.headers["retry-after"]) > 1000) == (429, True)
+    assert front.registry.statistics() == before
+
+
+async def test_a_fleet_that_is_full_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node_writes, "NODES_MAX", 2)
+    front = Front()
+    for name in ("one", "two"):
+        await register(front, name=name, boot_id=new_id())
+    request = await register(front, name="three", boot_id=new_id())
+    assert (request.status, request.error["code"]) == (503, "too_many_nodes")
+    assert (await register(front, name="one", boot_id=new_id())).status == 200
 
 
 async def test_a_name_that_is_in_use_is_refused() -> None:

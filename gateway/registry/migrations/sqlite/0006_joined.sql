@@ -1,0 +1,3 @@
+-- Of the agent whose session began last, whatever has registered since; NULL: none ever did.
+ALTER TABLE nodes ADD COLUMN joined_boot_id TEXT;
+UPDATE nodes SET joined_boot_id = boot_id;
