@@ -21,10 +21,11 @@ from gateway.api.exchange import Exchange
 from gateway.api.http_app import Route
 from gateway.api.peers import Peers
 from gateway.domain.cluster import ClusterState
-from gateway.domain.errors import BadRequest, Forbidden, NotFound
+from gateway.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
 from gateway.domain.ids import NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.texts import quoted
+from gateway.link.credentials import BOOT
 
 CHUNK_BYTES: Final = 1024 * 1024
 FILE_SCHEME: Final = "file:"
@@ -58,6 +59,8 @@ class ArtifactFiles:
         node = state.nodes.get(NodeId(caller.name))
         if node is None or not node.approved:
             raise Forbidden("This node is not, or not yet, one that serves models of this fleet.")
+        if exchange.header(BOOT) not in {node.boot_id, node.joined_boot_id}:
+            raise Unauthenticated("A newer start of this worker has joined since.", code="invalid_node_credential")
         exchange.notes["node"] = node.name
         specs = tuple(specs_of(digest, state.models.values()))
         file = await trio.to_thread.run_sync(_open_first, tuple(paths_of(specs, self.models_dir.resolve())))

@@ -142,6 +142,14 @@ async def test_a11_a_credential_is_of_one_node_and_one_start(tmp_path: Path, hea
         assert (answer.status, answer.error["code"]) == (401, "invalid_node_credential")
 
 
+async def test_a11_the_credential_of_an_earlier_start_opens_nothing_once_a_later_one_has_joined(tmp_path: Path) -> None:
+    later = BootId("later")
+    registered = replace(NODE, boot_id=later, joined_boot_id=NODE.boot_id)
+    assert (await ask(front_with(tmp_path, SPEC, node=registered))).status == 200
+    answer = await ask(front_with(tmp_path, SPEC, node=replace(registered, joined_boot_id=later)))
+    assert (answer.status, answer.error["code"]) == (401, "invalid_node_credential")
+
+
 async def test_a_file_that_becomes_shorter_breaks_the_answer_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
