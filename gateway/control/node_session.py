@@ -237,7 +237,9 @@ class NodeSession:
             self._measured[replica.model, replica.revision] = requirement
 
     def _stored(self, replica_id: ReplicaId) -> Replica | None:
-        return self._settings.views.current.state.replicas.get(replica_id)
+        """None: unknown here, or another node's, of which this worker has nothing to say."""
+        replica = self._settings.views.current.state.replicas.get(replica_id)
+        return replica if replica is not None and replica.node_id == self.node_id else None
 
     def _target_of(self, report: Report) -> Target | None:
         replica = self._stored(report.replica_id)

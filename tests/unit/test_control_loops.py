@@ -514,6 +514,21 @@ async def test_what_was_up_and_is_said_to_have_failed_is_ended(autojump_clock: t
         assert "what can't be" in row.broken
 
 
+async def test_a_worker_says_nothing_of_other_nodes_replicas(autojump_clock: trio.testing.MockClock) -> None:
+    async with open_control() as control:
+        replica_id = await get_ready(control)
+        known = control.views.current
+        theirs = replace(known.state.replicas[replica_id], node_id=NodeId("n2"))
+        control.views.publish(replace(known, state=replace(known.state, replicas={replica_id: theirs})))
+        control.outcomes[replica_id] = ProbeOutcome.GONE
+        asked = len(control.probed)
+        await control.report(replica_id, Observed.FAILED)
+        await control.report(replica_id, Observed.READY, address=Address("10.0.0.9:10"))
+        await trio.sleep(20)
+        assert len(control.probed) == asked
+        assert (await control.state()).replicas[replica_id].broken is None
+
+
 async def test_a_worker_that_says_much_is_written_down_little(autojump_clock: trio.testing.MockClock) -> None:
     async with open_control() as control:
         replica_id = await get_ready(control)
