@@ -61,6 +61,8 @@ class FrameLimits:
     """RST_STREAM; some clients reset a stream again for each frame of it that was on its way to them."""
     reset_streams: Allowance
     """Streams that the peer has reset, or by its faults had us reset, which the user of the meter has to tell it."""
+    rapid_resets: Allowance
+    """Requests that were reset in the same moment, before anybody could have worked on them."""
     small_data: Allowance
     """DATA frames that bring (almost) nothing, and do not end their stream."""
     window_updates: Allowance
@@ -79,6 +81,7 @@ class FrameMeter:
         self._control = _Bucket("control frames", limits.control)
         self._resets = _Bucket("RST_STREAM frames", limits.resets)
         self._reset_streams = _Bucket("streams that were reset", limits.reset_streams)
+        self._rapid_resets = _Bucket("requests reset in the same moment", limits.rapid_resets)
         self._small_data = _Bucket("empty DATA frames", limits.small_data)
         self._window_updates = _Bucket("WINDOW_UPDATE frames", limits.window_updates)
         self._requests = _Bucket("requests", limits.requests) if limits.requests is not None else None
@@ -88,10 +91,13 @@ class FrameMeter:
         """The part of a frame's head that has come."""
         self._block_bytes = 0
         """Of the header block that has begun last."""
+        self._just_asked: set[bytes] = set()
+        """Streams of the requests in what is being read."""
 
     def read(self, data: bytes, now: float) -> list[bytes]:
         """The same bytes in steps. Raises `Flood` before any of them is to be worked on."""
         steps: list[bytes] = []
+        self._just_asked.clear()
         begin, place, weight = 0, 0, 0
         while True:
             place += self._skip(len(data) - place)
@@ -103,7 +109,7 @@ class FrameMeter:
             if len(self._head) < HEAD_BYTES:
                 break
             kind, size = self._head[3], int.from_bytes(self._head[:3])
-            self._count(kind, self._head[4], size, now)
+            self._count(kind, self._head[4], size, self._head[5:], now)
             if frame_begins > begin and _is_full(weight, kind):
                 steps.append(data[begin:frame_begins])
                 begin, weight = frame_begins, 0
@@ -124,7 +130,7 @@ class FrameMeter:
         self._to_skip -= skipped
         return skipped
 
-    def _count(self, kind: int, flags: int, size: int, now: float) -> None:
+    def _count(self, kind: int, flags: int, size: int, stream: bytes, now: float) -> None:
         """Raises `Flood`."""
         match kind:
             case Kind.DATA:
@@ -134,10 +140,13 @@ class FrameMeter:
             case Kind.HEADERS:
                 self._block_bytes = 0
                 self._count_block(size)
+                self._just_asked.add(stream)
                 if self._requests is not None:
                     self._requests.take(1, now)
             case Kind.RST_STREAM:
                 self._resets.take(1, now)
+                if stream in self._just_asked:
+                    self._rapid_resets.take(1, now)
             case Kind.WINDOW_UPDATE:
                 self._window_updates.take(1, now)
             case _:

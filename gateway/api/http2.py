@@ -30,6 +30,7 @@ LIMITS: Final = FrameLimits(
     control=Allowance(at_once=200, per_second=50),
     resets=Allowance(at_once=4 * STREAMS_MAX, per_second=100),
     reset_streams=Allowance(at_once=STREAMS_MAX + 22, per_second=30),  # a client may give up all it has at once
+    rapid_resets=Allowance(at_once=50, per_second=10),
     small_data=Allowance(at_once=1000, per_second=200),
     window_updates=Allowance(at_once=1000, per_second=100),
     requests=None,

@@ -44,6 +44,7 @@ LIMITS: Final = FrameLimits(
     control=Allowance(at_once=100, per_second=20),
     resets=Allowance(at_once=20, per_second=2),
     reset_streams=Allowance(at_once=20, per_second=2),
+    rapid_resets=Allowance(at_once=20, per_second=2),
     small_data=Allowance(at_once=5000, per_second=1000),  # messages of a session, lines of a log
     window_updates=Allowance(at_once=5000, per_second=1000),
     requests=Allowance(at_once=10, per_second=1),

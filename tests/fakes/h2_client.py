@@ -40,6 +40,8 @@ class H2Client:
         self.goaway: int | None = None
         """Its error code."""
         self.closed = False
+        self.settled = False
+        """The server has said how it wants to be spoken with."""
 
     async def start(self, window_bytes: int | None = None) -> None:
         """`window_bytes`: what the server may send on each stream before more is allowed."""
@@ -103,5 +105,7 @@ class H2Client:
                 self.ended.add(event.stream_id)
             case h2.events.StreamReset():
                 self.resets[event.stream_id] = int(event.error_code or 0)
+            case h2.events.RemoteSettingsChanged():
+                self.settled = True
             case h2.events.ConnectionTerminated():
                 self.goaway = int(event.error_code or 0)

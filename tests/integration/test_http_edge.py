@@ -267,14 +267,6 @@ def test_a_websocket_is_refused_without_harm(gateway: GatewayProcess, path: str,
     assert_served(gateway)
 
 
-def test_an_upgrade_to_http_2_is_no_harm(gateway: GatewayProcess) -> None:
-    upgrade = b"Upgrade: h2c\r\nConnection: Upgrade, HTTP2-Settings\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
-    with RawClient(gateway) as raw:
-        raw.send(MODELS[:-2] + upgrade)
-        assert status_of(raw.read_until(b"\r\n\r\n")) == 101
-    assert_served(gateway)
-
-
 def test_http_2_is_spoken_with_who_begins_with_it(gateway: GatewayProcess) -> None:
     """As a proxy in front of the gateway may: many requests over one connection."""
     with httpx.Client(base_url=gateway.url, http1=False, http2=True, timeout=30.0) as client:

@@ -288,6 +288,7 @@ async def end_of(connection: trio.SocketStream) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
 async def test_a_connection_without_a_session_is_cut(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", 0.1)
     monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
     async with open_desk() as desk, desk.attach() as link:
         async with await trio.open_tcp_stream("127.0.0.1", desk.port) as idle:

@@ -20,7 +20,7 @@ from gateway.frame_meter import (
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PING, SETTINGS, PRIORITY, GOAWAY, UNKNOWN = 6, 4, 2, 7, 0xBB
 TEN: Final = Allowance(10, 2)
-LIMITS: Final = FrameLimits(TEN, TEN, TEN, TEN, TEN, TEN, header_block_bytes_max=1000)
+LIMITS: Final = FrameLimits(TEN, TEN, TEN, TEN, TEN, TEN, TEN, header_block_bytes_max=1000)
 
 
 def frame(kind: int, payload: bytes = b"", *, flags: int = 0, stream: int = 1) -> bytes:
@@ -102,6 +102,23 @@ def test_streams_that_were_reset_are_counted_as_they_are_told() -> None:
         meter.note_reset_stream(0.4)
 
 
+def test_requests_that_are_reset_in_the_same_moment_are_few() -> None:
+    def pairs(number: int) -> bytes:
+        ask, reset = (Kind.HEADERS, b"x"), (Kind.RST_STREAM, bytes(4))
+        return b"".join(frame(*each, stream=1 + 2 * at) for at in range(number) for each in (ask, reset))
+
+    wide = Allowance(1000, 0)
+    limits = FrameLimits(wide, wide, wide, TEN, wide, wide, None, header_block_bytes_max=1000)
+    FrameMeter(limits).read(PREFACE + pairs(10), 0)
+    with pytest.raises(Flood, match="in the same moment"):
+        FrameMeter(limits).read(PREFACE + pairs(11), 0)
+    meter = FrameMeter(limits)
+    meter.read(PREFACE, 0)
+    for _ in range(30):
+        meter.read(frame(Kind.HEADERS, b"x"), 0)
+        meter.read(frame(Kind.RST_STREAM, bytes(4)), 0)
+
+
 def test_a_header_block_is_bounded_over_all_its_frames() -> None:
     meter = started()
     meter.read(frame(Kind.HEADERS, bytes(500)) + frame(Kind.CONTINUATION, bytes(500)), 0)
@@ -126,7 +143,7 @@ def test_a_request_is_not_parted_from_its_body_and_its_reset() -> None:
 
 
 WIDE: Final = Allowance(1e9, 0)
-FREE: Final = FrameLimits(WIDE, WIDE, WIDE, WIDE, WIDE, None, header_block_bytes_max=10**9)
+FREE: Final = FrameLimits(WIDE, WIDE, WIDE, WIDE, WIDE, WIDE, None, header_block_bytes_max=10**9)
 KINDS: Final = st.integers(0, 12)
 FRAMES: Final = st.lists(st.builds(frame, KINDS, st.binary(max_size=300)), max_size=60)
 
