@@ -63,7 +63,7 @@ from gateway.routing.open_calls import OpenCalls
 from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.router import Router
-from gateway.routing.silence import Patience
+from gateway.routing.silence import patience
 from gateway.routing.strict import StrictClaims
 from gateway.routing.usage import merge_usage
 
@@ -118,7 +118,11 @@ class Gateway:
         self.claims = self._strict_claims()
         calls = OpenCalls()
         self.call_watch = CallWatch(
-            calls, self.loads, self.probes, patience=_patience(config), is_offline=self._is_offline
+            calls,
+            self.loads,
+            self.probes,
+            patience=patience(config.health.misses, config.health.heartbeat),
+            is_offline=self._is_offline,
         )
         self.router = Router(
             self.admission,
@@ -309,10 +313,6 @@ class Gateway:
             self.wishes.wake.set()
             self.reconciler.wake.set()
             view = await self.views.wait_change(view)
-
-
-def _patience(config: Config) -> Patience:
-    return Patience(config.health.misses, config.health.misses * config.health.heartbeat)
 
 
 def _reachable(url: str, advertise: str | None) -> str:

@@ -5,7 +5,7 @@ Two silences together are evidence, whoever waits and however many: that of the 
 | Health, asked `misses` times in a row or more | the calls are silent for     | then the replica                    |
 |-----------------------------------------------|------------------------------|-------------------------------------|
 | answers                                       | any time                     | works: they wait on                 |
-| is nowhere, or its machine is not             | `Patience.lost_seconds`      | is out of reach: its calls are lost |
+| is nowhere, or its machine is not             | `Patience.silence_seconds`   | is out of reach: its calls are lost |
 | is silent in any way, and its node is offline | any time                     | the same                            |
 | is silent, though connections are taken       | `Witness.hung_after_seconds` | hangs: the same, and it is replaced |
 
@@ -31,8 +31,9 @@ SELDOM_SECONDS: Final = 10.0
 """The same, once the silence has lasted for `SELDOM_AFTER_SECONDS`: each question may stay in the queue of a listener
 that accepts nobody."""
 SELDOM_AFTER_SECONDS: Final = 30.0
-HUNG_SECONDS_MIN: Final = 10.0
-"""For a replica that answers Health whatever it works on: longer than a machine that has too much to do stalls it."""
+SILENCE_SECONDS_MIN: Final = 10.0
+"""However short heartbeats are: longer than a network takes to find another way (TCP hands over what was sent
+meanwhile), and longer than a machine that has too much to do stalls a process."""
 FOREIGN_HUNG_SECONDS: Final = 60.0
 """At least, for any other one: what it does while it works is not known as well."""
 FOREIGN_HUNG_SECONDS_MAX: Final = 600.0
@@ -56,13 +57,11 @@ class Patience:
 
     misses: int
     """Questions in a row without an answer, before silence means anything."""
-    lost_seconds: float
-    """`misses` heartbeats. By default longer than a network takes to find another way; TCP hands over what was sent
-    meanwhile."""
+    silence_seconds: float
 
-    @property
-    def hung_seconds(self) -> float:
-        return max(self.lost_seconds, HUNG_SECONDS_MIN)
+
+def patience(misses: int, heartbeat_seconds: float) -> Patience:
+    return Patience(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
 
 
 @dataclass
@@ -138,7 +137,7 @@ class Silence:
         silent_seconds = now - self._alike_since
         if self._outcome is ProbeOutcome.BUSY:
             return Verdict.HUNG if silent_seconds >= witness.hung_after_seconds else Verdict.SUSPECT
-        return Verdict.LOST if silent_seconds >= patience.lost_seconds else Verdict.SUSPECT
+        return Verdict.LOST if silent_seconds >= patience.silence_seconds else Verdict.SUSPECT
 
 
 def hung_after_seconds(
@@ -157,8 +156,8 @@ def hung_after_seconds(
     begin an answer; 0: it never had to.
     """
     if answers_always:
-        return patience.hung_seconds
-    least = max(patience.hung_seconds, FOREIGN_HUNG_SECONDS)
+        return patience.silence_seconds
+    least = max(patience.silence_seconds, FOREIGN_HUNG_SECONDS)
     if calls <= answered_beside:
         return least
     if silent_when_idle:

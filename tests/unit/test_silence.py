@@ -8,18 +8,19 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_table import LoadTable
 from gateway.routing.silence import (
-    HUNG_SECONDS_MIN,
     LOOK_SECONDS_MAX,
     LOOK_SECONDS_MIN,
+    SILENCE_SECONDS_MIN,
     FirstAnswers,
     Patience,
     Silence,
     Verdict,
     Witness,
     hung_after_seconds,
+    patience,
 )
 
-PATIENCE = Patience(misses=3, lost_seconds=15.0)
+PATIENCE = Patience(misses=3, silence_seconds=15.0)
 BUSY, UNREACHABLE, GONE = ProbeOutcome.BUSY, ProbeOutcome.UNREACHABLE, ProbeOutcome.GONE
 
 
@@ -72,10 +73,12 @@ def test_a_replica_is_asked_after_as_long_as_its_answers_usually_take_to_begin()
     assert answers.longest_seconds == 600.0
 
 
-def test_short_heartbeats_have_no_working_replica_replaced() -> None:
-    hasty = Patience(misses=3, lost_seconds=0.3)
+def test_short_heartbeats_end_no_call_in_a_moment() -> None:
+    hasty = patience(3, 0.1)
+    assert hasty.silence_seconds == SILENCE_SECONDS_MIN
+    assert patience(3, 5.0) == PATIENCE
     known = {"calls": 1, "answered_beside": 0, "silent_when_idle": False, "longest_seconds": 0.0}
-    assert hung_after_seconds(hasty, answers_always=True, **known) == HUNG_SECONDS_MIN  # type: ignore[arg-type]
+    assert hung_after_seconds(hasty, answers_always=True, **known) == SILENCE_SECONDS_MIN  # type: ignore[arg-type]
     assert hung_after_seconds(hasty, answers_always=False, **known) == inf  # type: ignore[arg-type]
 
 
