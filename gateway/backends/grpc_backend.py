@@ -11,6 +11,7 @@ import trio
 from grpclib import GRPCError
 from grpclib.client import Stream
 from grpclib.exceptions import StreamTerminatedError
+from h2.exceptions import StreamClosedError
 
 from gateway.backends import metadata as names
 from gateway.backends import translate
@@ -100,7 +101,7 @@ class GrpcBackends:
                 await answer.pieces.put_aio(reader.piece(reply))
                 if reader.is_endless:
                     log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
-                    await stream.cancel()
+                    await _cancel_aio(stream)
                     return Finish.LENGTH
             await stream.recv_trailing_metadata()
             return call.trailers.get(names.FINISH_REASON)
@@ -139,6 +140,14 @@ class GrpcBackends:
             return
         async with self._turns.open_aio():
             await stream.send_message(request.make(), end=True)
+
+
+async def _cancel_aio(stream: Stream[Any, Any]) -> None:
+    """Tells the backend to stop. It may have ended by itself meanwhile, and then there is nothing to tell."""
+    try:
+        await stream.cancel()
+    except StreamClosedError:
+        pass
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from h2.events import ConnectionTerminated, Event
 from hyperframe.frame import Frame, GoAwayFrame
 
 FrameHandler: TypeAlias = Callable[[GoAwayFrame], tuple[list[Frame], list[Event]]]
+BROKEN: Final = "the connection broke before the call began"
 LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
 
 
@@ -47,9 +48,12 @@ class LeavingConnection(Connection):
         _outlive_goaway(connection)
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
-        """Raises `NotProcessed` on a connection that is being left."""
+        """Raises `NotProcessed` on a connection that is being left or has just broken: grpclib forgets parts of a broken
+        one, and would fail for want of them."""
         if self.is_leaving:
             raise NotProcessed(LEAVES)
+        if self.is_closing():
+            raise NotProcessed(BROKEN)
         stream = super().create_stream(stream_id=stream_id, wrapper=wrapper)
         self._unsent.add(stream)
         return stream

@@ -258,6 +258,7 @@ async def test_a_slow_reader_holds_its_backend_back() -> None:
 @pytest.mark.parametrize("size", [1, 30_000])
 async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int) -> None:
     """A short answer fits whole between the backend and a client that reads nothing."""
+    asked = Generation(MODEL, "hello", Sampling(max_tokens=1000))
     ends, ended = list[RouteError | GatewayError | None](), trio.Event()
 
     def note_end(error: RouteError | GatewayError | None) -> None:
@@ -266,7 +267,7 @@ async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int
 
     async with open_bench() as bench:
         bench.service.answer = replies(*[pb.Reply(message=b"x" * size)] * (90_000 // (size + 100)))
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, note_end) as stream:
+        async with bench.backends.open_stream(TARGET, asked, REQUEST, note_end) as stream:
             with trio.fail_after(20):
                 await ended.wait()
                 items = [await stream.receive()]
@@ -365,6 +366,20 @@ async def test_l8_a_load_that_takes_too_long_fails(autojump_clock: trio.testing.
         bench.service.answer = answer
         with pytest.raises(LoadFailed, match="within 30 s"):
             await bench.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 30)
+
+
+async def test_an_answer_beyond_its_end_is_cut_although_its_call_is_over_already() -> None:
+    """All of it has arrived with the end of the call, so that there is nothing left to cancel."""
+    ended = trio.Event()
+    async with open_bench() as bench:
+        bench.service.answer = replies(*[pb.Reply(message=b"x")] * 500)
+        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, lambda _error: ended.set()) as stream:
+            with trio.fail_after(20):
+                await ended.wait()
+                last = await stream.receive()
+                while not isinstance(last, Completion):
+                    last = await stream.receive()
+    assert last.finish is Finish.LENGTH
 
 
 async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_cancelled() -> None:
