@@ -1,14 +1,88 @@
-"""Fixtures for tests of more than one folder. tests/fakes/postgres_server.py says how those of PostgreSQL are used."""
+"""Fixtures for tests of more than one folder, and what bounds every test.
 
+tests/fakes/postgres_server.py says how the fixtures of PostgreSQL are used. Property tests try the same examples each
+time, so that only a change of the code turns them red; `make test ARGS=--hypothesis-profile=explore` tries new ones and
+prints how to repeat one that fails.
+"""
+
+import faulthandler
+import os
+import signal
+import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final
 
 import pytest
 import trio
+from hypothesis import HealthCheck, settings
 
 from gateway.bridge import open_bridge
 from gateway.registry.postgres_pool import open_postgres_pool
 from gateway.registry.postgres_schema import migrate
 from tests.fakes.postgres_server import PostgresServer, open_postgres_server
+
+TEST_SECONDS_MAX: Final = float(os.environ.get("TEST_SECONDS_MAX", "900"))
+"""Of one test, of what prepares it, and of what follows it: far above what any takes beside a busy neighbour."""
+
+# A busy machine makes everything slow; what an earlier run has found belongs into the code as an example.
+settings.register_profile(
+    "explore", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("same", settings.get_profile("explore"), derandomize=True)
+settings.load_profile("same")
+
+
+class Hangs(Exception):
+    """A test did not end."""
+
+
+@contextmanager
+def _bounded(item: pytest.Item, doing: str) -> Iterator[None]:
+    """Interrupts the main thread as Ctrl-C does, which Trio takes to its main task, and tells on stderr where each
+    thread is."""
+    if threading.current_thread() is not threading.main_thread() or item.get_closest_marker("patience"):
+        yield
+        return
+    rung: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        rung.append(number)
+        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        handler = signal.getsignal(signal.SIGINT)
+        (handler if callable(handler) else signal.default_int_handler)(signal.SIGINT, frame)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, TEST_SECONDS_MAX)
+    try:
+        yield
+    except BaseException as error:
+        if rung:
+            raise Hangs(f"{item.nodeid}: {doing} took more than {TEST_SECONDS_MAX:g} s") from error
+        raise
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    with _bounded(item, "what prepares it"):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    with _bounded(item, "the test"):
+        yield
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    with _bounded(item, "what follows it"):
+        yield
 
 
 @pytest.fixture(scope="session")
