@@ -62,6 +62,9 @@ def test_faults(seed: int, tmp_path: Path) -> None:
 
 
 def test_a_seed_decides_everything(tmp_path: Path) -> None:
-    """On a very busy machine one run in many was seen to differ, for a reason not found yet: two of three count."""
-    runs = [simulate(7, tmp_path / name, events=60) for name in ("first", "second", "third")]
-    assert len({run.trace.digest for run in runs}) < len(runs)
+    """Wherever in memory things lie."""
+    first = simulate(7, tmp_path / "first", events=60)
+    for number in range(1, 3):
+        elsewhere = [object() for _ in range(number * 50_000)]
+        again = simulate(7, tmp_path / f"again-{len(elsewhere)}", events=60)
+        assert again.trace.digest == first.trace.digest

@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from heapq import heappush
+from itertools import count
 from random import Random
 from typing import Any, Final
 from unittest.mock import patch
@@ -126,10 +128,21 @@ async def step(world: World, next_event_at: float) -> bool:
 
 @contextmanager
 def _seeded_scheduler(seed: int) -> Iterator[None]:
-    """Trio shuffles each batch of runnable tasks; seeded, the shuffle is part of what the seed decides."""
+    """Trio shuffles each batch of runnable tasks; seeded, the shuffle is part of what the seed decides. And of scopes
+    that end in one moment the first is the one that was entered first: in Trio it is the one that lies first in memory,
+    which differs from run to run."""
     state = scheduler._r.getstate()
     scheduler._r.seed(seed)
-    with patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True):
+    numbers = count()
+
+    def add(self: scheduler.Deadlines, deadline: float, scope: trio.CancelScope) -> None:
+        heappush(self._heap, (deadline, next(numbers), scope))
+        self._active += 1
+
+    with (
+        patch.object(scheduler, "_ALLOW_DETERMINISTIC_SCHEDULING", new=True),
+        patch.object(scheduler.Deadlines, "add", add),
+    ):
         try:
             yield
         finally:
