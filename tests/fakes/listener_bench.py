@@ -8,6 +8,7 @@ from typing import Any, Final
 import h11
 import trio
 from prometheus_client import CollectorRegistry
+from trio.testing import MockClock
 
 from gateway.api.auth import Authenticator, Caller, Role
 from gateway.api.exchange import Exchange
@@ -26,7 +27,7 @@ from tests.fakes.front import MODELS_DIR, READY, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
 SOON: Final = 0.2
-"""Seconds of a limit that a test waits for."""
+"""Seconds of a limit that a test waits for, or lets pass on a clock that stands still until then."""
 NEVER: Final = 1000.0
 """Seconds of a limit that must not be what ends a test."""
 PATIENCE: Final = 20.0
@@ -37,6 +38,11 @@ DO: Final = b"POST /do HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/
 FLOOD: Final = DO.replace(b"/do", b"/flood")
 FLOOD_PART: Final = bytes(16 * 1024 * 1024)
 """More than the sockets of both sides hold."""
+
+
+def let_time_pass(clock: MockClock) -> None:
+    """To the next limit, whenever all wait."""
+    clock.autojump_threshold = 0.0
 
 
 @dataclass

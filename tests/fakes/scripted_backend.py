@@ -19,6 +19,8 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from grpclib import GRPCError, Status
@@ -32,6 +34,8 @@ from gateway.backends.pb import backend_pb2 as pb
 VECTOR_LENGTH: Final = 8
 CARDINALITIES: Final = {(kind.client_streaming, kind.server_streaming): kind for kind in Cardinality}
 FLOOD_BYTES: Final = 64 * 1024
+GATE_LOOK_SECONDS: Final = 0.01
+STUCK_SECONDS: Final = 0.5
 LINGER_SECONDS: Final = 0.2
 """As our engine does."""
 ServerStream: TypeAlias = Stream[Any, Any]
@@ -58,6 +62,15 @@ class Script:
     ignore_term: bool = False
     ignore_stdin: bool = False
 
+    gate: str = ""
+    """A file that a test makes when what is held may go on: no test has to guess how long an answer will take."""
+    hold_load: bool = False
+    """LoadModel waits for the gate."""
+    hold_after_tokens: int | None = None
+    """An answer that has more tokens to come waits for the gate there; a shorter one passes."""
+    endless: bool = False
+    """An answer ends at the gate, whole, if its tokens do not end before."""
+
     load_delay: float = 0.0
     load_fails: str | None = None
     """Message of a Result without success, under a gRPC status of OK (L20)."""
@@ -68,7 +81,7 @@ class Script:
     load_takes_bytes: int = 0
     """Memory that it takes at the beginning of LoadModel, for good."""
     ready_takes_bytes: int = 0
-    """The same, a moment after LoadModel."""
+    """The same, once the gate is there."""
 
     tokens: int = 3
     token_interval: float = 0.0
@@ -122,6 +135,7 @@ class ScriptedBackend:
         self._log = log
         self._loaded: str | None = None
         self._taken: list[bytes] = []
+        self._later: asyncio.Task[None] | None = None
         self._open = 0
         self._calls = 0
         self._draining = False
@@ -164,6 +178,8 @@ class ScriptedBackend:
         self._log.write("LoadModel", model=options.Model, file=options.ModelFile, options=list(options.Options))
         self._take(self._script.load_takes_bytes)
         await asyncio.sleep(self._script.load_delay)
+        if self._script.hold_load:
+            await self._gate_is_there()
         if self._script.load_exits is not None:
             os._exit(self._script.load_exits)
         if self._script.load_error is not None:
@@ -173,10 +189,22 @@ class ScriptedBackend:
         await stream.send_message(
             pb.Result(success=self._script.load_fails is None, message=self._script.load_fails or "")
         )
-        asyncio.get_running_loop().call_later(0.3, self._take, self._script.ready_takes_bytes)
+        if self._script.ready_takes_bytes:
+            self._later = asyncio.create_task(self._take_later())
 
     def _take(self, amount_bytes: int) -> None:
         self._taken.append(b"x" * amount_bytes)
+
+    async def _take_later(self) -> None:
+        await self._gate_is_there()
+        self._take(self._script.ready_takes_bytes)
+
+    async def _gate_is_there(self) -> None:
+        while not self._is_open():  # noqa: ASYNC110 - another process makes the file
+            await asyncio.sleep(GATE_LOOK_SECONDS)
+
+    def _is_open(self) -> bool:
+        return Path(self._script.gate).exists()
 
     async def free(self, stream: ServerStream) -> None:
         await stream.recv_message()
@@ -196,7 +224,16 @@ class ScriptedBackend:
     async def predict_stream(self, stream: ServerStream) -> None:
         async with self._serving(stream, "PredictStream") as options:
             async for reply in self._answer(options):
-                await stream.send_message(reply)
+                await self._send(stream, reply)
+
+    async def _send(self, stream: ServerStream, reply: pb.Reply) -> None:
+        """Notes when the reader has taken nothing for a while, and all buffers on the way to it are full."""
+        note = partial(self._log.write, "stuck")
+        timer = asyncio.get_running_loop().call_later(STUCK_SECONDS, note)
+        try:
+            await stream.send_message(reply)
+        finally:
+            timer.cancel()
 
     async def embedding(self, stream: ServerStream) -> None:
         async with self._serving(stream, "Embedding") as options:
@@ -256,6 +293,10 @@ class ScriptedBackend:
     async def _answer(self, options: pb.PredictOptions) -> AsyncIterator[pb.Reply]:
         await asyncio.sleep(self._script.first_token_delay)
         for index in range(self._token_count(options)):
+            if index and self._script.endless and self._is_open():
+                break
+            if index == self._script.hold_after_tokens:
+                await self._gate_is_there()
             await self._misbehave(index)
             if index:
                 await asyncio.sleep(self._script.token_interval)

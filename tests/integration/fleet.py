@@ -23,6 +23,7 @@ from tests.integration.harness import (
     GatewayProcess,
     backend_pids_of,
     running_gateway,
+    scripted_config,
     wait_for,
 )
 
@@ -36,12 +37,16 @@ backend = "llama-cpp"
 artifact = "builtin:tiny"
 context_size = 32768
 """
-TINY_TWICE: Final = TINY + "min_replicas = 2\nmax_replicas = 2\n"
+ONCE: Final = "min_replicas = 1\n"
+TWICE: Final = "min_replicas = 2\nmax_replicas = 2\n"
 """One replica on each of two workers."""
-TINY_ONCE: Final = TINY + "min_replicas = 1\n"
-ENDLESS: Final = 30_000
-"""Tokens: `tiny` babbles for ten seconds and more."""
+TINY_TWICE: Final = TINY + TWICE
+TINY_ONCE: Final = TINY + ONCE
+HELD_TOKENS: Final = 40
+"""Of an answer that a scripted backend holds until a test lets it go on."""
 DONE: Final = "data: [DONE]"
+HELD: Final = "scripted"
+"""The model of `held_fleet_config`."""
 
 _SECTIONS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -59,6 +64,13 @@ def fleet_config(models: str = TINY, /, **lines: str) -> str:
     """For gateway and workers alike. `lines` are further lines by the section that they belong to; a key that is there
     already gives way. `models` are further sections."""
     return "\n".join(f"[{name}]\n{_merged(text, lines.get(name, ''))}" for name, text in _SECTIONS.items()) + models
+
+
+def held_fleet_config(gate: Path, model: str, /, **lines: str) -> str:
+    """As `fleet_config`, for the model `HELD`: an answer waits after its first token until the file `gate` is there;
+    one of a single token does not. So nothing rests on how long an answer takes. `model`: more lines of its table."""
+    script = {"tokens": HELD_TOKENS, "hold_after_tokens": 1, "gate": str(gate)}
+    return fleet_config(scripted_config(script, model=model), **lines)
 
 
 def _merged(text: str, more: str) -> str:
@@ -167,7 +179,7 @@ class Fleet:
 
     def candidates(self, model: str = "tiny") -> dict[str, str]:
         """What the router would choose from: node names by replica id."""
-        explained = httpx.post(f"{self.gateway.url}/api/explain", json={"model": model}, timeout=10.0).json()
+        explained = httpx.post(f"{self.gateway.url}/api/explain", json={"model": model}, timeout=WAIT_SECONDS).json()
         return {each["replica"]: each["node"] for each in explained["candidates"]}
 
     def wait_serving(self, *names: str, model: str = "tiny", seconds: float = START_SECONDS) -> dict[str, str]:
@@ -185,6 +197,21 @@ class Fleet:
         """As `/api/status` shows it; None: it is gone."""
         return next((each for each in self.gateway.status()["replicas"] if each["id"] == replica_id), None)
 
+    def start_command(self, *arguments: str) -> "subprocess.Popen[str]":
+        """`gateway ARGUMENTS` with this gateway, without waiting for its end. It is killed at the fleet's."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway", *arguments],
+            cwd=self.folder,
+            env=environment({"GATEWAY_URL": self.gateway.url}),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.held.enter_context(process)
+        self.held.callback(process.kill)
+        return process
+
     def command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """`gateway ARGUMENTS` with this gateway."""
         return subprocess.run(
@@ -194,16 +221,16 @@ class Fleet:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60.0,
+            timeout=WAIT_SECONDS,
             check=False,
         )
 
 
 @contextmanager
-def running_fleet(folder: Path, config: str, *names: str) -> Iterator[Fleet]:
-    """A gateway and a worker of each name; all have joined."""
+def running_fleet(folder: Path, config: str, *names: str, patch: str = "") -> Iterator[Fleet]:
+    """A gateway and a worker of each name; all have joined. `patch`: code that the gateway runs before it begins."""
     with ExitStack() as held:
-        gateway = held.enter_context(running_gateway(folder / "gateway", config))
+        gateway = held.enter_context(running_gateway(folder / "gateway", config, patch=patch))
         fleet = Fleet(folder, config, gateway, held)
         for worker in [fleet.start_worker(name) for name in names]:
             wait_joined(worker)
@@ -307,7 +334,7 @@ class Stream:
         return self.events
 
     def _run(self) -> None:
-        with httpx.stream("POST", self._url, json=self._body, timeout=60.0) as answer:
+        with httpx.stream("POST", self._url, json=self._body, timeout=WAIT_SECONDS) as answer:
             assert answer.status_code == 200, answer.read()
             self.node = answer.headers["x-gateway-node"]
             self.events.extend(line for line in answer.iter_lines() if line)

@@ -20,6 +20,7 @@ from tests.integration.harness import (
     START_SECONDS,
     WAIT_SECONDS,
     GatewayProcess,
+    patched,
     start_gateway,
     wait_for,
 )
@@ -28,15 +29,13 @@ NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 TTL_SECONDS: Final = 3.0
 """After which a gateway that says nothing counts as dead."""
 SECRET: Final = "the-secret-of-the-fleet-of-gateways"
-WITH_ANOTHER_CLOCK: Final = """
-import sys, time
+ANOTHER_CLOCK: Final = """
+import time
 now, now_ns = time.time, time.time_ns
 time.time = lambda: now() + {seconds}
 time.time_ns = lambda: now_ns() + {seconds} * 10**9
-from gateway.cli import main
-sys.exit(main())
 """
-"""The program `gateway` on a machine whose clock is wrong, as far as Python code can tell."""
+"""What makes the clock of a machine wrong, as far as Python code can tell; for `patched`."""
 
 
 def gateways_config(registry: str, models: str, /, sync: str = "50ms", **lines: str) -> str:
@@ -74,8 +73,8 @@ class Gateways:
     held: ExitStack
     registries: Mapping[str, str] = field(default_factory=dict)
     """Urls of the registry, of those gateways that have one of their own."""
-    clocks_ahead: Mapping[str, int] = field(default_factory=dict)
-    """Seconds, of those gateways whose clock is wrong."""
+    patches: Mapping[str, str] = field(default_factory=dict)
+    """Code that those gateways run before they begin."""
     gateways: dict[str, GatewayProcess] = field(default_factory=dict)
     """Also those that were killed."""
     workers: dict[str, WorkerProcess] = field(default_factory=dict)
@@ -84,13 +83,13 @@ class Gateways:
 
     def start_gateway(self, name: str, *, config: str = "") -> GatewayProcess:
         """Without waiting for it. One whose name was there before is at its old address. `config`: one of its own."""
-        known, registry, ahead = self.gateways.get(name), self.registries.get(name), self.clocks_ahead.get(name)
+        known, registry = self.gateways.get(name), self.registries.get(name)
         gateway = start_gateway(
             self.folder / f"gateway-{name}",
             config or self.config,
             args=("--port", str(httpx.URL(known.url).port)) if known else (),
             env={"GATEWAY_REGISTRY__URL": registry} if registry else None,
-            program=("-c", WITH_ANOTHER_CLOCK.format(seconds=ahead)) if ahead else ("-m", "gateway"),
+            program=patched(self.patches.get(name, "")),
         )
         self.held.callback(_end, gateway)
         self.gateways[name] = gateway
@@ -154,7 +153,9 @@ class Gateways:
 
     def candidates(self, gateway: str, model: str) -> dict[str, str]:
         """What that gateway would choose from: node names by replica id."""
-        explained = httpx.post(f"{self.gateways[gateway].url}/api/explain", json={"model": model}, timeout=10.0).json()
+        explained = httpx.post(
+            f"{self.gateways[gateway].url}/api/explain", json={"model": model}, timeout=WAIT_SECONDS
+        ).json()
         return {each["replica"]: each["node"] for each in explained["candidates"]}
 
     def wait_serving(self, *nodes: str, model: str, seconds: float = START_SECONDS) -> dict[str, str]:
@@ -189,7 +190,7 @@ class Gateways:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60.0,
+            timeout=WAIT_SECONDS,
             check=False,
         )
 
@@ -202,12 +203,12 @@ def running_gateways(
     workers: Mapping[str, Sequence[str]],
     *,
     registries: Mapping[str, str] = NOTHING,
-    clocks_ahead: Mapping[str, int] = NOTHING,
+    patches: Mapping[str, str] = NOTHING,
 ) -> Iterator[Gateways]:
     """Gateways of those names, the first of which leads, and workers that know those gateways, in that order. All have
     joined."""
     with ExitStack() as held:
-        fleet = Gateways(folder, config, held, registries, clocks_ahead)
+        fleet = Gateways(folder, config, held, registries, patches)
         fleet.add_gateway(names[0])
         for gateway in [fleet.start_gateway(name) for name in names[1:]]:
             wait_listening(gateway)

@@ -1,5 +1,6 @@
 """Runs real gateways as real processes for the integration tests, and looks at them from outside."""
 
+import itertools
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,9 +23,13 @@ import httpx
 import openai
 import psutil
 
+from gateway.control.draft import backoff_seconds
+from tests.fakes.ports import free_port
+
 ROOT: Final = Path(__file__).resolve().parents[2]
-START_SECONDS: Final = 30.0
-WAIT_SECONDS: Final = 30.0
+START_SECONDS: Final = 120.0
+WAIT_SECONDS: Final = 120.0
+"""Far above what anything takes, beside a busy neighbour too: reaching it means "never"."""
 
 T = TypeVar("T")
 
@@ -32,6 +38,17 @@ SCRIPTED: Final = f"""
 command = [{sys.executable!r}, "-m", "tests.fakes.scripted_backend"]
 """
 """The scripted backend as a `[backends]` section; its behaviour is in the section's env (`scripted_model`)."""
+FILES_WAIT: Final = """
+import os, time
+read = os.pread
+def read_when_allowed(file, size, position):
+    time.sleep(0.05)
+    while position >= {position} and not os.path.exists({gate!r}):
+        time.sleep(0.01)
+    return read(file, size, position)
+os.pread = read_when_allowed
+"""
+"""Has a gateway hand out files slowly, and from `position` on once the file `gate` is there; for `patched`."""
 LONG_TINY: Final = """
 [[models]]
 name = "tiny"
@@ -66,28 +83,32 @@ class GatewayProcess:
     def log(self) -> str:
         return "".join(self.lines)
 
-    def client(self, api_key: str | None = None, timeout: float = 30.0) -> httpx.Client:
+    def client(self, api_key: str | None = None, timeout: float = WAIT_SECONDS) -> httpx.Client:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=timeout)
 
     def openai(self, **options: Any) -> openai.OpenAI:
-        settings: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 60.0, **options}
+        settings: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": WAIT_SECONDS, **options}
         return openai.OpenAI(base_url=f"{self.url}/v1", **settings)
 
     def chat(self, model: str = "tiny", **fields: Any) -> httpx.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4, **fields}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=60.0)
+        return httpx.post(f"{self.url}/v1/chat/completions", json=body, timeout=WAIT_SECONDS)
 
     def status(self) -> dict[str, Any]:
-        document: dict[str, Any] = httpx.get(f"{self.url}/api/status", timeout=10.0).json()
+        document: dict[str, Any] = httpx.get(f"{self.url}/api/status", timeout=WAIT_SECONDS).json()
         return document
 
     def model(self, name: str = "tiny") -> dict[str, Any]:
         return next(model for model in self.status()["models"] if model["name"] == name)
 
-    def metric(self, series: str) -> float:
+    def metrics(self, api_key: str | None = None) -> str:
+        with self.client(api_key) as client:
+            return client.get("/metrics").raise_for_status().text
+
+    def metric(self, series: str, api_key: str | None = None) -> float:
         """The value of one series such as `gateway_in_flight{model="tiny"}`; 0 if it is not there."""
-        for line in httpx.get(f"{self.url}/metrics", timeout=10.0).text.splitlines():
+        for line in self.metrics(api_key).splitlines():
             name, _, value = line.rpartition(" ")
             if name == series:
                 return float(value)
@@ -95,8 +116,14 @@ class GatewayProcess:
 
     def metric_sum(self, name: str) -> float:
         """The sum over all label values of one metric."""
-        text = httpx.get(f"{self.url}/metrics", timeout=10.0).text
+        text = self.metrics()
         return sum(float(value) for value in re.findall(rf"^{name}(?:{{.*}})? (\S+)$", text, re.MULTILINE))
+
+    def statements(self) -> Counter[str]:
+        """Of its registry so far, by method."""
+        text = self.metrics()
+        found = re.findall(r'^gateway_registry_statements_total{kind="(\w+)"} (\S+)$', text, re.MULTILINE)
+        return Counter({kind: int(float(value)) for kind, value in found})
 
     def backend_pids(self) -> list[int]:
         """Of the backend processes that are children of this gateway and still live."""
@@ -105,7 +132,7 @@ class GatewayProcess:
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def stop(self, seconds: float = 30.0) -> int:
+    def stop(self, seconds: float = WAIT_SECONDS) -> int:
         """SIGTERM, then its exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -128,12 +155,25 @@ def is_alive(pid: int) -> bool:
         return False
 
 
+def patched(code: str) -> tuple[str, ...]:
+    """What Python is to run for a gateway that runs this code before it begins."""
+    return ("-c", f"{code}\nimport sys\nfrom gateway.cli import main\nsys.exit(main())") if code else ("-m", "gateway")
+
+
 @contextmanager
 def running_gateway(
-    folder: Path, config: str = "", *, args: tuple[str, ...] = (), env: Mapping[str, str] | None = None
+    folder: Path,
+    config: str = "",
+    *,
+    args: tuple[str, ...] = (),
+    env: Mapping[str, str] | None = None,
+    patch: str = "",
 ) -> Iterator[GatewayProcess]:
-    """A gateway on a free port with `config` as its TOML file; killed at the end if it still runs."""
-    gateway = start_gateway(folder, config, args=args, env=env)
+    """A gateway on a free port with `config` as its TOML file; killed at the end if it still runs.
+
+    `patch`: code that it runs before it begins.
+    """
+    gateway = start_gateway(folder, config, args=args, env=env, program=patched(patch))
     try:
         wait_for(lambda: gateway.url or gateway.process.poll() is not None, "the gateway to listen", START_SECONDS)
         assert gateway.url, f"the gateway did not start:\n{gateway.log}"
@@ -156,7 +196,7 @@ def start_gateway(
     if config:
         (folder / "config.toml").write_text(config)
     process = subprocess.Popen(
-        [sys.executable, *program, "serve", "--port", "0", *args],
+        [sys.executable, *program, "serve", "--port", str(free_port()), *args],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
         stdin=subprocess.DEVNULL,
@@ -194,6 +234,21 @@ def events_in(log: Path, name: str) -> list[dict[str, Any]]:
     """What scripted backends wrote to `log` under that name, oldest first."""
     lines = log.read_text().splitlines() if log.exists() else []
     return [event for event in map(json.loads, lines) if event["event"] == name]
+
+
+def loads_allowed(seconds: float) -> int:
+    """How often a model whose loads fail may have been loaded within so many seconds: each time it is left alone for
+    longer."""
+    return next(n for n in itertools.count(1) if sum(backoff_seconds(attempt) for attempt in range(1, n + 1)) > seconds)
+
+
+@contextmanager
+def deaf_port() -> Iterator[int]:
+    """A port at which nobody listens, and that nobody else gets while the context is open."""
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        yield port
 
 
 def together(count: int, call: Callable[[int], T]) -> list[T]:
@@ -258,7 +313,9 @@ class RawClient:
 
 
 def is_idle(pid: int, seconds: float = 0.2) -> bool:
-    """Whether the process used (nearly) no processor for that long."""
-    before = sum(psutil.Process(pid).cpu_times()[:2])
-    time.sleep(seconds)
+    """Whether the process used (nearly) no processor while this thread used that much of it: whoever wanted some would
+    have got some, however many others want it, too."""
+    before, until = sum(psutil.Process(pid).cpu_times()[:2]), time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
     return sum(psutil.Process(pid).cpu_times()[:2]) - before <= 0.1 * seconds

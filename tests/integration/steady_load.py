@@ -15,9 +15,9 @@ from typing import Final, Self
 import httpx
 
 from tests.integration.fleet import DONE
-from tests.integration.harness import GatewayProcess, wait_for
+from tests.integration.harness import WAIT_SECONDS, GatewayProcess, wait_for
 
-ANSWER_SECONDS: Final = 60.0
+ANSWER_SECONDS: Final = WAIT_SECONDS
 PAUSE_SECONDS: Final = 0.05
 """Before the next try where nobody listens."""
 
@@ -73,7 +73,7 @@ class SteadyLoad:
     tokens: tuple[int, ...] = (2, 8, 24)
     """In turn."""
     pause_seconds_max: float = 0.0
-    """Between an answer and the next request, by chance."""
+    """Between an answer and the next request; its name is the seed."""
     asked: list[Asked] = field(default_factory=list)
     _stop: threading.Event = field(default_factory=threading.Event)
     _threads: list[threading.Thread] = field(default_factory=list)
@@ -109,7 +109,7 @@ class SteadyLoad:
         return f"{dict(counts)}, the slowest answer took {slowest:.2f} s"
 
     def _run(self, client: int) -> None:
-        names = sorted(self.gateways)
+        names, rng = sorted(self.gateways), random.Random(f"{self.name}-{client}")
         with ExitStack() as held:
             https = {
                 name: held.enter_context(httpx.Client(base_url=self.gateways[name].url, timeout=ANSWER_SECONDS))
@@ -124,7 +124,7 @@ class SteadyLoad:
                 asked = Asked(f"{self.name}-{client}-{number}-", name, streamed, tokens, time.monotonic())
                 self.asked.append(asked)
                 asked.end = _ask(https[name], self.model, asked)
-                time.sleep(PAUSE_SECONDS if asked.end is End.NOT_TAKEN else random.uniform(0, self.pause_seconds_max))
+                time.sleep(PAUSE_SECONDS if asked.end is End.NOT_TAKEN else rng.uniform(0, self.pause_seconds_max))
 
 
 def _ask(http: httpx.Client, model: str, asked: Asked) -> End:

@@ -9,13 +9,14 @@ import httpx
 
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from tests.integration.fleet import Fleet, fleet_config, running_fleet
-from tests.integration.harness import SCRIPTED, wait_for
+from tests.integration.harness import FILES_WAIT, SCRIPTED, WAIT_SECONDS, wait_for
 
 MIB: Final = 2**20
-LARGE_BYTES: Final = 384 * MIB
-ENOUGH_BYTES: Final = 16 * MIB
-"""Of the large file: the worker is killed then."""
-FETCH_SECONDS: Final = 120.0
+LARGE_BYTES: Final = 64 * MIB
+HELD_AT_BYTES: Final = 16 * MIB
+"""Of the large file: the gateway sends no more before the worker was killed."""
+ENOUGH_BYTES: Final = 8 * MIB
+"""That have come; the rest is on the way still."""
 
 
 def put(folder: Path, data: bytes) -> str:
@@ -58,7 +59,9 @@ def test_l23_a_worker_without_the_file_fetches_it_and_serves(tmp_path: Path) -> 
 def test_s6_a_worker_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
     sha256 = put(tmp_path, bytes(range(256)) * (LARGE_BYTES // 256))
     config = fleet_config(SCRIPTED + model("scripted", sha256, "min_replicas = 1\n"))
-    with running_fleet(tmp_path, config, "w1") as fleet:
+    gate = tmp_path / "gate"
+    patch = FILES_WAIT.format(position=HELD_AT_BYTES, gate=str(gate))
+    with running_fleet(tmp_path, config, "w1", patch=patch) as fleet:
 
         def part() -> Path | None:
             return next(
@@ -66,13 +69,14 @@ def test_s6_a_worker_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None
                 None,
             )
 
-        found = wait_for(part, "the file to come", FETCH_SECONDS)
+        found = wait_for(part, "the file to come")
         assert found is not None
         fleet.workers["w1"].kill()
         kept = found.stat().st_size
         assert ENOUGH_BYTES < kept < LARGE_BYTES
+        gate.touch()
         fleet.add_worker("w1")
-        fleet.wait_serving("w1", seconds=FETCH_SECONDS)
+        fleet.wait_serving("w1")
         (file,) = cached(fleet, "w1")
         assert file.stat().st_size == LARGE_BYTES
         wait_for(lambda: 206 in artifact_statuses(fleet), "the rest to have been asked for")
@@ -92,4 +96,4 @@ def test_a11_only_a_worker_gets_files(tmp_path: Path) -> None:
     with running_fleet(tmp_path, fleet_config(model("llama-cpp", sha256))) as fleet:
         url = f"{fleet.gateway.url}/api/artifacts/{sha256}"
         for headers in ({}, {"authorization": "Bearer join-0123456789abcdef", "x-gateway-node": "n"}):
-            assert httpx.get(url, headers=headers).status_code == 401
+            assert httpx.get(url, headers=headers, timeout=WAIT_SECONDS).status_code == 401

@@ -11,7 +11,7 @@ import pytest
 from gateway.api.auth import Role
 from gateway.api.http_app import Door
 from tests.fakes.front import Front
-from tests.integration.harness import GatewayProcess, running_gateway, start_gateway, wait_for
+from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, start_gateway, wait_for
 
 INFERENCE_KEY: Final = "sk-inference-5f2c"
 ADMIN_KEY: Final = "sk-admin-77aa"
@@ -56,7 +56,7 @@ def knock(gateway: GatewayProcess, door: Door, key: str | None = None, **headers
     credentials = {"authorization": f"Bearer {key}"} if key is not None else {}
     json: Any = {} if door.method == "POST" else None
     # Certificates play no part, and to load them would take longer than all the rest.
-    with httpx.Client(base_url=gateway.url, verify=False) as client:
+    with httpx.Client(base_url=gateway.url, verify=False, timeout=WAIT_SECONDS) as client:
         return client.request(door.method, door.path, headers={**credentials, **headers}, json=json)
 
 
@@ -174,7 +174,7 @@ def test_health_is_open(locked: GatewayProcess, door: Door, key: str | None) -> 
     ],
 )
 def test_no_spelling_of_a_path_goes_around_the_key(locked: GatewayProcess, path: str) -> None:
-    response = httpx.get(httpx.URL(locked.url).copy_with(raw_path=path.encode()))
+    response = httpx.get(httpx.URL(locked.url).copy_with(raw_path=path.encode()), timeout=WAIT_SECONDS)
     assert response.status_code == 401
 
 
@@ -236,14 +236,14 @@ def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7", "gateway.example"])
 def test_an_open_address_without_keys_does_not_start(tmp_path: Path, host: str) -> None:
     gateway = start_gateway(tmp_path, f'[server]\nhost = "{host}"\n')
-    assert gateway.process.wait(30) == 2
+    assert gateway.process.wait(WAIT_SECONDS) == 2
     wait_for(lambda: "server.host" in gateway.log, "its complaint")
     assert "Traceback" not in gateway.log
 
 
 def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> None:
     gateway = start_gateway(tmp_path, args=("--host", "0.0.0.0"))
-    assert gateway.process.wait(30) == 2
+    assert gateway.process.wait(WAIT_SECONDS) == 2
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)

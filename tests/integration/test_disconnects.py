@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
 def test_r4_a_client_that_leaves_mid_stream_frees_its_slot(tiny: GatewayProcess, hard: bool) -> None:
     (pid,) = tiny.backend_pids()
     open_streams(tiny, SLOTS, hard=hard)
-    wait_for(lambda: is_idle(pid), "the engine to stop generating", seconds=5.0)
+    wait_for(lambda: is_idle(pid), "the engine to stop generating")
     wait_for(lambda: in_flight(tiny) == 0, "the leases to end")
 
     refusals = tiny.metric_sum("gateway_reroutes_total")
@@ -57,7 +57,7 @@ def test_r4_a_thousand_random_disconnects_leave_nothing(tiny: GatewayProcess) ->
 
     wait_for(lambda: in_flight(tiny) == 0, "the leases to end")
     wait_for(lambda: tiny.metric('gateway_queue_length{model="tiny"}') == 0, "the queue to be empty")
-    wait_for(lambda: is_idle(pid), "the engine to stop generating", seconds=5.0)
+    wait_for(lambda: is_idle(pid), "the engine to stop generating")
     answer = tiny.chat()
     assert answer.status_code == 200
     assert answer.json()["usage"]["completion_tokens"] > 0

@@ -58,6 +58,14 @@ def engine(model: Path) -> Iterator[EngineProcess]:
 
 
 @contextlib.asynccontextmanager
+async def open_held(engine: EngineProcess) -> AsyncIterator[None]:
+    """A stream that has begun and that nobody reads: it stops at the engine's bounds, so it can't end."""
+    with open_client(engine, config=NARROW) as holder:
+        async with open_endless(holder):
+            yield
+
+
+@contextlib.asynccontextmanager
 async def open_endless(client: EngineClient) -> AsyncIterator[None]:
     """A stream that has begun and would go on for long; raises AssertionError when it is refused."""
     async with client.open("PredictStream") as stream:
@@ -82,7 +90,7 @@ async def begin(client: EngineClient) -> bool:
 
 def test_all_slots_taken_is_a_refusal_that_says_so(engine: EngineProcess) -> None:
     async def main(client: EngineClient) -> list[Answer]:
-        async with open_endless(client), open_endless(client):
+        async with open_held(engine), open_held(engine):
             assert await client.state() == pb.StatusResponse.BUSY
             health = await client.call("Health", pb.HealthMessage())
             assert health.replies == [pb.Reply(message=b"OK")]
@@ -100,7 +108,7 @@ def test_who_sees_the_end_of_a_call_can_make_the_next_at_once(engine: EngineProc
     """One slot is held, so each call needs the very slot that the one before it had."""
 
     async def main(client: EngineClient) -> None:
-        async with open_endless(client):
+        async with open_held(engine):
             for _ in range(50):
                 answer = await client.call("Predict", prompt("a", {"max_tokens": 1}))
                 assert answer.error is None
@@ -110,7 +118,7 @@ def test_who_sees_the_end_of_a_call_can_make_the_next_at_once(engine: EngineProc
 
 def test_a_cancelled_stream_frees_its_slot(engine: EngineProcess) -> None:
     async def main(client: EngineClient) -> None:
-        async with open_endless(client):
+        async with open_held(engine):
             async with open_endless(client):
                 assert await client.state() == pb.StatusResponse.BUSY
             await wait_state(client, pb.StatusResponse.READY)
@@ -122,7 +130,7 @@ def test_a_cancelled_stream_frees_its_slot(engine: EngineProcess) -> None:
 
 def test_a_cancelled_unary_call_frees_its_slot(engine: EngineProcess) -> None:
     async def main(client: EngineClient) -> None:
-        async with open_endless(client):
+        async with open_held(engine):
             async with client.open("Predict") as unary:
                 await unary.send_message(prompt("a", ENDLESS), end=True)
                 await wait_state(client, pb.StatusResponse.BUSY)
@@ -148,7 +156,7 @@ def test_a_cancelled_prefill_frees_its_slot(engine: EngineProcess) -> None:
     """Nobody waits for the first token of a call that nobody wants any more."""
 
     async def main(client: EngineClient) -> None:
-        async with open_endless(client):
+        async with open_held(engine):
             async with client.open("PredictStream") as stream:
                 await stream.send_message(prompt("river " * (CONTEXT_TOKENS - 100), ENDLESS), end=True)
                 await wait_state(client, pb.StatusResponse.BUSY)

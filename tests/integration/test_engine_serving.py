@@ -13,6 +13,7 @@ from gateway.backends.metadata import ERROR_CODE, ERROR_PARAM, FINISH_REASON
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from tests.fakes.engine_process import IDENTITY, Answer, EngineClient, EngineProcess, chat, open_engine, prompt, run
+from tests.integration.harness import WAIT_SECONDS
 
 CONTEXT_TOKENS = 1024
 END_TOKEN = "2"
@@ -255,4 +256,4 @@ def listeners(engine: EngineProcess) -> "list[psutil._ntuples.pconn]":
 
 
 def http_status(port: int, path: str) -> int:
-    return httpx.post(f"http://127.0.0.1:{port}{path}", json={"content": "a"}).status_code
+    return httpx.post(f"http://127.0.0.1:{port}{path}", json={"content": "a"}, timeout=WAIT_SECONDS).status_code

@@ -1,13 +1,21 @@
 """Several callers of one model, each with its key."""
 
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Final
 
 import httpx
 
-from tests.integration.harness import GatewayProcess, events_in, running_gateway, scripted_config, together, wait_for
+from tests.integration.fleet import in_background
+from tests.integration.harness import (
+    WAIT_SECONDS,
+    GatewayProcess,
+    events_in,
+    running_gateway,
+    scripted_config,
+    together,
+    wait_for,
+)
 
 KEYS: Final = """
 [[auth.api_keys]]
@@ -16,23 +24,35 @@ key = "sk-heavy"
 [[auth.api_keys]]
 name = "light"
 key = "sk-light"
+[[auth.api_keys]]
+name = "admin"
+key = "sk-admin"
+role = "admin"
 """
 
 
 def test_one_key_that_floods_a_model_does_not_starve_another(tmp_path: Path) -> None:
-    log, flood = tmp_path / "events", 24
-    config = scripted_config({"first_token_delay": 0.25, "tokens": 1}, log=log, model="parallel = 1", more=KEYS)
+    log, gate, flood = tmp_path / "events", tmp_path / "gate", 24
+    script = {"hold_after_tokens": 0, "gate": str(gate), "tokens": 1}
+    config = scripted_config(script, log=log, model="parallel = 1", more=KEYS)
     with running_gateway(tmp_path, config) as gateway:
-        heavy = threading.Thread(target=lambda: together(flood, lambda _: chat_as(gateway, "heavy")))
-        heavy.start()
-        wait_for(lambda: len(events_in(log, "Predict")) >= 2, "the flood to be served")
-        assert chat_as(gateway, "light", "sk-light").status_code == 200
-        assert len(events_in(log, "Predict")) < flood  # most of the flood still waits
-        heavy.join()
-        assert Counter(event["correlation_id"] for event in events_in(log, "Predict")) == {"heavy": flood, "light": 1}
+        heavy = in_background(lambda: together(flood, lambda _: chat_as(gateway, "heavy")))
+        wait_for(lambda: queue_length(gateway) == flood - 1, "the flood to wait behind the first of it")
+        light = in_background(lambda: chat_as(gateway, "light", "sk-light"))
+        wait_for(lambda: queue_length(gateway) == flood, "the other one to wait, too")
+        gate.touch()
+        assert light.result(WAIT_SECONDS).status_code == 200
+        assert [answer.status_code for answer in heavy.result(WAIT_SECONDS)] == [200] * flood
+        served = [event["correlation_id"] for event in events_in(log, "Predict")]
+        assert Counter(served) == {"heavy": flood, "light": 1}
+        assert served.index("light") <= 2  # the next but one at the latest, though the whole flood was there before it
+
+
+def queue_length(gateway: GatewayProcess) -> float:
+    return gateway.metric('gateway_queue_length{model="scripted"}', "sk-admin")
 
 
 def chat_as(gateway: GatewayProcess, name: str, key: str = "sk-heavy") -> httpx.Response:
     headers = {"authorization": f"Bearer {key}", "x-request-id": name}
     body = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60.0)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=WAIT_SECONDS)

@@ -7,6 +7,7 @@ import httpx
 import trio
 
 from tests.integration.fleet import Fleet, fleet_config, running_fleet
+from tests.integration.harness import WAIT_SECONDS
 
 MODELS = 10
 REQUESTS = 1_000
@@ -26,7 +27,7 @@ async def ask_all(fleet: Fleet) -> Counter[int]:
     """All requests at once, in turn for each of the models."""
     statuses: Counter[int] = Counter()
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=fleet.gateway.url, timeout=120, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=fleet.gateway.url, timeout=WAIT_SECONDS, limits=limits) as client:
 
         async def ask(number: int) -> None:
             body = {"model": f"m{number % MODELS}", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
@@ -41,7 +42,7 @@ async def ask_all(fleet: Fleet) -> Counter[int]:
 def test_l14_a_thousand_first_requests_for_ten_models_on_three_workers_are_ten_loads(tmp_path: Path) -> None:
     with running_fleet(tmp_path, fleet_config(SCRIPTED), "one", "two", "three") as fleet:
         assert trio.run(ask_all, fleet) == {200: REQUESTS}
-        events = httpx.get(f"{fleet.gateway.url}/api/events?limit=1000").json()["events"]
+        events = httpx.get(f"{fleet.gateway.url}/api/events?limit=1000", timeout=WAIT_SECONDS).json()["events"]
         assert sum(event["kind"] == "replica.placed" for event in events) == MODELS
         assert fleet.gateway.metric_sum("gateway_loads_total") == MODELS
         assert fleet.gateway.metric_sum("gateway_in_flight") == 0
@@ -58,4 +59,4 @@ def test_l17_a_minimum_is_restored_without_traffic_after_a_restart_of_everything
         fleet.start_gateway_again()
         for name in ("one", "two"):
             fleet.add_worker(name)
-        fleet.wait_serving("one", "two", model="m0", seconds=60.0)
+        fleet.wait_serving("one", "two", model="m0")

@@ -25,11 +25,12 @@ from tests.integration.gateways import (
     running_gateways,
     scripted_backend,
 )
-from tests.integration.harness import GatewayProcess, wait_for
+from tests.integration.harness import WAIT_SECONDS, GatewayProcess, wait_for
 from tests.integration.steady_load import SteadyLoad, sampled
 
 ROUNDS: Final = int(os.environ.get("TEST_ROUNDS", "40"))
-ROUND_SECONDS_MAX: Final = 3.0
+ROUND_SECONDS_MAX: Final = 12.0
+"""Far above what one takes beside a busy neighbour."""
 WORKERS: Final = {"one": "ab", "two": "ba"}
 SCRIPT: Final = {"echo": True, "tokens": 1000, "token_interval": 0.01, "first_token_delay": 0.01, "slots": 4}
 OWN: Final = scripted_backend("own", SCRIPT)
@@ -41,6 +42,7 @@ IDLE: Final = tuple(f"idle-{backend}-{number}" for backend in BACKENDS for numbe
 """Asked now and then, and drained when they seem to be idle: just when the next request comes, now and then."""
 BUSY: Final = tuple(f"busy-{backend}-{number}" for backend in BACKENDS for number in range(3))
 """Asked all the time, and unloaded again and again."""
+MODELS: Final = (*IDLE, *BUSY)
 SCALE_DOWN: Final = '\n[reconciler]\nscale_down_delay = "150ms"\n'
 PAUSE_SECONDS_MAX: Final = 0.4
 
@@ -64,6 +66,10 @@ class Arena:
                 found[model_of[replica_id]] += 1
         return found
 
+    def has_had_enough(self) -> bool:
+        rounds = self.rounds()
+        return rounds.total() >= ROUNDS and rounds.keys() == set(MODELS)
+
     def is_idle(self) -> bool:
         return not any(gateway.metric_sum("gateway_in_flight") for gateway in self.fleet.gateways.values())
 
@@ -77,7 +83,7 @@ class Arena:
 
 @pytest.fixture
 def arena(postgres_server: PostgresServer, postgres_url: str, tmp_path: Path) -> Iterator[Arena]:
-    tables = [model_table(name, name.split("-")[1], "parallel = 4") for name in (*IDLE, *BUSY)]
+    tables = [model_table(name, name.split("-")[1], "parallel = 4") for name in MODELS]
     config = gateways_config(postgres_url, "".join([OWN, FOREIGN, *tables, SCALE_DOWN]), sync="20ms")
     with running_gateways(tmp_path, config, "ab", WORKERS) as fleet:
         yield Arena(fleet, postgres_server, postgres_url)
@@ -97,15 +103,15 @@ def test_w11_no_request_is_cut_when_another_gateway_takes_its_replica_away(arena
             for name in names
         ]
         held.enter_context(sampled(arena.unload_busy, 0.2))
-        wait_for(lambda: arena.rounds().total() >= ROUNDS, f"{ROUNDS} rounds", 30 + ROUNDS * ROUND_SECONDS_MAX)
+        wait_for(arena.has_had_enough, f"{ROUNDS} rounds, of every model", WAIT_SECONDS + ROUNDS * ROUND_SECONDS_MAX)
     watch.say(f"{arena.rounds().total()} rounds and {sum(len(load.asked) for load in loads)} requests")
     print(dict(arena.rounds()), reroutes(router))  # noqa: T201
     assert [each for load in loads for each in load.unhappy()] == []
-    assert arena.rounds().keys() == {*IDLE, *BUSY}
+    assert arena.rounds().keys() == set(MODELS)
     wait_for(arena.is_idle, "the last request to be over")
     assert_one_leader_at_a_time(audit_trail(arena.server, arena.url))
 
 
 def reroutes(gateway: GatewayProcess) -> list[str]:
-    lines = httpx.get(f"{gateway.url}/metrics", timeout=10.0).text.splitlines()
+    lines = httpx.get(f"{gateway.url}/metrics", timeout=WAIT_SECONDS).text.splitlines()
     return [line for line in lines if line.startswith("gateway_reroutes_total{")]

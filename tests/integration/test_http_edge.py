@@ -4,7 +4,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final, TypeGuard
 
 import h2.config
@@ -15,14 +16,15 @@ import pytest
 from h2.events import ResponseReceived, StreamEnded
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.integration.harness import GatewayProcess, RawClient, running_gateway, together, wait_for
+from tests.integration.harness import WAIT_SECONDS, GatewayProcess, RawClient, running_gateway, together, wait_for
 
 MAX_BODY: Final = 64 * 1024
 CONFIG: Final = f"""
 [server]
-body_timeout = "500ms"
 max_body = {MAX_BODY}
 """
+IMPATIENT: Final = f'{CONFIG}body_timeout = "2s"\n'
+"""Far above the time between the head and the body of a request that comes at once."""
 CHAT_BODY: Final = b'{"model":"tiny","messages":[{"role":"user","content":"hello"}],"max_tokens":2}'
 HEALTH: Final = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 MODELS: Final = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -42,14 +44,27 @@ def chunked(body: bytes, size: int) -> bytes:
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts) + b"0\r\n\r\n"
 
 
-@pytest.fixture(scope="module")
-def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """One process for all of it; at the end it still serves and holds no connection of those who left."""
-    with running_gateway(tmp_path_factory.mktemp("edge"), CONFIG) as process:
+@contextmanager
+def edge(folder: Path, config: str) -> Iterator[GatewayProcess]:
+    """At the end it still serves and holds no connection of those who left."""
+    with running_gateway(folder, config) as process:
         assert process.chat(max_tokens=1).status_code == 200
         yield process
         assert process.chat(max_tokens=1).status_code == 200
         wait_for(lambda: held_connections(process) == {"LISTEN": 1}, "the connections of clients that left to end")
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """One process for all but those whose body does not come: nobody else is hurried."""
+    with edge(tmp_path_factory.mktemp("edge"), CONFIG) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with edge(tmp_path_factory.mktemp("impatient"), IMPATIENT) as process:
+        yield process
 
 
 @pytest.fixture(scope="module")
@@ -87,10 +102,12 @@ def assert_served(gateway: GatewayProcess) -> None:
 @pytest.mark.parametrize(
     "request_bytes", [post(length=1000), post("Transfer-Encoding: chunked", body=b"5\r\n{", length=-1)]
 )
-def test_a_body_that_does_not_come_is_given_up_and_blocks_nobody(gateway: GatewayProcess, request_bytes: bytes) -> None:
-    with RawClient(gateway) as slow:
+def test_a_body_that_does_not_come_is_given_up_and_blocks_nobody(
+    impatient: GatewayProcess, request_bytes: bytes
+) -> None:
+    with RawClient(impatient) as slow:
         slow.send(request_bytes)
-        assert_served(gateway)
+        assert_served(impatient)
         answer = slow.read_to_end()
     assert status_of(answer) == 408
     assert b'"code":"request_timeout"' in answer
@@ -104,12 +121,12 @@ def test_a_client_that_leaves_in_the_middle_of_its_request_is_forgotten(gateway:
     assert_served(gateway)
 
 
-def test_many_half_sent_requests_block_nobody(gateway: GatewayProcess) -> None:
+def test_many_half_sent_requests_block_nobody(impatient: GatewayProcess) -> None:
     with ExitStack() as held:
-        slow = [held.enter_context(RawClient(gateway)) for _ in range(50)]
+        slow = [held.enter_context(RawClient(impatient)) for _ in range(50)]
         for raw in slow:
             raw.send(post(length=1000))
-        assert_served(gateway)
+        assert_served(impatient)
         assert [status_of(raw.read_to_end()) for raw in slow] == [408] * 50
 
 
@@ -269,7 +286,7 @@ def test_a_websocket_is_refused_without_harm(gateway: GatewayProcess, path: str,
 
 def test_http_2_is_spoken_with_who_begins_with_it(gateway: GatewayProcess) -> None:
     """As a proxy in front of the gateway may: many requests over one connection."""
-    with httpx.Client(base_url=gateway.url, http1=False, http2=True, timeout=30.0) as client:
+    with httpx.Client(base_url=gateway.url, http1=False, http2=True, timeout=WAIT_SECONDS) as client:
 
         def ask(index: int) -> tuple[str, int, bool]:
             body = {**json.loads(CHAT_BODY), "stream": bool(index % 2)}

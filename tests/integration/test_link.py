@@ -39,6 +39,8 @@ from tests.fakes.relay import open_relay
 
 TERSE_SECONDS = 1.0
 """Silence that a test waits for."""
+LASTING_SECONDS = 2.0
+"""Silence that must not come about: many times the pause between two messages."""
 ToWorkers = trio.MemorySendChannel[ToWorker]
 FromWorkers = trio.MemoryReceiveChannel[FromWorker]
 
@@ -348,10 +350,10 @@ async def cancel(scope: trio.CancelScope) -> None:
 async def test_a_gateway_that_only_talks_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does not take is dropped, and still says that the worker lives."""
     monkeypatch.setattr(session, "END_SECONDS", 0.1)
-    async with open_desk(silence_seconds=TERSE_SECONDS) as desk, desk.attach() as link:
+    async with open_desk(silence_seconds=LASTING_SECONDS) as desk, desk.attach() as link:
         served = await desk.next_session()
         served.from_worker.close()
-        with trio.move_on_after(2 * TERSE_SECONDS):
+        with trio.move_on_after(1.25 * LASTING_SECONDS):
             await chatter(link.send, Heartbeat())
         await served.to_worker.send(EndTail(1))
         assert await collect(link.receive, 2) == (Heartbeat(), EndTail(1))

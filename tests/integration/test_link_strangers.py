@@ -31,6 +31,11 @@ BEYOND = b"\xfa\x3e\x03new"
 """A message of a later version: one with a member (number 1007) that we do not know."""
 GARBAGE = b"\xff\xff\xff"
 TERSE_SECONDS = 1.0
+"""Silence that a test waits for."""
+LASTING_SECONDS = 2.0
+"""Silence that must not come about: many times the pause between two messages."""
+IDLE_SECONDS = 2.0
+"""Many times what the hello of a session takes to come."""
 
 
 async def says_nothing(_: RawWorkerStream) -> None:
@@ -233,13 +238,13 @@ async def test_who_sends_too_fast_is_read_slowly_and_loses_nothing(monkeypatch: 
 async def test_a_newer_worker_says_by_unknown_messages_that_it_lives() -> None:
     async def play(stream: RawWorkerStream) -> None:
         await stream.send_message(HELLO)
-        for _ in range(10):
-            await asyncio.sleep(TERSE_SECONDS / 5)
+        for _ in range(25):
+            await asyncio.sleep(LASTING_SECONDS / 20)
             await stream.send_message(BEYOND)
         await stream.send_message(HEARTBEAT)
         await stream.end()
 
-    async with open_desk(silence_seconds=TERSE_SECONDS) as desk, trio.open_nursery() as nursery:
+    async with open_desk(silence_seconds=LASTING_SECONDS) as desk, trio.open_nursery() as nursery:
         nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
         served = await desk.next_session()
         assert [record async for record in served.from_worker] == [Heartbeat()]
@@ -288,14 +293,14 @@ async def end_of(connection: trio.SocketStream) -> None:
 
 @pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"])
 async def test_a_connection_without_a_session_is_cut(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", 0.1)
-    monkeypatch.setattr(connections, "IDLE_SECONDS", 0.1)
+    """One with a session that says nothing is not cut, though it is there for longer: it has its own bound."""
+    monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", IDLE_SECONDS)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", IDLE_SECONDS)
     async with open_desk() as desk, desk.attach() as link:
         async with await trio.open_tcp_stream("127.0.0.1", desk.port) as idle:
             if said:
                 await idle.send_all(said)
             await end_of(idle)
-        await trio.sleep(0.3)  # a session that says nothing is not idle: it has its own bound
         await link.send.send(Leaving())
         served = await desk.next_session()
         assert await served.from_worker.receive() == Leaving()

@@ -3,26 +3,40 @@
 from typing import Final
 
 import pytest
+from trio.testing import MockClock
 
-from tests.fakes.listener_bench import DO, FLOOD, HEALTH, SOON, open_listener, read_response, read_to_end
+from tests.fakes.listener_bench import (
+    DO,
+    FLOOD,
+    HEALTH,
+    SOON,
+    let_time_pass,
+    open_listener,
+    read_response,
+    read_to_end,
+)
 
 
 @pytest.mark.parametrize("head", [b"", b"GET ", HEALTH[:-2]])
-async def test_a_connection_without_a_whole_head_is_closed_and_blocks_nobody(head: bytes) -> None:
+async def test_a_connection_without_a_whole_head_is_closed_and_blocks_nobody(
+    head: bytes, mock_clock: MockClock
+) -> None:
     async with open_listener(header_timeout_seconds=SOON) as bench:
         slow, quick = await bench.connect(), await bench.connect()
         await slow.send_all(head)
         await quick.send_all(HEALTH)
         assert await read_response(quick) == 200
+        let_time_pass(mock_clock)
         assert await read_to_end(slow) == b""
 
 
 @pytest.mark.parametrize("request_bytes", [HEALTH, DO])
-async def test_a_connection_that_is_idle_after_a_request_is_closed(request_bytes: bytes) -> None:
+async def test_a_connection_that_is_idle_after_a_request_is_closed(request_bytes: bytes, mock_clock: MockClock) -> None:
     async with open_listener(header_timeout_seconds=SOON) as bench:
         client = await bench.connect()
         await client.send_all(request_bytes)
         assert await read_response(client) == 200
+        let_time_pass(mock_clock)
         assert await read_to_end(client) == b""
 
 
@@ -63,20 +77,22 @@ async def test_what_a_client_has_closed_is_given_back_at_once(request_bytes: byt
         await bench.wait_connections(0)
 
 
-async def test_a_reader_that_stalls_loses_its_connection() -> None:
+async def test_a_reader_that_stalls_loses_its_connection(mock_clock: MockClock) -> None:
     async with open_listener(write_timeout_seconds=SOON) as bench:
         stalled = await bench.connect()
         await stalled.send_all(FLOOD)
         await stalled.receive_some(1)
+        let_time_pass(mock_clock)
         await bench.wait_connections(0)
 
 
-async def test_a_reader_that_stalls_does_not_hold_the_end() -> None:
+async def test_a_reader_that_stalls_does_not_hold_the_end(mock_clock: MockClock) -> None:
     async with open_listener(drain_seconds=SOON) as bench:
         stalled = await bench.connect()
         await stalled.send_all(FLOOD)
         await stalled.receive_some(1)
         bench.listener.stop.set()
+        let_time_pass(mock_clock)
         await bench.ended.wait()
 
 

@@ -16,6 +16,7 @@ from openai.types.chat import ChatCompletionMessageParam
 from tests.fakes.plain_asyncio import run_asyncio
 from tests.integration.harness import (
     SCRIPTED,
+    WAIT_SECONDS,
     GatewayProcess,
     RawClient,
     chat_request,
@@ -329,7 +330,9 @@ def test_a_client_that_does_not_wait_leaves_nothing_behind(failing: GatewayProce
 
 
 def state_of(gateway: GatewayProcess, model: str) -> dict[str, Any]:
-    document = httpx.get(f"{gateway.url}/api/status", headers={"authorization": f"Bearer {KEY}"}).json()
+    document = httpx.get(
+        f"{gateway.url}/api/status", headers={"authorization": f"Bearer {KEY}"}, timeout=WAIT_SECONDS
+    ).json()
     return next(entry for entry in document["models"] if entry["name"] == model)
 
 

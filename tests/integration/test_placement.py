@@ -3,19 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from tests.integration.harness import GatewayProcess, running_gateway, together, wait_for
+from tests.integration.fleet import DONE, Stream, in_background, stays
+from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, scripted_config, wait_for
 
-RIVALS = """
+TWO_REPLICAS = """
 [worker]
 max_replicas_per_model = 2
-
-[[models]]
-name = "a"
-backend = "llama-cpp"
-artifact = "builtin:tiny"
-context_size = 8192
-exclusive_group = "big"
-
+"""
+B = """
 [[models]]
 name = "b"
 backend = "llama-cpp"
@@ -23,6 +18,8 @@ artifact = "builtin:tiny"
 context_size = 2048
 exclusive_group = "big"
 """
+A = "scripted"
+STAYS_SECONDS = 1.0
 SERVED: dict[str, Any] = {"backend": "llama-cpp", "artifact": "builtin:tiny", "rollout": "surge", "min_replicas": 1}
 
 
@@ -32,22 +29,29 @@ def loaded(gateway: GatewayProcess) -> set[str]:
 
 
 def test_r17_rivals_take_turns_and_who_streams_is_not_evicted(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, RIVALS) as gateway:
-        assert gateway.chat("a", max_tokens=1).status_code == 200
-        busy, waiting = together(
-            2,
-            lambda index: gateway.chat("a", max_tokens=3000) if index == 0 else gateway.chat("b", max_tokens=1),
-        )
-        assert (busy.status_code, waiting.status_code) == (200, 200)
-        assert busy.json()["usage"]["completion_tokens"] == 3000
+    """`b` waits while `a`, which is called `scripted`, is in the middle of an answer."""
+    gate = tmp_path / "gate"
+    script = {"tokens": 3, "hold_after_tokens": 1, "gate": str(gate)}
+    more = "[routing]\nexpose_replica_header = true\n"
+    config = scripted_config(script, model='exclusive_group = "big"', more=more) + B
+    with running_gateway(tmp_path, config) as gateway:
+        stream = Stream(gateway, A, tokens=3)
+        waiting = in_background(lambda: gateway.chat("b", max_tokens=1))
+        wait_for(lambda: gateway.model("b")["queued"] == 1, "the rival to wait")
+        stays(lambda: loaded(gateway) == {A}, "nobody is evicted", STAYS_SECONDS)
+        assert not stream.ended
+        assert not waiting.done()
+        gate.touch()
+        assert stream.result()[-1] == DONE
+        assert waiting.result(WAIT_SECONDS).status_code == 200
         assert loaded(gateway) == {"b"}
-        assert gateway.chat("a", max_tokens=1).status_code == 200
-        assert loaded(gateway) == {"a"}
+        assert gateway.chat(A, max_tokens=1).status_code == 200
+        assert loaded(gateway) == {A}
         assert gateway.metric_sum("gateway_in_flight") == 0
 
 
 def test_a8_a_surge_serves_from_the_old_replica_until_the_new_one_is_ready(tmp_path: Path) -> None:
-    with running_gateway(tmp_path, RIVALS) as gateway, gateway.client() as client:
+    with running_gateway(tmp_path, TWO_REPLICAS) as gateway, gateway.client() as client:
         assert client.put("/api/models/served", json={**SERVED, "context_size": 1024}).status_code == 201
         wait_for(lambda: gateway.model("served")["ready"] == 1, "the first revision to be ready")
         [old] = [each for each in gateway.status()["replicas"] if each["model"] == "served"]

@@ -23,11 +23,13 @@ from gateway.registry.protocol import ControlWrite, RegistryError
 from gateway.routing.eligibility import RoutingView, build_view
 from gateway.routing.lease import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
-from tests.fakes.postgres_fleet import held_open, open_two
+from tests.fakes.postgres_fleet import held_open, open_two, until_waiting
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
 
 PATIENCE_SECONDS = 60.0
 TTL_SECONDS = 600.0
+MORE_CLAIMS = 10
+"""Of those that wait, once there is no slot any more."""
 HELD = Bounds(60.0, 60.0, 60.0, 60.0, 60.0)
 REPLICAS = [ReplicaId(f"r{number}") for number in range(4)]
 
@@ -66,9 +68,15 @@ class StrictGateway:
     def __init__(self, registry: PostgresRegistry, name: str, view: RoutingView) -> None:
         self.id = GatewayId(name)
         self.leases: list[Lease] = []
+        self.asked = 0
+        self._claim_slot = claims_at(registry)
         limits = replace(LIMITS, queue_length_max=1000)
-        self.bench = RoutingBench(limits=limits, claim_slot=claims_at(registry), gateway_id=self.id)
+        self.bench = RoutingBench(limits=limits, claim_slot=self.claim_slot, gateway_id=self.id)
         self.bench.view = view
+
+    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+        self.asked += 1
+        return await self._claim_slot(claim)
 
     async def request(self) -> None:
         assert self.bench.claims is not None
@@ -130,7 +138,9 @@ async def test_r3_no_replica_is_given_more_than_its_slots(bridge: Bridge, migrat
                 nursery.start_soon(gateways[number % 4].request)
             while sum(assigned(gateways)) < 16:  # noqa: ASYNC110 - the registry's
                 await trio.sleep(0.01)
-            await trio.sleep(1.0)  # those that wait ask several times
+            asked = sum(gateway.asked for gateway in gateways)
+            while sum(gateway.asked for gateway in gateways) < asked + MORE_CLAIMS:  # noqa: ASYNC110 - a counter's
+                await trio.sleep(0.01)
             assert assigned(gateways) == [4] * 4
             nursery.cancel_scope.cancel()
 
@@ -161,7 +171,7 @@ async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Brid
                 nursery.start_soon(pool.transaction, "claim", Mode.SHARED, first_aio, HELD)
                 await counted.wait()
                 nursery.start_soon(second)
-                await trio.sleep(0.3)
+                await until_waiting(pool, 1)
                 assert len(picked) == 1, "it waits"
                 go_on.set()
         assert picked == ["r0", "r1"]

@@ -11,10 +11,12 @@ import psutil
 import pytest
 
 from tests.fakes.postgres_server import PostgresServer
+from tests.integration.harness import WAIT_SECONDS
 
 OWNER = """
 import sys
 from tests.fakes.postgres_server import open_postgres_server
+from tests.integration.harness import WAIT_SECONDS
 
 with open_postgres_server() as server:
     print(server.ask(server.url(), "SELECT pg_postmaster_start_time(); SHOW data_directory")[-1], flush=True)
@@ -55,8 +57,8 @@ def test_the_server_and_its_folder_end_with_a_killed_owner() -> None:
         folder = owner.stdout.readline().strip()
         postmaster = psutil.Process(int(Path(folder, "postmaster.pid").read_text().split()[0]))
         os.kill(owner.pid, signal.SIGKILL)
-    postmaster.wait(timeout=30)
-    deadline = time.monotonic() + 30
+    postmaster.wait(timeout=WAIT_SECONDS)
+    deadline = time.monotonic() + WAIT_SECONDS
     while Path(folder).parent.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)

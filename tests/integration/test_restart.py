@@ -18,6 +18,7 @@ from tests.integration.harness import (
     GatewayProcess,
     RawClient,
     chat_request,
+    deaf_port,
     events_in,
     is_alive,
     running_gateway,
@@ -61,7 +62,7 @@ def test_h13_a_backend_that_ignores_every_hint_ends_with_its_gateway(tmp_path: P
         (old,) = wait_for(lambda: events_in(log, "LoadModel"), "the load to begin")
         first.send_signal(signal.SIGKILL)
         first.process.wait()
-        wait_for(lambda: not is_alive(old["pid"]), "the backend to be gone", seconds=10.0)
+        wait_for(lambda: not is_alive(old["pid"]), "the backend to be gone")
     with running_gateway(tmp_path, scripted_config({}, log=log)) as second:
         assert second.chat("scripted").status_code == 200
         assert second.backend_pids() == [events_in(log, "start")[1]["pid"]]
@@ -145,13 +146,16 @@ def test_the_environment_sets_keys_of_the_configuration(tmp_path: Path) -> None:
     assert "GATEWAY_SERVER__COLOUR" in unknown.stderr
 
 
-def _without_ages(document: object) -> object:
-    """What passes by itself between two looks."""
+CHANGES_BY_ITSELF: Final = frozenset({"age", "ram_free_bytes", "disk_free_bytes", "vram_free_bytes"})
+
+
+def _lasting(document: object) -> object:
+    """Without what changes by itself between two looks: time passes, and others use the machine."""
     match document:
         case dict():
-            return {key: _without_ages(value) for key, value in document.items() if key != "age"}
+            return {key: _lasting(value) for key, value in document.items() if key not in CHANGES_BY_ITSELF}
         case list():
-            return [_without_ages(value) for value in document]
+            return [_lasting(value) for value in document]
         case _:
             return document
 
@@ -168,13 +172,13 @@ def test_status_shows_the_fleet_as_tables_and_as_json(tmp_path: Path) -> None:
         assert {"NAME", "READY", "QUEUED", "tiny", "ready"} <= set(models.split())
         assert {"MODEL", "STATE", "PID", "tiny", "ready", str(pid)} <= set(replicas.split())
         as_json = run_command(tmp_path, "status", "--json", env={"GATEWAY_URL": gateway.url})
-        assert _without_ages(json.loads(as_json.stdout)) == _without_ages(gateway.status())
+        assert _lasting(json.loads(as_json.stdout)) == _lasting(gateway.status())
 
 
 def test_status_of_no_gateway_is_one_line(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as freed:
-        url = f"http://127.0.0.1:{freed.getsockname()[1]}"
-    asked = run_command(tmp_path, "status", "--url", url)
+    with deaf_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        asked = run_command(tmp_path, "status", "--url", url)
     assert (asked.returncode, asked.stdout) == (1, "")
     (line,) = asked.stderr.splitlines()
     assert url in line
@@ -216,6 +220,6 @@ def run_command(
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60.0,
+        timeout=WAIT_SECONDS,
         check=False,
     )

@@ -15,8 +15,10 @@ from typing import Final
 
 import httpx
 
+from tests.integration.fleet import in_background
 from tests.integration.harness import (
     ROOT,
+    WAIT_SECONDS,
     RawClient,
     chat_request,
     events_in,
@@ -26,7 +28,8 @@ from tests.integration.harness import (
 )
 from tests.integration.pool import ready, replica_of, running_pool, text_of, unload
 
-PROBES_EACH_PICK: Final = 'probe_ttl = "0s"\nprobe_timeout = "400ms"'
+PROBES_EACH_PICK: Final = 'probe_ttl = "0s"\nprobe_timeout = "1500ms"'
+"""For those that a stopped process does not answer; whoever runs does so in time, however busy the machine is."""
 
 
 def test_r1_two_replicas_share_sequential_calls_equally(tmp_path: Path) -> None:
@@ -41,9 +44,14 @@ def test_r1_two_replicas_share_sequential_calls_equally(tmp_path: Path) -> None:
 
 
 def test_r3_a_burst_is_spread_evenly(tmp_path: Path) -> None:
-    script = {"first_token_delay": 3.0, "tokens": 1}
+    """Nobody is answered before all are there."""
+    gate = tmp_path / "gate"
+    script = {"tokens": 1, "hold_after_tokens": 0, "gate": str(gate)}
     with running_pool(tmp_path, script, replicas=4, model="parallel = 16") as gateway:
-        answers = together(64, lambda _: gateway.chat("scripted"))
+        asking = in_background(lambda: together(64, lambda _: gateway.chat("scripted")))
+        wait_for(lambda: len(events_in(tmp_path / "events", "Predict")) == 64, "all to be at a backend")
+        gate.touch()
+        answers = asking.result(WAIT_SECONDS)
         assert Counter(map(replica_of, answers)) == dict.fromkeys(ready(gateway), 16)
         assert gateway.metric_sum("gateway_in_flight") == 0
 
@@ -68,7 +76,8 @@ def test_h1_a_replica_that_hangs_fails_nobody_and_is_replaced(tmp_path: Path) ->
 
 def test_h1_a_replica_that_is_busy_with_a_call_stays_and_others_serve_meanwhile(tmp_path: Path) -> None:
     """Its Health is blocked behind the generation, as that of a backend with one thread."""
-    script = {"tokens": 4, "token_interval": 0.5}
+    gate = tmp_path / "gate"
+    script = {"tokens": 4, "hold_after_tokens": 1, "gate": str(gate)}
     with (
         running_pool(tmp_path, script, model="parallel = 4", routing=PROBES_EACH_PICK) as gateway,
         RawClient(gateway) as slow,
@@ -82,6 +91,7 @@ def test_h1_a_replica_that_is_busy_with_a_call_stays_and_others_serve_meanwhile(
                 assert replica_of(gateway.chat("scripted", max_tokens=1)) != busy_id
         finally:
             os.kill(busy["pid"], signal.SIGCONT)
+        gate.touch()
         assert b"tok3 " in slow.read_until(b"[DONE]")
         assert ready(gateway)[busy_id]["pid"] == busy["pid"]
         assert len(events_in(tmp_path / "events", "LoadModel")) == 2

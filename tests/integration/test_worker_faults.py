@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -16,59 +17,62 @@ import pytest
 
 from tests.integration.fleet import (
     DONE,
-    ENDLESS,
+    HELD,
+    HELD_TOKENS,
     TINY_ONCE,
     TINY_TWICE,
+    TWICE,
     Fleet,
     Stream,
     fleet_config,
+    held_fleet_config,
     in_background,
     node_of,
     running_fleet,
     wait_joined,
 )
-from tests.integration.harness import events_in, is_alive, scripted_config, wait_for
+from tests.integration.harness import WAIT_SECONDS, events_in, is_alive, scripted_config, wait_for
 
-OUT_OF_ROUTING_SECONDS: Final = 3.0
-"""After the death of a worker; a tenth of it is usual."""
-ORPHAN_SECONDS: Final = 5.0
 LOST_SECONDS: Final = 60.0
 """For what a vanished machine had to be lost, and to be done elsewhere; 20 are usual."""
+PATIENT: Final = 'heartbeat = "500ms"\nstale_after = "1h"'
+"""A node is never given up for its silence: what makes its replicas go is that its session has ended."""
 QUICK: Final = 'heartbeat = "300ms"\nstale_after = "3s"\nmisses = 3'
 """A node that says nothing is unhealthy after three seconds and offline after twelve."""
-SLOW_TOKENS: Final = 160
-SLOW: Final = {"tokens": SLOW_TOKENS, "token_interval": 0.05}
-"""A stream that outlasts the first of that."""
+SLOW_TOKENS: Final = 100_000
+SLOW: Final = {"tokens": SLOW_TOKENS, "token_interval": 0.05, "endless": True}
+"""A stream that goes on until it is told to end."""
 
 
 # Killed workers
 
 
 def test_h13_a_killed_worker_takes_its_backends_along_and_the_other_serves(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
-        replicas = fleet.wait_serving("one", "two")
-        stream = Stream(fleet.gateway, tokens=ENDLESS)
+    config = held_fleet_config(tmp_path / "never", TWICE, health=PATIENT)
+    with running_fleet(tmp_path, config, "one", "two") as fleet:
+        replicas = fleet.wait_serving("one", "two", model=HELD)
+        stream = Stream(fleet.gateway, HELD, tokens=HELD_TOKENS)
         victim, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
         node_id, pid = fleet.node(victim.name)["id"], victim.backend_pid()
         victim.kill()
         killed_at = time.monotonic()
 
-        answers = [fleet.gateway.chat() for _ in range(3)]  # also while nobody knows of it yet
-        wait_for(lambda: replicas[victim.name] not in fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+        answers = [fleet.gateway.chat(HELD, max_tokens=1) for _ in range(3)]  # also while nobody knows of it yet
+        wait_for(lambda: replicas[victim.name] not in fleet.candidates(HELD), "it to be out")
         print(f"out of routing after {time.monotonic() - killed_at:.2f} s")  # noqa: T201
-        wait_for(lambda: not is_alive(pid), "its backend to be gone", ORPHAN_SECONDS)
+        wait_for(lambda: not is_alive(pid), "its backend to be gone")
         assert {node_of(answer) for answer in answers} == {other}
         assert code_of(stream.result()[-1]) == "backend_error"
         assert DONE not in stream.events
-        assert fleet.gateway.metric('gateway_in_flight{model="tiny"}') == 0
+        assert fleet.gateway.metric('gateway_in_flight{model="scripted"}') == 0
 
         # L17, H10: the same node with what it has to have, and nobody has done anything
         fleet.add_worker(victim.name)
-        again = fleet.wait_serving("one", "two")
+        again = fleet.wait_serving("one", "two", model=HELD)
         assert fleet.node(victim.name)["id"] == node_id
         assert again[other] == replicas[other]
         assert again[victim.name] != replicas[victim.name]
-        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {"one", "two"}
+        assert {node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)} == {"one", "two"}
 
 
 def code_of(event: str) -> str:
@@ -77,16 +81,19 @@ def code_of(event: str) -> str:
 
 
 def test_m7_a_request_without_a_byte_goes_elsewhere_when_its_worker_is_killed(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
-        replicas = fleet.wait_serving("one", "two")
-        answer = in_background(lambda: fleet.gateway.chat(max_tokens=3000, ignore_eos=True))
+    gate = tmp_path / "gate"
+    config = held_fleet_config(gate, TWICE, health=PATIENT)
+    with running_fleet(tmp_path, config, "one", "two") as fleet:
+        replicas = fleet.wait_serving("one", "two", model=HELD)
+        answer = in_background(lambda: fleet.gateway.chat(HELD, max_tokens=HELD_TOKENS))
         name = wait_for(lambda: busy_node(fleet), "one of them to have it")
         fleet.workers[name].kill()
         assert not answer.done()
-        assert node_of(answer.result(60.0)) == ({"one", "two"} - {name}).pop()
-        assert answer.result().json()["usage"]["completion_tokens"] == 3000
+        gate.touch()
+        assert node_of(answer.result(WAIT_SECONDS)) == ({"one", "two"} - {name}).pop()
+        assert answer.result().json()["usage"]["completion_tokens"] == HELD_TOKENS
         assert fleet.gateway.metric('gateway_reroutes_total{cause="lost"}') == 1
-        wait_for(lambda: replicas[name] not in fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+        wait_for(lambda: replicas[name] not in fleet.candidates(HELD), "it to be out")
 
 
 def busy_node(fleet: Fleet) -> str:
@@ -95,27 +102,28 @@ def busy_node(fleet: Fleet) -> str:
 
 
 def test_l17_a_request_waits_for_the_only_worker_to_come_back(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
+    with running_fleet(tmp_path, fleet_config(TINY_ONCE, health=PATIENT), "far") as fleet:
         (before,) = fleet.wait_serving("far").values()
         fleet.workers["far"].kill()
-        wait_for(lambda: not fleet.candidates(), "it to be out", OUT_OF_ROUTING_SECONDS)
+        wait_for(lambda: not fleet.candidates(), "it to be out")
         answer = in_background(fleet.gateway.chat)
         wait_for(lambda: fleet.gateway.model()["queued"] == 1, "the request to wait")
         fleet.start_worker("far")
-        assert node_of(answer.result(60.0)) == "far"
+        assert node_of(answer.result(WAIT_SECONDS)) == "far"
         (after,) = fleet.wait_serving("far").values()
         assert after != before
 
 
 def test_l3_a_load_is_taken_over_when_its_worker_is_killed(tmp_path: Path) -> None:
-    log = tmp_path / "events"
-    config = fleet_config(scripted_config({"load_delay": 2.0, "tokens": 1}, log=log))
+    log, gate = tmp_path / "events", tmp_path / "gate"
+    config = fleet_config(scripted_config({"hold_load": True, "gate": str(gate), "tokens": 1}, log=log))
     with running_fleet(tmp_path, config, "one", "two") as fleet:
         answer = in_background(lambda: fleet.gateway.chat("scripted"))
         wait_for(lambda: events_in(log, "LoadModel"), "the load to begin")
         name = next(name for name, worker in fleet.workers.items() if worker.backend_pids())
         fleet.workers[name].kill()
-        assert node_of(answer.result(60.0)) == ({"one", "two"} - {name}).pop()
+        gate.touch()
+        assert node_of(answer.result(WAIT_SECONDS)) == ({"one", "two"} - {name}).pop()
         assert len(events_in(log, "LoadModel")) == 2
 
 
@@ -123,8 +131,9 @@ def test_l3_a_load_is_taken_over_when_its_worker_is_killed(tmp_path: Path) -> No
 
 
 def test_h12_a_worker_that_stands_still_costs_no_stream_and_no_replica(tmp_path: Path) -> None:
-    log = tmp_path / "events"
-    config = fleet_config(scripted_config(SLOW, log=log, model="min_replicas = 1"), health=QUICK)
+    log, gate = tmp_path / "events", tmp_path / "gate"
+    script = {**SLOW, "gate": str(gate)}
+    config = fleet_config(scripted_config(script, log=log, model="min_replicas = 1"), health=QUICK)
     with running_fleet(tmp_path, config, "far") as fleet:
         (replica_id,) = fleet.wait_serving("far", model="scripted").values()
         worker = fleet.workers["far"]
@@ -142,9 +151,12 @@ def test_h12_a_worker_that_stands_still_costs_no_stream_and_no_replica(tmp_path:
         worker.send_signal(signal.SIGCONT)
         fleet.wait_node("far", "healthy")
         assert fleet.wait_serving("far", model="scripted") == {"far": replica_id}
+        gate.touch()
         events = stream.result()
         assert events[-1] == DONE
-        assert [event for event in events if f"tok{SLOW_TOKENS - 1} " in event]
+        said = re.findall(r"tok(\d+) ", "".join(events))
+        assert said == [str(number) for number in range(len(said))]
+        assert len(said) > begun
         assert node_of(fleet.gateway.chat("scripted", max_tokens=1)) == "far"
         assert (fleet.node("far")["id"], worker.backend_pid()) == (node_id, pid)
         assert [event["pid"] for event in events_in(log, "start")] == [pid]
@@ -260,7 +272,7 @@ def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_pat
         net = held.enter_context(network())
         config = fleet_config(TINY_ONCE, server=f'host = "{net.gateway_host}"', auth=auth, health=QUICK)
         fleet = held.enter_context(running_fleet(tmp_path, config))
-        client = held.enter_context(fleet.gateway.client(ADMIN_KEY, timeout=60.0))
+        client = held.enter_context(fleet.gateway.client(ADMIN_KEY, timeout=WAIT_SECONDS))
         worker = fleet.start_worker("far", within=("ip", "netns", "exec", net.name))
         wait_joined(worker)
         assert node_of(chat(client)) == "far"
@@ -271,7 +283,7 @@ def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_pat
         waiting = in_background(lambda: chat(client))
         net.mend()
         wait_for(lambda: node_status(client) == "healthy", "the node to be back")
-        assert node_of(waiting.result(60.0)) == "far"
+        assert node_of(waiting.result(WAIT_SECONDS)) == "far"
         after = the_replica(client)
         assert [(each["id"], each["pid"]) for each in (before, after)] == [(before["id"], worker.backend_pid())] * 2
 

@@ -1,7 +1,6 @@
 """Workers of further machines as a user has them: joining, who they are, approval, drain, leaving, their output."""
 
 import signal
-import socket
 import ssl
 import uuid
 from collections.abc import Iterator
@@ -22,15 +21,19 @@ from tests.fakes.certificates import make_authority
 from tests.fakes.raw_grpc import RawWorkerStream, play_worker
 from tests.integration.fleet import (
     DONE,
-    ENDLESS,
+    HELD,
+    HELD_TOKENS,
     JOIN_TOKEN,
+    ONCE,
     TINY,
     TINY_ONCE,
     TINY_TWICE,
+    TWICE,
     Fleet,
     Stream,
     complaint,
     fleet_config,
+    held_fleet_config,
     in_background,
     node_of,
     running_fleet,
@@ -38,13 +41,11 @@ from tests.integration.fleet import (
     stays,
     wait_joined,
 )
-from tests.integration.harness import is_alive, running_gateway, scripted_config, wait_for
+from tests.integration.harness import WAIT_SECONDS, deaf_port, is_alive, running_gateway, scripted_config, wait_for
 
 HEARTBEAT_SECONDS: Final = 0.5
 """What `fleet_config` says."""
 WRONG_TOKEN: Final = "wrong-0123456789abcdef"
-LONG: Final = 5_000
-"""Tokens that take `tiny` some seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +131,9 @@ def test_a_folder_in_which_a_worker_runs_is_refused(door: Fleet) -> None:
 
 
 def test_a_dead_gateway_in_the_list_is_passed_over(door: Fleet) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as closed:
-        dead = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    worker = door.add_worker("passer", join=f"{dead},{door.gateway.url}")
+    with deaf_port() as port:
+        dead = f"http://127.0.0.1:{port}"
+        worker = door.add_worker("passer", join=f"{dead},{door.gateway.url}")
     assert dead in worker.log
     assert door.node("passer")["status"] == "healthy"
     worker.send_signal(signal.SIGTERM)
@@ -197,6 +198,7 @@ def register(fleet: Fleet, name: str, boot_id: str, **proof: str) -> dict[str, A
         f"{fleet.gateway.url}/api/node/register",
         json={"name": name, "boot_id": boot_id, **proof},
         headers={"authorization": f"Bearer {JOIN_TOKEN}"},
+        timeout=WAIT_SECONDS,
     )
     assert answer.status_code == 200, answer.text
     document: dict[str, Any] = answer.json()
@@ -243,7 +245,7 @@ def test_sessions_and_registration_are_encrypted_with_the_gateways_certificate(t
         try:
             wait_joined(right)
             trusted = ssl.create_default_context(cafile=str(authority.cert))
-            with httpx.Client(base_url=gateway.url, verify=trusted, timeout=60.0) as client:
+            with httpx.Client(base_url=gateway.url, verify=trusted, timeout=WAIT_SECONDS) as client:
                 body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 4}
                 assert node_of(client.post("/v1/chat/completions", json=body)) == "right"
                 assert [node["name"] for node in client.get("/api/nodes").json()["nodes"]] == ["right"]
@@ -268,18 +270,24 @@ def test_a11_a_node_that_nobody_has_approved_gets_nothing(tmp_path: Path) -> Non
         assert fleet.workers["far"].backend_pids() == []
         approved = fleet.command("nodes", "approve", "far")
         assert (approved.returncode, approved.stdout) == (0, "far: healthy\n")
-        assert node_of(waiting.result(60.0)) == "far"
+        assert node_of(waiting.result(WAIT_SECONDS)) == "far"
 
 
 def test_r12_a_drained_node_finishes_what_it_has_and_gets_nothing_new(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
-        fleet.wait_serving("one", "two")
-        stream = Stream(fleet.gateway, tokens=LONG)
+    gate = tmp_path / "gate"
+    with running_fleet(tmp_path, held_fleet_config(gate, TWICE), "one", "two") as fleet:
+        fleet.wait_serving("one", "two", model=HELD)
+        stream = Stream(fleet.gateway, HELD, tokens=HELD_TOKENS)
         drained, other = stream.node, ({"one", "two"} - {stream.node}).pop()
         pid = fleet.workers[drained].backend_pid()
-        assert httpx.post(f"{fleet.gateway.url}/api/nodes/{drained}/drain").json()["status"] == "draining"
-        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {other}
+        assert (
+            httpx.post(f"{fleet.gateway.url}/api/nodes/{drained}/drain", timeout=WAIT_SECONDS).json()["status"]
+            == "draining"
+        )
+        assert {node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)} == {other}
         assert not stream.ended
+        assert is_alive(pid)
+        gate.touch()
         assert stream.result()[-1] == DONE
         wait_for(lambda: not is_alive(pid), "the drained replica's process to end")
         stays(lambda: fleet.workers[drained].backend_pids() == [], "nothing there", 2 * HEARTBEAT_SECONDS)
@@ -287,8 +295,8 @@ def test_r12_a_drained_node_finishes_what_it_has_and_gets_nothing_new(tmp_path: 
 
         resumed = fleet.command("nodes", "resume", drained)
         assert (resumed.returncode, resumed.stdout) == (0, f"{drained}: healthy\n")
-        fleet.wait_serving("one", "two")
-        assert {node_of(fleet.gateway.chat()) for _ in range(4)} == {"one", "two"}
+        fleet.wait_serving("one", "two", model=HELD)
+        assert {node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)} == {"one", "two"}
 
 
 def test_a_node_is_removed_once_its_worker_is_gone(tmp_path: Path) -> None:
@@ -296,7 +304,7 @@ def test_a_node_is_removed_once_its_worker_is_gone(tmp_path: Path) -> None:
         refused = fleet.command("nodes", "remove", "far")
         assert refused.returncode == 1
         assert "Stop its worker first" in refused.stderr
-        assert httpx.delete(f"{fleet.gateway.url}/api/nodes/far").status_code == 409
+        assert httpx.delete(f"{fleet.gateway.url}/api/nodes/far", timeout=WAIT_SECONDS).status_code == 409
         fleet.workers["far"].send_signal(signal.SIGTERM)
         assert fleet.workers["far"].ended() == 0
         fleet.wait_node("far", "offline")
@@ -311,40 +319,42 @@ def test_a_node_is_removed_once_its_worker_is_gone(tmp_path: Path) -> None:
 
 
 def test_r13_a_worker_that_is_told_to_stop_finishes_its_stream_and_leaves(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_TWICE), "one", "two") as fleet:
-        fleet.wait_serving("one", "two")
-        stream = Stream(fleet.gateway, tokens=LONG)
+    gate = tmp_path / "gate"
+    with running_fleet(tmp_path, held_fleet_config(gate, TWICE), "one", "two") as fleet:
+        fleet.wait_serving("one", "two", model=HELD)
+        stream = Stream(fleet.gateway, HELD, tokens=HELD_TOKENS)
         leaver, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
         pid = leaver.backend_pid()
         leaver.send_signal(signal.SIGTERM)
         fleet.wait_node(leaver.name, "draining")
-        nodes = [node_of(fleet.gateway.chat()) for _ in range(4)]
+        nodes = [node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)]
         assert set(nodes) == {other}
         assert not stream.ended
         assert leaver.process.poll() is None
+        gate.touch()
         events = stream.result()
         assert events[-1] == DONE
         assert not [event for event in events if '"error"' in event]
         assert leaver.ended() == 0
         assert not is_alive(pid)
         # H9: nothing that it said before revives it
-        assert fleet.wait_node(leaver.name, "offline", seconds=5.0)
+        assert fleet.wait_node(leaver.name, "offline")
         stays(lambda: fleet.node(leaver.name)["status"] == "offline", "the node is offline", 6 * HEARTBEAT_SECONDS)
-        assert fleet.gateway.metric('gateway_in_flight{model="tiny"}') == 0
+        assert fleet.gateway.metric('gateway_in_flight{model="scripted"}') == 0
         assert "Traceback" not in leaver.log + fleet.gateway.log
 
 
 def test_h13_a_second_signal_ends_the_worker_at_once(tmp_path: Path) -> None:
-    with running_fleet(tmp_path, fleet_config(TINY_ONCE), "far") as fleet:
-        fleet.wait_serving("far")
-        stream = Stream(fleet.gateway, tokens=ENDLESS)
+    with running_fleet(tmp_path, held_fleet_config(tmp_path / "never", ONCE), "far") as fleet:
+        fleet.wait_serving("far", model=HELD)
+        stream = Stream(fleet.gateway, HELD, tokens=HELD_TOKENS)
         worker = fleet.workers["far"]
         pid = worker.backend_pid()
         worker.send_signal(signal.SIGTERM)
         wait_for(lambda: "worker.draining" in worker.log, "the drain to begin")
         worker.send_signal(signal.SIGTERM)
         assert worker.ended() == 128 + signal.SIGTERM
-        wait_for(lambda: not is_alive(pid), "the backend to be gone", seconds=5.0)
+        wait_for(lambda: not is_alive(pid), "the backend to be gone")
         assert '"error"' in stream.result()[-1]
 
 
@@ -359,25 +369,25 @@ def test_the_output_of_a_replica_is_read_from_its_worker_as_it_comes(tmp_path: P
         now = fleet.command("logs", "scripted")
         assert (now.returncode, now.stdout, now.stderr) == (0, "good morning\n", "")
         path = f"{fleet.gateway.url}/api/replicas/{replica_id}/logs"
-        text = httpx.get(path)
+        text = httpx.get(path, timeout=WAIT_SECONDS)
         assert (text.headers["content-type"], text.text) == ("text/plain; charset=utf-8", "good morning\n")
 
-        following = in_background(lambda: fleet.command("logs", "-f", replica_id))
-        with httpx.stream("GET", path, params={"follow": "true"}, timeout=30.0) as events:
+        following = fleet.start_command("logs", "-f", replica_id)
+        assert following.stdout is not None
+        assert in_background(following.stdout.readline).result(WAIT_SECONDS) == "good morning\n"
+        with httpx.stream("GET", path, params={"follow": "true"}, timeout=WAIT_SECONDS) as events:
             assert events.headers["content-type"].startswith("text/event-stream")
             lines = (line for line in events.iter_lines() if line and not line.startswith(":"))
             assert next(lines) == 'data: {"lines":["good morning"],"skipped":0}'
-            wait_for(lambda: fleet.gateway.log.count("/logs") >= 2, "the others to have been answered")
-            assert not following.done()
+            assert following.poll() is None
             assert fleet.command("nodes", "drain", "far").stdout == "far: draining\n"
             assert list(lines) == [
                 'data: {"lines":["good night"],"skipped":0}',
                 "event: end",
                 'data: {"lines":[],"skipped":0}',
             ]
-        followed = following.result(30.0)
-        assert (followed.returncode, followed.stderr) == (0, "")
-        assert followed.stdout.splitlines() == ["good morning", "good night"]
+        assert following.communicate(timeout=WAIT_SECONDS) == ("good night\n", "")
+        assert following.returncode == 0
         gone = fleet.command("logs", "scripted")
         assert (gone.returncode, "no replica" in gone.stderr) == (1, True)
 
