@@ -48,8 +48,8 @@ class LeavingConnection(Connection):
         _outlive_goaway(connection)
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
-        """Raises `NotProcessed` on a connection that is being left or has just broken: grpclib forgets parts of a broken
-        one, and would fail for want of them."""
+        """Raises `NotProcessed` on a connection that is being left or has just broken: grpclib forgets parts of a
+        broken one, and would fail for want of them."""
         if self.is_leaving:
             raise NotProcessed(LEAVES)
         if self.is_closing():
