@@ -26,6 +26,7 @@ log = structlog.get_logger(__name__)
 
 HTTP2: Final = "h2"
 """Its name in ALPN."""
+Addresses = tuple[tuple[str, int] | None, tuple[str, int] | None]
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
@@ -61,9 +62,10 @@ class BoundedConnection(TCPServer):
         except (trio.BrokenResourceError, trio.TooSlowError):
             return
         try:
+            addresses = self._addresses()
             async with _Tasks() as tasks:
                 self._task_group = tasks
-                self.protocol = self._open_conversation(tasks, alpn)  # type: ignore[assignment]
+                self.protocol = self._open_conversation(tasks, addresses, alpn)  # type: ignore[assignment]
                 await self.protocol.initiate()
                 await self.idle_task.restart(tasks, self._idle_timeout)
                 await self._read_data()
@@ -81,15 +83,17 @@ class BoundedConnection(TCPServer):
         agreed: str | None = self._spoken.selected_alpn_protocol()
         return agreed
 
-    def _open_conversation(self, tasks: TaskGroup, alpn: str | None) -> "_Conversation":
-        """Raises `OSError` for a client that has left already."""
-        is_tls = isinstance(self._spoken, trio.SSLStream)
+    def _addresses(self) -> Addresses:
+        """Of the client and of this end. Raises `OSError` for a client that has left already."""
         socket = (self._spoken.transport_stream if isinstance(self._spoken, trio.SSLStream) else self._spoken).socket
-        client = parse_socket_addr(socket.family, socket.getpeername())
-        server = parse_socket_addr(socket.family, socket.getsockname())
+        family = socket.family
+        return parse_socket_addr(family, socket.getpeername()), parse_socket_addr(family, socket.getsockname())
+
+    def _open_conversation(self, tasks: TaskGroup, addresses: Addresses, alpn: str | None) -> "_Conversation":
+        is_tls = isinstance(self._spoken, trio.SSLStream)
         arguments = (
             *(self.app, self.config, self.context, tasks, ConnectionState(self.state)),
-            *(is_tls, client, server, self.protocol_send),
+            *(is_tls, *addresses, self.protocol_send),
         )
         return _Conversation(arguments, self.protocol_send, alpn, self._http2, self._write_timeout_seconds)
 

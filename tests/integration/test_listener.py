@@ -1,8 +1,10 @@
 """The listener over real sockets: slow heads, idle connections, readers that stall, and the end of all of them."""
 
+import socket
 from typing import Final
 
 import pytest
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from tests.fakes.listener_bench import (
@@ -108,3 +110,17 @@ async def test_one_connection_too_many_is_closed_and_a_free_place_is_used_again(
         third = await bench.connect()
         await third.send_all(HEALTH)
         assert await read_response(third) == 200
+
+
+async def test_clients_that_have_left_before_they_are_served_are_no_failure() -> None:
+    with capture_logs() as logs:
+        async with open_listener() as bench:
+            for _ in range(50):
+                rude = socket.create_connection(("127.0.0.1", bench.port))
+                rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                rude.close()
+            client = await bench.connect()
+            await client.send_all(HEALTH)
+            assert await read_response(client) == 200
+            await bench.wait_connections(1)
+    assert [each["event"] for each in logs if each["log_level"] == "error"] == []
