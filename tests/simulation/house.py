@@ -121,8 +121,11 @@ async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
                 await _start_services(gateway, services, GrpcBackendControl(bridge, network.dial), FakeSpawn())
                 for machine in machines:
                     services.start_soon(machine.run, gateway)
-                yield house
-                services.cancel_scope.cancel()
+                try:
+                    yield house
+                finally:
+                    world.clock.autojump_threshold = 0  # nobody steps the clock any more for whoever waits now
+                    services.cancel_scope.cancel()
 
 
 def _machine(world: World, network: Network, ledger: Ledger, folder: Path, number: int) -> Machine:

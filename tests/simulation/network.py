@@ -206,7 +206,7 @@ class SimChannel(Channel):
 
 
 class SimSocket(trio.socket.SocketType):
-    """Can be connected and closed, which is all that anybody here does with a socket."""
+    """Can be connected, and takes what is sent. Nothing ever comes back, as from a process that is too busy."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
@@ -218,6 +218,17 @@ class SimSocket(trio.socket.SocketType):
     async def connect(self, address: Any) -> None:
         host, port = address
         await self._network.connect(Address(f"{host}:{port}"))
+
+    @property
+    def did_shutdown_SHUT_WR(self) -> bool:  # noqa: N802 - the name that the interface has
+        return False
+
+    async def send(self, data: Any, _flags: int = 0) -> int:
+        await trio.lowlevel.checkpoint()
+        return len(data)
+
+    async def recv(self, _bytes_max: int, _flags: int = 0) -> bytes:
+        await trio.sleep_forever()
 
     def setsockopt(self, *_arguments: Any) -> None:
         """There is nothing to be set."""
