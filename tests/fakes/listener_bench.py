@@ -40,6 +40,10 @@ FLOOD_PART: Final = bytes(16 * 1024 * 1024)
 """More than the sockets of both sides hold."""
 
 
+BODIES_AT_ONCE: Final = 200
+"""Of the largest size: more than any test sends side by side."""
+
+
 def let_time_pass(clock: MockClock) -> None:
     """To the next limit, whenever all wait."""
     clock.autojump_threshold = 0.0
@@ -122,7 +126,7 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
         build_pages(source, idle_admission(), Metrics(list), lambda: READY, registry, desk),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
-        limits=BodyLimits(body_bytes_max, NEVER, body_bytes_max),
+        limits=BodyLimits(body_bytes_max, NEVER, budget_bytes=BODIES_AT_ONCE * body_bytes_max),
     )
 
 

@@ -2,6 +2,7 @@
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ async def test_l17_a_file_of_an_earlier_schema_keeps_all_but_the_demand(path: Pa
     assert state.version == 41
     assert state.models == {MODEL.name: MODEL}
     assert state.failures == {MODEL.name: LoadFailure("no memory", attempts=2, retry_at=70.0)}
-    assert state.nodes == {NODE.id: NODE}
+    assert state.nodes == {NODE.id: replace(NODE, joined_boot_id=NODE.boot_id)}
     assert state.replicas == {REPLICA.id: REPLICA}
     assert (state.demand, state.requirements, state.unloads) == ((), {}, {})
     assert events == (Event(2.0, "node.joined", "n1", "session 3 at gateway g1"),)

@@ -238,6 +238,17 @@ class Network:
         ip("-n", self.name, "link", "set", self.peer, "up")
         ip("-n", self.name, "link", "set", "lo", "up")
 
+    @contextmanager
+    def kept_here(self) -> Iterator[None]:
+        """While the card is down the route over it is gone, and packets would go to whoever is the default gateway,
+        which may answer for anybody."""
+        route = ("unreachable", f"{self.hosts}.0/30", "metric", "4096")
+        ip("route", "add", *route)
+        try:
+            yield
+        finally:
+            ip("route", "delete", *route)
+
     def cut(self) -> None:
         ip("link", "set", self.card, "down")
 
@@ -261,7 +272,8 @@ def network() -> Iterator[Network]:
     ip("netns", "add", made.name)
     try:
         made.make()
-        yield made
+        with made.kept_here():
+            yield made
     finally:
         ip("netns", "delete", made.name)
 

@@ -173,17 +173,21 @@ def decide(
     return plan(seen, now, lambda: ReplicaId(f"new-{next(NUMBERS)}"), broken, usage, LIMITS)
 
 
+LATER: Final = ("makes room for", "nobody has waited", "its last request has ended")
+"""Why a second plan may want something that the first one did not."""
+
+
 def settle(
     seen: ClusterState, broken: Mapping[ReplicaId, str] = NONE_BROKEN, usage: Mapping[ReplicaId, Usage] = NONE_USED
 ) -> ClusterState:
-    """The state in which nothing more is planned. One plan is enough, but for room that has to be made, and for loads
-    that are of no use beside nothing that serves."""
+    """The state in which nothing more is planned. One plan is enough, but for room that has to be made, for loads that
+    are of no use beside nothing that serves, and for what has drained, which ends only after its drain was written."""
     seen = apply(seen, decide(seen, broken, usage))
     for _ in range(len(seen.replicas) + 1):
         decided = decide(seen, broken, usage)
         if not decided.as_write():
             return seen
-        assert all(entry.because.startswith(("makes room for", "nobody has waited")) for entry in decided.want), decided
+        assert all(entry.because.startswith(LATER) for entry in decided.want), decided
         assert not any((decided.start, decided.forget, decided.mark)), decided
         seen = apply(seen, decided)
     raise AssertionError("it does not come to rest")
