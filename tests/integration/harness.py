@@ -42,13 +42,14 @@ FILES_WAIT: Final = """
 import os, time
 read = os.pread
 def read_when_allowed(file, size, position):
-    time.sleep(0.05)
+    time.sleep(0.1)
     while position >= {position} and not os.path.exists({gate!r}):
         time.sleep(0.01)
     return read(file, size, position)
 os.pread = read_when_allowed
 """
-"""Has a gateway hand out files slowly, and from `position` on once the file `gate` is there; for `patched`."""
+"""Has a gateway hand out files slowly, ten pieces a second, and from `position` on once the file `gate` is there; for
+`patched`. Progress is told every half a second, so `position` has to be beyond the fifth piece."""
 LONG_TINY: Final = """
 [[models]]
 name = "tiny"

@@ -78,7 +78,7 @@ def fleet(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     config = gateways_config(database, models(folder), sync=f"{SYNC_SECONDS * 1000:g}ms")
     clock, files = (
         ANOTHER_CLOCK.format(seconds=AHEAD_SECONDS),
-        FILES_WAIT.format(position=FILE_BYTES // 2, gate=str(folder / FILE_GATE)),
+        FILES_WAIT.format(position=FILE_BYTES * 3 // 4, gate=str(folder / FILE_GATE)),
     )
     patches = {"a": clock + files}
     with running_gateways(folder, config, NAMES, WORKERS, patches=patches) as found:

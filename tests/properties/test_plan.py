@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 from math import inf
+from typing import Final
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
