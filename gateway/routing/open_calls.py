@@ -1,7 +1,7 @@
-"""The calls that wait for a backend now, by replica: who watches them can end all of one replica that is out of reach.
+"""The open calls of one gateway, by replica: who watches them can end all of one replica that is out of reach.
 
-A call is here only while its request really waits for the backend, not while its client reads slowly: then it is the
-backend that waits.
+A call counts as waiting only while its request really waits for the backend, not while its client reads slowly: then it
+is the backend that waits, and its silence says nothing.
 """
 
 from collections.abc import Awaitable, Callable, Container, Mapping
@@ -21,10 +21,14 @@ NOT_IN_FLEET: Final = "its replica is not in the fleet any more"
 class OpenCall:
     """One call to one backend, from its beginning to its end."""
 
-    __slots__ = ("_because", "_calls", "_has_begun", "_scope", "answers_always", "target", "waits_since")
+    __slots__ = ("_because", "_calls", "_has_begun", "_on_lost", "_scope", "answers_always", "target", "waits_since")
 
-    def __init__(self, calls: "OpenCalls", target: Target, *, answers_always: bool) -> None:
+    def __init__(
+        self, calls: "OpenCalls", target: Target, *, answers_always: bool, on_lost: Callable[[Lost], None]
+    ) -> None:
+        """`on_lost` is called when the call is ended while it does not wait."""
         self._calls = calls
+        self._on_lost = on_lost
         self._scope: trio.CancelScope | None = None
         self._because = ""
         self._has_begun = False
@@ -33,9 +37,12 @@ class OpenCall:
         """Its backend answers Health whatever it works on."""
         self.waits_since = 0.0
         """Of the present wait, if it waits (trio clock, seconds)."""
+        calls.add(self)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
-        """What `answer` returns. Raises `Lost` if the call is ended meanwhile, and what `answer` raises."""
+        """What `answer` returns. Raises what that raises, and `Lost` if the call is ended meanwhile or was before."""
+        if self._because:
+            raise Lost(self._because)
         scope = self._scope = trio.CancelScope()
         self.waits_since = trio.current_time()
         self._calls.begin_wait(self)
@@ -45,6 +52,7 @@ class OpenCall:
                 self._note_answer()
                 return result
         finally:
+            self._scope = None
             self._calls.end_wait(self)
         raise Lost(self._because)
 
@@ -54,16 +62,24 @@ class OpenCall:
             self._calls.first_answers_of(self.target.replica_id).note(trio.current_time() - self.waits_since)
 
     def end_lost(self, because: str) -> None:
-        """Its present wait ends with `Lost`."""
+        """Its present wait ends with `Lost`, or the next one; then its lease need not wait for a client that reads
+        slowly."""
+        self._because = because
         if self._scope is not None:
-            self._because = because
             self._scope.cancel()
+        else:
+            self._on_lost(Lost(because))
+
+    def close(self) -> None:
+        """The call has ended, however; to be said at least once."""
+        self._calls.discard(self)
 
 
 class OpenCalls:
     """Of one gateway."""
 
     def __init__(self) -> None:
+        self._open: dict[ReplicaId, set[OpenCall]] = {}
         self._waiting: dict[ReplicaId, set[OpenCall]] = {}
         self._answers: dict[ReplicaId, FirstAnswers] = {}
         self._some_wait: trio.Event | None = None
@@ -73,6 +89,15 @@ class OpenCalls:
     def waiting(self) -> Mapping[ReplicaId, set[OpenCall]]:
         """None of the sets is empty."""
         return self._waiting
+
+    def add(self, call: OpenCall) -> None:
+        self._open.setdefault(call.target.replica_id, set()).add(call)
+
+    def discard(self, call: OpenCall) -> None:
+        several = self._open.get(call.target.replica_id, set())
+        several.discard(call)
+        if not several:
+            self._open.pop(call.target.replica_id, None)
 
     def begin_wait(self, call: OpenCall) -> None:
         self._waiting.setdefault(call.target.replica_id, set()).add(call)
@@ -99,14 +124,14 @@ class OpenCalls:
         return found
 
     def end_lost(self, replica_id: ReplicaId, because: str) -> int:
-        """Ends all calls that wait for the replica; how many."""
-        several = tuple(self._waiting.get(replica_id, ()))
+        """Ends all calls of the replica, those of clients that read slowly included; how many."""
+        several = tuple(self._open.get(replica_id, ()))
         for call in several:
             call.end_lost(because)
         return len(several)
 
     def keep_only(self, fleet: Container[ReplicaId]) -> None:
         """Ends the calls of replicas that are not in the fleet any more, and forgets those."""
-        for replica_id in [each for each in self._waiting if each not in fleet]:
+        for replica_id in [each for each in self._open if each not in fleet]:
             self.end_lost(replica_id, NOT_IN_FLEET)
         self._answers = {each: answers for each, answers in self._answers.items() if each in fleet}

@@ -49,7 +49,8 @@ class Passage:
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
         """What the backend answers next. Raises `Lost`, too, when the replica is found to be out of reach meanwhile."""
         if self._call is None:
-            self._call = OpenCall(self.calls, self.target, answers_always=self.candidate.refuses_when_full)
+            always = self.candidate.refuses_when_full
+            self._call = OpenCall(self.calls, self.target, answers_always=always, on_lost=self.end_call)
         return await self._call.wait(answer)
 
     @property
@@ -82,7 +83,12 @@ class Passage:
         else:
             self._judge(error)
         self.is_over = True
+        self._close_call()
         self.lease.release()
+
+    def _close_call(self) -> None:
+        if self._call is not None:
+            self._call.close()
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +96,7 @@ class Passage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._close_call()
         if self.attempt.outcome == "running":
             self._judge(error)
         may_go_on = self.attempt.outcome == "left" and self.lease.called and not self.candidate.refuses_when_full

@@ -162,6 +162,27 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_machine_has_v
         assert bench.routing.in_flight() == 0
 
 
+async def test_a_client_that_reads_slowly_keeps_no_lease_on_a_machine_that_has_vanished(
+    autojump_clock: MockClock,
+) -> None:
+    """Another request waits there, and shows that the machine is gone; the slow one is told when it reads on."""
+    async with open_bench(A) as bench, trio.open_nursery() as nursery:
+        bench.routing.backends.script(A, Piece("one"), trio.Event(), Piece("two"), DONE)
+        async with bench.routing.router.open_stream(generation(), ORIGIN) as slow:
+            await slow.receive_batch()
+            bench.falls_silent(A)
+            bench.says(A, ProbeOutcome.UNREACHABLE)
+            nursery.start_soon(Ends(bench.routing).ask)
+            await trio.sleep(0.1)
+            assert bench.routing.in_flight() == 2
+            await bench.wait_for(
+                lambda: bench.routing.in_flight() == 0, LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS
+            )
+            with pytest.raises(BackendFailed, match="lost in the middle of its answer"):
+                await slow.receive_batch()
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_cut_that_is_shorter_costs_nothing(autojump_clock: MockClock) -> None:
     async with open_bench(A) as bench, trio.open_nursery() as nursery:
         wakes, ends = bench.falls_silent(A), Ends(bench.routing)
