@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.cli import main
 from gateway.gguf.cache import Use
 from gateway.gguf.estimate import estimate

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.engines.llama_cpp.main import EXIT_FAILED, EXIT_USAGE, Address, StartError, main, parse_address
 
 

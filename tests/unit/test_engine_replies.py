@@ -1,5 +1,9 @@
 """Pieces of an answer, as the engine's replies carry them."""
 
+import pytest
+
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.service import _last_reply, _reply

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from gateway.gguf.files import read_file
 

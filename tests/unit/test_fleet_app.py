@@ -12,6 +12,8 @@ import trio
 import trio.testing
 from grpclib.client import Channel
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.app import open_gateway
 from gateway.assembly import Gateway
 from gateway.backends.pb import backend_pb2 as pb

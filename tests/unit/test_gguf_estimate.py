@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.gguf.cache import Use

@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 import trio
+
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import ModelName

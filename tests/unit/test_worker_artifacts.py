@@ -7,6 +7,8 @@ from typing import Literal
 import pytest
 import trio
 
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
