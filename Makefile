@@ -1,30 +1,54 @@
-# Two commands for users (`make run`, `make test`), the rest for those who change the code.
+# Two commands for users (`make run`, `make test`), the rest for those who change the code. `make help` lists them.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+JOBS   ?= 2
+PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
-.PHONY: run test lint bench proto clean
+.DEFAULT_GOAL := help
+.PHONY: help run test test-slow check unit sim lint fmt bench proto clean
 
-run: $(VENV)/.run
+help: ## List the targets of this file.
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-10s %s\n' "$$name" "$$says"; done
+	@echo
+	@echo "ARGS=... is passed on to the program of a target: make unit ARGS='-k test_h9_ -x'"
+
+run: $(VENV)/.run ## Serve on 127.0.0.1:8080 with the configuration of this folder.
 	exec $(BIN)/gateway serve $(ARGS)
 
-test: $(VENV)/.dev
-	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+test: $(VENV)/.dev ## Run every test except those that take minutes.
+	$(PYTEST) $(ARGS)
 
-lint: $(VENV)/.dev
+test-slow: $(VENV)/.dev ## Run the tests that take minutes.
+	$(PYTEST) -m slow $(ARGS)
+
+check: lint ## Check what a change must pass before it is pushed: lint, types, house rules, documents, unit tests.
+	$(PYTEST) tests/unit $(wildcard tests/test_*.py) $(ARGS)
+
+unit: $(VENV)/.dev ## Run the unit tests.
+	$(PYTEST) tests/unit $(ARGS)
+
+sim: $(VENV)/.dev ## Run the simulated fleets; SEED=123 replays one run.
+	$(PYTEST) tests/simulation $(ARGS)
+
+lint: $(VENV)/.dev ## Check format, style and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
+fmt: $(VENV)/.dev ## Format the code and repair what ruff can repair.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.dev ## Measure overhead, pick cost and routing quality; ARGS=fleet measures several gateways.
 	$(BIN)/python -m bench $(ARGS)
 
-# Generates gateway/backends/pb and gateway/link/pb from proto/; tests/test_generated_code.py fails when it is stale.
-proto: $(VENV)/.dev
+# tests/test_generated_code.py fails when the generated code is stale.
+proto: $(VENV)/.dev ## Generate the protobuf code from proto/.
 	$(BIN)/python scripts/generate_proto.py
 
-clean:
+clean: ## Remove the environment and all caches.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.run: pyproject.toml

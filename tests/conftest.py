@@ -1,8 +1,8 @@
 """Fixtures for tests of more than one folder, and what bounds every test.
 
-tests/fakes/postgres_server.py says how the fixtures of PostgreSQL are used. Property tests try the same examples each
-time, so that only a change of the code turns them red; `make test ARGS=--hypothesis-profile=explore` tries new ones and
-prints how to repeat one that fails.
+tests/fakes/postgres_server.py says how the fixtures of PostgreSQL are used, tests/programs.py which tests need programs.
+Property tests try the same examples each time, so that only a change of the code turns them red; `make test
+ARGS=--hypothesis-profile=explore` tries new ones and prints how to repeat one that fails.
 """
 
 import faulthandler
@@ -23,6 +23,9 @@ from gateway.bridge import open_bridge
 from gateway.registry.postgres_pool import open_postgres_pool
 from gateway.registry.postgres_schema import migrate
 from tests.fakes.postgres_server import PostgresServer, open_postgres_server
+from tests.programs import need_marked_programs, pytest_terminal_summary
+
+__all__ = ["pytest_terminal_summary"]
 
 TEST_SECONDS_MAX: Final = float(os.environ.get("TEST_SECONDS_MAX", "900"))
 """Of one test, of what prepares it, and of what follows it: far above what any takes beside a busy neighbour."""
@@ -43,7 +46,7 @@ class Hangs(Exception):
 def _bounded(item: pytest.Item, doing: str) -> Iterator[None]:
     """Interrupts the main thread as Ctrl-C does, which Trio takes to its main task, and tells on stderr where each
     thread is."""
-    if threading.current_thread() is not threading.main_thread() or item.get_closest_marker("patience"):
+    if threading.current_thread() is not threading.main_thread() or item.get_closest_marker("slow"):
         yield
         return
     rung: list[int] = []
@@ -69,6 +72,7 @@ def _bounded(item: pytest.Item, doing: str) -> Iterator[None]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    need_marked_programs(item)
     with _bounded(item, "what prepares it"):
         yield
 

@@ -1,11 +1,10 @@
 """Certificates for tests, made by the `openssl` program."""
 
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.programs import need_programs
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 def make_authority(folder: Path) -> Authority:
     """Skips the test on a machine without `openssl`."""
-    if shutil.which("openssl") is None:
-        pytest.skip("needs the openssl program")
+    need_programs("openssl")
     folder.mkdir(parents=True, exist_ok=True)
     authority = Authority(folder)
     _openssl(

@@ -32,6 +32,7 @@ from tests.integration.fleet import (
     wait_joined,
 )
 from tests.integration.harness import WAIT_SECONDS, events_in, is_alive, scripted_config, wait_for
+from tests.programs import lacks_rights
 
 LOST_SECONDS: Final = 60.0
 """For what a vanished machine had to be lost, and to be done elsewhere; 20 are usual."""
@@ -260,10 +261,8 @@ def ip(*arguments: str) -> None:
     """Skips the test where it may not be done."""
     try:
         subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("needs the ip program")
     except subprocess.CalledProcessError as error:
-        pytest.skip(f"no network of its own: ip {' '.join(arguments)}: {error.stderr.strip()}")
+        lacks_rights(f"ip {' '.join(arguments)}: {error.stderr.strip()}")
 
 
 @contextmanager
@@ -278,6 +277,7 @@ def network() -> Iterator[Network]:
         ip("netns", "delete", made.name)
 
 
+@pytest.mark.needs_programs("ip")
 def test_h12_a_worker_on_a_network_that_was_cut_is_back_with_what_it_had(tmp_path: Path) -> None:
     auth = f'api_keys = [{{ name = "boss", key = "{ADMIN_KEY}", role = "admin" }}]'
     with ExitStack() as held:

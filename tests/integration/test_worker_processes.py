@@ -264,7 +264,7 @@ async def test_h13_the_next_worker_ends_what_was_left_behind(tmp_path: Path) -> 
             assert leftover.poll() == -signal.SIGKILL
 
 
-@pytest.mark.patience
+@pytest.mark.slow
 async def test_h13_an_idle_backend_is_still_alive_after_trios_threads_have_ended(tmp_path: Path) -> None:
     """Pitfall 29: a child of a pooled thread is killed when that thread ends, after 10 s without work."""
     async with open_real_worker(tmp_path, {}) as worker:

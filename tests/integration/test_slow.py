@@ -14,7 +14,7 @@ TOKENS: Final = 15
 TOKEN_INTERVAL_SECONDS: Final = 5.0
 
 
-@pytest.mark.patience
+@pytest.mark.slow
 def test_h13_an_idle_backend_lives_and_a_slow_stream_is_not_cut(tmp_path: Path) -> None:
     """Pitfalls 29 (a child dies with the thread that forked it) and 1 (responses end silently after 60 s)."""
     slow = scripted_config({"tokens": TOKENS, "token_interval": TOKEN_INTERVAL_SECONDS})
