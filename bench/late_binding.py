@@ -20,12 +20,12 @@ import trio
 from bench.workload import ROUND_TRIP_SECONDS, SLOTS, Job, Outcome, Setting
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
+from gateway.domain.routability import REFUSING, RoutingView, build_view
 from gateway.routing.admission import Admission, AdmissionLimits, Ticket
-from gateway.routing.elders import Line
-from gateway.routing.eligibility import REFUSING, RoutingView, build_view
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
+from gateway.routing.peer_fairness import Line
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, replica, spec, state
 

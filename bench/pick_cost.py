@@ -10,10 +10,10 @@ import trio
 from bench.report import print_table
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import Origin
+from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.decisions import consider
-from gateway.routing.eligibility import Candidate
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.picker import Policy, pick
 from tests.fakes.fleet import MODEL, replica, spec, view
 

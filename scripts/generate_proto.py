@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
     {
         "gateway/backends/pb": "backend.proto",
-        "gateway/link/pb": "worker.proto",
+        "gateway/transport/pb": "worker.proto",
     }
 )
 """Where each file's modules go. The package path is part of the virtual proto path, so that generated modules import

@@ -20,8 +20,8 @@ import trio
 from hypothesis import HealthCheck, settings
 
 from gateway.bridge import open_bridge
-from gateway.registry.postgres_pool import open_postgres_pool
-from gateway.registry.postgres_schema import migrate
+from gateway.registry.postgres.pool import open_postgres_pool
+from gateway.registry.postgres.schema import migrate
 from tests.fakes.postgres_server import PostgresServer, open_postgres_server
 from tests.programs import need_marked_programs, pytest_terminal_summary
 

@@ -19,9 +19,9 @@ from gateway.backends.call_errors import meaning
 from gateway.backends.channel_pool import ChannelPool
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
-from gateway.backends.pieces import ReaderLeft, UnreadPieces
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
-from gateway.backends.send_turns import SendTurns
+from gateway.backends.send_limiter import SendTurns
+from gateway.backends.unread_answer import ReaderLeft, UnreadPieces
 from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, RequestId

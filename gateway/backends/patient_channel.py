@@ -14,7 +14,7 @@ from grpclib.protocol import EventsProcessor, H2Protocol, Stream
 from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, StreamReset
 
-from gateway.backends.dead_peers import end_with_peer
+from gateway.backends.keepalive import end_with_peer
 from gateway.backends.leaving_connection import LeavingConnection, fail_unprocessed, is_graceful
 
 

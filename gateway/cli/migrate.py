@@ -11,8 +11,8 @@ from gateway.cli.running import run_program
 from gateway.config.load import load_config
 from gateway.config.model import RegistrySection
 from gateway.config.problems import ConfigError
-from gateway.registry.postgres_pool import open_postgres_pool
-from gateway.registry.postgres_schema import migrate
+from gateway.registry.postgres.pool import open_postgres_pool
+from gateway.registry.postgres.schema import migrate
 
 
 def migrate_command(arguments: argparse.Namespace) -> int:

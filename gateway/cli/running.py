@@ -10,7 +10,7 @@ import structlog
 import trio
 
 from gateway.cli import FAILED, OK, complain
-from gateway.local_state import StartupError
+from gateway.data_dir import StartupError
 from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)

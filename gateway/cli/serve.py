@@ -7,11 +7,11 @@ import sys
 import structlog
 
 from gateway import __version__
-from gateway.app import open_gateway
-from gateway.assembly import Gateway
 from gateway.cli import USAGE
 from gateway.cli.check_config import find_config
 from gateway.cli.running import run_program, running_until_signal
+from gateway.composition.gateway import open_gateway
+from gateway.composition.parts import Gateway
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError

@@ -14,11 +14,11 @@ from gateway import __version__
 from gateway.cli import USAGE, complain
 from gateway.cli.check_config import find_config
 from gateway.cli.running import run_program, running_until_signal
+from gateway.composition.worker import Join, run_worker
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError
 from gateway.observability.logging import configure_logging
-from gateway.worker_app import Join, run_worker
 
 log = structlog.get_logger(__name__)
 

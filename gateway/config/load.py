@@ -11,13 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
-from gateway.config.draft import Refusal, read_draft
 from gateway.config.environment import Override, read_overrides
-from gateway.config.lines import find_line, locate_keys
 from gateway.config.model import Config
+from gateway.config.partial import Refusal, read_draft
 from gateway.config.problems import ConfigError, Loc, Problem, format_path
 from gateway.config.rules import check_draft
 from gateway.config.secret_files import read_secret_files
+from gateway.config.toml_lines import find_line, locate_keys
 
 FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 COMMAND_LINE: Final = "command line"

@@ -4,10 +4,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from gateway.config.draft import Draft
 from gateway.config.fields import is_postgresql
 from gateway.config.messages import suggest
 from gateway.config.model import AuthSection, Config, HealthSection, ModelEntry, ServerSection
+from gateway.config.partial import Draft
 from gateway.config.problems import Loc, format_path
 from gateway.config.units import quote
 from gateway.domain.model_spec import LLAMA_CPP

@@ -5,9 +5,9 @@ from typing import Final
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from gateway.config.draft import Refusal
 from gateway.config.fields import Secret
 from gateway.config.model import AuthSection
+from gateway.config.partial import Refusal
 
 SECRET_BYTES_MAX: Final = 64 * 1024
 _SECRET: Final[TypeAdapter[SecretStr]] = TypeAdapter(Secret)

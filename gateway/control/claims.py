@@ -3,7 +3,7 @@
 from gateway.domain.claim import Claim, ClaimFailed
 from gateway.domain.ids import ReplicaId
 from gateway.registry.protocol import ClaimsSlots, RegistryError
-from gateway.routing.strict import ClaimSlot
+from gateway.routing.reservation import ClaimSlot
 
 
 def claims_at(registry: ClaimsSlots) -> ClaimSlot:

@@ -20,16 +20,16 @@ import structlog
 import trio
 
 from gateway.backends.protocol import Target
+from gateway.concurrency import Wake
 from gateway.control.node_health import HealthSettings, Link, judge
 from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.probe import ProbeOutcome
+from gateway.domain.routability import RoutingView
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import RoutingView
 from gateway.routing.probe_cache import Probe
-from gateway.wake import Wake
 
 log = structlog.get_logger(__name__)
 

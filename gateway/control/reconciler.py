@@ -10,18 +10,18 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.control.entries import Plan, reasons
-from gateway.control.ground import NONE_USED
-from gateway.control.leadership import Leadership
-from gateway.control.plan import NO_LIMITS, plan
-from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
-from gateway.control.retire import Limits
+from gateway.concurrency import Wake
+from gateway.control.leader_election import Leadership
 from gateway.domain.cluster import ClusterState
-from gateway.domain.fleet import Audience, Hold
 from gateway.domain.ids import ModelName, ReplicaId, new_id
+from gateway.domain.peers import Audience, Hold
+from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
+from gateway.planner.plan import Plan, reasons
+from gateway.planner.planner import NO_LIMITS, plan
+from gateway.planner.reconcile import Limits
+from gateway.planner.working_state import NONE_USED
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
-from gateway.routing.load_table import Usage
-from gateway.wake import Wake
+from gateway.routing.load_tracker import Usage
 
 log = structlog.get_logger(__name__)
 

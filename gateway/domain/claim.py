@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from gateway.domain.fleet import NOTHING
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.peers import NOTHING
 
 
 class ClaimFailed(Exception):

@@ -6,11 +6,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from gateway.domain.capacity import UNKNOWN, Capacity
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import UNKNOWN, Capacity
 
 
 class NodeStatus(StrEnum):

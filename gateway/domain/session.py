@@ -24,10 +24,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from gateway.domain.capacity import ALL_VRAM, UNKNOWN, Capacity, VramBudget
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, VramBudget
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from contextlib import AbstractAsyncContextManager
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
-from gateway.registry.memory import open_memory_registry
-from gateway.registry.postgres import open_postgres_registry
+from gateway.registry.embedded.memory import open_memory_registry
+from gateway.registry.embedded.sqlite import open_sqlite_registry
+from gateway.registry.postgres.registry import open_postgres_registry
 from gateway.registry.protocol import Registry, RegistryError
-from gateway.registry.sqlite import open_sqlite_registry
 
 
 def open_registry(section: RegistrySection, bridge: Bridge) -> AbstractAsyncContextManager[Registry]:

@@ -7,14 +7,14 @@ from typing import Protocol, runtime_checkable
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
-from gateway.domain.capacity import Capacity, VramBudget
 from gateway.domain.claim import Claim
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
-from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.peers import Bulletin, Heard
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity, VramBudget
 from gateway.domain.session import Hello, Registration, Report
 
 

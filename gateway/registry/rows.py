@@ -23,11 +23,11 @@ from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from gateway.domain.capacity import UNKNOWN, Capacity, VramBudget
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import UNKNOWN, Capacity, VramBudget
 from gateway.registry.protocol import NodeOverrides
 from gateway.registry.tables import Declared, ModelRow, NodeRow
 

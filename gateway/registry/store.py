@@ -8,16 +8,18 @@ from typing import Final, Generic, TypeAlias, TypeVar
 
 import trio
 
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
-from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision, new_id
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import Bulletin, Heard
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity
 from gateway.domain.session import Hello, Registration, Report
-from gateway.registry import model_writes, node_writes, writes
 from gateway.registry.protocol import ControlWrite, Event, NodeEdit, RegistryStatistics
 from gateway.registry.tables import Tables
+from gateway.registry.writes import models as model_writes
+from gateway.registry.writes import nodes as node_writes
+from gateway.registry.writes import replicas as writes
 
 Clock: TypeAlias = Callable[[], float]
 """Seconds since the epoch. A store may ask it on any thread."""

@@ -6,11 +6,11 @@ from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeVar
 
-from gateway.domain.capacity import ALL_VRAM, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import ALL_VRAM, VramBudget
 from gateway.registry.protocol import NodeOverrides
 
 Key = TypeVar("Key", bound=str)

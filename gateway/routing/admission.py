@@ -22,14 +22,14 @@ import trio
 from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
+from gateway.domain.routability import Candidate, RoutingView, newest_serving, why_not_routable
 from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
-from gateway.routing.elders import Elders, Line
-from gateway.routing.eligibility import Candidate, RoutingView, newest_serving, why_not_routable
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import FOREVER, NEVER, LoadTable
+from gateway.routing.load_tracker import FOREVER, NEVER, LoadTable
+from gateway.routing.peer_fairness import Elders, Line
 from gateway.routing.picker import ALONE, Choice, Policy, pick
-from gateway.routing.waiting import ProgressOf, fail_fast, gave_up, nobody_knows
+from gateway.routing.rejections import ProgressOf, fail_fast, gave_up, nobody_knows
 
 RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many

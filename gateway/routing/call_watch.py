@@ -12,7 +12,7 @@ import trio
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_table import NEVER, LoadTable
+from gateway.routing.load_tracker import NEVER, LoadTable
 from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.silence import (

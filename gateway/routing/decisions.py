@@ -13,7 +13,7 @@ import trio
 
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.routing.eligibility import Candidate
+from gateway.domain.routability import Candidate
 from gateway.routing.picker import ALONE, Policy, ReplicaLoad, Standing, standing_of, why_not_chosen
 
 DECISIONS_KEPT: Final = 1024

@@ -5,7 +5,7 @@ from types import TracebackType
 from typing import Self
 
 from gateway.domain.inference import Origin
-from gateway.routing.eligibility import Candidate
+from gateway.domain.routability import Candidate
 
 
 class Lease:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
 
 from gateway.domain.ids import ReplicaId
-from gateway.routing.eligibility import Candidate
+from gateway.domain.routability import Candidate
 
 
 class ReplicaLoad(Protocol):

@@ -17,12 +17,12 @@ from gateway.backends.protocol import AnswerStream, Backends, RouteError, Target
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Origin, Piece
+from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission
-from gateway.routing.eligibility import Candidate
+from gateway.routing.attempt import Passage, Route
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
-from gateway.routing.route import Passage, Route
-from gateway.routing.strict import StrictClaims
+from gateway.routing.reservation import StrictClaims
 
 R = TypeVar("R")
 

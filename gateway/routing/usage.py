@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import ReplicaId
-from gateway.routing.load_table import Usage
+from gateway.domain.peers import Bulletin
+from gateway.routing.load_tracker import Usage
 
 
 def merge_usage(own: Mapping[ReplicaId, Usage], bulletins: Iterable[Bulletin], now: float) -> Mapping[ReplicaId, Usage]:

@@ -16,16 +16,16 @@ from gateway.backends.protocol import BackendControl
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, DesiredSet, Report
-from gateway.worker.artifacts import ArtifactStore
-from gateway.worker.fetch.reference import hub_of
+from gateway.worker.artifacts.reference import hub_of
+from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.outbox import Outbox
-from gateway.worker.output import OutputLog
-from gateway.worker.ports import PortAllocator
-from gateway.worker.process import SpawnProcess
+from gateway.worker.process.journal import StateFile
+from gateway.worker.process.output import OutputLog
+from gateway.worker.process.ports import PortAllocator
+from gateway.worker.process.resource_usage import MeasureUsage, measure_usage
+from gateway.worker.process.spawn import SpawnProcess
 from gateway.worker.replica import ReplicaStatistics, ReplicaTask, Workshop
 from gateway.worker.settings import WorkerSettings
-from gateway.worker.state_file import StateFile
-from gateway.worker.usage import MeasureUsage, measure_usage
 
 log = structlog.get_logger(__name__)
 

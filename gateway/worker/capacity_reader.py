@@ -7,7 +7,7 @@ from typing import Final
 
 import trio
 
-from gateway.domain.capacity import UNKNOWN, Capacity
+from gateway.domain.resources import UNKNOWN, Capacity
 from gateway.worker.hostinfo import read_capacity
 
 READ_SECONDS: Final = 10.0

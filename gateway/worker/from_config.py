@@ -7,11 +7,11 @@ from types import MappingProxyType
 
 from gateway.config.model import Config
 from gateway.config.units import Percent
-from gateway.domain.capacity import ALL_VRAM, Capacity, VramBudget
 from gateway.domain.ids import BootId, NodeId
+from gateway.domain.resources import ALL_VRAM, Capacity, VramBudget
 from gateway.domain.session import Hello
-from gateway.worker.command import BackendProgram
-from gateway.worker.fetch.gateway_files import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.process.command import BackendProgram
 from gateway.worker.settings import WorkerSettings
 
 

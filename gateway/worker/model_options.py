@@ -4,7 +4,7 @@ from typing import Final
 
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.model_spec import DEFAULT_PARALLEL, ModelSpec
-from gateway.worker.artifacts import Artifact
+from gateway.worker.artifacts.store import Artifact
 
 LOAD_SECONDS_BASE: Final = 5 * 60.0
 LOAD_SECONDS_PER_GIB: Final = 20.0

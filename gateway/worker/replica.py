@@ -21,9 +21,10 @@ from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFaile
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, Report
-from gateway.worker.artifacts import Artifact, ArtifactStore
-from gateway.worker.bring_up import BackendEnd
-from gateway.worker.command import (
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.progress import Progress
+from gateway.worker.artifacts.store import Artifact, ArtifactStore
+from gateway.worker.process.command import (
     BackendProgram,
     UnknownBackend,
     command_line,
@@ -31,16 +32,15 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
-from gateway.worker.environment import withheld
-from gateway.worker.fetch.errors import ArtifactError
-from gateway.worker.fetch.progress import Progress
-from gateway.worker.memory_watch import describe_excess, wait_memory_above
-from gateway.worker.output import OutputLog
-from gateway.worker.ports import NoFreePort, PortAllocator, address_of, host_to_reach, is_taken, says_taken
-from gateway.worker.process import BackendProcess, SpawnProcess, describe_exit
+from gateway.worker.process.environment import withheld
+from gateway.worker.process.journal import StateFile
+from gateway.worker.process.memory_watch import describe_excess, wait_memory_above
+from gateway.worker.process.output import OutputLog
+from gateway.worker.process.ports import NoFreePort, PortAllocator, address_of, host_to_reach, is_taken, says_taken
+from gateway.worker.process.resource_usage import MeasureUsage, measure_usage
+from gateway.worker.process.spawn import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
-from gateway.worker.state_file import StateFile
-from gateway.worker.usage import MeasureUsage, measure_usage
+from gateway.worker.startup import BackendEnd
 
 log = structlog.get_logger(__name__)
 

@@ -10,17 +10,8 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from gateway.domain.capacity import Capacity
-from gateway.domain.session import (
-    DesiredSet,
-    EndTail,
-    FromWorker,
-    Heartbeat,
-    Leaving,
-    LogChunk,
-    TailLogs,
-    ToWorker,
-)
+from gateway.domain.resources import Capacity
+from gateway.domain.session import DesiredSet, EndTail, FromWorker, Heartbeat, Leaving, LogChunk, TailLogs, ToWorker
 from gateway.worker.agent import Agent
 
 log = structlog.get_logger(__name__)

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gateway.config.units import PortRange
-from gateway.worker.command import BackendProgram
-from gateway.worker.fetch.gateway_files import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.process.command import BackendProgram
 
 
 @dataclass(frozen=True)

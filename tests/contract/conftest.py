@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from gateway.bridge import open_bridge
-from gateway.registry.memory import open_memory_registry
-from gateway.registry.postgres import open_postgres_registry
-from gateway.registry.sqlite import open_sqlite_registry
+from gateway.registry.embedded.memory import open_memory_registry
+from gateway.registry.embedded.sqlite import open_sqlite_registry
+from gateway.registry.postgres.registry import open_postgres_registry
 from gateway.registry.store import Store
 from tests.contract.samples import SettableClock
 

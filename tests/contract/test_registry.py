@@ -7,9 +7,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
-from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin, Hold, Use
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin, Hold, Use
 from gateway.domain.progress import Progress
 from gateway.domain.session import Report
 from gateway.registry.protocol import ControlWrite, Registry, StaleEpoch

@@ -7,8 +7,8 @@ import pytest
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.registry import model_writes
 from gateway.registry.protocol import ControlWrite, DeclaredInFile, Registry
+from gateway.registry.writes import models as model_writes
 from tests.contract.samples import MODEL, SettableClock, bumping, join, lead, place, replica, spec, stored
 
 FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)

@@ -7,12 +7,11 @@ from types import MappingProxyType
 import pytest
 import trio
 
-from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.session import Report
-from gateway.registry import node_writes
 from gateway.registry.protocol import (
     ControlWrite,
     NameTaken,
@@ -23,6 +22,7 @@ from gateway.registry.protocol import (
     StaleCredential,
 )
 from gateway.registry.store import Store
+from gateway.registry.writes import nodes as node_writes
 from tests.contract.samples import (
     GATEWAY,
     NODE,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.routing.elders import Line
+from gateway.routing.peer_fairness import Line
 from tests.fakes.routing_bench import RoutingBench
 
 SYNC_SECONDS = 0.02

@@ -9,9 +9,9 @@ from typing import Final
 import trio
 from trio.testing import MockClock
 
-from gateway.worker.fetch.cache import Cache
-from gateway.worker.fetch.room import Disk
-from gateway.worker.fetch.source import Source
+from gateway.worker.artifacts.cache import Cache
+from gateway.worker.artifacts.disk_space import Disk
+from gateway.worker.artifacts.source import Source
 from tests.fakes.file_server import FileServer
 
 IDLE_SECONDS: Final = 0.05

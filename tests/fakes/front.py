@@ -13,31 +13,31 @@ from typing import Final, cast
 
 import trio
 
-from gateway.api.artifacts import ArtifactFiles
-from gateway.api.auth import Authenticator, Key, Role, sha256
-from gateway.api.decisions import Decisions
-from gateway.api.front import build_http_app
-from gateway.api.http_app import BodyLimits, HttpApp
-from gateway.api.models import ModelDesk
-from gateway.api.node_register import NodeRegister
+from gateway.api.admin.artifacts import ArtifactFiles
+from gateway.api.admin.decisions import Decisions
+from gateway.api.admin.documents import StatusSource
+from gateway.api.admin.models import ModelDesk
+from gateway.api.admin.peer_client import Peers
+from gateway.api.admin.registration import NodeRegister
+from gateway.api.admin.replica_logs import ReplicaLogs
+from gateway.api.admin.routes import Readiness, build_pages
+from gateway.api.http.auth import Authenticator, Key, Role, sha256
+from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.openai.routes import OpenAiApi
-from gateway.api.pages import Readiness, build_pages
-from gateway.api.peers import Peers
-from gateway.api.replica_logs import ReplicaLogs
-from gateway.api.status import StatusSource
+from gateway.composition.http import build_http_app
 from gateway.domain.errors import GatewayError
-from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.peers import Bulletin, Hold
 from gateway.domain.progress import Progress
+from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
 from gateway.domain.session import LogChunk
-from gateway.link.credentials import is_credential
 from gateway.observability.metrics import Metrics
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.router import Router
+from gateway.transport.credentials import is_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.routing_bench import idle_admission
 

@@ -11,10 +11,10 @@ import trio
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import FromWorker, Heartbeat, Hello, ToWorker
-from gateway.link.client import WorkerLink, open_session
-from gateway.link.credentials import is_credential, node_credential
-from gateway.link.server import SessionServer
-from gateway.link.session import Serve
+from gateway.transport.client import WorkerLink, open_session
+from gateway.transport.credentials import is_credential, node_credential
+from gateway.transport.server import SessionServer
+from gateway.transport.session import Serve
 
 SECRET = b"the cluster's secret"
 PATIENCE_SECONDS = 30.0

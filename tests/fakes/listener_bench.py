@@ -10,19 +10,19 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import MockClock
 
-from gateway.api.auth import Authenticator, Caller, Role
-from gateway.api.exchange import Exchange
-from gateway.api.http_app import BodyLimits, HttpApp, Route
-from gateway.api.models import ModelDesk
-from gateway.api.pages import PAGE_ROUTES, build_pages
-from gateway.api.server import Listener, ListenerSettings, open_socket
-from gateway.api.status import StatusSource
+from gateway.api.admin.documents import StatusSource
+from gateway.api.admin.models import ModelDesk
+from gateway.api.admin.routes import PAGE_ROUTES, build_pages
+from gateway.api.http.auth import Authenticator, Caller, Role
+from gateway.api.http.exchange import Exchange
+from gateway.api.http.http_app import BodyLimits, HttpApp, Route
+from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.domain.ids import GatewayId
+from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, RequestMetrics
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import EMPTY_VIEW
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from tests.fakes.front import MODELS_DIR, READY, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 

@@ -4,18 +4,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
 
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
-from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
-from gateway.control.retire import Limits
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Node, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.routing.eligibility import build_view
-from gateway.routing.load_table import Usage
+from gateway.domain.resources import Capacity
+from gateway.domain.routability import build_view
+from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.planner.reconcile import Limits
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, state
 
 

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from gateway.control.leadership import Leadership
+from gateway.control.leader_election import Leadership
 from gateway.control.reconciler import Reconciler
 from gateway.domain.ids import GatewayId
 from gateway.registry.protocol import Registry

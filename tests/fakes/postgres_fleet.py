@@ -8,8 +8,8 @@ from typing import Final
 import trio
 
 from gateway.bridge import Bridge
-from gateway.registry.postgres import PostgresRegistry, open_postgres_registry
-from gateway.registry.postgres_pool import Bounds, Mode, PostgresPool, Transaction
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, Transaction
+from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.store import Clock
 
 WAITING: Final = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"

@@ -10,14 +10,14 @@ from gateway.domain.cluster import Replica
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
 from gateway.domain.probe import ProbeOutcome
+from gateway.domain.routability import EMPTY_VIEW, RoutingView
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
+from gateway.routing.reservation import ClaimSlot, StrictClaims
 from gateway.routing.router import Router
-from gateway.routing.strict import ClaimSlot, StrictClaims
 from tests.fakes.backends import FakeBackends
 from tests.fakes.fleet import GATEWAY, MODEL, view
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.api.server import Listener, ListenerSettings, open_socket
-from gateway.domain.fleet import Bulletin
+from gateway.api.http.server import Listener, ListenerSettings, open_socket
+from gateway.domain.peers import Bulletin
 from tests.fakes.front import Front
 
 PATIENCE_SECONDS = 20.0

@@ -15,17 +15,17 @@ import trio
 
 from gateway.backends.protocol import BackendControl
 from gateway.config.units import PortRange
-from gateway.domain.capacity import UNKNOWN, Capacity
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import UNKNOWN, Capacity
 from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
-from gateway.worker.command import BackendProgram
-from gateway.worker.process import SpawnProcess
+from gateway.worker.process.command import BackendProgram
+from gateway.worker.process.resource_usage import UNKNOWN_USAGE, MeasureUsage, Usage
+from gateway.worker.process.spawn import SpawnProcess
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
-from gateway.worker.usage import UNKNOWN_USAGE, MeasureUsage, Usage
 
 M = TypeVar("M")
 

@@ -12,7 +12,7 @@ import trio
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.domain.session import Report
-from gateway.worker.process import spawn_process
+from gateway.worker.process.spawn import spawn_process
 from tests.fakes.worker_bench import open_worker, scripted, settings_in, wish
 
 

@@ -23,7 +23,7 @@ import httpx
 import openai
 import psutil
 
-from gateway.control.draft import backoff_seconds
+from gateway.planner.builder import backoff_seconds
 from tests.fakes.ports import free_port
 
 ROOT: Final = Path(__file__).resolve().parents[2]

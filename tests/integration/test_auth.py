@@ -8,8 +8,8 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from gateway.api.auth import Role
-from gateway.api.http_app import Door
+from gateway.api.http.auth import Role
+from gateway.api.http.http_app import Door
 from tests.fakes.front import Front
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, start_gateway, wait_for
 

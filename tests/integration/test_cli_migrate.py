@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from gateway.cli import main
-from gateway.registry.postgres_schema import migrations
+from gateway.registry.postgres.schema import migrations
 from tests.fakes.postgres_server import PostgresServer
 
 

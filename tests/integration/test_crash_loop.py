@@ -19,12 +19,12 @@ import trio.testing
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.config.units import PortRange
-from gateway.control.draft import backoff_seconds
 from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.session import Report
-from gateway.worker.command import BackendProgram
-from gateway.worker.output import OutputLog
-from gateway.worker.process import spawn_process
+from gateway.planner.builder import backoff_seconds
+from gateway.worker.process.command import BackendProgram
+from gateway.worker.process.output import OutputLog
+from gateway.worker.process.spawn import spawn_process
 from gateway.worker.replica import ReplicaTask
 from tests.fakes.own_processes import own_children
 from tests.fakes.worker_bench import WorkerBench, open_worker, settings_in, wish

@@ -8,7 +8,7 @@ import httpx
 import pytest
 import trio
 
-from gateway.api.http2 import LIMITS, STREAMS_MAX
+from gateway.api.http.http2 import LIMITS, STREAMS_MAX
 from tests.fakes.h2_client import HEAD, H2Client, raw_frame
 from tests.fakes.listener_bench import NEVER, SOON, ListenerBench, open_listener, read_to_end
 

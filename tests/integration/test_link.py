@@ -12,10 +12,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from gateway.domain.capacity import Capacity, Gpu
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import Capacity, Gpu
 from gateway.domain.session import (
     DesiredReplica,
     DesiredSet,
@@ -29,10 +29,11 @@ from gateway.domain.session import (
     TailLogs,
     ToWorker,
 )
-from gateway.link import client, pump, server, session
-from gateway.link.client import WorkerLink
-from gateway.link.errors import SessionEnded, SessionLost, SessionRefused
-from gateway.link.tls import client_context, server_context
+from gateway.transport import client, server, session
+from gateway.transport import stream_pump as pump
+from gateway.transport.client import WorkerLink
+from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.tls import client_context, server_context
 from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.link_gateway import credential, hello, open_desk
 from tests.fakes.relay import open_relay

@@ -7,7 +7,7 @@ import pytest
 import trio
 
 from gateway.domain.session import Leaving
-from gateway.link import connections
+from gateway.transport import limits as connections
 from tests.fakes.h2_client import H2Client, raw_frame
 from tests.fakes.link_gateway import Desk, open_desk
 from tests.fakes.raw_grpc import ATTACH

@@ -15,10 +15,13 @@ from grpclib import GRPCError, Status
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.session import EndTail, Heartbeat, Leaving, TailLogs
-from gateway.link import client, connections, pump, server, wire
-from gateway.link.credentials import session_metadata
-from gateway.link.errors import SessionEnded, SessionLost, SessionRefused
-from gateway.link.pb import worker_pb2 as pb
+from gateway.transport import client, server
+from gateway.transport import codec as wire
+from gateway.transport import limits as connections
+from gateway.transport import stream_pump as pump
+from gateway.transport.credentials import session_metadata
+from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.pb import worker_pb2 as pb
 from tests.fakes.link_gateway import Desk, credential, hello, open_desk
 from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker
 from tests.fakes.relay import Relay, open_relay

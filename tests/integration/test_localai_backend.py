@@ -13,8 +13,8 @@ import trio
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.worker.command import BackendProgram
-from gateway.worker.process import kill_group, spawn_process
+from gateway.worker.process.command import BackendProgram
+from gateway.worker.process.spawn import kill_group, spawn_process
 from tests.fakes.localai_backend.install import install_backend
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.integration.harness import GatewayProcess, RawClient, chat_request, events_in, running_gateway, wait_for

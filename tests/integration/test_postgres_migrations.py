@@ -7,10 +7,11 @@ import pytest
 import trio
 
 from gateway.bridge import Bridge, open_bridge
-from gateway.registry import postgres_schema, rows
-from gateway.registry.postgres import PostgresRegistry, open_postgres_registry
-from gateway.registry.postgres_pool import open_postgres_pool
-from gateway.registry.postgres_schema import Migration, check_schema, migrate, migrations
+from gateway.registry import rows
+from gateway.registry.postgres import schema as postgres_schema
+from gateway.registry.postgres.pool import open_postgres_pool
+from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
+from gateway.registry.postgres.schema import Migration, check_schema, migrate, migrations
 from gateway.registry.protocol import RegistryError
 from tests.contract.samples import spec
 from tests.fakes.postgres_server import PostgresServer

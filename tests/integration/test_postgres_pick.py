@@ -11,16 +11,16 @@ import trio
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.control.claims import claims_at
-from gateway.domain.capacity import UNKNOWN
 from gateway.domain.claim import Claim, ClaimFailed
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.registry.postgres import PostgresRegistry, open_postgres_registry
-from gateway.registry.postgres_pick import LOCK_MODEL, claim_slot_aio
-from gateway.registry.postgres_pool import Bounds, Mode, Transaction, open_postgres_pool
+from gateway.domain.peers import Bulletin
+from gateway.domain.resources import UNKNOWN
+from gateway.domain.routability import RoutingView, build_view
+from gateway.registry.postgres.pool import Bounds, Mode, Transaction, open_postgres_pool
+from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
+from gateway.registry.postgres.reserve_slot import LOCK_MODEL, claim_slot_aio
 from gateway.registry.protocol import ControlWrite, RegistryError
-from gateway.routing.eligibility import RoutingView, build_view
 from gateway.routing.lease import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
 from tests.fakes.postgres_fleet import held_open, open_two, until_waiting

@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.registry import postgres_listener
-from gateway.registry.postgres import PostgresRegistry, open_postgres_registry
+from gateway.domain.peers import Bulletin
+from gateway.registry.postgres import listener as postgres_listener
+from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.store import MakeId, Store
 from tests.contract.samples import SettableClock, spec
 from tests.fakes.postgres_server import PostgresServer

@@ -17,18 +17,14 @@ from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.cluster import EMPTY_STATE, ClusterState
-from gateway.domain.fleet import SILENT_SECONDS_MAX, Bulletin
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.registry import postgres_listener
-from gateway.registry.bulletin_rows import TEXT_COLUMNS
-from gateway.registry.postgres import (
-    FORGET_DEAD_EVERY_SECONDS,
-    PostgresRegistry,
-    open_postgres_registry,
-)
-from gateway.registry.postgres_bulletins import Conversation
-from gateway.registry.postgres_pool import Bounds, Mode, Transaction, open_postgres_pool
-from gateway.registry.postgres_sql import RENEW_TERM
+from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin
+from gateway.registry.peer_rows import TEXT_COLUMNS
+from gateway.registry.postgres import listener as postgres_listener
+from gateway.registry.postgres.peer_sync import Conversation
+from gateway.registry.postgres.pool import Bounds, Mode, Transaction, open_postgres_pool
+from gateway.registry.postgres.registry import FORGET_DEAD_EVERY_SECONDS, PostgresRegistry, open_postgres_registry
+from gateway.registry.postgres.sql import RENEW_TERM
 from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import (

@@ -6,10 +6,10 @@ import sys
 import trio
 
 from gateway.bridge import open_bridge
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId
-from gateway.registry.postgres import open_postgres_registry
-from gateway.registry.postgres_pool import Bounds
+from gateway.domain.peers import Bulletin
+from gateway.registry.postgres.pool import Bounds
+from gateway.registry.postgres.registry import open_postgres_registry
 
 STOPPED = """
 import asyncio, os, signal, sys, trio

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from gateway.domain.ids import GatewayId
+from gateway.registry.embedded.sqlite import open_sqlite_registry
 from gateway.registry.protocol import RegistryLocked
-from gateway.registry.sqlite import open_sqlite_registry
 
 HOLDER = """
 import sys, trio

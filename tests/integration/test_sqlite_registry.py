@@ -13,16 +13,18 @@ import trio
 
 from gateway.bridge import open_bridge
 from gateway.config.model import RegistrySection
-from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import Bulletin
 from gateway.domain.requirement import Requirement
-from gateway.registry.memory import MemoryRegistry
+from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
+from gateway.registry.embedded.memory import MemoryRegistry
+from gateway.registry.embedded.sqlite import SqliteRegistry, open_sqlite_registry
+from gateway.registry.embedded.sqlite_file import migrations
 from gateway.registry.open import open_registry
-from gateway.registry.postgres import PostgresRegistry
+from gateway.registry.postgres.registry import PostgresRegistry
 from gateway.registry.protocol import (
     ControlWrite,
     DeclaredInFile,
@@ -31,8 +33,6 @@ from gateway.registry.protocol import (
     RegistryError,
     RegistryLocked,
 )
-from gateway.registry.sqlite import SqliteRegistry, open_sqlite_registry
-from gateway.registry.sqlite_file import migrations
 from gateway.registry.tables import EVENTS_KEPT
 from tests.contract.samples import (
     GATEWAY,
@@ -450,7 +450,7 @@ async def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(ur
 async def test_a_database_that_another_program_holds_says_so(
     path: Path, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.registry.sqlite_file.BUSY_SECONDS", 0.0)
+    monkeypatch.setattr("gateway.registry.embedded.sqlite_file.BUSY_SECONDS", 0.0)
     async with open_sqlite_registry(url) as registry:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")

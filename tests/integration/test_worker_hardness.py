@@ -19,9 +19,9 @@ from gateway.bridge import open_bridge
 from gateway.config.units import PortRange
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
-from gateway.worker.command import BackendProgram
-from gateway.worker.ports import can_bind
-from gateway.worker.process import spawn_process
+from gateway.worker.process.command import BackendProgram
+from gateway.worker.process.ports import can_bind
+from gateway.worker.process.spawn import spawn_process
 from gateway.worker.settings import WorkerSettings
 from tests.fakes.own_processes import own_children
 from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish

@@ -21,8 +21,8 @@ from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.worker.process import BackendProcess, SpawnProcess, spawn_process, wait_exit
-from gateway.worker.state_file import ProcessRecord, start_mark
+from gateway.worker.process.journal import ProcessRecord, start_mark
+from gateway.worker.process.spawn import BackendProcess, SpawnProcess, spawn_process, wait_exit
 from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish
 
 PATIENCE_SECONDS = 60

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from gateway.config.lines import locate_keys
 from gateway.config.load import parse_config
 from gateway.config.messages import table_at
 from gateway.config.model import Config, Section
 from gateway.config.problems import ConfigError
+from gateway.config.toml_lines import locate_keys
 from gateway.config.units import DURATION_SECONDS_MAX, Percent, PortRange, parse_duration, parse_port_range, parse_size
 
 Toml = Any

@@ -5,18 +5,18 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.control.evict import victims
-from gateway.control.ground import Ground
-from gateway.control.placement import pick_place
-from gateway.control.room import ask_now, ask_soon, lacks, memory_after
-from gateway.control.tally import settles_at
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, Replica
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.routing.load_table import Usage
+from gateway.domain.resources import Capacity
+from gateway.planner.feasibility import ask_now, ask_soon, lacks, memory_after
+from gateway.planner.node_resources import settles_at
+from gateway.planner.placement import pick_place
+from gateway.planner.preemption import victims
+from gateway.planner.working_state import Ground
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
 
 NOW = 1000.0

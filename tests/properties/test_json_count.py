@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.json_count import (
+from gateway.api.http.json_count import (
     CONTAINERS_MAX,
     COUNTED_FROM_BYTES,
     STRINGS_MAX,

@@ -7,14 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.address import split_address
-from gateway.domain.capacity import Capacity, Gpu
+from gateway.domain.host_port import split_address
 from gateway.domain.lifecycle import Observed
+from gateway.domain.resources import Capacity, Gpu
 from gateway.domain.session import Hello, LogChunk, Report
-from gateway.link import bounds, wire
-from gateway.link.advertised import AdvertisedHost
-from gateway.link.errors import MessageRefused
-from gateway.link.pb import worker_pb2 as pb
+from gateway.transport import codec as wire
+from gateway.transport import validation as bounds
+from gateway.transport.advertised import AdvertisedHost
+from gateway.transport.errors import MessageRefused
+from gateway.transport.pb import worker_pb2 as pb
 
 MOST: Final = 2**63 - 1
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(

@@ -8,10 +8,10 @@ from google.protobuf.message import Message
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.capacity import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.ids import Address, BootId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.session import (
     DesiredReplica,
     DesiredSet,
@@ -25,8 +25,8 @@ from gateway.domain.session import (
     TailLogs,
     ToWorker,
 )
-from gateway.link import wire
-from gateway.link.pb import worker_pb2 as pb
+from gateway.transport import codec as wire
+from gateway.transport.pb import worker_pb2 as pb
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
 NUMBER = st.integers(-(2**63), 2**63 - 1)

@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from gateway.api.event_stream import event
+from gateway.api.http.event_stream import event
 from gateway.api.openai.chunks import ChatChunks, CompletionChunks
 from gateway.domain.ids import ModelName, RequestId
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
-from gateway.routing.eligibility import Candidate
+from gateway.domain.routability import Candidate
 from gateway.routing.picker import pick
 
 

@@ -9,19 +9,19 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.control.entries import Plan, reasons
-from gateway.control.evict import MIN_RESIDENCE_SECONDS
-from gateway.control.ground import NEVER_USED, NONE_USED
-from gateway.control.plan import NONE_BROKEN, plan
-from gateway.control.retire import DRAINED_SECONDS, FORGET_AFTER_SECONDS, Limits
-from gateway.control.tally import SETTLE_SECONDS
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.routing.load_table import Usage
+from gateway.domain.resources import Capacity
+from gateway.planner.node_resources import SETTLE_SECONDS
+from gateway.planner.plan import Plan, reasons
+from gateway.planner.planner import NONE_BROKEN, plan
+from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
+from gateway.planner.reconcile import DRAINED_SECONDS, FORGET_AFTER_SECONDS, Limits
+from gateway.planner.working_state import NEVER_USED, NONE_USED
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
 
 NOW = 1000.0

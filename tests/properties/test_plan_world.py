@@ -3,11 +3,11 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.control.evict import MIN_RESIDENCE_SECONDS
-from gateway.control.retire import Limits
-from gateway.control.tally import SETTLE_SECONDS
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
+from gateway.planner.node_resources import SETTLE_SECONDS
+from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
+from gateway.planner.reconcile import Limits
 from tests.fakes.fleet import spec
 from tests.fakes.planned_world import PlannedWorld
 

@@ -20,14 +20,14 @@ from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry import postgres_sql as sql
+from gateway.domain.routability import Candidate, build_view
 from gateway.registry import rows
-from gateway.registry.postgres_pick import Picked, pick_aio
-from gateway.registry.postgres_pool import Connection, Transaction
+from gateway.registry.postgres import sql as sql
+from gateway.registry.postgres.pool import Connection, Transaction
+from gateway.registry.postgres.reserve_slot import Picked, pick_aio
 from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
-from gateway.routing.eligibility import Candidate, build_view
-from gateway.routing.load_table import NEVER, ReplicaUse
+from gateway.routing.load_tracker import NEVER, ReplicaUse
 from gateway.routing.picker import Standing, pick, standing_of
 from tests.fakes.postgres_server import PostgresServer
 

@@ -15,9 +15,9 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, ReplicaId
 from gateway.domain.lifecycle import FINAL, Desired, Observed, may_follow
+from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.session import WorkerSession

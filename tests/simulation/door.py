@@ -10,9 +10,9 @@ from typing import Any, Final, cast
 
 import trio
 
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import Bulletin
 from gateway.registry.protocol import ControlWrite, Registry, RegistryError, RegistryStatistics
 from tests.simulation.fleet_registry import FleetRegistry
 from tests.simulation.registry import LATENCIES_SECONDS

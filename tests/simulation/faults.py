@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 import trio
 
-from gateway.assembly import Gateway
+from gateway.composition.parts import Gateway
 from gateway.domain.ids import ModelName, NodeId, RequestId
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import ModelSpec

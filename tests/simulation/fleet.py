@@ -12,13 +12,13 @@ from unittest.mock import patch
 
 import trio
 
-from gateway.app import _leave_fleet, _open_parts, _start_services
-from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge, open_bridge
+from gateway.composition.gateway import _leave_fleet, _open_parts, _start_services
+from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
-from gateway.control.node_session import SessionOver
+from gateway.control.sessions.node_session import SessionOver
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.session import Hello, Registration

@@ -10,8 +10,8 @@ from gateway.domain.cluster import NodeStatus, Replica
 from gateway.domain.errors import GatewayError, Unavailable
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired
+from gateway.domain.routability import Candidate
 from gateway.registry.snapshot import RETRY_MAX_SECONDS
-from gateway.routing.eligibility import Candidate
 from tests.simulation.clients import Request
 from tests.simulation.fleet import TTL_SECONDS, Fleet, Post
 from tests.simulation.house import LOAD_WAIT_SECONDS

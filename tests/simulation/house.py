@@ -10,10 +10,10 @@ from typing import Final
 
 import trio
 
-from gateway.app import _open_parts, _start_services
-from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
+from gateway.composition.gateway import _open_parts, _start_services
+from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec

@@ -20,8 +20,8 @@ from gateway.domain.errors import (
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.routability import Candidate
 from gateway.routing.admission import Ticket
-from gateway.routing.eligibility import Candidate
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from tests.simulation.clients import Request

@@ -8,16 +8,16 @@ from typing import Final, TypeVar
 
 import trio
 
-from gateway.assembly import Gateway
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.metadata import TOKEN_VARIABLE
 from gateway.bridge import Bridge
+from gateway.composition.parts import Gateway
 from gateway.config.units import PortRange
-from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import Address, BootId, NodeId, new_id
+from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.worker.agent import Agent, run_agent
-from gateway.worker.command import BackendProgram
+from gateway.worker.process.command import BackendProgram
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
 from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, no_usage, nothing_known

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 
-from gateway.domain.capacity import UNKNOWN
 from gateway.domain.ids import BootId, NodeId, new_id
+from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent

@@ -181,7 +181,7 @@ class Network:
         thread, which ends at a moment that no seed decides."""
         before = trio.socket.set_custom_socket_factory(SocketFactory(self))
         try:
-            with patch("gateway.app.estimate_requirement", _find_no_file):
+            with patch("gateway.composition.gateway.estimate_requirement", _find_no_file):
                 yield
         finally:
             trio.socket.set_custom_socket_factory(before)

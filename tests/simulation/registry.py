@@ -5,8 +5,8 @@ from typing import Final
 import trio
 
 from gateway.domain.cluster import ClusterState
-from gateway.domain.fleet import Bulletin, Heard
-from gateway.registry.memory import MemoryRegistry
+from gateway.domain.peers import Bulletin, Heard
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.store import After, Decision, Outcome, Scope
 from tests.simulation.world import World
 

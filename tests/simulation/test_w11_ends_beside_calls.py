@@ -15,9 +15,9 @@ from typing import Final
 
 import trio
 
-from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
+from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
 from tests.simulation.backend import Mood
 from tests.simulation.clients import Request
 from tests.simulation.fleet import FLEET_CONFIG, Fleet, open_fleet

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.domain.addresses import is_metadata, is_never_public, is_public
+from gateway.domain.special_addresses import is_metadata, is_never_public, is_public
 
 
 @pytest.mark.parametrize(

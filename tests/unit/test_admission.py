@@ -7,17 +7,10 @@ import trio
 import trio.testing
 
 from gateway.domain.cluster import LoadFailure, NodeStatus
-from gateway.domain.errors import (
-    InsufficientCapacity,
-    ModelLoadFailed,
-    ModelLoading,
-    ModelNotFound,
-    NoNode,
-    Overloaded,
-)
+from gateway.domain.errors import InsufficientCapacity, ModelLoadFailed, ModelLoading, ModelNotFound, NoNode, Overloaded
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
-from gateway.routing.eligibility import RoutingView
+from gateway.domain.routability import RoutingView
 from gateway.routing.lease import Lease
 from tests.fakes.fleet import MODEL, node, replica, spec, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench

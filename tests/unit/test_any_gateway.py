@@ -8,9 +8,9 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.domain.ids import GatewayId
-from gateway.registry.memory import MemoryRegistry
+from gateway.domain.routability import build_view
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import run_snapshot_watcher
-from gateway.routing.eligibility import build_view
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import JOIN_TOKEN, NOW, Front
 

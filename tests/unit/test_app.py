@@ -15,14 +15,14 @@ from grpclib.client import Channel
 
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
-from gateway.app import open_gateway
-from gateway.assembly import Gateway
 from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.composition.gateway import open_gateway
+from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
+from gateway.data_dir import StartupError
 from gateway.domain.ids import ReplicaId
-from gateway.local_state import StartupError
-from gateway.registry.memory import open_memory_registry
+from gateway.registry.embedded.memory import open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
 from tests.fakes.worker_parts import FakeSpawn
 

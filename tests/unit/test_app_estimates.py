@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
-from gateway.app_estimates import read_requirement
+from gateway.composition.estimates import read_requirement
 from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from gateway.gguf.estimate import estimate_other
 from tests.contract.samples import spec

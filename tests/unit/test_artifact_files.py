@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from gateway.api import artifacts
-from gateway.api.artifacts import paths_of, specs_of
+from gateway.api.admin import artifacts
+from gateway.api.admin.artifacts import paths_of, specs_of
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import BootId, ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
-from gateway.link.credentials import node_credential, session_metadata
-from gateway.routing.eligibility import build_view
+from gateway.domain.routability import build_view
+from gateway.transport.credentials import node_credential, session_metadata
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fetching import sha256_of
 from tests.fakes.front import CLUSTER_SECRET, Front

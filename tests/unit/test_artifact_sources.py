@@ -9,11 +9,11 @@ from trio.testing import MockClock
 
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.worker.artifacts import ArtifactStore
-from gateway.worker.fetch.errors import ArtifactError
-from gateway.worker.fetch.gateway_files import GatewayFiles
-from gateway.worker.fetch.progress import TELL_SECONDS, Progress
-from gateway.worker.fetch.reference import Hub
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.progress import TELL_SECONDS, Progress
+from gateway.worker.artifacts.reference import Hub
+from gateway.worker.artifacts.store import ArtifactStore
 from tests.fakes.fetching import patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from gateway.domain.fleet import Audience, Bulletin, Heard, audience
 from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.domain.peers import Audience, Bulletin, Heard, audience
 
 R = ReplicaId("r")
 OWN = Bulletin(GatewayId("own"), "http://own")

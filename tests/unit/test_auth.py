@@ -4,7 +4,7 @@ import hashlib
 
 import pytest
 
-from gateway.api.auth import OPENS, Authenticator, Key, Role, sha256
+from gateway.api.http.auth import OPENS, Authenticator, Key, Role, sha256
 from gateway.domain.errors import Forbidden, Unauthenticated
 
 

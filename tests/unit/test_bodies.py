@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.api.bodies import SMALL_BYTES, BodyBudget, BodyCharge, BodyStatistics
+from gateway.api.http.bodies import SMALL_BYTES, BodyBudget, BodyCharge, BodyStatistics
 from gateway.domain.errors import NoRoomForBody
 
 MIB = 1024 * 1024

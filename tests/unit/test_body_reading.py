@@ -8,10 +8,10 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.asgi import Message
-from gateway.api.auth import Authenticator, Caller, Role
-from gateway.api.exchange import LINGER_IDLE_SECONDS, Exchange
-from gateway.api.http_app import BodyLimits, Handler, HttpApp, Route
+from gateway.api.http.asgi import Message
+from gateway.api.http.auth import Authenticator, Caller, Role
+from gateway.api.http.exchange import LINGER_IDLE_SECONDS, Exchange
+from gateway.api.http.http_app import BodyLimits, Handler, HttpApp, Route
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakePages
 

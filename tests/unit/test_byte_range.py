@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.api.byte_range import ByteRange, Unsatisfiable, wanted_range
+from gateway.api.http.byte_range import ByteRange, Unsatisfiable, wanted_range
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,9 @@ from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Completion, Piece
 from gateway.domain.probe import ProbeOutcome
+from gateway.domain.routability import RoutingView
 from gateway.routing.call_watch import CallWatch
-from gateway.routing.eligibility import RoutingView
-from gateway.routing.silence import (
-    FOREIGN_HUNG_SECONDS,
-    FOREIGN_HUNG_SECONDS_MAX,
-    LOOK_SECONDS_MAX,
-    Patience,
-)
+from gateway.routing.silence import FOREIGN_HUNG_SECONDS, FOREIGN_HUNG_SECONDS_MAX, LOOK_SECONDS_MAX, Patience
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench, generation

@@ -6,15 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.capacity import (
-    ALL_VRAM,
-    UNKNOWN,
-    Capacity,
-    Gpu,
-    VramBudget,
-    automatic_labels,
-    free_vram_bytes,
-)
+from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, Gpu, VramBudget, automatic_labels, free_vram_bytes
 
 GIB: Final = 2**30
 

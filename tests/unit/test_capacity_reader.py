@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from gateway.domain.capacity import Capacity, Gpu
+from gateway.domain.resources import Capacity, Gpu
 from gateway.worker.capacity_reader import CapacityReader, steadied
 
 GIB = 2**30

@@ -9,24 +9,24 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Target
-from gateway.control import node_session
-from gateway.control.complaints import Complaints
-from gateway.control.draft import BACKOFF_FIRST_SECONDS
-from gateway.control.exchange import FleetExchange
-from gateway.control.node_session import SessionOver, SessionSettings, desired_set
+from gateway.control.failure_reporter import Complaints
+from gateway.control.load_requests import Waiting
+from gateway.control.peers.sync import FleetExchange
 from gateway.control.reconciler import Reconciler
-from gateway.control.sessions import Sessions
-from gateway.control.tails import CHUNKS_MAX
-from gateway.control.wishes import Waiting
-from gateway.domain.capacity import Capacity
+from gateway.control.sessions import node_session
+from gateway.control.sessions.log_streams import CHUNKS_MAX
+from gateway.control.sessions.node_session import SessionOver, SessionSettings, desired_set
+from gateway.control.sessions.sessions import Sessions
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import Bulletin
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity
+from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
 from gateway.domain.session import (
     DesiredSet,
     EndTail,
@@ -40,10 +40,10 @@ from gateway.domain.session import (
     TailLogs,
     ToWorker,
 )
-from gateway.registry.memory import MemoryRegistry
+from gateway.planner.builder import BACKOFF_FIRST_SECONDS
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import NotRegistered, RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, node, replica, spec, state
 from tests.fakes.planner import open_reconciler
 

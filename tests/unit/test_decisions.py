@@ -11,15 +11,9 @@ from gateway.backends.protocol import Refused, Unreachable
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.decisions import (
-    CANDIDATES_KEPT,
-    DecisionLog,
-    consider,
-    describe,
-    describe_candidates,
-)
-from gateway.routing.eligibility import Candidate
-from gateway.routing.load_table import ReplicaUse
+from gateway.domain.routability import Candidate
+from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, consider, describe, describe_candidates
+from gateway.routing.load_tracker import ReplicaUse
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench

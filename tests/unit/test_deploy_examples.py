@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.cli import OK, build_parser, main
+from gateway.composition.worker import LEAVE_SECONDS
 from gateway.config.load import load_config, parse_config
 from gateway.config.model import Config
 from gateway.config.units import parse_duration
-from gateway.worker_app import LEAVE_SECONDS
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

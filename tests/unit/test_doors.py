@@ -5,11 +5,11 @@ from typing import Final
 import pytest
 from trio.testing import MockClock
 
-from gateway.api.auth import Role
-from gateway.api.http_app import Door
+from gateway.api.http.auth import Role
+from gateway.api.http.http_app import Door
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Registration
-from gateway.link.credentials import BOOT, NODE, node_credential
+from gateway.transport.credentials import BOOT, NODE, node_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, Front
 

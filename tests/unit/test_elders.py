@@ -10,7 +10,7 @@ import trio.testing
 from gateway.backends.protocol import Refused, Target
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.routing.elders import DEAF_SECONDS, Elders, Line
+from gateway.routing.peer_fairness import DEAF_SECONDS, Elders, Line
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica

@@ -5,7 +5,7 @@ import pytest
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.routing.eligibility import why_not_routable
+from gateway.domain.routability import why_not_routable
 from tests.fakes.fleet import MODEL, node, replica, spec, view
 
 

@@ -9,11 +9,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.exchange import QUIET_FACTOR, FleetExchange
+from gateway.control.peers.sync import QUIET_FACTOR, FleetExchange
 from gateway.domain.cluster import Demand
-from gateway.domain.fleet import Bulletin, Heard
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.registry.memory import MemoryRegistry
+from gateway.domain.peers import Bulletin, Heard
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 
 ONE, TWO = GatewayId("one"), GatewayId("two")

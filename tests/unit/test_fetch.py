@@ -9,12 +9,12 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.worker.fetch import cache as cache_module
-from gateway.worker.fetch.errors import ArtifactError, Interrupted
-from gateway.worker.fetch.part import Part
-from gateway.worker.fetch.room import Disk
-from gateway.worker.fetch.source import Source
-from gateway.worker.fetch.transfer import FAILURES_MAX, SILENCE_SECONDS
+from gateway.worker.artifacts import cache as cache_module
+from gateway.worker.artifacts.disk_space import Disk
+from gateway.worker.artifacts.download import FAILURES_MAX, SILENCE_SECONDS
+from gateway.worker.artifacts.errors import ArtifactError, Interrupted
+from gateway.worker.artifacts.partial_file import Part
+from gateway.worker.artifacts.source import Source
 from tests.fakes.fetching import GIB, NAME, Fetching, patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server, redirect_to
 

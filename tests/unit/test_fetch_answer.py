@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.worker.fetch.answer import (
+from gateway.worker.artifacts.http_answer import (
     RETRY_AFTER_SECONDS_MAX,
     Asked,
     Body,

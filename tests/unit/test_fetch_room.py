@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gateway.worker.fetch.room import CachedFile, Disk, RoomPlan, describe_shortage, plan_room
+from gateway.worker.artifacts.disk_space import CachedFile, Disk, RoomPlan, describe_shortage, plan_room
 
 GIB = 2**30
 WIDE = Disk(1000 * GIB, 900 * GIB)

@@ -8,13 +8,13 @@ import httpx
 import pytest
 from trio.testing import MockClock
 
-from gateway.domain.addresses import is_public
-from gateway.worker.fetch import source as source_module
-from gateway.worker.fetch.answer import Asked
-from gateway.worker.fetch.cache import Cache
-from gateway.worker.fetch.errors import ArtifactError, Interrupted
-from gateway.worker.fetch.source import Source, address_for, build_request
-from gateway.worker.fetch.transfer import Dialler
+from gateway.domain.special_addresses import is_public
+from gateway.worker.artifacts import source as source_module
+from gateway.worker.artifacts.cache import Cache
+from gateway.worker.artifacts.download import Dialler
+from gateway.worker.artifacts.errors import ArtifactError, Interrupted
+from gateway.worker.artifacts.http_answer import Asked
+from gateway.worker.artifacts.source import Source, address_for, build_request
 from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.fetching import patient_clock
 from tests.fakes.file_server import open_file_server, redirect_to

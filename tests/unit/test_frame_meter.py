@@ -7,15 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.frame_meter import (
-    HEAD_BYTES,
-    STEP_WEIGHT_HARD_MAX,
-    Allowance,
-    Flood,
-    FrameLimits,
-    FrameMeter,
-    Kind,
-)
+from gateway.frame_meter import HEAD_BYTES, STEP_WEIGHT_HARD_MAX, Allowance, Flood, FrameLimits, FrameMeter, Kind
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 PING, SETTINGS, PRIORITY, GOAWAY, UNKNOWN = 6, 4, 2, 7, 0xBB

@@ -19,16 +19,7 @@ from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.backends.protocol import (
-    BackendNotReady,
-    LoadFailed,
-    Lost,
-    Refused,
-    RouteError,
-    Stale,
-    Target,
-    Unreachable,
-)
+from gateway.backends.protocol import BackendNotReady, LoadFailed, Lost, Refused, RouteError, Stale, Target, Unreachable
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.api.guard import check_json, check_local_request
+from gateway.api.http.browser_guard import check_json, check_local_request
 from gateway.domain.errors import Forbidden, UnsupportedMediaType
 
 LOOPBACK_HOSTS = [

@@ -9,11 +9,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from gateway.control.complaints import Complaints
+from gateway.control.failure_reporter import Complaints
 from gateway.domain.cluster import NodeStatus
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.peers import Bulletin
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.session import Hello
 from gateway.registry.protocol import ControlWrite

@@ -4,7 +4,7 @@ import pynvml
 import pytest
 from structlog.testing import capture_logs
 
-from gateway.domain.capacity import Gpu
+from gateway.domain.resources import Gpu
 from gateway.worker.hostinfo.amounts import UNKNOWN, Amounts
 from gateway.worker.hostinfo.nvidia import read_gpus
 from tests.fakes.nvml import GIB, FakeDevice, FakeMemory, FakeNvml

@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.asgi import Message
-from gateway.api.auth import Authenticator, Caller, Key, Role
-from gateway.api.exchange import Exchange
-from gateway.api.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route, match_path
+from gateway.api.http.asgi import Message
+from gateway.api.http.auth import Authenticator, Caller, Key, Role
+from gateway.api.http.exchange import Exchange
+from gateway.api.http.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route, match_path
 from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakePages

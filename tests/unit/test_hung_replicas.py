@@ -7,15 +7,15 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.control.complaints import RETRY_SECONDS, Complaints
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
+from gateway.control.failure_reporter import RETRY_SECONDS, Complaints
 from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import BootId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Hello, Registration, Report
-from gateway.registry.memory import MemoryRegistry
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from tests.fakes.fleet import GATEWAY, NODE, Ids, node, replica, spec, state
 from tests.fakes.planner import open_reconciler

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import pytest
 from pydantic import Field, ValidationError
 
-from gateway.api.json_body import JsonBody, field_path, parse_json, shown
+from gateway.api.http.json_body import JsonBody, field_path, parse_json, shown
 from gateway.domain.errors import BadRequest
 
 

@@ -8,9 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.leadership import Leadership
+from gateway.control.leader_election import Leadership
 from gateway.domain.ids import GatewayId
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 
 TTL_SECONDS = 15.0

@@ -2,12 +2,12 @@
 
 import pytest
 
-from gateway.domain.address import is_same_host, split_address
+from gateway.domain.host_port import is_same_host, split_address
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.session import Hello, Report
-from gateway.link.advertised import AdvertisedHost
-from gateway.link.errors import MessageRefused
+from gateway.transport.advertised import AdvertisedHost
+from gateway.transport.errors import MessageRefused
 
 
 def hello(advertise: str | None) -> Hello:

@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from gateway.domain.ids import BootId, NodeId
-from gateway.link import registration
-from gateway.link.registration import (
+from gateway.transport import registration
+from gateway.transport.registration import (
     ANSWER_BYTES_MAX,
     JoinFailed,
     JoinRefused,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.link.tls import TlsError, client_context, peer_context, server_context
+from gateway.transport.tls import TlsError, client_context, peer_context, server_context
 from tests.fakes.certificates import Authority, make_authority
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.control.load_watch import LoadOutcome, LoadWatch
+from gateway.control.sessions.load_progress import LoadOutcome, LoadWatch
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.progress import Progress

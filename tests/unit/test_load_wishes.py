@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.control.wishes import WISH_SECONDS, LoadWishes, Waiting
+from gateway.control.load_requests import WISH_SECONDS, LoadWishes, Waiting
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.lifecycle import Observed
+from gateway.domain.routability import EMPTY_VIEW, RoutingView
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView
 from tests.fakes.fleet import MODEL, replica, view
 
 LOADED = view(replica("r"))

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from gateway.worker.memory_watch import describe_excess, group_memory_bytes
+from gateway.worker.process.memory_watch import describe_excess, group_memory_bytes
 
 KIB: Final = 2**10
 MIB: Final = 2**20

@@ -8,14 +8,14 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.domain.cluster import LoadFailure, Replica
-from gateway.domain.fleet import Hold
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.lifecycle import Observed
+from gateway.domain.peers import Hold
 from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
+from gateway.domain.routability import build_view
 from gateway.registry.protocol import ControlWrite
 from gateway.registry.snapshot import run_snapshot_watcher
-from gateway.routing.eligibility import build_view
 from tests.contract.samples import join, lead, place, replica, spec
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import NOW, Front

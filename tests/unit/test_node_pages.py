@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import pytest
 
-from gateway.domain.capacity import Capacity, Gpu
 from gateway.domain.cluster import Node, NodeStatus
 from gateway.domain.ids import BootId, GatewayId, NodeId
+from gateway.domain.resources import Capacity, Gpu
 from gateway.domain.session import Hello, Registration
 from tests.contract.samples import place, replica, spec
 from tests.fakes.asgi import AsgiRequest

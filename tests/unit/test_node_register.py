@@ -7,13 +7,13 @@ from uuid import UUID
 
 import pytest
 
-from gateway.api import node_register
-from gateway.api.node_register import BODY_BYTES_MAX
+from gateway.api.admin import registration as node_register
+from gateway.api.admin.registration import BODY_BYTES_MAX
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, GatewayId, NodeId, new_id
 from gateway.domain.session import Hello
-from gateway.link.credentials import is_credential, node_credential
-from gateway.registry import node_writes
+from gateway.registry.writes import nodes as node_writes
+from gateway.transport.credentials import is_credential, node_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, JOIN_TOKEN, Front
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 import trio
 
-from gateway.api.json_body import READ_ON_LOOP_BYTES
+from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import schema
 from gateway.api.openai.routes import HUGE_BYTES
 from gateway.api.openai.schema import ChatCall, parse_chat, parse_completion, parse_embeddings

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.api.json_count import CONTAINERS_MAX
+from gateway.api.http.json_count import CONTAINERS_MAX
 from gateway.api.openai.schema import parse_chat
 from gateway.api.openai.tools import TOOLS_BYTES_MAX
 from gateway.domain.errors import BadRequest

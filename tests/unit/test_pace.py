@@ -1,6 +1,6 @@
 """How fast somebody may go who could go faster."""
 
-from gateway.domain.pace import Pace
+from gateway.domain.token_bucket import Pace
 
 
 def test_a_burst_is_free_and_the_rest_waits_its_time() -> None:

@@ -11,19 +11,19 @@ from quart import request as quart_request
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.api.auth import Authenticator
-from gateway.api.http_app import BodyLimits, HttpApp
-from gateway.api.models import ModelDesk
-from gateway.api.pages import PAGE_ROUTES, Readiness, build_pages
-from gateway.api.pages_app import Pages
-from gateway.api.status import StatusSource
+from gateway.api.admin.app import Pages
+from gateway.api.admin.documents import StatusSource
+from gateway.api.admin.models import ModelDesk
+from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_pages
+from gateway.api.http.auth import Authenticator
+from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.domain.errors import Conflict
 from gateway.domain.ids import GatewayId
+from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, Reading
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import EMPTY_VIEW
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_bench import idle_admission

@@ -12,20 +12,20 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.api import peers
-from gateway.api.asgi import Message
-from gateway.api.auth import Key, Role, sha256
-from gateway.api.peers import RELAYED
-from gateway.api.replica_logs import HeldElsewhere
+from gateway.api.admin import peer_client as peers
+from gateway.api.admin.peer_client import RELAYED
+from gateway.api.admin.replica_logs import HeldElsewhere
+from gateway.api.http.asgi import Message
+from gateway.api.http.auth import Key, Role, sha256
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import Bulletin
+from gateway.domain.routability import build_view
 from gateway.domain.session import LogChunk
-from gateway.link.credentials import node_credential, session_metadata
-from gateway.link.tls import peer_context, server_context
-from gateway.routing.eligibility import build_view
+from gateway.transport.credentials import node_credential, session_metadata
+from gateway.transport.tls import peer_context, server_context
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.certificates import make_authority
 from tests.fakes.fetching import sha256_of

@@ -3,8 +3,8 @@
 from random import Random
 
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
-from gateway.routing.eligibility import Candidate
-from gateway.routing.load_table import LoadTable, ReplicaUse
+from gateway.domain.routability import Candidate
+from gateway.routing.load_tracker import LoadTable, ReplicaUse
 from gateway.routing.picker import ALONE, Choice, Policy, pick, standing_of, why_not_chosen
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_bench import ORIGIN

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.draft import backoff_seconds
-from gateway.control.entries import Plan, Start
-from gateway.control.plan import STABLE_SECONDS, plan
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
+from gateway.planner.builder import backoff_seconds
+from gateway.planner.plan import Plan, Start
+from gateway.planner.planner import STABLE_SECONDS, plan
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0

@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import NodeId
 from gateway.domain.requirement import Requirement
-from gateway.routing.load_table import Usage
+from gateway.domain.resources import Capacity
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 1e6

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.draft import backoff_seconds
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
-from gateway.control.retire import FORGET_AFTER_SECONDS
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
+from gateway.planner.builder import backoff_seconds
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.planner.reconcile import FORGET_AFTER_SECONDS
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus, Replica
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.requirement import Requirement
-from gateway.routing.eligibility import build_view, why_not_routable
-from gateway.routing.load_table import Usage
+from gateway.domain.resources import Capacity
+from gateway.domain.routability import build_view, why_not_routable
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, node, replica, spec, state
 
 NOW = 1000.0

@@ -5,16 +5,16 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.control.entries import Plan
-from gateway.control.plan import UNLOAD_PAUSE_SECONDS, plan
-from gateway.control.remembered import NOTHING_REMEMBERED, Remembered, note_asked
-from gateway.control.retire import Limits
-from gateway.control.scale import SCALE_UP_AFTER_SECONDS, UNWANTED_SECONDS
 from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.routing.load_table import Usage
+from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked
+from gateway.planner.plan import Plan
+from gateway.planner.planner import UNLOAD_PAUSE_SECONDS, plan
+from gateway.planner.reconcile import Limits
+from gateway.planner.scale import SCALE_UP_AFTER_SECONDS, UNWANTED_SECONDS
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0

@@ -5,14 +5,14 @@ from math import inf
 
 import pytest
 
-from gateway.control.entries import Plan
-from gateway.control.plan import plan
-from gateway.control.retire import DRAINED_SECONDS, UNSEEN_SECONDS, Limits
 from gateway.domain.cluster import ClusterState, NodeStatus
-from gateway.domain.fleet import Audience
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.routing.load_table import Usage
+from gateway.domain.peers import Audience
+from gateway.planner.plan import Plan
+from gateway.planner.planner import plan
+from gateway.planner.reconcile import DRAINED_SECONDS, UNSEEN_SECONDS, Limits
+from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from gateway.data_dir import keep_cluster_secret, keep_node_id, prepare_data_dir
 from gateway.domain.ids import BootId, NodeId
-from gateway.local_state import keep_cluster_secret, keep_node_id, prepare_data_dir
 from gateway.private_files import make_private, narrow, write_private
-from gateway.registry.sqlite_file import SqliteFile
+from gateway.registry.embedded.sqlite_file import SqliteFile
 from gateway.worker.identity import Identity, holding_folder, keep_identity, read_identity
 
 IDENTITY = Identity(NodeId("n"), BootId("b"), "credential")

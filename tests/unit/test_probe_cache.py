@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from gateway.backends.protocol import Target
 from gateway.domain.ids import Address, ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ProbeCache, open_probe_cache
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import ORIGIN, FakeProbe

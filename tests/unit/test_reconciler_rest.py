@@ -8,11 +8,11 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.control.ground import NONE_USED
 from gateway.control.reconciler import REST_SECONDS_MAX, Reconciler
 from gateway.domain.ids import ReplicaId
-from gateway.registry.memory import MemoryRegistry
-from gateway.routing.load_table import Usage
+from gateway.planner.working_state import NONE_USED
+from gateway.registry.embedded.memory import MemoryRegistry
+from gateway.routing.load_tracker import Usage
 from tests.fakes.planner import open_reconciler
 
 

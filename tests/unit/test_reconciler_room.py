@@ -7,16 +7,16 @@ from math import inf
 import trio
 import trio.testing
 
-from gateway.control.evict import MIN_RESIDENCE_SECONDS
 from gateway.control.reconciler import Reconciler
-from gateway.domain.capacity import Capacity
 from gateway.domain.cluster import Replica
-from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.peers import Bulletin, Hold
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity
 from gateway.domain.session import Hello, Registration, Report
-from gateway.registry.memory import MemoryRegistry
+from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
+from gateway.registry.embedded.memory import MemoryRegistry
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, demand, spec
 from tests.fakes.planner import open_reconciler
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from tests.fakes.front import JOIN_TOKEN, Front
 

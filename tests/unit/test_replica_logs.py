@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.replica_logs import HeldElsewhere, open_replica_tail
+from gateway.api.admin.replica_logs import HeldElsewhere, open_replica_tail
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import GatewayId, NodeId, ReplicaId
 from gateway.domain.session import LogChunk

@@ -9,18 +9,18 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from gateway.control.requirements import RequirementEstimates, measured_requirement
-from gateway.domain.capacity import Capacity, Gpu
+from gateway.control.resource_estimates import RequirementEstimates, measured_requirement
 from gateway.domain.cluster import Node
 from gateway.domain.ids import ModelName, ReplicaId, Revision
 from gateway.domain.lifecycle import Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity, Gpu
+from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
 from gateway.domain.session import Report
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
-from gateway.routing.eligibility import EMPTY_VIEW, RoutingView, build_view
 from tests.contract.samples import spec
 from tests.fakes.fleet import node
 

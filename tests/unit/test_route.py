@@ -11,8 +11,8 @@ from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, 
 from gateway.domain.errors import BackendFailed, BadRequest, Timeout
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
+from gateway.routing.attempt import Passage, Route
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS
-from gateway.routing.route import Passage, Route
 from tests.fakes.fleet import MODEL, replica, spec, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench
 

@@ -16,7 +16,7 @@ from gateway.domain.ids import ReplicaId, RequestId
 from gateway.domain.inference import Completion, EmbeddingInput, Origin, Piece
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.eligibility import RoutingView
+from gateway.domain.routability import RoutingView
 from gateway.routing.probe_cache import HOLD_PAUSE_SECONDS
 from tests.fakes.backends import DONE, Item
 from tests.fakes.fleet import MODEL, node, replica, spec, view

@@ -11,7 +11,7 @@ from gateway.domain.errors import BackendFailed, Overloaded
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import EmbeddingInput, Piece
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_table import PHANTOM_MAX_SECONDS
+from gateway.routing.load_tracker import PHANTOM_MAX_SECONDS
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import MODEL, replica, spec, view

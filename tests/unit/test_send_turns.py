@@ -5,7 +5,7 @@ import asyncio
 import trio
 from trio.testing import MockClock
 
-from gateway.backends.send_turns import TURN_SECONDS, SendTurns
+from gateway.backends.send_limiter import TURN_SECONDS, SendTurns
 from gateway.bridge import open_bridge
 
 PATIENCE_SECONDS = 10 * TURN_SECONDS

@@ -6,10 +6,10 @@ from math import inf
 import pytest
 import trio
 
-from gateway.domain.fleet import Bulletin, Use
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.routing.load_table import NEVER, LoadTable, Usage
+from gateway.domain.peers import Bulletin, Use
+from gateway.routing.load_tracker import NEVER, LoadTable, Usage
 from gateway.routing.usage import merge_usage
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import RoutingBench

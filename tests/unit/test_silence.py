@@ -6,7 +6,7 @@ import pytest
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.silence import (
     LOOK_SECONDS_MAX,
     LOOK_SECONDS_MIN,

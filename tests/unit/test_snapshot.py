@@ -8,7 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.domain.cluster import EMPTY_STATE, ClusterState
-from gateway.registry.memory import MemoryRegistry
+from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import NODE, registration

@@ -8,7 +8,7 @@ import pytest
 from gateway.domain.ids import BootId
 from gateway.domain.session import Registration
 from gateway.registry import rows
-from gateway.registry.sqlite import open_sqlite_registry
+from gateway.registry.embedded.sqlite import open_sqlite_registry
 
 
 async def test_a_row_that_has_not_changed_is_not_parsed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

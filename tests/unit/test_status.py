@@ -5,19 +5,19 @@ from typing import Any, Final
 
 import pytest
 
-from gateway.api.load_status import load_status
-from gateway.api.readings import readings
-from gateway.api.status import StatusSource, status_document
+from gateway.api.admin.documents import StatusSource, status_document
+from gateway.api.admin.load_status import load_status
+from gateway.api.admin.metrics_source import readings
 from gateway.domain.cluster import Demand
-from gateway.domain.fleet import Bulletin, Hold
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Observed
+from gateway.domain.peers import Bulletin, Hold
 from gateway.domain.progress import Progress
+from gateway.domain.routability import RoutingView, build_view
 from gateway.registry.protocol import RegistryStatistics
 from gateway.routing.admission import ModelQueueStatistics
-from gateway.routing.eligibility import RoutingView, build_view
-from gateway.routing.load_table import LoadTable
+from gateway.routing.load_tracker import LoadTable
 from gateway.routing.probe_cache import ProbeStatistics
 from gateway.routing.router import RouterStatistics
 from tests.fakes.fleet import MODEL, replica, spec, state, view

@@ -9,10 +9,10 @@ import trio.testing
 from gateway.backends.protocol import Refused
 from gateway.domain.claim import ClaimFailed
 from gateway.domain.errors import BackendFailed
-from gateway.domain.fleet import Bulletin
 from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.domain.peers import Bulletin
 from gateway.routing.decisions import describe
-from gateway.routing.strict import AWAY_SECONDS, StrictClaims
+from gateway.routing.reservation import AWAY_SECONDS, StrictClaims
 from tests.fakes.claims import FakeClaims
 from tests.fakes.fleet import GATEWAY, MODEL, replica, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench

@@ -5,7 +5,7 @@ import trio.testing
 
 from gateway.domain.ids import ReplicaId
 from gateway.routing.lease import Lease
-from gateway.routing.load_table import PHANTOM_FIRST_SECONDS
+from gateway.routing.load_tracker import PHANTOM_FIRST_SECONDS
 from tests.fakes.fleet import replica
 from tests.fakes.routing_bench import RoutingBench
 

@@ -13,15 +13,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.translate import ReplyReader, embedding, embedding_options, predict_options
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import (
-    ChatMessage,
-    EmbeddingInput,
-    Finish,
-    Generation,
-    Sampling,
-    ToolCall,
-    ToolCallDelta,
-)
+from gateway.domain.inference import ChatMessage, EmbeddingInput, Finish, Generation, Sampling, ToolCall, ToolCallDelta
 
 MODEL, REQUEST = ModelName("m"), RequestId("r")
 

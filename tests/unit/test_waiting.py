@@ -6,8 +6,8 @@ from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.errors import GatewayError, InsufficientCapacity, ModelLoadFailed, ModelLoading, NoNode, Overloaded
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import COMING_UP, Observed
-from gateway.routing.eligibility import RoutingView
-from gateway.routing.waiting import fail_fast, gave_up, loading_state
+from gateway.domain.routability import RoutingView
+from gateway.routing.rejections import fail_fast, gave_up, loading_state
 from tests.fakes.fleet import MODEL, node, replica, view
 
 NOW = 1000.0

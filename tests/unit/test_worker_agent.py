@@ -16,7 +16,7 @@ from gateway.backends.protocol import BackendNotReady, LoadFailed
 from gateway.domain.ids import Address
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredSet
-from gateway.worker.command import BackendProgram
+from gateway.worker.process.command import BackendProgram
 from gateway.worker.replica import PORT_ATTEMPTS_MAX
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn

@@ -12,10 +12,10 @@ pytest.importorskip("xllamacpp", reason="needs the llama extra")
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
-from gateway.worker import artifacts
-from gateway.worker.artifacts import NO_ARTIFACT, Artifact, ArtifactStore
-from gateway.worker.fetch.digest import file_sha256
-from gateway.worker.fetch.errors import ArtifactError
+from gateway.worker.artifacts import store as artifacts
+from gateway.worker.artifacts.digest import file_sha256
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact, ArtifactStore
 
 ROOT = Path(__file__).parents[2]
 

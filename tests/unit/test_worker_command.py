@@ -6,8 +6,10 @@ import pytest
 from gateway.config.load import parse_config
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.worker.artifacts import NO_ARTIFACT, Artifact
-from gateway.worker.command import (
+from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact
+from gateway.worker.from_config import backend_programs
+from gateway.worker.model_options import GIB, load_seconds_max, model_options
+from gateway.worker.process.command import (
     BackendProgram,
     UnknownBackend,
     command_line,
@@ -15,8 +17,6 @@ from gateway.worker.command import (
     program_of,
     working_folder,
 )
-from gateway.worker.from_config import backend_programs
-from gateway.worker.model_options import GIB, load_seconds_max, model_options
 
 DRAINS = "drains_on_term = true"
 FOREIGN = BackendProgram(("/opt/whisper/run.sh", "-v"), env={"HF_HUB_OFFLINE": "0", "LOCALAI_GRPC_AUTH_TOKEN": "x"})

@@ -1,4 +1,4 @@
-from gateway.worker.output import LINE_BYTES_MAX, LINES_MAX, OutputLog
+from gateway.worker.process.output import LINE_BYTES_MAX, LINES_MAX, OutputLog
 
 
 def test_lines_are_put_together_across_chunks() -> None:

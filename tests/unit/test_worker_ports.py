@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.units import PortRange
-from gateway.worker.ports import (
+from gateway.worker.process.ports import (
     NoFreePort,
     PortAllocator,
     address_of,

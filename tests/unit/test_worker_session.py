@@ -6,11 +6,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.domain.capacity import Capacity
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.resources import Capacity
 from gateway.domain.session import EndTail, FromWorker, Heartbeat, Leaving, LogChunk, TailLogs, ToWorker
-from gateway.worker.command import BackendProgram
+from gateway.worker.process.command import BackendProgram
 from gateway.worker.session import WorkerSession
 from tests.fakes.worker_bench import HEARTBEAT_SECONDS, nothing_known, open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeSpawn

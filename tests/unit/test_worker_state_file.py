@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from gateway.domain.ids import ReplicaId
-from gateway.worker.process import wait_exit
-from gateway.worker.state_file import ProcessRecord, StateFile, start_mark
+from gateway.worker.process.journal import ProcessRecord, StateFile, start_mark
+from gateway.worker.process.spawn import wait_exit
 
 
 @pytest.fixture

@@ -13,12 +13,12 @@ from trio.testing import MockClock
 from gateway.domain.ids import Address
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
-from gateway.worker.artifacts import ArtifactStore
-from gateway.worker.command import BackendProgram
-from gateway.worker.memory_watch import describe_excess
-from gateway.worker.ports import PortAllocator
+from gateway.worker.artifacts.store import ArtifactStore
+from gateway.worker.process.command import BackendProgram
+from gateway.worker.process.journal import StateFile
+from gateway.worker.process.memory_watch import describe_excess
+from gateway.worker.process.ports import PortAllocator
 from gateway.worker.replica import ReplicaTask, Workshop
-from gateway.worker.state_file import StateFile
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 

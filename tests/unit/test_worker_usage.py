@@ -13,17 +13,17 @@ from trio.testing import MockClock
 
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
-from gateway.worker import usage
-from gateway.worker.artifacts import ArtifactStore
-from gateway.worker.fetch.errors import ArtifactError
-from gateway.worker.fetch.gateway_files import GatewayFiles
-from gateway.worker.fetch.transfer import SILENCE_SECONDS
+from gateway.worker.artifacts.download import SILENCE_SECONDS
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.hostinfo.nvidia import read_process_memory
-from gateway.worker.ports import PortAllocator
+from gateway.worker.process import resource_usage as usage
+from gateway.worker.process.journal import StateFile
+from gateway.worker.process.ports import PortAllocator
+from gateway.worker.process.resource_usage import UNKNOWN_USAGE, Usage, measure_usage
 from gateway.worker.replica import ReplicaTask, Workshop
 from gateway.worker.settings import WorkerSettings
-from gateway.worker.state_file import StateFile
-from gateway.worker.usage import UNKNOWN_USAGE, Usage, measure_usage
 from tests.fakes.fetching import patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
 from tests.fakes.nvml import GIB, FakeDevice, FakeNvml, FakeUser

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gateway.api.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, complaint, text_or_array
+from gateway.api.http.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, complaint, text_or_array
 from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
 from gateway.domain.inference import ChatMessage, kept_text
 

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from gateway.api.json_body import (
+from gateway.api.http.json_body import (
     ARRAY,
     INVALID_VALUE,
     TEXT,

@@ -5,21 +5,21 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from gateway.api.asgi import Headers
-from gateway.api.auth import Caller, Role
-from gateway.api.event_stream import DONE, event
-from gateway.api.exchange import Exchange
-from gateway.api.http_app import Route
-from gateway.api.json_body import READ_ON_LOOP_BYTES
+from gateway.api.http.asgi import Headers
+from gateway.api.http.auth import Caller, Role
+from gateway.api.http.event_stream import DONE, event
+from gateway.api.http.exchange import Exchange
+from gateway.api.http.http_app import Route
+from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Origin, Piece
+from gateway.domain.routability import Candidate, RoutingView
 from gateway.observability.metrics import RequestMetrics
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.eligibility import Candidate, RoutingView
 from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BeforeValidator
 
-from gateway.api.json_body import (
+from gateway.api.http.json_body import (
     INVALID_VALUE,
     UNSUPPORTED_VALUE,
     JsonBody,

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import from_json, to_json
 
-from gateway.api.json_body import (
+from gateway.api.http.json_body import (
     INVALID_VALUE,
     MISSING,
     UNSUPPORTED_VALUE,
@@ -22,7 +22,7 @@ from gateway.api.json_body import (
     wrong_type,
     wrong_value,
 )
-from gateway.api.json_count import find_broken_bound
+from gateway.api.http.json_count import find_broken_bound
 from gateway.domain.errors import BadRequest
 from gateway.domain.inference import ToolCall
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from gateway.domain.capacity import Capacity, Gpu
+from gateway.domain.resources import Capacity, Gpu
 from gateway.worker.hostinfo import nvidia
 from gateway.worker.hostinfo.amounts import Amounts
 from gateway.worker.hostinfo.cpu import read_cpu_count, read_cpu_flags

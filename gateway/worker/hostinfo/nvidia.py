@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import pynvml
 import structlog
 
-from gateway.domain.capacity import Gpu
+from gateway.domain.resources import Gpu
 from gateway.worker.hostinfo.amounts import MEMORY_STEP_BYTES, Amounts, round_down
 
 log = structlog.get_logger(__name__)

@@ -1,0 +1,1 @@
+"""The admin API: the fleet, its models and its nodes, for people and for other gateways."""

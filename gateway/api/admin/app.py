@@ -1,0 +1,114 @@
+"""Quart as our pages use it: errors in our envelope, the traps of its defaults removed, JSON in and out."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+import trio
+from pydantic_core import to_json
+from quart import Response, request
+from quart.typing import ResponseReturnValue
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from gateway.api.http.browser_guard import check_json
+from gateway.api.http.errors import InternalError, error_headers
+from gateway.api.http.json_body import READ_ON_LOOP_BYTES, Body, parse_json, parse_object
+from gateway.api.http.registry_away import registry_away
+from gateway.api.openai.encode import error_object
+from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
+from gateway.registry.protocol import RegistryError
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class Pages(QuartTrio):
+    """Quart with the traps of its defaults removed (pitfalls 1, 2, 35)."""
+
+    def __init__(self) -> None:
+        super().__init__(__name__, static_folder=None)
+        self.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=None, MAX_CONTENT_LENGTH=1024 * 1024)
+        self.register_error_handler(GatewayError, _answer_error)
+        self.register_error_handler(RegistryError, _answer_registry_error)
+        self.register_error_handler(HTTPException, _answer_http_exception)
+        self.register_error_handler(Exception, _answer_bug)
+
+    async def handle_user_exception(
+        self, error: Exception | BaseExceptionGroup[BaseException]
+    ) -> HTTPException | ResponseReturnValue:
+        """A bug beside a cancel is logged here, since Quart would drop it (pitfalls 2, 3)."""
+        if isinstance(error, BaseExceptionGroup):
+            cancelled, failed = error.split(trio.Cancelled)
+            if failed is not None:
+                log.exception("request.failed", exc_info=failed)
+            if cancelled is not None:
+                raise cancelled from None
+            return _envelope(InternalError())
+        return await super().handle_user_exception(error)
+
+    def rules(self) -> Iterator[tuple[str, str]]:
+        """Method and path of each page."""
+        for rule in self.url_map.iter_rules():
+            for method in sorted(rule.methods or ()):
+                yield method, rule.rule
+
+
+async def read_json(body_type: type[Body]) -> Body:
+    """The body of the request. Raises `BadRequest`; `UnsupportedMediaType` for one that is not declared as JSON."""
+    return await _off_loop_if_large(partial(parse_json, body_type), await _read_declared())
+
+
+async def read_object() -> dict[str, Any]:
+    """The same, for a body that somebody else checks."""
+    return await _off_loop_if_large(parse_object, await _read_declared())
+
+
+async def _off_loop_if_large(parse: Callable[[bytes], T], body: bytes) -> T:
+    return parse(body) if len(body) <= READ_ON_LOOP_BYTES else await trio.to_thread.run_sync(parse, body)
+
+
+async def _read_declared() -> bytes:
+    data = await request.data
+    if data:
+        check_json(request.headers.get("content-type"))
+    return data
+
+
+def json_response(document: object, status: int = 200) -> Response:
+    return Response(to_json(document), status=status, content_type="application/json")
+
+
+def _envelope(error: GatewayError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(error_object(error), status=error.status, headers=headers, content_type="application/json")
+
+
+async def _answer_error(error: GatewayError) -> Response:
+    return _envelope(error)
+
+
+async def _answer_registry_error(error: RegistryError) -> Response:
+    return _envelope(registry_away(error))
+
+
+async def _answer_http_exception(error: HTTPException) -> Response:
+    """What Quart itself refuses, in our words."""
+    match error.code:
+        case 404:
+            return _envelope(NotFound("There is nothing at this path."))
+        case 405:
+            response = _envelope(MethodNotAllowed("This path does not take that method."))
+            response.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
+            return response
+        case _:
+            response = _envelope(BadRequest(error.description or error.name))
+            response.status_code = error.code or 400
+            return response
+
+
+async def _answer_bug(error: Exception) -> Response:
+    log.exception("request.failed", exc_info=error)
+    return _envelope(InternalError())

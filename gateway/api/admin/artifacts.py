@@ -1,0 +1,138 @@
+"""Files that only gateways have, for workers of other machines: those that models name by `file:` with a `sha256`.
+
+A worker asks by the hash, and any gateway: one whose disk has not got the file passes on what another one has. The
+path comes from the model and never from the request.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from gateway.api.admin.peer_client import Peers
+from gateway.api.http.asgi import Headers
+from gateway.api.http.auth import Caller, Role
+from gateway.api.http.byte_range import ByteRange, Unsatisfiable, wanted_range
+from gateway.api.http.exchange import Exchange
+from gateway.api.http.http_app import Route
+from gateway.domain.cluster import ClusterState
+from gateway.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated
+from gateway.domain.ids import NodeId
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.texts import quoted
+from gateway.transport.credentials import BOOT
+
+CHUNK_BYTES: Final = 1024 * 1024
+FILE_SCHEME: Final = "file:"
+
+
+class RangeNotSatisfiable(BadRequest):
+    status = 416
+    code = "range_not_satisfiable"
+
+
+class FileShrank(Exception):
+    """It ends before the length that was announced: whoever has written to it has broken this response."""
+
+
+@dataclass(frozen=True)
+class ArtifactFiles:
+    state: Callable[[], ClusterState]
+    models_dir: Path
+    peers: Peers
+
+    def routes(self) -> Sequence[Route]:
+        path = "/api/artifacts/{sha256}"
+        # A drain does not wait for gigabytes: the worker goes on with what it has, here or at another gateway.
+        return (
+            Route("GET", path, Role.WORKER, self._send, ends_with_service=True),
+            Route("HEAD", path, Role.WORKER, self._send, ends_with_service=True),
+        )
+
+    async def _send(self, exchange: Exchange, caller: Caller, _body: bytes) -> None:
+        state, digest = self.state(), exchange.params["sha256"].lower()
+        node = state.nodes.get(NodeId(caller.name))
+        if node is None or not node.approved:
+            raise Forbidden("This node is not, or not yet, one that serves models of this fleet.")
+        if exchange.header(BOOT) not in {node.boot_id, node.joined_boot_id}:
+            raise Unauthenticated("A newer start of this worker has joined since.", code="invalid_node_credential")
+        exchange.notes["node"] = node.name
+        specs = tuple(specs_of(digest, state.models.values()))
+        file = await trio.to_thread.run_sync(_open_first, tuple(paths_of(specs, self.models_dir.resolve())))
+        if file is not None:
+            with file:
+                await _answer(exchange, file, digest)
+        elif not (specs and await self.peers.relay_from_any(exchange)):
+            raise NotFound(f"No gateway has a file that a model names with the sha256 '{quoted(digest, 64)}'.")
+
+
+def specs_of(digest: str, specs: Iterable[ModelSpec]) -> Iterator[ModelSpec]:
+    """The models that name a file of that hash."""
+    for spec in specs:
+        if spec.artifact.startswith(FILE_SCHEME) and spec.sha256 is not None and spec.sha256.lower() == digest:
+            yield spec
+
+
+def paths_of(specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
+    """Where their files should lie. What the API has set stays in `models_dir`, which is resolved (A7)."""
+    for spec in specs:
+        path = (models_dir / spec.artifact.removeprefix(FILE_SCHEME)).resolve()
+        if spec.source == "file" or path.is_relative_to(models_dir):
+            yield path
+
+
+def _open_first(paths: Sequence[Path]) -> FileIO | None:
+    """The first of them that is a readable regular file."""
+    for path in paths:
+        try:
+            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe must not hold us up
+        except OSError:
+            continue
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    return None
+
+
+async def _answer(exchange: Exchange, file: FileIO, digest: str) -> None:
+    size, etag = os.fstat(file.fileno()).st_size, f'"{digest}"'
+    exchange.response_headers += [(b"etag", etag.encode()), (b"accept-ranges", b"bytes")]
+    part = _wanted_part(exchange, size, etag)
+    sent = part or ByteRange(0, size - 1)
+    headers: Headers = [
+        (b"content-type", b"application/octet-stream"),
+        (b"content-length", str(sent.length).encode()),
+    ]
+    if part is not None:
+        headers.append((b"content-range", f"bytes {part.first}-{part.last}/{size}".encode()))
+    await exchange.send_head(206 if part is not None else 200, headers)
+    if exchange.method != "HEAD":
+        await _send_bytes(exchange, file, sent)
+    await exchange.end_stream()
+
+
+def _wanted_part(exchange: Exchange, size: int, etag: str) -> ByteRange | None:
+    """None: the whole file. Raises `RangeNotSatisfiable`."""
+    if exchange.method != "GET" or exchange.header("if-range") not in {None, etag}:
+        return None
+    try:
+        return wanted_range(exchange.header("range"), size)
+    except Unsatisfiable:
+        exchange.response_headers.append((b"content-range", f"bytes */{size}".encode()))
+        raise RangeNotSatisfiable(f"The file has {size} bytes, none of which is in the range.") from None
+
+
+async def _send_bytes(exchange: Exchange, file: FileIO, part: ByteRange) -> None:
+    position, left = part.first, part.length
+    while left:
+        chunk = await trio.to_thread.run_sync(os.pread, file.fileno(), min(left, CHUNK_BYTES), position)
+        if not chunk:
+            raise FileShrank
+        await exchange.send_part(chunk)
+        position += len(chunk)
+        left -= len(chunk)

@@ -1,0 +1,71 @@
+"""Types of fields that several request bodies of the admin API and of workers have. Pure."""
+
+import re
+from collections.abc import Callable
+from typing import Annotated, Final, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from gateway.api.http.json_body import INVALID_VALUE, complaint, wrong_type, wrong_value
+from gateway.config.fields import INT32_MAX, check_name
+from gateway.config.units import Percent, parse_budget
+from gateway.domain.resources import VramBudget
+
+Value = TypeVar("Value")
+
+LABELS_MAX: Final = 64
+LABEL_CHARS_MAX: Final = 128
+"""Of a label's name."""
+LABEL_VALUE_CHARS_MAX: Final = 256
+
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def _check_uuid(text: str) -> str:
+    if not _UUID.fullmatch(text):
+        raise wrong_value("be a UUID in lower case, such as 3f2b8c1e-7d4a-4f0e-9a51-2c6d8e0b7f13")
+    return text
+
+
+def _as_the_configuration(check: Callable[[str], Value]) -> Callable[[str], Value]:
+    """The configuration's check, whose sentence ("expected ..., got ...") becomes this field's."""
+
+    def checked(text: str) -> Value:
+        try:
+            return check(text)
+        except ValueError as error:
+            raise complaint(INVALID_VALUE, f"Invalid value for '{{param}}': {error}.") from None
+
+    return checked
+
+
+def _parse_budget(value: object) -> object:
+    """The type is checked here, since what comes out is another one."""
+    if not isinstance(value, str):
+        raise wrong_type("a string", value)
+    budget = _as_the_configuration(parse_budget)(value)
+    return VramBudget(share=budget.value / 100) if isinstance(budget, Percent) else VramBudget(amount=budget)
+
+
+def _check_labels(labels: object) -> object:
+    """One wrong label is named; pydantic would list all of them."""
+    if not isinstance(labels, dict):
+        raise wrong_type("an object", labels)
+    if len(labels) > LABELS_MAX:
+        raise wrong_value(f"have at most {LABELS_MAX} entries")
+    for name, value in labels.items():
+        if not 1 <= len(name) <= LABEL_CHARS_MAX or not name.isprintable():
+            raise wrong_value(f"have names of 1 to {LABEL_CHARS_MAX} printable characters")
+        if not isinstance(value, str):
+            raise wrong_type("a string", value, name)
+        if len(value) > LABEL_VALUE_CHARS_MAX or "\0" in value:
+            raise wrong_value(f"have at most {LABEL_VALUE_CHARS_MAX} characters and no NUL", name)
+    return labels
+
+
+Uuid = Annotated[str, AfterValidator(_check_uuid)]
+NodeName = Annotated[str, AfterValidator(_as_the_configuration(check_name))]
+Budget = Annotated[VramBudget, BeforeValidator(_parse_budget)]
+"""Written "12GiB" or "80%", as in the configuration."""
+Labels = Annotated[dict[str, str], BeforeValidator(_check_labels)]
+PositiveCount = Annotated[int, Field(ge=1, le=INT32_MAX)]

@@ -1,0 +1,176 @@
+"""Pages of the admin API about models: what there is, what is put, removed, loaded and unloaded, and how a load goes.
+
+What a page writes, it answers from the registry, once this gateway's view has it too: who asks next sees it.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import PurePath
+from typing import Any, Final, Protocol
+
+import trio
+from quart import Response, request
+
+from gateway.api.admin.app import Pages, json_response, read_object
+from gateway.api.admin.documents import StatusSource, model_object, model_objects
+from gateway.api.admin.load_status import load_status
+from gateway.api.admin.model_body import parse_model
+from gateway.api.http.query_params import count_of
+from gateway.domain.artifact import is_masked, unmasked
+from gateway.domain.cluster import ClusterState
+from gateway.domain.errors import Conflict, ModelNotFound
+from gateway.domain.ids import ModelName
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.routability import RoutingView, build_view
+from gateway.registry.protocol import DeclaredInFile, Registry
+from gateway.registry.snapshot import SnapshotStore
+
+WAIT_SECONDS_MAX: Final = 600
+"""For a load, in one request."""
+VIEW_SECONDS: Final = 2.0
+"""For this gateway's view to follow a write. Then the answer does not wait for it any longer."""
+
+
+class Loads(Protocol):
+    """Loads that were asked for at this gateway and have come to nothing yet."""
+
+    def want(self, model: ModelName) -> None: ...
+
+    def drop(self, model: ModelName) -> None:
+        """It is not asked for any more."""
+
+    async def wait_over(self, model: ModelName) -> None:
+        """Until a replica serves, or the load has failed, or it is not asked for any more."""
+
+
+@dataclass(frozen=True)
+class ModelDesk:
+    """Shows and changes models. Every method raises `ModelNotFound` for one that is not there."""
+
+    registry: Registry
+    source: StatusSource
+    views: SnapshotStore[RoutingView]
+    loads: Loads
+    backends: Collection[str]
+    """Those that the configuration declares."""
+    models_dir: PurePath
+    """Absolute; see `parse_model`."""
+
+    def show(self, name: ModelName) -> Response:
+        return json_response(model_object(self.source, _found(self.source.view().state, name)))
+
+    async def put(self, name: ModelName, body: dict[str, Any]) -> Response:
+        """Raises `BadRequest`, and `Conflict` for a model of the configuration file."""
+        spec = parse_model(name, await self._with_secrets(name, body), self.backends, self.models_dir)
+        try:
+            is_new = await self.registry.put_model(spec)
+        except DeclaredInFile as error:
+            raise _declared_in_file(name) from error
+        return await self._answer(name, 201 if is_new else 200)
+
+    async def _with_secrets(self, name: ModelName, body: dict[str, Any]) -> dict[str, Any]:
+        """Who puts what was shown keeps the secrets that were not."""
+        artifact = body.get("artifact")
+        if not isinstance(artifact, str) or not is_masked(artifact):
+            return body
+        known = (await self.registry.read_state()).models.get(name)
+        return {**body, "artifact": unmasked(artifact, known.artifact if known is not None else None)}
+
+    async def remove(self, name: ModelName) -> Response:
+        """Raises `Conflict` for a model of the configuration file."""
+        try:
+            if not await self.registry.remove_model(name):
+                raise ModelNotFound(name)
+        except DeclaredInFile as error:
+            raise _declared_in_file(name) from error
+        self.loads.drop(name)
+        await self._follow(await self.registry.read_state())
+        return json_response({"removed": name})
+
+    async def load(self, name: ModelName, wait_seconds: float) -> Response:
+        """202 until it has come to something, if anybody waits for that."""
+        await self._find(name)
+        self.loads.want(name)
+        is_over = False
+        with trio.move_on_after(wait_seconds):
+            await self.loads.wait_over(name)
+            is_over = True
+        return json_response(load_status(self.source, name), 200 if is_over and wait_seconds else 202)
+
+    async def unload(self, name: ModelName) -> Response:
+        """Also at a gateway that never served it (W12). Raises `Conflict` for one that is always to be loaded."""
+        spec = await self._find(name)
+        if spec.min_replicas or spec.on_every_node:
+            raise _always_loaded(spec)
+        self.loads.drop(name)
+        if not await self.registry.unload_model(name):
+            raise ModelNotFound(name)
+        return await self._answer(name)
+
+    async def _find(self, name: ModelName) -> ModelSpec:
+        """The spec that the registry has; the view has it, too."""
+        state = await self.registry.read_state()
+        spec = _found(state, name)
+        await self._follow(state)
+        return spec
+
+    async def _answer(self, name: ModelName, status: int = 200) -> Response:
+        state = await self.registry.read_state()
+        spec, view = _found(state, name), build_view(state)
+        await self._follow(state)
+        return json_response(model_object(replace(self.source, view=lambda: view), spec), status)
+
+    async def _follow(self, state: ClusterState) -> None:
+        with trio.move_on_after(VIEW_SECONDS):
+            view = self.views.current
+            while view.state.version < state.version:
+                view = await self.views.wait_change(view)
+
+
+def _found(state: ClusterState, name: ModelName) -> ModelSpec:
+    spec = state.models.get(name)
+    if spec is None:
+        raise ModelNotFound(name)
+    return spec
+
+
+def _declared_in_file(name: ModelName) -> Conflict:
+    return Conflict(f"The model '{name}' is declared in the gateway's configuration file; change it there.")
+
+
+def _always_loaded(spec: ModelSpec) -> Conflict:
+    key = 'replicas = "all"' if spec.on_every_node else f"min_replicas = {spec.min_replicas}"
+    place = "in the configuration file" if spec.source == "file" else f"with PUT /api/models/{spec.name}"
+    return Conflict(
+        f"The model '{spec.name}' has {key}, so it would be loaded again at once. Set min_replicas = 0 {place} first."
+    )
+
+
+def add_model_pages(pages: Pages, desk: ModelDesk) -> None:
+    @pages.get("/api/models")
+    async def models() -> Response:
+        return json_response({"models": model_objects(desk.source)})
+
+    @pages.get("/api/models/<path:name>")
+    async def model(name: str) -> Response:
+        return desk.show(ModelName(name))
+
+    @pages.put("/api/models/<path:name>")
+    async def put_model(name: str) -> Response:
+        return await desk.put(ModelName(name), await read_object())
+
+    @pages.delete("/api/models/<path:name>")
+    async def remove_model(name: str) -> Response:
+        return await desk.remove(ModelName(name))
+
+    @pages.post("/api/models/<path:name>/load")
+    async def load_model(name: str) -> Response:
+        return await desk.load(ModelName(name), count_of(request.args, "wait", 0, WAIT_SECONDS_MAX))
+
+    @pages.post("/api/models/<path:name>/unload")
+    async def unload_model(name: str) -> Response:
+        return await desk.unload(ModelName(name))
+
+    @pages.get("/api/models/<path:name>/load-status")
+    async def model_load_status(name: str) -> Response:
+        return json_response(load_status(desk.source, ModelName(name)))

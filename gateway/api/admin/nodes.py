@@ -1,0 +1,152 @@
+"""Pages of the admin API about the fleet: nodes and replicas as `/api/status` has them, and the audit trail.
+
+A node is named by its id or its name. What a page writes, it answers from the registry; the rest is this gateway's
+view, which follows the registry at a little distance.
+"""
+
+from dataclasses import asdict
+from typing import Final
+
+from quart import Response, request
+
+from gateway.api.admin.app import Pages, json_response, read_json
+from gateway.api.admin.body_fields import Budget, Labels, PositiveCount
+from gateway.api.admin.documents import StatusSource, node_object, node_objects, replica_objects
+from gateway.api.http.json_body import JsonBody
+from gateway.api.http.query_params import count_of, flag_of
+from gateway.domain.cluster import ClusterState, Node, NodeStatus
+from gateway.domain.errors import Conflict, NotFound
+from gateway.domain.ids import NodeId
+from gateway.domain.texts import quoted
+from gateway.registry.protocol import NodeEdit, NodeOverrides, Registry
+
+EVENTS_DEFAULT: Final = 100
+EVENTS_MAX: Final = 1000
+LOST: Final = frozenset({NodeStatus.OFFLINE, NodeStatus.UNHEALTHY})
+"""Nobody hears of such a node, so nothing is lost when it is removed."""
+
+
+class NodePatch(JsonBody):
+    """What an admin says of a node instead of its worker. What is not named stays as it is; null takes back what was
+    said before, and the worker's own word counts again. Labels are replaced as a whole."""
+
+    labels: Labels | None = None
+    vram_budget: Budget | None = None
+    max_replicas_per_model: PositiveCount | None = None
+
+    def to_edit(self) -> NodeEdit:
+        return NodeEdit(
+            overrides=NodeOverrides(
+                labels=self.labels or {},
+                max_replicas_per_model=self.max_replicas_per_model,
+                vram_budget=self.vram_budget,
+            ),
+            kept=frozenset(type(self).model_fields.keys() - self.model_fields_set),
+        )
+
+
+class NodeDesk:
+    """Finds and changes nodes. Every method raises `NotFound` for one that is not there."""
+
+    def __init__(self, registry: Registry, source: StatusSource) -> None:
+        self._registry = registry
+        self._source = source
+
+    def show(self, name: str) -> Response:
+        return self._answer(find_node(self._source.view().state, name))
+
+    async def edit(self, name: str, edit: NodeEdit) -> Response:
+        """The node as it is afterwards. To ask twice for the same changes nothing."""
+        node = await self._find(name)
+        if not await self._registry.edit_node(node.id, edit):
+            raise node_not_found(name)
+        return self._answer(await self._find(node.id))
+
+    async def remove(self, name: str, *, force: bool) -> Response:
+        """Raises `Conflict` for a node whose worker is there: it would come back."""
+        node = await self._find(name)
+        if node.link not in LOST and not force:
+            raise Conflict(
+                f"The node '{node.name}' is {node.link.value}. Stop its worker first, or remove it with force=true: "
+                "its replicas are then forgotten while they may still run."
+            )
+        if not await self._registry.remove_node(node.id):
+            raise node_not_found(name)
+        return json_response({"removed": node.id})
+
+    async def _find(self, name: str) -> Node:
+        return find_node(await self._registry.read_state(), name)
+
+    def _answer(self, node: Node) -> Response:
+        return json_response(node_object(node, self._source.clock()))
+
+
+def find_node(state: ClusterState, name: str) -> Node:
+    """By id, else by name. Raises `NotFound`."""
+    found = state.nodes.get(NodeId(name))
+    if found is None:
+        found = next((node for node in state.nodes.values() if node.name == name), None)
+    if found is None:
+        raise node_not_found(name)
+    return found
+
+
+def node_not_found(name: str) -> NotFound:
+    return NotFound(
+        f"No node has the id or name '{quoted(name)}'. GET /api/nodes lists those there are.", code="node_not_found"
+    )
+
+
+def replica_not_found(replica_id: str) -> NotFound:
+    message = f"No replica has the id '{quoted(replica_id)}'. GET /api/replicas lists those there are."
+    return NotFound(message, code="replica_not_found")
+
+
+def add_node_pages(pages: Pages, registry: Registry, source: StatusSource) -> None:
+    desk = NodeDesk(registry, source)
+
+    @pages.get("/api/nodes")
+    async def nodes() -> Response:
+        return json_response({"nodes": node_objects(source)})
+
+    @pages.get("/api/nodes/<name>")
+    async def node(name: str) -> Response:
+        return desk.show(name)
+
+    @pages.patch("/api/nodes/<name>")
+    async def patch_node(name: str) -> Response:
+        return await desk.edit(name, (await read_json(NodePatch)).to_edit())
+
+    @pages.delete("/api/nodes/<name>")
+    async def remove_node(name: str) -> Response:
+        return await desk.remove(name, force=flag_of(request.args, "force"))
+
+    @pages.post("/api/nodes/<name>/approve")
+    async def approve_node(name: str) -> Response:
+        return await desk.edit(name, NodeEdit(approved=True))
+
+    @pages.post("/api/nodes/<name>/drain")
+    async def drain_node(name: str) -> Response:
+        return await desk.edit(name, NodeEdit(draining=True))
+
+    @pages.post("/api/nodes/<name>/resume")
+    async def resume_node(name: str) -> Response:
+        return await desk.edit(name, NodeEdit(draining=False))
+
+
+def add_fleet_pages(pages: Pages, registry: Registry, source: StatusSource) -> None:
+    @pages.get("/api/replicas")
+    async def replicas() -> Response:
+        return json_response({"replicas": replica_objects(source)})
+
+    @pages.get("/api/replicas/<replica_id>")
+    async def replica(replica_id: str) -> Response:
+        found = next((each for each in replica_objects(source) if each["id"] == replica_id), None)
+        if found is None:
+            raise replica_not_found(replica_id)
+        return json_response(found)
+
+    @pages.get("/api/events")
+    async def events() -> Response:
+        limit = count_of(request.args, "limit", EVENTS_DEFAULT, EVENTS_MAX)
+        return json_response({"events": [asdict(event) for event in await registry.read_events(limit)]})

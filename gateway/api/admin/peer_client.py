@@ -1,0 +1,238 @@
+"""Asks another gateway of the fleet for what only that one has, and passes its answer on as it comes.
+
+Only addresses that gateways have published are asked, with the caller's own credentials, which all gateways of a fleet
+take. What was relayed once is not relayed again, so a question can't go round.
+"""
+
+import ssl
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import quote
+
+import httpcore  # noqa: F401 - else the first call imports it, which everybody else would feel
+import httpx
+import trio
+
+from gateway.api.http.asgi import Headers
+from gateway.api.http.event_stream import MEDIA_TYPE, whole_events
+from gateway.api.http.exchange import REQUEST_ID, Exchange
+from gateway.domain.errors import Unavailable
+from gateway.domain.ids import GatewayId
+from gateway.domain.peers import Bulletin
+from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE
+
+CONNECT_SECONDS: Final = 2.0
+ANSWER_SECONDS: Final = 15.0
+"""For an answer to begin: longer than what the other gateway itself waits for, a worker that is to send its lines."""
+SILENCE_SECONDS: Final = 60.0
+"""Between two parts of an answer; a quiet event stream says something more often."""
+RETRY_AFTER_SECONDS: Final = 5.0
+EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
+
+TRUSTS_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+RELAYED: Final = "x-gateway-relayed"
+ASKED_WITH: Final = (AUTHORIZATION, NODE, BOOT, "range", "if-range")
+"""Headers of the caller that go along."""
+ANSWERED_WITH: Final = frozenset(
+    {
+        b"content-type",
+        b"content-length",
+        b"content-range",
+        b"content-encoding",
+        b"accept-ranges",
+        b"etag",
+        b"cache-control",
+        b"x-accel-buffering",
+        b"retry-after",
+        b"www-authenticate",
+    }
+)
+"""Headers of the answer that come back; each gateway has its own of the rest."""
+
+
+class PeerFailed(Unavailable):
+    """Another gateway, which the message names, could not be asked or did not answer as one."""
+
+    def __init__(self, peer: Bulletin, because: str) -> None:
+        super().__init__(
+            f"The gateway '{peer.gateway_id}' at {peer.url} {because}.", retry_after_seconds=RETRY_AFTER_SECONDS
+        )
+
+
+@dataclass
+class Peers:
+    """`context`: what they have to prove themselves with; None: with what the system trusts."""
+
+    gateways: Callable[[], Mapping[GatewayId, Bulletin]]
+    """The newest bulletin of each other one that lives."""
+    context: ssl.SSLContext | None = None
+
+    async def relay(self, exchange: Exchange, gateway_id: GatewayId) -> None:
+        """Answers as that gateway does. Raises `Unavailable` when it can't be asked."""
+        peer = next((peer for peer in self._askable(exchange) if peer.gateway_id == gateway_id), None)
+        if peer is None:
+            raise Unavailable(
+                f"Only the gateway '{gateway_id}' has this, and it can't be asked from here now.",
+                retry_after_seconds=RETRY_AFTER_SECONDS,
+            )
+        async with self._ask(exchange, peer) as response:
+            await _pass_on(exchange, response, peer)
+
+    async def relay_from_any(self, exchange: Exchange) -> bool:
+        """Answers as the first that does not say "not found". False: all say so, and nothing was answered.
+
+        Raises `Unavailable` when one that may have it could not be asked or could not tell.
+        """
+        unsure: PeerFailed | None = None
+        for peer in self._askable(exchange):
+            try:
+                if await self._relay_if_found(exchange, peer):
+                    return True
+            except PeerFailed as error:
+                if exchange.status is not None:
+                    raise
+                unsure = unsure or error
+        if unsure is not None:
+            raise unsure
+        return False
+
+    async def _relay_if_found(self, exchange: Exchange, peer: Bulletin) -> bool:
+        async with self._ask(exchange, peer) as response:
+            if response.status_code == 404:
+                return False
+            if response.is_server_error:
+                raise PeerFailed(peer, f"could not tell whether it has this: it answered {response.status_code}")
+            await _pass_on(exchange, response, peer)
+            return True
+
+    def _askable(self, exchange: Exchange) -> Iterator[Bulletin]:
+        if not was_relayed(exchange):
+            yield from (peer for peer in self.gateways().values() if peer.url)
+
+    @asynccontextmanager
+    async def _ask(self, exchange: Exchange, peer: Bulletin) -> AsyncIterator[httpx.Response]:
+        """The beginning of a gateway's answer, its body unread. Raises `PeerFailed`."""
+        timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
+        verify = await self._trust(peer)
+        # A proxy of the environment is for the world outside, and may hold a stream back.
+        async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False) as http:
+            with _telling_of(peer, "can't be reached"):
+                response = await _answer(http, _request(exchange, peer), peer)
+            try:
+                yield response
+            finally:
+                await response.aclose()
+
+    async def _trust(self, peer: Bulletin) -> ssl.SSLContext:
+        """Reading what the system trusts takes long enough to be felt by everybody else."""
+        if not peer.url.startswith("https:"):
+            return TRUSTS_NOBODY
+        if self.context is None:
+            self.context = await trio.to_thread.run_sync(ssl.create_default_context)
+        return self.context
+
+
+def was_relayed(exchange: Exchange) -> bool:
+    """Another gateway asks, on behalf of the caller."""
+    return exchange.header(RELAYED) is not None
+
+
+def _request(exchange: Exchange, peer: Bulletin) -> httpx.Request:
+    """The same question, asked of another gateway."""
+    headers = {
+        "accept-encoding": "identity",
+        "user-agent": "gateway",
+        REQUEST_ID.decode(): exchange.request_id,
+        RELAYED: "1",
+    }
+    headers |= {name: value for name in ASKED_WITH if (value := exchange.header(name)) is not None}
+    url = peer.url.rstrip("/") + quote(exchange.path)
+    return httpx.Request(exchange.method, url, params=dict(exchange.query), headers=headers)
+
+
+async def _answer(http: httpx.AsyncClient, request: httpx.Request, peer: Bulletin) -> httpx.Response:
+    with trio.move_on_after(ANSWER_SECONDS):
+        response = await http.send(request, stream=True, follow_redirects=False)
+        if not _is_a_gateways(response):
+            await response.aclose()
+            raise PeerFailed(peer, f"answered {response.status_code}, and not as a gateway does")
+        return response
+    raise PeerFailed(peer, f"did not answer within {ANSWER_SECONDS:g} s")
+
+
+def _is_a_gateways(response: httpx.Response) -> bool:
+    """It is no redirect, and its errors are in our envelope."""
+    kind: str = response.headers.get("content-type", "")
+    return response.is_success or (response.is_error and kind.startswith("application/json"))
+
+
+async def _pass_on(exchange: Exchange, response: httpx.Response, peer: Bulletin) -> None:
+    """A client that does not read holds the other gateway up, through us, and nothing is kept in between."""
+    exchange.notes["relayed_from"] = peer.gateway_id
+    exchange.is_event_stream = _is_event_stream(response)
+    await exchange.send_head(response.status_code, _headers_to_pass(response))
+    parts = response.aiter_raw()
+    try:
+        with _telling_of(peer, "was lost"):
+            await _send_parts(exchange, parts, peer)
+    except BaseException:
+        await _end(parts)
+        raise
+    await exchange.end_stream()
+
+
+def _headers_to_pass(response: httpx.Response) -> Headers:
+    passed = ANSWERED_WITH - ({b"content-length"} if _is_event_stream(response) else set())
+    return [(name.lower(), value) for name, value in response.headers.raw if name.lower() in passed]
+
+
+def _is_event_stream(response: httpx.Response) -> bool:
+    kind: str = response.headers.get("content-type", "")
+    return kind.startswith(MEDIA_TYPE)
+
+
+async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: Bulletin) -> None:
+    """Events whole, so that an error of ours can follow at any time; anything else as it comes."""
+    held = b""
+    async for part in parts:
+        ready = part
+        if exchange.is_event_stream:
+            ready, held = whole_events(held + part)
+        if ready:
+            await exchange.send_part(ready)
+        if len(held) > EVENT_BYTES_MAX:
+            raise PeerFailed(peer, "sends what is no event stream")
+    if held:
+        raise PeerFailed(peer, "was lost in the middle of an event")
+
+
+async def _end(parts: AsyncIterator[bytes]) -> None:
+    """httpx's iterators have to be read to their end or be ended by an exception of theirs: by a cancel, then."""
+    with trio.CancelScope() as scope, suppress(httpx.HTTPError):
+        scope.cancel()
+        async for _ in parts:
+            pass
+
+
+@contextmanager
+def _telling_of(peer: Bulletin, what: str) -> Iterator[None]:
+    """Raises `PeerFailed` for what httpx raises."""
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise PeerFailed(peer, f"{what}: {_words(error)}") from error
+
+
+def _words(error: BaseException) -> str:
+    """Of the innermost cause that has any: on Trio, httpx has no words for what TLS found."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is not to be trusted: {cause.verify_message}"
+        if words := str(cause):
+            return words
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__

@@ -1,0 +1,109 @@
+"""The pages: health, metrics and the admin API (later also pages for people).
+
+Inference does not pass through here. Requests arrive already admitted by `HttpApp`; errors leave in the same envelope.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from quart import Response
+
+from gateway.api.admin.app import Pages, json_response, read_json
+from gateway.api.admin.documents import StatusSource, status_document
+from gateway.api.admin.models import ModelDesk, add_model_pages
+from gateway.api.admin.nodes import add_fleet_pages, add_node_pages
+from gateway.api.http.auth import Role
+from gateway.api.http.http_app import PageRoute
+from gateway.api.http.json_body import JsonBody
+from gateway.domain.ids import ModelName
+from gateway.observability.metrics import Metrics
+from gateway.registry.protocol import Registry
+from gateway.routing.admission import Admission
+from gateway.routing.decisions import describe_candidates
+
+PAGE_ROUTES: Sequence[PageRoute] = (
+    PageRoute("/healthz", Role.PUBLIC),
+    PageRoute("/readyz", Role.PUBLIC),
+    PageRoute("/metrics", Role.ADMIN),
+    PageRoute("/api/", Role.ADMIN),
+)
+
+
+@dataclass(frozen=True)
+class Readiness:
+    """What `/readyz` tells: a load balancer sends requests to a gateway that can serve.
+
+    That is not one of whose parts each works. A gateway serves from its last snapshot while the registry is away; if
+    all of them said that they are not ready then, the outage of the database would be one of the fleet.
+    """
+
+    checks: Mapping[str, bool]
+    """For each part, whether it works."""
+    can_serve: bool
+    """It has had a snapshot, and is not about to end."""
+
+    @property
+    def status(self) -> str:
+        if not self.can_serve:
+            return "not ready"
+        return "ready" if all(self.checks.values()) else "degraded"
+
+
+def build_pages(
+    source: StatusSource,
+    admission: Admission,
+    metrics: Metrics,
+    ready: Callable[[], Readiness],
+    registry: Registry,
+    models: ModelDesk,
+) -> Pages:
+    pages = Pages()
+
+    @pages.get("/healthz")
+    async def healthz() -> Response:
+        return json_response({"status": "ok"})
+
+    @pages.get("/readyz")
+    async def readyz() -> Response:
+        now = ready()
+        document = {"status": now.status, "checks": dict(now.checks)}
+        return json_response(document, status=200 if now.can_serve else 503)
+
+    @pages.get("/metrics")
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+    @pages.get("/api/status")
+    async def status() -> Response:
+        return json_response(status_document(source))
+
+    @pages.post("/api/explain")
+    async def explain() -> Response:
+        body = await read_json(ExplainBody)
+        return json_response(explanation(admission, ModelName(body.model)))
+
+    add_model_pages(pages, models)
+    add_node_pages(pages, registry, source)
+    add_fleet_pages(pages, registry, source)
+    return pages
+
+
+class ExplainBody(JsonBody):
+    """What the router would do now with a request for `model`."""
+
+    model: str
+
+
+def explanation(admission: Admission, model: ModelName) -> dict[str, Any]:
+    """Raises `ModelNotFound`."""
+    chosen, considered, now = admission.explain(model)
+    queue = admission.statistics().get(model)
+    return {
+        "model": model,
+        "chosen": chosen.replica_id if chosen is not None else None,
+        "queued": queue.waiting if queue is not None else 0,
+        "candidates": list(describe_candidates(considered, chosen, now)),
+        "not_routable": admission.not_routable(model),
+    }

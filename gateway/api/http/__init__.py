@@ -1,0 +1,1 @@
+"""HTTP itself: the listener, requests and responses, credentials, and the guards in front of every route."""

@@ -1,0 +1,241 @@
+"""One connection of the listener: which protocol it speaks, bounded writes, and that its failure is its own.
+
+`TCPServer` of hypercorn is not a public name: `pyproject.toml` pins the version, tests/integration/test_listener.py
+holds the behaviour.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.h11 import H2ProtocolAssumedError
+from hypercorn.trio.task_group import TaskGroup, _handle
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper, ConnectionState, Scope
+from hypercorn.utils import parse_socket_addr
+
+from gateway.api.http.http1 import StrictH11Protocol
+from gateway.api.http.http2 import BoundedH2Protocol
+
+log = structlog.get_logger(__name__)
+
+HTTP2: Final = "h2"
+"""Its name in ALPN."""
+Addresses = tuple[tuple[str, int] | None, tuple[str, int] | None]
+Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+
+
+class BoundedConnection(TCPServer):
+    """A connection that is closed when its client does not read or is gone, and whose failure is its own."""
+
+    _input_ended = False
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        stream: Stream,
+        *,
+        write_timeout_seconds: float,
+        http2: bool,
+    ) -> None:
+        super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
+        self._spoken = stream
+        self._write_timeout_seconds = write_timeout_seconds
+        self._http2 = http2
+
+    async def run(self) -> None:
+        try:
+            await self._serve()
+        except Exception:
+            log.exception("http.connection_failed")
+
+    async def _serve(self) -> None:
+        try:
+            alpn = await self._shake_hands()
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            return
+        try:
+            addresses = self._addresses()
+            async with _Tasks() as tasks:
+                self._task_group = tasks
+                self.protocol = self._open_conversation(tasks, addresses, alpn)  # type: ignore[assignment]
+                await self.protocol.initiate()
+                await self.idle_task.restart(tasks, self._idle_timeout)
+                await self._read_data()
+        except OSError:
+            pass
+        finally:
+            await self._close()
+
+    async def _shake_hands(self) -> str | None:
+        """The protocol agreed on by ALPN, if any. Raises `trio.BrokenResourceError`, `trio.TooSlowError`."""
+        if not isinstance(self._spoken, trio.SSLStream):
+            return None
+        with trio.fail_after(self.config.ssl_handshake_timeout):
+            await self._spoken.do_handshake()
+        agreed: str | None = self._spoken.selected_alpn_protocol()
+        return agreed
+
+    def _addresses(self) -> Addresses:
+        """Of the client and of this end. Raises `OSError` for a client that has left already."""
+        socket = (self._spoken.transport_stream if isinstance(self._spoken, trio.SSLStream) else self._spoken).socket
+        family = socket.family
+        return parse_socket_addr(family, socket.getpeername()), parse_socket_addr(family, socket.getsockname())
+
+    def _open_conversation(self, tasks: TaskGroup, addresses: Addresses, alpn: str | None) -> "_Conversation":
+        is_tls = isinstance(self._spoken, trio.SSLStream)
+        arguments = (
+            *(self.app, self.config, self.context, tasks, ConnectionState(self.state)),
+            *(is_tls, *addresses, self.protocol_send),
+        )
+        return _Conversation(arguments, self.protocol_send, alpn, self._http2, self._write_timeout_seconds)
+
+    async def protocol_send(self, event: Event) -> None:
+        match event:
+            case RawData():
+                if not await self._send_bounded(event.data):
+                    await self.protocol.handle(Closed())
+            case Updated(idle=True) if self._input_ended:
+                pass  # nobody is there whom the connection could wait for
+            case _:
+                await self._end_response(event)
+
+    async def _end_response(self, event: Event) -> None:
+        """Starts the clock of an idle connection, stops it, or closes the connection.
+
+        That is the last act of a response, and the application, which was told "disconnect" just before, may have
+        cancelled itself. Left undone, the connection would stay for as long as its client likes, and hold the drain.
+        """
+        with trio.move_on_after(self._write_timeout_seconds, shield=True):
+            await super().protocol_send(event)
+
+    async def _read_data(self) -> None:
+        """Until the client has closed. Then there is nothing to wait for, and the descriptor is given back at once."""
+        await super()._read_data()
+        self._input_ended = True
+        await self.idle_task.stop()
+
+    async def _send_bounded(self, data: bytes) -> bool:
+        """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""
+        async with self.send_lock:
+            try:
+                with trio.move_on_after(self._write_timeout_seconds, shield=True) as scope:
+                    await self.stream.send_all(data)
+                if not scope.cancelled_caught:
+                    return True
+                log.warning("http.reader_stalled", seconds=self._write_timeout_seconds)
+                await self.close_now()
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                pass
+        return False
+
+    async def close_now(self) -> None:
+        with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
+            await trio.aclose_forcefully(self.stream)
+
+
+class _Conversation:
+    """HTTP/2 where the client begins with it and it is allowed, else HTTP/1. In the place of `ProtocolWrapper`."""
+
+    def __init__(
+        self,
+        arguments: tuple[Any, ...],
+        send: Callable[[Event], Awaitable[None]],
+        alpn: str | None,
+        http2: bool,
+        write_timeout_seconds: float,
+    ) -> None:
+        self._arguments = arguments
+        self._send = send
+        self._write_timeout_seconds = write_timeout_seconds
+        self.protocol: StrictH11Protocol | BoundedH2Protocol = (
+            self._http2() if http2 and alpn == HTTP2 else StrictH11Protocol(*arguments, speaks_http2=http2)
+        )
+
+    async def initiate(self) -> None:
+        await self.protocol.initiate()
+
+    async def handle(self, event: Event) -> None:
+        try:
+            await self.protocol.handle(event)
+        except H2ProtocolAssumedError as error:
+            self.protocol = self._http2()
+            await self.protocol.initiate()
+            await self._send(Updated(idle=True))  # what looked like a request was none
+            await self.protocol.handle(RawData(error.data))
+
+    def _http2(self) -> BoundedH2Protocol:
+        return BoundedH2Protocol(*self._arguments, write_timeout_seconds=self._write_timeout_seconds)
+
+
+class _Tasks(TaskGroup):
+    """Requests of one connection, each with an inbox of its own."""
+
+    async def spawn_app(
+        self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
+    ) -> Callable[[Any], Awaitable[None]]:
+        inbox = Inbox(config.max_app_queue_size)
+
+        async def send_and_note(message: Any) -> None:  # noqa: ANN401 - ASGI
+            if message is not None and message["type"] == "http.response.start":
+                inbox.note_answer()
+            await send(message)
+
+        threads = (trio.to_thread.run_sync, trio.from_thread.run)
+        assert self._nursery is not None  # noqa: S101 - it is open while the connection is
+        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send_and_note, *threads)
+        return inbox.put
+
+
+class Inbox:
+    """What has come of a request and its handler has not read. The end of the client always fits. Once the handler
+    answers, it is not interested in the rest of the body: with hypercorn's own inbox a refused body that nobody reads
+    would hold its connection for ever."""
+
+    def __init__(self, messages_max: int) -> None:
+        self._messages_max = messages_max
+        self._messages: deque[Any] = deque()
+        self._disconnect: Any = None
+        self._is_answered = False
+        self._changed = trio.Event()
+
+    async def put(self, message: Any) -> None:  # noqa: ANN401 - ASGI
+        """Waits while the handler lags behind."""
+        if message["type"] == "http.disconnect":
+            self._disconnect = message
+            self._drop_rest()
+            return
+        while len(self._messages) >= self._messages_max:
+            await self._changed.wait()
+        if not self._is_answered:
+            self._messages.append(message)
+            self._note_change()
+
+    async def receive(self) -> Any:  # noqa: ANN401 - ASGI
+        await trio.lowlevel.checkpoint()
+        while not self._messages and self._disconnect is None:
+            await self._changed.wait()
+        if not self._messages:
+            return self._disconnect
+        message = self._messages.popleft()
+        self._note_change()
+        return message
+
+    def note_answer(self) -> None:
+        self._drop_rest()
+
+    def _drop_rest(self) -> None:
+        self._is_answered = True
+        self._messages.clear()
+        self._note_change()
+
+    def _note_change(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()

@@ -1,0 +1,214 @@
+"""One HTTP request and its response, over plain ASGI."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from io import BytesIO
+from typing import Final
+from urllib.parse import parse_qsl
+
+import trio
+
+from gateway.api.http.asgi import EVENT_STREAM, JSON, Headers, Message, Receive, Scope, Send
+from gateway.api.http.bodies import BodyCharge
+from gateway.domain.errors import BadRequest, HeadersTooLarge, PayloadTooLarge, RequestTimeout
+from gateway.domain.ids import ModelName, RequestId, new_id
+
+HEADER_BYTES_MAX: Final = 32 * 1024
+"""Of all headers together; the listener's own limit is not strict (pitfall 35)."""
+REQUEST_ID_CHARS_MAX: Final = 128
+QUERY_FIELDS_MAX: Final = 64
+LENGTH_DIGITS_MAX: Final = 18
+"""Of a body's announced length: more than any limit, and Python refuses to read thousands."""
+REQUEST_ID: Final = b"x-request-id"
+LINGER_SECONDS: Final = 30.0
+"""How long the rest of a body is taken and thrown away, after an answer that did not wait for it."""
+LINGER_IDLE_SECONDS: Final = 5.0
+"""The same, while nothing more of it comes."""
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete."""
+
+
+class Exchange:
+    """What handlers work with. Tracks what has been sent, so that an error after the first byte takes another form."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.peer: str = str((scope.get("client") or ("unknown",))[0])
+        """The address from which the request came: a proxy's, if there is one."""
+        self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
+        self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
+        self.params: Mapping[str, str] = {}
+        """What stands for each `{name}` in the route's path."""
+        self._query_string: bytes = scope.get("query_string", b"")
+        self._receive = receive
+        self._send = send
+        self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
+        """There is a body, as far as the headers say, and its end has not been seen."""
+        self.request_id = self._accept_request_id()
+        self.started_at = trio.current_time()
+        self.status: int | None = None
+        """Of the response, once its head was sent."""
+        self.complete = False
+        """The whole response was sent."""
+        self.closing = False
+        """The connection is not to be used again after this response."""
+        self.is_event_stream = False
+        self.response_headers: Headers = [(REQUEST_ID, self.request_id.encode())]
+        """Headers of every response to this request, whoever answers it."""
+        self.route = "other"
+        """The route's path, for the metrics; paths that no route names must not become labels."""
+        self.model: ModelName | None = None
+        """For the metrics: an existing model only."""
+        self.notes: dict[str, object] = {}
+        """Fields of the request's log line."""
+        self.charge: BodyCharge | None = None
+        """Of the request's body, while that is read and answered."""
+        self.failed = False
+        """It ended with an error after the response had begun."""
+
+    def _accept_request_id(self) -> RequestId:
+        given = self._headers.get(REQUEST_ID, b"")
+        if 0 < len(given) <= REQUEST_ID_CHARS_MAX and all(0x20 <= byte < 0x7F for byte in given):
+            return RequestId(given.decode("ascii"))
+        return RequestId(new_id())
+
+    def header(self, name: str) -> str | None:
+        value = self._headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """Of the URL; of a name that is there twice, the last. Raises `BadRequest` for an absurd number of names."""
+        try:
+            return dict(
+                parse_qsl(self._query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
+            )
+        except ValueError:
+            raise BadRequest("The query string of the URL can't be read.") from None
+
+    def check_headers(self) -> None:
+        if self._header_bytes > HEADER_BYTES_MAX:
+            raise HeadersTooLarge(f"The request's headers have more than {HEADER_BYTES_MAX} bytes.")
+
+    @property
+    def announced_bytes(self) -> int | None:
+        """The size that the body has by the request's head. None: it says nothing of it."""
+        announced = self._headers.get(b"content-length", b"")
+        return int(announced.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if announced.isdigit() else None
+
+    def check_length(self, bytes_max: int) -> None:
+        """Raises `PayloadTooLarge`, if the head says it already."""
+        if (self.announced_bytes or 0) > bytes_max:
+            self._refuse_size(bytes_max)
+
+    def _refuse_size(self, bytes_max: int) -> None:
+        self.closing = True
+        raise PayloadTooLarge(f"The request's body has more than {bytes_max} bytes.")
+
+    async def read_body(self, bytes_max: int, timeout_seconds: float, charge: BodyCharge) -> bytes:
+        """The whole body; `charge` is told how much of it is here. Raises `PayloadTooLarge`, `NoRoomForBody`,
+        `RequestTimeout`, `ClientGone`.
+
+        The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
+        """
+        self._unread = True
+        with trio.move_on_after(timeout_seconds):
+            return await self._read_parts(bytes_max, charge)
+        self.closing = True
+        raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
+
+    async def _read_parts(self, bytes_max: int, charge: BodyCharge) -> bytes:
+        """Into one buffer, which becomes the body without a copy."""
+        buffer = BytesIO()
+        while True:
+            message = await self._next_message()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            buffer.write(message.get("body", b""))
+            if buffer.tell() > bytes_max:
+                self._refuse_size(bytes_max)
+            charge.note_arrived(buffer.tell())
+            if not self._unread:
+                return buffer.getvalue()
+
+    async def _next_message(self) -> Message:
+        message = await self._receive()
+        if message["type"] == "http.disconnect" or not message.get("more_body", False):
+            self._unread = False
+        return message
+
+    async def wait_disconnect(self) -> None:
+        """Returns when the client hangs up. Waits, never polls (pitfall 8)."""
+        while (await self._next_message())["type"] != "http.disconnect":
+            pass
+
+    async def respond(
+        self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
+    ) -> None:
+        """The whole response in one go; one that did not wait for the request's body ends the connection.
+
+        Closing a socket with something unread in it resets the connection, and a client that still sends would never
+        see the answer. So the rest of the body is taken for a while, behind the answer and before the close.
+        """
+        self.closing = self.closing or self._unread
+        length = (b"content-length", str(len(body)).encode())
+        await self.send_head(status, [(b"content-type", content_type), length, *(headers or [])])
+        if self._unread:
+            await self._respond_early(body)
+        else:
+            await self.end_stream(body)
+
+    async def _respond_early(self, body: bytes) -> None:
+        """The reading goes on until the connection has been told of the end: who closes it would else wait for ever
+        behind a part of the body that nobody takes."""
+        await self.send_part(body)
+        await self._drop_rest()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.wait_disconnect)
+            await self.end_stream()
+            nursery.cancel_scope.cancel()
+
+    async def _drop_rest(self) -> None:
+        with trio.move_on_after(LINGER_SECONDS), suppress(trio.TooSlowError):
+            while self._unread:
+                with trio.fail_after(LINGER_IDLE_SECONDS):
+                    await self._next_message()
+
+    async def start_event_stream(self, headers: Headers | None = None) -> None:
+        self.is_event_stream = True
+        # `no` to buffering is for nginx, the usual proxy in front.
+        fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+        await self.send_head(200, [*fixed, *(headers or [])])
+
+    async def send_head(self, status: int, headers: Headers) -> None:
+        await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send_part(self, data: bytes) -> None:
+        await self.send_message({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end_stream(self, data: bytes = b"") -> None:
+        await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
+
+    async def send_message(self, message: Message) -> None:
+        """Every response message goes through here, those of the Quart application included."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            closing = [(b"connection", b"close")] if self.closing else []
+            message = {**message, "headers": [*message["headers"], *self.response_headers, *closing]}
+        elif message["type"] == "http.response.body" and not message.get("more_body", False):
+            self.complete = True
+        await self._send(message)
+
+    @property
+    def outcome(self) -> str:
+        """The HTTP status; `error` for one that failed after its first byte; `cancelled` if the client left."""
+        if self.failed:
+            return "error"
+        return str(self.status) if self.complete else "cancelled"
+
+    @property
+    def receive(self) -> Receive:
+        return self._receive

@@ -1,0 +1,327 @@
+"""The ASGI application in front of everything: guards, roles, errors, the log line of each request.
+
+What streams or is hot is a plain ASGI handler (`Route`); every other path goes to `pages`, the Quart application. A
+request passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final, Protocol
+
+import structlog
+import trio
+
+from gateway.api.http.asgi import Receive, Scope, Send
+from gateway.api.http.auth import Authenticator, Caller, Role
+from gateway.api.http.bodies import BodyBudget, BodyCharge
+from gateway.api.http.browser_guard import check_json, check_local_request
+from gateway.api.http.errors import InternalError, send_error
+from gateway.api.http.exchange import ClientGone, Exchange
+from gateway.api.http.registry_away import registry_away
+from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
+from gateway.domain.texts import quoted
+from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
+from gateway.registry.protocol import RegistryError
+from gateway.transport.credentials import BOOT, NODE
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER_DRAIN_SECONDS: Final = 5.0
+METHOD_CHARACTERS_MAX: Final = 32
+"""Of a request's method in errors and log lines."""
+
+Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
+"""Answers one request whose body has been read. Raises `GatewayError`."""
+
+
+SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""They change nothing, and a body of theirs means nothing (RFC 9110, 9.2.1 and 9.3.1)."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """A plain ASGI route. A path that ends in "/" stands for everything below it; a `{name}` in it for one segment,
+    which the handler finds in `Exchange.params`. All routes of one path ask for one role."""
+
+    method: str
+    path: str
+    role: Role
+    handler: Handler
+    body_bytes_max: int | None = None
+    """Where it is less than everybody's limit."""
+    ends_with_service: bool = False
+    """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
+
+
+@dataclass(frozen=True)
+class PageRoute:
+    """A path (or, with a final "/", all below it) that Quart serves, and the role it asks for."""
+
+    path: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Door:
+    """One way in: who wants to know that all of them are guarded goes through `HttpApp.doors`."""
+
+    method: str
+    path: str
+    """As it is declared, with its `{name}` or `<name>`."""
+    role: Role
+
+
+class PagesApp(Protocol):
+    """The application behind the page routes."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `asgi.App`
+
+    def rules(self) -> Iterable[tuple[str, str]]:
+        """Method and path of everything it serves."""
+
+
+@dataclass(frozen=True)
+class BodyLimits:
+    bytes_max: int
+    timeout_seconds: float
+    budget_bytes: int
+    """Of all bodies together, from the first byte that is read to the end of the request."""
+
+
+class HttpApp:
+    def __init__(
+        self,
+        routes: Sequence[Route],
+        page_routes: Sequence[PageRoute],
+        pages: PagesApp,
+        *,
+        authenticator: Authenticator,
+        metrics: RequestMetrics,
+        limits: BodyLimits,
+    ) -> None:
+        self._routes = tuple(routes)
+        self._page_routes = tuple(page_routes)
+        self._pages = pages
+        self._authenticator = authenticator
+        self._metrics = metrics
+        self._limits = limits
+        self._bodies = BodyBudget(limits.budget_bytes, limits.bytes_max)
+        self._draining = False
+        self._scopes: set[trio.CancelScope] = set()
+        """Of the running handlers, so that the end of a drain reaches them."""
+        self._scopes_of_service: set[trio.CancelScope] = set()
+        """Those among them that the beginning of a drain ends."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._pages(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            exchange = Exchange(scope, receive, send)
+            with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
+                await self._serve(exchange, scope)
+
+    def drain(self) -> None:
+        """From now on new requests are refused; running ones go on, except those that have no end of their own."""
+        self._draining = True
+        for scope in tuple(self._scopes_of_service):
+            scope.cancel()
+
+    def end_streams(self) -> None:
+        """The drain is over: running handlers end, each with an error that says so."""
+        for scope in tuple(self._scopes):
+            scope.cancel()
+
+    def doors(self) -> Sequence[Door]:
+        """Every method and path that something answers, with the role that it asks for."""
+        return (
+            *(Door(route.method, route.path, route.role) for route in self._routes),
+            *(Door(method, path, self._page_role(path)) for method, path in self._pages.rules()),
+        )
+
+    def _page_role(self, path: str) -> Role:
+        page = self._page_of(path)
+        return page.role if page is not None else Role.INFERENCE
+
+    def _page_of(self, path: str) -> PageRoute | None:
+        return next((page for page in self._page_routes if match_path(page.path, path) is not None), None)
+
+    async def _serve(self, exchange: Exchange, scope: Scope) -> None:
+        try:
+            await self._guarded(exchange, partial(self._dispatch, exchange, scope))
+        finally:
+            self._note_end(exchange)
+
+    async def _guarded(self, exchange: Exchange, answer: Callable[[], Awaitable[None]]) -> None:
+        """Runs `answer`; whatever it raises becomes an error that the client can read, except a cancel.
+
+        A bug beside a cancel arrives as a group: the bug is logged, the cancel goes on (pitfall 2).
+        """
+        try:
+            await answer()
+        except ClientGone:
+            return
+        except GatewayError as error:
+            exchange.notes["error"] = error.message
+            await send_error(exchange, error)
+        except RegistryError as error:
+            await send_error(exchange, registry_away(error))
+        except Exception:
+            log.exception("request.failed")
+            await send_error(exchange, InternalError())
+        except BaseExceptionGroup as group:
+            cancelled, failed = group.split(trio.Cancelled)
+            if failed is not None:
+                log.exception("request.failed", exc_info=failed)
+            if cancelled is not None:
+                raise cancelled from None
+            await send_error(exchange, InternalError())
+
+    async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
+        exchange.check_headers()
+        routes = [route for route in self._routes if match_path(route.path, exchange.path) is not None]
+        page = self._page_of(exchange.path)
+        role = routes[0].role if routes else self._page_role(exchange.path)
+        caller = self._admit(exchange, role)
+        if routes:
+            await self._run_route(exchange, routes, caller)
+        elif page is not None:
+            await self._run_page(exchange, page, scope)
+        else:
+            raise NotFound(
+                f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
+            )
+
+    def _admit(self, exchange: Exchange, role: Role) -> Caller:
+        """Refuses who may not. Health is open to everyone at any time."""
+        if role is Role.PUBLIC:
+            return self._authenticator.anonymous
+        if self._draining:
+            exchange.closing = True
+            raise ShuttingDown("The gateway is shutting down.", retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS)
+        if self._authenticator.trusts_this_machine:
+            check_local_request(exchange.header("host"), exchange.header("origin"))
+        authorization = exchange.header("authorization")
+        if role is Role.WORKER:
+            return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
+        return self._authenticator.authorize(authorization, role)
+
+    async def _run_page(self, exchange: Exchange, page: PageRoute, scope: Scope) -> None:
+        exchange.route = page.path
+        _check_declared(exchange)
+        await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))
+
+    async def _run_route(self, exchange: Exchange, routes: list[Route], caller: Caller) -> None:
+        exchange.route = routes[0].path
+        route = next((route for route in routes if route.method == exchange.method), None)
+        if route is None:
+            allowed = ", ".join(route.method for route in routes)
+            exchange.response_headers.append((b"allow", allowed.encode()))
+            given = quoted(exchange.method, METHOD_CHARACTERS_MAX)
+            raise MethodNotAllowed(f"{quoted(exchange.path)} takes {allowed}, not {given}.")
+        exchange.params = match_path(route.path, exchange.path) or {}
+        if exchange.method in SAFE_METHODS:
+            await self._run_handler(exchange, route, route.handler(exchange, caller, b""))
+            return
+        _check_declared(exchange)
+        bytes_max = min(route.body_bytes_max or self._limits.bytes_max, self._limits.bytes_max)
+        exchange.check_length(bytes_max)
+        with self._bodies.open(caller.name, exchange.announced_bytes) as charge:
+            exchange.charge = charge
+            await self._run_handler(
+                exchange, route, route.handler(exchange, caller, await self._read_body(exchange, bytes_max, charge))
+            )
+
+    async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
+        """`handler` is what answers, called but not started: nobody but its own frame has the body, so that its memory
+        is free once the handler has made something of it."""
+
+        async def run() -> None:
+            await handler
+
+        answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
+            await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
+            nursery.cancel_scope.cancel()
+
+    async def _read_body(self, exchange: Exchange, bytes_max: int, charge: BodyCharge) -> bytes:
+        """Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
+        body = await exchange.read_body(bytes_max, self._limits.timeout_seconds, charge)
+        if body:
+            check_json(exchange.header("content-type"))
+        return body
+
+    async def _run_until_drained(
+        self, answer: Callable[[], Awaitable[None]], *, ends_with_service: bool = False
+    ) -> None:
+        with trio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if ends_with_service:
+                self._scopes_of_service.add(scope)
+            try:
+                await answer()
+            finally:
+                self._scopes.discard(scope)
+                self._scopes_of_service.discard(scope)
+        if scope.cancelled_caught:
+            raise ShuttingDown(
+                "The gateway is shutting down and could not finish this request.",
+                retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS,
+            )
+
+    def _note_end(self, exchange: Exchange) -> None:
+        seconds = trio.current_time() - exchange.started_at
+        self._metrics.requests.labels(exchange.model or UNKNOWN_MODEL, exchange.route, exchange.outcome).inc()
+        self._metrics.duration.labels(exchange.route).observe(seconds)
+        level = log.debug if exchange.route in QUIET_ROUTES else log.info
+        level(
+            "request",
+            method=quoted(exchange.method, METHOD_CHARACTERS_MAX),
+            path=quoted(exchange.path),
+            status=exchange.status,
+            outcome=exchange.outcome,
+            seconds=round(seconds, 4),
+            **exchange.notes,
+        )
+
+
+QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Asked every few seconds by machines; one line each would bury the rest."""
+
+
+NO_PARAMS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
+    """What stands for each `{name}` of a route's path, if `path` is one of the route's. Pure."""
+    if route_path.endswith("/"):
+        return NO_PARAMS if path.startswith(route_path) else None
+    if "{" not in route_path:
+        return NO_PARAMS if path == route_path else None
+    wanted, given = route_path.split("/"), path.split("/")
+    if len(wanted) != len(given):
+        return None
+    pairs = list(zip(wanted, given, strict=True))
+    if not all(got if want.startswith("{") else got == want for want, got in pairs):
+        return None
+    return {want[1:-1]: got for want, got in pairs if want.startswith("{")}
+
+
+def _check_declared(exchange: Exchange) -> None:
+    """A body that says of itself that it is no JSON is refused. Who sends none need not say anything."""
+    declared = exchange.header("content-type")
+    if declared is not None and exchange.method not in SAFE_METHODS:
+        check_json(declared)
+
+
+async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:
+    """The listener says "disconnect" after a complete response as well, while it still has to close the connection or
+    to make it ready for the next request: a cancel would keep it from that."""
+    await exchange.wait_disconnect()
+    if not exchange.complete:
+        scope.cancel()

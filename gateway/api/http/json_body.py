@@ -1,0 +1,236 @@
+"""Reads a JSON request body into a pydantic model, or names the first field that is wrong in words for the caller.
+
+pydantic's own errors are written for programmers ("Input should be ...", union branches in the path), and it collects
+all of them, which a hostile body can make millions. Here one becomes one `BadRequest` with the field's path as OpenAI
+writes it (`messages[0].content`), and the models are built so that the number of errors is bounded.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
+
+from gateway.api.http.json_count import check_counts
+from gateway.domain.errors import BadRequest
+
+READ_ON_LOOP_BYTES: Final = 32 * 1024
+"""To read and to check more than that may take milliseconds, in which the event loop would stand still."""
+SHOWN_CHARACTERS_MAX: Final = 64
+"""How much of a caller's own value an error repeats."""
+
+INVALID_JSON: Final = "invalid_json"
+INVALID_TYPE: Final = "invalid_type"
+INVALID_VALUE: Final = "invalid_value"
+MISSING: Final = "missing_required_parameter"
+UNKNOWN: Final = "unknown_parameter"
+UNSUPPORTED: Final = "unsupported_parameter"
+UNSUPPORTED_VALUE: Final = "unsupported_value"
+
+_EXPECTED: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "string_type": "a string",
+        "int_type": "an integer",
+        "float_type": "a number",
+        "bool_type": "a boolean",
+        "list_type": "an array",
+        "dict_type": "an object",
+        "model_type": "an object",
+    }
+)
+_MUST: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "greater_than": "be above {gt}",
+        "greater_than_equal": "be at least {ge}",
+        "less_than": "be below {lt}",
+        "less_than_equal": "be at most {le}",
+        "literal_error": "be {expected}",
+        "string_too_short": "have at least {min_length} characters",
+        "string_too_long": "have at most {max_length} characters",
+        "too_short": "have at least {min_length} entries",
+        "too_long": "have at most {max_length} entries",
+    }
+)
+
+_COMPLAINT: Final = "complaint"
+_BRANCH_MARK: Final = "|"
+"""Begins the tags of union branches, which pydantic puts into an error's path though they are no fields."""
+TEXT: Final = Tag(_BRANCH_MARK + "text")
+ARRAY: Final = Tag(_BRANCH_MARK + "array")
+
+
+class JsonBody(BaseModel):
+    """Base of everything read from a request body. JSON types are taken as they are: "1" is no number, 1 no boolean.
+
+    Unknown keys are refused one by one here and not by pydantic's `extra="forbid"`, which lists all of them: four
+    seconds of a blocked loop for a body of a million.
+    """
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
+
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({})
+    """Parameters we know and do not have -> the values, besides null, at which they change nothing. Those are
+    accepted; any other value is refused by name."""
+
+    _known: ClassVar[frozenset[str]] = frozenset()
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: object) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        cls._known = frozenset(cls.model_fields)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_other_keys(cls, data: object) -> object:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls._known:
+                    cls._check_without_effect(key, data[key])
+        return data
+
+    @classmethod
+    def _check_without_effect(cls, key: str, value: object) -> None:
+        accepted = cls.without_effect.get(key)
+        if accepted is None:
+            raise complaint(UNKNOWN, "Unrecognized request argument supplied: {param}", key)
+        if value is not None and not any(type(value) is type(other) and value == other for other in accepted):
+            raise unsupported(key)
+
+
+Body = TypeVar("Body", bound=JsonBody)
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """Raises `BadRequest` when `body` is not JSON, not an object, or has too many values."""
+    try:
+        check_counts(body)
+        value = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise _not_json(body, error) from None
+    if not isinstance(value, dict):
+        message = f"The request body must be a JSON object, got {json_kind(value)}."
+        raise BadRequest(message, code=INVALID_TYPE)
+    return value
+
+
+def parse_json(model_type: type[Body], body: bytes) -> Body:
+    """Raises `BadRequest` when `body` is not what `model_type` says, besides what `parse_object` raises."""
+    value = parse_object(body)
+    try:
+        return model_type.model_validate(value)
+    except ValidationError as error:
+        raise _bad_request(error.errors(include_url=False)[0]) from None
+
+
+def complaint(code: str, message: str, *at: str | int) -> PydanticCustomError:
+    """What a validator raises to say something of its own.
+
+    In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` leads on
+    from the validated value to the wrong part of it, so that a validator of a whole array can point at one entry.
+    """
+    return PydanticCustomError(_COMPLAINT, "{message}", {"code": code, "message": message, "at": at})
+
+
+def text_or_array(expected: str) -> Discriminator:
+    """For a union of a string, tagged `TEXT`, and an array, tagged `ARRAY`: many parameters have both spellings."""
+    tags: dict[type, str] = {str: TEXT.tag, list: ARRAY.tag}
+    return Discriminator(
+        lambda value: tags.get(type(value)),
+        custom_error_type=_COMPLAINT,
+        custom_error_message=_type_message(expected, "{got}"),
+    )
+
+
+def wrong_type(expected: str, got: object, *at: str | int) -> PydanticCustomError:
+    return complaint(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
+
+
+def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
+    return complaint(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
+
+
+def unsupported(*at: str | int) -> PydanticCustomError:
+    return complaint(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
+
+
+def json_kind(value: object) -> str:
+    """The JSON type of a parsed value, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "an integer"
+        case float():
+            return "a number"
+        case str():
+            return "a string"
+        case list():
+            return "an array"
+        case _:
+            return "an object"
+
+
+def shown(value: object) -> str:
+    """A caller's value for an error message: scalars as JSON, shortened; the kind of anything larger."""
+    if isinstance(value, str):
+        text = to_json(value[:SHOWN_CHARACTERS_MAX]).decode()
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        text = str(value)
+    else:
+        text = json_kind(value)
+    return text if len(text) <= SHOWN_CHARACTERS_MAX else text[:SHOWN_CHARACTERS_MAX] + "..."
+
+
+def field_path(at: tuple[str | int, ...]) -> str:
+    """`("messages", 0, "content")` as `messages[0].content`; keys that callers made up are shortened."""
+    steps = (f"[{step}]" if isinstance(step, int) else f".{step[:SHOWN_CHARACTERS_MAX]}" for step in at)
+    return "".join(steps).removeprefix(".")
+
+
+def _not_json(body: bytes, error: ValueError) -> BadRequest:
+    if not body.strip():
+        return BadRequest("The request body is empty; a JSON object is expected.", code=INVALID_JSON)
+    reason = str(error).replace("recursion limit exceeded", "nested too deeply")
+    return BadRequest(f"The request body is not valid JSON: {reason}.", code=INVALID_JSON)
+
+
+def _bad_request(error: ErrorDetails) -> BadRequest:
+    context = error.get("ctx", {})
+    fields = (step for step in error["loc"] if isinstance(step, int) or not step.startswith(_BRANCH_MARK))
+    param = field_path((*fields, *context.get("at", ())))
+    if error["type"] == _COMPLAINT:
+        code, message = context.get("code", INVALID_TYPE), error["msg"]
+    else:
+        code, message = _in_plain_words(error, context)
+    message = message.replace("{got}", json_kind(error["input"])).replace("{param}", param)
+    return BadRequest(message, param=param, code=code)
+
+
+def _in_plain_words(error: ErrorDetails, context: Mapping[str, Any]) -> tuple[str, str]:
+    """Code and message for one of pydantic's own errors."""
+    kind, got = error["type"], error["input"]
+    if kind == "missing":
+        return MISSING, "Missing required parameter: '{param}'."
+    if kind == "finite_number" or (kind == "float_type" and type(got) is int):
+        return INVALID_VALUE, "Invalid value for '{param}': the number is too large."
+    if kind in _EXPECTED:
+        return INVALID_TYPE, _type_message(_EXPECTED[kind], json_kind(got))
+    if context.get("min_length") == 1:
+        return INVALID_VALUE, "Invalid value for '{param}': must not be empty."
+    if kind in _MUST:
+        must = _MUST[kind].format_map({name: _whole(value) for name, value in context.items()})
+        what = "" if isinstance(got, list | dict) else f", got {shown(got)}"
+        return INVALID_VALUE, f"Invalid value for '{{param}}': must {must}{what}."
+    return INVALID_VALUE, f"Invalid value for '{{param}}': {error['msg']}."
+
+
+def _type_message(expected: str, got: str) -> str:
+    return f"Invalid type for '{{param}}': expected {expected}, got {got}."
+
+
+def _whole(value: object) -> object:
+    """2.0 as 2: a bound reads as its author wrote it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value

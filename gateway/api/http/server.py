@@ -1,0 +1,150 @@
+"""The listener: hypercorn's Trio connections with bounded writes, a bounded number, a drain and a hard end.
+
+hypercorn's own `serve` can't be told any of that: a client that reads nothing holds its shutdown for ever (pitfalls 5,
+36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, and what it serves
+is a `BoundedConnection`.
+"""
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+from hypercorn.config import Config
+from hypercorn.trio.lifespan import Lifespan
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import AppWrapper
+from hypercorn.utils import wrap_app
+
+from gateway.api.http.asgi import App
+from gateway.api.http.connection import BoundedConnection
+from gateway.api.http.http2 import STREAMS_MAX
+
+log = structlog.get_logger(__name__)
+
+BACKLOG: Final = 2048
+
+
+@dataclass(frozen=True)
+class ListenerSettings:
+    drain_seconds: float
+    """How long open requests may go on after the stop was asked for."""
+    write_timeout_seconds: float
+    """How long a client may leave what was sent to it unread."""
+    connections_max: int
+    http2: bool = True
+    """Whether clients may speak HTTP/2, be it by ALPN or by prior knowledge."""
+    header_timeout_seconds: float = 15.0
+    """For a request's head to arrive whole, and for a connection without a request."""
+    end_grace_seconds: float = 1.0
+    """After the drain: for streams to send their last event before connections are cut."""
+
+
+@dataclass
+class Listener:
+    """Serves `app` until `stop` is set, then drains. `run` returns when the last connection has ended."""
+
+    app: App
+    settings: ListenerSettings
+    on_drain: Callable[[], None]
+    """Called when the stop begins: requests that come now over open connections are refused."""
+    on_drain_end: Callable[[], None]
+    """Called when the drain time is over: open streams are to end with an error event."""
+    tls: ssl.SSLContext | None = None
+    """None: plain connections."""
+    stop: trio.Event = field(default_factory=trio.Event)
+    _connections: set[BoundedConnection] = field(default_factory=set)
+
+    async def run(
+        self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Takes `listening` over. Reports started with its address, as `http://host:port`."""
+        config = _hypercorn_config(self.settings)
+        app = wrap_app(self.app, config.wsgi_max_body_size, "asgi")
+        lifespan = Lifespan(app, config, {})
+        async with trio.open_nursery() as outer:
+            await outer.start(lifespan.handle_lifespan)
+            await lifespan.wait_for_startup()
+            context = WorkerContext(None)
+            async with trio.open_nursery() as connections:
+                serve = partial(self._serve_connection, app, config, context)
+                await self._accept(listening, serve, connections, task_status)
+                outer.start_soon(self._end_in_time, connections.cancel_scope)
+                await context.terminated.set()  # connections without a request close now
+                self.on_drain()
+            await lifespan.wait_for_shutdown()
+            outer.cancel_scope.cancel()
+
+    async def _accept(
+        self,
+        listening: socket.socket,
+        serve: Callable[[trio.SocketStream], Awaitable[None]],
+        connections: trio.Nursery,
+        task_status: trio.TaskStatus[str],
+    ) -> None:
+        """Until `stop`; then the socket is closed, so that nobody waits in its backlog."""
+        url = _url_of(listening, "http" if self.tls is None else "https")
+        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
+        async with listener, trio.open_nursery() as accepting:
+            accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
+            task_status.started(url)
+            await self.stop.wait()
+            accepting.cancel_scope.cancel()
+
+    async def _serve_connection(
+        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
+    ) -> None:
+        if len(self._connections) >= self.settings.connections_max:
+            log.warning("http.too_many_connections", limit=self.settings.connections_max)
+            await trio.aclose_forcefully(stream)
+            return
+        spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
+        timeout, http2 = self.settings.write_timeout_seconds, self.settings.http2
+        connection = BoundedConnection(app, config, context, spoken, write_timeout_seconds=timeout, http2=http2)
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+    async def _end_in_time(self, connections: trio.CancelScope) -> None:
+        """What keeps the drain from lasting: first streams are told to end, then sockets are cut, then tasks."""
+        await trio.sleep(self.settings.drain_seconds)
+        self.on_drain_end()
+        await trio.sleep(self.settings.end_grace_seconds)
+        log.warning("http.drain_cut", connections=len(self._connections))
+        for connection in tuple(self._connections):
+            await connection.close_now()
+        await trio.sleep(self.settings.end_grace_seconds)
+        connections.cancel()
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0: any free one. Raises `OSError` when the address is taken or not ours."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each connection
+    listening.setblocking(False)
+    return listening
+
+
+def _url_of(listening: socket.socket, scheme: str) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def _hypercorn_config(settings: ListenerSettings) -> Config:
+    config = Config()
+    config.keep_alive_timeout = settings.header_timeout_seconds  # it is the header deadline as well (pitfall 35)
+    config.keep_alive_max_requests = 10**9
+    config.read_timeout = None  # it would cut healthy event streams, whose clients say nothing
+    config.max_app_queue_size = 2  # parts of a body that nobody reads yet: each connection has as many
+    config.h2_max_concurrent_streams = STREAMS_MAX
+    config.include_server_header = False
+    config.accesslog = None
+    config.errorlog = None
+    return config

@@ -1,0 +1,34 @@
+"""Puts the HTTP application together from its parts, so that there is one place that knows every route."""
+
+from gateway.api.admin.app import Pages
+from gateway.api.admin.artifacts import ArtifactFiles
+from gateway.api.admin.decisions import Decisions
+from gateway.api.admin.registration import NodeRegister
+from gateway.api.admin.replica_logs import ReplicaLogs
+from gateway.api.admin.routes import PAGE_ROUTES
+from gateway.api.http.auth import Authenticator
+from gateway.api.http.http_app import BodyLimits, HttpApp
+from gateway.api.openai.routes import OpenAiApi
+from gateway.observability.metrics import RequestMetrics
+
+
+def build_http_app(
+    openai: OpenAiApi,
+    register: NodeRegister,
+    logs: ReplicaLogs,
+    artifacts: ArtifactFiles,
+    decisions: Decisions,
+    pages: Pages,
+    *,
+    authenticator: Authenticator,
+    metrics: RequestMetrics,
+    limits: BodyLimits,
+) -> HttpApp:
+    return HttpApp(
+        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
+        PAGE_ROUTES,
+        pages,
+        authenticator=authenticator,
+        metrics=metrics,
+        limits=limits,
+    )

@@ -1,0 +1,140 @@
+"""How workers come to a gateway: the embedded one over channels, those of other machines over the network."""
+
+import ssl
+from dataclasses import replace
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.composition.parts import Gateway
+from gateway.config.model import Config
+from gateway.control.sessions.node_session import SessionOver
+from gateway.data_dir import StartupError, keep_node_id
+from gateway.domain.ids import BootId, new_id
+from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
+from gateway.registry.protocol import NotRegistered, RegistryError
+from gateway.transport.credentials import is_credential
+from gateway.transport.errors import SessionRefused
+from gateway.transport.server import SessionServer
+from gateway.transport.tls import TlsError, server_context
+from gateway.worker.agent import Agent, run_agent
+from gateway.worker.capacity_reader import CapacityReader
+from gateway.worker.from_config import hello_of, worker_settings
+from gateway.worker.process.spawn import SpawnProcess
+from gateway.worker.session import WorkerSession
+
+log = structlog.get_logger(__name__)
+
+MESSAGES_MAX: Final = 64
+"""Messages of the embedded worker's session that wait to be read, each way."""
+LOOPBACK: Final = "127.0.0.1"
+"""Where backends of the embedded worker listen unless the configuration says something else."""
+EMBEDDED_PAUSE_SECONDS: Final = 1.0
+"""Between two sessions of the embedded worker."""
+
+
+async def start_embedded_worker(
+    gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
+) -> Agent:
+    """The agent and its sessions, joined by memory channels instead of a connection."""
+    config = gateway.config
+    data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
+    settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
+    agent: Agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
+    read = CapacityReader(config.worker.models_dir)
+    hello = hello_of(config, keep_node_id(data_dir), BootId(new_id()), await read())
+    await services.start(_run_embedded_sessions, gateway, agent, read, hello)
+    return agent
+
+
+async def drain_embedded_worker(agent: Agent, until: float) -> None:
+    """Its backends finish the calls of other gateways, until then (Trio's clock) at most."""
+    agent.leave()
+    with trio.move_on_at(until):
+        await agent.wait_empty()
+
+
+async def _run_embedded_sessions(
+    gateway: Gateway,
+    agent: Agent,
+    read_capacity: CapacityReader,
+    hello: Hello,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """One session after the other, each of which is to last as long as the gateway; an admin may remove the node all
+    the same, and the registry may fail. Raises `RegistryError` only if the first one does not begin."""
+    has_begun = False
+    while True:
+        try:
+            await gateway.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
+            async with trio.open_nursery() as nursery:
+                await _start_embedded_session(gateway, nursery, agent, read_capacity, hello)
+                if not has_begun:
+                    task_status.started()
+                    has_begun = True
+        except* (SessionOver, RegistryError) as group:
+            if not has_begun:
+                raise
+            log.warning("worker.embedded_session_ended", error=str(group.exceptions[0]))
+        await trio.sleep(EMBEDDED_PAUSE_SECONDS)
+
+
+async def _start_embedded_session(
+    gateway: Gateway, nursery: trio.Nursery, agent: Agent, read_capacity: CapacityReader, hello: Hello
+) -> None:
+    told = replace(hello, capacity=await read_capacity(), replicas=agent.all_reports())
+    to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
+    to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
+    heartbeat = gateway.config.health.heartbeat
+    session = WorkerSession(agent, to_gateway, from_gateway, heartbeat, read_capacity, told.capacity)
+    nursery.start_soon(session.run)
+    await nursery.start(partial(gateway.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True))
+
+
+async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None:
+    config = gateway.config
+    server = SessionServer(
+        gateway.bridge,
+        partial(_serve_session, gateway),
+        partial(is_credential, gateway.cluster_secret),
+        silence_seconds=config.health.stale_after,
+    )
+    port = config.server.worker_port
+    try:
+        run = partial(server.run, config.server.host, port, tls=listener_tls(config, "h2"))
+        gateway.worker_port = await services.start(run)
+    except OSError as error:
+        why = f"can't listen for workers on {config.server.host}:{port}: {error.strerror or error}"
+        raise StartupError(f"{why}; set server.worker_port") from error
+
+
+async def _serve_session(
+    gateway: Gateway,
+    hello: Hello,
+    to_worker: trio.MemorySendChannel[ToWorker],
+    from_worker: trio.MemoryReceiveChannel[FromWorker],
+) -> None:
+    """In the words of the link: a session that is over, or that can't begin, is refused with the reason."""
+    try:
+        await gateway.sessions.run_session(hello, to_worker, from_worker)
+    except SessionOver as error:
+        raise SessionRefused(str(error), register_again=error.register_again) from error
+    except NotRegistered as error:
+        raise SessionRefused(str(error), register_again=True) from error
+
+
+def listener_tls(config: Config, *protocols: str) -> ssl.SSLContext | None:
+    """For a listener that speaks `protocols` (their ALPN names). Raises `StartupError`."""
+    server = config.server
+    if server.tls_cert is None or server.tls_key is None:
+        return None
+    try:
+        context = server_context(server.tls_cert, server.tls_key)
+    except TlsError as error:
+        raise StartupError(str(error)) from error
+    context.set_alpn_protocols(protocols)
+    return context

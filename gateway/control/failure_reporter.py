@@ -1,0 +1,68 @@
+"""Replicas that are of no use, as this gateway found out in passing: written down, so that the leader replaces them.
+
+The request path tells and goes on; who leads, and where, is not its business.
+"""
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, NoReturn
+
+import structlog
+import trio
+
+from gateway.concurrency import Wake
+from gateway.domain.ids import ReplicaId
+from gateway.registry.protocol import Registry, RegistryError
+
+log = structlog.get_logger(__name__)
+
+RETRY_SECONDS: Final = 1.0
+"""Pause after the registry could not be used."""
+
+
+class Complaint(NamedTuple):
+    because: str
+    lost: bool
+
+
+@dataclass
+class Complaints:
+    registry: Registry
+    _unwritten: dict[ReplicaId, Complaint] = field(default_factory=dict, init=False)
+    _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
+    """All that were told of; True: lost with its worker."""
+    _wake: Wake = field(default_factory=Wake, init=False)
+
+    def note_broken(self, replica_id: ReplicaId, because: str) -> None:
+        """Let it be replaced."""
+        self._note(replica_id, because, lost=False)
+
+    def note_lost(self, replica_id: ReplicaId, because: str) -> None:
+        """The same, of one whose process is gone and whose worker does not say so: it is likely to be gone, too."""
+        self._note(replica_id, because, lost=True)
+
+    def _note(self, replica_id: ReplicaId, because: str, *, lost: bool) -> None:
+        if self._known.get(replica_id) in (True, lost):
+            return
+        self._known[replica_id] = lost
+        self._unwritten[replica_id] = Complaint(because, lost)
+        self._wake.set()
+
+    def keep_only(self, fleet: Container[ReplicaId]) -> None:
+        """Forgets replicas that are not in the fleet any more."""
+        self._known = {each: lost for each, lost in self._known.items() if each in fleet or each in self._unwritten}
+
+    async def run(self) -> NoReturn:
+        while True:
+            await self._wake.wait()
+            while self._unwritten:
+                replica_id, complaint = next(iter(self._unwritten.items()))
+                try:
+                    await self.registry.note_broken(replica_id, complaint.because, lost=complaint.lost)
+                except RegistryError as error:
+                    log.warning("control.complaint_not_written", replica_id=replica_id, error=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+                else:
+                    log.warning("control.replica_broken", replica_id=replica_id, because=complaint.because)
+                    if self._unwritten[replica_id] is complaint:
+                        del self._unwritten[replica_id]

@@ -1,0 +1,90 @@
+"""Who plans: the one gateway that leads, for terms that it has to renew; the registry decides (L12, L13, L15).
+
+A leader believes in its term no longer than the registry does: it counts from before it asked. A leader that was
+stopped and continues finds its term over before it plans again; what it had under way is void by its epoch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.concurrency import Wake
+from gateway.domain.ids import GatewayId
+from gateway.registry.protocol import Registry, RegistryError
+
+log = structlog.get_logger(__name__)
+
+TERM_SHARE: Final = 0.6
+"""Of the time after which a gateway counts as dead. The rest is for another one to notice that the term is over."""
+RENEWALS_PER_TERM: Final = 4
+TRIES_PER_TERM: Final = 6
+"""How often a gateway that does not lead asks whether it may."""
+
+
+@dataclass
+class Leadership:
+    """`gateway_ttl_seconds`: after the death of the leader another one leads within that time."""
+
+    registry: Registry
+    gateway_id: GatewayId
+    gateway_ttl_seconds: float
+    changed: Callable[[], None] = lambda: None
+    """Called when this gateway begins or ceases to lead."""
+    _epoch: int | None = field(default=None, init=False)
+    _until: float = field(default=0.0, init=False)
+    """End of the term: seconds of Trio's clock."""
+    _wake: Wake = field(default_factory=Wake, init=False)
+
+    @property
+    def term_seconds(self) -> float:
+        return self.gateway_ttl_seconds * TERM_SHARE
+
+    @property
+    def epoch(self) -> int | None:
+        """Of this gateway's term; None: it does not lead (any more)."""
+        return self._epoch if trio.current_time() < self._until else None
+
+    def lose(self) -> None:
+        """The registry says that another gateway leads."""
+        self._set(None, 0.0)
+        self._wake.set()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Leads as often as it may, until cancelled. Reports started after the first try."""
+        started = False
+        while True:
+            await self._try()
+            if not started:
+                task_status.started()
+                started = True
+            await self._wake.wait_until(self._next_try())
+
+    def _next_try(self) -> float:
+        """A leader counts from when it asked, if it was answered, however long that took; else it asks soon again."""
+        now = trio.current_time()
+        if self.epoch is None:
+            return now + self.term_seconds / TRIES_PER_TERM
+        due = self._until - self.term_seconds * (1 - 1 / RENEWALS_PER_TERM)
+        return max(due, now + self.term_seconds / RENEWALS_PER_TERM / 4)
+
+    async def _try(self) -> None:
+        asked_at = trio.current_time()
+        epoch: int | None = None
+        try:
+            with trio.move_on_after(self.term_seconds):
+                epoch = await self.registry.lead(self.gateway_id, self.term_seconds)
+        except RegistryError as error:
+            log.warning("control.leadership_unknown", error=str(error))
+            epoch = self.epoch  # until its term is over
+            asked_at = self._until - self.term_seconds
+        self._set(epoch, asked_at + self.term_seconds)
+
+    def _set(self, epoch: int | None, until: float) -> None:
+        before = self.epoch  # None also if its term has just run out, which nobody was told
+        self._epoch, self._until = epoch, until
+        if epoch != before:
+            log.info("control.leads" if epoch is not None else "control.leads_no_more", epoch=epoch)
+            self.changed()

@@ -1,0 +1,1 @@
+"""What this gateway and the other gateways of its fleet tell each other."""

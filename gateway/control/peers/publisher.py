@@ -1,0 +1,114 @@
+"""What this gateway says in its bulletins, and what becomes of what it hears in the others'."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from math import inf
+from typing import Final, TypeVar
+
+import trio
+
+from gateway.control.leader_election import Leadership
+from gateway.control.load_requests import Waiting
+from gateway.control.reconciler import Reconciler
+from gateway.control.sessions.load_progress import LoadWatch
+from gateway.domain.cluster import Demand
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.peers import NOTHING, Bulletin, Heard, Use
+from gateway.domain.routability import RoutingView
+from gateway.registry.clock import RegistryClock
+from gateway.registry.snapshot import SnapshotStore
+from gateway.routing.admission import Admission
+from gateway.routing.load_tracker import LoadTable
+from gateway.routing.peer_fairness import Line
+
+Key = TypeVar("Key", ReplicaId, ModelName)
+
+SAME_SECONDS: Final = 0.05
+"""Two estimates of one moment differ by that much at most; the first one stays, so that what stands still does not look
+new to everybody."""
+
+
+COUNTS_SECONDS: Final = 0.5
+"""How often the planner looks again because more or fewer wait than before."""
+
+
+@dataclass
+class Voice:
+    gateway_id: GatewayId
+    url: Callable[[], str]
+    secret_fingerprint: str
+    clock: RegistryClock
+    views: SnapshotStore[RoutingView]
+    loads: LoadTable
+    admission: Admission
+    waiting: Callable[[], Mapping[ModelName, Waiting]]
+    watch: LoadWatch
+    leadership: Leadership
+    reconciler: Reconciler
+    always_tells_leases: bool = False
+    """Strict mode: another gateway may pick by them before this one has heard of it."""
+    _woken_for: tuple[Demand, ...] = field(default=(), init=False)
+    _woken_at: float = field(default=-inf, init=False)
+
+    def fast(self, last: Bulletin, has_peers: bool) -> Bulletin:
+        """What others have to know soon. Leases only if somebody is there to count them."""
+        since = {model: self.clock() - each.oldest_seconds for model, each in self.waiting().items()}
+        told = _steady({row.model: row.since for row in last.demand}, since)
+        leases = self.loads.published() if has_peers or self.always_tells_leases else NOTHING
+        # What has just got a request was idle before: with the old use it would look silent since then.
+        uses = last.uses if leases.keys() == last.leases.keys() else self._uses(last)
+        return replace(
+            last,
+            seen_version=self.views.current.state.version,
+            leases=leases,
+            uses=uses,
+            demand=tuple(
+                Demand(self.gateway_id, model, each.waiting, told[model])
+                for model, each in sorted(self.waiting().items())
+            ),
+        )
+
+    def slow(self, last: Bulletin) -> Bulletin:
+        """What may be a moment old."""
+        leads = self.leadership.epoch is not None
+        return replace(
+            last,
+            url=self.url(),
+            secret_fingerprint=self.secret_fingerprint,
+            uses=self._uses(last),
+            progress=self.watch.all_progress(trio.current_time()),
+            waits=self.reconciler.waits if leads else NOTHING,
+            unsatisfiable=self.reconciler.unsatisfiable if leads else NOTHING,
+        )
+
+    def _uses(self, last: Bulletin) -> Mapping[ReplicaId, Use]:
+        since = {replica_id: self.clock.of_trio(at) for replica_id, at in self.loads.uses().items()}
+        told = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
+        return {replica_id: Use(at) for replica_id, at in told.items()}
+
+    def hear(self, heard: Heard, own: Bulletin) -> None:
+        demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
+        self.admission.hear(
+            Line(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since) for row in demand
+        )
+        elsewhere = Counter[ReplicaId]()
+        for bulletin in heard.others.values():
+            elsewhere.update(bulletin.leases)
+        self.loads.hear(elsewhere)  # after the lines: slots that this finds free may be theirs
+        self._wake_planner((*own.demand, *demand))
+
+    def _wake_planner(self, demand: tuple[Demand, ...]) -> None:
+        """At once when somebody begins or ceases to wait, and now and then while their number changes."""
+        now, before = trio.current_time(), self._woken_for
+        is_news = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
+        if is_news or (demand != before and now >= self._woken_at + COUNTS_SECONDS):
+            self._woken_for, self._woken_at = demand, now
+            self.reconciler.wake.set()
+
+
+def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:
+    return {
+        key: told if (told := before.get(key)) is not None and abs(told - at) < SAME_SECONDS else at
+        for key, at in now.items()
+    }

@@ -1,0 +1,313 @@
+"""One worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.protocol import Target
+from gateway.concurrency import Wake
+from gateway.control.resource_estimates import measured_requirement
+from gateway.control.sessions.load_progress import LoadWatch
+from gateway.control.sessions.log_streams import Tails
+from gateway.control.sessions.readiness_gate import ReadyCheck
+from gateway.domain.cluster import ClusterState, Replica
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
+from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.probe import ProbeOutcome
+from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Capacity
+from gateway.domain.routability import RoutingView
+from gateway.domain.session import (
+    DesiredReplica,
+    DesiredSet,
+    FromWorker,
+    Heartbeat,
+    Hello,
+    Leaving,
+    LogChunk,
+    Report,
+    ToWorker,
+)
+from gateway.domain.token_bucket import Pace
+from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.snapshot import SnapshotStore
+
+log = structlog.get_logger(__name__)
+
+SUPERSEDED: Final = "a newer session of this node has begun"
+RETRY_SECONDS: Final = 0.5
+"""Pause after the registry could not be used; a report is kept until it is written."""
+WRITES_PER_SECOND: Final = 10.0
+"""Of one session, in the long run: what comes faster is written together. Each write has every gateway read anew."""
+WRITES_BURST: Final = 50.0
+CAPACITY_WRITES: Final = 10.0
+"""So many writes does one of the capacity count for: it may change all the time, and nobody waits for it."""
+UNWRITTEN_MAX: Final = 10_000
+"""Replicas of which something may have to be written: more than one machine has ports for."""
+UP: Final = frozenset({Observed.READY, Observed.DRAINING})
+
+
+class SessionOver(Exception):
+    """This session has to end; the message says why, for the worker's log. Nothing is wrong with what the worker runs.
+
+    `register_again`: the worker has to register before its next session.
+    """
+
+    def __init__(self, message: str, *, register_again: bool = False) -> None:
+        super().__init__(message)
+        self.register_again = register_again
+
+
+def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
+    """All that `node_id` should run, and by which leader's plan (L13). A replica whose model was removed is left out,
+    which stops it. Pure."""
+    return DesiredSet(
+        state.epoch,
+        tuple(
+            DesiredReplica(replica.id, state.models[replica.model], replica.desired, token_of(replica.id))
+            for replica in state.replicas.values()
+            if replica.node_id == node_id and replica.model in state.models and replica.observed not in FINAL
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """What all sessions of one gateway share."""
+
+    gateway_id: GatewayId
+    registry: Registry
+    views: SnapshotStore[RoutingView]
+    token_of: Callable[[ReplicaId], str]
+    probe: Callable[[Target], Awaitable[ProbeOutcome]]
+    """Asks one replica at its advertised address; never raises."""
+    note_broken: Callable[[ReplicaId, str], None]
+    heartbeat_seconds: float
+    node_changed: Callable[[], None]
+    """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
+    watch: LoadWatch = field(default_factory=LoadWatch)
+
+
+class NodeSession:
+    """One worker's session, over a pair of channels. The worker's end may be in this process or on another machine."""
+
+    def __init__(
+        self,
+        hello: Hello,
+        number: int,
+        settings: SessionSettings,
+        to_worker: trio.MemorySendChannel[ToWorker],
+        from_worker: trio.MemoryReceiveChannel[FromWorker],
+        *,
+        is_embedded: bool = False,
+    ) -> None:
+        self.node_id = hello.node_id
+        self.is_embedded = is_embedded
+        self.number = number
+        self.last_heard = trio.current_time()
+        self.leaving = False
+        """The worker has said that it drains and ends."""
+        self._living: set[ReplicaId] = set()
+        """Replicas that, as the worker last said, have not ended."""
+        self.tails = Tails(to_worker)
+        self._ended = trio.CancelScope()
+        self._why_ended = ""
+        self._hello = hello
+        self._settings = settings
+        self._to_worker = to_worker
+        self._from_worker = from_worker
+        self._unwritten: dict[ReplicaId, Report] = {}
+        """The newest report of each replica that is not in the registry yet; reports are complete."""
+        self._capacity: Capacity | None = None
+        self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
+        """What replicas take, as far as that is not in the registry yet."""
+        self._written = Wake()
+        self._pace = Pace(WRITES_PER_SECOND, WRITES_BURST)
+        self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
+
+    @property
+    def has_left(self) -> bool:
+        """The worker has said that it leaves, and that nothing runs there any more: the end of this session is no
+        break."""
+        return self.leaving and not self._living
+
+    def end(self, why: str) -> None:
+        """Lets `run` raise `SessionOver`."""
+        self._why_ended = why
+        self._ended.cancel()
+
+    async def run(self) -> None:
+        """Until the worker closes its end, or cancelled. Raises `SessionOver`."""
+        with self._ended:
+            await self._run()
+        if self._ended.cancelled_caught:
+            raise SessionOver(self._why_ended)
+
+    async def _run(self) -> None:
+        problems: list[SessionOver] = []
+        try:
+            async with trio.open_nursery() as nursery:
+                for task in (self._run_desired, self._run_heartbeats, self._run_writer, self._ready_check.run):
+                    nursery.start_soon(self._run_until_over, task, problems, nursery.cancel_scope)
+                for report in self._hello.replicas:
+                    self._take_report(report)
+                async for message in self._from_worker:
+                    self.last_heard = trio.current_time()
+                    self._take(message)
+                nursery.cancel_scope.cancel()
+        finally:
+            self.tails.close()
+        if problems:
+            raise problems[0]
+        if self._unwritten:
+            await self._write()  # the last words of a worker that has left
+
+    async def _run_until_over(
+        self, task: Callable[[], Awaitable[None]], problems: list[SessionOver], scope: trio.CancelScope
+    ) -> None:
+        """What ends the session, without a group around it."""
+        try:
+            await task()
+        except SessionOver as error:
+            problems.append(error)
+            scope.cancel()
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            scope.cancel()  # the worker's end is closed; what it sent before has been lost or is in the registry
+
+    def _take(self, message: FromWorker) -> None:
+        match message:
+            case Report():
+                self._take_report(message)
+            case Capacity():
+                self._capacity = message
+                self._written.set()
+            case Leaving():
+                self.leaving = True
+                log.info("node.leaving", node=self._hello.name)
+                self._settings.node_changed()
+            case LogChunk():
+                self.tails.put_nowait(message)
+            case Heartbeat():
+                pass
+
+    def _take_report(self, report: Report) -> None:
+        (self._living.discard if report.observed in FINAL else self._living.add)(report.replica_id)
+        self._ready_check.forget(report.replica_id)
+        stored = self._stored(report.replica_id)
+        if report.observed is Observed.FAILED and stored is not None and stored.observed in UP:
+            # What was up can't fail to come up. It may still run, so it is ended as one that is of no use (L8).
+            self._settings.note_broken(report.replica_id, report.error or "its worker says that it failed")
+        elif report.observed is Observed.READY:
+            self._take_ready(report, stored)
+        else:
+            self._put(report)
+
+    def _take_ready(self, report: Report, stored: Replica | None) -> None:
+        """Asks the replica, unless it has answered at this very address before."""
+        address = report.address or (stored.address if stored is not None else None)
+        if address is None:
+            self._put(Report(report.replica_id, Observed.FAILED, error="its worker calls it ready at no address"))
+        elif stored is not None and stored.observed is Observed.READY and stored.address == address:
+            self._put(report)
+        elif len(self._ready_check) >= UNWRITTEN_MAX:
+            self.end(f"its worker calls more than {UNWRITTEN_MAX} replicas ready at a time")
+        else:
+            self._ready_check.ask(replace(report, address=address))
+
+    def _put(self, report: Report) -> None:
+        """To be written, unless it only says how far a fetch is: that is watched and not stored."""
+        replica = self._stored(report.replica_id)
+        if replica is not None and replica.observed not in FINAL:
+            self._settings.watch.note(report, trio.current_time())
+            if report.observed is Observed.FETCHING and replica.observed is Observed.FETCHING:
+                return
+            self._measure(report, replica)
+        self._unwritten[report.replica_id] = report
+        self._written.set()
+        if len(self._unwritten) > UNWRITTEN_MAX:
+            self.end(f"its worker reports of more than {UNWRITTEN_MAX} replicas at a time")
+
+    def _measure(self, report: Report, replica: Replica) -> None:
+        node = self._settings.views.current.state.nodes.get(self.node_id)
+        requirement = measured_requirement(report, node) if report.observed is Observed.READY else None
+        if requirement is not None:
+            self._measured[replica.model, replica.revision] = requirement
+
+    def _stored(self, replica_id: ReplicaId) -> Replica | None:
+        """None: unknown here, or another node's, of which this worker has nothing to say."""
+        replica = self._settings.views.current.state.replicas.get(replica_id)
+        return replica if replica is not None and replica.node_id == self.node_id else None
+
+    def _target_of(self, report: Report) -> Target | None:
+        replica = self._stored(report.replica_id)
+        if replica is None or report.address is None:
+            return None
+        return Target(replica.id, replica.model, report.address, self._settings.token_of(replica.id))
+
+    async def _run_heartbeats(self) -> None:
+        while True:
+            await self._to_worker.send(Heartbeat())
+            await trio.sleep(self._settings.heartbeat_seconds)
+
+    async def _run_desired(self) -> None:
+        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing.
+
+        Not before the view shows this session's node: until then it may list replicas that ended with an earlier agent.
+        """
+        settings, sent = self._settings, None
+        view = settings.views.current
+        while not self._has_joined(view):
+            view = await settings.views.wait_change(view)
+        while True:
+            if not self._has_joined(view):
+                raise SessionOver("this node was removed, or its worker has registered anew", register_again=True)
+            if view.state.nodes[self.node_id].session > self.number:
+                raise SessionOver(SUPERSEDED)
+            current = desired_set(view.state, self.node_id, settings.token_of)
+            if current != sent:
+                await self._to_worker.send(current)
+                sent = current
+            view = await settings.views.wait_change(view)
+
+    def _has_joined(self, view: RoutingView) -> bool:
+        node = view.state.nodes.get(self.node_id)
+        return node is not None and node.boot_id == self._hello.boot_id and node.session >= self.number
+
+    async def _run_writer(self) -> None:
+        while True:
+            await self._written.wait()
+            while self._unwritten or self._capacity is not None or self._measured:
+                await self._wait_turn()
+                try:
+                    await self._write()
+                except RegistryError as error:
+                    log.warning("session.report_not_written", node=self._hello.name, error=str(error))
+                    await trio.sleep(RETRY_SECONDS)
+
+    async def _wait_turn(self) -> None:
+        """So that a worker that has much to say costs the fleet no more than others."""
+        amount = 1.0 if self._capacity is None else CAPACITY_WRITES
+        wait_seconds = self._pace.take(amount, trio.current_time())
+        if wait_seconds:
+            await trio.sleep(wait_seconds)
+
+    async def _write(self) -> None:
+        """Writes all that is unwritten; what fails stays so. Raises `RegistryError`, `SessionOver`."""
+        batch, registry = tuple(self._unwritten.values()), self._settings.registry
+        written = not batch or await registry.observe(self.node_id, self.number, batch)
+        for report in batch:
+            if self._unwritten.get(report.replica_id) is report:
+                del self._unwritten[report.replica_id]
+        if written and (capacity := self._capacity) is not None:
+            written = await registry.note_capacity(self.node_id, self.number, capacity)
+            if self._capacity is capacity:
+                self._capacity = None
+        if not written:
+            raise SessionOver(SUPERSEDED)
+        for (model, revision), requirement in tuple(self._measured.items()):
+            await registry.note_requirement(model, revision, requirement)
+            if self._measured.get((model, revision)) is requirement:
+                del self._measured[model, revision]

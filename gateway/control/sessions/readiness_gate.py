@@ -1,0 +1,82 @@
+"""Lets `ready` count only once this gateway has had an answer from the replica at its advertised address.
+
+That its worker reaches it on its own machine says nothing of the way there: a wrong `worker.advertise` or a firewall
+would otherwise make the first requests find out.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from gateway.backends.protocol import Target
+from gateway.concurrency import Wake
+from gateway.domain.ids import ReplicaId
+from gateway.domain.probe import ProbeOutcome
+from gateway.domain.session import Report
+
+ANSWER_SECONDS_MAX: Final = 15.0
+"""How long a replica that its worker calls ready may take to answer this gateway."""
+PAUSE_SECONDS: Final = 0.2
+"""Between two probes of it."""
+
+
+@dataclass
+class ReadyCheck:
+    """The replicas of one session that are ready as their worker says, and asked whether they are."""
+
+    probe: Callable[[Target], Awaitable[ProbeOutcome]]
+    target_of: Callable[[Report], Target | None]
+    """None: nobody knows the replica yet, or any more."""
+    accept: Callable[[Report], None]
+    note_broken: Callable[[ReplicaId, str], None]
+    _asked: dict[ReplicaId, trio.CancelScope] = field(default_factory=dict, init=False)
+    _waiting: list[Report] = field(default_factory=list, init=False)
+    _wake: Wake = field(default_factory=Wake, init=False)
+
+    def __len__(self) -> int:
+        """How many are being asked."""
+        return len(self._asked) + len(self._waiting)
+
+    def ask(self, report: Report) -> None:
+        self._waiting.append(report)
+        self._wake.set()
+
+    def forget(self, replica_id: ReplicaId) -> None:
+        """Its worker has said something else of it since."""
+        self._waiting = [report for report in self._waiting if report.replica_id != replica_id]
+        if (scope := self._asked.pop(replica_id, None)) is not None:
+            scope.cancel()
+
+    async def run(self) -> None:
+        """Runs until cancelled. A replica that is slow to answer holds up no other."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                await self._wake.wait()
+                for report in self._waiting:
+                    self._asked[report.replica_id] = scope = trio.CancelScope()
+                    nursery.start_soon(self._check, report, scope)
+                self._waiting.clear()
+
+    async def _check(self, report: Report, scope: trio.CancelScope) -> None:
+        """What is never known is dropped: this gateway will hear of it with the next hello, if it is there at all."""
+        outcome: ProbeOutcome | None = None
+        with scope:
+            with trio.move_on_after(ANSWER_SECONDS_MAX):
+                while True:
+                    if (target := self.target_of(report)) is not None:
+                        outcome = outcome or ProbeOutcome.UNREACHABLE
+                        outcome = await self.probe(target)
+                    if outcome is ProbeOutcome.ALIVE:
+                        self.accept(report)
+                        break
+                    await trio.sleep(PAUSE_SECONDS)
+            if outcome is not None and outcome is not ProbeOutcome.ALIVE:
+                self.note_broken(
+                    report.replica_id,
+                    f"its worker calls it ready, but from this gateway it is {outcome} at {report.address}; "
+                    "worker.advertise has to name a host that gateways reach",
+                )
+        if self._asked.get(report.replica_id) is scope:
+            del self._asked[report.replica_id]

@@ -1,0 +1,182 @@
+"""Whether a node has room for one more replica of a model, and what is missing if not. Pure.
+
+Each question is asked twice: of the node as it is, and as it will be `soon`, once those that leave have left and its
+readings have settled (`tally` counts both). The first decides whether a replica may be started, the second whether
+somebody has to go: an innocent must not go because of a late number. A known zero of memory is a constraint even for a
+model of which nothing is known.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from gateway.domain.cluster import Node, Replica
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.model_spec import ModelSpec
+from gateway.planner.history import memory_need
+from gateway.planner.node_resources import Tally, coming_models, fetched_models, need_of, tally_now, tally_soon
+from gateway.planner.working_state import Ground
+
+DISK_HEADROOM_SHARE: Final = 0.05
+DISK_HEADROOM_BYTES_MIN: Final = 2**30
+"""Both: of the disk, beside the artifact itself (P1)."""
+UNKNOWN_NEED_BYTES: Final = 1
+"""What is asked for where nothing is known: not to be put where there is nothing at all."""
+NO_SLOTS: Final[frozenset[int]] = frozenset()
+
+
+class Question(NamedTuple):
+    """Room for one more replica of `spec` on `node`; answered before the plan goes on."""
+
+    ground: Ground
+    node: Node
+    spec: ModelSpec
+    tally: Tally
+    """Of the node as it is, or as it will be soon."""
+    need_bytes: int | None
+    """Of the node's memory; None: unknown."""
+    without: tuple[Replica, ...] = ()
+    """Besides, if these had left, too: ready ones of other models."""
+
+
+@dataclass(frozen=True)
+class Obstacle:
+    """What others would have to give up soon."""
+
+    missing_bytes: int
+    """Of memory; 0 or less: none."""
+    rivals: frozenset[ReplicaId]
+    """Replicas of models of the same exclusive group."""
+
+
+def ask_now(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+    """Of the node as it is."""
+    return Question(ground, node, spec, ground.once(tally_now, node), memory_need(ground.state, node, spec.name))
+
+
+def ask_soon(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+    """Of the node as it will be once those that leave have left and readings have settled."""
+    return Question(ground, node, spec, ground.once(tally_soon, node), memory_need(ground.state, node, spec.name))
+
+
+def has_room(question: Question) -> bool:
+    """What has room now has room soon."""
+    return (
+        _missing_bytes(question) <= 0
+        and free_slot(question) is not None
+        and _lacks_peace(question) is None
+        and _missing_disk(question) is None
+    )
+
+
+def lacks(question: Question) -> list[str]:
+    """What is missing, in words and numbers; empty if there is room."""
+    checks: tuple[Callable[[Question], str | None], ...] = (_lacks_slot, _lacks_peace, _lacks_memory, _lacks_disk)
+    return [lack for check in checks if (lack := check(question)) is not None]
+
+
+def obstacle(question: Question) -> Obstacle | None:
+    """What is in the way, for a question of `ask_soon`. None: something that stays whoever leaves. Slots are held by
+    the model itself, a rival has been promised room, or the disk is full, of which those that leave give nothing."""
+    if free_slot(question) is None or _missing_disk(question) is not None:
+        return None
+    if question.spec.exclusive_group is None:
+        return Obstacle(_missing_bytes(question), frozenset())
+    if any(_is_rival(question, claim.model) for claim in question.ground.claims_on(question.node)):
+        return None
+    rivals = frozenset(row.id for row in question.tally.rows if _is_rival(question, row.model))
+    return Obstacle(_missing_bytes(question), rivals)
+
+
+def free_slot(question: Question) -> int | None:
+    """The first slot of the model that nobody holds, (node, model, slot) being unique (R10)."""
+    used = question.tally.slots.get(question.spec.name, NO_SLOTS)
+    for slot in range(question.node.max_replicas_per_model):
+        if slot not in used:
+            return slot
+    return None
+
+
+def memory_after(question: Question) -> int | None:
+    """Bytes that would still be free; negative if there is not enough; None: unknown."""
+    free, need = question.tally.free_bytes, question.need_bytes
+    if free is None:
+        return None
+    if question.without:
+        free += need_of(question.ground, question.node, question.without)
+    return free - (UNKNOWN_NEED_BYTES if need is None else need)
+
+
+def _missing_bytes(question: Question) -> int:
+    after = memory_after(question)
+    return 0 if after is None else -after
+
+
+def _lacks_slot(question: Question) -> str | None:
+    if free_slot(question) is not None:
+        return None
+    slots = question.node.max_replicas_per_model
+    return f"{slots} of {slots} slots taken"
+
+
+def _lacks_peace(question: Question) -> str | None:
+    """Models of one exclusive group are never on one node, not even while one of them leaves (R17)."""
+    group = question.spec.exclusive_group
+    if group is None:
+        return None
+    near = [row.model for row in question.tally.rows]
+    near += [claim.model for claim in question.ground.claims_on(question.node)]
+    rival = next((name for name in near if _is_rival(question, name)), None)
+    return None if rival is None else f"'{rival}' of the exclusive group '{group}' is there"
+
+
+def _is_rival(question: Question, model: ModelName) -> bool:
+    other = question.ground.state.models.get(model)
+    return (
+        other is not None
+        and other.name != question.spec.name
+        and other.exclusive_group is not None
+        and other.exclusive_group == question.spec.exclusive_group
+    )
+
+
+def _lacks_memory(question: Question) -> str | None:
+    if _missing_bytes(question) <= 0:
+        return None
+    kind = "GPU memory" if question.node.capacity.gpus else "memory"
+    need = "some" if question.need_bytes is None else in_words(question.need_bytes)
+    return f"needs {need} of {kind}, {in_words(max(0, question.tally.free_bytes or 0))} free"
+
+
+def _lacks_disk(question: Question) -> str | None:
+    missing = _missing_disk(question)
+    if missing is None:
+        return None
+    need, free = missing
+    return f"needs {in_words(need)} of disk, {in_words(max(0, free))} free"
+
+
+def _missing_disk(question: Question) -> tuple[int, int] | None:
+    """Bytes that it needs and that are free, if those are less. Leaving replicas give no disk back, so now and soon are
+    the same."""
+    ground, node, model = question.ground, question.node, question.spec.name
+    free, size = node.capacity.disk_free_bytes, _disk_bytes(ground, model)
+    if free is None or size is None or model in ground.once(fetched_models, node):
+        return None
+    free -= sum(_disk_bytes(ground, other) or 0 for other in ground.once(coming_models, node) - {model})
+    need = size + max(int(size * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
+    return (need, free) if need > free else None
+
+
+def _disk_bytes(ground: Ground, model: ModelName) -> int | None:
+    """Of the model's artifact; None: unknown, or there is nothing to fetch."""
+    requirement = ground.state.requirements.get(model)
+    return None if requirement is None else requirement.disk_bytes
+
+
+def in_words(amount: int) -> str:
+    """Bytes for people: 1.5 GiB."""
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if amount >= size:
+            return f"{amount / size:.1f} {unit}"
+    return f"{amount} bytes"

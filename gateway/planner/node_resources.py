@@ -1,0 +1,127 @@
+"""What the replicas of one node hold of it, added up once for all models that might go there. Pure.
+
+Theory of operation. Memory is that of the node's GPUs, or the machine's own where there is none. A row reserves what
+its model needs from its placement on (P2, P3), so free for a newcomer is the lesser of
+
+    what the node has told to be free   minus   what replicas need that it can't have seen yet
+    all that the node has               minus   what all replicas there need
+
+where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
+constraint.
+
+Each function here takes a ground and a node and is asked through `Ground.once`: a full fleet asks for every model of
+every node, and hardly any node changes in between.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.domain.cluster import Node, Replica
+from gateway.domain.ids import ModelName
+from gateway.domain.lifecycle import COMING_UP, Observed
+from gateway.planner.history import free_reading, memory_need
+from gateway.planner.working_state import Ground, is_leaving
+
+SETTLE_SECONDS: Final = 30.0
+"""After which a node has told of what a replica took or gave back."""
+NOT_HERE_YET: Final = frozenset({Observed.PLACED, Observed.FETCHING})
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of one node, as it is or as it will be soon."""
+
+    rows: tuple[Replica, ...]
+    """Those that are in the way."""
+    slots: Mapping[ModelName, frozenset[int]]
+    """By model: those that they hold."""
+    free_bytes: int | None
+    """Memory for a newcomer, what others have been promised taken off; None: unknown."""
+
+
+def tally_now(ground: Ground, node: Node) -> Tally:
+    """As it is."""
+    rows = ground.on(node)
+    free = [_unused(ground, node), _unpromised(ground, node, rows), ground.once(tally_soon, node).free_bytes]
+    return Tally(tuple(rows), _slots(rows), _least(free))
+
+
+def tally_soon(ground: Ground, node: Node) -> Tally:
+    """Once those that leave have left, and its readings have settled."""
+    rows = [row for row in ground.on(node) if not is_leaving(row)]
+    free = _least([_unused_soon(ground, node), _unpromised(ground, node, rows)])
+    claimed = sum(memory_need(ground.state, node, claim.model) or 0 for claim in ground.claims_on(node))
+    return Tally(tuple(rows), _slots(rows), None if free is None else free - claimed)
+
+
+def fetched_models(ground: Ground, node: Node) -> frozenset[ModelName]:
+    """Whose artifact is there, since a replica has come that far."""
+    return frozenset(row.model for row in ground.on(node) if row.observed not in NOT_HERE_YET)
+
+
+def coming_models(ground: Ground, node: Node) -> frozenset[ModelName]:
+    """Whose artifact is still to be fetched, as far as is known: of a replica, or of one that room is promised for."""
+    rows, claims = ground.on(node), ground.claims_on(node)
+    return frozenset([each.model for each in rows] + [each.model for each in claims]) - fetched_models(ground, node)
+
+
+def settles_at(ground: Ground, node: Node) -> float | None:
+    """When time alone makes the next of its readings count; None: they all do."""
+    times = [row.since + SETTLE_SECONDS for row in ground.on(node) if row.observed is Observed.READY]
+    if (freed := ground.remembered.freed.get(node.id)) is not None:
+        times.append(freed.at + SETTLE_SECONDS)
+    return min((at for at in times if at > ground.now), default=None)
+
+
+def need_of(ground: Ground, node: Node, rows: Iterable[Replica]) -> int:
+    """Bytes of the node's memory, as far as is known."""
+    return sum(memory_need(ground.state, node, row.model) or 0 for row in rows)
+
+
+def _least(amounts: Iterable[int | None]) -> int | None:
+    return min((amount for amount in amounts if amount is not None), default=None)
+
+
+def _slots(rows: Iterable[Replica]) -> Mapping[ModelName, frozenset[int]]:
+    slots: dict[ModelName, frozenset[int]] = {}
+    for row in rows:
+        slots[row.model] = slots.get(row.model, frozenset()) | {row.slot}
+    return slots
+
+
+def _unpromised(ground: Ground, node: Node, rows: Iterable[Replica]) -> int | None:
+    total = node.capacity.vram_bytes if node.capacity.gpus else node.capacity.ram_bytes
+    return None if total is None else total - need_of(ground, node, rows)
+
+
+def _unused(ground: Ground, node: Node) -> int | None:
+    reading, given_back = _reading(ground, node)
+    if reading is None:
+        return None
+    unseen = [row for row in ground.on(node) if _is_unseen(row, ground.now)]
+    return reading + given_back - need_of(ground, node, unseen)
+
+
+def _unused_soon(ground: Ground, node: Node) -> int | None:
+    """Where a reading is known to be outdated, only what has been promised counts."""
+    reading, _ = _reading(ground, node)
+    if reading is None or _is_outdated(ground, node):
+        return None
+    seen = [row for row in ground.on(node) if is_leaving(row) and row.observed not in COMING_UP]
+    return reading + need_of(ground, node, seen)
+
+
+def _reading(ground: Ground, node: Node) -> tuple[int | None, int]:
+    """What was told last, and what was given back since."""
+    freed = ground.remembered.freed.get(node.id)
+    return free_reading(node), freed.bytes if freed is not None and _is_outdated(ground, node) else 0
+
+
+def _is_outdated(ground: Ground, node: Node) -> bool:
+    freed = ground.remembered.freed.get(node.id)
+    return freed is not None and freed.reading == free_reading(node) and ground.now < freed.at + SETTLE_SECONDS
+
+
+def _is_unseen(row: Replica, now: float) -> bool:
+    return row.observed in COMING_UP or (row.observed is Observed.READY and now < row.since + SETTLE_SECONDS)

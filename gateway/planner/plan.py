@@ -1,0 +1,82 @@
+"""What a plan consists of: one record per verb, each of which says why."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from gateway.domain.cluster import LoadFailure, Replica
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.lifecycle import Desired
+from gateway.planner.placement import Score
+from gateway.registry.protocol import ControlWrite
+
+
+@dataclass(frozen=True)
+class Start:
+    replica: Replica
+    because: str
+    scores: tuple[Score, ...] = ()
+    """Why on this node: what was compared, in order; the least wins."""
+
+
+@dataclass(frozen=True)
+class Want:
+    """Let `replica_id` be drained or stopped."""
+
+    replica_id: ReplicaId
+    desired: Desired
+    because: str
+
+
+@dataclass(frozen=True)
+class Forget:
+    replica_id: ReplicaId
+    because: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Record or clear (`None`) a model's load failure."""
+
+    model: ModelName
+    failure: LoadFailure | None
+    because: str
+
+
+@dataclass(frozen=True)
+class Wait:
+    """A replica is wanted and can't be started now."""
+
+    model: ModelName
+    because: str
+    is_shortage: bool = False
+    """For want of room, and nothing is under way that makes any."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    start: tuple[Start, ...] = ()
+    want: tuple[Want, ...] = ()
+    forget: tuple[Forget, ...] = ()
+    mark: tuple[Mark, ...] = ()
+    wait: tuple[Wait, ...] = ()
+    unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Models that have fewer replicas than they have to have, for want of room (P5)."""
+    again_at: float | None = None
+    """When the same state has to be planned again because time alone changes the outcome (registry clock)."""
+
+    def as_write(self) -> ControlWrite:
+        return ControlWrite(
+            place=tuple(entry.replica for entry in self.start),
+            desire=tuple((entry.replica_id, entry.desired) for entry in self.want),
+            forget=tuple(entry.replica_id for entry in self.forget),
+            failures=tuple((entry.model, entry.failure) for entry in self.mark),
+        )
+
+
+def reasons(plan: Plan) -> Iterable[tuple[str, str, str]]:
+    """(verb, subject, because) of everything the plan changes, for the log."""
+    yield from (("start", f"{entry.replica.model}/{entry.replica.id}", entry.because) for entry in plan.start)
+    yield from ((entry.desired.value, entry.replica_id, entry.because) for entry in plan.want)
+    yield from (("forget", entry.replica_id, entry.because) for entry in plan.forget)
+    yield from (("mark", entry.model, entry.because) for entry in plan.mark)

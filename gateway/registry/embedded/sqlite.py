@@ -1,0 +1,175 @@
+"""The embedded registry: one SQLite file that serves one gateway and survives kill -9 at any moment.
+
+All statements run on a worker thread, one transaction at a time (a `CapacityLimiter` of 1, first come, first served).
+A caller cancelled while it queues has done nothing; once its transaction has begun the thread is awaited to the end,
+so there are no half-done transactions and no commit that nobody hears of.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, TypeVar
+
+import structlog
+import trio
+
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import new_id
+from gateway.registry import rows
+from gateway.registry.embedded.base import EmbeddedStore
+from gateway.registry.embedded.sqlite_file import SqliteFile, Transaction, database_path
+from gateway.registry.protocol import Event
+from gateway.registry.row_cache import Remembered
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope
+from gateway.registry.tables import EVENTS_KEPT, Leadership, Tables
+from gateway.registry.writes.diff import Changes, difference
+
+Result = TypeVar("Result")
+log = structlog.get_logger()
+
+CLOSE_SECONDS: Final = 10.0
+
+
+def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
+    """An insert that overwrites. (INSERT OR REPLACE would delete first, and a node would take its replicas along.)"""
+    names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
+    overwritten = ", ".join(f"{column} = excluded.{column}" for column in columns if column != key)
+    return f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET {overwritten}"  # noqa: S608 - constants only
+
+
+READ_MODELS: Final = f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models"  # noqa: S608 - constants only
+READ_NODES: Final = f"SELECT {', '.join(rows.NODE_COLUMNS)} FROM nodes"  # noqa: S608 - constants only
+READ_REPLICAS: Final = f"SELECT {', '.join(rows.REPLICA_COLUMNS)} FROM replicas"  # noqa: S608 - constants only
+NAME: Final = rows.MODEL_COLUMNS.index("name")
+SOURCE: Final = rows.MODEL_COLUMNS.index("source")
+PUT_MODEL: Final = _upsert("models", "name", rows.MODEL_COLUMNS)
+PUT_NODE: Final = _upsert("nodes", "id", rows.NODE_COLUMNS)
+PUT_REPLICA: Final = _upsert("replicas", "id", rows.REPLICA_COLUMNS)
+ADD_EVENT: Final = (
+    "INSERT INTO events (at, kind, subject, detail, epoch) VALUES (:at, :kind, :subject, :detail, :epoch)"
+)
+TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - :kept"
+
+
+@asynccontextmanager
+async def open_sqlite_registry(
+    url: str, *, clock: Clock = time.time, make_id: MakeId = new_id
+) -> AsyncIterator["SqliteRegistry"]:
+    """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
+
+    The rows of a gateway that was killed are taken over as they are.
+
+    Raises `RegistryLocked` when another process has the file, `RegistryError` when it can't be used.
+    """
+    path = database_path(url)
+    file = await trio.to_thread.run_sync(SqliteFile.open, path)
+    try:
+        version, unreadable = await trio.to_thread.run_sync(_look, file)
+        if unreadable:
+            log.warning("models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway")
+        yield SqliteRegistry(file, clock, version, make_id)
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await trio.to_thread.run_sync(file.close)
+
+
+class SqliteRegistry(EmbeddedStore):
+    """See `open_sqlite_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+
+    def __init__(self, file: SqliteFile, clock: Clock, version: int, make_id: MakeId = new_id) -> None:
+        super().__init__(clock, version, make_id)
+        self._file = file
+        self._one_transaction = trio.CapacityLimiter(1)
+        self._rows = _RowReader()
+
+    async def read_state(self) -> ClusterState:
+        tables = await self._run("read_state", self._rows.tables, mode="DEFERRED")
+        return tables.state(self._demand())
+
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        return await self._run("read_events", partial(_read_events, newest=newest), mode="DEFERRED")
+
+    async def _transact(
+        self,
+        method: str,
+        decide: Decision[After],
+        scope: Scope,  # noqa: ARG002 - reading everything is no round trip
+        epoch: int | None = None,
+    ) -> Outcome[After]:
+        outcome, version = await self._run(method, partial(self._decide, decide, epoch))
+        self._grow(version)
+        return outcome
+
+    def _decide(
+        self, decide: Decision[After], epoch: int | None, transaction: Transaction
+    ) -> tuple[Outcome[After], int]:
+        now = self._clock()
+        before = self._with_term(self._rows.tables(transaction))
+        after = decide(before, now)
+        changes = difference(before, before if after is None else after, now, epoch)
+        if changes:
+            _write(transaction, changes)
+        return Outcome(before, after, changed=bool(changes)), before.version + bool(changes)
+
+    async def _run(self, method: str, work: Callable[[Transaction], Result], mode: str = "IMMEDIATE") -> Result:
+        def run() -> Result:
+            with self._file.transaction(mode) as transaction:
+                try:
+                    return work(transaction)
+                finally:
+                    self._statements[method] += transaction.statements
+
+        return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
+
+
+def _look(file: SqliteFile) -> tuple[int, list[str]]:
+    with file.transaction("DEFERRED") as transaction:
+        tables = _RowReader().tables(transaction)
+        return tables.version, sorted(tables.unreadable)
+
+
+def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:
+    found = transaction.rows("SELECT at, kind, subject, detail, epoch FROM events ORDER BY id DESC LIMIT ?", newest)
+    return tuple(Event(*row) for row in found)
+
+
+class _RowReader:
+    """Used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._models = Remembered(rows.MODEL_COLUMNS, rows.model_from_row)
+        self._nodes = Remembered(rows.NODE_COLUMNS, rows.node_from_row)
+        self._replicas = Remembered(rows.REPLICA_COLUMNS, rows.replica_from_row)
+
+    def tables(self, transaction: Transaction) -> Tables:
+        models = self._models.records(map(tuple, transaction.rows(READ_MODELS)), is_whole=True)
+        nodes = self._nodes.records(map(tuple, transaction.rows(READ_NODES)), is_whole=True)
+        replicas = self._replicas.records(map(tuple, transaction.rows(READ_REPLICAS)), is_whole=True)
+        return Tables(
+            models={model.spec.name: model for model in models.values() if model},
+            nodes={row.node.id: row for row in nodes.values()},
+            replicas={replica.id: replica for replica in replicas.values()},
+            leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            version=transaction.rows("SELECT version FROM state_version")[0][0],
+            unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
+        )
+
+
+def _write(transaction: Transaction, changes: Changes) -> None:
+    transaction.write("DELETE FROM models WHERE name = :key", _keys(changes.removed_models))
+    transaction.write("DELETE FROM replicas WHERE id = :key", _keys(changes.removed_replicas))
+    transaction.write("DELETE FROM nodes WHERE id = :key", _keys(changes.removed_nodes))
+    transaction.write(PUT_MODEL, [rows.model_to_row(row) for row in changes.models])
+    transaction.write(PUT_NODE, [rows.node_to_row(row) for row in changes.nodes])
+    transaction.write(PUT_REPLICA, [rows.replica_to_row(replica) for replica in changes.replicas])
+    if changes.leadership:
+        term = {"gateway_id": changes.leadership.gateway_id, "epoch": changes.leadership.epoch}
+        transaction.write("UPDATE leadership SET gateway_id = :gateway_id, epoch = :epoch", [term])
+    transaction.write(ADD_EVENT, [vars(event) for event in changes.events])
+    transaction.write(TRIM_EVENTS, [{"kept": EVENTS_KEPT}])
+    transaction.rows("UPDATE state_version SET version = version + 1")
+
+
+def _keys(keys: Sequence[str]) -> list[dict[str, rows.SqlValue]]:
+    return [{"key": key} for key in keys]

@@ -1,0 +1,92 @@
+"""Bulletins as SQL rows and back: four JSON texts, so that a gateway sends only what has changed since its last one.
+
+What a newer gateway says besides is not heard, and a part that can't be read counts as not said.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from gateway.domain.cluster import Demand
+from gateway.domain.ids import GatewayId, ModelName
+from gateway.domain.peers import NOTHING, Bulletin, Hold, Use
+from gateway.domain.progress import Progress
+from gateway.registry.texts import storable
+
+Value = TypeVar("Value")
+
+TEXT_COLUMNS: Final = ("leases", "uses", "demand", "notes")
+"""JSON objects. `demand` is {model: [waiting, since]}."""
+PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
+
+
+def bulletin_texts(bulletin: Bulletin) -> dict[str, str]:
+    """By `TEXT_COLUMNS`. Equal parts of two bulletins have equal texts."""
+    notes = {
+        "progress": {
+            each: [told.done_bytes, told.total_bytes, told.bytes_per_second] for each, told in bulletin.progress.items()
+        },
+        "waits": {model: [storable(hold.because), hold.is_shortage] for model, hold in bulletin.waits.items()},
+        "unsatisfiable": {model: storable(because) for model, because in bulletin.unsatisfiable.items()},
+    }
+    return {
+        "leases": _text(dict(bulletin.leases)),
+        "uses": _text({replica_id: use.since for replica_id, use in bulletin.uses.items()}),
+        "demand": _text({row.model: [row.waiting, row.since] for row in bulletin.demand}),
+        "notes": _text({name: part for name, part in notes.items() if part}),
+    }
+
+
+def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> Bulletin:
+    """`row` has a value for each of `PLAIN_COLUMNS` and `TEXT_COLUMNS`."""
+    notes = _object(row["notes"])
+    return Bulletin(
+        gateway_id,
+        row["url"],
+        row["secret_fingerprint"],
+        row["seen_version"],
+        leases=_each(_object(row["leases"]), lambda _, count: _number(count, int)),
+        uses=_each(_object(row["uses"]), lambda _, since: Use(_number(since, int, float))),
+        demand=demand_from_text(gateway_id, row["demand"]),
+        progress=_each(notes.get("progress"), lambda _, told: Progress(*told)),
+        waits=_each(notes.get("waits"), lambda _, told: Hold(str(told[0]), bool(told[1]))),
+        unsatisfiable=_each(notes.get("unsatisfiable"), lambda _, because: str(because)),
+    )
+
+
+def demand_from_text(gateway_id: GatewayId, text: str) -> tuple[Demand, ...]:
+    rows = _each(_object(text), lambda model, told: Demand(gateway_id, ModelName(model), int(told[0]), float(told[1])))
+    return tuple(rows.values())
+
+
+def _number(value: object, *kinds: type[int] | type[float]) -> Any:  # noqa: ANN401 - of one of the kinds
+    """Raises `TypeError`. True is none."""
+    if type(value) not in kinds:
+        raise TypeError(f"{value!r} is no number")
+    return value
+
+
+def _text(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _object(text: str) -> Mapping[str, Any]:
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError):
+        return NOTHING
+    return found if isinstance(found, dict) else NOTHING
+
+
+def _each(said: object, read: Callable[[str, Any], Value]) -> Mapping[Any, Value]:
+    """Without the entries that can't be read."""
+    if not isinstance(said, Mapping):
+        return NOTHING
+    readable: dict[Any, Value] = {}
+    for key, value in said.items():
+        try:
+            readable[key] = read(key, value)
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError):
+            continue
+    return MappingProxyType(readable)

@@ -1,0 +1,103 @@
+"""Hears of new versions from PostgreSQL, on a connection of its own that is made again whenever it breaks.
+
+A notification only wakes. What is lost while nobody listens is made up for by asking for the version once LISTEN is in
+force: whoever commits later notifies us, whoever committed earlier is in the answer. The same question is asked now and
+then, with a bound: that finds a connection that is dead without having ended, and a pooler that has taken LISTEN away.
+"""
+
+import asyncio
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final, TypeAlias
+
+import asyncpg
+import structlog
+
+from gateway.registry.postgres.errors import FAILURES, explained, server_of
+from gateway.registry.postgres.pool import CONNECT_SECONDS
+from gateway.registry.postgres.sql import CHANNEL
+
+log = structlog.get_logger()
+
+Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+RETRY_FIRST_SECONDS: Final = 0.1
+RETRY_MAX_SECONDS: Final = 5.0
+ASK_EVERY_SECONDS: Final = 10.0
+ANSWER_SECONDS: Final = 5.0
+
+ASK: Final = f"""
+SELECT version, pg_backend_pid() AS pid, '{CHANNEL}' IN (SELECT pg_listening_channels()) AS is_listening
+FROM state_version
+"""  # noqa: S608 - constants only
+
+
+class VersionListener:
+    """Calls `note_version`, on the asyncio side, with versions that the state has reached; each may come late or twice.
+
+    One is never missed for longer than `ASK_EVERY_SECONDS` while the server answers.
+    """
+
+    def __init__(self, url: str, note_version: Callable[[int], None]) -> None:
+        self._url = url
+        self._server = server_of(url)
+        self._note_version = note_version
+        self._pause_seconds = RETRY_FIRST_SECONDS
+        self._is_lost = False
+        self._is_deaf = False
+
+    async def run_aio(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            try:
+                await self._listen_aio()
+            except FAILURES as error:
+                if not self._is_lost:
+                    log.warning("registry.listener_lost", error=str(explained(self._server, error)))
+                self._is_lost = True
+            await asyncio.sleep(self._pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads a fleet
+            self._pause_seconds = min(2 * self._pause_seconds, RETRY_MAX_SECONDS)
+
+    async def _listen_aio(self) -> None:
+        """Returns, or raises one of `FAILURES`, when the connection is lost."""
+        connection = await asyncpg.connect(
+            self._url,
+            timeout=CONNECT_SECONDS,
+            command_timeout=ANSWER_SECONDS,
+            statement_cache_size=0,
+            server_settings={"application_name": "gateway listener"},
+        )
+        ended = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: ended.set())
+            await connection.add_listener(CHANNEL, self._hear)
+            while not ended.is_set():
+                await self._ask_aio(connection)
+                self._note_success()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_EVERY_SECONDS):
+                        await ended.wait()
+        finally:
+            connection.terminate()
+
+    async def _ask_aio(self, connection: Connection) -> None:
+        # Behind a transaction pooler, what belongs together has to be one transaction.
+        async with connection.transaction():
+            (row,) = await connection.fetch(ASK)
+        self._note_version(row["version"])
+        # A pooler answers for the process that it has at hand, under a number that it has made up.
+        is_deaf = not row["is_listening"] or row["pid"] != connection.get_server_pid()
+        if is_deaf and not self._is_deaf:
+            log.warning("registry.listener_deaf", remedy="let registry.listen_url name the server, not a pooler")
+        self._is_deaf = is_deaf
+
+    def _note_success(self) -> None:
+        self._pause_seconds = RETRY_FIRST_SECONDS
+        if self._is_lost:
+            log.info("registry.listener_back")
+        self._is_lost = False
+
+    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+        with suppress(ValueError):  # anybody may notify
+            self._note_version(int(str(payload)))

@@ -1,0 +1,94 @@
+"""What a gateway says and hears through the table `gateways`: each text crosses the network once, when it is new.
+
+A gateway remembers the hashes of what its row holds, and the texts that it has heard of the others with their hashes.
+It sends and is sent only what differs; what is stored is checked with each answer, so a row that was removed, or a
+commit that nobody heard of, is mended by saying everything again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from types import MappingProxyType
+from typing import Final, TypeAlias, TypeVar
+
+import asyncpg
+
+from gateway.domain.ids import GatewayId
+from gateway.domain.peers import Bulletin, Heard
+from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, bulletin_from_row, bulletin_texts
+from gateway.registry.postgres.pool import Transaction
+from gateway.registry.postgres.sql import EXCHANGE, HASH_COLUMNS
+
+Value = TypeVar("Value")
+Hashes: TypeAlias = tuple[int, ...]
+"""In the order of `TEXT_COLUMNS`."""
+NOTHING_SAID: Final[Hashes] = (0,) * len(TEXT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What was heard of another gateway last."""
+
+    row: Mapping[str, object]
+    hashes: Hashes
+    bulletin: Bulletin
+
+
+class Conversation:
+    """What one gateway has said and heard."""
+
+    def __init__(self, gateway_id: GatewayId) -> None:
+        self._gateway_id = gateway_id
+        self._said = NOTHING_SAID
+        self._others: Mapping[GatewayId, Known] = {}
+
+    async def exchange_aio(
+        self, transaction: Transaction, bulletin: Bulletin, ttl_seconds: float, test_time: float | None
+    ) -> Heard:
+        texts = bulletin_texts(bulletin)
+        hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
+        known = self._others
+        plain = [getattr(bulletin, column) for column in PLAIN_COLUMNS]
+        rows = await transaction.rows_aio(
+            EXCHANGE,
+            test_time,
+            self._gateway_id,
+            ttl_seconds,
+            *plain,
+            *self._news([texts[column] for column in TEXT_COLUMNS], hashes),
+            *self._news(hashes, hashes),
+            list(known),
+            *([each.hashes[index] for each in known.values()] for index in range(len(TEXT_COLUMNS))),
+        )
+        if _said(rows[0]) != hashes:
+            self._said = NOTHING_SAID
+            return await self.exchange_aio(transaction, bulletin, ttl_seconds, test_time)
+        self._said = hashes
+        told = [row for row in rows if row["id"] is not None]
+        self._others = {row["id"]: _heard(row, known.get(row["id"])) for row in told}
+        others, silent = (
+            MappingProxyType({row["id"]: self._others[row["id"]].bulletin for row in told if row["lives"] is lives})
+            for lives in (True, False)
+        )
+        return Heard(rows[0]["now"], rows[0]["version"], others, silent)
+
+    def _news(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
+        """None where what was said still holds."""
+        return [None if said == new else value for value, said, new in zip(values, self._said, hashes, strict=True)]
+
+
+def hash_of(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
+
+
+def _said(row: asyncpg.Record) -> Hashes:
+    return tuple(row[f"said_{column}"] for column in HASH_COLUMNS)
+
+
+def _heard(row: asyncpg.Record, known: Known | None) -> Known:
+    texts = {column: known.row[column] if known and row[column] is None else row[column] for column in TEXT_COLUMNS}
+    complete = {**{column: row[column] for column in PLAIN_COLUMNS}, **texts}
+    if known and known.row == complete:
+        return known
+    hashes = tuple(row[column] for column in HASH_COLUMNS)
+    return Known(complete, hashes, bulletin_from_row(row["id"], complete))

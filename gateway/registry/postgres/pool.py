@@ -1,0 +1,227 @@
+"""A bounded pool of connections to PostgreSQL, used a whole transaction at a time, every wait bounded by us.
+
+Theory of operation. One transaction is one asyncio function on one connection (pitfalls 14 and 24), and needs no second
+one, so callers that wait for the pool never hold what others wait for (L16). It begins with one simple query that also
+sets, for this transaction only, how long a statement, a lock and our own silence may take, whatever the role's settings
+are (L1, L2): so it works behind a transaction pooler, and a gateway that is stopped in the middle (SIGSTOP, a machine
+that vanishes) is thrown out by the server instead of keeping its row locks. On top of that each attempt and each call
+has a deadline here. A transaction that was cancelled or ran into it is not asked to roll back: its connection is cut,
+which does the same without waiting.
+
+Nothing is left of a session when a transaction ends: no prepared statement, no setting, no advisory lock.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias, TypeVar
+
+import asyncpg
+import trio
+
+from gateway.bridge import Bridge, CancelledByAsyncio
+from gateway.registry.postgres.errors import FAILURES, CommitUnknown, check_url, explained, is_transient, server_of
+from gateway.registry.protocol import RegistryError
+
+Result = TypeVar("Result")
+Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
+Pool: TypeAlias = "asyncpg.Pool[asyncpg.Record]"
+
+POOL_SIZE: Final = 5
+CONNECT_SECONDS: Final = 5.0
+IDLE_CONNECTION_SECONDS: Final = 60.0
+CLOSE_SECONDS: Final = 5.0
+RETRY_FIRST_SECONDS: Final = 0.05
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """How long the parts of one call may take."""
+
+    lock_seconds: float = 3.0
+    statement_seconds: float = 5.0
+    idle_seconds: float = 3.0
+    """Our own silence within a transaction."""
+    attempt_seconds: float = 8.0
+    """Without the wait for a connection."""
+    call_seconds: float = 20.0
+    attempts: int = 4
+
+
+class Mode(StrEnum):
+    """How a transaction begins. A gateway's transaction touches `state_version` first: see postgres_schema.py."""
+
+    PLAIN = ""
+    """Looks at no table of ours yet."""
+    SHARED = "; LOCK TABLE state_version IN ACCESS SHARE MODE"
+    """Changes no version."""
+    CONTROL = "; SELECT FROM state_version FOR UPDATE"
+    """One at a time in the whole fleet."""
+
+
+class Transaction:
+    """What may be done between BEGIN and COMMIT, on the asyncio side; counts its statements."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.statements = 0
+
+    async def rows_aio(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
+        self.statements += 1
+        return await self._connection.fetch(sql, *parameters)
+
+    async def row_aio(self, sql: str, *parameters: object) -> asyncpg.Record:
+        """Of a statement that returns one row."""
+        (row,) = await self.rows_aio(sql, *parameters)
+        return row
+
+    async def write_aio(self, sql: str, rows: Sequence[Sequence[object]]) -> None:
+        """Executes `sql` once for each row, all of them in one round trip."""
+        self.statements += len(rows)
+        if rows:
+            await self._connection.executemany(sql, rows)
+
+    async def script_aio(self, sql: str) -> None:
+        """Several statements without parameters."""
+        self.statements += 1
+        await self._connection.execute(sql)
+
+
+Work: TypeAlias = Callable[[Transaction], Awaitable[Result]]
+"""One whole transaction, on the asyncio side. It may run more than once, and what it raises rolls back."""
+
+
+class PostgresPool:
+    """Made by `open_postgres_pool`. `statements` counts the SQL statements between BEGIN and COMMIT by method."""
+
+    def __init__(self, bridge: Bridge, pool: Pool, server: str) -> None:
+        self._bridge = bridge
+        self._pool = pool
+        self.server = server
+        self.statements = Counter[str]()
+
+    async def transaction(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds = Bounds()) -> Result:
+        """Runs `work` in a transaction and commits it; repeats it after what may pass, within the bounds.
+
+        Raises `RegistryError` for everything that PostgreSQL or the way to it can't do, and what `work` raises.
+        """
+        try:
+            return await self._bridge.run(self._call_aio, method, mode, work, bounds)
+        except CancelledByAsyncio as error:
+            raise RegistryError(f"{self.server} was left while it was in use") from error
+
+    async def _call_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:
+        try:
+            async with asyncio.timeout(bounds.call_seconds):
+                return await self._attempts_aio(method, mode, work, bounds)
+        except (*FAILURES, CommitUnknown) as error:
+            raise explained(self.server, error) from error
+
+    async def _attempts_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:
+        pause_seconds = RETRY_FIRST_SECONDS
+        for _ in range(bounds.attempts - 1):
+            try:
+                return await self._attempt_aio(method, mode, work, bounds)
+            except FAILURES as error:
+                if not is_transient(error):
+                    raise
+            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads those who collided
+            pause_seconds *= 2
+        return await self._attempt_aio(method, mode, work, bounds)
+
+    async def _attempt_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:
+        connection = await self._pool.acquire()
+        try:
+            async with asyncio.timeout(bounds.attempt_seconds):
+                return await self._transaction_aio(connection, method, mode, work, bounds)
+        except TimeoutError:
+            # A server that does not answer here answers on none of the older connections.
+            await self._pool.expire_connections()
+            raise
+        finally:
+            await self._pool.release(connection)
+
+    async def _transaction_aio(
+        self, connection: Connection, method: str, mode: Mode, work: Work[Result], bounds: Bounds
+    ) -> Result:
+        transaction = Transaction(connection)
+        is_over = False
+        try:
+            await connection.execute(_begin(mode, bounds))
+            try:
+                result = await work(transaction)
+            except Exception:
+                await connection.execute("ROLLBACK")
+                is_over = True
+                raise
+            await _commit_aio(connection)
+            is_over = True
+            return result
+        finally:
+            self.statements[method] += transaction.statements
+            if not is_over:
+                connection.terminate()
+
+
+def _begin(mode: Mode, bounds: Bounds) -> str:
+    limits = {
+        "lock_timeout": bounds.lock_seconds,
+        "statement_timeout": bounds.statement_seconds,
+        "idle_in_transaction_session_timeout": bounds.idle_seconds,
+    }
+    settings = "".join(f"; SET LOCAL {name} = {round(seconds * 1000)}" for name, seconds in limits.items())
+    # Compiling one of our statements takes a hundred times as long as running it.
+    return f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL jit = off{settings}{mode.value}"
+
+
+async def _commit_aio(connection: Connection) -> None:
+    try:
+        await connection.execute("COMMIT")
+    except FAILURES as error:
+        raise CommitUnknown from error
+
+
+async def _keep_session_aio(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """There is nothing to reset, and so no round trip."""
+
+
+@asynccontextmanager
+async def open_postgres_pool(bridge: Bridge, url: str, *, size: int = POOL_SIZE) -> AsyncIterator[PostgresPool]:
+    """Connects when it is first needed, at most `size` times at once. Raises `RegistryError` for a url that is none."""
+    check_url(url)
+    server = server_of(url)
+
+    async def open_aio() -> Pool:
+        return await asyncpg.create_pool(
+            url,
+            min_size=0,
+            max_size=size,
+            max_inactive_connection_lifetime=IDLE_CONNECTION_SECONDS,
+            statement_cache_size=0,
+            timeout=CONNECT_SECONDS,
+            reset=_keep_session_aio,
+            server_settings={"application_name": "gateway"},
+        )
+
+    try:
+        pool = await bridge.run(open_aio)
+    except FAILURES as error:
+        raise explained(server, error) from error
+    try:
+        yield PostgresPool(bridge, pool, server)
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await bridge.run(_close_aio, pool)
+
+
+async def _close_aio(pool: Pool) -> None:
+    """Says goodbye to the server if it listens."""
+    with suppress(*FAILURES):
+        async with asyncio.timeout(CLOSE_SECONDS / 2):
+            await pool.close()
+            return
+    pool.terminate()

@@ -1,0 +1,248 @@
+"""The registry in PostgreSQL: one database for a fleet of any number of gateways.
+
+Theory of operation. A control transaction (`_transact`) first locks the one row of `state_version`, reads the rows that
+the decision needs, decides in pure code, writes the difference, bumps the counter, and lets the commit notify. The lock
+makes these transactions one at a time in the whole fleet, which gives three things at once: versions are in the order
+of the commits, so "newer than the version I saw" misses nothing (pitfall 30); a decision is made on rows that nobody
+changes meanwhile (R10); and the epoch that `apply` compares can't become stale before its commit, because a takeover is
+a control transaction too (L13; where other rows are locked, pitfall 31 shows how an old leader gets through). The lock
+is held for a handful of round trips and never while anything else is waited for; who waits for it waits bounded, and a
+holder that has stopped is thrown out by the server (see postgres_pool.py), or by the other gateways where the server
+takes it to be busy.
+
+Bulletins and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
+only wakes (postgres_listener.py). The only clock is the server's; between two readings this process counts on.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import asyncpg
+import structlog
+import trio
+
+from gateway.bridge import Bridge
+from gateway.domain.claim import Claim
+from gateway.domain.cluster import ClusterState, Demand
+from gateway.domain.ids import GatewayId, ReplicaId, new_id
+from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin, Heard
+from gateway.registry import rows
+from gateway.registry.clock import RegistryClock
+from gateway.registry.postgres import sql as sql
+from gateway.registry.postgres.errors import check_url
+from gateway.registry.postgres.listener import VersionListener
+from gateway.registry.postgres.peer_sync import Conversation
+from gateway.registry.postgres.pool import POOL_SIZE, Bounds, Mode, PostgresPool, Transaction, open_postgres_pool
+from gateway.registry.postgres.reserve_slot import CLAIM_BOUNDS, claim_slot_aio
+from gateway.registry.postgres.rows import RowReader, demand_of
+from gateway.registry.postgres.schema import check_schema, migrate
+from gateway.registry.protocol import Event, RegistryError
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope, Store
+from gateway.registry.tables import Leadership, Tables
+from gateway.registry.writes.diff import Changes, difference
+
+log = structlog.get_logger()
+
+FORGET_DEAD_EVERY_SECONDS: Final = 600.0
+END_STOPPED_EVERY_SECONDS: Final = 1.0
+
+
+@asynccontextmanager
+async def open_postgres_registry(
+    bridge: Bridge,
+    url: str,
+    *,
+    listen_url: str | None = None,
+    pool_size: int = POOL_SIZE,
+    apply_migrations: bool = True,
+    clock: Clock | None = None,
+    make_id: MakeId = new_id,
+) -> AsyncIterator["PostgresRegistry"]:
+    """Connects to the database of `url`, with its tables made or brought up to date unless told not to.
+
+    `listen_url`: straight to the server, where `url` names a transaction pooler. `clock` is for tests.
+
+    Raises `RegistryError` when it can't be used.
+    """
+    if listen_url is not None:
+        check_url(listen_url, "registry.listen_url")
+    async with open_postgres_pool(bridge, url, size=pool_size) as pool:
+        await (migrate(pool) if apply_migrations else check_schema(pool))
+        registry = PostgresRegistry(pool, clock, make_id)
+        await registry.look()
+        pool.statements.clear()
+        listener = VersionListener(listen_url or url, registry.note_version)
+        async with bridge.open_task(listener.run_aio):
+            yield registry
+
+
+class PostgresRegistry(Store):
+    """See `open_postgres_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+
+    def __init__(self, pool: PostgresPool, clock: Clock | None = None, make_id: MakeId = new_id) -> None:
+        super().__init__(make_id=make_id)
+        self._statements = pool.statements
+        self._pool = pool
+        self._reader = RowReader()
+        self._clock = clock
+        self._server_clock = RegistryClock()
+        self._lost_version = -1
+        """Versions up to this one, and above the present one, were read of a past that is no more."""
+        self._conversations: dict[GatewayId, Conversation] = {}
+        self._forget_dead_at = 0.0
+        self._end_stopped_at = 0.0
+
+    async def look(self) -> None:
+        """Learns the time and the version, and says what it can't read."""
+        tables, _ = await self._pool.transaction("look", Mode.SHARED, self._read_state_aio)
+        if tables.unreadable:
+            log.warning(
+                "models_unreadable",
+                registry=self._pool.server,
+                models=sorted(tables.unreadable),
+                cause="written by a newer gateway",
+            )
+
+    def note_version(self, version: int) -> None:
+        """The version is at least this one."""
+        self._grow(version)
+
+    async def now(self) -> float:
+        await trio.lowlevel.checkpoint()
+        return self._clock() if self._clock else self._server_clock()
+
+    async def read_state(self) -> ClusterState:
+        tables, demand = await self._pool.transaction("read_state", Mode.SHARED, self._read_state_aio)
+        return tables.state(demand)
+
+    async def read_events(self, newest: int) -> tuple[Event, ...]:
+        async def read_aio(transaction: Transaction) -> tuple[Event, ...]:
+            return tuple(Event(*row) for row in await transaction.rows_aio(sql.READ_EVENTS, newest))
+
+        return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
+
+    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+        conversation = self._conversations.setdefault(bulletin.gateway_id, Conversation(bulletin.gateway_id))
+
+        async def exchange_aio(transaction: Transaction) -> Heard:
+            heard = await conversation.exchange_aio(transaction, bulletin, ttl_seconds, self._test_time())
+            await self._forget_dead_aio(transaction, heard.now)
+            await self._end_stopped_aio(transaction, heard.now)
+            return heard
+
+        known = self._version
+        heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
+        self._server_clock.note(heard.now)
+        if heard.version < known:
+            self._set_back(heard.version)
+        self._grow(heard.version)
+        return heard
+
+    async def wait_newer(self, version: int) -> None:
+        """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
+        await trio.lowlevel.checkpoint()
+        while self._version <= version:
+            if self._version < version <= self._lost_version:
+                raise RegistryError(
+                    f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
+                )
+            await self._grown.wait()
+
+    def _set_back(self, version: int) -> None:
+        """A standby took over that had not heard of the last commits, or a backup was restored."""
+        log.error("registry.went_back", registry=self._pool.server, version=version, was=self._version)
+        self._lost_version = self._version
+        self._wake(version)
+
+    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+        """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.
+
+        Raises `RegistryError`; the lease may be counted all the same, until the gateway publishes again.
+        """
+        work = partial(claim_slot_aio, claim, self._test_time())
+        return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
+
+    async def leave(self, gateway_id: GatewayId) -> None:
+        async def leave_aio(transaction: Transaction) -> None:
+            await transaction.rows_aio(sql.LEAVE, gateway_id)
+            await transaction.rows_aio(sql.END_TERM, gateway_id)
+
+        await self._pool.transaction("leave", Mode.SHARED, leave_aio)
+
+    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        async def renew_aio(transaction: Transaction) -> int | None:
+            renewed = await transaction.rows_aio(sql.RENEW_TERM, self._test_time(), term_seconds, gateway_id)
+            return renewed[0]["epoch"] if renewed else None
+
+        return await self._pool.transaction("lead", Mode.SHARED, renew_aio)
+
+    async def _transact(
+        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+    ) -> Outcome[After]:
+        work = partial(self._decide_aio, decide, scope, epoch)
+        outcome = await self._pool.transaction(method, Mode.CONTROL, work)
+        self._grow(outcome.before.version + outcome.changed)
+        return outcome
+
+    async def _decide_aio(
+        self, decide: Decision[After], scope: Scope, epoch: int | None, transaction: Transaction
+    ) -> Outcome[After]:
+        row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
+        now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
+        self._server_clock.note(now)
+        after = decide(before, now)
+        stored: Tables = before if after is None else after
+        changes = difference(before, stored, now, epoch)
+        if stored.leadership != before.leadership:
+            await _put_leadership_aio(transaction, before.leadership, stored.leadership)
+        if changes:
+            await _write_aio(transaction, changes)
+        return Outcome(before, after, changed=bool(changes))
+
+    async def _read_state_aio(self, transaction: Transaction) -> tuple[Tables, list[Demand]]:
+        row = await transaction.row_aio(sql.READ_STATE, self._test_time())
+        self._server_clock.note(row["now"])
+        self._grow(row["version"])
+        return self._reader.tables(row, is_whole=True), demand_of(row)
+
+    async def _forget_dead_aio(self, transaction: Transaction, now: float) -> None:
+        if now >= self._forget_dead_at:
+            self._forget_dead_at = now + FORGET_DEAD_EVERY_SECONDS
+            await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), SILENT_SECONDS_MAX)
+
+    async def _end_stopped_aio(self, transaction: Transaction, now: float) -> None:
+        """What the server does not do by itself: see `END_STOPPED`."""
+        if now >= self._end_stopped_at:
+            self._end_stopped_at = now + END_STOPPED_EVERY_SECONDS
+            await transaction.rows_aio(sql.END_STOPPED, Bounds().idle_seconds)
+
+    def _test_time(self) -> float | None:
+        """None: the server knows."""
+        return self._clock() if self._clock else None
+
+
+async def _write_aio(transaction: Transaction, changes: Changes) -> None:
+    for statement, keys in (
+        (sql.DELETE_MODELS, changes.removed_models),
+        (sql.DELETE_REPLICAS, changes.removed_replicas),
+        (sql.DELETE_NODES, changes.removed_nodes),
+    ):
+        if keys:
+            await transaction.rows_aio(statement, keys)
+    for statement, columns, put in (
+        (sql.PUT_MODEL, rows.MODEL_COLUMNS, map(rows.model_to_row, changes.models)),
+        (sql.PUT_NODE, rows.NODE_COLUMNS, map(rows.node_to_row, changes.nodes)),
+        (sql.PUT_REPLICA, rows.REPLICA_COLUMNS, map(rows.replica_to_row, changes.replicas)),
+    ):
+        await transaction.write_aio(statement, [[row[column] for column in columns] for row in put])
+    events = [[getattr(event, column) for event in changes.events] for column in sql.EVENT_COLUMNS]
+    await transaction.rows_aio(sql.BUMP, *events)
+
+
+async def _put_leadership_aio(transaction: Transaction, before: Leadership, after: Leadership) -> None:
+    if not await transaction.rows_aio(
+        sql.PUT_LEADERSHIP, after.gateway_id, after.epoch, after.expires_at, before.expires_at
+    ):
+        raise asyncpg.SerializationError("the leader has prolonged its term meanwhile")

@@ -1,0 +1,67 @@
+"""A pick and its lease as one transaction, for gateways that must not differ for a moment (strict mode).
+
+Theory of operation. Under READ COMMITTED every statement sees what was committed before it began. So the first
+statement waits for the model's row, which makes the picks of one model one at a time in the whole fleet, and the second
+one, with a new snapshot, sees every pick before it. (ORDER BY with FOR UPDATE in one statement would lock what was the
+best before the wait: R3.) Then the choice is written into the asking gateway's bulletin, which is complete, so that
+nothing counts up and down. Rows of nodes and of replicas, and the counter, are never locked: heartbeats and control
+writes go on.
+
+A gateway's claims, and its own exchange of bulletins, have to come one after the other: each writes all its leases.
+"""
+
+from typing import Final, NamedTuple
+
+from gateway.domain.claim import Claim
+from gateway.domain.ids import ReplicaId
+from gateway.domain.peers import Bulletin
+from gateway.registry.peer_rows import bulletin_texts
+from gateway.registry.postgres.peer_sync import hash_of
+from gateway.registry.postgres.pick_sql import PICK
+from gateway.registry.postgres.pool import Bounds, Transaction
+from gateway.registry.protocol import RegistryError
+
+CLAIM_BOUNDS: Final = Bounds(
+    lock_seconds=0.5, statement_seconds=0.5, idle_seconds=1.0, attempt_seconds=0.8, call_seconds=1.5, attempts=3
+)
+"""A request waits for it, and others wait for that one: shorter than any other call's."""
+
+LOCK_MODEL: Final = "SELECT 1 FROM models WHERE name = $1 FOR NO KEY UPDATE"
+PUBLISH: Final = "UPDATE gateways SET leases = $2, leases_hash = $3 WHERE id = $1 RETURNING id"
+
+
+class Picked(NamedTuple):
+    replica_id: ReplicaId
+    has_free_slot: bool
+
+
+async def claim_slot_aio(claim: Claim, test_time: float | None, transaction: Transaction) -> ReplicaId | None:
+    """The replica that the request is to use, counted as this gateway's lease from now on; None: no slot is free.
+
+    Raises `RegistryError` when the gateway has published no bulletin yet, so that nobody would count its lease.
+    """
+    await transaction.rows_aio(LOCK_MODEL, claim.model)
+    picked = await pick_aio(claim, test_time, transaction)
+    if picked is None or not picked.has_free_slot:
+        return None
+    leases = {**claim.leases, picked.replica_id: claim.leases.get(picked.replica_id, 0) + 1}
+    text = bulletin_texts(Bulletin(claim.gateway_id, leases=leases))["leases"]
+    if not await transaction.rows_aio(PUBLISH, claim.gateway_id, text, hash_of(text)):
+        raise RegistryError("the registry does not know this gateway (yet)")
+    return picked.replica_id
+
+
+async def pick_aio(claim: Claim, test_time: float | None, transaction: Transaction) -> Picked | None:
+    """The best replica by the rows as they are now; None if none is routable."""
+    found = await transaction.rows_aio(
+        PICK,
+        test_time,
+        claim.model,
+        claim.gateway_id,
+        list(claim.leases.keys()),
+        list(claim.leases.values()),
+        list(claim.unused_seconds.keys()),
+        list(claim.unused_seconds.values()),
+        *map(list, (claim.excluded, claim.suspect, claim.full, claim.busy)),
+    )
+    return Picked(*found[0]) if found else None

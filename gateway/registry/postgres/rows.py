@@ -1,0 +1,48 @@
+"""What `postgres_sql` reads, as records (see `remembered`)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import asyncpg
+
+from gateway.domain.cluster import Demand, Replica
+from gateway.registry import rows
+from gateway.registry.peer_rows import demand_from_text
+from gateway.registry.postgres.sql import DEMAND_COLUMNS
+from gateway.registry.row_cache import Remembered, Values
+from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
+from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+
+NAME: Final = MODEL_COLUMNS.index("name")
+SOURCE: Final = MODEL_COLUMNS.index("source")
+
+
+class RowReader:
+    def __init__(self) -> None:
+        self._models = Remembered[ModelRow | None](MODEL_COLUMNS, rows.model_from_row)
+        self._nodes = Remembered[NodeRow](NODE_COLUMNS, rows.node_from_row)
+        self._replicas = Remembered[Replica](REPLICA_COLUMNS, rows.replica_from_row)
+
+    def tables(self, row: asyncpg.Record, *, is_whole: bool) -> Tables:
+        """Of what READ_STATE, or READ_PART, has returned."""
+        models = self._models.records(_table(row, "models", MODEL_COLUMNS), is_whole=is_whole)
+        nodes = self._nodes.records(_table(row, "nodes", NODE_COLUMNS), is_whole=is_whole)
+        replicas = self._replicas.records(_table(row, "replicas", REPLICA_COLUMNS), is_whole=is_whole)
+        return Tables(
+            models={model.spec.name: model for model in models.values() if model},
+            nodes={each.node.id: each for each in nodes.values()},
+            replicas={replica.id: replica for replica in replicas.values()},
+            leadership=Leadership(row["leader"], row["epoch"], row["expires_at"]),
+            version=row["version"],
+            unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
+        )
+
+
+def demand_of(row: asyncpg.Record) -> list[Demand]:
+    """Of what READ_STATE has returned."""
+    said = _table(row, "gateways", DEMAND_COLUMNS)
+    return [waiting for gateway_id, text in said for waiting in demand_from_text(gateway_id, text)]
+
+
+def _table(row: asyncpg.Record, table: str, columns: Sequence[str]) -> Iterable[Values]:
+    return zip(*(row[f"{table}_{column}"] or () for column in columns), strict=True)

@@ -1,0 +1,243 @@
+"""What each write about a node means: pure functions, as in writes.py.
+
+A node has several authors: its worker says what the machine has and allows (`Declared`, capacity), an admin says what
+counts instead (`NodeOverrides`), whether it may serve and whether it should drain, and the holder of its session says
+how it is (`link`). Each write changes its author's part only; `_effective` alone works out what follows.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Final
+
+from gateway.domain.cluster import Node, NodeStatus, Replica
+from gateway.domain.ids import BootId, GatewayId, NodeId, ReplicaId
+from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.resources import Capacity, automatic_labels, free_vram_bytes
+from gateway.domain.session import Hello, Registration
+from gateway.registry.protocol import FleetFull, NameTaken, NodeEdit, NodeOverrides, NotRegistered, StaleCredential
+from gateway.registry.tables import Declared, NodeRow, Tables
+from gateway.registry.texts import storable
+
+SESSIONS_PER_SECOND: Final = 1000
+"""Sessions that a node can't have more of: see `_made`."""
+
+UNJOINED_MAX: Final = 64
+"""Nodes that have registered and whose first session has not begun: a worker begins one at once."""
+UNJOINED_SECONDS: Final = 600.0
+"""Then nobody expects it any more."""
+NODES_MAX: Final = 4096
+
+
+def registered(tables: Tables, registration: Registration, fresh: NodeId, now: float) -> Tables:
+    """The node of the registration's name is the worker's; `fresh` is its id if it needs one. See `node_named`.
+
+    Raises `NameTaken`, `StaleCredential`, `FleetFull`.
+    """
+    name = storable(registration.name)
+    _check_proof(tables, registration)
+    tables = _without_namesake(tables, registration.node_id, name)
+    old = _own(tables, registration.node_id, name)
+    if old is None:
+        return _with(_with_room(tables, now), _effective(_made(registration, name, fresh, now)))
+    row = old if old.node.name == name else _effective(replace(old, node=replace(old.node, name=name)))
+    if row.node.boot_id == registration.boot_id:
+        return _with(tables, row)
+    lost = _processes_lost(tables.replicas.values(), row.node.id, now)
+    return replace(_with(tables, _restarted(row, registration.boot_id, now)), replicas=lost)
+
+
+def _check_proof(tables: Tables, registration: Registration) -> None:
+    """An agent whose registration was never answered comes back with the credential of the start before, so that one
+    counts until a newer one was used. Raises `StaleCredential`."""
+    row = None if registration.node_id is None else tables.nodes.get(registration.node_id)
+    if row is None or registration.proof_boot_id is None:
+        return
+    if registration.proof_boot_id not in {row.node.boot_id, row.node.joined_boot_id}:
+        raise StaleCredential(f"the credential is not the newest of node {row.node.id}: register without it")
+
+
+def _with_room(tables: Tables, now: float) -> Tables:
+    """For one more node. Raises `FleetFull`."""
+    busy = {replica.node_id for replica in tables.replicas.values()}
+    unjoined = [row.node for row in tables.nodes.values() if _never_joined(row) and row.node.id not in busy]
+    unjoined.sort(key=lambda node: (node.since, node.id), reverse=True)
+    old = [node for node in unjoined if now - node.since > UNJOINED_SECONDS]
+    dropped = {node.id for node in (*unjoined[UNJOINED_MAX - 1 :], *old)}
+    kept = {key: row for key, row in tables.nodes.items() if key not in dropped}
+    if len(kept) >= NODES_MAX:
+        raise FleetFull(f"the fleet has {len(kept)} nodes, which is its limit: remove those that are gone")
+    return replace(tables, nodes=kept)
+
+
+def _never_joined(row: NodeRow) -> bool:
+    """And no admin has said anything of it either."""
+    node = row.node
+    is_untouched = row.overrides == NodeOverrides() and not node.draining
+    return node.joined_boot_id is None and node.link is NodeStatus.OFFLINE and is_untouched
+
+
+def node_named(tables: Tables, name: str) -> NodeRow | None:
+    """Names are unique; `name` is as the worker says it."""
+    return next((row for row in tables.nodes.values() if row.node.name == storable(name)), None)
+
+
+def _without_namesake(tables: Tables, node_id: NodeId | None, name: str) -> Tables:
+    """A node that is offline has no right to a name that a proved one wants: its machine was set up anew, say."""
+    namesake = node_named(tables, name)
+    if node_id is None or namesake is None or namesake.node.id == node_id:
+        return tables
+    without = removed(tables, namesake.node.id) if namesake.node.link is NodeStatus.OFFLINE else None
+    return tables if without is None else without
+
+
+def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:
+    """The row of the worker's node; None: it has to be made. Raises `NameTaken`."""
+    namesake = node_named(tables, name)
+    if namesake is None:
+        return None if node_id is None else tables.nodes.get(node_id)
+    is_own = namesake.node.link is NodeStatus.OFFLINE if node_id is None else namesake.node.id == node_id
+    if not is_own:
+        raise NameTaken(f"node name {name!r} belongs to node {namesake.node.id}; give this worker another name")
+    return namesake
+
+
+def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> NodeRow:
+    """A worker that knows its id may come back after its node was removed. The sessions of that earlier life must not
+    be taken for those of the new one, so these are numbered from where the earlier ones can't have come (H9)."""
+    node = Node(
+        id=fresh if registration.node_id is None else registration.node_id,
+        name=name,
+        boot_id=registration.boot_id,
+        link=NodeStatus.OFFLINE,
+        approved=registration.approved,
+        since=now,
+        session=0 if registration.node_id is None else int(now * SESSIONS_PER_SECOND),
+    )
+    return NodeRow(node)
+
+
+def _restarted(row: NodeRow, boot_id: BootId, now: float) -> NodeRow:
+    """The earlier agent is over, and so is its session: the number grows, nobody holds it."""
+    node = replace(row.node, boot_id=boot_id, session=row.node.session + 1, gateway_id=None)
+    return replace(row, node=_linked(node, NodeStatus.OFFLINE, now))
+
+
+def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) -> dict[ReplicaId, Replica]:
+    return {
+        replica.id: replace(replica, observed=Observed.GONE, since=now)
+        if replica.node_id == node_id and replica.observed not in FINAL
+        else replica
+        for replica in replicas
+    }
+
+
+def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> Tables:
+    """The node is healthy and has a new session. Raises `NotRegistered`."""
+    row = tables.nodes.get(hello.node_id)
+    if row is None:
+        raise NotRegistered(f"node {hello.node_id} is not registered: its worker has to register first")
+    if row.node.boot_id != hello.boot_id:
+        raise NotRegistered(f"node {hello.node_id} was registered by another start of a worker: register again")
+    node = replace(
+        row.node,
+        session=row.node.session + 1,
+        gateway_id=gateway_id,
+        joined_boot_id=hello.boot_id,
+        capacity=_storable_capacity(hello.capacity),
+    )
+    declared = Declared(_storable_labels(hello.labels), hello.max_replicas_per_model, hello.vram_budget)
+    linked = _linked(node, NodeStatus.HEALTHY, now)
+    return _with(tables, _effective(NodeRow(linked, declared, row.overrides)))
+
+
+def held(tables: Tables, node_id: NodeId, session: int) -> NodeRow | None:
+    """The node, if `session` is its newest (H9)."""
+    row = tables.nodes.get(node_id)
+    return row if row is not None and row.node.session == session else None
+
+
+def marked(
+    tables: Tables, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool, now: float
+) -> Tables | None:
+    """None: the session is not the node's newest, or it has ended and would revive the node (H9)."""
+    row = held(tables, node_id, session)
+    if row is None or (row.node.gateway_id is None and link is not None and _revives(row.node, link)):
+        return None
+    node = row.node if link is None else _linked(row.node, link, now)
+    return _with(tables, replace(row, node=replace(node, gateway_id=None) if ended else node))
+
+
+def noted(tables: Tables, node_id: NodeId, session: int, capacity: Capacity) -> Tables | None:
+    """None: the session is not the node's newest (H9)."""
+    row = held(tables, node_id, session)
+    if row is None:
+        return None
+    return _with(tables, _effective(replace(row, node=replace(row.node, capacity=_storable_capacity(capacity)))))
+
+
+def edited(tables: Tables, node_id: NodeId, edit: NodeEdit) -> Tables | None:
+    """None: there is no such node."""
+    row = tables.nodes.get(node_id)
+    if row is None:
+        return None
+    node = row.node
+    approved = node.approved if edit.approved is None else edit.approved
+    draining = node.draining if edit.draining is None else edit.draining
+    row = replace(row, node=replace(node, approved=approved, draining=draining))
+    if edit.overrides is not None:
+        kept = {name: getattr(row.overrides, name) for name in edit.kept}
+        row = _effective(replace(row, overrides=_storable_overrides(replace(edit.overrides, **kept))))
+    return _with(tables, row)
+
+
+def removed(tables: Tables, node_id: NodeId) -> Tables | None:
+    """Without the node and its replicas. None: there is no such node."""
+    if node_id not in tables.nodes:
+        return None
+    nodes = {key: row for key, row in tables.nodes.items() if key != node_id}
+    replicas = {key: replica for key, replica in tables.replicas.items() if replica.node_id != node_id}
+    return replace(tables, nodes=nodes, replicas=replicas)
+
+
+def _with(tables: Tables, row: NodeRow) -> Tables:
+    return replace(tables, nodes={**tables.nodes, row.node.id: row})
+
+
+def _linked(node: Node, link: NodeStatus, now: float) -> Node:
+    return node if node.link is link else replace(node, link=link, since=now)
+
+
+def _revives(node: Node, link: NodeStatus) -> bool:
+    return link is NodeStatus.HEALTHY and node.link is not NodeStatus.HEALTHY
+
+
+def _effective(row: NodeRow) -> NodeRow:
+    """What counts: the worker's words under the admin's. Asked whenever either of them, the capacity or the name has
+    changed."""
+    node, said, wished = row.node, row.declared, row.overrides
+    budget = said.vram_budget if wished.vram_budget is None else wished.vram_budget
+    replicas_max = wished.max_replicas_per_model
+    counting = replace(
+        node,
+        labels=MappingProxyType({**automatic_labels(node.capacity, node.name), **said.labels, **wished.labels}),
+        max_replicas_per_model=said.max_replicas_per_model if replicas_max is None else replicas_max,
+        free_vram_bytes=free_vram_bytes(node.capacity, budget),
+    )
+    return replace(row, node=counting)
+
+
+def _storable_labels(labels: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({storable(label): storable(value) for label, value in labels.items()})
+
+
+def _storable_overrides(overrides: NodeOverrides) -> NodeOverrides:
+    return replace(overrides, labels=_storable_labels(overrides.labels))
+
+
+def _storable_capacity(capacity: Capacity) -> Capacity:
+    gpus = [
+        replace(gpu, vendor=storable(gpu.vendor), name=storable(gpu.name), uuid=storable(gpu.uuid))
+        for gpu in capacity.gpus
+    ]
+    return replace(capacity, gpus=tuple(gpus), cpu_flags=tuple(map(storable, capacity.cpu_flags)))

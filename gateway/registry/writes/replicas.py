@@ -1,0 +1,108 @@
+"""What each write of the registry means: pure functions from the stored rows to the rows that should be stored.
+
+Every store reads rows, asks a function of this module, and writes the difference in the same transaction, so the
+meaning of a write exists once. None as a result: the write is refused, nothing changes. Models are in model_writes.py,
+nodes in node_writes.py.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from gateway.domain.cluster import LoadFailure, Replica
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
+from gateway.domain.lifecycle import Desired, may_follow
+from gateway.domain.session import Report
+from gateway.registry.protocol import ControlWrite, StaleEpoch
+from gateway.registry.tables import Leadership, Tables
+from gateway.registry.texts import storable
+from gateway.registry.writes.nodes import held
+
+REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
+
+
+def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float) -> Tables | None:
+    """The reports, in order, are written over what is stored. None: the session is not the node's newest (H9).
+
+    A node speaks for its own replicas only: a report about another node's replica is one about an unknown replica.
+    """
+    if held(tables, node_id, session) is None:
+        return None
+    replicas = dict(tables.replicas)
+    for report in reports:
+        replica = replicas.get(report.replica_id)
+        if replica and replica.node_id == node_id and may_follow(replica.observed, report.observed):
+            replicas[replica.id] = _reported(replica, report, now)
+    return replace(tables, replicas=replicas)
+
+
+def _reported(replica: Replica, report: Report, now: float) -> Replica:
+    told = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
+    told |= {name: storable(value) for name, value in told.items() if isinstance(value, str)}
+    since = replica.since if replica.observed == report.observed else now
+    return replace(replica, observed=report.observed, since=since, **told)
+
+
+def led(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
+    """`gateway_id` leads until `until`; the epoch is a new one unless it led already. None: another one leads."""
+    leader = tables.leadership
+    if leader.gateway_id == gateway_id:
+        return replace(tables, leadership=replace(leader, expires_at=until))
+    if leader.gateway_id is not None and leader.expires_at > now:
+        return None
+    return replace(tables, leadership=Leadership(gateway_id, leader.epoch + 1, until))
+
+
+def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -> Tables | None:
+    """None: there is no such replica. The first cause stays."""
+    replica = tables.replicas.get(replica_id)
+    if replica is None:
+        return None
+    cause = storable(because) if replica.broken is None else replica.broken
+    noted = replace(replica, broken=cause, lost=replica.lost or lost)
+    return replace(tables, replicas={**tables.replicas, replica_id: noted})
+
+
+def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
+    """The planner's write: forget, then place, then desire, then failures. A row that a part of it names but that is
+    not there (a replica, a model, the node of a new replica) makes that part void, not the write.
+
+    Raises `StaleEpoch` unless `epoch` is the leader's (L13).
+    """
+    leader = tables.leadership
+    if epoch != leader.epoch:
+        raise StaleEpoch(f"epoch {epoch} is over: gateway {leader.gateway_id} leads with epoch {leader.epoch}")
+    replicas = {key: replica for key, replica in tables.replicas.items() if key not in write.forget}
+    replicas |= _placeable(tables, replicas.values(), write.place)
+    for replica_id, desired in write.desire:
+        if replica_id in replicas:
+            replicas[replica_id] = _desired(replicas[replica_id], desired, tables.version + 1)
+    models = dict(tables.models)
+    for name, failure in write.failures:
+        if name in models:
+            models[name] = replace(models[name], failure=_storable_failure(failure))
+    return replace(tables, replicas=replicas, models=models)
+
+
+def _desired(replica: Replica, desired: Desired, version: int) -> Replica:
+    return replica if replica.desired is desired else replace(replica, desired=desired, desired_version=version)
+
+
+def _placeable(tables: Tables, staying: Iterable[Replica], place: Iterable[Replica]) -> dict[ReplicaId, Replica]:
+    """The new rows whose id and slot are free and whose node exists; of two that claim one slot, the first (R10)."""
+    taken: set[object] = set()
+    for replica in staying:
+        taken |= {replica.id, _slot(replica)}
+    placed = dict[ReplicaId, Replica]()
+    for replica in place:
+        if replica.node_id in tables.nodes and taken.isdisjoint({replica.id, _slot(replica)}):
+            taken |= {replica.id, _slot(replica)}
+            placed[replica.id] = replica
+    return placed
+
+
+def _slot(replica: Replica) -> tuple[NodeId, ModelName, int]:
+    return replica.node_id, replica.model, replica.slot
+
+
+def _storable_failure(failure: LoadFailure | None) -> LoadFailure | None:
+    return failure and replace(failure, cause=storable(failure.cause))

@@ -1,0 +1,164 @@
+"""What a waiting request is told when waiting makes no sense, or no sense any more. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Container
+from typing import Final, TypeAlias
+
+from gateway.domain.cluster import Node, NodeStatus, Replica
+from gateway.domain.errors import (
+    BackendFailed,
+    GatewayError,
+    InsufficientCapacity,
+    ModelLoadFailed,
+    ModelLoading,
+    ModelNotFound,
+    NoNode,
+    Overloaded,
+    Unavailable,
+)
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.lifecycle import COMING_UP, Desired, Observed
+from gateway.domain.progress import Progress
+from gateway.domain.routability import RoutingView
+
+RETRY_AFTER_SECONDS: Final = 5.0
+"""What a client is told when nothing better is known."""
+RETRY_AFTER_SECONDS_MAX: Final = 300.0
+
+
+ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
+"""How far the load of a replica is, if anything was heard of it here."""
+
+
+def nobody_knows(_replica_id: ReplicaId) -> None:
+    """A `ProgressOf` where there is nothing to ask."""
+
+
+def fail_fast(view: RoutingView, model: ModelName, wall_now: float) -> GatewayError | None:
+    """Why no amount of waiting can help now; None if it can.
+
+    - the model does not exist (any more);
+    - its last load failed, it is not tried again before some time, no other load is under way, and no node that has it
+      is silent for a while only (L9, L10, H12).
+    """
+    if model not in view.state.models:
+        return ModelNotFound(model)
+    failure = view.state.failures.get(model)
+    if failure is None or view.candidates.get(model) or wall_now >= failure.retry_at or coming_up(view, model):
+        return None
+    return ModelLoadFailed(
+        f"The model '{model}' could not be loaded: {failure.cause}",
+        retry_after_seconds=max(1.0, failure.retry_at - wall_now),
+        param="model",
+    )
+
+
+def gave_up(
+    view: RoutingView,
+    model: ModelName,
+    waited_seconds: float,
+    excluded: Container[ReplicaId],
+    progress_of: ProgressOf = nobody_knows,
+    shortage: str | None = None,
+    *,
+    control_rests: bool = False,
+) -> GatewayError:
+    """What a request is told that has waited long enough. `shortage`: why no node has room for the model, if it waits
+    for room. `control_rests`: nothing can be loaded now, whatever it is."""
+    candidates = [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]
+    if candidates:
+        slots = sum(candidate.slots for candidate in candidates)
+        return Overloaded(
+            f"All {slots} slots of '{model}' stayed busy for {waited_seconds:.0f} s.", retry_after_seconds=1
+        )
+    if view.candidates.get(model) and not coming_up(view, model):
+        return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
+    if control_rests and not coming_up(view, model):
+        return Unavailable(
+            f"The model '{model}' is not loaded, and nothing could be for {waited_seconds:.0f} s: the gateway's "
+            "registry can't be used now.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+            code="registry_unavailable",
+        )
+    if not any(node.status is NodeStatus.HEALTHY for node in view.state.nodes.values()):
+        return NoNode(
+            f"No healthy node could serve '{model}' within {waited_seconds:.0f} s: {_nodes_there_are(view)}.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+    if shortage is not None and not coming_up(view, model):
+        return InsufficientCapacity(
+            f"The model '{model}' could not be loaded within {waited_seconds:.0f} s: {shortage}.",
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+            param="model",
+        )
+    loading = loading_state(view, model, progress_of)
+    return ModelLoading(
+        f"The model '{model}' is still loading after {waited_seconds:.0f} s; the load goes on.",
+        retry_after_seconds=_retry_after(loading.get("eta_seconds")),
+        loading=loading,
+    )
+
+
+def _retry_after(eta_seconds: object) -> float:
+    """When it may be there (L11)."""
+    if not isinstance(eta_seconds, float):
+        return RETRY_AFTER_SECONDS
+    return min(max(eta_seconds, RETRY_AFTER_SECONDS), RETRY_AFTER_SECONDS_MAX)
+
+
+def _nodes_there_are(view: RoutingView) -> str:
+    counts = Counter(node.status for node in view.state.nodes.values())
+    return ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "none has joined"
+
+
+def coming_up(view: RoutingView, model: ModelName) -> list[Replica]:
+    """Replicas of the model's present revision that are on their way to serving: those that load, and those whose node
+    is silent and may be back at any moment."""
+    spec = view.state.models[model]
+    return [
+        replica
+        for replica in view.state.replicas.values()
+        if replica.model == model
+        and replica.revision == spec.revision
+        and replica.desired is Desired.RUN
+        and _may_yet_serve(replica, view.state.nodes.get(replica.node_id))
+    ]
+
+
+def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
+    if node is None or node.status not in (NodeStatus.HEALTHY, NodeStatus.UNHEALTHY):
+        return False
+    back = node.status is NodeStatus.UNHEALTHY and replica.observed is Observed.READY
+    return back or replica.observed in COMING_UP
+
+
+def loading_state(view: RoutingView, model: ModelName, progress_of: ProgressOf = nobody_knows) -> dict[str, object]:
+    """The `loading` object of a 503 `model_loading`; what is not known is absent, never guessed (L11)."""
+    state: dict[str, object] = {"model": str(model), "state": "waiting"}
+    for replica in sorted(coming_up(view, model), key=_how_far, reverse=True)[:1]:
+        if replica.observed in COMING_UP:
+            state["state"] = replica.observed.value
+        if (node := view.state.nodes.get(replica.node_id)) is not None:
+            state["node"] = node.name
+        state |= _told(progress_of(replica.id))
+    if (failure := view.state.failures.get(model)) is not None:
+        state["error"] = failure.cause
+    return state
+
+
+def _how_far(replica: Replica) -> int:
+    """What loads comes before what is silent."""
+    return tuple(Observed).index(replica.observed) if replica.observed in COMING_UP else -1
+
+
+def _told(progress: Progress | None) -> dict[str, object]:
+    if progress is None:
+        return {}
+    fraction, eta = progress.fraction, progress.eta_seconds
+    told = {
+        "progress": None if fraction is None else round(fraction, 4),
+        "bytes_done": progress.done_bytes,
+        "bytes_total": progress.total_bytes,
+        "eta_seconds": None if eta is None else round(eta, 1),
+    }
+    return {name: value for name, value in told.items() if value is not None}

@@ -1,0 +1,213 @@
+"""What grpclib leaves open, bounded: connections of a server, what they may send before they have shown a credential
+and how fast they may send anything, sizes of messages, how long hanging up takes.
+
+grpclib has no setting for any of it, so this reaches into it, here and nowhere else; tests/integration/test_link.py
+holds the behaviour.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final, cast
+
+import structlog
+from grpclib.client import Stream as ClientStream
+from grpclib.config import Configuration
+from grpclib.protocol import H2Protocol
+from grpclib.server import Server
+from grpclib.server import Stream as ServerStream
+from h2.errors import ErrorCodes
+from h2.events import UnknownFrameReceived
+from h2.exceptions import ProtocolError
+
+from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
+from gateway.transport.stream_pump import check_size
+
+log = structlog.get_logger(__name__)
+
+AnyStream = ClientStream[Any, Any] | ServerStream[Any, Any]
+
+WINDOW_BYTES: Final = 256 * 1024
+"""What a peer may have sent that was not read yet."""
+CONNECTIONS_MAX: Final = 2048
+"""Of one server, whether their sessions were let in or not."""
+STRANGERS_MAX: Final = 256
+"""Of those, connections without a session. One more, and the oldest of them is cut: a worker needs a moment only."""
+CREDENTIAL_SECONDS: Final = 10.0
+"""For a new connection to show a credential, however often it tries."""
+IDLE_SECONDS: Final = 30.0
+"""How long a connection may stay open after its session."""
+HEADER_BYTES_MAX: Final = 16 * 1024
+"""Of one call; a credential is short."""
+LIMITS: Final = FrameLimits(
+    control=Allowance(at_once=100, per_second=20),
+    resets=Allowance(at_once=20, per_second=2),
+    reset_streams=Allowance(at_once=20, per_second=2),
+    rapid_resets=Allowance(at_once=20, per_second=2),
+    small_data=Allowance(at_once=5000, per_second=1000),  # messages of a session, lines of a log
+    window_updates=Allowance(at_once=5000, per_second=1000),
+    requests=Allowance(at_once=10, per_second=1),
+    header_block_bytes_max=HEADER_BYTES_MAX,
+)
+"""A worker has one call for as long as it lives."""
+
+CONFIGURATION: Final = Configuration(
+    http2_connection_window_size=WINDOW_BYTES,
+    http2_stream_window_size=WINDOW_BYTES,
+)
+
+
+def bound_messages(stream: AnyStream) -> None:
+    """Has reading fail with `StreamFailed` at the head of a message that is too large, before any of it is kept."""
+    inner = stream._stream  # noqa: SLF001
+    read = inner.recv_data
+
+    async def read_bounded(size: int) -> bytes:
+        check_size(size)
+        return await read(size)
+
+    inner.recv_data = read_bounded  # type: ignore[method-assign]
+
+
+def cut(stream: AnyStream) -> None:
+    """Ends the stream's connection at once, whatever was not sent yet. A closed transport would wait for its reader."""
+    _transport(stream).abort()
+
+
+@contextmanager
+def in_use(stream: ServerStream[Any, Any]) -> Iterator[None]:
+    """While the body runs, the connection of a `BoundedServer`'s stream is not idle."""
+    connection = cast("_Connection", _transport(stream).get_protocol())
+    connection.begin_use()
+    try:
+        yield
+    finally:
+        connection.end_use()
+
+
+def _transport(stream: AnyStream) -> asyncio.Transport:
+    return stream._stream._transport  # noqa: SLF001
+
+
+class BoundedServer(Server):
+    """A server with a bounded number of connections, each of which has a session or is cut."""
+
+    def __init__(self, services: Collection[Any]) -> None:
+        super().__init__(services, config=CONFIGURATION)
+        self._open: set[_Connection] = set()
+
+    async def close_aio(self, seconds: float) -> None:
+        """Stops listening, ends what still runs, and hangs up; what was sent may take `seconds` to leave."""
+        self.close()
+        left = [connection.lost for connection in self._open]
+        for connection in tuple(self._open):
+            connection.transport.close()
+        if left:
+            await asyncio.wait(left, timeout=seconds)
+        for connection in tuple(self._open):
+            connection.transport.abort()
+        await self.wait_closed()
+
+    def _protocol_factory(self) -> H2Protocol:
+        return _Connection(super()._protocol_factory(), self._open, self._make_room)
+
+    def _make_room(self) -> None:
+        """The oldest connection that has shown no credential gives way to a new one."""
+        strangers = [each for each in self._open if each.is_stranger]
+        if len(strangers) > STRANGERS_MAX:
+            min(strangers, key=lambda each: each.opened_at).transport.abort()
+
+
+class _Connection(H2Protocol):
+    """One worker's connection; enters itself into `open_connections` while it lives."""
+
+    transport: asyncio.Transport
+
+    def __init__(self, plain: H2Protocol, open_connections: "set[_Connection]", make_room: Callable[[], None]) -> None:
+        super().__init__(plain.handler, plain.config, plain.h2_config)
+        self._open = open_connections
+        self._make_room = make_room
+        self._uses = 0
+        self.opened_at = asyncio.get_running_loop().time()
+        self._meter = FrameMeter(LIMITS)
+        self._steps: deque[bytes] = deque()
+        """What was received and not worked on yet."""
+        self._idle: asyncio.TimerHandle | None = None
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", transport)
+        if len(self._open) >= CONNECTIONS_MAX:
+            self.transport.abort()
+            return
+        self._open.add(self)
+        self._await_use(CREDENTIAL_SECONDS)
+        inner = self.connection._connection  # noqa: SLF001
+        inner.decoder.max_header_list_size = HEADER_BYTES_MAX
+        self.processor.processors[UnknownFrameReceived] = _ignore  # grpclib fails over them (RFC 9113, 5.5)
+        self._make_room()
+
+    @property
+    def is_stranger(self) -> bool:
+        """No session is on it."""
+        return not self._uses
+
+    def data_received(self, data: bytes) -> None:
+        """In small steps: whatever else this process does has a turn in between."""
+        is_idle = not self._steps
+        try:
+            self._steps.extend(self._meter.read(data, asyncio.get_running_loop().time()))
+        except Flood as flood:
+            self._send_away(flood)
+        else:
+            if is_idle:
+                self._work_on()
+
+    def _work_on(self) -> None:
+        if self.transport.is_closing() or not self._steps:
+            self._steps.clear()
+            return
+        super().data_received(self._steps.popleft())
+        if self._steps:
+            self.transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._work_on)
+        elif not self.transport.is_closing():
+            self.transport.resume_reading()
+
+    def _send_away(self, flood: Flood) -> None:
+        log.warning("link.flood", reason=str(flood), peer=self.transport.get_extra_info("peername"))
+        self._steps.clear()
+        with suppress(ProtocolError):
+            self.connection._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)  # noqa: SLF001
+        self.connection.flush()
+        self.processor.close("The peer sends too much")
+        self.transport.abort()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._open.discard(self)
+        self._stop_timer()
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+    def begin_use(self) -> None:
+        self._uses += 1
+        self._stop_timer()
+
+    def end_use(self) -> None:
+        self._uses -= 1
+        if not self._uses and not self.lost.done():
+            self._await_use(IDLE_SECONDS)
+
+    def _await_use(self, seconds: float) -> None:
+        self._idle = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
+
+    def _stop_timer(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+
+
+def _ignore(_event: object) -> None:
+    """A frame of a kind that nobody here knows."""

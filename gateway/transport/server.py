@@ -1,0 +1,193 @@
+"""The gateway's end of sessions: listens for workers, lets in those with a credential, and has each one served.
+
+grpclib runs each `Attach` as an asyncio task, which owns the stream; the Trio task that serves the session is a child
+of `SessionServer.run`. An `Attach` is ended by a status and never by a cancel, of which the worker is not told
+(pitfall 37).
+"""
+
+import asyncio
+import socket
+import ssl
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+import structlog
+import trio
+from grpclib import Status
+from grpclib.exceptions import StreamTerminatedError
+from h2.exceptions import ProtocolError
+
+from gateway.bridge import Bridge
+from gateway.domain.ids import BootId, NodeId
+from gateway.domain.session import Hello
+from gateway.transport import codec as wire
+from gateway.transport import stream_pump as pump
+from gateway.transport.advertised import AdvertisedHost
+from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE, bearer_token
+from gateway.transport.errors import MessageRefused
+from gateway.transport.limits import BoundedServer, bound_messages, cut, in_use
+from gateway.transport.pb.worker_grpc import WorkerSessionBase
+from gateway.transport.session import CLOSING, AttachStream, Serve, Session, Verdict
+from gateway.transport.stream_pump import StreamFailed
+
+log = structlog.get_logger(__name__)
+
+IsCredential = Callable[[NodeId, BootId, str], bool]
+"""Whether the string is that node's credential for that start of its agent."""
+
+SESSIONS_MAX: Final = 1024
+"""Open at a time, those included whose hello has not come yet."""
+HELLO_SECONDS: Final = 10.0
+"""For a worker that was let in to say who it is."""
+TELL_SECONDS: Final = 1.0
+"""For the end of a session to be told; a worker that does not read is hung up on."""
+CLOSE_SECONDS: Final = 5.0
+"""For the server to close: told, flushed, hung up. Never reached unless something is wrong."""
+
+
+class SessionServer:
+    """Serves while `run` runs, once."""
+
+    def __init__(self, bridge: Bridge, serve: Serve, is_credential: IsCredential, *, silence_seconds: float) -> None:
+        """`silence_seconds`: a worker from which nothing came, or which took nothing, for so long is given up."""
+        self._bridge = bridge
+        self._serve = serve
+        self._accepted, self._to_serve = trio.open_memory_channel[Session](SESSIONS_MAX)
+        self._attachments = _Attachments(self._accepted, is_credential, silence_seconds)
+
+    async def run(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None = None,
+        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Until cancelled; then every worker is told to go elsewhere. Reports started with the port, which 0 leaves to
+        the system. Raises `OSError` when it can't listen there."""
+        with _listening_socket(host, port) as listening, self._accepted, self._to_serve:
+            server = await self._bridge.run(_start_aio, self._attachments, listening, tls)
+            try:
+                task_status.started(listening.getsockname()[1])
+                async with trio.open_nursery() as nursery:
+                    try:
+                        async for session in self._to_serve:
+                            nursery.start_soon(session.run, self._serve)
+                    finally:
+                        self._attachments.close()
+            finally:
+                with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await self._bridge.run(self._close_aio, server)
+
+    async def _close_aio(self, server: BoundedServer) -> None:
+        await self._attachments.wait_told_aio()
+        await server.close_aio(TELL_SECONDS)
+
+
+def _listening_socket(host: str, port: int) -> socket.socket:
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    return socket.create_server(address, family=family)
+
+
+async def _start_aio(service: WorkerSessionBase, listening: socket.socket, tls: ssl.SSLContext | None) -> BoundedServer:
+    server = BoundedServer([service])
+    await server.start(sock=listening, ssl=tls)
+    return server
+
+
+class _Attachments(WorkerSessionBase):
+    """The asyncio side: who may attach, and what becomes of it."""
+
+    def __init__(
+        self, accepted: trio.MemorySendChannel[Session], is_credential: IsCredential, silence_seconds: float
+    ) -> None:
+        self._accepted = accepted
+        self._is_credential = is_credential
+        self._silence_seconds = silence_seconds
+        self._open: dict[asyncio.Task[Any], Session | None] = {}
+        """By the task that runs the call; None: its hello has not come yet."""
+        self._closing = False
+
+    def close(self) -> None:
+        """Ends every session; who comes now is told the same."""
+        self._closing = True
+        for session in self._open.values():
+            if session is not None:
+                session.end(CLOSING)
+
+    async def wait_told_aio(self) -> None:
+        """Until the workers know. Those that do not read are hung up on in between."""
+        told = [task for task, session in self._open.items() if session is not None]
+        if told:
+            await asyncio.wait(told, timeout=2 * TELL_SECONDS)
+
+    async def Attach(self, stream: AttachStream) -> None:  # noqa: N802 - named by worker.proto
+        with ExitStack() as use:
+            verdict = await self._attach_aio(stream, use)
+            try:
+                async with asyncio.timeout(TELL_SECONDS):
+                    await stream.send_trailing_metadata(status=verdict.status, status_message=verdict.message or None)
+            except (TimeoutError, ProtocolError):
+                cut(stream)
+
+    async def _attach_aio(self, stream: AttachStream, use: ExitStack) -> Verdict:
+        """`use` is entered with the connection's first valid credential: until then it is a stranger's."""
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - grpclib's handlers are tasks
+        try:
+            node_id, boot_id = self._authenticate(stream.metadata or {})
+            use.enter_context(in_use(stream))
+            self._open[task] = None
+            hello = await self._hello_aio(stream, node_id, boot_id)
+            session = self._open[task] = _session(hello, _peer(stream))
+            self._accepted.send_nowait(session)
+            return await session.run_aio(stream, self._silence_seconds)
+        except StreamFailed as refusal:
+            log.info("link.refused", reason=str(refusal), peer=_peer(stream))
+            return Verdict(refusal.status, str(refusal))
+        except StreamTerminatedError as lost:
+            return Verdict(Status.ABORTED, str(lost))
+        finally:
+            self._open.pop(task, None)
+
+    def _authenticate(self, metadata: Mapping[str, Any]) -> tuple[NodeId, BootId]:
+        """Before anything of the stream is read. Raises `StreamFailed`."""
+        if self._closing:
+            raise StreamFailed(CLOSING.status, CLOSING.message)
+        node_id, boot_id = NodeId(str(metadata.get(NODE, ""))), BootId(str(metadata.get(BOOT, "")))
+        if not self._is_credential(node_id, boot_id, bearer_token(str(metadata.get(AUTHORIZATION, "")))):
+            raise StreamFailed(Status.UNAUTHENTICATED, "the credential is not valid for this node and this start of it")
+        if len(self._open) >= SESSIONS_MAX:
+            raise StreamFailed(
+                Status.RESOURCE_EXHAUSTED, f"this gateway has {SESSIONS_MAX} sessions, which is its limit"
+            )
+        return node_id, boot_id
+
+    async def _hello_aio(self, stream: AttachStream, node_id: NodeId, boot_id: BootId) -> Hello:
+        """Raises `StreamFailed`."""
+        bound_messages(stream)
+        message = await pump.receive_aio(stream, HELLO_SECONDS)
+        hello = None if message is None else pump.understood(wire.read_hello, message)
+        if hello is None:
+            raise StreamFailed(
+                Status.FAILED_PRECONDITION, f"the session did not begin with a hello of protocol {wire.PROTOCOL}"
+            )
+        if (hello.node_id, hello.boot_id) != (node_id, boot_id):
+            raise StreamFailed(Status.PERMISSION_DENIED, "the hello is another node's than the credential")
+        if self._closing:
+            raise StreamFailed(CLOSING.status, CLOSING.message)
+        return hello
+
+
+def _session(hello: Hello, peer: str) -> Session:
+    """Raises `StreamFailed`."""
+    try:
+        return Session(hello, AdvertisedHost.of_hello(hello, peer))
+    except MessageRefused as error:
+        raise StreamFailed(Status.INVALID_ARGUMENT, f"the hello was refused: {error}") from error
+
+
+def _peer(stream: AttachStream) -> str:
+    address = stream.peer.addr()
+    return address[0] if address else "unknown"

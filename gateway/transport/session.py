@@ -1,0 +1,150 @@
+"""One session at the gateway: an asyncio half that owns the stream, a Trio half that serves, and how they end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+from grpclib import Status
+from grpclib.exceptions import StreamTerminatedError
+from grpclib.server import Stream
+
+from gateway.bridge import Inlet, Outlet
+from gateway.domain.session import FromWorker, Hello, Report, ToWorker
+from gateway.transport import codec as wire
+from gateway.transport import stream_pump as pump
+from gateway.transport.advertised import AdvertisedHost, checked_hello
+from gateway.transport.errors import SessionRefused
+from gateway.transport.pb import worker_pb2 as pb
+from gateway.transport.stream_pump import WAITING_MAX, StreamFailed
+
+log = structlog.get_logger(__name__)
+
+Serve = Callable[[Hello, trio.MemorySendChannel[ToWorker], trio.MemoryReceiveChannel[FromWorker]], Awaitable[None]]
+"""Serves one worker until its records end, then returns; a Trio function. Its first record to the worker is what opens
+the session there, so it has to come soon. May raise `SessionRefused`, at any time."""
+AttachStream = Stream[pb.FromWorker, pb.ToWorker]
+
+END_SECONDS: Final = 5.0
+"""How long `serve` may go on after the stream has ended, before it is cancelled."""
+FLUSH_SECONDS: Final = 1.0
+"""How long the last records may take to be sent after `serve` has ended."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a session ended, as the worker is told."""
+
+    status: Status
+    message: str = ""
+
+
+CLOSING: Final = Verdict(Status.UNAVAILABLE, "the gateway stops")
+
+
+class Session:
+    """Made on the asyncio side, once the worker has said hello. The first verdict counts."""
+
+    def __init__(self, hello: Hello, advertised: AdvertisedHost) -> None:
+        self.hello = checked_hello(hello, advertised)
+        self._advertised = advertised
+        self._to_worker, outgoing = trio.open_memory_channel[ToWorker](WAITING_MAX)
+        incoming, self._from_worker = trio.open_memory_channel[FromWorker](WAITING_MAX)
+        self._inlet, self._outlet = Inlet(outgoing), Outlet(incoming)
+        self._scope = trio.CancelScope()
+        self._verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._served = False
+
+    def end(self, verdict: Verdict) -> None:
+        if not self._verdict.done():
+            self._verdict.set_result(verdict)
+
+    async def run_aio(self, stream: AttachStream, silence_seconds: float) -> Verdict:
+        """The stream's half, until there is a verdict. A worker that vanished cancels it."""
+        reading = asyncio.create_task(self._read_aio(stream, silence_seconds))
+        writing = asyncio.create_task(self._write_aio(stream, silence_seconds))
+        try:
+            verdict = await self._verdict
+            if self._served:
+                await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
+            return verdict
+        finally:
+            reading.cancel()
+            writing.cancel()
+            self._note_end_of_stream()  # before anything waits: a connection that breaks besides cancels this again
+            await pump.end_tasks_aio(reading, writing)
+
+    async def run(self, serve: Serve) -> None:
+        """The serving half. Raises nothing: a session that fails is its own affair."""
+        try:
+            with self._scope, self._to_worker, self._from_worker:
+                await serve(self.hello, self._to_worker, self._from_worker)
+            if self._scope.cancelled_caught:
+                log.warning("link.serving_did_not_end", node=self.hello.name, seconds=END_SECONDS)
+            self._end_serving(Verdict(Status.OK))
+        except* SessionRefused as refusals:
+            self._end_serving(_verdict_of(next(_leaves(refusals))))
+        except* Exception:
+            if not self._verdict.done():  # else the stream ended first, and that is why
+                log.exception("link.serving_failed", node=self.hello.name)
+            self._end_serving(Verdict(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
+
+    def _end_serving(self, verdict: Verdict) -> None:
+        self._served = True
+        self.end(verdict)
+
+    async def _read_aio(self, stream: AttachStream, silence_seconds: float) -> None:
+        try:
+            await pump.read_aio(stream, self._read, self._outlet, silence_seconds)
+        except Exception as error:  # noqa: BLE001 - `_fail` logs it
+            self._fail(error)
+        finally:
+            self._outlet.close()
+            self._expect_end()
+
+    def _read(self, message: pb.FromWorker) -> FromWorker | None:
+        """Raises `MessageRefused`."""
+        record = wire.read_from_worker(message)
+        return self._advertised.checked(record) if isinstance(record, Report) else record
+
+    async def _write_aio(self, stream: AttachStream, silence_seconds: float) -> None:
+        try:
+            await pump.write_aio(stream, wire.to_worker_message, self._inlet, silence_seconds)
+        except Exception as error:  # noqa: BLE001 - `_fail` logs it
+            self._fail(error)
+        finally:
+            self._inlet.close()
+
+    def _fail(self, error: Exception) -> None:
+        """Reading or writing ended early."""
+        if isinstance(error, StreamFailed):
+            self.end(Verdict(error.status, str(error)))
+        elif isinstance(error, StreamTerminatedError | OSError):
+            self.end(Verdict(Status.ABORTED, str(error)))
+        else:
+            log.error("link.session_failed", node=self.hello.name, exc_info=error)
+            self.end(Verdict(Status.INTERNAL, "the gateway failed to handle this session; its log says why"))
+
+    def _note_end_of_stream(self) -> None:
+        self._outlet.close()
+        self._inlet.close()
+        self._expect_end()
+
+    def _expect_end(self) -> None:
+        """`serve` sees the end of its channel; one that does not is cancelled."""
+        self._scope.deadline = min(self._scope.deadline, trio.current_time() + END_SECONDS)
+
+
+def _verdict_of(refusal: BaseException) -> Verdict:
+    again = isinstance(refusal, SessionRefused) and refusal.register_again
+    return Verdict(Status.NOT_FOUND if again else Status.PERMISSION_DENIED, str(refusal))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

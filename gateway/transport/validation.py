@@ -1,0 +1,107 @@
+"""What a message of a worker may say: numbers that can be, texts that harm nobody's terminal, lists that end. Pure.
+
+A number out of its range and a list that is too long are refused (`MessageRefused`), since nothing sensible follows
+from them. A text is only for people, or to be compared with one: it is cut to its bound, and what can't be printed is
+escaped.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from types import MappingProxyType
+from typing import Any, Final
+
+from gateway.domain.host_port import shown
+from gateway.transport.errors import MessageRefused
+
+INT32_MAX: Final = 2**31 - 1
+BYTES_MAX: Final = 2**63 - 1
+"""Of a disk or of main memory: network file systems report sizes close to it."""
+VRAM_BYTES_MAX: Final = 2**50
+"""Of one GPU: the sum over `GPUS_MAX` of them still fits into a database's integer."""
+PARALLEL_MAX: Final = 4096
+"""Requests that one replica serves at a time."""
+CPUS_MAX: Final = 2**20
+GPUS_MAX: Final = 64
+CPU_FLAGS_MAX: Final = 1024
+LABELS_MAX: Final = 1024
+REPLICAS_MAX: Final = 10_000
+"""Reports in one hello."""
+LINES_MAX: Final = 10_000
+"""Of output in one chunk."""
+ID_CHARACTERS_MAX: Final = 128
+WORD_CHARACTERS_MAX: Final = 256
+"""Of a name, a label, a processor flag, a word for a device."""
+ERROR_CHARACTERS_MAX: Final = 16 * 1024
+ERROR_BEGINNING_CHARACTERS: Final = 4 * 1024
+"""Of an error that is too long, what is kept of its beginning, which has the cause; the rest is kept of its end."""
+
+
+def whole(message: Any, name: str, low: int, high: int, absent: int | None = None) -> Any:  # noqa: ANN401 - int, or `absent`
+    """The field's value, or `absent` if it was not set. Raises `MessageRefused`."""
+    if not message.HasField(name):
+        return absent
+    return within(f"{message.DESCRIPTOR.name}.{name}", getattr(message, name), low, high)
+
+
+def within(name: str, value: int, low: int, high: int) -> int:
+    """Raises `MessageRefused`."""
+    if not low <= value <= high:
+        raise MessageRefused(f"{name} has to be from {low} to {high}, not {value}")
+    return value
+
+
+def share(message: Any, name: str) -> float | None:  # noqa: ANN401 - any message
+    """Above 0 and up to 1; None if it was not set. Raises `MessageRefused`."""
+    if not message.HasField(name):
+        return None
+    value: float = getattr(message, name)
+    if not isfinite(value) or not 0 < value <= 1:
+        raise MessageRefused(f"{message.DESCRIPTOR.name}.{name} has to be above 0 and at most 1, not {value:g}")
+    return value
+
+
+def at_most(message: Any, name: str, most: int) -> Any:  # noqa: ANN401 - any message, any repeated field
+    """The items of a repeated field or of a map. Raises `MessageRefused`."""
+    items = getattr(message, name)
+    within(f"the number of {message.DESCRIPTOR.name}.{name}", len(items), 0, most)
+    return items
+
+
+def identifier(message: Any, name: str) -> str:  # noqa: ANN401 - any message
+    """Raises `MessageRefused`: an id that was cut would be another one."""
+    value: str = getattr(message, name)
+    if len(value) > ID_CHARACTERS_MAX or not value.isprintable():
+        raise MessageRefused(
+            f"{message.DESCRIPTOR.name}.{name} has to have at most {ID_CHARACTERS_MAX} printable characters, "
+            f"not be {shown(value)}"
+        )
+    return value
+
+
+def word(text: str) -> str:
+    return printable(text[:WORD_CHARACTERS_MAX])
+
+
+def words(texts: Sequence[str]) -> tuple[str, ...]:
+    return tuple(map(word, texts))
+
+
+def mapping(field: Mapping[str, str]) -> Mapping[str, str]:
+    return MappingProxyType({word(key): word(value) for key, value in field.items()})
+
+
+def error(text: str) -> str:
+    """What a dying process wrote has lines, and may have anything in them."""
+    if len(text) > ERROR_CHARACTERS_MAX:
+        end = ERROR_CHARACTERS_MAX - ERROR_BEGINNING_CHARACTERS
+        text = f"{text[:ERROR_BEGINNING_CHARACTERS]}\n[...]\n{text[-end:]}"
+    return printable(text, but="\n\t")
+
+
+def printable(text: str, but: str = "") -> str:
+    """With escapes (`\\x1b`) for what a terminal would obey or a reader would not see, except for `but`."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each in but else each.encode("unicode_escape").decode() for each in text
+    )

@@ -1,0 +1,198 @@
+"""The folder of fetched files: each is fetched once, whoever asks, and the ones that nobody needs make room for new.
+
+Names derive from what is fetched, never from what a server says, so nothing is written anywhere else.
+"""
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import structlog
+import trio
+
+from gateway.worker.artifacts.disk_space import CachedFile, Disk, describe_shortage, plan_room
+from gateway.worker.artifacts.download import Dialler, OnProgress, Transfer
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.partial_file import NOTE_SUFFIX, PART_SUFFIX, Part, remove_part
+from gateway.worker.artifacts.source import Source
+
+log = structlog.get_logger(__name__)
+
+ELSEWHERE_SECONDS: Final = 1.0
+"""Between two looks whether a file is here that another replica, or another worker with the same folder, fetches."""
+PART_SECONDS_MAX: Final = 24 * 3600.0
+"""A part that nobody has gone on with for so long is removed when the next download begins."""
+_ENDING: Final = re.compile(r"\.[A-Za-z0-9]{1,12}")
+
+
+def cache_name(url: str, sha256: str | None) -> str:
+    """File name for what `url` gives, if that has to have the hash `sha256`. Backends may go by its ending."""
+    digest = hashlib.sha256(f"{url}\n{(sha256 or '').lower()}".encode()).hexdigest()
+    ending = PurePosixPath(unquote(urlsplit(url).path)).suffix
+    kept = ending if _ENDING.fullmatch(ending) and ending not in {PART_SUFFIX, NOTE_SUFFIX} else ""
+    return digest[:40] + kept
+
+
+@dataclass
+class _Flight:
+    """A download that is wanted at least once."""
+
+    listeners: list[OnProgress] = field(default_factory=list)
+    part: Part | None = None
+    """While it is written."""
+    reserved_bytes: int = 0
+    """Size up to which the part may grow."""
+
+    @property
+    def missing_bytes(self) -> int:
+        """Reserved and not on the disk yet, where it is seen: what waits in memory to be written belongs to it."""
+        return max(0, self.reserved_bytes - self.part.size) if self.part is not None else 0
+
+    def note(self, done: int, total: int | None) -> None:
+        for tell in self.listeners:
+            tell(done, total)
+
+
+@dataclass
+class Cache:
+    folder: Path
+    bytes_max: int | None = None
+    dialler: Dialler = field(default_factory=Dialler)
+    read_disk: Callable[[Path], Disk] = field(default=lambda folder: _read_disk(folder))
+    _held: Counter[str] = field(default_factory=Counter, init=False)
+    _flights: dict[str, _Flight] = field(default_factory=dict, init=False)
+
+    @contextmanager
+    def keeping(self, name: str) -> Iterator[None]:
+        """The file, whether it is there yet or not, is not removed meanwhile."""
+        self._held[name] += 1
+        try:
+            yield
+        finally:
+            self._held[name] -= 1
+            if not self._held[name]:
+                del self._held[name]
+
+    async def fetch(self, name: str, locate: Callable[[], Source], sha256: str | None, on_progress: OnProgress) -> Path:
+        """The file, whole and verified. What is here already is not asked for again, whatever the server has now.
+
+        Raises `ArtifactError`, `OSError`. A cancel leaves what has come for the next time.
+        """
+        flight = self._flights.setdefault(name, _Flight())
+        flight.listeners.append(on_progress)
+        try:
+            with self.keeping(name):
+                return await self._fetch(name, flight, locate, sha256)
+        finally:
+            flight.listeners.remove(on_progress)
+            if not flight.listeners:
+                self._flights.pop(name, None)
+
+    async def _fetch(self, name: str, flight: _Flight, locate: Callable[[], Source], sha256: str | None) -> Path:
+        target = (self.folder / name).absolute()
+        part = await self._open_part(target)
+        if part is None:
+            return target
+        flight.part = part
+        try:
+            transfer = Transfer(self.dialler, locate, part, sha256, partial(self._make_room, name), flight.note)
+            await transfer.run()
+            await trio.to_thread.run_sync(part.promote)
+        finally:
+            part.close()
+            flight.part = None
+        log.info("worker.fetched", file=name, size_bytes=part.size)
+        return target
+
+    async def _open_part(self, target: Path) -> Part | None:
+        """None: the file is there. Waits while somebody else fetches it, and goes on where one has left off."""
+        while True:
+            if await trio.to_thread.run_sync(_touch, target):
+                return None
+            part = await trio.to_thread.run_sync(_open_part_of, target)
+            if part is not None:
+                return part
+            await trio.sleep(ELSEWHERE_SECONDS)
+
+    async def _make_room(self, name: str, need_bytes: int) -> None:
+        """Raises `ArtifactError`."""
+        promised = sum(flight.missing_bytes for other, flight in self._flights.items() if other != name)
+        flight = self._flights[name]
+        flight.reserved_bytes = need_bytes + (flight.part.size if flight.part is not None else 0)  # before others look
+        held = frozenset(self._held)
+        await trio.to_thread.run_sync(self._make_room_blocking, held, need_bytes, promised)
+
+    def _make_room_blocking(self, held: frozenset[str], need_bytes: int, promised_bytes: int) -> None:
+        cached = list(_look(self.folder, held))
+        plan = plan_room(
+            need_bytes,
+            cached,
+            self.read_disk(self.folder),
+            promised_bytes=promised_bytes,
+            cache_bytes_max=self.bytes_max,
+        )
+        if plan.shortage is not None:
+            raise ArtifactError(describe_shortage(need_bytes, plan.shortage, promised_bytes=promised_bytes))
+        stale = (each for each in cached if each.is_free and _is_stale(each))
+        for each in dict.fromkeys((*plan.remove, *stale)):
+            _remove(each)
+
+
+def _touch(path: Path) -> bool:
+    """Whether the file is there; if so, it was used just now."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _open_part_of(target: Path) -> Part | None:
+    """None: it is to be looked for again."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = Part.try_open(target)
+    if part is not None and target.exists():  # another process has just finished it
+        _remove_left_over(part)
+        return None
+    return part
+
+
+def _remove_left_over(part: Part) -> None:
+    part.path.unlink(missing_ok=True)
+    part.close()
+
+
+def _look(folder: Path, held: frozenset[str]) -> Iterator[CachedFile]:
+    for entry in os.scandir(folder):
+        if not entry.is_file(follow_symlinks=False) or entry.name.endswith((NOTE_SUFFIX, NOTE_SUFFIX + ".new")):
+            continue
+        status = entry.stat(follow_symlinks=False)
+        is_free = entry.name.removesuffix(PART_SUFFIX) not in held
+        yield CachedFile(Path(entry.path), status.st_size, status.st_mtime, is_free)
+
+
+def _is_stale(file: CachedFile) -> bool:
+    return file.path.name.endswith(PART_SUFFIX) and time.time() - file.used_at > PART_SECONDS_MAX
+
+
+def _remove(file: CachedFile) -> None:
+    if not file.path.name.endswith(PART_SUFFIX):
+        file.path.unlink(missing_ok=True)
+    elif not remove_part(file.path):
+        return
+    log.info("worker.cache_removed", file=file.path.name, size_bytes=file.size_bytes)
+
+
+def _read_disk(folder: Path) -> Disk:
+    usage = shutil.disk_usage(folder)
+    return Disk(usage.total, usage.free)

@@ -1,0 +1,130 @@
+"""The beginning of a file that is being fetched: on disk, so that whoever comes later goes on where it ends.
+
+Beside `NAME.part` lies `NAME.note`, with how the server named the bytes. The part is locked while somebody writes it;
+the kernel frees the lock with the process. Everything here blocks.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any, Self
+
+from gateway.worker.artifacts.http_answer import Asked, strong
+
+PART_SUFFIX = ".part"
+NOTE_SUFFIX = ".note"
+
+
+class Part:
+    """Made by `try_open`. Not for two threads at a time."""
+
+    def __init__(self, target: Path, descriptor: int) -> None:
+        self._target = target
+        self._path = part_of(target)
+        self._note_path = note_of(target)
+        self._descriptor = descriptor
+        self.size = os.fstat(descriptor).st_size
+        self.etag, self.total = _read_note(self._note_path)
+        self._digest = hashlib.sha256() if self.size == 0 else None
+        """Of all that is here; None: not known without reading it."""
+
+    @classmethod
+    def try_open(cls, target: Path) -> Self | None:
+        """The part of the file that is to become `target`; None: another process writes it."""
+        while True:
+            descriptor = os.open(part_of(target), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+                return None
+            if _is_still_there(descriptor, part_of(target)):
+                return cls(target, descriptor)
+            os.close(descriptor)  # it was finished, or removed, between the two calls
+
+    def asked(self, *, has_digest: bool) -> Asked:
+        if self.total is not None and self.size > self.total:
+            self.begin(None, None)
+        return Asked(self.size, self.etag, self.total, has_digest)
+
+    def begin(self, etag: str | None, total: int | None) -> None:
+        """Empties it, for bytes that the server names so. In this order: a note about no bytes harms nobody."""
+        os.ftruncate(self._descriptor, 0)
+        self.size, self._digest = 0, hashlib.sha256()
+        self.etag, self.total = etag, total
+        _write_note(self._note_path, etag, total)
+
+    def append(self, data: bytes) -> None:
+        """Raises `OSError`; then nothing, or a part of `data`, has been added."""
+        rest = memoryview(data)
+        while rest:
+            written = os.write(self._descriptor, rest)
+            if self._digest is not None:
+                self._digest.update(rest[:written])
+            self.size += written
+            rest = rest[written:]
+
+    @property
+    def sha256(self) -> str | None:
+        """Of all that is here, if it was written by this very object; else the file has to be read."""
+        return self._digest.hexdigest() if self._digest is not None else None
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    def promote(self) -> None:
+        """It is whole: from now on it is the file itself."""
+        os.fsync(self._descriptor)
+        self._path.replace(self._target)
+        self._note_path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
+def part_of(target: Path) -> Path:
+    return target.with_name(target.name + PART_SUFFIX)
+
+
+def note_of(target: Path) -> Path:
+    return target.with_name(target.name + NOTE_SUFFIX)
+
+
+def remove_part(part: Path) -> bool:
+    """False: somebody writes it."""
+    target = part.with_name(part.name.removesuffix(PART_SUFFIX))
+    held = Part.try_open(target)
+    if held is None:
+        return False
+    try:
+        part.unlink(missing_ok=True)
+        note_of(target).unlink(missing_ok=True)
+    finally:
+        held.close()
+    return True
+
+
+def _is_still_there(descriptor: int, path: Path) -> bool:
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(descriptor), there)
+
+
+def _read_note(path: Path) -> tuple[str | None, int | None]:
+    try:
+        note: Any = json.loads(path.read_text())
+        etag, total = note["etag"], note["total"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None, None
+    return strong(etag) if isinstance(etag, str) else None, total if isinstance(total, int) else None
+
+
+def _write_note(path: Path, etag: str | None, total: int | None) -> None:
+    made = path.with_name(path.name + ".new")  # nobody else does: we hold the part
+    made.write_text(json.dumps({"etag": etag, "total": total}))
+    made.replace(path)

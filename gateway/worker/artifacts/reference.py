@@ -1,0 +1,100 @@
+"""What an artifact's reference names: read once, before anything is asked of anybody. Pure."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeAlias
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from gateway.domain.artifact import hub_fault, shown, url_fault
+from gateway.worker.artifacts.errors import ArtifactError
+
+HUB_URL: Final = "https://huggingface.co"
+REVISION: Final = "main"
+_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
+
+
+@dataclass(frozen=True)
+class Builtin:
+    name: str
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    path: Path
+    """A relative one lies in the models folder."""
+
+
+@dataclass(frozen=True)
+class WebFile:
+    url: str
+    """With neither user nor fragment."""
+    is_from_hub: bool = False
+
+
+Reference: TypeAlias = Builtin | LocalFile | WebFile
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Where `hf://` leads, and the token that only this place gets."""
+
+    url: str = HUB_URL
+    token: str | None = field(default=None, repr=False)
+
+
+def hub_of(environ: Mapping[str, str]) -> Hub:
+    """HF_ENDPOINT and HF_TOKEN, as Hugging Face's own programs read them."""
+    endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB_URL
+    return Hub(endpoint if "://" in endpoint else f"https://{endpoint}", environ.get("HF_TOKEN", "").strip() or None)
+
+
+def parse_reference(artifact: str, hub: Hub, *, plain_loopback: bool = False) -> Reference:
+    """`plain_loopback`: `http://` will do where it leads to this machine itself. Raises `ArtifactError`."""
+    kind, _, rest = artifact.partition(":")
+    match kind:
+        case "builtin":
+            return Builtin(rest)
+        case "file":
+            return LocalFile(Path(rest))
+        case "hf":
+            url = _hub_url(artifact, rest.removeprefix("//"), hub)
+            return WebFile(_checked(url, plain_loopback=plain_loopback), is_from_hub=True)
+        case "https" | "http":
+            return WebFile(_checked(artifact, plain_loopback=plain_loopback))
+        case _:
+            raise ArtifactError(
+                f"artifact {shown(artifact)!r} is not known: use builtin:NAME, file:PATH, hf://OWNER/REPOSITORY/FILE "
+                "or https://HOST/PATH"
+            )
+
+
+def _hub_url(artifact: str, path: str, hub: Hub) -> str:
+    if hub.token is not None and not _VISIBLE_ASCII.fullmatch(hub.token):
+        raise ArtifactError("HF_TOKEN holds characters that no token has; check it")
+    if (fault := hub_fault(path)) is not None:
+        raise ArtifactError(f"artifact {shown(artifact)!r} {fault}")
+    path, _, revision = path.partition("@")
+    owner, repository, *file = (quote(segment, safe="") for segment in path.split("/"))
+    return f"{hub.url}/{owner}/{repository}/resolve/{quote(revision or REVISION, safe='')}/{'/'.join(file)}"
+
+
+def _checked(url: str, *, plain_loopback: bool) -> str:
+    if (fault := url_fault(url)) is not None:
+        raise ArtifactError(f"{shown(url)} {fault}")
+    parts = urlsplit(url)
+    if parts.scheme != "https" and not (
+        plain_loopback and parts.scheme == "http" and is_loopback(parts.hostname or "")
+    ):
+        raise ArtifactError(f"{shown(url)} is not fetched: only https:// is")
+    return urlunsplit(parts._replace(fragment=""))
+
+
+def is_loopback(host: str) -> bool:
+    """By the address itself: a name may lead anywhere."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,99 @@
+"""Where a file is asked for, by whose leave, and which address is dialled for it.
+
+A URL that came through the API is a stranger's: it must not reach what only this machine can (SSRF). So its name is
+resolved here, every address has to be a public one, and the connection goes to the very address that was checked, at
+each redirect anew. What is public `domain/addresses` says.
+"""
+
+import ssl
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import httpx
+import trio
+
+from gateway.domain.artifact import shown
+from gateway.domain.special_addresses import is_metadata, is_public
+from gateway.worker.artifacts.errors import ArtifactError, Interrupted
+from gateway.worker.artifacts.reference import is_loopback
+
+NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+REDIRECTS_MAX: Final = 5
+RESOLVE_SECONDS: Final = 30.0
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Host and port to addresses. Raises `OSError`."""
+
+
+@dataclass(frozen=True)
+class Source:
+    url: str
+    headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
+    """Credentials: for the origin of `url` and for nobody else, wherever it redirects to."""
+    is_trusted: bool = False
+    """The operator has named its origin (the hub, a gateway): it may lie anywhere and do without TLS."""
+    public_only: bool = False
+    """Neither it nor what it redirects to may be an address of a private network or of this machine."""
+    plain_loopback: bool = False
+    """`http://` will do where it leads to this machine itself."""
+    redirects_max: int = REDIRECTS_MAX
+    context: ssl.SSLContext | None = None
+    """What its server has to prove itself with, if not with what the downloader trusts."""
+
+
+def origin_of(url: httpx.URL) -> tuple[str, str, int]:
+    return url.scheme, url.host, url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
+
+
+async def resolve(host: str, port: int) -> Sequence[str]:
+    found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
+    return tuple(dict.fromkeys(str(each[4][0]) for each in found))
+
+
+async def address_for(source: Source, url: httpx.URL, resolve: Resolve, turn: int) -> str | None:
+    """The address to dial for `url`, the `turn`th of those it has; None: any, as the name leads to.
+
+    Raises `ArtifactError` when it may not be asked, `Interrupted` when its name can't be resolved now.
+    """
+    if source.is_trusted and origin_of(url) == origin_of(httpx.URL(source.url)):
+        return None
+    plain_is_fine = source.plain_loopback and url.scheme == "http" and is_loopback(url.host)
+    if url.scheme != "https" and not plain_is_fine:
+        raise ArtifactError(f"{shown(source.url)} redirects to {shown(str(url))}: only https:// is fetched")
+    if not source.public_only:
+        if is_metadata(url.host):
+            raise ArtifactError(f"{shown(str(url))} leads to a cloud's metadata, which are no source of models")
+        return None
+    addresses = await _resolved(url, resolve)
+    for address in addresses:
+        if not is_public(address):
+            raise ArtifactError(
+                f"{shown(str(url))} leads to {address}, an address that is not public: only the configuration file "
+                "may name such a source"
+            )
+    return addresses[turn % len(addresses)]
+
+
+async def _resolved(url: httpx.URL, resolve: Resolve) -> Sequence[str]:
+    with trio.move_on_after(RESOLVE_SECONDS):
+        try:
+            addresses = await resolve(url.host, origin_of(url)[2])
+        except (OSError, UnicodeError) as error:
+            raise Interrupted(f"the name {url.host} can't be resolved: {error}") from error
+        if not addresses:
+            raise Interrupted(f"the name {url.host} has no address")
+        return addresses
+    raise Interrupted(f"the name {url.host} was not resolved within {RESOLVE_SECONDS:g} s")
+
+
+def build_request(source: Source, url: httpx.URL, address: str | None, headers: Mapping[str, str]) -> httpx.Request:
+    """To `address` if there is one; the server is still asked, and has to prove itself, by its name."""
+    own = source.headers if origin_of(url) == origin_of(httpx.URL(source.url)) else NOTHING
+    if address is None:
+        return httpx.Request("GET", url, headers={**headers, **own})
+    named = {"host": url.netloc.decode("ascii"), **headers, **own}
+    return httpx.Request(
+        "GET", url.copy_with(host=address), headers=named, extensions={"sni_hostname": url.raw_host.decode("ascii")}
+    )

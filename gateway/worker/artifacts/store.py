@@ -1,0 +1,224 @@
+"""Turns a model's artifact into a file of this machine, complete and verified before any process starts (L23)."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import trio
+
+from gateway.domain.model_spec import ModelSpec
+from gateway.worker.artifacts.cache import Cache, cache_name
+from gateway.worker.artifacts.digest import file_sha256
+from gateway.worker.artifacts.download import OnProgress
+from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.reference import Builtin, Hub, LocalFile, Reference, WebFile, parse_reference
+from gateway.worker.artifacts.source import Source
+
+CACHE_FOLDER: Final = "cache"
+DEFAULT_HUB: Final = Hub()
+TINY_FORMAT: Final = 1
+"""To be raised when `write_tiny_model` writes something else than before: files of the old format are left unused."""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    path: Path | None
+    """Absolute. None: the backend needs no file."""
+    size_bytes: int
+
+
+def _not_told(_done: int, _total: int | None) -> None:
+    pass
+
+
+NO_ARTIFACT: Final = Artifact(None, 0)
+
+
+class ArtifactStore:
+    """The artifacts of one worker, below its `models_dir`.
+
+    `gateway`: has the files that `file:` names and that are not here; None: this worker runs in its gateway.
+    `plain_loopback`: `http://` will do where it leads to this machine itself.
+    """
+
+    def __init__(
+        self,
+        models_dir: Path,
+        *,
+        cache_bytes_max: int | None = None,
+        hub: Hub = DEFAULT_HUB,
+        gateway: GatewayFiles | None = None,
+        plain_loopback: bool = False,
+    ) -> None:
+        self._models_dir = models_dir
+        self._hub = hub
+        self._gateway = gateway
+        self._plain_loopback = plain_loopback
+        self._making = trio.Lock()
+        self.cache = Cache(models_dir / CACHE_FOLDER, cache_bytes_max)
+
+    def keeping(self, spec: ModelSpec) -> AbstractContextManager[None]:
+        """While it is open, what `fetch` brings for this model stays."""
+        try:
+            reference = self._parse(spec)
+        except ArtifactError:
+            return nullcontext()  # `fetch` will say it
+        name = _cache_name(reference, spec.sha256)
+        return self.cache.keeping(name) if name is not None else nullcontext()
+
+    async def fetch(self, spec: ModelSpec, on_progress: OnProgress = _not_told) -> Artifact:
+        """Raises `ArtifactError`, `OSError`."""
+        match self._parse(spec):
+            case None:
+                await trio.lowlevel.checkpoint()
+                return NO_ARTIFACT
+            case Builtin(name):
+                path = await self._find_builtin(name)
+            case LocalFile(path):
+                found = await trio.to_thread.run_sync(self._find_file, spec, path)
+                if found is None:
+                    return await self._fetch_from_gateway(spec, path, on_progress)
+                path = found
+            case WebFile() as file:
+                return await self._fetch_from_web(spec, file, on_progress)
+        return await trio.to_thread.run_sync(_verified, path, spec.sha256)
+
+    def _parse(self, spec: ModelSpec) -> Reference | None:
+        if not spec.artifact:
+            return None
+        return parse_reference(spec.artifact, self._hub, plain_loopback=self._plain_loopback)
+
+    def _find_file(self, spec: ModelSpec, name: Path) -> Path | None:
+        """None: it is not here, but may be at the gateway."""
+        path = (self._models_dir / name).resolve()
+        # The configuration file may name any path, the API only what the operator has put under models_dir.
+        if spec.source == "api" and not path.is_relative_to(self._models_dir.resolve()):
+            raise ArtifactError(f"artifact file {path} is not in the models folder")
+        if not path.exists():
+            if self._gateway is not None and spec.sha256 is not None:
+                return None
+            hint = "; with sha256 set, this worker fetches it from its gateway" if self._gateway is not None else ""
+            raise ArtifactError(f"artifact file {path} does not exist{hint}")
+        if not path.is_file():
+            raise ArtifactError(f"artifact {path} is not a regular file")
+        return path
+
+    async def _fetch_from_gateway(self, spec: ModelSpec, name: Path, on_progress: OnProgress) -> Artifact:
+        assert self._gateway is not None  # noqa: S101 - `_find_file` has asked
+        assert spec.sha256 is not None  # noqa: S101
+        locate = partial(self._gateway.source, spec.sha256)
+        return await self._fetched(_gateway_name(name, spec.sha256), locate, spec, on_progress)
+
+    async def _fetch_from_web(self, spec: ModelSpec, file: WebFile, on_progress: OnProgress) -> Artifact:
+        token = {"authorization": f"Bearer {self._hub.token}"} if file.is_from_hub and self._hub.token else {}
+        source = Source(
+            file.url,
+            MappingProxyType(token),
+            is_trusted=file.is_from_hub,
+            public_only=spec.source == "api",
+            plain_loopback=self._plain_loopback,
+        )
+        return await self._fetched(cache_name(file.url, spec.sha256), lambda: source, spec, on_progress)
+
+    async def _fetched(
+        self, name: str, locate: Callable[[], Source], spec: ModelSpec, on_progress: OnProgress
+    ) -> Artifact:
+        path = await self.cache.fetch(name, locate, spec.sha256, on_progress)
+        return Artifact(path, (await trio.to_thread.run_sync(path.stat)).st_size)
+
+    async def _find_builtin(self, name: str) -> Path:
+        if name in _SHIPPED:
+            return await trio.to_thread.run_sync(_shipped_file, name)
+        if name in _MADE:
+            return await self._make_builtin(*_MADE[name])
+        known = ", ".join(sorted((*_SHIPPED, *_MADE)))
+        raise ArtifactError(f"unknown artifact builtin:{name}; there is {known}")
+
+    async def _make_builtin(self, file_name: str, write: Callable[[Path], None]) -> Path:
+        path = (self._models_dir / "builtin" / file_name).resolve()
+        async with self._making:  # replicas that come up together make it once
+            if not path.exists():
+                await trio.to_thread.run_sync(_write_whole, path, write, abandon_on_cancel=True)
+        return path
+
+
+_SHIPPED: Final[Mapping[str, str]] = MappingProxyType({"demo": "engines/llama_cpp/models/demo.gguf"})
+"""Name -> file of the package. It is used where it lies: every machine with a worker has the package."""
+
+
+def _shipped_path(name: str) -> Path:
+    return Path(str(resources.files("gateway").joinpath(_SHIPPED[name])))
+
+
+def _shipped_file(name: str) -> Path:
+    path = _shipped_path(name)
+    if not path.is_file():
+        raise ArtifactError(f"builtin:{name} is missing from this installation ({path}): install gateway again")
+    return path
+
+
+def _write_tiny(path: Path) -> None:
+    try:
+        from gateway.engines.llama_cpp.tiny_model import write_tiny_model  # here, since it needs an extra
+    except ImportError as error:
+        raise ArtifactError("builtin:tiny needs the llama extra: pip install 'gateway[llama]'") from error
+    write_tiny_model(path)
+
+
+_MADE: Final[Mapping[str, tuple[str, Callable[[Path], None]]]] = MappingProxyType(
+    {"tiny": (f"tiny-{TINY_FORMAT}.gguf", _write_tiny)}
+)
+"""Name -> file name, and what writes the file."""
+
+
+def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
+    """The artifact's file, if it has one that lies on this machine already; nothing is made or fetched. May block."""
+    kind, _, name = spec.artifact.partition(":")
+    if kind == "builtin" and name in _SHIPPED:
+        path = _shipped_path(name)
+    elif kind == "builtin" and name in _MADE:
+        path = models_dir / "builtin" / _MADE[name][0]
+    elif kind == "file":
+        path = (models_dir / name).resolve()
+        if spec.source == "api" and not path.is_relative_to(models_dir.resolve()):
+            return None
+    else:
+        return None
+    return path if path.is_file() else None
+
+
+def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Nobody ever sees half a file, also when two workers share the folder or this one is killed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
+        made = Path(folder) / path.name
+        write(made)
+        made.replace(path)
+
+
+def _cache_name(reference: Reference | None, sha256: str | None) -> str | None:
+    """Under which the cache keeps it; None: it is not for the cache."""
+    match reference:
+        case WebFile(url):
+            return cache_name(url, sha256)
+        case LocalFile(path) if sha256 is not None:
+            return _gateway_name(path, sha256)
+        case _:
+            return None
+
+
+def _gateway_name(path: Path, sha256: str) -> str:
+    return cache_name(f"gateway:{path.name}", sha256)
+
+
+def _verified(path: Path, sha256: str | None) -> Artifact:
+    if sha256 is not None and (actual := file_sha256(path)) != sha256.lower():
+        raise ArtifactError(f"artifact {path} has sha256 {actual}, expected {sha256}")
+    return Artifact(path, path.stat().st_size)

@@ -1,0 +1,1 @@
+"""Backend processes of this machine: how they are started, watched and ended."""

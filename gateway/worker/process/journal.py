@@ -1,0 +1,123 @@
+"""Remembers on disk which processes a worker has started, so that its successor can end what was left behind (H13).
+
+A record holds when its process started, so that a number which now means another process is recognised and spared.
+"""
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.domain.ids import ReplicaId
+from gateway.worker.process.spawn import kill_group, wait_exit
+
+log = structlog.get_logger(__name__)
+
+LEFTOVER_SECONDS_MAX: Final = 10.0
+"""How long a killed leftover may take to disappear before the worker starts without waiting for it."""
+
+
+@dataclass(frozen=True)
+class ProcessRecord:
+    pid: int
+    started: str | None
+    """See `start_mark`; None: unknown, and then it is never killed."""
+    replica_id: ReplicaId
+    port: int
+
+
+class StateFile:
+    """The running processes of one worker: `processes.json` in its folder. One worker per folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "processes.json"
+        self._records = {record.pid: record for record in _read(self._path)}
+
+    @contextmanager
+    def recording(self, pid: int, replica_id: ReplicaId, port: int) -> Iterator[None]:
+        """Keeps a record of the process while the context lasts, which has to be until it was reaped."""
+        self._records[pid] = ProcessRecord(pid, start_mark(pid), replica_id, port)
+        self._write()
+        try:
+            yield
+        finally:
+            del self._records[pid]
+            self._write()
+
+    async def reap_leftovers(self) -> tuple[ProcessRecord, ...]:
+        """Kills the groups of recorded processes that still run, forgets all records, returns what was killed.
+
+        To be called once, before anything is started.
+        """
+        leftovers = tuple(record for record in self._records.values() if _still_runs(record) or _group_remains(record))
+        for record in leftovers:
+            log.warning("worker.leftover_killed", pid=record.pid, replica_id=record.replica_id, port=record.port)
+            kill_group(record.pid, signal.SIGKILL)
+        with trio.move_on_after(LEFTOVER_SECONDS_MAX) as scope:
+            for record in leftovers:
+                await wait_exit(record.pid)
+        if scope.cancelled_caught:
+            log.error("worker.leftover_stays", pids=[record.pid for record in leftovers if _still_runs(record)])
+        self._records.clear()
+        self._write()
+        return leftovers
+
+    def _write(self) -> None:
+        """Replaces the file as a whole. Not forced to the disk: no process survives what loses it (a power cut)."""
+        text = json.dumps({"processes": [asdict(record) for record in self._records.values()]}, indent=1)
+        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix="processes.", suffix=".tmp")
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        Path(name).replace(self._path)
+
+
+def start_mark(pid: int) -> str | None:
+    """What tells a process from a later one of the same number: the machine's boot id and its start in clock ticks
+    since then. None: no such process, a zombie, or no /proc."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text()
+        boot = _boot_id()
+    except OSError:
+        return None
+    # The second field is the program's name in parentheses and may hold anything, also spaces and parentheses.
+    state, *following = status.rpartition(")")[2].split()
+    return None if state in "ZX" else f"{boot}/{following[18]}"
+
+
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _still_runs(record: ProcessRecord) -> bool:
+    return record.started is not None and start_mark(record.pid) == record.started
+
+
+def _group_remains(record: ProcessRecord) -> bool:
+    """Whether what a start script has left behind still runs: the kernel ended the script with the worker, not its
+    children. Nobody gets the number of a group that still exists, so a group without a leader is the recorded one."""
+    try:
+        if record.started is None or not record.started.startswith(_boot_id()) or start_mark(record.pid) is not None:
+            return False
+        os.killpg(record.pid, 0)
+    except OSError:
+        return False
+    return True
+
+
+def _read(path: Path) -> list[ProcessRecord]:
+    try:
+        return [ProcessRecord(**record) for record in json.loads(path.read_text())["processes"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        log.warning("worker.state_file_unreadable", path=str(path), error=str(error))
+        return []

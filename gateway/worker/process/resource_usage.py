@@ -1,0 +1,37 @@
+"""What a replica that has just become ready holds of the machine's memory and of its GPUs'."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from gateway.worker.hostinfo.nvidia import read_process_memory
+from gateway.worker.process.memory_watch import group_members, group_memory_bytes
+
+MEASURE_SECONDS_MAX: Final = 5.0
+"""A driver that hangs must not keep a loaded model from serving."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    ram_bytes: int | None = None
+    vram_bytes: int | None = None
+    """None: not known, as of a GPU whose driver does not say which process holds how much."""
+
+
+UNKNOWN_USAGE: Final = Usage()
+
+MeasureUsage: TypeAlias = Callable[[int], Awaitable[Usage]]
+"""Of the process group led by that process."""
+
+
+async def measure_usage(pid: int) -> Usage:
+    """Of the process group led by `pid`, which must not have been reaped."""
+    with trio.move_on_after(MEASURE_SECONDS_MAX):
+        return await trio.to_thread.run_sync(_measure, pid, abandon_on_cancel=True)
+    return UNKNOWN_USAGE
+
+
+def _measure(pid: int) -> Usage:
+    return Usage(group_memory_bytes(pid), read_process_memory(group_members(pid)))

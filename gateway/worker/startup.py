@@ -1,0 +1,60 @@
+"""From a started process to a loaded model: asks until Health answers, then loads, each within its time."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import trio
+
+from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFailed
+from gateway.domain.ids import Address
+from gateway.domain.model_spec import ModelSpec
+from gateway.worker.artifacts.store import Artifact
+from gateway.worker.model_options import GIB, load_seconds_max, model_options
+
+HEALTH_TIMEOUT_SECONDS: Final = 2.0
+HEALTH_INTERVAL_SECONDS: Final = 0.05
+HEALTH_INTERVAL_GROWTH: Final = 1.5
+HEALTH_INTERVAL_SECONDS_MAX: Final = 0.5
+"""Backends written in Python come up in half a second or in a minute: asked often first, then less."""
+
+
+@dataclass(frozen=True)
+class BackendEnd:
+    """One process as the worker asks it things."""
+
+    control: BackendControl
+    address: Address
+    token: str
+
+    async def wait_healthy(self, timeout_seconds: float) -> None:
+        """Returns once Health answers. Raises `BackendNotReady` after `timeout_seconds`, with the last answer (L21)."""
+        interval, last_answer = HEALTH_INTERVAL_SECONDS, "no answer"
+        with trio.move_on_after(timeout_seconds):
+            while (answer := await self._ask_health()) is not None:
+                last_answer = answer
+                await trio.sleep(interval)
+                interval = min(interval * HEALTH_INTERVAL_GROWTH, HEALTH_INTERVAL_SECONDS_MAX)
+            return
+        raise BackendNotReady(f"the backend was not ready within {timeout_seconds:g} s of its start ({last_answer})")
+
+    async def _ask_health(self) -> str | None:
+        """None: healthy; else what is wrong."""
+        with trio.move_on_after(HEALTH_TIMEOUT_SECONDS):
+            try:
+                await self.control.health(self.address, self.token, HEALTH_TIMEOUT_SECONDS)
+            except BackendNotReady as error:
+                return str(error)
+            return None
+        return f"Health did not answer within {HEALTH_TIMEOUT_SECONDS:g} s"
+
+    async def load(self, spec: ModelSpec, artifact: Artifact) -> None:
+        """Raises `LoadFailed`, also when the time for a model of this size is over (L7). Health is not asked meanwhile:
+        an engine may hold everything, signals included, for the whole load (pitfall 34)."""
+        seconds = load_seconds_max(spec, artifact.size_bytes)
+        with trio.move_on_after(seconds):
+            await self.control.load_model(self.address, self.token, model_options(spec, artifact), seconds)
+            return
+        raise LoadFailed(
+            f"the model was not loaded within {seconds:g} s, the time for {artifact.size_bytes / GIB:.1f} GiB; "
+            "load_timeout of the model sets another"
+        )
