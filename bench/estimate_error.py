@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Final
 
 from bench.report import print_table
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.estimate import estimate
 from gateway.gguf.files import read_model
 from tests.fakes.gguf_models import CASES, write_model
 from tests.fakes.llama_buffers import measure
 
-USES: Final = (Use(1024, 1), Use(4096, 4), Use(8192, 2, cache_type_k="q8_0", cache_type_v="q8_0"))
+USES: Final = (
+    LoadSettings(1024, 1),
+    LoadSettings(4096, 4),
+    LoadSettings(8192, 2, cache_type_k="q8_0", cache_type_v="q8_0"),
+)
 MIB: Final = 1024**2
 HEADER: Final = ["model", "use", "weights MiB", "error", "cache MiB", "error", "compute MiB", "error", "total error"]
 
@@ -32,7 +36,7 @@ def run_estimate_error(*, quick: bool) -> None:
         )
 
 
-def _rows(folder: Path, uses: Sequence[Use]) -> Iterator[list[str]]:
+def _rows(folder: Path, uses: Sequence[LoadSettings]) -> Iterator[list[str]]:
     for name, shape in CASES.items():
         path = folder / "model.gguf"
         write_model(path, shape)
@@ -41,7 +45,7 @@ def _rows(folder: Path, uses: Sequence[Use]) -> Iterator[list[str]]:
         path.unlink()
 
 
-def _compare(path: Path, use: Use) -> Iterator[str]:
+def _compare(path: Path, use: LoadSettings) -> Iterator[str]:
     found, real = estimate(read_model(path), use), measure(path, use)
     pairs = (
         (found.weights_bytes, real.weights),

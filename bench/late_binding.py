@@ -20,12 +20,12 @@ import trio
 from bench.workload import ROUND_TRIP_SECONDS, SLOTS, Job, Outcome, Setting
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.domain.routability import REFUSING, RoutingView, build_view
+from gateway.domain.routability import REFUSING, FleetView, build_view
 from gateway.routing.admission import Admission, AdmissionLimits, Ticket
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTable
-from gateway.routing.peer_fairness import Line
+from gateway.routing.load_tracker import LoadTracker
+from gateway.routing.peer_fairness import RemoteQueue
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, replica, spec, state
 
@@ -65,11 +65,11 @@ class VirtualClock(trio.abc.Clock):
 class SimulatedGateway(Admission):
     """An admission that puts whoever was given a lease into `served`, instead of waking a task."""
 
-    def __init__(self, number: int, fleet: RoutingView, setting: Setting) -> None:
+    def __init__(self, number: int, fleet: FleetView, setting: Setting) -> None:
         policy = Policy(several_gateways=setting.gateways > 1)
         rng = Random(f"policy {setting.seed} {number}")
         super().__init__(
-            lambda: fleet, LoadTable(), _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy
+            lambda: fleet, LoadTracker(), _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy
         )
         self.id = GatewayId(str(number))
         self.served: list[Ticket] = []
@@ -94,10 +94,10 @@ class SimulatedGateway(Admission):
         head = self.head()
         return NEVER if head is None else self._retry_at(head)
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[RemoteQueue]:
         now = trio.current_time()
         for model, queue in self.statistics().items():
-            yield Line(self.id, model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
+            yield RemoteQueue(self.id, model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
 
     def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
         super()._take_out(queue, ticket)
@@ -146,7 +146,7 @@ class Simulation:
         fleet = _fleet(self._replicas, refuses=setting.refuses)
         self._gateways = [SimulatedGateway(number, fleet, setting) for number in range(setting.gateways)]
         self._counts: dict[GatewayId, Mapping[ReplicaId, int]] = {}
-        self._lines: dict[GatewayId, tuple[Line, ...]] = {}
+        self._lines: dict[GatewayId, tuple[RemoteQueue, ...]] = {}
         self._calls: dict[Ticket, Call] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
@@ -249,7 +249,7 @@ class Simulation:
         self._at(self._clock.now + self._setting.stale_seconds, partial(self._exchange, gateway))
 
 
-def _fleet(ids: Iterable[ReplicaId], *, refuses: bool) -> RoutingView:
+def _fleet(ids: Iterable[ReplicaId], *, refuses: bool) -> FleetView:
     of = spec(parallel=SLOTS)
     rows = [replica(each, of, slot=slot) for slot, each in enumerate(ids)]
     return build_view(state(rows, specs=[of]), REFUSING if refuses else ())

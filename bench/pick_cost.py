@@ -13,7 +13,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.decisions import consider
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.picker import Policy, pick
 from tests.fakes.fleet import MODEL, replica, spec, view
 
@@ -55,8 +55,8 @@ def _candidates(size: int) -> tuple[Candidate, ...]:
     return view(*fleet, specs=[of]).candidates[MODEL]
 
 
-def _table(candidates: tuple[Candidate, ...], leases_of: Callable[[int], int]) -> LoadTable:
-    loads = LoadTable()
+def _table(candidates: tuple[Candidate, ...], leases_of: Callable[[int], int]) -> LoadTracker:
+    loads = LoadTracker()
     for number, candidate in enumerate(candidates):
         for _ in range(leases_of(number)):
             loads.lease(candidate, ORIGIN, float(number))
@@ -68,7 +68,7 @@ def _warm_cost(size: int) -> float:
     fleet = view(*(replica(f"r{number}", of, slot=number) for number in range(size)), specs=[of])
 
     async def measure() -> float:
-        admission = Admission(lambda: fleet, LoadTable(), LIMITS, wall_clock=time.time, rng=Random(1))
+        admission = Admission(lambda: fleet, LoadTracker(), LIMITS, wall_clock=time.time, rng=Random(1))
 
         def once() -> None:
             waiting = admission.wait_lease(admission.open_ticket(MODEL, ORIGIN))

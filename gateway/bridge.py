@@ -1,7 +1,7 @@
 """The border between Trio and asyncio: the only module that imports trio_asyncio.
 
-What crosses: whole asyncio functions one way (`Bridge.run`, `Bridge.open_task`), messages (`Outlet`, `Inlet`). A Trio
-cancel becomes an asyncio cancel and waits until the asyncio side agrees (pitfalls 14 to 19).
+What crosses: whole asyncio functions one way (`Bridge.run`, `Bridge.open_task`), messages both ways (`AioSender`,
+`AioReceiver`). A Trio cancel becomes an asyncio cancel and waits until the asyncio side agrees (pitfalls 14 to 19).
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Bridge:
                     log.error("bridge.abandoned", function=function.__qualname__, seconds=ABANDON_SECONDS)
 
 
-class Outlet(Generic[T]):
+class AioSender(Generic[T]):
     """The asyncio end of a Trio memory channel: hands over synchronously and waits only while the reader lags."""
 
     def __init__(self, channel: trio.MemorySendChannel[T]) -> None:
@@ -85,7 +85,7 @@ class Outlet(Generic[T]):
         self._channel.close()
 
 
-class Inlet(Generic[T]):
+class AioReceiver(Generic[T]):
     """The asyncio end of a Trio memory channel that Trio tasks send into."""
 
     def __init__(self, channel: trio.MemoryReceiveChannel[T]) -> None:

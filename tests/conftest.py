@@ -1,7 +1,7 @@
 """Fixtures for tests of more than one folder, and what bounds every test.
 
-tests/fakes/postgres_server.py says how the fixtures of PostgreSQL are used, tests/programs.py which tests need programs.
-Property tests try the same examples each time, so that only a change of the code turns them red; `make test
+tests/fakes/postgres_server.py says how the fixtures of PostgreSQL are used, tests/programs.py which tests need more
+programs. Property tests try the same examples each time, so that only a change of the code turns them red; `make test
 ARGS=--hypothesis-profile=explore` tries new ones and prints how to repeat one that fails.
 """
 

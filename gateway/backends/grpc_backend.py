@@ -20,12 +20,12 @@ from gateway.backends.channel_pool import ChannelPool
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
-from gateway.backends.send_limiter import SendTurns
-from gateway.backends.unread_answer import ReaderLeft, UnreadPieces
+from gateway.backends.send_limiter import SendLimiter
+from gateway.backends.unread_answer import ReaderLeft, UnreadAnswer
 from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +46,7 @@ class GrpcBackends:
         self._bridge = bridge
         self._channels = channels
         self._context_size_of = context_size_of
-        self._turns = SendTurns()
+        self._turns = SendLimiter()
 
     @asynccontextmanager
     async def open_stream(
@@ -102,7 +102,7 @@ class GrpcBackends:
                 if reader.is_endless:
                     log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
                     await _cancel_aio(stream)
-                    return Finish.LENGTH
+                    return FinishReason.LENGTH
             await stream.recv_trailing_metadata()
             return call.trailers.get(names.FINISH_REASON)
 
@@ -183,7 +183,7 @@ class _GrpcAnswerStream:
     """A relayed generation: its reading end, and how the relay says that the call has ended."""
 
     def __init__(self, on_end: OnEnd) -> None:
-        self.pieces = UnreadPieces()
+        self.pieces = UnreadAnswer()
         self._on_end = on_end
         self._error: RouteError | GatewayError | None = None
 
@@ -202,13 +202,13 @@ class _GrpcAnswerStream:
         if self.pieces.has_begun:
             self._on_end(error)
 
-    async def receive(self) -> Piece | Completion:
+    async def receive(self) -> Delta | Completion:
         try:
             return await self.pieces.receive()
         except trio.EndOfChannel:
             self._raise_end()
 
-    def receive_nowait(self) -> Piece | Completion:
+    def receive_nowait(self) -> Delta | Completion:
         try:
             return self.pieces.receive_nowait()
         except trio.EndOfChannel:

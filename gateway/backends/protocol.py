@@ -12,7 +12,7 @@ from typing import Protocol
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Piece
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Lost(RouteError):
 class AnswerStream(Protocol):
     """A generation as it comes: pieces, then exactly one `Completion`, which is the last item."""
 
-    async def receive(self) -> Piece | Completion:
+    async def receive(self) -> Delta | Completion:
         """The next item. Raises `RouteError` or `GatewayError` when the stream ends without a completion."""
 
-    def receive_nowait(self) -> Piece | Completion:
+    def receive_nowait(self) -> Delta | Completion:
         """The next item if it is here already; raises `trio.WouldBlock` if not, else as `receive`."""
 
 

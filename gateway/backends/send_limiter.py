@@ -12,7 +12,7 @@ TURN_SECONDS: Final = 5.0
 """How long one waits for its turn. A backend that does not read what it is sent must not hold up all the others."""
 
 
-class SendTurns:
+class SendLimiter:
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
 

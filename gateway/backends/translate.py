@@ -12,11 +12,11 @@ from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import (
     Completion,
+    Delta,
     Embedding,
     EmbeddingInput,
-    Finish,
+    FinishReason,
     Generation,
-    Piece,
     Sampling,
     Text,
     ToolCall,
@@ -163,7 +163,7 @@ class ReplyReader:
         self._completion_tokens = 0
         self._tool_calls: list[ToolCallDelta] = []
 
-    def piece(self, reply: pb.Reply) -> Piece:
+    def piece(self, reply: pb.Reply) -> Delta:
         self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
         self._completion_tokens = max(self._completion_tokens, reply.tokens)
         if reply.chat_deltas:
@@ -175,7 +175,7 @@ class ReplyReader:
         self._tool_calls += tool_calls
         self._pieces += bool(text or reasoning or tool_calls)
         self._answer_bytes += reply.ByteSize()
-        return Piece(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
+        return Delta(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
 
     @property
     def is_endless(self) -> bool:
@@ -200,13 +200,13 @@ class ReplyReader:
             _whole_tool_calls(self._tool_calls),
         )
 
-    def _finish(self, reason: str | None) -> Finish:
+    def _finish(self, reason: str | None) -> FinishReason:
         """As the backend says; one that does not say has reached the limit if it made that many tokens."""
-        if reason in tuple(Finish):
-            return Finish(reason)
+        if reason in tuple(FinishReason):
+            return FinishReason(reason)
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
-            return Finish.LENGTH
-        return Finish.TOOL_CALLS if self._tool_calls else Finish.STOP
+            return FinishReason.LENGTH
+        return FinishReason.TOOL_CALLS if self._tool_calls else FinishReason.STOP
 
 
 def _tool_call_deltas(reply: pb.Reply) -> tuple[ToolCallDelta, ...]:

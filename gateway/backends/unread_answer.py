@@ -10,7 +10,7 @@ from typing import Final
 
 import trio
 
-from gateway.domain.inference import Completion, Piece
+from gateway.domain.inference import Completion, Delta
 
 UNREAD_BYTES_MAX: Final = 128 * 1024
 """Beyond that the backend has to wait."""
@@ -22,12 +22,12 @@ class ReaderLeft(Exception):
     """Nobody is going to read the rest."""
 
 
-class UnreadPieces:
+class UnreadAnswer:
     """One answer. `put_aio` is for the writer, `receive` and `receive_nowait` for the reader."""
 
     def __init__(self, bytes_max: int = UNREAD_BYTES_MAX) -> None:
         self._bytes_max = bytes_max
-        self._items: deque[Piece | Completion] = deque()
+        self._items: deque[Delta | Completion] = deque()
         self._bytes = 0
         self._news = trio.Event()
         self._room = asyncio.Event()
@@ -36,7 +36,7 @@ class UnreadPieces:
         self._has_ended = False
         self._has_reader = True
 
-    async def put_aio(self, item: Piece) -> None:
+    async def put_aio(self, item: Delta) -> None:
         """Waits while too much is unread. Raises `ReaderLeft`."""
         while self._bytes >= self._bytes_max and self._has_reader:
             self._room.clear()
@@ -58,7 +58,7 @@ class UnreadPieces:
         self._has_reader = False
         self._room.set()
 
-    async def receive(self) -> Piece | Completion:
+    async def receive(self) -> Delta | Completion:
         """Raises `trio.EndOfChannel` behind the last item."""
         if self._items or self._has_ended:
             await trio.lowlevel.checkpoint()
@@ -67,7 +67,7 @@ class UnreadPieces:
             await self._news.wait()
         return self.receive_nowait()
 
-    def receive_nowait(self) -> Piece | Completion:
+    def receive_nowait(self) -> Delta | Completion:
         """Raises `trio.WouldBlock` if the next item has not come yet, else as `receive`."""
         if not self._items:
             raise trio.EndOfChannel if self._has_ended else trio.WouldBlock
@@ -77,13 +77,13 @@ class UnreadPieces:
             self._room.set()
         return item
 
-    def _put(self, item: Piece | Completion) -> None:
+    def _put(self, item: Delta | Completion) -> None:
         self._items.append(item)
         self._bytes += _size_of(item)
         self._news.set()
 
 
-def _size_of(item: Piece | Completion) -> int:
+def _size_of(item: Delta | Completion) -> int:
     """About what it takes on the wire, in bytes."""
     calls = sum(len(call.name) + len(call.arguments) for call in item.tool_calls)
     return PIECE_BYTES + len(item.text) + len(item.reasoning) + calls

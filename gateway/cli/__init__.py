@@ -195,5 +195,5 @@ def _add_backend(commands: "Commands[argparse.ArgumentParser]") -> None:
     backend.set_defaults(run="gateway.cli.backend:backend")
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     print(f"gateway: {message}", file=sys.stderr)

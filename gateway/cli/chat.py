@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
-from gateway.cli import FAILED, OK, complain
+from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
 
 PREFERRED_MODEL: Final = "demo"
@@ -38,7 +38,7 @@ def chat(arguments: argparse.Namespace) -> int:
     try:
         model = arguments.model or _default_model(client)
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     if sys.stdin.isatty():
         screen.write(f"{model} at {client.url}. Ctrl-C stops an answer, Ctrl-D ends the chat.\n", dim=True)
@@ -48,7 +48,7 @@ def chat(arguments: argparse.Namespace) -> int:
         try:
             answer = _answer(client, model, conversation, screen)
         except ApiError as error:
-            complain(str(error))
+            print_error(str(error))
             if not sys.stdin.isatty():
                 return FAILED
             conversation.pop()

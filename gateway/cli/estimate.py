@@ -6,34 +6,34 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
-from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.table import table
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.estimate import Estimate, estimate
 from gateway.gguf.files import read_model
 
 MIB: Final = 1024**2
-DEFAULTS: Final = Use()
+DEFAULTS: Final = LoadSettings()
 
 
 def estimate_command(arguments: argparse.Namespace) -> int:
     try:
         use = use_of(arguments)
     except ValueError as error:
-        complain(str(error))
+        print_error(str(error))
         return USAGE
     try:
         found = estimate(read_model(arguments.file), use, gpu_layers=arguments.gpu_layers)
     except (BrokenHeader, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        complain(f"can't estimate {arguments.file}: {reason}")
+        print_error(f"can't estimate {arguments.file}: {reason}")
         return FAILED
     print(as_json(found) if arguments.json else "\n".join(estimate_lines(found, use)))
     return OK
 
 
-def use_of(arguments: argparse.Namespace) -> Use:
+def use_of(arguments: argparse.Namespace) -> LoadSettings:
     """Raises `ValueError`."""
     given = {"context": arguments.context, "parallel": arguments.parallel}
     for name, number in given.items():
@@ -41,14 +41,16 @@ def use_of(arguments: argparse.Namespace) -> Use:
             raise ValueError(f"--{name} must be at least 1, not {number}")
     if arguments.gpu_layers is not None and arguments.gpu_layers < 0:
         raise ValueError(f"--gpu-layers must not be negative: {arguments.gpu_layers}")
-    return Use(context_size=given["context"] or DEFAULTS.context_size, parallel=given["parallel"] or DEFAULTS.parallel)
+    return LoadSettings(
+        context_size=given["context"] or DEFAULTS.context_size, parallel=given["parallel"] or DEFAULTS.parallel
+    )
 
 
 def as_json(found: Estimate) -> str:
     return json.dumps({**asdict(found), "total_bytes": found.total_bytes}, indent=2)
 
 
-def estimate_lines(found: Estimate, use: Use) -> Iterator[str]:
+def estimate_lines(found: Estimate, use: LoadSettings) -> Iterator[str]:
     """Pure."""
     rows = {
         "weights": found.weights_bytes,

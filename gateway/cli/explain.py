@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
 from gateway.cli.table import table
 
@@ -16,7 +16,7 @@ COLUMNS: Final[Sequence[str]] = (
 
 def explain(arguments: argparse.Namespace) -> int:
     if (arguments.model is None) == (arguments.request is None):
-        complain("name a MODEL or a request (--request ID)")
+        print_error("name a MODEL or a request (--request ID)")
         return USAGE
     client = ApiClient(arguments)
     try:
@@ -25,7 +25,7 @@ def explain(arguments: argparse.Namespace) -> int:
         else:
             lines = explanation_lines(client.post("/api/explain", {"model": arguments.model}))
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     print("\n".join(lines))
     return OK

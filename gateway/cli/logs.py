@@ -7,13 +7,13 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
 
 
 def logs(arguments: argparse.Namespace) -> int:
     if arguments.lines < 1:
-        complain("-n has to be at least 1")
+        print_error("-n has to be at least 1")
         return USAGE
     client = ApiClient(arguments)
     try:
@@ -24,7 +24,7 @@ def logs(arguments: argparse.Namespace) -> int:
         else:
             sys.stdout.write(client.get_text(path))
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     return OK
 

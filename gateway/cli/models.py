@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, complain
+from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
 from gateway.cli.load_progress import follow_load, status_line
 from gateway.cli.model_values import BadValue, read_spec, with_values
@@ -30,10 +30,10 @@ def models(arguments: argparse.Namespace) -> int:
     try:
         return _act(client, arguments)
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     except BadValue as error:
-        complain(str(error))
+        print_error(str(error))
         return USAGE
 
 
@@ -75,7 +75,7 @@ def _load(client: ApiClient, path: str, *, wait: bool) -> int:
     end = follow_load(status, lambda: client.get(f"{path}/load-status"))
     if end["state"] == "ready":
         return OK
-    complain(status_line(end))
+    print_error(status_line(end))
     return FAILED
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, complain
+from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
 from gateway.cli.fleet import node_rows
 from gateway.cli.table import print_table
@@ -31,7 +31,7 @@ def nodes(arguments: argparse.Namespace) -> int:
         else:
             print(_act(client, arguments))
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     return OK
 

@@ -9,7 +9,7 @@ from typing import Final, TypeVarTuple
 import structlog
 import trio
 
-from gateway.cli import FAILED, OK, complain
+from gateway.cli import FAILED, OK, print_error
 from gateway.data_dir import StartupError
 from gateway.registry.protocol import RegistryError
 
@@ -30,10 +30,10 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
         causes = list(_leaves(error))
         for cause in causes:
             if isinstance(cause, EXPECTED):
-                complain(str(cause))
+                print_error(str(cause))
         if any(not isinstance(cause, EXPECTED) for cause in causes):
             log.exception("gateway.crashed")
-            complain("stopped by an error of its own; the log above says more")
+            print_error("stopped by an error of its own; the log above says more")
         return FAILED
     return OK
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from gateway.cli import FAILED, OK, complain
+from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
 from gateway.cli.fleet import TABLES, tables
 from gateway.cli.table import print_table
@@ -13,7 +13,7 @@ def status(arguments: argparse.Namespace) -> int:
     try:
         document = ApiClient(arguments).get("/api/status")
     except ApiError as error:
-        complain(str(error))
+        print_error(str(error))
         return FAILED
     if arguments.json:
         print(json.dumps(document, indent=2))

@@ -11,7 +11,7 @@ import structlog
 import trio
 
 from gateway import __version__
-from gateway.cli import USAGE, complain
+from gateway.cli import USAGE, print_error
 from gateway.cli.check_config import find_config
 from gateway.cli.running import run_program, running_until_signal
 from gateway.composition.worker import Join, run_worker
@@ -40,7 +40,7 @@ def worker(arguments: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return USAGE
     except BadUsage as error:
-        complain(str(error))
+        print_error(str(error))
         return USAGE
     configure_logging(config.log.level, config.log.format)
     return run_program(_run_until_signal, config, join)

@@ -28,7 +28,7 @@ from gateway.domain.routability import REFUSING, build_view
 from gateway.registry.open import open_registry
 from gateway.registry.protocol import OpenRegistry, Registry, RegistryError
 from gateway.registry.snapshot import run_snapshot_watcher
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import open_probe_cache
 from gateway.worker.agent import Agent
 from gateway.worker.identity import FolderInUse, holding_folder
@@ -80,7 +80,7 @@ async def open_gateway(
 @asynccontextmanager
 async def _open_parts(config: Config, registry: Registry, bridge: Bridge, dial: Dial) -> AsyncIterator[Gateway]:
     """What the services stand on: connections to backends and the cache of what is known of them."""
-    loads = LoadTable()
+    loads = LoadTracker()
     probe = GrpcProbe(bridge, config.routing.probe_timeout, dial)
     with closing(ChannelPool(dial)) as channels:
         ttl = config.routing.probe_ttl

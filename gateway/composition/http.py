@@ -1,9 +1,9 @@
 """Puts the HTTP application together from its parts, so that there is one place that knows every route."""
 
-from gateway.api.admin.app import Pages
+from gateway.api.admin.app import AdminApp
 from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
-from gateway.api.admin.registration import NodeRegister
+from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import ReplicaLogs
 from gateway.api.admin.routes import PAGE_ROUTES
 from gateway.api.http.auth import Authenticator
@@ -14,11 +14,11 @@ from gateway.observability.metrics import RequestMetrics
 
 def build_http_app(
     openai: OpenAiApi,
-    register: NodeRegister,
+    register: NodeRegistration,
     logs: ReplicaLogs,
     artifacts: ArtifactFiles,
     decisions: Decisions,
-    pages: Pages,
+    pages: AdminApp,
     *,
     authenticator: Authenticator,
     metrics: RequestMetrics,

@@ -17,9 +17,9 @@ from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
 from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.metrics_source import readings
-from gateway.api.admin.models import ModelDesk
-from gateway.api.admin.peer_client import Peers
-from gateway.api.admin.registration import NodeRegister
+from gateway.api.admin.models import ModelService
+from gateway.api.admin.peer_client import PeerClient
+from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import ReplicaLogs, open_replica_tail
 from gateway.api.admin.routes import Readiness, build_pages
 from gateway.api.http.auth import Authenticator, Key, Role, sha256
@@ -32,35 +32,35 @@ from gateway.bridge import Bridge
 from gateway.composition.http import build_http_app
 from gateway.config.model import Config
 from gateway.control.claims import claims_at
-from gateway.control.failure_reporter import Complaints
+from gateway.control.failure_reporter import FailureReporter
 from gateway.control.health_monitor import HealthMonitor
-from gateway.control.leader_election import Leadership
-from gateway.control.load_requests import LoadWishes, Waiting
+from gateway.control.leader_election import LeaderElection
+from gateway.control.load_requests import LoadRequests, Waiting
 from gateway.control.node_health import HealthSettings
-from gateway.control.peers.publisher import Voice
-from gateway.control.peers.sync import FleetExchange
+from gateway.control.peers.publisher import PeerStatePublisher
+from gateway.control.peers.sync import PeerSync
 from gateway.control.reconciler import Reconciler
-from gateway.control.sessions.load_progress import LoadOutcome, LoadWatch
+from gateway.control.sessions.load_progress import LoadOutcome, LoadProgress
 from gateway.control.sessions.node_session import SessionSettings
 from gateway.control.sessions.sessions import Sessions
 from gateway.data_dir import StartupError
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
-from gateway.domain.peers import Audience, Bulletin, audience
-from gateway.domain.routability import EMPTY_VIEW, RoutingView
+from gateway.domain.peers import Audience, PeerState, audience
+from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.observability.loop_lag import LoopLag
 from gateway.observability.metrics import Metrics, Reading
-from gateway.planner.reconcile import Limits
+from gateway.planner.reconcile import WatchdogLimits
 from gateway.registry.clock import RegistryClock
-from gateway.registry.protocol import ClaimsSlots, Registry
+from gateway.registry.protocol import Registry, SlotReserver
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.call_watch import CallWatch
-from gateway.routing.load_tracker import LoadTable, Usage
+from gateway.routing.load_tracker import LoadTracker, Usage
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
-from gateway.routing.reservation import StrictClaims
+from gateway.routing.reservation import StrictReservations
 from gateway.routing.router import Router
 from gateway.routing.silence import patience
 from gateway.routing.usage import merge_usage
@@ -80,7 +80,7 @@ class Gateway:
     registry: Registry
     bridge: Bridge
     channels: ChannelPool
-    loads: LoadTable
+    loads: LoadTracker
     probes: ProbeCache
     cluster_secret: bytes = field(repr=False)
     id: GatewayId = field(default_factory=lambda: GatewayId(new_id()))
@@ -100,7 +100,7 @@ class Gateway:
         config = self.config
         self.clock = RegistryClock()
         self.token_of = partial(replica_token, self.cluster_secret)
-        self.views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
+        self.views: SnapshotStore[FleetView] = SnapshotStore(EMPTY_VIEW)
         self.admission = Admission(
             lambda: self.views.current,
             self.loads,
@@ -144,17 +144,17 @@ class Gateway:
         node = state.nodes.get(replica.node_id) if replica is not None else None
         return node is not None and node.link is NodeStatus.OFFLINE
 
-    def _strict_claims(self) -> StrictClaims | None:
-        if self.config.routing.mode != "strict" or not isinstance(self.registry, ClaimsSlots):
+    def _strict_claims(self) -> StrictReservations | None:
+        if self.config.routing.mode != "strict" or not isinstance(self.registry, SlotReserver):
             return None
-        return StrictClaims(self.id, lambda: self.views.current, self.admission, claims_at(self.registry))
+        return StrictReservations(self.id, lambda: self.views.current, self.admission, claims_at(self.registry))
 
     def _make_control(self) -> None:
         config = self.config
-        self.leadership = Leadership(self.registry, self.id, config.registry.gateway_ttl, self._note_leadership)
-        self.complaints = Complaints(self.registry)
+        self.leadership = LeaderElection(self.registry, self.id, config.registry.gateway_ttl, self._note_leadership)
+        self.complaints = FailureReporter(self.registry)
         self.probes.on_broken = self.complaints.note_broken
-        limits = Limits(
+        limits = WatchdogLimits(
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         )
         self.reconciler = Reconciler(
@@ -171,7 +171,7 @@ class Gateway:
             self._is_judge_of,
             lambda: not self.exchange.connected,
         )
-        self.watch = LoadWatch()
+        self.watch = LoadProgress()
         self.watch.on_end = self._note_load
         self.sessions = Sessions(
             SessionSettings(
@@ -186,13 +186,13 @@ class Gateway:
                 watch=self.watch,
             )
         )
-        self.wishes = LoadWishes(self.views, lambda: self.exchange.note_demand())
+        self.wishes = LoadRequests(self.views, lambda: self.exchange.note_demand())
         self._make_fleet()
 
     def _make_fleet(self) -> None:
         """What joins this gateway to the others."""
         config = self.config
-        self.voice = Voice(
+        self.voice = PeerStatePublisher(
             self.id,
             self._peer_url,
             fingerprint(self.cluster_secret),
@@ -206,9 +206,9 @@ class Gateway:
             self.reconciler,
             always_tells_leases=self.claims is not None,
         )
-        self.exchange = FleetExchange(
+        self.exchange = PeerSync(
             self.registry,
-            Bulletin(self.id),
+            PeerState(self.id),
             config.registry.lease_sync_interval,
             config.registry.gateway_ttl,
             self.voice.fast,
@@ -288,7 +288,7 @@ class Gateway:
         queues = self.admission.statistics().items()
         return self.wishes.waiting() | {model: Waiting(queue.waiting, queue.oldest_seconds) for model, queue in queues}
 
-    def others(self) -> Mapping[GatewayId, Bulletin]:
+    def others(self) -> Mapping[GatewayId, PeerState]:
         """The newest bulletin of each other gateway that lives."""
         return self.exchange.heard.others
 
@@ -331,7 +331,7 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
         wall_clock=time.time,
         expose_replica=config.routing.expose_replica_header,
     )
-    register = NodeRegister(
+    register = NodeRegistration(
         gateway.registry,
         gateway.id,
         gateway.cluster_secret,
@@ -340,7 +340,7 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
         worker_port=lambda: gateway.worker_port,
         tls=config.server.tls_cert is not None,
     )
-    desk = ModelDesk(
+    desk = ModelService(
         gateway.registry,
         gateway.status,
         gateway.views,
@@ -352,7 +352,7 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
     def state() -> ClusterState:
         return gateway.views.current.state
 
-    peers = Peers(gateway.others, _peer_tls(config))
+    peers = PeerClient(gateway.others, _peer_tls(config))
     return build_http_app(
         openai,
         register,

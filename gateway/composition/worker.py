@@ -32,7 +32,7 @@ from gateway.transport.errors import SessionLost, SessionRefused
 from gateway.transport.registration import JoinFailed, JoinRefused, RegistrationAnswer, RegistrationRequest, register
 from gateway.transport.tls import TlsError, client_context
 from gateway.worker.agent import Agent, run_agent
-from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.capacity_reader import CapacityReader
 from gateway.worker.from_config import hello_of, worker_name, worker_settings
 from gateway.worker.identity import FolderInUse, Identity, holding_folder, keep_identity, read_identity
@@ -86,7 +86,7 @@ async def run_worker(
             folder,
             bind=config.worker.bind or advertise,
             advertise=advertise,
-            gateway=GatewayFiles(_http_context(config)),
+            gateway=GatewaySource(_http_context(config)),
         )
         bridge = await held.enter_async_context(open_bridge())
         http = await held.enter_async_context(httpx.AsyncClient(verify=_http_context(config)))

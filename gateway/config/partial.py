@@ -18,7 +18,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 @dataclass(frozen=True)
-class Draft:
+class PartialConfig:
     """The usable part of a document. None stands for a backend or a model of which too little is usable."""
 
     config: Config
@@ -33,7 +33,7 @@ class Draft:
                 yield index, model
 
 
-def read_draft(document: Mapping[str, Any]) -> tuple[Draft, list[Refusal]]:
+def read_draft(document: Mapping[str, Any]) -> tuple[PartialConfig, list[Refusal]]:
     """The usable part of `document`, and every refusal."""
     refused: list[Refusal] = []
     sections: dict[str, Section | None] = {}
@@ -44,7 +44,7 @@ def read_draft(document: Mapping[str, Any]) -> tuple[Draft, list[Refusal]]:
             sections[name] = _read_table(table_at((name,)), raw, (name,), refused)
     backends = _read_backends(document.get("backends", {}), refused)
     models = _read_models(document["models"], refused) if "models" in document else DEFAULT_MODELS
-    return Draft(Config.model_validate(sections), backends, models), refused
+    return PartialConfig(Config.model_validate(sections), backends, models), refused
 
 
 def _read_backends(raw: object, refused: list[Refusal]) -> dict[str, BackendSection | None] | None:

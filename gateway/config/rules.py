@@ -7,7 +7,7 @@ from typing import Final
 from gateway.config.fields import is_postgresql
 from gateway.config.messages import suggest
 from gateway.config.model import AuthSection, Config, HealthSection, ModelEntry, ServerSection
-from gateway.config.partial import Draft
+from gateway.config.partial import PartialConfig
 from gateway.config.problems import Loc, format_path
 from gateway.config.units import quote
 from gateway.domain.model_spec import LLAMA_CPP
@@ -36,14 +36,14 @@ def _overlap(one: Loc, other: Loc) -> bool:
     return one[:shared] == other[:shared]
 
 
-def check_draft(draft: Draft, broken: Collection[Loc]) -> Iterator[Finding]:
+def check_draft(draft: PartialConfig, broken: Collection[Loc]) -> Iterator[Finding]:
     """What the rules find. Silent about anything that rests on a `broken` place, one that has a problem already."""
     for finding in _all_findings(draft):
         if not any(finding.rests_on(place) for place in broken):
             yield finding
 
 
-def _all_findings(draft: Draft) -> Iterator[Finding]:
+def _all_findings(draft: PartialConfig) -> Iterator[Finding]:
     yield from _check_server(draft.config.server, draft.config.auth)
     yield from _check_auth(draft.config.auth)
     yield from _check_api_keys(draft.config.auth)
@@ -106,7 +106,7 @@ def _check_health(health: HealthSection) -> Iterator[Finding]:
         yield Finding(("health", "stale_after"), "must be longer than health.heartbeat", (("health", "heartbeat"),))
 
 
-def _check_model_names(draft: Draft) -> Iterator[Finding]:
+def _check_model_names(draft: PartialConfig) -> Iterator[Finding]:
     seen: dict[str, int] = {}
     for index, model in draft.known_models():
         if (first := seen.setdefault(model.name, index)) != index:

@@ -20,15 +20,15 @@ RETRY_SECONDS: Final = 1.0
 """Pause after the registry could not be used."""
 
 
-class Complaint(NamedTuple):
+class FailureReport(NamedTuple):
     because: str
     lost: bool
 
 
 @dataclass
-class Complaints:
+class FailureReporter:
     registry: Registry
-    _unwritten: dict[ReplicaId, Complaint] = field(default_factory=dict, init=False)
+    _unwritten: dict[ReplicaId, FailureReport] = field(default_factory=dict, init=False)
     _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
     """All that were told of; True: lost with its worker."""
     _wake: Wake = field(default_factory=Wake, init=False)
@@ -45,7 +45,7 @@ class Complaints:
         if self._known.get(replica_id) in (True, lost):
             return
         self._known[replica_id] = lost
-        self._unwritten[replica_id] = Complaint(because, lost)
+        self._unwritten[replica_id] = FailureReport(because, lost)
         self._wake.set()
 
     def keep_only(self, fleet: Container[ReplicaId]) -> None:

@@ -21,12 +21,12 @@ import trio
 
 from gateway.backends.protocol import Target
 from gateway.concurrency import Wake
-from gateway.control.node_health import HealthSettings, Link, judge
+from gateway.control.node_health import Connectivity, HealthSettings, assess
 from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.probe import ProbeOutcome
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.probe_cache import Probe
@@ -97,7 +97,7 @@ class HealthMonitor:
     """`wake` asks for a round, when a session has begun or ended; without it one comes with every heartbeat."""
 
     registry: Registry
-    views: SnapshotStore[RoutingView]
+    views: SnapshotStore[FleetView]
     """Has to hold a first snapshot of the registry when `run` begins."""
     settings: HealthSettings
     links: Callable[[], Mapping[NodeId, SessionLink]]
@@ -148,7 +148,7 @@ class HealthMonitor:
                 self._seen.pop(node.id, None)
                 continue
             seen = self._note(node, session, now)
-            verdict = judge(node.link, _link(session, seen, now), self.settings)
+            verdict = assess(node.link, _link(session, seen, now), self.settings)
             pause = min(pause, verdict.again_in)
             if verdict.link is not node.link and self._is_up_to_date(node, session, state.version):
                 changes.append(_Change(state.version, node, verdict.link, ended=session is None))
@@ -222,10 +222,10 @@ class HealthMonitor:
         return inf
 
 
-def _link(session: SessionLink | None, seen: _Seen, now: float) -> Link:
+def _link(session: SessionLink | None, seen: _Seen, now: float) -> Connectivity:
     if session is None:
-        return Link(connected=False, silent_seconds=now - seen.since)
-    return Link(connected=True, silent_seconds=now - session.last_heard, leaving=session.leaving)
+        return Connectivity(connected=False, silent_seconds=now - seen.since)
+    return Connectivity(connected=True, silent_seconds=now - session.last_heard, leaving=session.leaving)
 
 
 def _has_to_listen(replica: Replica, node: Node) -> bool:

@@ -25,7 +25,7 @@ TRIES_PER_TERM: Final = 6
 
 
 @dataclass
-class Leadership:
+class LeaderElection:
     """`gateway_ttl_seconds`: after the death of the leader another one leads within that time."""
 
     registry: Registry

@@ -15,7 +15,7 @@ import trio
 from gateway.concurrency import Wake
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.ids import ModelName
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.rejections import coming_up
 
@@ -31,7 +31,7 @@ class Waiting:
 
 
 @dataclass
-class _Wish:
+class _LoadRequest:
     since: float
     """Seconds of Trio's clock, as is the other one."""
     until: float
@@ -42,12 +42,12 @@ class _Wish:
     over: trio.Event = field(default_factory=trio.Event)
 
 
-class LoadWishes:
-    def __init__(self, views: SnapshotStore[RoutingView], changed: Callable[[], None]) -> None:
+class LoadRequests:
+    def __init__(self, views: SnapshotStore[FleetView], changed: Callable[[], None]) -> None:
         """`changed` is called when a wish begins or ends."""
         self._views = views
         self._changed = changed
-        self._wishes: dict[ModelName, _Wish] = {}
+        self._wishes: dict[ModelName, _LoadRequest] = {}
         self.wake = Wake()
         """To be set when the view has changed."""
 
@@ -59,7 +59,7 @@ class LoadWishes:
         if view.candidates.get(model):
             return
         known = view.state.failures.get(model), view.state.unloads.get(model)
-        wish = self._wishes.setdefault(model, _Wish(now, now, *known))
+        wish = self._wishes.setdefault(model, _LoadRequest(now, now, *known))
         wish.until = now + WISH_SECONDS
         self.wake.set()
         self._changed()
@@ -75,7 +75,7 @@ class LoadWishes:
         if (wish := self._wishes.get(model)) is not None:
             await wish.over.wait()
 
-    def _drop_if_over(self, model: ModelName, view: RoutingView, now: float) -> None:
+    def _drop_if_over(self, model: ModelName, view: FleetView, now: float) -> None:
         wish = self._wishes.get(model)
         if wish is not None and _is_over(wish, model, view, now):
             self.drop(model)
@@ -97,7 +97,7 @@ class LoadWishes:
             await self.wake.wait_until(min((wish.until for wish in self._wishes.values()), default=inf))
 
 
-def _is_over(wish: _Wish, model: ModelName, view: RoutingView, now: float) -> bool:
+def _is_over(wish: _LoadRequest, model: ModelName, view: FleetView, now: float) -> bool:
     if model not in view.state.models or view.candidates.get(model):
         return True
     if view.state.unloads.get(model) != wish.known_unload:

@@ -23,7 +23,7 @@ OFFLINE_FACTOR: Final = 4
 
 
 @dataclass(frozen=True)
-class Link:
+class Connectivity:
     """What a gateway has of a node at one moment. Ages are of its own monotonic clock (H11)."""
 
     connected: bool
@@ -51,7 +51,7 @@ class HealthSettings:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Assessment:
     link: NodeStatus
     suspect: bool
     """Its replicas are to be probed."""
@@ -59,16 +59,16 @@ class Verdict:
     """Seconds until the verdict can change by time alone; infinite if it can't."""
 
 
-def judge(current: NodeStatus, link: Link, settings: HealthSettings) -> Verdict:
+def assess(current: NodeStatus, link: Connectivity, settings: HealthSettings) -> Assessment:
     """`current` is the node's link as it is written down."""
     if current is NodeStatus.OFFLINE and (link.leaving or not link.connected):
-        return Verdict(NodeStatus.OFFLINE, suspect=False, again_in=inf)
+        return Assessment(NodeStatus.OFFLINE, suspect=False, again_in=inf)
     doubtful = not link.connected or link.silent_seconds >= settings.suspect_after_seconds
     status = _status(current, link, settings, doubtful=doubtful)
-    return Verdict(status, doubtful and status is not NodeStatus.OFFLINE, _again_in(link, settings))
+    return Assessment(status, doubtful and status is not NodeStatus.OFFLINE, _again_in(link, settings))
 
 
-def _status(current: NodeStatus, link: Link, settings: HealthSettings, *, doubtful: bool) -> NodeStatus:
+def _status(current: NodeStatus, link: Connectivity, settings: HealthSettings, *, doubtful: bool) -> NodeStatus:
     if link.silent_seconds >= settings.offline_after_seconds:
         return NodeStatus.OFFLINE
     if link.silent_seconds >= settings.stale_after_seconds:
@@ -78,7 +78,7 @@ def _status(current: NodeStatus, link: Link, settings: HealthSettings, *, doubtf
     return NodeStatus.DRAINING if link.leaving else NodeStatus.HEALTHY
 
 
-def _again_in(link: Link, settings: HealthSettings) -> float:
+def _again_in(link: Connectivity, settings: HealthSettings) -> float:
     limits = [settings.stale_after_seconds, settings.offline_after_seconds]
     if link.connected:
         limits.append(settings.suspect_after_seconds)

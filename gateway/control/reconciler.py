@@ -11,14 +11,14 @@ import structlog
 import trio
 
 from gateway.concurrency import Wake
-from gateway.control.leader_election import Leadership
+from gateway.control.leader_election import LeaderElection
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import ModelName, ReplicaId, new_id
-from gateway.domain.peers import Audience, Hold
-from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
+from gateway.domain.peers import Audience, PendingReason
+from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import NO_LIMITS, plan
-from gateway.planner.reconcile import Limits
+from gateway.planner.reconcile import WatchdogLimits
 from gateway.planner.working_state import NONE_USED
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 from gateway.routing.load_tracker import Usage
@@ -38,16 +38,16 @@ class Reconciler:
     """`wake` asks for a round; without it one comes every `interval_seconds`."""
 
     registry: Registry
-    leadership: Leadership
+    leadership: LeaderElection
     interval_seconds: float
     usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
     """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
     audience: Callable[[], Audience | None] = lambda: None
     """What the gateways know that may route requests; None: they all route by the newest state."""
-    limits: Limits = NO_LIMITS
+    limits: WatchdogLimits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
-    remembered: Remembered = NOTHING_REMEMBERED
-    waits: Mapping[ModelName, Hold] = field(default_factory=lambda: MappingProxyType({}))
+    remembered: PlanningHistory = NO_HISTORY
+    waits: Mapping[ModelName, PendingReason] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
@@ -73,7 +73,7 @@ class Reconciler:
         epoch, self.planning_seconds = self.leadership.epoch, 0.0
         if epoch is None:
             self._note(Plan())
-            self.remembered = NOTHING_REMEMBERED
+            self.remembered = NO_HISTORY
             return inf
         try:
             return await self._plan_and_apply(epoch)
@@ -95,13 +95,13 @@ class Reconciler:
             for verb, subject, because in reasons(decided):
                 log.info("control.planned", verb=verb, subject=subject, because=because)
             gone = [state.replicas[entry.replica_id] for entry in decided.forget]
-            self.remembered = note_freed(self.remembered, state, gone, now)
+            self.remembered = record_released(self.remembered, state, gone, now)
         if decided.again_at is None:
             return self.interval_seconds
         return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.again_at - now))
 
     def _plan(self, state: ClusterState, now: float) -> Plan:
-        self.remembered = note_asked(self.remembered, state, now)
+        self.remembered = record_demand(self.remembered, state, now)
         decided = plan(
             state,
             now,
@@ -120,5 +120,7 @@ class Reconciler:
         for model, because in decided.unsatisfiable.items():
             if model not in self.unsatisfiable:
                 log.warning("control.unsatisfiable", model=model, because=because)
-        self.waits = MappingProxyType({entry.model: Hold(entry.because, entry.is_shortage) for entry in decided.wait})
+        self.waits = MappingProxyType(
+            {entry.model: PendingReason(entry.because, entry.is_shortage) for entry in decided.wait}
+        )
         self.unsatisfiable = decided.unsatisfiable

@@ -10,7 +10,7 @@ from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.domain.session import Report
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
@@ -39,7 +39,7 @@ def measured_requirement(report: Report, node: Node | None) -> Requirement | Non
 class RequirementEstimates:
     """Estimates each revision of a model once, unless something is known of it already."""
 
-    def __init__(self, registry: Registry, views: SnapshotStore[RoutingView], estimate: EstimateRequirement) -> None:
+    def __init__(self, registry: Registry, views: SnapshotStore[FleetView], estimate: EstimateRequirement) -> None:
         self._registry = registry
         self._views = views
         self._estimate = estimate

@@ -7,12 +7,12 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.peers import NOTHING
 
 
-class ClaimFailed(Exception):
+class ReservationFailed(Exception):
     """The registry could not be asked, or its answer was lost: it may count a lease that nobody has."""
 
 
 @dataclass(frozen=True)
-class Claim:
+class SlotRequest:
     """A slot of some replica of `model` for one request, with what only the asking gateway knows."""
 
     gateway_id: GatewayId

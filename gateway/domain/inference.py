@@ -108,7 +108,7 @@ class EmbeddingInput:
     text: Text | tuple[int, ...]
 
 
-class Finish(StrEnum):
+class FinishReason(StrEnum):
     """Why a generation ended, in OpenAI's words."""
 
     STOP = "stop"
@@ -117,7 +117,7 @@ class Finish(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Delta:
     """The next part of an answer. Counts are totals so far, not differences; 0: the backend does not count."""
 
     text: str
@@ -134,7 +134,7 @@ class Completion:
     `tool_calls` are whole in both cases: they can be acted on only when all of them are there.
     """
 
-    finish: Finish
+    finish: FinishReason
     prompt_tokens: int
     completion_tokens: int
     text: str = ""

@@ -1,6 +1,6 @@
 """What the gateways of one fleet tell each other, many times a second and never as part of the state's version.
 
-Each gateway publishes one `Bulletin`, complete, over its last one; it counts as long as its gateway keeps saying so.
+Each gateway publishes one `PeerState`, complete, over its last one; it counts as long as its gateway keeps saying so.
 Times are seconds of the registry's clock, the only one that is compared across machines (H11).
 """
 
@@ -18,7 +18,7 @@ SILENT_SECONDS_MAX: Final = 3600.0
 """For which it is remembered of a gateway that has fallen silent what it said last."""
 
 
-class Hold(NamedTuple):
+class PendingReason(NamedTuple):
     """Why a model that is wanted does not come up, as the leader sees it."""
 
     because: str
@@ -36,7 +36,7 @@ class Use:
 
 
 @dataclass(frozen=True)
-class Bulletin:
+class PeerState:
     """What one gateway says."""
 
     gateway_id: GatewayId
@@ -54,28 +54,28 @@ class Bulletin:
     """Requests that wait here: one row for each model."""
     progress: Mapping[ReplicaId, Progress] = field(default_factory=lambda: NOTHING)
     """Of loads whose node's session it holds."""
-    waits: Mapping[ModelName, Hold] = field(default_factory=lambda: NOTHING)
+    waits: Mapping[ModelName, PendingReason] = field(default_factory=lambda: NOTHING)
     """The leader only: models of which a replica is wanted that can't be started yet."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: NOTHING)
     """The leader only: models that lack replicas that they have to have, and the numbers (P5)."""
 
 
 @dataclass(frozen=True)
-class Heard:
+class PeerStates:
     """The answer to a bulletin."""
 
     now: float
     """The registry's clock."""
     version: int
     """Of the state as it is now."""
-    others: Mapping[GatewayId, Bulletin] = field(default_factory=lambda: NOTHING)
+    others: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The newest bulletin of each other gateway that lives."""
-    silent: Mapping[GatewayId, Bulletin] = field(default_factory=lambda: NOTHING)
+    silent: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The last one of each other gateway that does not count any more and has not said goodbye, for
     `SILENT_SECONDS_MAX`: it has died, or it is cut off and serves on from its last view."""
 
 
-NOTHING_HEARD: Final = Heard(0.0, 0)
+NOTHING_HEARD: Final = PeerStates(0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Audience:
     """Replicas that had a request through a gateway when it was last heard, which nobody can ask any more."""
 
 
-def audience(own: Bulletin, seen_version: int, heard: Heard) -> Audience:
+def audience(own: PeerState, seen_version: int, heard: PeerStates) -> Audience:
     """`seen_version` is that of the gateway itself, whose bulletin is `own`. One that has fallen silent is part of the
     audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at its
     address: then its process has ended."""

@@ -31,7 +31,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class RoutingView:
+class FleetView:
     """What routing believes: one version of the fleet, with the candidates of each model worked out once."""
 
     state: ClusterState
@@ -74,7 +74,7 @@ def matches_selector(node: Node, spec: ModelSpec) -> bool:
     return all(node.labels.get(label) == value for label, value in spec.selector.items())
 
 
-def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> RoutingView:
+def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> FleetView:
     """`refusing` names the backends whose processes turn calls away themselves."""
     found: dict[ModelName, list[Candidate]] = {}
     newest = newest_serving(state)
@@ -85,7 +85,7 @@ def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> Rout
             assert replica.address is not None  # noqa: S101
             refuses = state.models[replica.model].backend in refusing
             found.setdefault(replica.model, []).append(_candidate(replica, node, replica.address, refuses))
-    return RoutingView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
+    return FleetView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
 
 
 def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) -> Candidate:

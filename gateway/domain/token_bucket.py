@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Pace:
+class TokenBucket:
     """`burst` at once, and `per_second` in the long run; in whatever unit the caller counts."""
 
     per_second: float

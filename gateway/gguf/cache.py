@@ -14,7 +14,7 @@ STATE_VALUE_BYTES: Final = 4
 
 
 @dataclass(frozen=True)
-class Use:
+class LoadSettings:
     """How a model is loaded; the defaults are those of our llama.cpp engine."""
 
     context_size: int = 4096
@@ -49,11 +49,11 @@ class Use:
         return round_up(min(self.cells, window + self.batch), CELLS_STEP)
 
 
-def layer_cache_bytes(shape: Shape, layer: Layer, use: Use) -> int:
+def layer_cache_bytes(shape: Shape, layer: Layer, use: LoadSettings) -> int:
     return _kv_bytes(shape, layer, use) + (_state_bytes(shape, use) if layer.recurrent else 0)
 
 
-def _kv_bytes(shape: Shape, layer: Layer, use: Use) -> int:
+def _kv_bytes(shape: Shape, layer: Layer, use: LoadSettings) -> int:
     keys = layer.kv_heads * (shape.window_key_length if layer.windowed else shape.key_length)
     values = _values(shape, layer, use)
     cells = use.window_cells(shape.window) if layer.windowed else use.cells
@@ -61,7 +61,7 @@ def _kv_bytes(shape: Shape, layer: Layer, use: Use) -> int:
     return row * cells * use.parallel
 
 
-def _values(shape: Shape, layer: Layer, use: Use) -> int:
+def _values(shape: Shape, layer: Layer, use: LoadSettings) -> int:
     """Without flash attention values are stored transposed, and then all layers are as wide as the widest."""
     if shape.latent or not layer.kv_heads:
         return 0
@@ -74,7 +74,7 @@ def _row_bytes(values: int, kind: str) -> int:
     return -(-values // block) * size
 
 
-def _state_bytes(shape: Shape, use: Use) -> int:
+def _state_bytes(shape: Shape, use: LoadSettings) -> int:
     return shape.state_values * STATE_VALUE_BYTES * use.parallel
 
 

@@ -16,7 +16,7 @@ The factors were found by measuring: `python -m bench estimate` compares all of 
 
 from typing import Final
 
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.shape import Shape
 
 VALUE_BYTES: Final = 4
@@ -24,22 +24,22 @@ TOKEN_BYTES: Final = 64
 """Positions, ids and indices."""
 
 
-def compute_bytes(shape: Shape, use: Use) -> int:
+def compute_bytes(shape: Shape, use: LoadSettings) -> int:
     return _widest_moment(shape, use) + mask_bytes(shape, use) + TOKEN_BYTES * use.batch + output_bytes(shape, use)
 
 
-def mask_bytes(shape: Shape, use: Use) -> int:
+def mask_bytes(shape: Shape, use: LoadSettings) -> int:
     attending = [layer.windowed for layer in shape.layers if layer.kv_heads]
     cells = use.cells * (False in attending) + use.window_cells(shape.window) * (True in attending)
     return cells * use.batch * (2 if use.flash_attention else VALUE_BYTES)
 
 
-def output_bytes(shape: Shape, use: Use) -> int:
+def output_bytes(shape: Shape, use: LoadSettings) -> int:
     """Always in main memory."""
     return (shape.vocabulary + shape.embedding) * use.parallel * VALUE_BYTES
 
 
-def _widest_moment(shape: Shape, use: Use) -> int:
+def _widest_moment(shape: Shape, use: LoadSettings) -> int:
     attention = shape.heads * (2 * shape.key_length + (0 if use.flash_attention else use.cells))
     recurrent = 5 * shape.state_inner + shape.state_values * use.parallel // use.batch
     per_token = max(3 * shape.feed_forward, attention, recurrent)

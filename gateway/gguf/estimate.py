@@ -9,7 +9,7 @@ from typing import Final
 
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.gguf.cache import Use, layer_cache_bytes
+from gateway.gguf.cache import LoadSettings, layer_cache_bytes
 from gateway.gguf.compute import compute_bytes, mask_bytes, output_bytes
 from gateway.gguf.header import Header
 from gateway.gguf.shape import Shape, shape_of
@@ -21,7 +21,7 @@ PROCESS_BYTES: Final = 64 * 1024**2
 OTHER_FACTOR: Final = 1.2
 OTHER_BYTES: Final = 512 * 1024**2
 """What a backend of another kind takes beside a file of some size: a guess on the safe side for runtimes in Python."""
-DEFAULT_USE: Final = Use()
+DEFAULT_USE: Final = LoadSettings()
 DIGITS_MAX: Final = 9
 
 
@@ -49,7 +49,7 @@ class Estimate:
 
 
 def estimate(
-    header: Header, use: Use = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
+    header: Header, use: LoadSettings = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
 ) -> Estimate:
     """`gpu_layers`: how many go to a GPU, None for all; `companion_bytes`: the size of files that are loaded
     beside, such as an mmproj. Raises `BrokenHeader`."""
@@ -74,7 +74,9 @@ def estimate(
     )
 
 
-def fit_layers(header: Header, vram_free_bytes: int, use: Use = DEFAULT_USE, *, companion_bytes: int = 0) -> int:
+def fit_layers(
+    header: Header, vram_free_bytes: int, use: LoadSettings = DEFAULT_USE, *, companion_bytes: int = 0
+) -> int:
     """The most layers that may go to GPUs with so much free memory; the output counts as one. Raises `BrokenHeader`."""
     most = len(shape_of(header).layers) + 1
     fits, fails = 0, most + 1
@@ -97,9 +99,9 @@ def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companio
     return Requirement(vram_bytes=found.vram_bytes, ram_bytes=found.total_bytes + PROCESS_BYTES, disk_bytes=size_bytes)
 
 
-def use_of(spec: ModelSpec) -> Use:
+def use_of(spec: ModelSpec) -> LoadSettings:
     """How a backend loads it; options that it would refuse count as not given."""
-    return Use(
+    return LoadSettings(
         context_size=spec.context_size or DEFAULT_USE.context_size,
         parallel=spec.slots,
         batch_tokens=_batch_tokens(spec.options.get("batch", "")),
@@ -118,7 +120,7 @@ def _gpu_layers(spec: ModelSpec) -> int | None:
     return spec.gpu_layers if spec.gpu_layers is not None and spec.gpu_layers > 0 else None
 
 
-def _vram_bytes(header: Header, shape: Shape, caches: list[int], use: Use, offloaded: int) -> int:
+def _vram_bytes(header: Header, shape: Shape, caches: list[int], use: LoadSettings, offloaded: int) -> int:
     if offloaded == 0:
         return 0
     # llama.cpp copies a token embedding that is the output matrix as well.
@@ -136,7 +138,7 @@ def _moved_bytes(header: Header, caches: list[int], offloaded: int) -> int:
     return header.weights.output + weights + sum(caches[first:])
 
 
-def _host_compute_bytes(shape: Shape, use: Use) -> int:
+def _host_compute_bytes(shape: Shape, use: LoadSettings) -> int:
     """With every layer on a GPU: what goes in and what comes out."""
     return 2 * shape.embedding * use.batch * 4 + mask_bytes(shape, use) + output_bytes(shape, use)
 

@@ -11,24 +11,24 @@ from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.placement import Placement
-from gateway.planner.plan import Forget, Mark, Plan, Start, Wait, Want
-from gateway.planner.working_state import Ground
+from gateway.planner.plan import DeleteReplica, Pending, Plan, SetDesired, SetLoadFailure, StartReplica
+from gateway.planner.working_state import WorkingState
 
 BACKOFF_FIRST_SECONDS: Final = 10.0
 BACKOFF_MAX_SECONDS: Final = 300.0
 
 
 @dataclass
-class Draft:
-    ground: Ground
+class PlanBuilder:
+    ground: WorkingState
     new_replica_id: Callable[[], ReplicaId]
     failures: dict[ModelName, LoadFailure]
-    start: list[Start] = field(default_factory=list)
-    want: dict[ReplicaId, Want] = field(default_factory=dict)
+    start: list[StartReplica] = field(default_factory=list)
+    want: dict[ReplicaId, SetDesired] = field(default_factory=dict)
     """One per replica: a later reason to end it more quickly takes the place of an earlier one."""
-    forget: list[Forget] = field(default_factory=list)
-    mark: list[Mark] = field(default_factory=list)
-    wait: list[Wait] = field(default_factory=list)
+    forget: list[DeleteReplica] = field(default_factory=list)
+    mark: list[SetLoadFailure] = field(default_factory=list)
+    wait: list[Pending] = field(default_factory=list)
     unsatisfiable: dict[ModelName, str] = field(default_factory=dict)
     again_at: float = inf
 
@@ -45,7 +45,7 @@ class Draft:
             since=self.ground.now,
         )
         self.ground.put(replica)
-        self.start.append(Start(replica, because, place.scores))
+        self.start.append(StartReplica(replica, because, place.scores))
 
     def claim(self, spec: ModelSpec, place: Placement) -> None:
         """Nobody else gets the room that is being made."""
@@ -53,11 +53,11 @@ class Draft:
         self.look_again(place.again_at)
 
     def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
-        self.want[replica.id] = Want(replica.id, desired, because)
+        self.want[replica.id] = SetDesired(replica.id, desired, because)
         self.ground.put(replace(replica, desired=desired))
 
     def drop(self, replica: Replica, because: str) -> None:
-        self.forget.append(Forget(replica.id, because))
+        self.forget.append(DeleteReplica(replica.id, because))
         self.ground.drop(replica)
 
     def note_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
@@ -70,11 +70,11 @@ class Draft:
         attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else first
         failure = LoadFailure(cause, attempts, self.ground.now + backoff_seconds(attempts))
         self.failures[spec.name] = failure
-        self.mark.append(Mark(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke"))
+        self.mark.append(SetLoadFailure(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke"))
 
     def note_success(self, spec: ModelSpec) -> None:
         del self.failures[spec.name]
-        self.mark.append(Mark(spec.name, None, "it is loaded"))
+        self.mark.append(SetLoadFailure(spec.name, None, "it is loaded"))
 
     def look_again(self, at: float | None) -> None:
         """Time alone may change something then."""

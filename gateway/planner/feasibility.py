@@ -14,8 +14,15 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.history import memory_need
-from gateway.planner.node_resources import Tally, coming_models, fetched_models, need_of, tally_now, tally_soon
-from gateway.planner.working_state import Ground
+from gateway.planner.node_resources import (
+    NodeResources,
+    coming_models,
+    current_resources,
+    fetched_models,
+    need_of,
+    projected_resources,
+)
+from gateway.planner.working_state import WorkingState
 
 DISK_HEADROOM_SHARE: Final = 0.05
 DISK_HEADROOM_BYTES_MIN: Final = 2**30
@@ -25,13 +32,13 @@ UNKNOWN_NEED_BYTES: Final = 1
 NO_SLOTS: Final[frozenset[int]] = frozenset()
 
 
-class Question(NamedTuple):
+class FitCheck(NamedTuple):
     """Room for one more replica of `spec` on `node`; answered before the plan goes on."""
 
-    ground: Ground
+    ground: WorkingState
     node: Node
     spec: ModelSpec
-    tally: Tally
+    tally: NodeResources
     """Of the node as it is, or as it will be soon."""
     need_bytes: int | None
     """Of the node's memory; None: unknown."""
@@ -40,7 +47,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Obstacle:
+class Blockers:
     """What others would have to give up soon."""
 
     missing_bytes: int
@@ -49,46 +56,55 @@ class Obstacle:
     """Replicas of models of the same exclusive group."""
 
 
-def ask_now(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+def ask_now(ground: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
     """Of the node as it is."""
-    return Question(ground, node, spec, ground.once(tally_now, node), memory_need(ground.state, node, spec.name))
+    return FitCheck(
+        ground, node, spec, ground.once(current_resources, node), memory_need(ground.state, node, spec.name)
+    )
 
 
-def ask_soon(ground: Ground, node: Node, spec: ModelSpec) -> Question:
+def ask_soon(ground: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
     """Of the node as it will be once those that leave have left and readings have settled."""
-    return Question(ground, node, spec, ground.once(tally_soon, node), memory_need(ground.state, node, spec.name))
+    return FitCheck(
+        ground, node, spec, ground.once(projected_resources, node), memory_need(ground.state, node, spec.name)
+    )
 
 
-def has_room(question: Question) -> bool:
+def has_room(question: FitCheck) -> bool:
     """What has room now has room soon."""
     return (
         _missing_bytes(question) <= 0
         and free_slot(question) is not None
-        and _lacks_peace(question) is None
+        and _exclusive_group_conflict(question) is None
         and _missing_disk(question) is None
     )
 
 
-def lacks(question: Question) -> list[str]:
+def missing_resources(question: FitCheck) -> list[str]:
     """What is missing, in words and numbers; empty if there is room."""
-    checks: tuple[Callable[[Question], str | None], ...] = (_lacks_slot, _lacks_peace, _lacks_memory, _lacks_disk)
+    checks: tuple[Callable[[FitCheck], str | None], ...] = (
+        _lacks_slot,
+        _exclusive_group_conflict,
+        _lacks_memory,
+        _lacks_disk,
+    )
     return [lack for check in checks if (lack := check(question)) is not None]
 
 
-def obstacle(question: Question) -> Obstacle | None:
+def blockers(question: FitCheck) -> Blockers | None:
     """What is in the way, for a question of `ask_soon`. None: something that stays whoever leaves. Slots are held by
     the model itself, a rival has been promised room, or the disk is full, of which those that leave give nothing."""
     if free_slot(question) is None or _missing_disk(question) is not None:
         return None
     if question.spec.exclusive_group is None:
-        return Obstacle(_missing_bytes(question), frozenset())
+        return Blockers(_missing_bytes(question), frozenset())
     if any(_is_rival(question, claim.model) for claim in question.ground.claims_on(question.node)):
         return None
     rivals = frozenset(row.id for row in question.tally.rows if _is_rival(question, row.model))
-    return Obstacle(_missing_bytes(question), rivals)
+    return Blockers(_missing_bytes(question), rivals)
 
 
-def free_slot(question: Question) -> int | None:
+def free_slot(question: FitCheck) -> int | None:
     """The first slot of the model that nobody holds, (node, model, slot) being unique (R10)."""
     used = question.tally.slots.get(question.spec.name, NO_SLOTS)
     for slot in range(question.node.max_replicas_per_model):
@@ -97,7 +113,7 @@ def free_slot(question: Question) -> int | None:
     return None
 
 
-def memory_after(question: Question) -> int | None:
+def memory_after(question: FitCheck) -> int | None:
     """Bytes that would still be free; negative if there is not enough; None: unknown."""
     free, need = question.tally.free_bytes, question.need_bytes
     if free is None:
@@ -107,19 +123,19 @@ def memory_after(question: Question) -> int | None:
     return free - (UNKNOWN_NEED_BYTES if need is None else need)
 
 
-def _missing_bytes(question: Question) -> int:
+def _missing_bytes(question: FitCheck) -> int:
     after = memory_after(question)
     return 0 if after is None else -after
 
 
-def _lacks_slot(question: Question) -> str | None:
+def _lacks_slot(question: FitCheck) -> str | None:
     if free_slot(question) is not None:
         return None
     slots = question.node.max_replicas_per_model
     return f"{slots} of {slots} slots taken"
 
 
-def _lacks_peace(question: Question) -> str | None:
+def _exclusive_group_conflict(question: FitCheck) -> str | None:
     """Models of one exclusive group are never on one node, not even while one of them leaves (R17)."""
     group = question.spec.exclusive_group
     if group is None:
@@ -130,7 +146,7 @@ def _lacks_peace(question: Question) -> str | None:
     return None if rival is None else f"'{rival}' of the exclusive group '{group}' is there"
 
 
-def _is_rival(question: Question, model: ModelName) -> bool:
+def _is_rival(question: FitCheck, model: ModelName) -> bool:
     other = question.ground.state.models.get(model)
     return (
         other is not None
@@ -140,23 +156,23 @@ def _is_rival(question: Question, model: ModelName) -> bool:
     )
 
 
-def _lacks_memory(question: Question) -> str | None:
+def _lacks_memory(question: FitCheck) -> str | None:
     if _missing_bytes(question) <= 0:
         return None
     kind = "GPU memory" if question.node.capacity.gpus else "memory"
-    need = "some" if question.need_bytes is None else in_words(question.need_bytes)
-    return f"needs {need} of {kind}, {in_words(max(0, question.tally.free_bytes or 0))} free"
+    need = "some" if question.need_bytes is None else format_bytes(question.need_bytes)
+    return f"needs {need} of {kind}, {format_bytes(max(0, question.tally.free_bytes or 0))} free"
 
 
-def _lacks_disk(question: Question) -> str | None:
+def _lacks_disk(question: FitCheck) -> str | None:
     missing = _missing_disk(question)
     if missing is None:
         return None
     need, free = missing
-    return f"needs {in_words(need)} of disk, {in_words(max(0, free))} free"
+    return f"needs {format_bytes(need)} of disk, {format_bytes(max(0, free))} free"
 
 
-def _missing_disk(question: Question) -> tuple[int, int] | None:
+def _missing_disk(question: FitCheck) -> tuple[int, int] | None:
     """Bytes that it needs and that are free, if those are less. Leaving replicas give no disk back, so now and soon are
     the same."""
     ground, node, model = question.ground, question.node, question.spec.name
@@ -168,13 +184,13 @@ def _missing_disk(question: Question) -> tuple[int, int] | None:
     return (need, free) if need > free else None
 
 
-def _disk_bytes(ground: Ground, model: ModelName) -> int | None:
+def _disk_bytes(ground: WorkingState, model: ModelName) -> int | None:
     """Of the model's artifact; None: unknown, or there is nothing to fetch."""
     requirement = ground.state.requirements.get(model)
     return None if requirement is None else requirement.disk_bytes
 
 
-def in_words(amount: int) -> str:
+def format_bytes(amount: int) -> str:
     """Bytes for people: 1.5 GiB."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if amount >= size:

@@ -15,7 +15,7 @@ from gateway.domain.lifecycle import COMING_UP, Observed
 
 
 @dataclass(frozen=True)
-class Freed:
+class ReleasedMemory:
     """What replicas that have ended gave back, as long as the node has not told what it has since."""
 
     at: float
@@ -26,15 +26,15 @@ class Freed:
 
 
 @dataclass(frozen=True)
-class Remembered:
+class PlanningHistory:
     asked_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
     """When somebody last waited for the model: seconds of the registry's clock."""
     asked: frozenset[ModelName] = frozenset()
     """Models that somebody waited for at the last look, and so for some time after it."""
-    freed: Mapping[NodeId, Freed] = field(default_factory=lambda: MappingProxyType({}))
+    freed: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))
 
 
-NOTHING_REMEMBERED: Final = Remembered()
+NO_HISTORY: Final = PlanningHistory()
 
 
 def free_reading(node: Node) -> int | None:
@@ -50,7 +50,7 @@ def memory_need(state: ClusterState, node: Node, model: ModelName) -> int | None
     return requirement.vram_bytes if node.capacity.gpus else requirement.ram_bytes
 
 
-def note_asked(remembered: Remembered, state: ClusterState, now: float) -> Remembered:
+def record_demand(remembered: PlanningHistory, state: ClusterState, now: float) -> PlanningHistory:
     """Before a plan. A load that is seen for the first time counts as wanted now."""
     asked = {model: at for model, at in remembered.asked_at.items() if model in state.models}
     for replica in state.replicas.values():
@@ -61,7 +61,9 @@ def note_asked(remembered: Remembered, state: ClusterState, now: float) -> Remem
     return replace(remembered, asked_at=asked, asked=asking)
 
 
-def note_freed(remembered: Remembered, state: ClusterState, gone: Iterable[Replica], now: float) -> Remembered:
+def record_released(
+    remembered: PlanningHistory, state: ClusterState, gone: Iterable[Replica], now: float
+) -> PlanningHistory:
     """`gone` are replicas of `state` that are over."""
     freed = {node_id: each for node_id, each in remembered.freed.items() if node_id in state.nodes}
     for replica in gone:
@@ -71,5 +73,5 @@ def note_freed(remembered: Remembered, state: ClusterState, gone: Iterable[Repli
         reading, before = free_reading(node), freed.get(node.id)
         bytes_before = before.bytes if before is not None and before.reading == reading else 0
         given_back = memory_need(state, node, replica.model) or 0
-        freed[node.id] = Freed(now, bytes_before + given_back, reading)
+        freed[node.id] = ReleasedMemory(now, bytes_before + given_back, reading)
     return replace(remembered, freed=freed)

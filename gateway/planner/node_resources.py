@@ -9,8 +9,8 @@ its model needs from its placement on (P2, P3), so free for a newcomer is the le
 where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
 constraint.
 
-Each function here takes a ground and a node and is asked through `Ground.once`: a full fleet asks for every model of
-every node, and hardly any node changes in between.
+Each function here takes a working state and a node and is asked through `WorkingState.once`: a full fleet asks for every
+model of every node, and hardly any node changes in between.
 """
 
 from collections.abc import Iterable, Mapping
@@ -21,7 +21,7 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import COMING_UP, Observed
 from gateway.planner.history import free_reading, memory_need
-from gateway.planner.working_state import Ground, is_leaving
+from gateway.planner.working_state import WorkingState, is_leaving
 
 SETTLE_SECONDS: Final = 30.0
 """After which a node has told of what a replica took or gave back."""
@@ -29,7 +29,7 @@ NOT_HERE_YET: Final = frozenset({Observed.PLACED, Observed.FETCHING})
 
 
 @dataclass(frozen=True)
-class Tally:
+class NodeResources:
     """Of one node, as it is or as it will be soon."""
 
     rows: tuple[Replica, ...]
@@ -40,33 +40,33 @@ class Tally:
     """Memory for a newcomer, what others have been promised taken off; None: unknown."""
 
 
-def tally_now(ground: Ground, node: Node) -> Tally:
+def current_resources(ground: WorkingState, node: Node) -> NodeResources:
     """As it is."""
     rows = ground.on(node)
-    free = [_unused(ground, node), _unpromised(ground, node, rows), ground.once(tally_soon, node).free_bytes]
-    return Tally(tuple(rows), _slots(rows), _least(free))
+    free = [_unused(ground, node), _unpromised(ground, node, rows), ground.once(projected_resources, node).free_bytes]
+    return NodeResources(tuple(rows), _slots(rows), _least(free))
 
 
-def tally_soon(ground: Ground, node: Node) -> Tally:
+def projected_resources(ground: WorkingState, node: Node) -> NodeResources:
     """Once those that leave have left, and its readings have settled."""
     rows = [row for row in ground.on(node) if not is_leaving(row)]
     free = _least([_unused_soon(ground, node), _unpromised(ground, node, rows)])
     claimed = sum(memory_need(ground.state, node, claim.model) or 0 for claim in ground.claims_on(node))
-    return Tally(tuple(rows), _slots(rows), None if free is None else free - claimed)
+    return NodeResources(tuple(rows), _slots(rows), None if free is None else free - claimed)
 
 
-def fetched_models(ground: Ground, node: Node) -> frozenset[ModelName]:
+def fetched_models(ground: WorkingState, node: Node) -> frozenset[ModelName]:
     """Whose artifact is there, since a replica has come that far."""
     return frozenset(row.model for row in ground.on(node) if row.observed not in NOT_HERE_YET)
 
 
-def coming_models(ground: Ground, node: Node) -> frozenset[ModelName]:
+def coming_models(ground: WorkingState, node: Node) -> frozenset[ModelName]:
     """Whose artifact is still to be fetched, as far as is known: of a replica, or of one that room is promised for."""
     rows, claims = ground.on(node), ground.claims_on(node)
     return frozenset([each.model for each in rows] + [each.model for each in claims]) - fetched_models(ground, node)
 
 
-def settles_at(ground: Ground, node: Node) -> float | None:
+def settles_at(ground: WorkingState, node: Node) -> float | None:
     """When time alone makes the next of its readings count; None: they all do."""
     times = [row.since + SETTLE_SECONDS for row in ground.on(node) if row.observed is Observed.READY]
     if (freed := ground.remembered.freed.get(node.id)) is not None:
@@ -74,7 +74,7 @@ def settles_at(ground: Ground, node: Node) -> float | None:
     return min((at for at in times if at > ground.now), default=None)
 
 
-def need_of(ground: Ground, node: Node, rows: Iterable[Replica]) -> int:
+def need_of(ground: WorkingState, node: Node, rows: Iterable[Replica]) -> int:
     """Bytes of the node's memory, as far as is known."""
     return sum(memory_need(ground.state, node, row.model) or 0 for row in rows)
 
@@ -90,12 +90,12 @@ def _slots(rows: Iterable[Replica]) -> Mapping[ModelName, frozenset[int]]:
     return slots
 
 
-def _unpromised(ground: Ground, node: Node, rows: Iterable[Replica]) -> int | None:
+def _unpromised(ground: WorkingState, node: Node, rows: Iterable[Replica]) -> int | None:
     total = node.capacity.vram_bytes if node.capacity.gpus else node.capacity.ram_bytes
     return None if total is None else total - need_of(ground, node, rows)
 
 
-def _unused(ground: Ground, node: Node) -> int | None:
+def _unused(ground: WorkingState, node: Node) -> int | None:
     reading, given_back = _reading(ground, node)
     if reading is None:
         return None
@@ -103,7 +103,7 @@ def _unused(ground: Ground, node: Node) -> int | None:
     return reading + given_back - need_of(ground, node, unseen)
 
 
-def _unused_soon(ground: Ground, node: Node) -> int | None:
+def _unused_soon(ground: WorkingState, node: Node) -> int | None:
     """Where a reading is known to be outdated, only what has been promised counts."""
     reading, _ = _reading(ground, node)
     if reading is None or _is_outdated(ground, node):
@@ -112,13 +112,13 @@ def _unused_soon(ground: Ground, node: Node) -> int | None:
     return reading + need_of(ground, node, seen)
 
 
-def _reading(ground: Ground, node: Node) -> tuple[int | None, int]:
+def _reading(ground: WorkingState, node: Node) -> tuple[int | None, int]:
     """What was told last, and what was given back since."""
     freed = ground.remembered.freed.get(node.id)
     return free_reading(node), freed.bytes if freed is not None and _is_outdated(ground, node) else 0
 
 
-def _is_outdated(ground: Ground, node: Node) -> bool:
+def _is_outdated(ground: WorkingState, node: Node) -> bool:
     freed = ground.remembered.freed.get(node.id)
     return freed is not None and freed.reading == free_reading(node) and ground.now < freed.at + SETTLE_SECONDS
 

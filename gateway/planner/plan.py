@@ -7,20 +7,20 @@ from types import MappingProxyType
 from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired
-from gateway.planner.placement import Score
+from gateway.planner.placement import NodeScore
 from gateway.registry.protocol import ControlWrite
 
 
 @dataclass(frozen=True)
-class Start:
+class StartReplica:
     replica: Replica
     because: str
-    scores: tuple[Score, ...] = ()
+    scores: tuple[NodeScore, ...] = ()
     """Why on this node: what was compared, in order; the least wins."""
 
 
 @dataclass(frozen=True)
-class Want:
+class SetDesired:
     """Let `replica_id` be drained or stopped."""
 
     replica_id: ReplicaId
@@ -29,13 +29,13 @@ class Want:
 
 
 @dataclass(frozen=True)
-class Forget:
+class DeleteReplica:
     replica_id: ReplicaId
     because: str
 
 
 @dataclass(frozen=True)
-class Mark:
+class SetLoadFailure:
     """Record or clear (`None`) a model's load failure."""
 
     model: ModelName
@@ -44,7 +44,7 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Wait:
+class Pending:
     """A replica is wanted and can't be started now."""
 
     model: ModelName
@@ -55,11 +55,11 @@ class Wait:
 
 @dataclass(frozen=True)
 class Plan:
-    start: tuple[Start, ...] = ()
-    want: tuple[Want, ...] = ()
-    forget: tuple[Forget, ...] = ()
-    mark: tuple[Mark, ...] = ()
-    wait: tuple[Wait, ...] = ()
+    start: tuple[StartReplica, ...] = ()
+    want: tuple[SetDesired, ...] = ()
+    forget: tuple[DeleteReplica, ...] = ()
+    mark: tuple[SetLoadFailure, ...] = ()
+    wait: tuple[Pending, ...] = ()
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """Models that have fewer replicas than they have to have, for want of room (P5)."""
     again_at: float | None = None

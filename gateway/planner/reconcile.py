@@ -20,7 +20,7 @@ from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import matches_selector
-from gateway.planner.working_state import Ground
+from gateway.planner.working_state import WorkingState
 
 FORGET_AFTER_SECONDS: Final = 900.0
 """A node that is offline for so long is not waited for any more (W13)."""
@@ -48,7 +48,7 @@ def why_forget(replica: Replica, node: Node | None, now: float) -> str | None:
     return None
 
 
-def why_drain(ground: Ground, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
+def why_drain(ground: WorkingState, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
     """Why a replica that runs should not, or None. `newest_serving`: see `eligibility.newest_serving`."""
     node, spec = ground.node_of(replica), ground.state.models.get(replica.model)
     if spec is None:
@@ -81,7 +81,7 @@ def surplus(live: Iterable[Replica], spec: ModelSpec) -> list[tuple[Replica, str
     return [(each, "more than max_replicas") for each in staying_first[spec.max_replicas :]]
 
 
-def rivals(ground: Ground, on: Node) -> list[tuple[Replica, str]]:
+def exclusive_group_conflicts(ground: WorkingState, on: Node) -> list[tuple[Replica, str]]:
     """Those that have to leave a node because it has, by a change of the specs, several models of one exclusive group
     (R17): the one that is used stays, or the one that has been there longest."""
     groups: dict[str, list[Replica]] = {}
@@ -98,7 +98,7 @@ def rivals(ground: Ground, on: Node) -> list[tuple[Replica, str]]:
 
 
 @dataclass(frozen=True)
-class Limits:
+class WatchdogLimits:
     """When a replica counts as stuck, and when as not worth its memory (`watchdog` and `reconciler` in the
     configuration)."""
 
@@ -109,7 +109,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Action:
     """What its requests say of a replica."""
 
     desired: Desired | None = None
@@ -126,26 +126,26 @@ UNSEEN_SECONDS: Final = 0.5
 """How soon to look again whether they do: nothing wakes the planner when they have learned it."""
 
 
-def judge_use(ground: Ground, replica: Replica, limits: Limits) -> Judgement:
+def judge_use(ground: WorkingState, replica: Replica, limits: WatchdogLimits) -> Action:
     """Stops what is stuck, and what has drained."""
     usage = ground.use_of(replica)
     if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
         if replica.desired is Desired.RUN or not ground.all_know(replica):  # it drains because its worker ends
-            return Judgement(again_in=UNSEEN_SECONDS)
+            return Action(again_in=UNSEEN_SECONDS)
         return _when(ground.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
     if not usage.open or replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
-        return Judgement()
+        return Action()
     because = f"{usage.open} requests and no piece of an answer for {usage.silent_seconds:.0f} s"
     return _when(usage.silent_seconds, limits.busy_seconds, Desired.STOP, because)
 
 
-def judge_idle(idle_seconds: float, limits: Limits) -> Judgement:
+def judge_idle(idle_seconds: float, limits: WatchdogLimits) -> Action:
     """Drains what its model can do without, once nobody has used it for long."""
     limit = min(limits.idle_seconds, limits.scale_down_seconds)
     return _when(idle_seconds, limit, Desired.DRAIN, f"no request for {idle_seconds:.0f} s")
 
 
-def _when(passed_seconds: float, limit_seconds: float, desired: Desired, because: str) -> Judgement:
+def _when(passed_seconds: float, limit_seconds: float, desired: Desired, because: str) -> Action:
     if passed_seconds >= limit_seconds:
-        return Judgement(desired, because)
-    return Judgement(again_in=limit_seconds - passed_seconds)
+        return Action(desired, because)
+    return Action(again_in=limit_seconds - passed_seconds)

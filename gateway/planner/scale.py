@@ -12,8 +12,8 @@ from typing import Final
 from gateway.domain.cluster import Replica
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.planner.reconcile import Judgement, Limits, judge_idle
-from gateway.planner.working_state import Ground, is_leaving
+from gateway.planner.reconcile import Action, WatchdogLimits, judge_idle
+from gateway.planner.working_state import WorkingState, is_leaving
 
 SCALE_UP_AFTER_SECONDS: Final = 1.0
 """Requests that wait for a model for so long, although it has replicas, ask for one more."""
@@ -31,7 +31,7 @@ class Growth:
     """Seconds until time alone can change this."""
 
 
-def wanted(ground: Ground, spec: ModelSpec) -> tuple[int, str]:
+def wanted(ground: WorkingState, spec: ModelSpec) -> tuple[int, str]:
     """How many replicas there have to be now, and why. Demand asks for one."""
     waiting, floor = ground.waiting(spec.name), ground.floor(spec)
     if waiting and floor <= 1:
@@ -39,7 +39,7 @@ def wanted(ground: Ground, spec: ModelSpec) -> tuple[int, str]:
     return floor, "it is to be on every node" if spec.on_every_node else f"min_replicas is {spec.min_replicas}"
 
 
-def growth(ground: Ground, spec: ModelSpec) -> Growth:
+def growth(ground: WorkingState, spec: ModelSpec) -> Growth:
     """Whether a model that has what it has to have needs one more: all of them are full, or requests wait although the
     newest has had time to take them."""
     live = ground.live(spec)
@@ -58,36 +58,36 @@ def growth(ground: Ground, spec: ModelSpec) -> Growth:
     return Growth(again_in=SCALE_UP_AFTER_SECONDS - waited)
 
 
-def spare(ground: Ground, spec: ModelSpec, limits: Limits) -> tuple[Replica | None, Judgement]:
+def spare(ground: WorkingState, spec: ModelSpec, limits: WatchdogLimits) -> tuple[Replica | None, Action]:
     """The replica that the model can do without, if there is one, and what is to become of it. One beside which all
     others are full is what growing was for: it would come back at once."""
     live = ground.live(spec)
     if len(live) <= ground.floor(spec) or ground.waiting_since(spec.name) is not None or _one_leaves(ground, spec):
-        return None, Judgement()
+        return None, Action()
     idle = [each for each in live if each.observed is Observed.READY and not ground.use_of(each).open]
     longest = max(idle, key=lambda each: (ground.idle_seconds(each), -each.since, each.id), default=None)
     if longest is None or _are_full(ground, [each for each in live if each is not longest]):
-        return None, Judgement()
+        return None, Action()
     return longest, judge_idle(ground.idle_seconds(longest), limits)
 
 
-def unwanted(ground: Ground, spec: ModelSpec, replica: Replica) -> Judgement:
+def unwanted(ground: WorkingState, spec: ModelSpec, replica: Replica) -> Action:
     """Gives up a load that nobody waits for any more, of a model that need not be there."""
     live = ground.live(spec)
     if replica.observed not in COMING_UP or ground.floor(spec) or ground.waiting_since(spec.name) is not None:
-        return Judgement()
+        return Action()
     if any(each.observed is Observed.READY for each in live):
-        return Judgement()
+        return Action()
     asked_at = ground.remembered.asked_at.get(spec.name, replica.since)
     passed = ground.now - asked_at
     if passed >= UNWANTED_SECONDS:
-        return Judgement(Desired.STOP, f"nobody has waited for it for {passed:.0f} s")
-    return Judgement(again_in=UNWANTED_SECONDS - passed)
+        return Action(Desired.STOP, f"nobody has waited for it for {passed:.0f} s")
+    return Action(again_in=UNWANTED_SECONDS - passed)
 
 
-def _are_full(ground: Ground, replicas: Sequence[Replica]) -> bool:
+def _are_full(ground: WorkingState, replicas: Sequence[Replica]) -> bool:
     return bool(replicas) and all(ground.use_of(each).open >= each.parallel for each in replicas)
 
 
-def _one_leaves(ground: Ground, spec: ModelSpec) -> bool:
+def _one_leaves(ground: WorkingState, spec: ModelSpec) -> bool:
     return any(is_leaving(each) for each in ground.of(spec.name) if ground.node_of(each))

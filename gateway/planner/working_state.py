@@ -12,7 +12,7 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import Audience
 from gateway.domain.routability import matches_selector
-from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_freed
+from gateway.planner.history import NO_HISTORY, PlanningHistory, record_released
 from gateway.routing.load_tracker import Usage
 
 NEVER_USED: Final = Usage(0, inf, 0.0)
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Claim:
+class Reservation:
     """A model waits for room that others are about to leave; until then nobody else may have it."""
 
     model: ModelName
@@ -29,19 +29,19 @@ class Claim:
 
 
 @dataclass
-class Ground:
+class WorkingState:
     """The fleet while a plan grows."""
 
     state: ClusterState
     now: float
     """The registry's clock."""
     usage: Mapping[ReplicaId, Usage] = field(default_factory=lambda: NONE_USED)
-    remembered: Remembered = NOTHING_REMEMBERED
+    remembered: PlanningHistory = NO_HISTORY
     doubtful: frozenset[NodeId] = frozenset()
     """Nodes on which something has just broken: the whole node may have died without being unhealthy yet."""
     audience: Audience | None = None
     """See `plan`."""
-    claims: list[Claim] = field(default_factory=list)
+    claims: list[Reservation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.replicas = dict(self.state.replicas)
@@ -50,7 +50,7 @@ class Ground:
         self._of: dict[ModelName, dict[ReplicaId, Replica]] = {}
         self._live: dict[ModelName, tuple[Replica, ...]] = {}
         self._fitting: dict[ModelName, tuple[Node, ...]] = {}
-        self._known: dict[NodeId, dict[Callable[[Ground, Node], object], object]] = {}
+        self._known: dict[NodeId, dict[Callable[[WorkingState, Node], object], object]] = {}
         self._waiting: dict[ModelName, int] = {}
         self._waiting_since: dict[ModelName, float] = {}
         for replica in self.replicas.values():
@@ -75,11 +75,11 @@ class Ground:
     def drop(self, replica: Replica) -> None:
         self._note_change(replica)
         del self.replicas[replica.id], self._on[replica.node_id][replica.id], self._of[replica.model][replica.id]
-        self.remembered = note_freed(self.remembered, self.state, [replica], self.now)
+        self.remembered = record_released(self.remembered, self.state, [replica], self.now)
 
     def claim(self, spec: ModelSpec, node: Node) -> None:
         """Nobody else gets the room that is being made."""
-        self.claims.append(Claim(spec.name, node.id))
+        self.claims.append(Reservation(spec.name, node.id))
         self._known.pop(node.id, None)
 
     def _note_change(self, replica: Replica) -> None:
@@ -88,7 +88,7 @@ class Ground:
         for each in self._of[replica.model].values():
             self._known.pop(each.node_id, None)
 
-    def once(self, work_out: Callable[["Ground", Node], T], node: Node) -> T:
+    def once(self, work_out: Callable[["WorkingState", Node], T], node: Node) -> T:
         """`work_out(self, node)`, anew only after a change. It may look at the replicas of the node and of their
         models, at the node's claims and at what it has given back, and at what no plan changes."""
         known = self._known.setdefault(node.id, {})
@@ -102,7 +102,7 @@ class Ground:
     def of(self, model: ModelName) -> list[Replica]:
         return list(self._of.get(model, {}).values())
 
-    def claims_on(self, node: Node) -> list[Claim]:
+    def claims_on(self, node: Node) -> list[Reservation]:
         return [claim for claim in self.claims if claim.node_id == node.id]
 
     def node_of(self, replica: Replica) -> Node | None:

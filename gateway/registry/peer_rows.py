@@ -10,7 +10,7 @@ from typing import Any, Final, TypeVar
 
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName
-from gateway.domain.peers import NOTHING, Bulletin, Hold, Use
+from gateway.domain.peers import NOTHING, PeerState, PendingReason, Use
 from gateway.domain.progress import Progress
 from gateway.registry.texts import storable
 
@@ -21,7 +21,7 @@ TEXT_COLUMNS: Final = ("leases", "uses", "demand", "notes")
 PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
 
 
-def bulletin_texts(bulletin: Bulletin) -> dict[str, str]:
+def bulletin_texts(bulletin: PeerState) -> dict[str, str]:
     """By `TEXT_COLUMNS`. Equal parts of two bulletins have equal texts."""
     notes = {
         "progress": {
@@ -38,10 +38,10 @@ def bulletin_texts(bulletin: Bulletin) -> dict[str, str]:
     }
 
 
-def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> Bulletin:
+def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerState:
     """`row` has a value for each of `PLAIN_COLUMNS` and `TEXT_COLUMNS`."""
     notes = _object(row["notes"])
-    return Bulletin(
+    return PeerState(
         gateway_id,
         row["url"],
         row["secret_fingerprint"],
@@ -50,7 +50,7 @@ def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> Bulletin
         uses=_each(_object(row["uses"]), lambda _, since: Use(_number(since, int, float))),
         demand=demand_from_text(gateway_id, row["demand"]),
         progress=_each(notes.get("progress"), lambda _, told: Progress(*told)),
-        waits=_each(notes.get("waits"), lambda _, told: Hold(str(told[0]), bool(told[1]))),
+        waits=_each(notes.get("waits"), lambda _, told: PendingReason(str(told[0]), bool(told[1]))),
         unsatisfiable=_each(notes.get("unsatisfiable"), lambda _, because: str(because)),
     )
 

@@ -7,12 +7,12 @@ from typing import Protocol, runtime_checkable
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
-from gateway.domain.claim import Claim
+from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.domain.peers import Bulletin, Heard
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity, VramBudget
 from gateway.domain.session import Hello, Registration, Report
@@ -231,7 +231,7 @@ class Registry(Protocol):
 
         Raises `StaleEpoch` when another gateway has become the leader."""
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. One that does
         not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 
@@ -242,10 +242,10 @@ class Registry(Protocol):
 
 
 @runtime_checkable
-class ClaimsSlots(Protocol):
+class SlotReserver(Protocol):
     """A registry in which gateways can pick exactly (strict mode)."""
 
-    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
         """Picks a replica for one request by what all gateways have just then, and counts it as a lease of the asking
         gateway. None: no slot is free.
 

@@ -11,7 +11,7 @@ Record = TypeVar("Record")
 Values: TypeAlias = tuple[Any, ...]
 
 
-class Remembered(Generic[Record]):
+class RowCache(Generic[Record]):
     """Records of one table by the values of their rows."""
 
     def __init__(self, columns: Sequence[str], read: Callable[[dict[str, Any]], Record]) -> None:

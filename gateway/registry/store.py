@@ -11,7 +11,7 @@ import trio
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision, new_id
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Bulletin, Heard
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
 from gateway.domain.session import Hello, Registration, Report
@@ -34,7 +34,7 @@ Decision: TypeAlias = Callable[[Tables, float], After]
 
 
 @dataclass(frozen=True)
-class Scope:
+class RowScope:
     """The rows that a decision looks at and may change, besides the leadership. A store may hand over more."""
 
     model: ModelName | None = None
@@ -43,8 +43,8 @@ class Scope:
     everything: bool = False
 
 
-NO_ROWS: Final = Scope()
-EVERYTHING: Final = Scope(everything=True)
+NO_ROWS: Final = RowScope()
+EVERYTHING: Final = RowScope(everything=True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Store(ABC):
 
     @abstractmethod
     async def _transact(
-        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+        self, method: str, decide: Decision[After], scope: RowScope, epoch: int | None = None
     ) -> Outcome[After]:
         """One transaction: read, decide, write the difference, bump the version if there is one (then call `_grow`).
         What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
@@ -81,7 +81,7 @@ class Store(ABC):
     async def now(self) -> float: ...
 
     @abstractmethod
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard: ...
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates: ...
 
     @abstractmethod
     async def leave(self, gateway_id: GatewayId) -> None: ...
@@ -100,19 +100,19 @@ class Store(ABC):
 
     async def put_model(self, spec: ModelSpec) -> bool:
         outcome = await self._transact(
-            "put_model", lambda tables, _: model_writes.put(tables, spec), Scope(model=spec.name)
+            "put_model", lambda tables, _: model_writes.put(tables, spec), RowScope(model=spec.name)
         )
         return spec.name not in outcome.before.models and spec.name not in outcome.before.unreadable
 
     async def remove_model(self, name: ModelName) -> bool:
         outcome = await self._transact(
-            "remove_model", lambda tables, _: model_writes.removed(tables, name), Scope(model=name)
+            "remove_model", lambda tables, _: model_writes.removed(tables, name), RowScope(model=name)
         )
         return outcome.after is not None
 
     async def unload_model(self, name: ModelName) -> bool:
         outcome = await self._transact(
-            "unload_model", lambda tables, now: model_writes.unloaded(tables, name, now), Scope(model=name)
+            "unload_model", lambda tables, now: model_writes.unloaded(tables, name, now), RowScope(model=name)
         )
         return outcome.after is not None
 
@@ -120,7 +120,7 @@ class Store(ABC):
         outcome = await self._transact(
             "note_requirement",
             lambda tables, _: model_writes.requirement_noted(tables, name, revision, requirement),
-            Scope(model=name),
+            RowScope(model=name),
         )
         return outcome.after is not None
 
@@ -137,7 +137,7 @@ class Store(ABC):
         outcome = await self._transact(
             "join_node",
             lambda tables, now: node_writes.joined(tables, hello, gateway_id, now),
-            Scope(node=hello.node_id),
+            RowScope(node=hello.node_id),
         )
         return outcome.after.nodes[hello.node_id].node.session
 
@@ -145,7 +145,7 @@ class Store(ABC):
         outcome = await self._transact(
             "mark_node",
             lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now),
-            Scope(node=node_id),
+            RowScope(node=node_id),
         )
         return outcome.after is not None
 
@@ -153,19 +153,19 @@ class Store(ABC):
         outcome = await self._transact(
             "note_capacity",
             lambda tables, _: node_writes.noted(tables, node_id, session, capacity),
-            Scope(node=node_id),
+            RowScope(node=node_id),
         )
         return outcome.after is not None
 
     async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
         outcome = await self._transact(
-            "edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit), Scope(node=node_id)
+            "edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit), RowScope(node=node_id)
         )
         return outcome.after is not None
 
     async def remove_node(self, node_id: NodeId) -> bool:
         outcome = await self._transact(
-            "remove_node", lambda tables, _: node_writes.removed(tables, node_id), Scope(node=node_id)
+            "remove_node", lambda tables, _: node_writes.removed(tables, node_id), RowScope(node=node_id)
         )
         return outcome.after is not None
 
@@ -173,7 +173,7 @@ class Store(ABC):
         outcome = await self._transact(
             "observe",
             lambda tables, now: writes.observed(tables, node_id, session, reports, now),
-            Scope(node=node_id),
+            RowScope(node=node_id),
         )
         return outcome.after is not None
 

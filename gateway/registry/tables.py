@@ -48,7 +48,7 @@ class NodeRow:
 
 
 @dataclass(frozen=True)
-class Leadership:
+class LeaderTerm:
     gateway_id: GatewayId | None = None
     epoch: int = 0
     """0: nobody has led yet."""
@@ -67,7 +67,7 @@ class Tables:
     models: Mapping[ModelName, ModelRow] = field(default_factory=dict)
     nodes: Mapping[NodeId, NodeRow] = field(default_factory=dict)
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
-    leadership: Leadership = Leadership()
+    leadership: LeaderTerm = LeaderTerm()
     version: int = 0
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
     """Model rows that this version does not understand, with their `source`: kept, never shown."""

@@ -22,14 +22,14 @@ import trio
 from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
-from gateway.domain.routability import Candidate, RoutingView, newest_serving, why_not_routable
+from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
 from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import FOREVER, NEVER, LoadTable
-from gateway.routing.peer_fairness import Elders, Line
+from gateway.routing.load_tracker import FOREVER, NEVER, LoadTracker
+from gateway.routing.peer_fairness import RemoteQueue, SlotDeferral
 from gateway.routing.picker import ALONE, Choice, Policy, pick
-from gateway.routing.rejections import ProgressOf, fail_fast, gave_up, nobody_knows
+from gateway.routing.rejections import ProgressOf, immediate_rejection, no_progress, timeout_rejection
 
 RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
@@ -86,8 +86,8 @@ class Ticket:
 class Admission:
     def __init__(
         self,
-        view: Callable[[], RoutingView],
-        loads: LoadTable,
+        view: Callable[[], FleetView],
+        loads: LoadTracker,
         limits: AdmissionLimits,
         *,
         wall_clock: Callable[[], float],
@@ -102,7 +102,7 @@ class Admission:
         self._rng = rng
         self._numbers = count()
         self._queues: dict[ModelName, FairQueue[Ticket]] = {}
-        self._elders = Elders(limits.yield_seconds)
+        self._elders = SlotDeferral(limits.yield_seconds)
         self._guess_at: dict[ModelName, float] = {}
         """When the next guess is allowed. It lags behind while there are none: so many may then come at once."""
         self.decisions = decisions or DecisionLog()
@@ -111,7 +111,7 @@ class Admission:
         """Called when a model's queue begins or ends. Set once, by the exchange with the other gateways."""
         self.on_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None
         """Called with each lease given: how long its request waited for it. Set once, by the metrics."""
-        self.progress_of: ProgressOf = nobody_knows
+        self.progress_of: ProgressOf = no_progress
         """Set once, by who holds sessions."""
         self.shortage_of: Callable[[ModelName], str | None] = lambda _model: None
         """Why the fleet has no room for a model, if that is what it waits for. Set once, by the planner's loop."""
@@ -180,12 +180,12 @@ class Admission:
     async def _sleep(self, ticket: Ticket) -> None:
         """Until something changed for this ticket, or it is time to ask a refused replica again, or time is up.
 
-        Raises what `waiting.gave_up` says when time is up.
+        Raises what `waiting.timeout_rejection` says when time is up.
         """
         now, give_up_at = trio.current_time(), self._give_up_at(ticket)
         if now >= give_up_at:
             waited, shortage = now - ticket.since, self.shortage_of(ticket.model)
-            raise gave_up(
+            raise timeout_rejection(
                 self._view(),
                 ticket.model,
                 waited,
@@ -228,7 +228,7 @@ class Admission:
             for first in queue.firsts():
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
-    def hear(self, lines: Iterable[Line]) -> None:
+    def hear(self, lines: Iterable[RemoteQueue]) -> None:
         """Takes in which requests wait at other gateways: all of them, whatever was heard before."""
         for model in self._elders.hear(lines, trio.current_time()):
             self._serve_freed(model)
@@ -356,7 +356,7 @@ class Admission:
         return tuple(each for each in candidates if each.replica_id not in ticket.excluded)
 
     def _check_hope(self, ticket: Ticket) -> None:
-        error: GatewayError | None = fail_fast(self._view(), ticket.model, self._wall_clock())
+        error: GatewayError | None = immediate_rejection(self._view(), ticket.model, self._wall_clock())
         if error is not None:
             raise error
 

@@ -17,7 +17,7 @@ from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission, Ticket
 from gateway.routing.decisions import Attempt
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.probe_cache import BUSY_SECONDS, ProbeCache
 
@@ -37,7 +37,7 @@ class Passage:
     lease: Lease
     target: Target
     attempt: Attempt
-    loads: LoadTable
+    loads: LoadTracker
     probes: ProbeCache
     calls: OpenCalls = field(default_factory=OpenCalls)
     """Where the call is entered while it waits."""
@@ -117,7 +117,7 @@ class Passage:
                 self.attempt.end("left")
 
 
-class Route:
+class RetryState:
     """What one request has tried."""
 
     def __init__(self, ticket: Ticket, admission: Admission, attempts: int, reroutes: Counter[str]) -> None:

@@ -12,7 +12,7 @@ import trio
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_tracker import NEVER, LoadTable
+from gateway.routing.load_tracker import NEVER, LoadTracker
 from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.silence import (
@@ -41,7 +41,7 @@ class CallWatch:
     def __init__(
         self,
         calls: OpenCalls,
-        loads: LoadTable,
+        loads: LoadTracker,
         probes: ProbeCache,
         *,
         patience: Patience,

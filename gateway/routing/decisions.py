@@ -14,7 +14,7 @@ import trio
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.picker import ALONE, Policy, ReplicaLoad, Standing, standing_of, why_not_chosen
+from gateway.routing.picker import ALONE, LoadView, Policy, Score, score, why_not_chosen
 
 DECISIONS_KEPT: Final = 1024
 CANDIDATES_KEPT: Final = 16
@@ -26,7 +26,7 @@ class Considered(NamedTuple):
     """One candidate as it stood when a pick was made."""
 
     candidate: Candidate
-    standing: Standing
+    standing: Score
 
 
 @dataclass(slots=True)
@@ -86,7 +86,7 @@ class DecisionLog:
 def consider(
     candidates: Sequence[Candidate],
     chosen: Candidate | None,
-    load_of: Callable[[ReplicaId], ReplicaLoad],
+    load_of: Callable[[ReplicaId], LoadView],
     now: float,
     policy: Policy = ALONE,
 ) -> tuple[Considered, ...]:
@@ -94,7 +94,7 @@ def consider(
     kept = list(candidates[:CANDIDATES_KEPT])
     if chosen is not None and all(each.replica_id != chosen.replica_id for each in kept):
         kept[-1] = chosen
-    return tuple(Considered(each, standing_of(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
+    return tuple(Considered(each, score(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
 
 
 def describe(decision: Decision) -> dict[str, Any]:

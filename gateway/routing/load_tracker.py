@@ -26,7 +26,7 @@ PHANTOM_MAX_SECONDS: Final = 60.0
 
 
 @dataclass
-class ReplicaUse:
+class ReplicaLoad:
     """A replica's load as the picker reads it."""
 
     leases: set[Lease] = field(default_factory=set)
@@ -84,12 +84,12 @@ class LoadStatistics:
     """Failures in a row of each replica that has any."""
 
 
-class LoadTable:
+class LoadTracker:
     """The leases of this gateway. All methods are synchronous: no other task can see a half-done change."""
 
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
-        self._uses: dict[ReplicaId, ReplicaUse] = {}
+        self._uses: dict[ReplicaId, ReplicaLoad] = {}
         self._elsewhere: Mapping[ReplicaId, int] = {}
         self.strict = False
         """Leases begin unclaimed: see `StrictClaims`, which sets it."""
@@ -106,10 +106,10 @@ class LoadTable:
         self.on_change: Callable[[], None] = lambda: None
         """Called when a lease begins or ends: `published` may have changed. Set once, by who publishes it."""
 
-    def use_of(self, replica_id: ReplicaId) -> ReplicaUse:
+    def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
         use = self._uses.get(replica_id)
         if use is None:
-            use = self._uses[replica_id] = ReplicaUse()
+            use = self._uses[replica_id] = ReplicaLoad()
         return use
 
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
@@ -273,14 +273,14 @@ class LoadTable:
         )
 
 
-def _since(use: ReplicaUse) -> float:
+def _since(use: ReplicaLoad) -> float:
     if not use.leases:
         return use.ended_at
     called = [lease.opened_at for lease in use.leases if lease.called]
     return max(min(called or (lease.opened_at for lease in use.leases)), use.heard_at)
 
 
-def _usage(use: ReplicaUse, now: float) -> Usage:
+def _usage(use: ReplicaLoad, now: float) -> Usage:
     called = [lease.opened_at for lease in use.leases if lease.called]
     if not called:
         return Usage(0, 0.0 if use.leases else now - use.ended_at, 0.0)

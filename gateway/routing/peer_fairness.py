@@ -27,7 +27,7 @@ NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
 
 
-class Line(NamedTuple):
+class RemoteQueue(NamedTuple):
     """Requests that wait for one model at one other gateway."""
 
     gateway_id: GatewayId
@@ -41,20 +41,20 @@ class Line(NamedTuple):
 
 @dataclass
 class _Heard:
-    line: Line
+    line: RemoteQueue
     first_at: float
     """Since when this gateway knows that very request as the oldest of its line."""
     deaf_until: float = NEVER
 
 
-class Elders:
+class SlotDeferral:
     def __init__(self, yield_seconds: float) -> None:
         self._yield_seconds = yield_seconds
         self._lines: dict[ModelName, dict[GatewayId, _Heard]] = {}
         self._ends: dict[ModelName, Sequence[float]] = {}
         """Until when each slot of a model is left to others, in order. None is empty."""
 
-    def hear(self, lines: Iterable[Line], now: float) -> Sequence[ModelName]:
+    def hear(self, lines: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
         """Takes in all lines that there are now; the models of which slots are left that may be so no longer."""
         heard: dict[ModelName, dict[GatewayId, _Heard]] = {}
         for line in lines:
@@ -64,7 +64,7 @@ class Elders:
             del self._ends[model]
         return affected
 
-    def _note(self, line: Line, now: float) -> _Heard:
+    def _note(self, line: RemoteQueue, now: float) -> _Heard:
         known = self._lines.get(line.model, {}).get(line.gateway_id)
         if known is None or known.line.told != line.told:
             return _Heard(line, now)

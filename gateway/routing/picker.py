@@ -10,7 +10,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.routability import Candidate
 
 
-class ReplicaLoad(Protocol):
+class LoadView(Protocol):
     """What the picker has to know of a replica's load."""
 
     @property
@@ -40,7 +40,7 @@ DECIDES_FOR_SEVERAL: Final = 4
 """So much of a rank counts if gateways share one stale order: chance comes before the rest."""
 
 
-class Standing(NamedTuple):
+class Score(NamedTuple):
     """How one candidate stood when a pick was made; in the order in which it is compared."""
 
     suspect: bool
@@ -89,7 +89,7 @@ ALONE = Policy()
 
 def pick(
     candidates: Iterable[Candidate],
-    load_of: Callable[[ReplicaId], ReplicaLoad],
+    load_of: Callable[[ReplicaId], LoadView],
     now: float,
     rng: Random,
     policy: Policy = ALONE,
@@ -113,7 +113,7 @@ def pick(
     return Choice(tied[0] if len(tied) == 1 else rng.choice(tied), has_free_slot=not best[1])
 
 
-def _rank(candidate: Candidate, load: ReplicaLoad, now: float) -> Rank:
+def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
     """A plain tuple: building a named one takes as long as all the rest, and every candidate of every pick has one."""
     in_use, phantoms = load.open_leases, load.phantoms(now)
     return (
@@ -126,15 +126,15 @@ def _rank(candidate: Candidate, load: ReplicaLoad, now: float) -> Rank:
     )
 
 
-def standing_of(candidate: Candidate, load: ReplicaLoad, now: float, rng: Random, policy: Policy = ALONE) -> Standing:
+def score(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
     rank = _rank(candidate, load, now)
     chance_first = rng.random() if policy.several_gateways else 0.0
-    return Standing(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
+    return Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
 
 
-def why_not_chosen(standing: Standing, winner: Standing) -> str:
+def why_not_chosen(standing: Score, winner: Score) -> str:
     """What `standing` lost by against `winner`: the first thing in which they differ, in words."""
-    for name, mine, best in zip(Standing._fields, standing, winner, strict=True):
+    for name, mine, best in zip(Score._fields, standing, winner, strict=True):
         if mine != best:
             return WORDS[name].format(mine=mine, best=best)
     return WORDS["chance"]

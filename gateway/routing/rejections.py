@@ -19,7 +19,7 @@ from gateway.domain.errors import (
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.progress import Progress
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 
 RETRY_AFTER_SECONDS: Final = 5.0
 """What a client is told when nothing better is known."""
@@ -30,11 +30,11 @@ ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
 """How far the load of a replica is, if anything was heard of it here."""
 
 
-def nobody_knows(_replica_id: ReplicaId) -> None:
+def no_progress(_replica_id: ReplicaId) -> None:
     """A `ProgressOf` where there is nothing to ask."""
 
 
-def fail_fast(view: RoutingView, model: ModelName, wall_now: float) -> GatewayError | None:
+def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> GatewayError | None:
     """Why no amount of waiting can help now; None if it can.
 
     - the model does not exist (any more);
@@ -53,12 +53,12 @@ def fail_fast(view: RoutingView, model: ModelName, wall_now: float) -> GatewayEr
     )
 
 
-def gave_up(
-    view: RoutingView,
+def timeout_rejection(
+    view: FleetView,
     model: ModelName,
     waited_seconds: float,
     excluded: Container[ReplicaId],
-    progress_of: ProgressOf = nobody_knows,
+    progress_of: ProgressOf = no_progress,
     shortage: str | None = None,
     *,
     control_rests: bool = False,
@@ -106,12 +106,12 @@ def _retry_after(eta_seconds: object) -> float:
     return min(max(eta_seconds, RETRY_AFTER_SECONDS), RETRY_AFTER_SECONDS_MAX)
 
 
-def _nodes_there_are(view: RoutingView) -> str:
+def _nodes_there_are(view: FleetView) -> str:
     counts = Counter(node.status for node in view.state.nodes.values())
     return ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "none has joined"
 
 
-def coming_up(view: RoutingView, model: ModelName) -> list[Replica]:
+def coming_up(view: FleetView, model: ModelName) -> list[Replica]:
     """Replicas of the model's present revision that are on their way to serving: those that load, and those whose node
     is silent and may be back at any moment."""
     spec = view.state.models[model]
@@ -132,7 +132,7 @@ def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
     return back or replica.observed in COMING_UP
 
 
-def loading_state(view: RoutingView, model: ModelName, progress_of: ProgressOf = nobody_knows) -> dict[str, object]:
+def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = no_progress) -> dict[str, object]:
     """The `loading` object of a 503 `model_loading`; what is not known is absent, never guessed (L11)."""
     state: dict[str, object] = {"model": str(model), "state": "waiting"}
     for replica in sorted(coming_up(view, model), key=_how_far, reverse=True)[:1]:

@@ -14,9 +14,9 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from gateway.domain.claim import Claim, ClaimFailed
+from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.domain.routability import Candidate, RoutingView
+from gateway.domain.routability import Candidate, FleetView
 from gateway.routing.admission import Admission, Ticket
 from gateway.routing.decisions import consider
 from gateway.routing.lease import Lease
@@ -28,17 +28,17 @@ AWAY_SECONDS: Final = 5.0
 """A registry that could not be asked is not asked again for so long: every request would wait for that."""
 
 
-class ClaimSlot(Protocol):
-    async def __call__(self, claim: Claim) -> ReplicaId | None:
+class ReserveSlot(Protocol):
+    async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
         """Which replica the request is to use, counted as the gateway's from now on; None: no slot is free.
 
-        Bounded by itself. Raises `ClaimFailed`.
+        Bounded by itself. Raises `ReservationFailed`.
         """
 
 
-class StrictClaims:
+class StrictReservations:
     def __init__(
-        self, gateway_id: GatewayId, view: Callable[[], RoutingView], admission: Admission, claim_slot: ClaimSlot
+        self, gateway_id: GatewayId, view: Callable[[], FleetView], admission: Admission, claim_slot: ReserveSlot
     ) -> None:
         self._gateway_id = gateway_id
         self._view = view
@@ -60,7 +60,7 @@ class StrictClaims:
                 return self._keep(ticket, lease, "away")
             try:
                 chosen = await self._claim_slot(self._claim(ticket))
-            except ClaimFailed as error:
+            except ReservationFailed as error:
                 log.warning("strict.not_confirmed", model=ticket.model, error=str(error))
                 self._away_until = trio.current_time() + AWAY_SECONDS
                 return self._keep(ticket, lease, f"away: {error}")
@@ -69,10 +69,10 @@ class StrictClaims:
                 raise
             return self._note(ticket, lease, chosen)
 
-    def _claim(self, ticket: Ticket) -> Claim:
+    def _claim(self, ticket: Ticket) -> SlotRequest:
         now = trio.current_time()
         uses = {each.replica_id: self._loads.use_of(each.replica_id) for each in self._candidates(ticket)}
-        return Claim(
+        return SlotRequest(
             self._gateway_id,
             ticket.model,
             leases=self._loads.published(),

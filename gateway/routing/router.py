@@ -1,7 +1,7 @@
 """Carries one request to a replica and its answer back: lease, probe, call, and another replica if that was no good.
 
 Nothing in here outlives a request (R1). A call may be sent elsewhere only while no byte of its answer has come; what
-each `RouteError` means for the request is decided in `route.Route.note`.
+each `RouteError` means for the request is decided in `route.RetryState.note`.
 """
 
 from collections import Counter
@@ -16,13 +16,13 @@ import trio
 from gateway.backends.protocol import AnswerStream, Backends, RouteError, Target
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Generation, Origin, Piece
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission
-from gateway.routing.attempt import Passage, Route
+from gateway.routing.attempt import Passage, RetryState
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
-from gateway.routing.reservation import StrictClaims
+from gateway.routing.reservation import StrictReservations
 
 R = TypeVar("R")
 
@@ -41,13 +41,13 @@ class RouterStatistics:
 class RoutedStream:
     """The answer of the replica that was chosen: pieces, then one `Completion`."""
 
-    def __init__(self, passage: Passage, first: Piece | Completion, rest: AnswerStream) -> None:
+    def __init__(self, passage: Passage, first: Delta | Completion, rest: AnswerStream) -> None:
         self.candidate = passage.candidate
         self._passage = passage
-        self._first: Piece | Completion | None = first
+        self._first: Delta | Completion | None = first
         self._rest = rest
 
-    async def receive_batch(self) -> list[Piece | Completion]:
+    async def receive_batch(self) -> list[Delta | Completion]:
         """At least one item, and whatever else is here already; a `Completion` is the last item of the last batch.
 
         Raises `GatewayError`. An error behind items that are here already is raised by the next call, not by this one.
@@ -61,7 +61,7 @@ class RoutedStream:
         self._passage.note_progress(done=isinstance(batch[-1], Completion))
         return batch
 
-    async def _next(self) -> Piece | Completion:
+    async def _next(self) -> Delta | Completion:
         if self._first is not None:
             first, self._first = self._first, None
             return first
@@ -81,7 +81,7 @@ class Router:
         *,
         attempts: int,
         token_of: Callable[[ReplicaId], str],
-        claims: StrictClaims | None = None,
+        claims: StrictReservations | None = None,
         calls: OpenCalls | None = None,
     ) -> None:
         """`claims`: strict mode. `calls`: where calls are entered while they wait, for whoever watches them."""
@@ -155,7 +155,7 @@ class Router:
                 passage.note_progress(done=True)
                 return answer, passage.candidate
 
-    async def _take(self, attempt: AsyncExitStack, route: Route) -> Passage | None:
+    async def _take(self, attempt: AsyncExitStack, route: RetryState) -> Passage | None:
         """A lease on a replica that is alive or at least busy; None: that one was not, look for another.
 
         The lease lives in `attempt`; a cancelled call to a backend that may not notice leaves it to the probe cache.
@@ -177,9 +177,9 @@ class Router:
         token = self._token_of(candidate.replica_id)
         return Target(candidate.replica_id, candidate.model, candidate.address, token)
 
-    def _route(self, model: ModelName, origin: Origin) -> Route:
+    def _route(self, model: ModelName, origin: Origin) -> RetryState:
         ticket = self._admission.open_ticket(model, origin)
-        return Route(ticket, self._admission, self._attempts, self._reroutes)
+        return RetryState(ticket, self._admission, self._attempts, self._reroutes)
 
     def statistics(self) -> RouterStatistics:
         return RouterStatistics(dict(self._picks), dict(self._reroutes))

@@ -3,11 +3,13 @@
 from collections.abc import Iterable, Mapping
 
 from gateway.domain.ids import ReplicaId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.routing.load_tracker import Usage
 
 
-def merge_usage(own: Mapping[ReplicaId, Usage], bulletins: Iterable[Bulletin], now: float) -> Mapping[ReplicaId, Usage]:
+def merge_usage(
+    own: Mapping[ReplicaId, Usage], bulletins: Iterable[PeerState], now: float
+) -> Mapping[ReplicaId, Usage]:
     """Of each replica that had a request through any gateway. `now`: the clock of the bulletins, the registry's.
 
     A replica is as busy as all its requests, idle only since the last of them ended, and silent only since the last
@@ -22,7 +24,7 @@ def merge_usage(own: Mapping[ReplicaId, Usage], bulletins: Iterable[Bulletin], n
     return merged
 
 
-def _told(bulletin: Bulletin, replica_id: ReplicaId, now: float) -> Usage:
+def _told(bulletin: PeerState, replica_id: ReplicaId, now: float) -> Usage:
     """One that has leases and whose use has not been told yet has just begun."""
     open_leases, use = bulletin.leases.get(replica_id, 0), bulletin.uses.get(replica_id)
     seconds = max(0.0, now - use.since) if use is not None else 0.0

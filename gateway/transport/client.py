@@ -16,7 +16,7 @@ from grpclib import GRPCError, Status
 from grpclib.client import Channel, Stream
 from grpclib.exceptions import StreamTerminatedError
 
-from gateway.bridge import Bridge, Inlet, Outlet
+from gateway.bridge import AioReceiver, AioSender, Bridge
 from gateway.domain.session import FromWorker, Hello, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
@@ -69,7 +69,7 @@ async def open_session(
     send, outgoing = trio.open_memory_channel[FromWorker](WAITING_MAX)
     incoming, receive = trio.open_memory_channel[ToWorker](WAITING_MAX)
     link = WorkerLink(send, receive)
-    call = _Call(address, credential, hello, silence_seconds, tls, Inlet(outgoing), Outlet(incoming), link)
+    call = _Call(address, credential, hello, silence_seconds, tls, AioReceiver(outgoing), AioSender(incoming), link)
     with send, receive, outgoing, incoming:
         async with bridge.open_task(call.run_aio):
             await call.wait_welcome()
@@ -93,8 +93,8 @@ class _Call:
     hello: Hello
     silence_seconds: float
     tls: ssl.SSLContext | None
-    inlet: Inlet[FromWorker]
-    outlet: Outlet[ToWorker]
+    inlet: AioReceiver[FromWorker]
+    outlet: AioSender[ToWorker]
     link: WorkerLink
 
     def __post_init__(self) -> None:

@@ -28,7 +28,7 @@ from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE, bearer_toke
 from gateway.transport.errors import MessageRefused
 from gateway.transport.limits import BoundedServer, bound_messages, cut, in_use
 from gateway.transport.pb.worker_grpc import WorkerSessionBase
-from gateway.transport.session import CLOSING, AttachStream, Serve, Session, Verdict
+from gateway.transport.session import CLOSING, AttachStream, Serve, Session, SessionEnd
 from gateway.transport.stream_pump import StreamFailed
 
 log = structlog.get_logger(__name__)
@@ -131,7 +131,7 @@ class _Attachments(WorkerSessionBase):
             except (TimeoutError, ProtocolError):
                 cut(stream)
 
-    async def _attach_aio(self, stream: AttachStream, use: ExitStack) -> Verdict:
+    async def _attach_aio(self, stream: AttachStream, use: ExitStack) -> SessionEnd:
         """`use` is entered with the connection's first valid credential: until then it is a stranger's."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpclib's handlers are tasks
@@ -145,9 +145,9 @@ class _Attachments(WorkerSessionBase):
             return await session.run_aio(stream, self._silence_seconds)
         except StreamFailed as refusal:
             log.info("link.refused", reason=str(refusal), peer=_peer(stream))
-            return Verdict(refusal.status, str(refusal))
+            return SessionEnd(refusal.status, str(refusal))
         except StreamTerminatedError as lost:
-            return Verdict(Status.ABORTED, str(lost))
+            return SessionEnd(Status.ABORTED, str(lost))
         finally:
             self._open.pop(task, None)
 

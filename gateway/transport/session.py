@@ -11,7 +11,7 @@ from grpclib import Status
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 
-from gateway.bridge import Inlet, Outlet
+from gateway.bridge import AioReceiver, AioSender
 from gateway.domain.session import FromWorker, Hello, Report, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
@@ -34,14 +34,14 @@ FLUSH_SECONDS: Final = 1.0
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SessionEnd:
     """How a session ended, as the worker is told."""
 
     status: Status
     message: str = ""
 
 
-CLOSING: Final = Verdict(Status.UNAVAILABLE, "the gateway stops")
+CLOSING: Final = SessionEnd(Status.UNAVAILABLE, "the gateway stops")
 
 
 class Session:
@@ -52,16 +52,16 @@ class Session:
         self._advertised = advertised
         self._to_worker, outgoing = trio.open_memory_channel[ToWorker](WAITING_MAX)
         incoming, self._from_worker = trio.open_memory_channel[FromWorker](WAITING_MAX)
-        self._inlet, self._outlet = Inlet(outgoing), Outlet(incoming)
+        self._inlet, self._outlet = AioReceiver(outgoing), AioSender(incoming)
         self._scope = trio.CancelScope()
-        self._verdict: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._verdict: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
         self._served = False
 
-    def end(self, verdict: Verdict) -> None:
+    def end(self, verdict: SessionEnd) -> None:
         if not self._verdict.done():
             self._verdict.set_result(verdict)
 
-    async def run_aio(self, stream: AttachStream, silence_seconds: float) -> Verdict:
+    async def run_aio(self, stream: AttachStream, silence_seconds: float) -> SessionEnd:
         """The stream's half, until there is a verdict. A worker that vanished cancels it."""
         reading = asyncio.create_task(self._read_aio(stream, silence_seconds))
         writing = asyncio.create_task(self._write_aio(stream, silence_seconds))
@@ -83,15 +83,15 @@ class Session:
                 await serve(self.hello, self._to_worker, self._from_worker)
             if self._scope.cancelled_caught:
                 log.warning("link.serving_did_not_end", node=self.hello.name, seconds=END_SECONDS)
-            self._end_serving(Verdict(Status.OK))
+            self._end_serving(SessionEnd(Status.OK))
         except* SessionRefused as refusals:
             self._end_serving(_verdict_of(next(_leaves(refusals))))
         except* Exception:
             if not self._verdict.done():  # else the stream ended first, and that is why
                 log.exception("link.serving_failed", node=self.hello.name)
-            self._end_serving(Verdict(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
+            self._end_serving(SessionEnd(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
 
-    def _end_serving(self, verdict: Verdict) -> None:
+    def _end_serving(self, verdict: SessionEnd) -> None:
         self._served = True
         self.end(verdict)
 
@@ -120,12 +120,12 @@ class Session:
     def _fail(self, error: Exception) -> None:
         """Reading or writing ended early."""
         if isinstance(error, StreamFailed):
-            self.end(Verdict(error.status, str(error)))
+            self.end(SessionEnd(error.status, str(error)))
         elif isinstance(error, StreamTerminatedError | OSError):
-            self.end(Verdict(Status.ABORTED, str(error)))
+            self.end(SessionEnd(Status.ABORTED, str(error)))
         else:
             log.error("link.session_failed", node=self.hello.name, exc_info=error)
-            self.end(Verdict(Status.INTERNAL, "the gateway failed to handle this session; its log says why"))
+            self.end(SessionEnd(Status.INTERNAL, "the gateway failed to handle this session; its log says why"))
 
     def _note_end_of_stream(self) -> None:
         self._outlet.close()
@@ -137,9 +137,9 @@ class Session:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + END_SECONDS)
 
 
-def _verdict_of(refusal: BaseException) -> Verdict:
+def _verdict_of(refusal: BaseException) -> SessionEnd:
     again = isinstance(refusal, SessionRefused) and refusal.register_again
-    return Verdict(Status.NOT_FOUND if again else Status.PERMISSION_DENIED, str(refusal))
+    return SessionEnd(Status.NOT_FOUND if again else Status.PERMISSION_DENIED, str(refusal))
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -11,8 +11,8 @@ from grpclib import Status
 from grpclib.exceptions import StreamTerminatedError
 from h2.exceptions import ProtocolError
 
-from gateway.bridge import Inlet, Outlet
-from gateway.domain.token_bucket import Pace
+from gateway.bridge import AioReceiver, AioSender
+from gateway.domain.token_bucket import TokenBucket
 from gateway.transport.errors import MessageRefused
 
 M_co = TypeVar("M_co", covariant=True)
@@ -42,20 +42,22 @@ class StreamFailed(Exception):
         self.status = status
 
 
-class Source(Protocol[M_co]):
+class MessageSource(Protocol[M_co]):
     async def recv_message(self) -> M_co | None: ...
 
 
-class Sink(Protocol[M_contra]):
+class MessageSink(Protocol[M_contra]):
     async def send_message(self, message: M_contra) -> None: ...
 
 
-async def read_aio(stream: Source[M], read: Callable[[M], R | None], outlet: Outlet[R], silence_seconds: float) -> None:
+async def read_aio(
+    stream: MessageSource[M], read: Callable[[M], R | None], outlet: AioSender[R], silence_seconds: float
+) -> None:
     """Hands over what comes until the peer ends its side. A slow reader slows the peer and is no silence of it.
 
     Raises what `receive_aio` raises.
     """
-    wanted, pace = True, Pace(BYTES_PER_SECOND, BURST_BYTES)
+    wanted, pace = True, TokenBucket(BYTES_PER_SECOND, BURST_BYTES)
     while (message := await receive_aio(stream, silence_seconds)) is not None:
         if wait_seconds := pace.take(message.ByteSize() + MESSAGE_COST_BYTES, time.monotonic()):
             await asyncio.sleep(wait_seconds)
@@ -76,7 +78,9 @@ def understood(read: Callable[[M], R | None], message: M) -> R | None:
         raise StreamFailed(Status.INVALID_ARGUMENT, f"the message was refused: {error}") from error
 
 
-async def write_aio(stream: Sink[M], message_of: Callable[[R], M], inlet: Inlet[R], patience_seconds: float) -> None:
+async def write_aio(
+    stream: MessageSink[M], message_of: Callable[[R], M], inlet: AioReceiver[R], patience_seconds: float
+) -> None:
     """Sends what is put into the channel until that ends. Raises what `send_aio` raises."""
     while True:
         try:
@@ -86,7 +90,7 @@ async def write_aio(stream: Sink[M], message_of: Callable[[R], M], inlet: Inlet[
         await send_aio(stream, message_of(record), patience_seconds)
 
 
-async def receive_aio(stream: Source[M], silence_seconds: float) -> M | None:
+async def receive_aio(stream: MessageSource[M], silence_seconds: float) -> M | None:
     """The next message; None: the peer has ended its side.
 
     Raises `StreamFailed` for silence and for what is no message of ours, `StreamTerminatedError` for a lost connection.
@@ -102,7 +106,7 @@ async def receive_aio(stream: Source[M], silence_seconds: float) -> M | None:
         raise StreamTerminatedError("the stream ended in the middle of a message") from error
 
 
-async def send_aio(stream: Sink[M], message: M, patience_seconds: float) -> None:
+async def send_aio(stream: MessageSink[M], message: M, patience_seconds: float) -> None:
     """Raises `StreamFailed` when the peer takes nothing or never would, `StreamTerminatedError` for a closed stream."""
     check_size(message.ByteSize())
     try:

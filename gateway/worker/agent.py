@@ -19,12 +19,12 @@ from gateway.domain.session import DesiredReplica, DesiredSet, Report
 from gateway.worker.artifacts.reference import hub_of
 from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.outbox import Outbox
-from gateway.worker.process.journal import StateFile
+from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.output import OutputLog
 from gateway.worker.process.ports import PortAllocator
 from gateway.worker.process.resource_usage import MeasureUsage, measure_usage
 from gateway.worker.process.spawn import SpawnProcess
-from gateway.worker.replica import ReplicaStatistics, ReplicaTask, Workshop
+from gateway.worker.replica import ReplicaContext, ReplicaStatistics, ReplicaTask
 from gateway.worker.settings import WorkerSettings
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class AgentStatistics:
 class Agent:
     """The replicas of this machine. Made by `run_agent`; a `WorkerSession` feeds it and tells of it."""
 
-    def __init__(self, workshop: Workshop, nursery: trio.Nursery) -> None:
+    def __init__(self, workshop: ReplicaContext, nursery: trio.Nursery) -> None:
         self.outbox = Outbox()
         self.leaving = trio.Event()
         """Set: the worker takes no new replica and drains those it has."""
@@ -153,9 +153,9 @@ async def run_agent(
     Starts (through `task_status`) once leftovers of a killed predecessor are gone. Must run in the thread that started
     Trio and lives as long as the worker (see `spawn_process`).
     """
-    records = StateFile(settings.state_folder)
+    records = ProcessJournal(settings.state_folder)
     await records.reap_leftovers()
-    workshop = Workshop(
+    workshop = ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, settings.port_lock_folder),
         records=records,

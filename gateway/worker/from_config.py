@@ -10,13 +10,13 @@ from gateway.config.units import Percent
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.resources import ALL_VRAM, Capacity, VramBudget
 from gateway.domain.session import Hello
-from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.process.command import BackendProgram
 from gateway.worker.settings import WorkerSettings
 
 
 def worker_settings(
-    config: Config, state_folder: Path, *, bind: str, advertise: str, gateway: GatewayFiles | None = None
+    config: Config, state_folder: Path, *, bind: str, advertise: str, gateway: GatewaySource | None = None
 ) -> WorkerSettings:
     """`bind` and `advertise`: hosts, as they follow for this kind of worker where the configuration says nothing."""
     worker = config.worker

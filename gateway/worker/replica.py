@@ -22,7 +22,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, Report
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.progress import Progress
+from gateway.worker.artifacts.progress import DownloadProgress
 from gateway.worker.artifacts.store import Artifact, ArtifactStore
 from gateway.worker.process.command import (
     BackendProgram,
@@ -33,14 +33,14 @@ from gateway.worker.process.command import (
     working_folder,
 )
 from gateway.worker.process.environment import withheld
-from gateway.worker.process.journal import StateFile
+from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.memory_watch import describe_excess, wait_memory_above
 from gateway.worker.process.output import OutputLog
 from gateway.worker.process.ports import NoFreePort, PortAllocator, address_of, host_to_reach, is_taken, says_taken
 from gateway.worker.process.resource_usage import MeasureUsage, measure_usage
 from gateway.worker.process.spawn import BackendProcess, SpawnProcess, describe_exit
 from gateway.worker.settings import WorkerSettings
-from gateway.worker.startup import BackendEnd
+from gateway.worker.startup import BackendClient
 
 log = structlog.get_logger(__name__)
 
@@ -63,12 +63,12 @@ class CouldNotStart(Exception):
 
 
 @dataclass(frozen=True)
-class Workshop:
+class ReplicaContext:
     """What the replicas of one worker share."""
 
     settings: WorkerSettings
     ports: PortAllocator
-    records: StateFile
+    records: ProcessJournal
     artifacts: ArtifactStore
     spawn: SpawnProcess
     control: BackendControl
@@ -92,7 +92,7 @@ class ReplicaTask:
     `report` is called at each change of state and must not block.
     """
 
-    def __init__(self, wish: DesiredReplica, workshop: Workshop, report: Callable[[Report], None]) -> None:
+    def __init__(self, wish: DesiredReplica, workshop: ReplicaContext, report: Callable[[Report], None]) -> None:
         self._wish = wish
         self._workshop = workshop
         self._settings = workshop.settings
@@ -183,7 +183,7 @@ class ReplicaTask:
         self._report(Observed.FETCHING)
         with self._fetching:
             try:
-                return await self._workshop.artifacts.fetch(self._wish.spec, Progress(self._report_fetched))
+                return await self._workshop.artifacts.fetch(self._wish.spec, DownloadProgress(self._report_fetched))
             except (ArtifactError, OSError) as error:
                 raise CouldNotStart(str(error)) from error
         return None
@@ -250,7 +250,7 @@ class ReplicaTask:
         assert self._port is not None  # noqa: S101 - the process has been started on it
         assert self._pid is not None  # noqa: S101
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
-        backend = BackendEnd(self._workshop.control, listens, self._wish.token)
+        backend = BackendClient(self._workshop.control, listens, self._wish.token)
         with self._coming_up:
             try:
                 await backend.wait_healthy(program.ready_timeout_seconds)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gateway.config.units import PortRange
-from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.process.command import BackendProgram
 
 
@@ -30,7 +30,7 @@ class WorkerSettings:
     """The `[backends.NAME]` sections."""
     cache_bytes_max: int | None = None
     """Of fetched files. None: as much as the disk allows."""
-    gateway: GatewayFiles | None = None
+    gateway: GatewaySource | None = None
     """Where files are fetched from that only the gateway has. None: it is on this machine."""
     port_lock_folder: Path | None = None
     """None: locks that all workers of this machine share."""

@@ -19,7 +19,7 @@ HEALTH_INTERVAL_SECONDS_MAX: Final = 0.5
 
 
 @dataclass(frozen=True)
-class BackendEnd:
+class BackendClient:
     """One process as the worker asks it things."""
 
     control: BackendControl

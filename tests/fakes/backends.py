@@ -9,11 +9,11 @@ import trio
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import ReplicaId, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Finish, Generation, Piece, Sampling
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation, Sampling
 
-DONE = Completion(Finish.STOP, 3, 2)
+DONE = Completion(FinishReason.STOP, 3, 2)
 NO_SAMPLING = Sampling()
-Item = Piece | Completion | RouteError | GatewayError | trio.Event
+Item = Delta | Completion | RouteError | GatewayError | trio.Event
 """Given, raised, or waited for."""
 
 
@@ -21,7 +21,7 @@ Item = Piece | Completion | RouteError | GatewayError | trio.Event
 class Script:
     """How one replica answers: the items in order, each either given, raised or waited for."""
 
-    items: list[Item] = field(default_factory=lambda: [Piece("hello"), DONE])
+    items: list[Item] = field(default_factory=lambda: [Delta("hello"), DONE])
 
 
 class FakeBackends:
@@ -71,25 +71,25 @@ class FakeAnswerStream:
         self._on_end = on_end
         self._has_begun = False
 
-    async def receive(self) -> Piece | Completion:
+    async def receive(self) -> Delta | Completion:
         await trio.lowlevel.checkpoint()
         while isinstance(self._items[0], trio.Event):
             await self._items[0].wait()
             self._items.pop(0)
         return self._take()
 
-    def receive_nowait(self) -> Piece | Completion:
+    def receive_nowait(self) -> Delta | Completion:
         if isinstance(self._items[0], trio.Event):
             raise trio.WouldBlock
         return self._take()
 
-    def _take(self) -> Piece | Completion:
+    def _take(self) -> Delta | Completion:
         item = self._items[0]
         if isinstance(item, Exception):
             if self._has_begun:
                 self._on_end(item)
             raise item  # again and again, as a closed stream does
-        assert isinstance(item, Piece | Completion)
+        assert isinstance(item, Delta | Completion)
         del self._items[0]
         self._has_begun = True
         if isinstance(item, Completion):

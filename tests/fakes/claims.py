@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gateway.domain.claim import Claim, ClaimFailed
+from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import ReplicaId
 
-Answer = ReplicaId | ClaimFailed | None
+Answer = ReplicaId | ReservationFailed | None
 
 
 @dataclass
@@ -17,13 +17,13 @@ class FakeClaims:
 
     default: Answer = None
     answers: list[Answer] = field(default_factory=list)
-    asked: list[Claim] = field(default_factory=list)
+    asked: list[SlotRequest] = field(default_factory=list)
     running: int = 0
     most: int = 0
     """Claims at once."""
     wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
-    async def __call__(self, claim: Claim) -> ReplicaId | None:
+    async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
         self.asked.append(claim)
         self.running += 1
         self.most = max(self.most, self.running)
@@ -32,6 +32,6 @@ class FakeClaims:
         finally:
             self.running -= 1
         answer = self.answers.pop(0) if self.answers else self.default
-        if isinstance(answer, ClaimFailed):
+        if isinstance(answer, ReservationFailed):
             raise answer
         return answer

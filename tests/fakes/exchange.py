@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.routing.peer_fairness import Line
+from gateway.routing.peer_fairness import RemoteQueue
 from tests.fakes.routing_bench import RoutingBench
 
 SYNC_SECONDS = 0.02
@@ -21,7 +21,7 @@ class FakeExchange:
     interval_seconds: float = SYNC_SECONDS
     gone: set[int] = field(default_factory=set)
     leases: dict[int, Mapping[ReplicaId, int]] = field(default_factory=dict)
-    lines: dict[int, tuple[Line, ...]] = field(default_factory=dict)
+    lines: dict[int, tuple[RemoteQueue, ...]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Gateways take turns, so that they are out of phase."""
@@ -36,7 +36,9 @@ class FakeExchange:
         gateway, now = self.gateways[number], trio.current_time()
         self.leases[number] = gateway.loads.published()
         self.lines[number] = tuple(
-            Line(GatewayId(str(number)), model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
+            RemoteQueue(
+                GatewayId(str(number)), model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6)
+            )
             for model, queue in gateway.admission.statistics().items()
         )
         gateway.admission.hear(line for other, lines in self.lines.items() if other != number for line in lines)

@@ -9,7 +9,7 @@ from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, Re
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
-from gateway.domain.routability import RoutingView, build_view
+from gateway.domain.routability import FleetView, build_view
 
 MODEL = ModelName("m")
 NODE = NodeId("n1")
@@ -68,7 +68,7 @@ def state(
     )
 
 
-def view(*replicas: Replica, **parts: object) -> RoutingView:
+def view(*replicas: Replica, **parts: object) -> FleetView:
     return build_view(state(replicas, **parts))  # type: ignore[arg-type]
 
 

@@ -16,9 +16,9 @@ import trio
 from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
 from gateway.api.admin.documents import StatusSource
-from gateway.api.admin.models import ModelDesk
-from gateway.api.admin.peer_client import Peers
-from gateway.api.admin.registration import NodeRegister
+from gateway.api.admin.models import ModelService
+from gateway.api.admin.peer_client import PeerClient
+from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import ReplicaLogs
 from gateway.api.admin.routes import Readiness, build_pages
 from gateway.api.http.auth import Authenticator, Key, Role, sha256
@@ -27,15 +27,15 @@ from gateway.api.openai.routes import OpenAiApi
 from gateway.composition.http import build_http_app
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import Bulletin, Hold
+from gateway.domain.peers import PeerState, PendingReason
 from gateway.domain.progress import Progress
-from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
+from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import LogChunk
 from gateway.observability.metrics import Metrics
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.router import Router
 from gateway.transport.credentials import is_credential
 from tests.fakes.asgi import AsgiRequest
@@ -89,7 +89,7 @@ class FakeLoads:
         self.wanted: dict[ModelName, trio.Event] = {}
         self.progress: dict[ReplicaId, Progress] = {}
         self.unsatisfiable: dict[ModelName, str] = {}
-        self.waits: dict[ModelName, Hold] = {}
+        self.waits: dict[ModelName, PendingReason] = {}
 
     def want(self, model: ModelName) -> None:
         self.wanted[model] = trio.Event()
@@ -107,7 +107,7 @@ class FakeLoads:
 class Front:
     registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(lambda: NOW))
     tails: FakeTails = field(default_factory=FakeTails)
-    views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
+    views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     loads: FakeLoads = field(default_factory=FakeLoads)
     worker_port: int | None = 8081
     advertise_host: str | None = None
@@ -118,10 +118,10 @@ class Front:
     gateway_id: GatewayId = GATEWAY_ID
     url: str = ""
     is_leader: bool = True
-    others: dict[GatewayId, Bulletin] = field(default_factory=dict)
+    others: dict[GatewayId, PeerState] = field(default_factory=dict)
     peer_tls: ssl.SSLContext | None = None
     admission: Admission = field(default_factory=idle_admission)
-    load_table: LoadTable = field(default_factory=LoadTable)
+    load_table: LoadTracker = field(default_factory=LoadTracker)
     body_bytes_max: int = 64 * 1024
 
     def __post_init__(self) -> None:
@@ -140,8 +140,8 @@ class Front:
             own_url=lambda: self.url,
             peers=lambda: self.others,
         )
-        peers = Peers(lambda: self.others, self.peer_tls)
-        desk = ModelDesk(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
+        peers = PeerClient(lambda: self.others, self.peer_tls)
+        desk = ModelService(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
         openai = OpenAiApi(
             cast("Router", None),
             SnapshotStore(EMPTY_VIEW),
@@ -149,7 +149,7 @@ class Front:
             wall_clock=time.time,
             expose_replica=False,
         )
-        register = NodeRegister(
+        register = NodeRegistration(
             self.registry,
             self.gateway_id,
             CLUSTER_SECRET,

@@ -12,7 +12,7 @@ from gateway.control.node_health import HealthSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Observed
-from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
+from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import ControlWrite, RegistryError
@@ -57,7 +57,7 @@ class FakeSession:
 @dataclass
 class HealthBench:
     registry: MarkedRegistry
-    views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
+    views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     probe: FakeProbe = field(default_factory=FakeProbe)
     sessions: dict[NodeId, FakeSession] = field(default_factory=dict)
     judges: bool = True

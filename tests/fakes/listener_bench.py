@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from trio.testing import MockClock
 
 from gateway.api.admin.documents import StatusSource
-from gateway.api.admin.models import ModelDesk
+from gateway.api.admin.models import ModelService
 from gateway.api.admin.routes import PAGE_ROUTES, build_pages
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.exchange import Exchange
@@ -22,7 +22,7 @@ from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.front import MODELS_DIR, READY, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
@@ -113,9 +113,9 @@ class Handlers:
 
 
 def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
     return HttpApp(
         [
             Route("POST", "/do", Role.INFERENCE, handlers.answer),

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 
 LOAD_SECONDS_MAX: Final = 60.0
 VERBOSE: Final = 4
@@ -32,7 +32,7 @@ class Buffers:
         return self.weights + self.cache + self.compute
 
 
-def measure(path: Path, use: Use) -> Buffers:
+def measure(path: Path, use: LoadSettings) -> Buffers:
     """Raises `AssertionError` with llama.cpp's last words when it does not load."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.fakes.llama_buffers", str(path), json.dumps(asdict(use))],
@@ -56,7 +56,7 @@ def buffers_in(log: str) -> Buffers:
     return Buffers(sizes["model"], sizes["KV"] + sizes["RS"], sizes["compute"] + sizes["output"])
 
 
-def load(path: str, use: Use) -> object:
+def load(path: str, use: LoadSettings) -> object:
     """As our engine loads it, but without a mapped file, which would count twice what llama.cpp repacks."""
     import xllamacpp
 
@@ -82,6 +82,6 @@ def load(path: str, use: Use) -> object:
 
 
 if __name__ == "__main__":
-    loaded = load(sys.argv[1], Use(**json.loads(sys.argv[2])))
+    loaded = load(sys.argv[1], LoadSettings(**json.loads(sys.argv[2])))
     sys.stdout.flush()
     os._exit(0)  # a server that is ended as soon as it is there may never get done

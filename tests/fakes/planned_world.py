@@ -11,10 +11,10 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
 from gateway.domain.routability import build_view
-from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked, note_freed
+from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
-from gateway.planner.reconcile import Limits
+from gateway.planner.reconcile import WatchdogLimits
 from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, state
 
@@ -37,14 +37,14 @@ class PlannedWorld:
     needs: dict[ModelName, int]
     """Bytes that one replica really takes, which its requirement says, too."""
     memory: dict[NodeId, int]
-    limits: Limits = field(default_factory=Limits)
+    limits: WatchdogLimits = field(default_factory=WatchdogLimits)
     lag: int = 0
     now: float = 0.0
     rows: dict[ReplicaId, Replica] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     served: list[Request] = field(default_factory=list)
     ended_at: dict[ReplicaId, float] = field(default_factory=dict)
-    remembered: Remembered = NOTHING_REMEMBERED
+    remembered: PlanningHistory = NO_HISTORY
     plans: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -115,11 +115,11 @@ class PlannedWorld:
 
     def _plan(self) -> Plan:
         seen = self.state()
-        self.remembered = note_asked(self.remembered, seen, self.now)
+        self.remembered = record_demand(self.remembered, seen, self.now)
         usage = {row: self._usage(row) for row in self.rows}
         decided = plan(seen, self.now, self._ids, usage=usage, limits=self.limits, remembered=self.remembered)
         gone = [self.rows.pop(entry.replica_id) for entry in decided.forget]
-        self.remembered = note_freed(self.remembered, seen, gone, self.now)
+        self.remembered = record_released(self.remembered, seen, gone, self.now)
         for entry in decided.want:
             self.rows[entry.replica_id] = replace(self.rows[entry.replica_id], desired=entry.desired)
         self.rows |= {entry.replica.id: entry.replica for entry in decided.start}

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from gateway.control.leader_election import Leadership
+from gateway.control.leader_election import LeaderElection
 from gateway.control.reconciler import Reconciler
 from gateway.domain.ids import GatewayId
 from gateway.registry.protocol import Registry
@@ -18,7 +18,7 @@ GATEWAY_TTL_SECONDS = 15.0
 async def open_reconciler(
     registry: Registry, gateway_id: GatewayId = GATEWAY, interval_seconds: float = 30
 ) -> AsyncIterator[Reconciler]:
-    leadership = Leadership(registry, gateway_id, GATEWAY_TTL_SECONDS)
+    leadership = LeaderElection(registry, gateway_id, GATEWAY_TTL_SECONDS)
     reconciler = Reconciler(registry, leadership, interval_seconds)
     leadership.changed = reconciler.wake.set
     async with trio.open_nursery() as nursery:

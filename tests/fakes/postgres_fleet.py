@@ -8,7 +8,7 @@ from typing import Final
 import trio
 
 from gateway.bridge import Bridge
-from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, Transaction
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, PostgresTransaction
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.store import Clock
 
@@ -32,7 +32,7 @@ async def held_open(pool: PostgresPool, mode: Mode, statement: str = "SELECT", *
     """The body runs while a transaction of `pool` has the locks of `mode` and of `statement`; it commits afterwards."""
     begun, release = trio.Event(), asyncio.Event()
 
-    async def wait_aio(transaction: Transaction) -> None:
+    async def wait_aio(transaction: PostgresTransaction) -> None:
         await transaction.rows_aio(statement, *values)
         begun.set()
         await release.wait()
@@ -47,7 +47,7 @@ async def held_open(pool: PostgresPool, mode: Mode, statement: str = "SELECT", *
 async def until_waiting(pool: PostgresPool, count: int) -> None:
     """Until so many transactions of the database wait for a lock."""
 
-    async def waiting_aio(transaction: Transaction) -> int:
+    async def waiting_aio(transaction: PostgresTransaction) -> int:
         waiting: int = (await transaction.row_aio(WAITING))[0]
         return waiting
 
@@ -58,7 +58,7 @@ async def until_waiting(pool: PostgresPool, count: int) -> None:
 async def hold_for(pool: PostgresPool, seconds: float, *, task_status: trio.TaskStatus[None]) -> None:
     """Holds the lock of the control transactions, busy; started once it has it."""
 
-    async def sleep_aio(transaction: Transaction) -> None:
+    async def sleep_aio(transaction: PostgresTransaction) -> None:
         task_status.started()
         await transaction.rows_aio("SELECT pg_sleep($1)", seconds)
 

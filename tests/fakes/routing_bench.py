@@ -10,13 +10,13 @@ from gateway.domain.cluster import Replica
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
 from gateway.domain.probe import ProbeOutcome
-from gateway.domain.routability import EMPTY_VIEW, RoutingView
+from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache
-from gateway.routing.reservation import ClaimSlot, StrictClaims
+from gateway.routing.reservation import ReserveSlot, StrictReservations
 from gateway.routing.router import Router
 from tests.fakes.backends import FakeBackends
 from tests.fakes.fleet import GATEWAY, MODEL, view
@@ -29,7 +29,7 @@ LIMITS = AdmissionLimits(
 
 def idle_admission() -> Admission:
     """One that knows no model; needs no Trio."""
-    return Admission(lambda: EMPTY_VIEW, LoadTable(), LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
+    return Admission(lambda: EMPTY_VIEW, LoadTracker(), LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
 
 
 class FakeProbe:
@@ -54,13 +54,13 @@ class RoutingBench:
         *replicas: Replica,
         limits: AdmissionLimits = LIMITS,
         attempts: int = 3,
-        claim_slot: ClaimSlot | None = None,
+        claim_slot: ReserveSlot | None = None,
         gateway_id: GatewayId = GATEWAY,
     ) -> None:
         """`claim_slot`: strict mode."""
-        self.view: RoutingView = view(*replicas)
+        self.view: FleetView = view(*replicas)
         self.wall_now = 1000.0
-        self.loads = LoadTable()
+        self.loads = LoadTracker()
         self.admission = Admission(
             lambda: self.view, self.loads, limits, wall_clock=lambda: self.wall_now, rng=Random(7)
         )
@@ -72,7 +72,7 @@ class RoutingBench:
         self.calls = OpenCalls()
         self.claims = None
         if claim_slot is not None:
-            self.claims = StrictClaims(gateway_id, lambda: self.view, self.admission, claim_slot)
+            self.claims = StrictReservations(gateway_id, lambda: self.view, self.admission, claim_slot)
         self.router = Router(
             self.admission,
             self.backends,
@@ -83,7 +83,7 @@ class RoutingBench:
             calls=self.calls,
         )
 
-    def show(self, changed: RoutingView) -> None:
+    def show(self, changed: FleetView) -> None:
         self.view = changed
         self.admission.note_view_change()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import trio
 
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from tests.fakes.front import Front
 
 PATIENCE_SECONDS = 20.0
@@ -40,7 +40,7 @@ async def serving(*fronts: Front) -> AsyncIterator[tuple[ServedFront, ...]]:
 def introduce(*fronts: Front) -> None:
     for front in fronts:
         others = (each for each in fronts if each is not front)
-        front.others |= {other.gateway_id: Bulletin(other.gateway_id, other.url) for other in others}
+        front.others |= {other.gateway_id: PeerState(other.gateway_id, other.url) for other in others}
 
 
 def _listener(front: Front) -> Listener:

@@ -22,7 +22,7 @@ from gateway.domain.resources import UNKNOWN, Capacity
 from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.process.command import BackendProgram
-from gateway.worker.process.resource_usage import UNKNOWN_USAGE, MeasureUsage, Usage
+from gateway.worker.process.resource_usage import UNKNOWN_USAGE, MeasureUsage, ResourceUsage
 from gateway.worker.process.spawn import SpawnProcess
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
@@ -88,7 +88,7 @@ async def nothing_known() -> Capacity:
     return UNKNOWN
 
 
-async def no_usage(_pid: int) -> Usage:
+async def no_usage(_pid: int) -> ResourceUsage:
     """Processes that are no processes hold nothing, and threads have no place on a virtual clock."""
     await trio.lowlevel.checkpoint()
     return UNKNOWN_USAGE

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from gateway.api.http.auth import Role
-from gateway.api.http.http_app import Door
+from gateway.api.http.http_app import Endpoint
 from tests.fakes.front import Front
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, start_gateway, wait_for
 
@@ -37,22 +37,22 @@ allow_anonymous = true
 """
 
 
-DOORS: Final[Sequence[Door]] = (
+DOORS: Final[Sequence[Endpoint]] = (
     *Front().app.doors(),
-    Door("GET", "/api/nothing", Role.ADMIN),
-    Door("GET", "/nothing", Role.INFERENCE),
-    Door("POST", "/", Role.INFERENCE),
+    Endpoint("GET", "/api/nothing", Role.ADMIN),
+    Endpoint("GET", "/nothing", Role.INFERENCE),
+    Endpoint("POST", "/", Role.INFERENCE),
 )
 """Every route of the gateway, and paths that are none. tests/unit/test_doors.py has the table of exact outcomes."""
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
 HEALTH: Final = [door for door in DOORS if door.role is Role.PUBLIC]
 
 
-def name_of(door: Door) -> str:
+def name_of(door: Endpoint) -> str:
     return f"{door.method} {door.path}"
 
 
-def knock(gateway: GatewayProcess, door: Door, key: str | None = None, **headers: str) -> httpx.Response:
+def knock(gateway: GatewayProcess, door: Endpoint, key: str | None = None, **headers: str) -> httpx.Response:
     credentials = {"authorization": f"Bearer {key}"} if key is not None else {}
     json: Any = {} if door.method == "POST" else None
     # Certificates play no part, and to load them would take longer than all the rest.
@@ -101,7 +101,7 @@ def test_the_table_of_routes_is_not_empty() -> None:
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Door) -> None:
+def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Endpoint) -> None:
     response = knock(locked, door)
     assert response.status_code == 401
     assert code_of(response) in {"invalid_api_key", "invalid_join_token", "invalid_node_credential", ""}
@@ -112,14 +112,16 @@ def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Door) -> None
 @pytest.mark.parametrize(
     "key", [WRONG_KEY, INFERENCE_KEY[:-1], ADMIN_KEY + "x", hashlib.sha256(HASHED_KEY.encode()).hexdigest()]
 )
-def test_with_a_wrong_key_nothing_opens_and_it_is_not_repeated(locked: GatewayProcess, door: Door, key: str) -> None:
+def test_with_a_wrong_key_nothing_opens_and_it_is_not_repeated(
+    locked: GatewayProcess, door: Endpoint, key: str
+) -> None:
     response = knock(locked, door, key)
     assert response.status_code == 401
     assert key not in response.text
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Door) -> None:
+def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Endpoint) -> None:
     response = knock(locked, door, INFERENCE_KEY)
     if door.role is Role.ADMIN:
         assert (response.status_code, code_of(response)) in {(403, "forbidden"), (403, "")}
@@ -134,13 +136,13 @@ def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Doo
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [ADMIN_KEY, HASHED_KEY])
-def test_an_admin_key_opens_all_but_what_is_for_workers(locked: GatewayProcess, door: Door, key: str) -> None:
+def test_an_admin_key_opens_all_but_what_is_for_workers(locked: GatewayProcess, door: Endpoint, key: str) -> None:
     refused = knock(locked, door, key).status_code in {401, 403}
     assert refused is (door.role in FOR_WORKERS)
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_a11_the_join_token_opens_joining_and_nothing_else(locked: GatewayProcess, door: Door) -> None:
+def test_a11_the_join_token_opens_joining_and_nothing_else(locked: GatewayProcess, door: Endpoint) -> None:
     response = knock(locked, door, JOIN_TOKEN)
     assert (response.status_code == 401) is (door.role is not Role.JOIN)
     assert JOIN_TOKEN not in response.text
@@ -158,7 +160,7 @@ def test_a_worker_registers(locked: GatewayProcess) -> None:
 
 @pytest.mark.parametrize("door", HEALTH, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
-def test_health_is_open(locked: GatewayProcess, door: Door, key: str | None) -> None:
+def test_health_is_open(locked: GatewayProcess, door: Endpoint, key: str | None) -> None:
     assert knock(locked, door, key, host="probe.example").status_code == 200
 
 
@@ -185,7 +187,7 @@ def test_a_key_answers_a_real_request(locked: GatewayProcess) -> None:
 
 
 def test_with_keys_any_host_may_be_named(locked: GatewayProcess) -> None:
-    door = Door("GET", "/v1/models", Role.INFERENCE)
+    door = Endpoint("GET", "/v1/models", Role.INFERENCE)
     assert knock(locked, door, INFERENCE_KEY, host="llm.example", origin="https://app.example").status_code == 200
 
 
@@ -194,21 +196,23 @@ def test_with_keys_any_host_may_be_named(locked: GatewayProcess) -> None:
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "192.168.0.1", ""])
-def test_a_foreign_host_is_refused(keyless: GatewayProcess, door: Door, host: str) -> None:
+def test_a_foreign_host_is_refused(keyless: GatewayProcess, door: Endpoint, host: str) -> None:
     response = knock(keyless, door, host=host)
     assert (response.status_code, code_of(response)) in {(403, "bad_host"), (403, "")}
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:8080", "null", "http://[::1"])
-def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Door, origin: str) -> None:
+def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Endpoint, origin: str) -> None:
     response = knock(keyless, door, origin=origin)
     assert (response.status_code, code_of(response)) in {(403, "bad_origin"), (403, "")}
 
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
-def test_this_machine_may_do_everything_that_is_not_for_workers(keyless: GatewayProcess, door: Door, host: str) -> None:
+def test_this_machine_may_do_everything_that_is_not_for_workers(
+    keyless: GatewayProcess, door: Endpoint, host: str
+) -> None:
     response = knock(keyless, door, host=host, origin="http://localhost:3000")
     if door.role is Role.JOIN:
         assert (response.status_code, code_of(response)) == (403, "join_disabled")
@@ -219,7 +223,7 @@ def test_this_machine_may_do_everything_that_is_not_for_workers(keyless: Gateway
 
 
 def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> None:
-    assert knock(keyless, Door("GET", "/api/status", Role.ADMIN), WRONG_KEY).status_code == 200
+    assert knock(keyless, Endpoint("GET", "/api/status", Role.ADMIN), WRONG_KEY).status_code == 200
 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
@@ -248,7 +252,7 @@ def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
-def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Door, key: str | None) -> None:
+def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Endpoint, key: str | None) -> None:
     response = knock(anonymous, door, key, host="llm.example")
     assert (response.status_code == 403) is (door.role not in {Role.INFERENCE, Role.WORKER})
     assert (response.status_code == 401) is (door.role is Role.WORKER)

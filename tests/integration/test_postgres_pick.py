@@ -11,13 +11,13 @@ import trio
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.control.claims import claims_at
-from gateway.domain.claim import Claim, ClaimFailed
+from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.domain.resources import UNKNOWN
-from gateway.domain.routability import RoutingView, build_view
-from gateway.registry.postgres.pool import Bounds, Mode, Transaction, open_postgres_pool
+from gateway.domain.routability import FleetView, build_view
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.reserve_slot import LOCK_MODEL, claim_slot_aio
 from gateway.registry.protocol import ControlWrite, RegistryError
@@ -65,7 +65,7 @@ async def place(registry: PostgresRegistry, slots: int) -> None:
 class StrictGateway:
     """One gateway's queue, leases and claims; what it is given it keeps."""
 
-    def __init__(self, registry: PostgresRegistry, name: str, view: RoutingView) -> None:
+    def __init__(self, registry: PostgresRegistry, name: str, view: FleetView) -> None:
         self.id = GatewayId(name)
         self.leases: list[Lease] = []
         self.asked = 0
@@ -74,7 +74,7 @@ class StrictGateway:
         self.bench = RoutingBench(limits=limits, claim_slot=self.claim_slot, gateway_id=self.id)
         self.bench.view = view
 
-    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
         self.asked += 1
         return await self._claim_slot(claim)
 
@@ -98,7 +98,7 @@ async def strict_gateways(bridge: Bridge, url: str, *, slots: int, count: int) -
         view = build_view(await both[0].read_state())
         gateways = [StrictGateway(both[number % 2], f"g{number}", view) for number in range(count)]
         for number, gateway in enumerate(gateways):
-            await both[number % 2].exchange(Bulletin(gateway.id), TTL_SECONDS)
+            await both[number % 2].exchange(PeerState(gateway.id), TTL_SECONDS)
         yield gateways
 
 
@@ -154,15 +154,18 @@ async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Brid
         picked: list[ReplicaId | None] = []
         counted, go_on = trio.Event(), asyncio.Event()
 
-        async def first_aio(transaction: Transaction) -> None:
-            picked.append(await claim_slot_aio(Claim(GatewayId("g0"), MODEL), None, transaction))
+        async def first_aio(transaction: PostgresTransaction) -> None:
+            picked.append(await claim_slot_aio(SlotRequest(GatewayId("g0"), MODEL), None, transaction))
             counted.set()
             await go_on.wait()
 
         async def second() -> None:
             picked.append(
                 await pool.transaction(
-                    "claim", Mode.SHARED, lambda each: claim_slot_aio(Claim(GatewayId("g1"), MODEL), None, each), HELD
+                    "claim",
+                    Mode.SHARED,
+                    lambda each: claim_slot_aio(SlotRequest(GatewayId("g1"), MODEL), None, each),
+                    HELD,
                 )
             )
 
@@ -186,11 +189,11 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
     ):
         await place(one, slots=1)
         session = (await one.read_state()).nodes[NODE].session
-        await one.exchange(Bulletin(GATEWAY), TTL_SECONDS)
+        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)
         counted, go_on = trio.Event(), asyncio.Event()
 
-        async def hold_aio(transaction: Transaction) -> None:
-            assert await claim_slot_aio(Claim(GATEWAY, MODEL), None, transaction) == "r0"
+        async def hold_aio(transaction: PostgresTransaction) -> None:
+            assert await claim_slot_aio(SlotRequest(GATEWAY, MODEL), None, transaction) == "r0"
             counted.set()
             await go_on.wait()
 
@@ -200,7 +203,7 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
                 await counted.wait()
                 assert await other.note_capacity(NODE, session, replace(UNKNOWN, ram_bytes=1))
                 assert await other.note_broken(REPLICAS[0], "of no use")
-                assert (await other.exchange(Bulletin(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
+                assert (await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
                 assert (await other.read_state()).nodes[NODE].capacity.ram_bytes == 1
                 go_on.set()
 
@@ -210,22 +213,22 @@ async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
 ) -> None:
     async with open_two(bridge, migrated_postgres_url) as (one, other):
         await place(one, slots=2)
-        await one.exchange(Bulletin(GATEWAY), TTL_SECONDS)
-        await other.exchange(Bulletin(OTHER_GATEWAY), TTL_SECONDS)
+        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)
+        await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)
         for leases in ({ReplicaId("r9"): 3}, {ReplicaId("r0"): 1, ReplicaId("r9"): 3}):
-            picked = await one.claim_slot(Claim(GATEWAY, MODEL, leases=leases))
+            picked = await one.claim_slot(SlotRequest(GATEWAY, MODEL, leases=leases))
             assert picked is not None
-            heard = await other.exchange(Bulletin(OTHER_GATEWAY), TTL_SECONDS)
+            heard = await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)
             assert heard.others[GATEWAY].leases == {**leases, picked: leases.get(picked, 0) + 1}
-        await one.exchange(Bulletin(GATEWAY), TTL_SECONDS)  # says nothing that it had not said before
-        assert (await other.exchange(Bulletin(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
+        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)  # says nothing that it had not said before
+        assert (await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
 
 
 async def test_a_claim_of_a_gateway_that_has_said_nothing_fails(bridge: Bridge, migrated_postgres_url: str) -> None:
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
         await place(registry, slots=1)
-        with pytest.raises(ClaimFailed, match="does not know this gateway"):
-            await claims_at(registry)(Claim(GATEWAY, MODEL))
+        with pytest.raises(ReservationFailed, match="does not know this gateway"):
+            await claims_at(registry)(SlotRequest(GATEWAY, MODEL))
 
 
 async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgres_url: str) -> None:
@@ -234,8 +237,8 @@ async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgr
         open_postgres_pool(bridge, migrated_postgres_url) as pool,
     ):
         await place(registry, slots=1)
-        await registry.exchange(Bulletin(GATEWAY), TTL_SECONDS)
+        await registry.exchange(PeerState(GATEWAY), TTL_SECONDS)
         async with held_open(pool, Mode.SHARED, LOCK_MODEL, MODEL):
             with trio.fail_after(PATIENCE_SECONDS / 4), pytest.raises(RegistryError):
-                await registry.claim_slot(Claim(GATEWAY, MODEL))
-        assert await registry.claim_slot(Claim(GATEWAY, MODEL)) == "r0"
+                await registry.claim_slot(SlotRequest(GATEWAY, MODEL))
+        assert await registry.claim_slot(SlotRequest(GATEWAY, MODEL)) == "r0"

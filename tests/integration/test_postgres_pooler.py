@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.registry.postgres import listener as postgres_listener
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.store import MakeId, Store
@@ -34,7 +34,7 @@ async def live(registry: PostgresRegistry, gateway_id: GatewayId, rounds: int) -
     for number in range(rounds):
         name = f"{gateway_id}-{number}"
         assert await registry.put_model(spec(name))
-        heard = await registry.exchange(Bulletin(gateway_id, leases={ReplicaId("r"): number}), 60)
+        heard = await registry.exchange(PeerState(gateway_id, leases={ReplicaId("r"): number}), 60)
         state = await registry.read_state()
         assert heard.version <= state.version == len(state.models) + state.epoch
         assert ModelName(name) in state.models

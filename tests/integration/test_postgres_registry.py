@@ -18,11 +18,11 @@ from structlog.testing import capture_logs
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.cluster import EMPTY_STATE, ClusterState
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin
+from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState
 from gateway.registry.peer_rows import TEXT_COLUMNS
 from gateway.registry.postgres import listener as postgres_listener
-from gateway.registry.postgres.peer_sync import Conversation
-from gateway.registry.postgres.pool import Bounds, Mode, Transaction, open_postgres_pool
+from gateway.registry.postgres.peer_sync import PeerStateCache
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import FORGET_DEAD_EVERY_SECONDS, PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.sql import RENEW_TERM
 from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
@@ -134,7 +134,7 @@ async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen
         postgres_server.ask(migrated_postgres_url, "UPDATE state_version SET version = 3")
         await other.put_model(spec("after"))
         with trio.fail_after(PATIENCE_SECONDS):
-            await one.exchange(Bulletin(GATEWAY), 10)
+            await one.exchange(PeerState(GATEWAY), 10)
             while "after" not in store.current.models:
                 await store.wait_change(store.current)
             assert store.current.version == 4
@@ -286,7 +286,7 @@ async def all_at_once(registry: PostgresRegistry, size: int) -> None:
     inside = 0
     everybody = asyncio.Event()
 
-    async def meet_aio(_: Transaction) -> None:
+    async def meet_aio(_: PostgresTransaction) -> None:
         nonlocal inside
         inside += 1
         if inside == size:
@@ -316,7 +316,7 @@ async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_o
                 one.read_state,
                 partial(put, one, "n"),
                 partial(one.lead, GATEWAY, 10),
-                partial(one.exchange, Bulletin(GATEWAY), 10),
+                partial(one.exchange, PeerState(GATEWAY), 10),
             ):
                 with pytest.raises(RegistryError, match=r"PostgreSQL at 127\.0\.0\.1:\d+/test_\d+ can't be used"):
                     await call()
@@ -411,10 +411,10 @@ async def test_a_connection_that_is_dead_without_having_ended_costs_a_repetition
 # Bulletins and the clock
 
 
-class Recorded(Transaction):
+class Recorded(PostgresTransaction):
     """A transaction whose bulletins' texts, sent and heard, are counted."""
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, transaction: PostgresTransaction) -> None:
         super().__init__(transaction._connection)
         self.texts: list[object] = []
 
@@ -428,13 +428,13 @@ class Recorded(Transaction):
 
 async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, migrated_postgres_url: str) -> None:
     """Ours to the server and theirs to us, in each of the exchanges; an empty one is never sent at all."""
-    one, other = Conversation(GATEWAY), Conversation(OTHER_GATEWAY)
-    said = Bulletin(GATEWAY, leases={REPLICA: 3})
+    one, other = PeerStateCache(GATEWAY), PeerStateCache(OTHER_GATEWAY)
+    said = PeerState(GATEWAY, leases={REPLICA: 3})
 
     async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
 
-        async def texts(conversation: Conversation, bulletin: Bulletin) -> list[object]:
-            async def exchange_aio(transaction: Transaction) -> list[object]:
+        async def texts(conversation: PeerStateCache, bulletin: PeerState) -> list[object]:
+            async def exchange_aio(transaction: PostgresTransaction) -> list[object]:
                 recorded = Recorded(transaction)
                 await conversation.exchange_aio(recorded, bulletin, 60, None)
                 return recorded.texts
@@ -444,21 +444,21 @@ async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, mig
         leases = '{"replica-1":3}'
         assert await texts(one, said) == [leases, "{}", "{}", "{}"]
         assert await texts(one, replace(said, seen_version=2)) == []
-        assert await texts(other, Bulletin(OTHER_GATEWAY)) == ["{}", "{}", "{}", "{}", leases, "{}", "{}", "{}"]
-        assert await texts(other, Bulletin(OTHER_GATEWAY)) == []
+        assert await texts(other, PeerState(OTHER_GATEWAY)) == ["{}", "{}", "{}", "{}", leases, "{}", "{}", "{}"]
+        assert await texts(other, PeerState(OTHER_GATEWAY)) == []
         assert await texts(one, replace(said, leases={})) == ["{}", "{}", "{}", "{}", "{}"]
-        assert await texts(other, Bulletin(OTHER_GATEWAY)) == ["{}"]
+        assert await texts(other, PeerState(OTHER_GATEWAY)) == ["{}"]
 
 
 async def test_a_bulletin_whose_row_was_removed_is_said_again_whole(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
 ) -> None:
-    said = Bulletin(GATEWAY, leases={REPLICA: 3})
+    said = PeerState(GATEWAY, leases={REPLICA: 3})
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
         await registry.exchange(said, 60)
         postgres_server.ask(migrated_postgres_url, "DELETE FROM gateways")
         await registry.exchange(said, 60)
-        heard = await registry.exchange(Bulletin(OTHER_GATEWAY), 60)
+        heard = await registry.exchange(PeerState(OTHER_GATEWAY), 60)
     assert heard.others == {GATEWAY: said}
 
 
@@ -467,12 +467,12 @@ async def test_rows_of_gateways_that_are_long_dead_are_removed(
 ) -> None:
     clock = SettableClock()
     async with open_postgres_registry(bridge, migrated_postgres_url, clock=clock) as registry:
-        await registry.exchange(Bulletin(GATEWAY), 10)
+        await registry.exchange(PeerState(GATEWAY), 10)
         clock.seconds += SILENT_SECONDS_MAX
-        await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+        await registry.exchange(PeerState(OTHER_GATEWAY), 10)
         assert postgres_server.ask(migrated_postgres_url, "SELECT count(*) FROM gateways") == ["2"]
         clock.seconds += FORGET_DEAD_EVERY_SECONDS
-        await registry.exchange(Bulletin(OTHER_GATEWAY), 10)
+        await registry.exchange(PeerState(OTHER_GATEWAY), 10)
     assert postgres_server.ask(migrated_postgres_url, "SELECT id FROM gateways") == [OTHER_GATEWAY]
 
 
@@ -487,7 +487,7 @@ async def test_h11_the_clock_is_the_servers(
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
         before = servers()
         now = await registry.now()
-        heard = await registry.exchange(Bulletin(GATEWAY), 10)
+        heard = await registry.exchange(PeerState(GATEWAY), 10)
         assert before <= now <= servers()
         assert now <= heard.now <= servers()
 
@@ -508,7 +508,7 @@ def count(logs: Sequence[Mapping[str, object]], event: str) -> int:
     return sum(line["event"] == event for line in logs)
 
 
-async def ask_aio(statement: str, transaction: Transaction) -> None:
+async def ask_aio(statement: str, transaction: PostgresTransaction) -> None:
     await transaction.rows_aio(statement)
 
 

@@ -7,7 +7,7 @@ import trio
 
 from gateway.bridge import open_bridge
 from gateway.domain.ids import GatewayId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.registry.postgres.pool import Bounds
 from gateway.registry.postgres.registry import open_postgres_registry
 
@@ -50,7 +50,7 @@ async def test_l13_a_gateway_that_is_stopped_in_the_middle_of_a_statement_holds_
 
                     async def exchange() -> None:
                         while True:
-                            await registry.exchange(Bulletin(other), 10.0)
+                            await registry.exchange(PeerState(other), 10.0)
                             await trio.sleep(Bounds().idle_seconds / 4)
 
                     nursery.start_soon(exchange)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader, NeedMore
 from gateway.gguf.estimate import estimate, fit_layers
 from gateway.gguf.files import read_file, read_model
@@ -194,6 +194,6 @@ def judge(data: bytes) -> None:
     """Nothing but `BrokenHeader` comes out, also of an estimate."""
     with contextlib.suppress(BrokenHeader):
         header = parse_header(data)
-        found = estimate(header, Use(1024, 2))
+        found = estimate(header, LoadSettings(1024, 2))
         assert found.total_bytes >= found.weights_bytes >= 0
         assert 0 <= fit_layers(header, 2**30) <= found.layers

@@ -11,11 +11,11 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
-from gateway.planner.feasibility import ask_now, ask_soon, lacks, memory_after
+from gateway.planner.feasibility import ask_now, ask_soon, memory_after, missing_resources
 from gateway.planner.node_resources import settles_at
 from gateway.planner.placement import pick_place
 from gateway.planner.preemption import victims
-from gateway.planner.working_state import Ground
+from gateway.planner.working_state import WorkingState
 from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
 
@@ -26,7 +26,7 @@ MODELS = ("a", "b", "c")
 
 
 @st.composite
-def grounds(draw: st.DrawFn) -> Ground:
+def grounds(draw: st.DrawFn) -> WorkingState:
     groups, floors = st.sampled_from([None, None, "big"]), st.integers(0, 1)
     specs = [spec(name, min_replicas=draw(floors), exclusive_group=draw(groups)) for name in MODELS]
     seen = state(
@@ -37,7 +37,7 @@ def grounds(draw: st.DrawFn) -> Ground:
         requirements={of.name: Requirement(ram_bytes=draw(st.integers(1, 5)), disk_bytes=2**30) for of in specs},
     )
     uses = st.sampled_from([Usage(1, 0.0, 0.0), Usage(0, 50.0, 0.0)])
-    return Ground(seen, NOW, {row: draw(uses) for row in seen.replicas})
+    return WorkingState(seen, NOW, {row: draw(uses) for row in seen.replicas})
 
 
 @st.composite
@@ -51,7 +51,7 @@ def capacities() -> st.SearchStrategy[Capacity]:
     return st.builds(Capacity, ram_bytes=st.just(12), ram_free_bytes=st.integers(0, 12), disk_free_bytes=disk)
 
 
-def change(data: st.DataObject, ground: Ground, number: int) -> None:
+def change(data: st.DataObject, ground: WorkingState, number: int) -> None:
     """As a plan does: a replica is to end, has gone, is to start, or a model gets what others leave."""
     kind = data.draw(st.sampled_from(["end", "drop", "start", "claim"]))
     of, at = (
@@ -68,27 +68,27 @@ def change(data: st.DataObject, ground: Ground, number: int) -> None:
         ground.drop(row) if kind == "drop" else ground.put(replace(row, desired=Desired.DRAIN))
 
 
-def answers(ground: Ground) -> list[object]:
+def answers(ground: WorkingState) -> list[object]:
     """All that placing a replica asks for."""
     found: list[object] = []
     for of in ground.state.models.values():
         for at in ground.state.nodes.values():
             now, soon = ask_now(ground, at, of), ask_soon(ground, at, of)
-            found += [lacks(now), lacks(soon), memory_after(now), memory_after(soon)]
+            found += [missing_resources(now), missing_resources(soon), memory_after(now), memory_after(soon)]
             found += [victims(soon), victims(soon, later=True), ground.once(settles_at, at)]
         found += [ground.live(of), ground.beyond_floor(of), pick_place(ground, of)]
     return found
 
 
-def anew(ground: Ground) -> Ground:
+def anew(ground: WorkingState) -> WorkingState:
     """One that has counted nothing yet."""
     seen: ClusterState = replace(ground.state, replicas=ground.replicas)
-    return Ground(seen, ground.now, ground.usage, ground.remembered, claims=list(ground.claims))
+    return WorkingState(seen, ground.now, ground.usage, ground.remembered, claims=list(ground.claims))
 
 
 @settings(deadline=None)
 @given(grounds(), st.data())
-def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(ground: Ground, data: st.DataObject) -> None:
+def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(ground: WorkingState, data: st.DataObject) -> None:
     assert answers(ground) == answers(anew(ground))
     for number in range(data.draw(st.integers(1, 5))):
         change(data, ground, number)
@@ -101,7 +101,7 @@ def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> N
     full = [node(at, capacity=Capacity(ram_bytes=5, ram_free_bytes=0)) for at in NODES]
     rows_of_a = [replica(f"a-{at}", loaded, node_id=at) for at in NODES]
     needs = {of.name: Requirement(ram_bytes=5) for of in (loaded, other)}
-    ground = Ground(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
+    ground = WorkingState(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
     assert victims(ask_soon(ground, full[0], other)) == (rows_of_a[0],)
     ground.put(replace(rows_of_a[1], desired=Desired.DRAIN))
     assert victims(ask_soon(ground, full[0], other)) is None

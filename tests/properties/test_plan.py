@@ -19,7 +19,7 @@ from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import NONE_BROKEN, plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
-from gateway.planner.reconcile import DRAINED_SECONDS, FORGET_AFTER_SECONDS, Limits
+from gateway.planner.reconcile import DRAINED_SECONDS, FORGET_AFTER_SECONDS, WatchdogLimits
 from gateway.planner.working_state import NEVER_USED, NONE_USED
 from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
@@ -162,7 +162,7 @@ def used_states(draw: st.DrawFn) -> tuple[ClusterState, Mapping[ReplicaId, Usage
 
 NUMBERS = count()
 unhurried = settings(deadline=None)
-LIMITS = Limits(scale_down_seconds=30)
+LIMITS = WatchdogLimits(scale_down_seconds=30)
 
 
 def decide(

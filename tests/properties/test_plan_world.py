@@ -7,7 +7,7 @@ from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
-from gateway.planner.reconcile import Limits
+from gateway.planner.reconcile import WatchdogLimits
 from tests.fakes.fleet import spec
 from tests.fakes.planned_world import PlannedWorld
 
@@ -33,7 +33,7 @@ def worlds(draw: st.DrawFn, *, floors: bool = False) -> PlannedWorld:
         for model in needs
     )
     nodes = draw(st.sampled_from([(N1,), (N1, N2)]))
-    limits = Limits(scale_down_seconds=draw(st.sampled_from([5.0, 60.0])))
+    limits = WatchdogLimits(scale_down_seconds=draw(st.sampled_from([5.0, 60.0])))
     return PlannedWorld(of, needs, dict.fromkeys(nodes, MEMORY), limits, lag=draw(st.integers(0, 5)))
 
 

@@ -16,7 +16,7 @@ from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Bulletin, Hold, Use
+from gateway.domain.peers import PeerState, PendingReason, Use
 from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity, Gpu, VramBudget
@@ -178,9 +178,9 @@ hellos = st.builds(
 )
 
 
-def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[Bulletin]:
+def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[PeerState]:
     return st.builds(
-        Bulletin,
+        PeerState,
         gateway_id=st.just(gateway_id),
         url=st.sampled_from(["", "http://one:8080"]),
         secret_fingerprint=st.sampled_from(["f1", "f2"]),
@@ -191,7 +191,7 @@ def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[Bulletin]:
             lambda rows: tuple(Demand(gateway_id, model, *rows[model]) for model in sorted(rows))
         ),
         progress=st.dictionaries(replica_ids, st.builds(Progress, amounts, amounts, maybe(seconds)), max_size=2),
-        waits=st.dictionaries(model_names, st.builds(Hold, st.just("no room"), st.booleans()), max_size=2),
+        waits=st.dictionaries(model_names, st.builds(PendingReason, st.just("no room"), st.booleans()), max_size=2),
         unsatisfiable=st.dictionaries(model_names, st.just("1 of 2"), max_size=2),
     )
 

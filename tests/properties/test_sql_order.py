@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.claim import Claim
+from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -23,12 +23,12 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import Candidate, build_view
 from gateway.registry import rows
 from gateway.registry.postgres import sql as sql
-from gateway.registry.postgres.pool import Connection, Transaction
+from gateway.registry.postgres.pool import Connection, PostgresTransaction
 from gateway.registry.postgres.reserve_slot import Picked, pick_aio
 from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
-from gateway.routing.load_tracker import NEVER, ReplicaUse
-from gateway.routing.picker import Standing, pick, standing_of
+from gateway.routing.load_tracker import NEVER, ReplicaLoad
+from gateway.routing.picker import Score, pick, score
 from tests.fakes.postgres_server import PostgresServer
 
 Row = Mapping[str, SqlValue]
@@ -40,7 +40,7 @@ UNKNOWN = ModelName("unknown")
 SPEC = ModelSpec(MODEL, "llama-cpp", "builtin:tiny")
 NOW = 100.0
 ASKING = GatewayId("asking")
-OURS = Claim(ASKING, MODEL)
+OURS = SlotRequest(ASKING, MODEL)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Fleet:
     nodes: Sequence[Row] = ()
     replicas: Sequence[Row] = ()
     gateways: Sequence[Row] = ()
-    claim: Claim = OURS
+    claim: SlotRequest = OURS
     """What the asking gateway says of itself."""
 
 
@@ -209,10 +209,10 @@ def gateways(draw: st.DrawFn, name: str, replica_ids: Sequence[str]) -> Row:
 
 
 @st.composite
-def claims(draw: st.DrawFn, replica_ids: Sequence[str]) -> Claim:
+def claims(draw: st.DrawFn, replica_ids: Sequence[str]) -> SlotRequest:
     ids = st.sampled_from([ReplicaId(each) for each in (*replica_ids, "forgotten")])
     few = st.lists(ids, max_size=2)
-    return Claim(
+    return SlotRequest(
         ASKING,
         MODEL,
         leases=draw(st.dictionaries(ids, counts)),
@@ -292,8 +292,8 @@ class Database:
             insert = f"INSERT INTO gateways ({', '.join(said)}) VALUES ({places})"
             await self._connection.execute(insert, *said.values())
 
-    def pick(self, claim: Claim) -> Picked | None:
-        return self._runner.run(pick_aio(claim, NOW, Transaction(self._connection)))
+    def pick(self, claim: SlotRequest) -> Picked | None:
+        return self._runner.run(pick_aio(claim, NOW, PostgresTransaction(self._connection)))
 
     def close(self) -> None:
         self._pool.terminate()
@@ -325,10 +325,10 @@ class Stored:
         candidates = self._candidates.get(model, ())
         return tuple(each for each in candidates if each.replica_id not in self._fleet.claim.excluded)
 
-    def use_of(self, replica_id: ReplicaId) -> ReplicaUse:
+    def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
         claim = self._fleet.claim
         used = [NOW - claim.unused_seconds[replica_id]] if replica_id in claim.unused_seconds else []
-        return ReplicaUse(
+        return ReplicaLoad(
             elsewhere=claim.leases.get(replica_id, 0) + sum(self._said("leases", replica_id)),
             last_used=max([*used, *self._said("uses", replica_id)], default=NEVER),
             full_until=NOW + 1 if replica_id in claim.full else NEVER,
@@ -343,10 +343,10 @@ class Stored:
             if type(value) is int or (column == "uses" and type(value) is float):
                 yield value if column == "uses" else max(value, 0)
 
-    def standings(self, model: ModelName) -> dict[ReplicaId, Standing]:
+    def standings(self, model: ModelName) -> dict[ReplicaId, Score]:
         """By candidate, chance left out: what stands alike is equally good."""
         return {
-            each.replica_id: standing_of(each, self.use_of(each.replica_id), NOW, Random(0))._replace(chance=0.0)
+            each.replica_id: score(each, self.use_of(each.replica_id), NOW, Random(0))._replace(chance=0.0)
             for each in self.candidates(model)
         }
 

@@ -8,7 +8,7 @@ import trio
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, EmbeddingInput, Generation, Origin, Piece, Sampling
+from gateway.domain.inference import Completion, Delta, EmbeddingInput, Generation, Origin, Sampling
 from gateway.routing.router import Router
 from tests.simulation.world import World
 
@@ -112,5 +112,5 @@ class Clients:
             self._world.object_to(f"{request} got {got!r} instead of {wanted!r}")
 
 
-def _words_of(item: Piece | Completion) -> list[str]:
+def _words_of(item: Delta | Completion) -> list[str]:
     return item.text.split()

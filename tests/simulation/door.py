@@ -12,7 +12,7 @@ import trio
 
 from gateway.domain.ids import GatewayId
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.registry.protocol import ControlWrite, Registry, RegistryError, RegistryStatistics
 from tests.simulation.fleet_registry import FleetRegistry
 from tests.simulation.registry import LATENCIES_SECONDS
@@ -33,7 +33,7 @@ class Door:
         self._registry = registry
         self.gateway_id = GatewayId("")
         """Whose door it is; set once that is known."""
-        self.published: Bulletin | None = None
+        self.published: PeerState | None = None
         """What the registry has of this gateway."""
         self.is_dead = False
         self.slow_until = LONG_AGO
@@ -118,7 +118,7 @@ class Door:
         changed: bool = await self._execute("apply", self._registry.apply_from, self.gateway_id, epoch, write)
         return changed
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Any:
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> Any:
         async def statement() -> Any:
             heard = await self._registry.exchange(bulletin, ttl_seconds)
             self.published = bulletin

@@ -5,9 +5,9 @@ from typing import Final
 import trio
 
 from gateway.domain.cluster import ClusterState
-from gateway.domain.peers import Bulletin, Heard
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.registry.store import After, Decision, Outcome, Scope
+from gateway.registry.store import After, Decision, Outcome, RowScope
 from tests.simulation.world import World
 
 LATENCIES_SECONDS: Final = (0.0, 0.005, 0.2)
@@ -29,12 +29,12 @@ class SimRegistry(MemoryRegistry):
         return await super().read_state()
 
     async def _transact(
-        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+        self, method: str, decide: Decision[After], scope: RowScope, epoch: int | None = None
     ) -> Outcome[After]:
         await self._travel()
         return await super()._transact(method, decide, scope, epoch)
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
         await self._travel()
         return await super().exchange(bulletin, ttl_seconds)
 

@@ -10,7 +10,7 @@ from gateway.domain.cluster import LoadFailure, NodeStatus
 from gateway.domain.errors import InsufficientCapacity, ModelLoadFailed, ModelLoading, ModelNotFound, NoNode, Overloaded
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.routing.lease import Lease
 from tests.fakes.fleet import MODEL, node, replica, spec, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
@@ -396,7 +396,7 @@ async def test_a_replica_that_only_others_fill_is_asked_when_none_is_free(
 async def test_a_replica_that_would_not_refuse_is_not_put_to_that_test(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench(replica("a", parallel=1))
     [candidate] = bench.view.candidates[MODEL]
-    bench.view = RoutingView(bench.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
+    bench.view = FleetView(bench.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
     bench.loads.use_of(candidate.replica_id).elsewhere = 1
     with pytest.raises(Overloaded):
         await bench.lease()

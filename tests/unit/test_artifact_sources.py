@@ -10,8 +10,8 @@ from trio.testing import MockClock
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewayFiles
-from gateway.worker.artifacts.progress import TELL_SECONDS, Progress
+from gateway.worker.artifacts.gateway_source import GatewaySource
+from gateway.worker.artifacts.progress import TELL_SECONDS, DownloadProgress
 from gateway.worker.artifacts.reference import Hub
 from gateway.worker.artifacts.store import ArtifactStore
 from tests.fakes.fetching import patient_clock, sha256_of
@@ -76,7 +76,7 @@ async def test_keeping_a_reference_that_is_none_is_no_error(tmp_path: Path) -> N
 
 async def test_a_file_that_only_the_gateway_has_is_fetched_from_there(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(FILE) as server:
-        gateway = GatewayFiles()
+        gateway = GatewaySource()
         gateway.point_at(server.origin + "/", {"authorization": "Bearer c", "x-gateway-node": "n"})
         store = ArtifactStore(tmp_path, gateway=gateway)
         artifact = await store.fetch(replace(SPEC, sha256=RIGHT.upper()))
@@ -90,28 +90,28 @@ async def test_a_file_that_only_the_gateway_has_is_fetched_from_there(tmp_path: 
 
 async def test_a_file_that_is_here_is_used_where_it_lies(tmp_path: Path) -> None:
     (tmp_path / "weights.gguf").write_bytes(FILE)
-    artifact = await ArtifactStore(tmp_path, gateway=GatewayFiles()).fetch(SPEC)
+    artifact = await ArtifactStore(tmp_path, gateway=GatewaySource()).fetch(SPEC)
     assert artifact.path == tmp_path / "weights.gguf"
 
 
 async def test_l23_without_a_hash_the_error_says_what_would_help(tmp_path: Path) -> None:
     spec = replace(SPEC, sha256=None)
     with pytest.raises(ArtifactError, match="does not exist; with sha256 set, this worker fetches it from its gateway"):
-        await ArtifactStore(tmp_path, gateway=GatewayFiles()).fetch(spec)
+        await ArtifactStore(tmp_path, gateway=GatewaySource()).fetch(spec)
     with pytest.raises(ArtifactError, match=r"does not exist$"):
         await ArtifactStore(tmp_path).fetch(spec)
 
 
 async def test_a_gateway_sends_nobody_elsewhere(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(FILE, Turn(status=302, headers={"location": "/other"})) as server:
-        gateway = GatewayFiles()
+        gateway = GatewaySource()
         gateway.point_at(server.origin, {})
         with pytest.raises(ArtifactError, match="redirects more than 0 times"):
             await ArtifactStore(tmp_path, gateway=gateway).fetch(SPEC)
 
 
 async def test_the_next_gateway_goes_on_where_the_last_one_ended(tmp_path: Path, clock: MockClock) -> None:
-    gateway = GatewayFiles()
+    gateway = GatewaySource()
     async with open_file_server(FILE) as second, open_file_server(FILE, Turn(stall_after=300)) as first:
         gateway.point_at(first.origin, {})
         async with trio.open_nursery() as nursery:
@@ -122,14 +122,14 @@ async def test_the_next_gateway_goes_on_where_the_last_one_ended(tmp_path: Path,
 
 
 def test_a_credential_is_not_shown() -> None:
-    gateway = GatewayFiles()
+    gateway = GatewaySource()
     gateway.point_at("http://g", {"authorization": "Bearer secret"})
     assert "secret" not in repr(gateway) + repr(gateway.source(RIGHT))
 
 
 async def test_progress_is_told_at_once_and_then_seldom(autojump_clock: MockClock) -> None:
     told: list[tuple[int, int | None]] = []
-    progress = Progress(lambda done, total: told.append((done, total)))
+    progress = DownloadProgress(lambda done, total: told.append((done, total)))
     for done in range(1000):
         progress(done, 1000)
         await trio.sleep(TELL_SECONDS / 100)

@@ -3,19 +3,19 @@
 from collections.abc import Iterable
 
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.domain.peers import Audience, Bulletin, Heard, audience
+from gateway.domain.peers import Audience, PeerState, PeerStates, audience
 
 R = ReplicaId("r")
-OWN = Bulletin(GatewayId("own"), "http://own")
+OWN = PeerState(GatewayId("own"), "http://own")
 
 
-def said(name: str, seen_version: int, *, url: str = "", leases: Iterable[ReplicaId] = ()) -> Bulletin:
-    return Bulletin(GatewayId(name), url or f"http://{name}", "", seen_version, leases=dict.fromkeys(leases, 1))
+def said(name: str, seen_version: int, *, url: str = "", leases: Iterable[ReplicaId] = ()) -> PeerState:
+    return PeerState(GatewayId(name), url or f"http://{name}", "", seen_version, leases=dict.fromkeys(leases, 1))
 
 
-def of(*others: Bulletin, silent: Iterable[Bulletin] = ()) -> Audience:
+def of(*others: PeerState, silent: Iterable[PeerState] = ()) -> Audience:
     by_id = {each.gateway_id: each for each in others}
-    return audience(OWN, 9, Heard(0.0, 9, by_id, {each.gateway_id: each for each in silent}))
+    return audience(OWN, 9, PeerStates(0.0, 9, by_id, {each.gateway_id: each for each in silent}))
 
 
 def test_it_knows_what_the_last_one_of_those_that_live_knows() -> None:
@@ -39,5 +39,5 @@ def test_whoever_has_a_successor_at_its_address_has_ended() -> None:
 
 
 def test_nobody_takes_the_place_of_one_without_an_address() -> None:
-    homeless = Bulletin(GatewayId("b"), seen_version=5)
-    assert of(Bulletin(GatewayId("c"), seen_version=9), silent=[homeless]) == Audience(5)
+    homeless = PeerState(GatewayId("b"), seen_version=5)
+    assert of(PeerState(GatewayId("c"), seen_version=9), silent=[homeless]) == Audience(5)

@@ -8,7 +8,7 @@ import trio.testing
 from structlog.testing import capture_logs
 
 from gateway import bridge as border
-from gateway.bridge import CancelledByAsyncio, Inlet, Outlet, open_bridge
+from gateway.bridge import AioReceiver, AioSender, CancelledByAsyncio, open_bridge
 
 
 async def test_run_returns_what_the_function_returns() -> None:
@@ -115,7 +115,7 @@ async def test_a_function_that_does_not_obey_is_left_behind(autojump_clock: trio
 
 async def test_the_outlet_hands_over_and_waits_only_for_a_full_channel() -> None:
     send, receive = trio.open_memory_channel[int](2)
-    outlet = Outlet(send)
+    outlet = AioSender(send)
     put: list[int] = []
 
     async def work() -> None:
@@ -133,7 +133,7 @@ async def test_a_cancel_in_the_moment_in_which_an_item_is_taken_is_not_lost(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     send, receive = trio.open_memory_channel[int](0)
-    outlet = Outlet(send)
+    outlet = AioSender(send)
 
     async def work() -> None:
         while True:
@@ -162,7 +162,7 @@ async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
 
 async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_end() -> None:
     send, receive = trio.open_memory_channel[int](2)
-    inlet = Inlet(receive)
+    inlet = AioReceiver(receive)
     taken: list[int] = []
 
     async def work() -> None:
@@ -186,7 +186,7 @@ async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_
 
 async def test_a_cancel_ends_a_wait_at_the_inlet() -> None:
     send, receive = trio.open_memory_channel[int](0)
-    inlet = Inlet(receive)
+    inlet = AioReceiver(receive)
 
     async def work() -> None:
         try:

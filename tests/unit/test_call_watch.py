@@ -14,9 +14,9 @@ from gateway.backends.protocol import Target
 from gateway.domain.cluster import Replica
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ReplicaId
-from gateway.domain.inference import Completion, Piece
+from gateway.domain.inference import Completion, Delta
 from gateway.domain.probe import ProbeOutcome
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.routing.call_watch import CallWatch
 from gateway.routing.silence import FOREIGN_HUNG_SECONDS, FOREIGN_HUNG_SECONDS_MAX, LOOK_SECONDS_MAX, Patience
 from tests.fakes.backends import DONE
@@ -47,7 +47,7 @@ class Bench:
     def falls_silent(self, replica_id: ReplicaId) -> trio.Event:
         """Its calls wait from now on; until the event is set, if they still do."""
         wakes = trio.Event()
-        self.routing.backends.script(replica_id, wakes, Piece("late"), DONE)
+        self.routing.backends.script(replica_id, wakes, Delta("late"), DONE)
         return wakes
 
     async def wait_for(self, look: Callable[[], object], seconds: float) -> None:
@@ -82,12 +82,12 @@ def _replica(replica_id: ReplicaId, slot: int, parallel: int) -> Replica:
     return replace(replica(replica_id, slot=slot), parallel=parallel)
 
 
-def _of_kind(shown: RoutingView, *, refuses: bool) -> RoutingView:
+def _of_kind(shown: FleetView, *, refuses: bool) -> FleetView:
     changed = {
         model: tuple(replace(each, refuses_when_full=refuses) for each in several)
         for model, several in shown.candidates.items()
     }
-    return RoutingView(shown.state, changed)
+    return FleetView(shown.state, changed)
 
 
 async def _take_time(routing: RoutingBench) -> None:
@@ -144,8 +144,8 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_machine_has_v
     autojump_clock: MockClock,
 ) -> None:
     async with open_bench(A, B) as bench, trio.open_nursery() as nursery:
-        bench.routing.backends.script(A, Piece("one"), trio.Event(), DONE)
-        bench.routing.backends.script(B, Piece("one"), trio.Event(), DONE)
+        bench.routing.backends.script(A, Delta("one"), trio.Event(), DONE)
+        bench.routing.backends.script(B, Delta("one"), trio.Event(), DONE)
         bench.says(A, ProbeOutcome.UNREACHABLE)
         bench.says(B, ProbeOutcome.UNREACHABLE)
         bench.routing.probes.note_alive(A)
@@ -162,7 +162,7 @@ async def test_a_client_that_reads_slowly_keeps_no_lease_on_a_machine_that_has_v
 ) -> None:
     """Another request waits there, and shows that the machine is gone; the slow one is told when it reads on."""
     async with open_bench(A) as bench, trio.open_nursery() as nursery:
-        bench.routing.backends.script(A, Piece("one"), trio.Event(), Piece("two"), DONE)
+        bench.routing.backends.script(A, Delta("one"), trio.Event(), Delta("two"), DONE)
         async with bench.routing.router.open_stream(generation(), ORIGIN) as slow:
             await slow.receive_batch()
             bench.falls_silent(A)
@@ -328,7 +328,7 @@ async def test_h12_a_stream_that_flows_is_never_ended(autojump_clock: MockClock,
     """Nor are others of the same replica."""
     async with open_bench(A) as bench, trio.open_nursery() as nursery:
         pieces = [trio.Event() for _ in range(40)]
-        items = [item for event in pieces for item in (event, Piece("x"))]
+        items = [item for event in pieces for item in (event, Delta("x"))]
         bench.routing.backends.script(A, *items, DONE)
         ends = Ends(bench.routing)
         nursery.start_soon(ends.stream)
@@ -368,7 +368,7 @@ async def test_a_client_that_reads_slowly_is_no_silence_of_the_backend(autojump_
         async with bench.routing.router.open_stream(generation(), ORIGIN) as stream:
             await trio.sleep(600)
             batch = await stream.receive_batch()
-        assert batch == [Piece("hello"), DONE]
+        assert batch == [Delta("hello"), DONE]
 
 
 # Those who come after

@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from gateway.cli import main
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.estimate import estimate
 from gateway.gguf.files import read_model
 from tests.fakes.gguf_models import Shape, write_model
@@ -23,7 +23,7 @@ def model(tmp_path: Path) -> Path:
 def test_a_table_for_people(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", str(model), "--context", "1024", "--parallel", "2", "--gpu-layers", "1"]) == 0
     text = capsys.readouterr().out
-    total = estimate(read_model(model), Use(1024, 2)).total_bytes / 2**20
+    total = estimate(read_model(model), LoadSettings(1024, 2)).total_bytes / 2**20
     assert f"total without a GPU       {total:.1f} MiB" in text
     assert "cache of 2 x 1024 tokens" in text
     assert "GPU, with 1 of 3 layers" in text

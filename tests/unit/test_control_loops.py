@@ -9,9 +9,9 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Target
-from gateway.control.failure_reporter import Complaints
+from gateway.control.failure_reporter import FailureReporter
 from gateway.control.load_requests import Waiting
-from gateway.control.peers.sync import FleetExchange
+from gateway.control.peers.sync import PeerSync
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import node_session
 from gateway.control.sessions.log_streams import CHUNKS_MAX
@@ -21,12 +21,12 @@ from gateway.domain.cluster import ClusterState, Demand, NodeStatus
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
-from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
+from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import (
     DesiredSet,
     EndTail,
@@ -58,8 +58,8 @@ class Control:
 
     registry: MemoryRegistry
     reconciler: Reconciler
-    exchange: FleetExchange
-    views: SnapshotStore[RoutingView]
+    exchange: PeerSync
+    views: SnapshotStore[FleetView]
     from_gateway: trio.MemoryReceiveChannel[ToWorker]
     to_gateway: trio.MemorySendChannel[FromWorker]
     session: trio.CancelScope
@@ -102,11 +102,11 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     registry = MemoryRegistry(trio.current_time)
     await registry.declare_models(specs or [spec()])
     await registry.register_node(REGISTRATION)
-    views: SnapshotStore[RoutingView] = SnapshotStore(EMPTY_VIEW)
+    views: SnapshotStore[FleetView] = SnapshotStore(EMPTY_VIEW)
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](8)
     waiting: dict[ModelName, Waiting] = {}
-    complaints = Complaints(registry)
+    complaints = FailureReporter(registry)
     outcomes: dict[ReplicaId, ProbeOutcome] = {}
     probed: list[Target] = []
 
@@ -162,20 +162,18 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
         nursery.cancel_scope.cancel()
 
 
-def open_exchange(
-    registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting], reconciler: Reconciler
-) -> FleetExchange:
+def open_exchange(registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting], reconciler: Reconciler) -> PeerSync:
     """Says what waits, and has the planner look."""
 
-    def with_demand(last: Bulletin, _has_peers: bool) -> Bulletin:
+    def with_demand(last: PeerState, _has_peers: bool) -> PeerState:
         rows = tuple(Demand(GATEWAY, model, each.waiting, 0.0) for model, each in waiting.items())
         if rows != last.demand:
             reconciler.wake.set()
         return replace(last, demand=rows)
 
-    return FleetExchange(
+    return PeerSync(
         registry,
-        Bulletin(GATEWAY),
+        PeerState(GATEWAY),
         interval_seconds=0.02,
         ttl_seconds=15,
         fast=with_demand,
@@ -185,7 +183,7 @@ def open_exchange(
     )
 
 
-async def _wake_on_change(views: SnapshotStore[RoutingView], reconciler: Reconciler) -> None:
+async def _wake_on_change(views: SnapshotStore[FleetView], reconciler: Reconciler) -> None:
     view = views.current
     while True:
         view = await views.wait_change(view)
@@ -320,7 +318,7 @@ async def test_a_session_says_nothing_before_its_view_shows_that_it_has_begun(
     registry = MemoryRegistry(trio.current_time)
     await registry.register_node(REGISTRATION)
     await registry.join_node(HELLO, GatewayId("before"))
-    views: SnapshotStore[RoutingView] = SnapshotStore(build_view(await registry.read_state()))
+    views: SnapshotStore[FleetView] = SnapshotStore(build_view(await registry.read_state()))
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
     _, from_worker = trio.open_memory_channel[FromWorker](8)
     settings = SessionSettings(

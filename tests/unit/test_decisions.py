@@ -13,7 +13,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import Candidate
 from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, consider, describe, describe_candidates
-from gateway.routing.load_tracker import ReplicaUse
+from gateway.routing.load_tracker import ReplicaLoad
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench
@@ -27,7 +27,7 @@ def candidate(name: str, *, slots: int = 4, vram: int | None = None) -> Candidat
     return fleet.candidates[MODEL][0]
 
 
-def verdict(loser: ReplicaUse, winner: ReplicaUse, *, vram: int | None = None, policy: Policy | None = None) -> str:
+def verdict(loser: ReplicaLoad, winner: ReplicaLoad, *, vram: int | None = None, policy: Policy | None = None) -> str:
     """What is said of `b`, which lost against `a`."""
     chosen, other = candidate("a", vram=8), candidate("b", vram=vram)
     uses = {A: winner, B: loser}
@@ -38,8 +38,8 @@ def verdict(loser: ReplicaUse, winner: ReplicaUse, *, vram: int | None = None, p
     return str(second["verdict"])
 
 
-def used(*, leases: int = 0, **fields: Any) -> ReplicaUse:
-    return ReplicaUse(elsewhere=leases, **fields)
+def used(*, leases: int = 0, **fields: Any) -> ReplicaLoad:
+    return ReplicaLoad(elsewhere=leases, **fields)
 
 
 def test_every_way_to_lose_has_its_words() -> None:

@@ -6,7 +6,7 @@ import pytest
 from trio.testing import MockClock
 
 from gateway.api.http.auth import Role
-from gateway.api.http.http_app import Door
+from gateway.api.http.http_app import Endpoint
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Registration
 from gateway.transport.credentials import BOOT, NODE, node_credential
@@ -97,11 +97,11 @@ EXPECTED: Final = {
 """Written down a second time on purpose: a route that is new, or whose role has changed, has to be meant."""
 
 
-def name_of(door: Door) -> str:
+def name_of(door: Endpoint) -> str:
     return f"{door.method} {door.path}"
 
 
-async def knock(front: Front, door: Door, kind: str) -> AsgiRequest:
+async def knock(front: Front, door: Endpoint, kind: str) -> AsgiRequest:
     front.tails.ready = ()
     await front.registry.register_node(Registration("n1", BOOT_ID, NODE_ID))
     await front.look()
@@ -127,7 +127,7 @@ def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
-async def test_a11_what_a_credential_finds_at_a_door(door: Door, kind: str, autojump_clock: MockClock) -> None:
+async def test_a11_what_a_credential_finds_at_a_door(door: Endpoint, kind: str, autojump_clock: MockClock) -> None:
     request = await knock(Front(), door, kind)
     refusal = OUTCOMES[door.role][kind]
     if refusal is OPEN:
@@ -141,7 +141,7 @@ async def test_a11_what_a_credential_finds_at_a_door(door: Door, kind: str, auto
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
 async def test_a11_without_a_join_token_no_credential_joins(kind: str) -> None:
-    register = Door("POST", "/api/node/register", Role.JOIN)
+    register = Endpoint("POST", "/api/node/register", Role.JOIN)
     request = await knock(Front(join_token=None), register, kind)
     assert (request.status, code_of(request)) == (403, "join_disabled")
 
@@ -151,7 +151,7 @@ async def test_a11_without_a_join_token_no_credential_joins(kind: str) -> None:
     "path", ["/api/nothing", "/api/node", "/api/node/register/", "/api/nodes/x/y", "/api/replicas/x/y/z"]
 )
 async def test_a11_what_is_not_there_below_api_is_for_admins(path: str, kind: str) -> None:
-    request = await knock(Front(), Door("GET", path, Role.ADMIN), kind)
+    request = await knock(Front(), Endpoint("GET", path, Role.ADMIN), kind)
     assert (request.status, code_of(request)) == (OUTCOMES[Role.ADMIN][kind] or (404, "not_found"))
 
 

@@ -10,7 +10,7 @@ import trio.testing
 from gateway.backends.protocol import Refused, Target
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.routing.peer_fairness import DEAF_SECONDS, Elders, Line
+from gateway.routing.peer_fairness import DEAF_SECONDS, RemoteQueue, SlotDeferral
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica
@@ -21,8 +21,8 @@ OTHER = GatewayId("other")
 YIELD = LIMITS.yield_seconds
 
 
-def line(since: float, waiting: int = 1, gateway_id: GatewayId = OTHER, model: ModelName = MODEL) -> Line:
-    return Line(gateway_id, model, waiting, since, since)
+def line(since: float, waiting: int = 1, gateway_id: GatewayId = OTHER, model: ModelName = MODEL) -> RemoteQueue:
+    return RemoteQueue(gateway_id, model, waiting, since, since)
 
 
 def slots(count: int) -> RoutingBench:
@@ -260,7 +260,7 @@ async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_t
 
 
 def test_nothing_is_left_to_nobody() -> None:
-    elders = Elders(YIELD)
+    elders = SlotDeferral(YIELD)
     elders.hear([line(since=0.0)], now=1.0)
     elders.note_free(MODEL, 1, free=1, now=1.0)
     assert elders.leaves_some(MODEL)

@@ -10,7 +10,7 @@ import pytest
 from gateway.backends.metadata import REFUSED, REFUSED_FULL
 from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.errors import CallError
-from gateway.engines.llama_cpp.generation import BUFFERED_CHUNKS_MAX, Generation, Sink
+from gateway.engines.llama_cpp.generation import BUFFERED_CHUNKS_MAX, RunningGeneration, Sink
 from gateway.engines.llama_cpp.slots import Slots
 from tests.fakes.plain_asyncio import run_asyncio
 
@@ -30,7 +30,7 @@ def counting(total: int) -> Callable[[Sink], None]:
     return run
 
 
-async def drain(generation: Generation, texts: list[str] | None = None) -> list[str]:
+async def drain(generation: RunningGeneration, texts: list[str] | None = None) -> list[str]:
     texts = [] if texts is None else texts
     while chunks := await generation.next_chunks():
         texts += [chunk.text for chunk in chunks]
@@ -39,7 +39,7 @@ async def drain(generation: Generation, texts: list[str] | None = None) -> list[
 
 def test_every_chunk_arrives_in_order_though_the_buffer_overflows() -> None:
     async def main() -> list[str]:
-        return await drain(Generation(Slots(1), counting(3 * BUFFERED_CHUNKS_MAX), read))
+        return await drain(RunningGeneration(Slots(1), counting(3 * BUFFERED_CHUNKS_MAX), read))
 
     assert run_asyncio(main()) == [str(number) for number in range(3 * BUFFERED_CHUNKS_MAX)]
 
@@ -57,7 +57,7 @@ def test_a_client_that_does_not_read_stops_the_thread_and_not_its_cancelling() -
 
     async def main() -> None:
         slots = Slots(1)
-        generation = Generation(slots, run, read)
+        generation = RunningGeneration(slots, run, read)
         await asyncio.to_thread(buffer_full.wait)
         generation.cancel()
         await slots.wait_idle()
@@ -70,7 +70,7 @@ def test_who_sees_the_end_finds_the_slot_free() -> None:
     async def main() -> None:
         slots = Slots(1)
         for _ in range(200):
-            await drain(Generation(slots, counting(3), read))
+            await drain(RunningGeneration(slots, counting(3), read))
 
     run_asyncio(main())
 
@@ -83,13 +83,13 @@ def test_all_slots_taken_is_a_refusal_at_once() -> None:
         def wait(_: Sink) -> None:
             leave.wait()
 
-        first = Generation(slots, wait, read)
+        first = RunningGeneration(slots, wait, read)
         with pytest.raises(CallError) as caught:
-            Generation(slots, counting(1), read)
+            RunningGeneration(slots, counting(1), read)
         assert caught.value.trailers == {REFUSED: REFUSED_FULL}
         leave.set()
         assert await drain(first) == []
-        assert await drain(Generation(slots, counting(1), read)) == ["0"]
+        assert await drain(RunningGeneration(slots, counting(1), read)) == ["0"]
 
     run_asyncio(main())
 
@@ -102,7 +102,7 @@ def test_what_a_callback_raises_is_not_lost_and_comes_after_the_text_before_it()
 
     async def main() -> None:
         slots = Slots(1)
-        generation = Generation(slots, counting(5), fragile)
+        generation = RunningGeneration(slots, counting(5), fragile)
         texts: list[str] = []
         with pytest.raises(KeyError, match="2"):
             await drain(generation, texts)
@@ -118,7 +118,7 @@ def test_what_llama_raises_is_raised() -> None:
         raise RuntimeError("boom")
 
     async def main() -> None:
-        generation = Generation(Slots(1), run, read)
+        generation = RunningGeneration(Slots(1), run, read)
         with pytest.raises(RuntimeError, match="boom"):
             await drain(generation)
 

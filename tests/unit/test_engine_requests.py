@@ -14,9 +14,9 @@ from gateway.engines.llama_cpp.requests import (
     embedding_input,
     generation_request,
 )
-from gateway.engines.llama_cpp.sampling import Limits
+from gateway.engines.llama_cpp.sampling import SamplingLimits
 
-LIMITS = Limits(context_tokens=1024, vocabulary_size=100)
+LIMITS = SamplingLimits(context_tokens=1024, vocabulary_size=100)
 NOTHING_SET = {SAMPLING_KEY: "{}"}
 
 

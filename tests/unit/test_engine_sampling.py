@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CallError
-from gateway.engines.llama_cpp.sampling import READERS, SEED_RANDOM, Limits, sampling_body
+from gateway.engines.llama_cpp.sampling import READERS, SEED_RANDOM, SamplingLimits, sampling_body
 
-LIMITS = Limits(context_tokens=1024, vocabulary_size=100)
+LIMITS = SamplingLimits(context_tokens=1024, vocabulary_size=100)
 
 
 def explicit(parameters: Mapping[str, Any]) -> dict[str, Any]:

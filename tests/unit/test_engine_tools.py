@@ -8,10 +8,10 @@ from grpclib.const import Status
 
 from gateway.backends.metadata import ERROR_PARAM
 from gateway.engines.llama_cpp.errors import CallError
-from gateway.engines.llama_cpp.sampling import Limits
+from gateway.engines.llama_cpp.sampling import SamplingLimits
 from gateway.engines.llama_cpp.tools import tools_body
 
-LIMITS = Limits(context_tokens=1024, vocabulary_size=100)
+LIMITS = SamplingLimits(context_tokens=1024, vocabulary_size=100)
 F, G = ({"type": "function", "function": {"name": name}} for name in "fg")
 BOTH = json.dumps([F, G])
 NAMED_G = '{"type": "function", "function": {"name": "g"}}'

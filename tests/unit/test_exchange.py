@@ -9,10 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.peers.sync import QUIET_FACTOR, FleetExchange
+from gateway.control.peers.sync import QUIET_FACTOR, PeerSync
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import Bulletin, Heard
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 
@@ -29,7 +29,7 @@ class CountingRegistry(MemoryRegistry):
         self.away = False
         self.hangs = False
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
         self.exchanges[bulletin.gateway_id] += 1
         if self.hangs:
             await trio.sleep_forever()
@@ -44,13 +44,13 @@ class Member:
     gateway_id: GatewayId
     leases: dict[ReplicaId, int] = field(default_factory=dict)
     demand: tuple[Demand, ...] = ()
-    heard: list[Heard] = field(default_factory=list)
+    heard: list[PeerStates] = field(default_factory=list)
     cut_off_at: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.exchange = FleetExchange(
+        self.exchange = PeerSync(
             self.registry,
-            Bulletin(self.gateway_id),
+            PeerState(self.gateway_id),
             INTERVAL,
             TTL,
             fast=lambda last, has_peers: replace(last, leases=self.leases if has_peers else {}, demand=self.demand),
@@ -156,7 +156,7 @@ async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: 
         await trio.sleep(60)
         [cut_off_at] = one.cut_off_at
         assert TTL - 0.1 <= cut_off_at - since <= TTL + 1.1
-        assert one.exchange.heard.others == {TWO: Bulletin(TWO, "http://here")}
+        assert one.exchange.heard.others == {TWO: PeerState(TWO, "http://here")}
         one.registry.away = False
         await trio.sleep(1.1)
         assert is_connected(one)

@@ -13,7 +13,7 @@ from gateway.worker.artifacts import cache as cache_module
 from gateway.worker.artifacts.disk_space import Disk
 from gateway.worker.artifacts.download import FAILURES_MAX, SILENCE_SECONDS
 from gateway.worker.artifacts.errors import ArtifactError, Interrupted
-from gateway.worker.artifacts.partial_file import Part
+from gateway.worker.artifacts.partial_file import PartialFile
 from gateway.worker.artifacts.source import Source
 from tests.fakes.fetching import GIB, NAME, Fetching, patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server, redirect_to
@@ -137,7 +137,7 @@ async def test_a_hash_that_stays_wrong_is_an_error_and_leaves_nothing(tmp_path: 
 
 async def test_after_a_resume_the_whole_file_is_hashed(tmp_path: Path, clock: MockClock) -> None:
     """A part of another time, with the right etag and a flipped byte."""
-    part = Part.try_open(tmp_path / NAME)
+    part = PartialFile.try_open(tmp_path / NAME)
     assert part is not None
     part.begin('"v1"', len(FILE))
     part.append(b"X" + FILE[1:1000])
@@ -148,7 +148,7 @@ async def test_after_a_resume_the_whole_file_is_hashed(tmp_path: Path, clock: Mo
 
 
 async def test_a_part_that_is_whole_already_is_not_asked_for(tmp_path: Path, clock: MockClock) -> None:
-    part = Part.try_open(tmp_path / NAME)
+    part = PartialFile.try_open(tmp_path / NAME)
     assert part is not None
     part.begin('"v1"', len(FILE))
     part.append(FILE)
@@ -226,7 +226,7 @@ async def test_a_cancel_leaves_the_part_for_later(tmp_path: Path, clock: MockClo
 
 
 async def test_another_process_that_fetches_it_is_waited_for(tmp_path: Path, clock: MockClock) -> None:
-    part = Part.try_open(tmp_path / NAME)
+    part = PartialFile.try_open(tmp_path / NAME)
     assert part is not None
     async with open_file_server(FILE) as server, trio.open_nursery() as nursery:
         fetching = Fetching(tmp_path, server)
@@ -241,7 +241,7 @@ async def test_another_process_that_fetches_it_is_waited_for(tmp_path: Path, clo
 
 
 async def test_another_process_that_dies_is_taken_over_from(tmp_path: Path, clock: MockClock) -> None:
-    part = Part.try_open(tmp_path / NAME)
+    part = PartialFile.try_open(tmp_path / NAME)
     assert part is not None
     part.begin('"v1"', len(FILE))
     part.append(FILE[:1000])
@@ -347,10 +347,10 @@ async def test_a_source_that_is_not_known_yet_is_waited_for(tmp_path: Path, cloc
 async def test_what_can_not_be_written_is_said(
     tmp_path: Path, clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(_part: Part, _data: bytes) -> None:
+    def full(_part: PartialFile, _data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Part, "append", full)
+    monkeypatch.setattr(PartialFile, "append", full)
     async with open_file_server(FILE) as server:
         with pytest.raises(ArtifactError, match=r"could not be written to .*: No space left on device"):
             await Fetching(tmp_path, server).fetch()
@@ -394,7 +394,7 @@ def test_a_part_that_was_removed_while_it_was_being_locked_is_not_written(
         real(descriptor, operation)
 
     monkeypatch.setattr(fcntl, "flock", lock)
-    part = Part.try_open(tmp_path / NAME)
+    part = PartialFile.try_open(tmp_path / NAME)
     assert part is not None
     part.append(b"x")
     assert part.path.read_bytes() == b"x"

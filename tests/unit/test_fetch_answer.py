@@ -7,7 +7,7 @@ from gateway.worker.artifacts.http_answer import (
     Asked,
     Body,
     Complete,
-    Refused,
+    HttpRefused,
     StartOver,
     TryAgain,
     read_answer,
@@ -42,7 +42,7 @@ def test_a_weak_etag_does_not_name_the_bytes() -> None:
 
 
 def test_a_file_whose_end_can_not_be_told_needs_a_hash() -> None:
-    assert isinstance(read_answer(200, {}, Asked()), Refused)
+    assert isinstance(read_answer(200, {}, Asked()), HttpRefused)
     assert read_answer(200, {}, Asked(has_digest=True)) == Body(0, None, None)
 
 
@@ -76,7 +76,7 @@ def test_a_part_that_nobody_asked_for_is_none() -> None:
 def test_an_encoded_file_is_refused(status: int) -> None:
     headers = {"content-encoding": "gzip", "content-length": "9", "content-range": "bytes 40-99/100"}
     answer = read_answer(status, headers, PART)
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, HttpRefused)
     assert "gzip" in answer.reason
 
 
@@ -86,7 +86,7 @@ def test_no_more_than_what_is_here() -> None:
     assert isinstance(read_answer(416, {"content-range": "bytes */99"}, whole), StartOver)
     assert isinstance(read_answer(416, {"content-range": "bytes */40"}, PART), StartOver)
     assert isinstance(read_answer(416, {}, whole), StartOver)
-    assert isinstance(read_answer(416, {}, Asked()), Refused)
+    assert isinstance(read_answer(416, {}, Asked()), HttpRefused)
 
 
 @pytest.mark.parametrize("status", [408, 425, 429, 500, 502, 503, 504])
@@ -103,5 +103,5 @@ def test_how_long_to_wait_is_bounded(said: str, seconds: float | None) -> None:
 @pytest.mark.parametrize("status", [204, 304, 400, 401, 403, 404, 410, 451])
 def test_what_stays_so_is_refused_with_its_status(status: int) -> None:
     answer = read_answer(status, {}, Asked())
-    assert isinstance(answer, Refused)
+    assert isinstance(answer, HttpRefused)
     assert str(status) in answer.reason

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from gateway.worker.artifacts.disk_space import CachedFile, Disk, RoomPlan, describe_shortage, plan_room
+from gateway.worker.artifacts.disk_space import CachedFile, Disk, DiskPlan, describe_shortage, plan_disk_space
 
 GIB = 2**30
 WIDE = Disk(1000 * GIB, 900 * GIB)
@@ -16,13 +16,13 @@ OLD, NEW, HELD = cached("old", 10, 1), cached("new", 10, 2), cached("held", 10, 
 ALL = (NEW, HELD, OLD)
 
 
-def plan(need: int, disk: Disk = WIDE, *, promised: int = 0, cache_max: int | None = None) -> RoomPlan:
+def plan(need: int, disk: Disk = WIDE, *, promised: int = 0, cache_max: int | None = None) -> DiskPlan:
     bound = None if cache_max is None else cache_max * GIB
-    return plan_room(need * GIB, ALL, disk, promised_bytes=promised * GIB, cache_bytes_max=bound)
+    return plan_disk_space(need * GIB, ALL, disk, promised_bytes=promised * GIB, cache_bytes_max=bound)
 
 
 def test_with_room_nothing_goes() -> None:
-    assert plan(10) == plan(10, cache_max=40) == RoomPlan((), None)
+    assert plan(10) == plan(10, cache_max=40) == DiskPlan((), None)
 
 
 def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
@@ -37,9 +37,9 @@ def test_what_is_in_use_stays() -> None:
 
 
 def test_p1_some_of_the_disk_stays_free() -> None:
-    assert plan(50, Disk(1000 * GIB, 100 * GIB)) == RoomPlan((), None)
+    assert plan(50, Disk(1000 * GIB, 100 * GIB)) == DiskPlan((), None)
     assert plan(51, Disk(1000 * GIB, 100 * GIB)).remove == (OLD,)
-    assert plan(0, Disk(10 * GIB, GIB)) == RoomPlan((), None)
+    assert plan(0, Disk(10 * GIB, GIB)) == DiskPlan((), None)
     assert plan(0, Disk(10 * GIB, GIB - 1)).remove == (OLD,)
 
 
@@ -53,6 +53,6 @@ def test_p1_the_error_has_the_numbers() -> None:
 
 def test_p1_what_other_downloads_still_need_is_taken() -> None:
     disk = Disk(1000 * GIB, 100 * GIB)
-    assert plan(30, disk, promised=20) == RoomPlan((), None)
+    assert plan(30, disk, promised=20) == DiskPlan((), None)
     assert plan(30, disk, promised=21).remove == (OLD,)
     assert "beside the 21.00 GiB" in describe_shortage(1, "x", promised_bytes=21 * GIB)

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 from gateway.domain.special_addresses import is_public
 from gateway.worker.artifacts import source as source_module
 from gateway.worker.artifacts.cache import Cache
-from gateway.worker.artifacts.download import Dialler
+from gateway.worker.artifacts.download import HttpClient
 from gateway.worker.artifacts.errors import ArtifactError, Interrupted
 from gateway.worker.artifacts.http_answer import Asked
 from gateway.worker.artifacts.source import Source, address_for, build_request
@@ -170,7 +170,7 @@ async def test_a_name_that_is_bound_anew_after_the_check_changes_nothing(
     names = Names(["127.0.0.1"], ["127.0.0.2"])
     async with open_file_server(b"file", tls=server_tls) as server:
         source = Source(f"https://models.example:{server.port}/a", public_only=True)
-        async with Dialler(client_tls, names).open_response(source, Asked(), 0) as response:
+        async with HttpClient(client_tls, names).open_response(source, Asked(), 0) as response:
             assert await response.aread() == b"file"
         assert names.asked == [("models.example", server.port)]
         assert server.requests[0].headers["host"] == f"models.example:{server.port}"
@@ -183,7 +183,7 @@ async def test_the_server_at_the_checked_address_has_to_be_the_one_of_the_name(
     server_tls, client_tls = contexts(authority, "other.example")
     async with open_file_server(b"file", tls=server_tls) as server:
         source = Source(f"https://models.example:{server.port}/a", public_only=True)
-        cache = Cache(tmp_path, dialler=Dialler(client_tls, Names(["127.0.0.1"])))
+        cache = Cache(tmp_path, dialler=HttpClient(client_tls, Names(["127.0.0.1"])))
         with pytest.raises(ArtifactError, match=r"Hostname mismatch, certificate is not valid for 'models\.example'"):
             await cache.fetch("a", lambda: source, None, lambda done, total: None)
         assert server.requests == []
@@ -198,6 +198,6 @@ async def test_a_redirect_is_checked_as_its_beginning_was(
     async with open_file_server(b"", redirect_to("https://metadata.example/latest"), tls=server_tls) as server:
         source = Source(f"https://models.example:{server.port}/a", public_only=True)
         with pytest.raises(ArtifactError, match=r"leads to 169\.254\.169\.254, an address that is not public"):
-            async with Dialler(client_tls, names).open_response(source, Asked(), 0):
+            async with HttpClient(client_tls, names).open_response(source, Asked(), 0):
                 pass
     assert names.asked == [("models.example", server.port), ("metadata.example", 443)]

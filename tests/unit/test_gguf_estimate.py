@@ -11,7 +11,7 @@ pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.gguf.cache import Use
+from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.estimate import (
     GPU_PROCESS_BYTES,
@@ -30,7 +30,7 @@ from gateway.gguf.shape import shape_of
 from gateway.gguf.tensors import Tensor
 from tests.fakes.gguf_models import Shape, write_model
 
-USE = Use(2048, 2)
+USE = LoadSettings(2048, 2)
 LAYERS = 6
 SPEC = ModelSpec(name=ModelName("m"), backend="llama-cpp", artifact="file:/m.gguf")
 
@@ -87,7 +87,9 @@ def test_a_window_of_an_unknown_kind_is_counted_in_full_and_said() -> None:
 
 def test_a_window_bounds_the_cache() -> None:
     """Cells: the window and a batch, rounded up to 256."""
-    short, long = (estimate(model("gpt-oss", attention__sliding_window=128), Use(size, 1)) for size in (4096, 8192))
+    short, long = (
+        estimate(model("gpt-oss", attention__sliding_window=128), LoadSettings(size, 1)) for size in (4096, 8192)
+    )
     per_cell = 2 * 4 * 16 * 2  # keys and values, heads, values of a head, bytes
     assert short.kv_bytes == per_cell * 4 * (4096 + 768)
     assert long.kv_bytes - short.kv_bytes == per_cell * 4 * 4096
@@ -101,9 +103,11 @@ def test_layers_that_share_a_cache_have_none() -> None:
 
 
 def test_the_cache_grows_with_context_and_requests(header: Header) -> None:
-    one = estimate(header, Use(2048, 1)).kv_bytes
-    assert estimate(header, Use(4096, 1)).kv_bytes == estimate(header, Use(2048, 2)).kv_bytes == 2 * one
-    assert estimate(header, Use(2047, 1)).kv_bytes == one
+    one = estimate(header, LoadSettings(2048, 1)).kv_bytes
+    assert (
+        estimate(header, LoadSettings(4096, 1)).kv_bytes == estimate(header, LoadSettings(2048, 2)).kv_bytes == 2 * one
+    )
+    assert estimate(header, LoadSettings(2047, 1)).kv_bytes == one
 
 
 def test_p3_without_a_gpu_everything_is_in_ram(header: Header) -> None:
@@ -185,10 +189,12 @@ def test_a_requirement_is_of_one_replica(header: Header) -> None:
 
 
 def test_a_spec_is_used_as_the_engine_uses_it() -> None:
-    assert use_of(SPEC) == Use()
+    assert use_of(SPEC) == LoadSettings()
     options = {"batch": "64", "embeddings": "false", "flash_attention": "off"}
-    assert use_of(replace(SPEC, options=options)) == Use(batch_tokens=64, embeddings=False, flash_attention=False)
-    assert use_of(replace(SPEC, options={"batch": "9" * 5000})) == Use()
+    assert use_of(replace(SPEC, options=options)) == LoadSettings(
+        batch_tokens=64, embeddings=False, flash_attention=False
+    )
+    assert use_of(replace(SPEC, options={"batch": "9" * 5000})) == LoadSettings()
 
 
 def test_another_format_is_estimated_by_its_size() -> None:
@@ -200,4 +206,4 @@ def test_another_format_is_estimated_by_its_size() -> None:
 @pytest.mark.parametrize("wrong", [{"parallel": 0}, {"context_size": -1}, {"cache_type_k": "q9_0"}])
 def test_a_use_that_can_not_be_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be positive|can't be of type"):
-        Use(**wrong)
+        LoadSettings(**wrong)

@@ -23,7 +23,7 @@ from gateway.backends.protocol import BackendNotReady, LoadFailed, Lost, Refused
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, EmbeddingInput, Finish, Generation, Piece, Sampling
+from gateway.domain.inference import Completion, Delta, EmbeddingInput, FinishReason, Generation, Sampling
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
 
 MODEL = ModelName("m")
@@ -43,8 +43,8 @@ class Bench:
     backends: GrpcBackends
     control: GrpcBackendControl
 
-    async def collect(self) -> list[Piece | Completion]:
-        items: list[Piece | Completion] = []
+    async def collect(self) -> list[Delta | Completion]:
+        items: list[Delta | Completion] = []
         async with self.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             while not items or not isinstance(items[-1], Completion):
                 items.append(await stream.receive())
@@ -87,9 +87,9 @@ async def test_a_stream_is_pieces_and_a_completion_with_true_counts() -> None:
             finish="length",
         )
         assert await bench.collect() == [
-            Piece("hel", "", 7, 1),
-            Piece("lo", "", 7, 2),
-            Completion(Finish.LENGTH, 7, 2),
+            Delta("hel", "", 7, 1),
+            Delta("lo", "", 7, 2),
+            Completion(FinishReason.LENGTH, 7, 2),
         ]
 
 
@@ -112,7 +112,7 @@ async def test_reasoning_is_kept_apart() -> None:
     reply = pb.Reply(message=b"ignored", chat_deltas=[pb.ChatDelta(content="4", reasoning_content="2+2")])
     async with open_bench() as bench:
         bench.service.answer = replies(reply)
-        assert (await bench.collect())[0] == Piece("4", "2+2")
+        assert (await bench.collect())[0] == Delta("4", "2+2")
 
 
 async def test_what_is_sent() -> None:
@@ -129,9 +129,9 @@ async def test_what_is_sent() -> None:
 async def test_a_backend_that_says_no_finish_reason_is_judged_by_its_count() -> None:
     async with open_bench() as bench:
         bench.service.answer = replies(pb.Reply(message=b"x", tokens=5), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is Finish.LENGTH
+        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is FinishReason.LENGTH
         bench.service.answer = replies(pb.Reply(message=b"x", tokens=4), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is Finish.STOP
+        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is FinishReason.STOP
 
 
 async def test_an_embedding() -> None:
@@ -190,7 +190,7 @@ async def test_what_came_before_an_error_is_delivered_first() -> None:
     async with open_bench() as bench:
         bench.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
         async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
-            assert await stream.receive() == Piece("hel")
+            assert await stream.receive() == Delta("hel")
             with pytest.raises(BackendFailed, match="boom"):
                 await stream.receive()
             with pytest.raises(BackendFailed, match="boom"):
@@ -370,7 +370,7 @@ async def test_an_answer_beyond_its_end_is_cut_although_its_call_is_over_already
                 last = await stream.receive()
                 while not isinstance(last, Completion):
                     last = await stream.receive()
-    assert last.finish is Finish.LENGTH
+    assert last.finish is FinishReason.LENGTH
 
 
 async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_cancelled() -> None:
@@ -386,7 +386,7 @@ async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_canc
             await bench.service.idle.wait()
     last = items[-1]
     assert isinstance(last, Completion)
-    assert (last.finish, len(items) - 1) == (Finish.LENGTH, 5 + 64 + 1)
+    assert (last.finish, len(items) - 1) == (FinishReason.LENGTH, 5 + 64 + 1)
     assert bench.service.cancelled == 1
 
 

@@ -9,11 +9,11 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from gateway.control.failure_reporter import Complaints
+from gateway.control.failure_reporter import FailureReporter
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.session import Hello
 from gateway.registry.protocol import ControlWrite
@@ -54,13 +54,13 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
     autojump_clock: MockClock,
 ) -> None:
     async with open_node() as bench, trio.open_nursery() as nursery:
-        complaints = Complaints(bench.registry)
+        complaints = FailureReporter(bench.registry)
         bench.monitor.note_broken = complaints.note_lost
         await bench.join(OTHER_NODE)
         nursery.start_soon(bench.run_heartbeats, OTHER_NODE)
         nursery.start_soon(complaints.run)
         nursery.start_soon(bench.run_planner)
-        await bench.registry.exchange(Bulletin(GATEWAY, demand=(demand(),)), inf)
+        await bench.registry.exchange(PeerState(GATEWAY, demand=(demand(),)), inf)
         assert [each.replica_id for each in bench.views.current.candidates[MODEL]] == [A]
         bench.probe.outcomes = {A: ProbeOutcome.GONE}
         bench.break_session()

@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.api.http.asgi import Message
 from gateway.api.http.auth import Authenticator, Caller, Key, Role
 from gateway.api.http.exchange import Exchange
-from gateway.api.http.http_app import BodyLimits, Handler, HttpApp, PageRoute, Route, match_path
+from gateway.api.http.http_app import AdminRoute, BodyLimits, Handler, HttpApp, Route, match_path
 from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakePages
@@ -61,7 +61,7 @@ def build(pages: FakePages, registry: CollectorRegistry) -> Build:
             Route("DELETE", "/thing/{id}", Role.INFERENCE, run),
             Route("GET", "/service", Role.INFERENCE, run, ends_with_service=True),
         ]
-        page_routes = [PageRoute("/health", Role.PUBLIC), PageRoute("/pages/", Role.ADMIN)]
+        page_routes = [AdminRoute("/health", Role.PUBLIC), AdminRoute("/pages/", Role.ADMIN)]
         return HttpApp(
             routes,
             page_routes,

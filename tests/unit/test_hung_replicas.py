@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.control.failure_reporter import RETRY_SECONDS, Complaints
+from gateway.control.failure_reporter import RETRY_SECONDS, FailureReporter
 from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import BootId, ReplicaId
@@ -63,13 +63,13 @@ def test_others_stay_as_they_are(hung: ReplicaId) -> None:
 
 
 @asynccontextmanager
-async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, Complaints, int]]:
+async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, FailureReporter, int]]:
     """With one ready replica of a model that has to have one; and the session of its node."""
     registry = MemoryRegistry(trio.current_time)
     await registry.declare_models([spec(min_replicas=1)])
     await registry.register_node(Registration("box", BootId("boot"), NODE))
     session = await registry.join_node(Hello(NODE, "box", BootId("boot"), max_replicas_per_model=2), GATEWAY)
-    complaints = Complaints(registry)
+    complaints = FailureReporter(registry)
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
         nursery.start_soon(complaints.run)
         [only] = (await registry.read_state()).replicas
@@ -103,7 +103,7 @@ async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
 
 async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.MockClock) -> None:
     registry = FlakyRegistry()
-    complaints = Complaints(registry)
+    complaints = FailureReporter(registry)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(complaints.run)
         complaints.note_broken(A, "it hangs")

@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.leader_election import Leadership
+from gateway.control.leader_election import LeaderElection
 from gateway.domain.ids import GatewayId
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
@@ -35,8 +35,8 @@ class FarRegistry(MemoryRegistry):
 @dataclass
 class Two:
     registry: FarRegistry
-    one: Leadership
-    two: Leadership
+    one: LeaderElection
+    two: LeaderElection
     stop_one: trio.CancelScope = field(default_factory=trio.CancelScope)
     changes: list[tuple[float, GatewayId, int | None]] = field(default_factory=list)
 
@@ -48,7 +48,7 @@ class Two:
 async def open_two() -> AsyncIterator[Two]:
     """The first one leads."""
     registry = FarRegistry()
-    two = Two(registry, Leadership(registry, ONE, TTL_SECONDS), Leadership(registry, TWO, TTL_SECONDS))
+    two = Two(registry, LeaderElection(registry, ONE, TTL_SECONDS), LeaderElection(registry, TWO, TTL_SECONDS))
     for each in (two.one, two.two):
         each.changed = _noting(two, each)
 
@@ -63,7 +63,7 @@ async def open_two() -> AsyncIterator[Two]:
         nursery.cancel_scope.cancel()
 
 
-def _noting(two: Two, leadership: Leadership) -> Callable[[], None]:
+def _noting(two: Two, leadership: LeaderElection) -> Callable[[], None]:
     return lambda: two.changes.append((trio.current_time(), leadership.gateway_id, leadership.epoch))
 
 

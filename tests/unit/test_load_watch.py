@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.control.sessions.load_progress import LoadOutcome, LoadWatch
+from gateway.control.sessions.load_progress import LoadOutcome, LoadProgress
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.progress import Progress
@@ -21,19 +21,19 @@ def ends() -> list[tuple[ReplicaId, LoadOutcome, float | None]]:
 
 
 @pytest.fixture
-def watch(ends: list[tuple[ReplicaId, LoadOutcome, float | None]]) -> LoadWatch:
-    watch = LoadWatch()
+def watch(ends: list[tuple[ReplicaId, LoadOutcome, float | None]]) -> LoadProgress:
+    watch = LoadProgress()
     watch.on_end = lambda *end: ends.append(end)
     return watch
 
 
-def told(watch: LoadWatch, now: float) -> Progress:
+def told(watch: LoadProgress, now: float) -> Progress:
     progress = watch.progress_of(R, now)
     assert progress is not None
     return progress
 
 
-def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadWatch) -> None:
+def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadProgress) -> None:
     assert watch.progress_of(R, 0) is None
     watch.note(fetching(), 0)
     assert told(watch, 5) == Progress()
@@ -41,7 +41,7 @@ def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadWatch) -> None:
     assert (Progress(5).fraction, Progress(5, 10).eta_seconds, Progress(5, 0).fraction) == (None, None, None)
 
 
-def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadWatch) -> None:
+def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadProgress) -> None:
     watch.note(fetching(), 0)
     watch.note(fetching(100, 1000), 10)
     assert told(watch, 10) == Progress(100, 1000)
@@ -50,7 +50,7 @@ def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadWatc
     assert (told(watch, 20).fraction, told(watch, 20).eta_seconds) == (0.3, 35.0)
 
 
-def test_l11_a_fetch_that_stalls_is_told_to_take_longer(watch: LoadWatch) -> None:
+def test_l11_a_fetch_that_stalls_is_told_to_take_longer(watch: LoadProgress) -> None:
     watch.note(fetching(0, 1000), 0)
     watch.note(fetching(500, 1000), 10)
     assert (told(watch, 10).eta_seconds, told(watch, 40).eta_seconds) == (10.0, 40.0)
@@ -69,7 +69,7 @@ def test_more_than_all_is_all() -> None:
     ],
 )
 def test_a_load_ends_once(
-    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]], end: Observed, outcome: LoadOutcome
+    watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]], end: Observed, outcome: LoadOutcome
 ) -> None:
     watch.note(fetching(), 2)
     watch.note(Report(R, Observed.LOADING), 5)
@@ -81,7 +81,7 @@ def test_a_load_ends_once(
 
 
 def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
-    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
+    watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
     watch.note(Report(R, Observed.READY), 1)
     watch.note(Report(R, Observed.GONE), 2)
@@ -89,13 +89,13 @@ def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
 
 
 def test_l10_a_failure_counts_even_if_nothing_was_heard_before(
-    watch: LoadWatch, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
+    watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
     watch.note(Report(R, Observed.FAILED), 1)
     assert ends == [(R, LoadOutcome.FAILED, None)]
 
 
-def test_forgotten_replicas_are_forgotten(watch: LoadWatch) -> None:
+def test_forgotten_replicas_are_forgotten(watch: LoadProgress) -> None:
     watch.note(fetching(1, 2), 0)
     watch.keep_only({R})
     assert watch.progress_of(R, 0) is not None

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.control.load_requests import WISH_SECONDS, LoadWishes, Waiting
+from gateway.control.load_requests import WISH_SECONDS, LoadRequests, Waiting
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.lifecycle import Observed
-from gateway.domain.routability import EMPTY_VIEW, RoutingView
+from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.registry.snapshot import SnapshotStore
 from tests.fakes.fleet import MODEL, replica, view
 
@@ -23,12 +23,12 @@ FAILED_AGAIN = view(failures={MODEL: LoadFailure("exit 3", 2, 30.0)})
 
 @dataclass
 class Bench:
-    views: SnapshotStore[RoutingView]
-    wishes: LoadWishes
+    views: SnapshotStore[FleetView]
+    wishes: LoadRequests
     changes: list[bool] = field(default_factory=list)
     """Whether the wish was open, at each change."""
 
-    async def see(self, seen: RoutingView) -> None:
+    async def see(self, seen: FleetView) -> None:
         self.views.publish(seen)
         self.wishes.wake.set()
         await wait_all_tasks_blocked()
@@ -39,9 +39,9 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(seen: RoutingView = NOT_LOADED) -> AsyncIterator[Bench]:
-    views: SnapshotStore[RoutingView] = SnapshotStore(seen)
-    bench = Bench(views, LoadWishes(views, lambda: bench.changes.append(bench.is_open)))
+async def open_bench(seen: FleetView = NOT_LOADED) -> AsyncIterator[Bench]:
+    views: SnapshotStore[FleetView] = SnapshotStore(seen)
+    bench = Bench(views, LoadRequests(views, lambda: bench.changes.append(bench.is_open)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.wishes.run)
         yield bench

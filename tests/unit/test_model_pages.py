@@ -10,7 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.lifecycle import Observed
-from gateway.domain.peers import Hold
+from gateway.domain.peers import PendingReason
 from gateway.domain.progress import Progress
 from gateway.domain.requirement import Requirement
 from gateway.domain.routability import build_view
@@ -415,7 +415,7 @@ async def test_l9_the_next_try_still_says_how_the_last_one_ended(front: Front) -
 
 async def test_p4_a_model_without_room_says_so(front: Front) -> None:
     await declare(front)
-    front.loads.waits[TINY] = Hold("no healthy node has room for it", is_shortage=True)
+    front.loads.waits[TINY] = PendingReason("no healthy node has room for it", is_shortage=True)
     assert await load_status(front) == {
         "model": TINY,
         "state": "not_loaded",

@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from gateway.control.node_health import OFFLINE_FACTOR, HealthSettings, Link, Verdict, judge
+from gateway.control.node_health import OFFLINE_FACTOR, Assessment, Connectivity, HealthSettings, assess
 from gateway.domain.cluster import NodeStatus
 
 SETTINGS = HealthSettings(heartbeat_seconds=5, stale_after_seconds=45, misses=3)
@@ -18,50 +18,50 @@ HEALTHY, UNHEALTHY, DRAINING, OFFLINE = (
 LINKS = [HEALTHY, UNHEALTHY, DRAINING, OFFLINE]
 
 
-def connected(silent: float, current: NodeStatus = HEALTHY, *, leaving: bool = False) -> Verdict:
-    return judge(current, Link(connected=True, silent_seconds=silent, leaving=leaving), SETTINGS)
+def connected(silent: float, current: NodeStatus = HEALTHY, *, leaving: bool = False) -> Assessment:
+    return assess(current, Connectivity(connected=True, silent_seconds=silent, leaving=leaving), SETTINGS)
 
 
-def broken(silent: float, current: NodeStatus = HEALTHY) -> Verdict:
-    return judge(current, Link(connected=False, silent_seconds=silent), SETTINGS)
+def broken(silent: float, current: NodeStatus = HEALTHY) -> Assessment:
+    return assess(current, Connectivity(connected=False, silent_seconds=silent), SETTINGS)
 
 
 @pytest.mark.parametrize("current", LINKS)
 def test_who_is_heard_of_is_healthy(current: NodeStatus) -> None:
-    assert connected(14.5, current) == Verdict(HEALTHY, suspect=False, again_in=0.5)
+    assert connected(14.5, current) == Assessment(HEALTHY, suspect=False, again_in=0.5)
 
 
 @pytest.mark.parametrize("current", [HEALTHY, UNHEALTHY, DRAINING])
 def test_who_is_heard_of_and_leaves_is_draining(current: NodeStatus) -> None:
-    assert connected(0, current, leaving=True) == Verdict(DRAINING, suspect=False, again_in=15)
+    assert connected(0, current, leaving=True) == Assessment(DRAINING, suspect=False, again_in=15)
 
 
 @pytest.mark.parametrize("current", [HEALTHY, UNHEALTHY, DRAINING])
 def test_h12_missed_heartbeats_make_suspect_and_change_nothing(current: NodeStatus) -> None:
-    assert connected(15, current) == Verdict(current, suspect=True, again_in=30)
-    assert connected(44, current) == Verdict(current, suspect=True, again_in=1)
+    assert connected(15, current) == Assessment(current, suspect=True, again_in=30)
+    assert connected(44, current) == Assessment(current, suspect=True, again_in=1)
 
 
 @pytest.mark.parametrize("current", [HEALTHY, UNHEALTHY, DRAINING])
 def test_h12_a_broken_session_makes_suspect_at_once_and_changes_nothing(current: NodeStatus) -> None:
-    assert broken(0, current) == Verdict(current, suspect=True, again_in=45)
+    assert broken(0, current) == Assessment(current, suspect=True, again_in=45)
 
 
 @pytest.mark.parametrize("look", [connected, broken])
-def test_silence_makes_unhealthy_and_then_offline(look: Callable[[float], Verdict]) -> None:
-    assert look(45) == Verdict(UNHEALTHY, suspect=True, again_in=135)
-    assert look(179) == Verdict(UNHEALTHY, suspect=True, again_in=1)
-    assert look(45 * OFFLINE_FACTOR) == Verdict(OFFLINE, suspect=False, again_in=inf)
+def test_silence_makes_unhealthy_and_then_offline(look: Callable[[float], Assessment]) -> None:
+    assert look(45) == Assessment(UNHEALTHY, suspect=True, again_in=135)
+    assert look(179) == Assessment(UNHEALTHY, suspect=True, again_in=1)
+    assert look(45 * OFFLINE_FACTOR) == Assessment(OFFLINE, suspect=False, again_in=inf)
 
 
 @pytest.mark.parametrize("silent", [0, 10, 100, 10_000])
 def test_h9_who_has_left_stays_offline_however_fresh_its_last_word_is(silent: float) -> None:
-    gone = Verdict(OFFLINE, suspect=False, again_in=inf)
+    gone = Assessment(OFFLINE, suspect=False, again_in=inf)
     assert broken(silent, OFFLINE) == gone
     assert connected(silent, OFFLINE, leaving=True) == gone
 
 
 def test_heartbeats_that_may_be_missed_for_longer_than_a_node_counts_as_fresh() -> None:
     generous = HealthSettings(heartbeat_seconds=20, stale_after_seconds=30, misses=3)
-    link = Link(connected=True, silent_seconds=30)
-    assert judge(HEALTHY, link, generous) == Verdict(UNHEALTHY, suspect=True, again_in=90)
+    link = Connectivity(connected=True, silent_seconds=30)
+    assert assess(HEALTHY, link, generous) == Assessment(UNHEALTHY, suspect=True, again_in=90)

@@ -10,11 +10,11 @@ from openai.types.chat import ChatCompletionChunk
 
 from gateway.api.openai.chunks import ChatChunks, CompletionChunks
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Finish, ToolCallDelta
+from gateway.domain.inference import Completion, FinishReason, ToolCallDelta
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
-END = Completion(Finish.STOP, prompt_tokens=3, completion_tokens=4)
+END = Completion(FinishReason.STOP, prompt_tokens=3, completion_tokens=4)
 
 
 def chat(*, include_usage: bool = False) -> ChatChunks:
@@ -78,7 +78,7 @@ def test_a_call_is_named_once_and_its_arguments_follow() -> None:
 
 def test_the_clients_own_accumulator_puts_calls_together() -> None:
     encoder, state = chat(), ChatCompletionStreamState()
-    end = Completion(Finish.TOOL_CALLS, 3, 4)
+    end = Completion(FinishReason.TOOL_CALLS, 3, 4)
     raw = [
         *encoder.opening(),
         encoder.text("Well."),

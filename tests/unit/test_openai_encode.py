@@ -14,11 +14,11 @@ from openai.types.chat import ChatCompletion
 from gateway.api.openai import encode
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, ModelLoading, ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding, Finish, ToolCall
+from gateway.domain.inference import Completion, Embedding, FinishReason, ToolCall
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
-ANSWER = Completion(Finish.LENGTH, prompt_tokens=3, completion_tokens=4, text='a "quoted"\n🦙')
+ANSWER = Completion(FinishReason.LENGTH, prompt_tokens=3, completion_tokens=4, text='a "quoted"\n🦙')
 
 
 def test_a_chat_completion() -> None:
@@ -39,7 +39,7 @@ def test_a_chat_completion() -> None:
 
 
 def test_reasoning_has_a_field_of_its_own_in_chat_only() -> None:
-    answer = Completion(Finish.STOP, 1, 2, text="4", reasoning="2+2")
+    answer = Completion(FinishReason.STOP, 1, 2, text="4", reasoning="2+2")
     message = json.loads(encode.chat_completion(REQUEST, TINY, 0, answer))["choices"][0]["message"]
     assert (message["content"], message["reasoning_content"]) == ("4", "2+2")
     assert json.loads(encode.text_completion(REQUEST, TINY, 0, answer))["choices"][0]["text"] == "2+24"
@@ -49,7 +49,7 @@ CALLS = (ToolCall("c1", "get_weather", '{"city": "Paris"}'), ToolCall("", "get_t
 
 
 def test_tool_calls() -> None:
-    raw = encode.chat_completion(REQUEST, TINY, 0, Completion(Finish.TOOL_CALLS, 1, 2, tool_calls=CALLS))
+    raw = encode.chat_completion(REQUEST, TINY, 0, Completion(FinishReason.TOOL_CALLS, 1, 2, tool_calls=CALLS))
     [choice] = ChatCompletion.model_validate_json(raw, strict=True).choices
     assert (choice.finish_reason, choice.message.content) == ("tool_calls", None)
     assert [call.model_dump() for call in choice.message.tool_calls or ()] == [
@@ -63,9 +63,9 @@ def test_an_answer_may_have_text_and_calls_and_one_without_calls_does_not_mentio
         found: dict[str, Any] = json.loads(encode.chat_completion(REQUEST, TINY, 0, answer))["choices"][0]["message"]
         return found
 
-    both = message(Completion(Finish.TOOL_CALLS, 1, 2, text="Well.", tool_calls=CALLS))
+    both = message(Completion(FinishReason.TOOL_CALLS, 1, 2, text="Well.", tool_calls=CALLS))
     assert (both["content"], len(both["tool_calls"])) == ("Well.", 2)
-    neither = message(Completion(Finish.STOP, 1, 2))
+    neither = message(Completion(FinishReason.STOP, 1, 2))
     assert neither["content"] == ""
     assert "tool_calls" not in neither
 

@@ -11,9 +11,9 @@ from quart import request as quart_request
 from structlog.testing import capture_logs
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.api.admin.app import Pages
+from gateway.api.admin.app import AdminApp
 from gateway.api.admin.documents import StatusSource
-from gateway.api.admin.models import ModelDesk
+from gateway.api.admin.models import ModelService
 from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_pages
 from gateway.api.http.auth import Authenticator
 from gateway.api.http.http_app import BodyLimits, HttpApp
@@ -23,7 +23,7 @@ from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_bench import idle_admission
@@ -55,15 +55,15 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def pages(parts: Parts, metrics: Metrics) -> Pages:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTable().statistics, dict, lambda: 0.0)
+def pages(parts: Parts, metrics: Metrics) -> AdminApp:
+    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    desk = ModelDesk(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
     return build_pages(source, idle_admission(), metrics, parts.ready, registry, desk)
 
 
 @pytest.fixture
-def app(pages: Pages, metrics: Metrics) -> HttpApp:
+def app(pages: AdminApp, metrics: Metrics) -> HttpApp:
     authenticator = Authenticator((), allow_anonymous=False)
     limits = BodyLimits(1000, 1.0, 1000)
     return HttpApp((), PAGE_ROUTES, pages, authenticator=authenticator, metrics=metrics.requests, limits=limits)
@@ -141,7 +141,7 @@ async def test_a_wrong_method_is_told_the_right_ones(app: HttpApp) -> None:
     assert request.headers["content-type"] == "application/json"
 
 
-async def test_an_error_of_ours_keeps_its_status(app: HttpApp, pages: Pages) -> None:
+async def test_an_error_of_ours_keeps_its_status(app: HttpApp, pages: AdminApp) -> None:
     @pages.get("/api/taken")
     async def taken() -> Response:
         raise Conflict("Declared in the file.")
@@ -150,7 +150,7 @@ async def test_an_error_of_ours_keeps_its_status(app: HttpApp, pages: Pages) -> 
     assert (request.status, request.error["message"]) == (409, "Declared in the file.")
 
 
-async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, pages: Pages) -> None:
+async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, pages: AdminApp) -> None:
     @pages.post("/api/echo")
     async def echo() -> Response:
         await quart_request.get_data()
@@ -163,7 +163,7 @@ async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, pages: Pages) -
 
 
 @pytest.mark.parametrize("bug", [ValueError("secret detail"), ExceptionGroup("several", [ValueError("secret detail")])])
-async def test_a_bug_is_told_without_its_text_and_logged_with_it(app: HttpApp, pages: Pages, bug: Exception) -> None:
+async def test_a_bug_is_told_without_its_text_and_logged_with_it(app: HttpApp, pages: AdminApp, bug: Exception) -> None:
     @pages.get("/api/bug")
     async def fail() -> Response:
         raise bug
@@ -175,7 +175,7 @@ async def test_a_bug_is_told_without_its_text_and_logged_with_it(app: HttpApp, p
     assert [entry["event"] for entry in logs] == ["request.failed", "request"]
 
 
-async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: Pages) -> None:
+async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: AdminApp) -> None:
     """Quart alone would drop it (pitfall 2)."""
 
     async def clean_up_badly() -> None:
@@ -205,7 +205,7 @@ async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: Pages) -> No
     assert logs[0]["exc_info"].subgroup(ValueError) is not None
 
 
-def test_every_page_has_a_role(pages: Pages) -> None:
+def test_every_page_has_a_role(pages: AdminApp) -> None:
     """A page that no `PageRoute` covers would never be reached."""
     prefixes = tuple(route.path for route in PAGE_ROUTES)
     paths = [rule.rule for rule in pages.url_map.iter_rules()]

@@ -4,8 +4,8 @@ from random import Random
 
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.routability import Candidate
-from gateway.routing.load_tracker import LoadTable, ReplicaUse
-from gateway.routing.picker import ALONE, Choice, Policy, pick, standing_of, why_not_chosen
+from gateway.routing.load_tracker import LoadTracker, ReplicaLoad
+from gateway.routing.picker import ALONE, Choice, Policy, pick, score, why_not_chosen
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_bench import ORIGIN
 
@@ -16,14 +16,14 @@ def candidate(name: str, *, slots: int = 4, vram: int | None = None) -> Candidat
     return Candidate(ReplicaId(name), ModelName("m"), NodeId("n"), "n", Address("a:1"), slots, vram)
 
 
-def choose(candidates: list[Candidate], uses: dict[str, ReplicaUse]) -> Choice | None:
-    return pick(candidates, lambda replica_id: uses.get(replica_id, ReplicaUse()), NOW, Random(1))
+def choose(candidates: list[Candidate], uses: dict[str, ReplicaLoad]) -> Choice | None:
+    return pick(candidates, lambda replica_id: uses.get(replica_id, ReplicaLoad()), NOW, Random(1))
 
 
-def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaUse:
-    table = LoadTable(lambda: 0.0)
+def busy(count: int, *, last_used: float = 0.0, full_until: float = 0.0) -> ReplicaLoad:
+    table = LoadTracker(lambda: 0.0)
     leases = {table.lease(candidate("x"), ORIGIN, 0.0) for _ in range(count)}
-    return ReplicaUse(leases, last_used=last_used, full_until=full_until)
+    return ReplicaLoad(leases, last_used=last_used, full_until=full_until)
 
 
 def chosen(choice: Choice | None) -> str:
@@ -70,7 +70,7 @@ def test_a_replica_that_said_full_counts_as_taken_until_then() -> None:
 
 
 def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
-    table = LoadTable(lambda: 0.0)
+    table = LoadTracker(lambda: 0.0)
     candidates = [candidate("a", vram=24), candidate("b", vram=16), candidate("c", vram=8)]
     picked = []
     for turn in range(9):
@@ -82,7 +82,7 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
 
 
 def test_r6_one_request_is_one_lease() -> None:
-    table = LoadTable(lambda: 0.0)
+    table = LoadTracker(lambda: 0.0)
     only = view(replica("r1")).candidates[ModelName("m")][0]
     with table.lease(only, ORIGIN, 0.0):
         assert table.statistics().in_flight == {"r1": 1}
@@ -90,12 +90,12 @@ def test_r6_one_request_is_one_lease() -> None:
 
 
 def test_h2_one_that_answers_beats_a_lower_load() -> None:
-    uses = {"a": ReplicaUse(busy_until=NOW + 1), "b": busy(3)}
+    uses = {"a": ReplicaLoad(busy_until=NOW + 1), "b": busy(3)}
     assert chosen(choose([candidate("a"), candidate("b")], uses)) == "b"
 
 
 def test_h2_a_free_slot_beats_one_that_answers() -> None:
-    uses = {"a": ReplicaUse(busy_until=NOW + 1), "b": busy(4)}
+    uses = {"a": ReplicaLoad(busy_until=NOW + 1), "b": busy(4)}
     choice = choose([candidate("a"), candidate("b")], uses)
     assert chosen(choice) == "a"
     assert choice is not None
@@ -103,20 +103,20 @@ def test_h2_a_free_slot_beats_one_that_answers() -> None:
 
 
 def test_h1_busy_is_preferred_against_for_a_moment_only() -> None:
-    uses = {"a": ReplicaUse(busy_until=NOW), "b": busy(1)}
+    uses = {"a": ReplicaLoad(busy_until=NOW), "b": busy(1)}
     assert chosen(choose([candidate("a"), candidate("b")], uses)) == "a"
 
 
 def test_leases_at_other_gateways_count_like_our_own() -> None:
-    uses = {"a": ReplicaUse(elsewhere=2), "b": busy(1)}
+    uses = {"a": ReplicaLoad(elsewhere=2), "b": busy(1)}
     assert chosen(choose([candidate("a"), candidate("b")], uses)) == "b"
-    choice = choose([candidate("a")], {"a": ReplicaUse(elsewhere=4)})
+    choice = choose([candidate("a")], {"a": ReplicaLoad(elsewhere=4)})
     assert choice is not None
     assert not choice.has_free_slot
 
 
 def test_a_phantom_weighs_like_a_lease_and_takes_no_slot() -> None:
-    failing = ReplicaUse(expiries=[NOW + 1, NOW + 2])
+    failing = ReplicaLoad(expiries=[NOW + 1, NOW + 2])
     assert chosen(choose([candidate("a"), candidate("b")], {"a": failing, "b": busy(1)})) == "b"
     choice = choose([candidate("a", slots=1)], {"a": failing})
     assert choice is not None
@@ -139,7 +139,7 @@ def test_chance_between_several_gateways_comes_after_the_load() -> None:
 
 def test_what_a_loser_is_told_is_the_first_difference() -> None:
     rng = Random(1)
-    winner = standing_of(candidate("a"), busy(1, last_used=5.0), NOW, rng)
-    loser = standing_of(candidate("b"), busy(2, last_used=1.0), NOW, rng)
+    winner = score(candidate("a"), busy(1, last_used=5.0), NOW, rng)
+    loser = score(candidate("b"), busy(2, last_used=1.0), NOW, rng)
     assert why_not_chosen(loser, winner) == "more load (2 against 1)"
     assert why_not_chosen(winner, winner) == "chance"

@@ -8,7 +8,7 @@ from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.planner.builder import backoff_seconds
-from gateway.planner.plan import Plan, Start
+from gateway.planner.plan import Plan, StartReplica
 from gateway.planner.planner import STABLE_SECONDS, plan
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
@@ -27,7 +27,7 @@ def decide(seen: ClusterState) -> Plan:
     return plan(seen, NOW, Ids())
 
 
-def started(decided: Plan) -> list[Start]:
+def started(decided: Plan) -> list[StartReplica]:
     return list(decided.start)
 
 

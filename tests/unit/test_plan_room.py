@@ -12,7 +12,7 @@ from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity, Gpu
-from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_freed
+from gateway.planner.history import NO_HISTORY, PlanningHistory, record_released
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
@@ -68,7 +68,7 @@ def loaded(of: str, *, on: str = "n1", since: float = 0.0, **changes: object) ->
 
 
 def decide(
-    seen: ClusterState, usage: Mapping[str, Usage] | None = None, remembered: Remembered = NOTHING_REMEMBERED
+    seen: ClusterState, usage: Mapping[str, Usage] | None = None, remembered: PlanningHistory = NO_HISTORY
 ) -> Plan:
     used = {ReplicaId(who): use for who, use in (usage or {}).items()}
     return plan(seen, NOW, Ids(), usage=used, remembered=remembered)
@@ -197,7 +197,7 @@ def test_w11_the_room_counts_once_the_process_is_gone_although_the_reading_is_ol
 def test_what_was_given_back_is_remembered_until_the_node_tells_anew() -> None:
     gone = loaded(A, observed=Observed.GONE)
     seen = fleet(gone, needs={A: 10, MODEL: 10, B: 10}, nodes=[box(free=4)])
-    remembered = note_freed(NOTHING_REMEMBERED, seen, [gone], NOW - 1)
+    remembered = record_released(NO_HISTORY, seen, [gone], NOW - 1)
     after = replace(seen, replicas={})
     assert places(decide(after, remembered=remembered)) == [(MODEL, "n1")]
     told = box(free=5)
@@ -205,7 +205,7 @@ def test_what_was_given_back_is_remembered_until_the_node_tells_anew() -> None:
     assert places(plan_at(after, NOW + SETTLE_SECONDS, remembered)) == []
 
 
-def plan_at(seen: ClusterState, now: float, remembered: Remembered) -> Plan:
+def plan_at(seen: ClusterState, now: float, remembered: PlanningHistory) -> Plan:
     return plan(seen, now, Ids(), remembered=remembered)
 
 

@@ -9,10 +9,10 @@ from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus, Replic
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.planner.history import NOTHING_REMEMBERED, Remembered, note_asked
+from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand
 from gateway.planner.plan import Plan
 from gateway.planner.planner import UNLOAD_PAUSE_SECONDS, plan
-from gateway.planner.reconcile import Limits
+from gateway.planner.reconcile import WatchdogLimits
 from gateway.planner.scale import SCALE_UP_AFTER_SECONDS, UNWANTED_SECONDS
 from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
@@ -20,7 +20,7 @@ from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 NOW = 1000.0
 WIDE = spec(max_replicas=3)
 FULL = Usage(4, 0.0, 0.0)
-LIMITS = Limits(scale_down_seconds=300)
+LIMITS = WatchdogLimits(scale_down_seconds=300)
 
 
 def fleet(*rows: Replica, of: ModelSpec = WIDE, waiting_since: float | None = None, **parts: object) -> ClusterState:
@@ -33,7 +33,7 @@ def several(count: int, of: ModelSpec = WIDE, **changes: object) -> list[Replica
     return [replica(f"r{slot}", of, slot=slot, **changes) for slot in range(count)]
 
 
-def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, limits: Limits = LIMITS) -> Plan:
+def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, limits: WatchdogLimits = LIMITS) -> Plan:
     used = {ReplicaId(who): use for who, use in (usage or {}).items()}
     return plan(seen, NOW, Ids(), usage=used, limits=limits)
 
@@ -96,8 +96,10 @@ def test_nothing_goes_while_requests_wait_for_the_model() -> None:
     assert ends(decide(fleet(*several(2), waiting_since=NOW))) == []
 
 
-@pytest.mark.parametrize("limits", [Limits(idle_seconds=100, scale_down_seconds=300), Limits(scale_down_seconds=100)])
-def test_the_stricter_of_the_two_limits_counts(limits: Limits) -> None:
+@pytest.mark.parametrize(
+    "limits", [WatchdogLimits(idle_seconds=100, scale_down_seconds=300), WatchdogLimits(scale_down_seconds=100)]
+)
+def test_the_stricter_of_the_two_limits_counts(limits: WatchdogLimits) -> None:
     decided = decide(fleet(*several(1)), {"r0": Usage(0, 99.0, 0.0)}, limits)
     assert (ends(decided), decided.again_at) == ([], NOW + 1)
     assert ends(decide(fleet(*several(1)), {"r0": Usage(0, 100.0, 0.0)}, limits)) == [("r0", Desired.DRAIN)]
@@ -134,7 +136,7 @@ def test_p5_all_on_nodes_of_which_one_has_no_room() -> None:
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_a_load_that_nobody_waits_for_any_more_is_given_up(observed: Observed) -> None:
     seen = fleet(replica("r", WIDE, observed=observed, since=NOW - 900))
-    asked = Remembered({MODEL: NOW - UNWANTED_SECONDS})
+    asked = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS})
     decided = plan(seen, NOW, Ids(), remembered=asked)
     assert [(*entry,) for entry in ends(decided)] == [("r", Desired.STOP)]
     assert decided.want[0].because == "nobody has waited for it for 30 s"
@@ -143,10 +145,10 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(observed: Observed) -
 
 def test_l12_not_before_its_time_and_not_what_is_wanted() -> None:
     loading = replica("r", WIDE, observed=Observed.LOADING, since=NOW - 900)
-    recently = Remembered({MODEL: NOW - UNWANTED_SECONDS + 1})
+    recently = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS + 1})
     decided = plan(fleet(loading), NOW, Ids(), remembered=recently)
     assert (ends(decided), decided.again_at) == ([], NOW + 1)
-    long_ago = Remembered({MODEL: 0.0})
+    long_ago = PlanningHistory({MODEL: 0.0})
     assert ends(plan(fleet(loading, waiting_since=0.0), NOW, Ids(), remembered=long_ago)) == []
     floor = spec(min_replicas=1)
     kept = fleet(replica("r", floor, observed=Observed.LOADING), of=floor)
@@ -155,19 +157,19 @@ def test_l12_not_before_its_time_and_not_what_is_wanted() -> None:
 
 def test_demand_is_remembered_and_a_new_leader_takes_every_load_as_wanted() -> None:
     loading = fleet(replica("r", observed=Observed.LOADING))
-    taken_over = note_asked(NOTHING_REMEMBERED, loading, 10.0)
-    assert note_asked(taken_over, loading, 20.0).asked_at == {MODEL: 10.0}
-    asked = note_asked(taken_over, fleet(waiting_since=1.0), 20.0)
+    taken_over = record_demand(NO_HISTORY, loading, 10.0)
+    assert record_demand(taken_over, loading, 20.0).asked_at == {MODEL: 10.0}
+    asked = record_demand(taken_over, fleet(waiting_since=1.0), 20.0)
     assert asked.asked_at == {MODEL: 20.0}
-    ended = note_asked(asked, loading, 30.0)
-    assert (ended.asked_at, note_asked(ended, loading, 40.0).asked_at) == ({MODEL: 30.0}, {MODEL: 30.0})
-    assert note_asked(taken_over, state(specs=[]), 20.0).asked_at == {}
+    ended = record_demand(asked, loading, 30.0)
+    assert (ended.asked_at, record_demand(ended, loading, 40.0).asked_at) == ({MODEL: 30.0}, {MODEL: 30.0})
+    assert record_demand(taken_over, state(specs=[]), 20.0).asked_at == {}
 
 
 @pytest.mark.parametrize("observed", [Observed.READY, Observed.LOADING])
 def test_what_is_older_than_an_unload_is_drained_and_what_is_younger_stays(observed: Observed) -> None:
     rows = [replica("old", WIDE, since=500.0, observed=observed), replica("new", WIDE, slot=1, since=500.1)]
-    decided = decide(fleet(*rows, unloads={MODEL: 500.0}), limits=Limits())
+    decided = decide(fleet(*rows, unloads={MODEL: 500.0}), limits=WatchdogLimits())
     assert [(entry.replica_id, entry.desired, entry.because) for entry in decided.want] == [
         ("old", Desired.DRAIN, "it was unloaded")
     ]

@@ -11,17 +11,20 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import Audience
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
-from gateway.planner.reconcile import DRAINED_SECONDS, UNSEEN_SECONDS, Limits
+from gateway.planner.reconcile import DRAINED_SECONDS, UNSEEN_SECONDS, WatchdogLimits
 from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0
-LIMITS = Limits(busy_seconds=300, idle_seconds=600)
+LIMITS = WatchdogLimits(busy_seconds=300, idle_seconds=600)
 R = ReplicaId("r")
 
 
 def decide(
-    seen: ClusterState, usage: Mapping[ReplicaId, Usage], limits: Limits = LIMITS, audience: Audience | None = None
+    seen: ClusterState,
+    usage: Mapping[ReplicaId, Usage],
+    limits: WatchdogLimits = LIMITS,
+    audience: Audience | None = None,
 ) -> Plan:
     return plan(seen, NOW, Ids(), usage=usage, limits=limits, audience=audience)
 
@@ -44,7 +47,7 @@ def test_busy_without_a_piece_of_an_answer_is_stopped_with_its_evidence_and_repl
 
 
 def test_h1_without_a_limit_nothing_is_ever_stuck() -> None:
-    decided = decide(state([replica(R)]), {R: Usage(1, 0.0, 1e6)}, Limits())
+    decided = decide(state([replica(R)]), {R: Usage(1, 0.0, 1e6)}, WatchdogLimits())
     assert (wanted(decided), decided.again_at) == ([], None)
 
 
@@ -96,14 +99,14 @@ def test_r13_what_drains_with_its_worker_is_not_stopped_before_it_is_written_tha
 
 def test_r13_a_drained_replica_is_stopped_once_its_last_request_has_ended() -> None:
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5)
-    assert wanted(decide(state([draining]), {R: Usage(1, 0.0, 2.0)}, Limits())) == []
-    just = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS / 2, 0.0)}, Limits())
+    assert wanted(decide(state([draining]), {R: Usage(1, 0.0, 2.0)}, WatchdogLimits())) == []
+    just = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS / 2, 0.0)}, WatchdogLimits())
     assert (wanted(just), just.again_at) == ([], NOW + DRAINED_SECONDS / 2)
-    decided = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS, 0.0)}, Limits())
+    decided = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS, 0.0)}, WatchdogLimits())
     assert wanted(decided) == [(R, Desired.STOP, "its last request has ended")]
 
 
 def test_r13_a_replica_that_drains_since_this_moment_may_still_get_a_request_and_is_left_alone() -> None:
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW)
-    decided = decide(state([draining]), {R: Usage(0, inf, 0.0)}, Limits())
+    decided = decide(state([draining]), {R: Usage(0, inf, 0.0)}, WatchdogLimits())
     assert wanted(decided) == []

@@ -13,7 +13,7 @@ from trio.testing import MockClock
 from gateway.backends.protocol import Target
 from gateway.domain.ids import Address, ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ProbeCache, open_probe_cache
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import ORIGIN, FakeProbe
@@ -258,7 +258,7 @@ async def test_an_answer_in_between_starts_the_count_of_busy_probes_again(autoju
 async def test_r8_a_held_lease_ends_when_the_replica_is_no_longer_busy(
     autojump_clock: MockClock, outcome: ProbeOutcome
 ) -> None:
-    loads = LoadTable()
+    loads = LoadTracker()
     async with open_bench() as bench:
         bench.says(ProbeOutcome.BUSY)
         lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())
@@ -271,7 +271,7 @@ async def test_r8_a_held_lease_ends_when_the_replica_is_no_longer_busy(
 
 
 async def test_leaving_the_cache_ends_its_probes_and_held_leases(autojump_clock: MockClock) -> None:
-    loads = LoadTable()
+    loads = LoadTracker()
     async with open_bench() as bench:
         bench.probe.wait = trio.sleep_forever
         lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())

@@ -11,7 +11,7 @@ from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.peers import Bulletin, Hold
+from gateway.domain.peers import PeerState, PendingReason
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
 from gateway.domain.session import Hello, Registration, Report
@@ -33,7 +33,7 @@ class Fleet:
 
     async def ask_for(self, *models: str) -> None:
         waiting = tuple(demand(model, since=trio.current_time()) for model in models)
-        await self.registry.exchange(Bulletin(GATEWAY, demand=waiting), inf)
+        await self.registry.exchange(PeerState(GATEWAY, demand=waiting), inf)
         await self.rest()
 
     async def rest(self) -> None:
@@ -75,7 +75,7 @@ async def test_p5_a_floor_that_cannot_be_met_is_kept_for_whoever_asks(autojump_c
         await fleet.only()
         shortage = "no healthy node has room for it (box: needs 8 bytes of memory, 2 bytes free)"
         assert fleet.reconciler.unsatisfiable == {MODEL: f"1 of 2 replicas: {shortage}"}
-        assert fleet.reconciler.waits == {MODEL: Hold(shortage, is_shortage=True)}
+        assert fleet.reconciler.waits == {MODEL: PendingReason(shortage, is_shortage=True)}
         version = (await fleet.registry.read_state()).version
         await trio.sleep(300)
         assert (await fleet.registry.read_state()).version == version
@@ -98,7 +98,7 @@ async def test_w11_an_evicted_model_has_gone_before_the_other_is_placed(autojump
         await trio.sleep(MIN_RESIDENCE_SECONDS + 1)
         leaving = await fleet.only()
         assert (leaving.id, leaving.desired) == (victim.id, Desired.DRAIN)
-        assert fleet.reconciler.waits == {MODEL: Hold("evicting other on box", is_shortage=False)}
+        assert fleet.reconciler.waits == {MODEL: PendingReason("evicting other on box", is_shortage=False)}
         await fleet.report(leaving, Observed.GONE)
         assert (await fleet.only()).model == MODEL
 

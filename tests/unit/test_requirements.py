@@ -16,7 +16,7 @@ from gateway.domain.lifecycle import Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity, Gpu
-from gateway.domain.routability import EMPTY_VIEW, RoutingView, build_view
+from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import Report
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
@@ -65,7 +65,7 @@ class FailingRegistry(MemoryRegistry):
 @dataclass
 class Bench:
     registry: FailingRegistry = field(default_factory=lambda: FailingRegistry(trio.current_time))
-    views: SnapshotStore[RoutingView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
+    views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     asked: list[ModelSpec] = field(default_factory=list)
     estimate: Requirement | None = ESTIMATE
 

@@ -11,7 +11,7 @@ from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, 
 from gateway.domain.errors import BackendFailed, BadRequest, Timeout
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.attempt import Passage, Route
+from gateway.routing.attempt import Passage, RetryState
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS
 from tests.fakes.fleet import MODEL, replica, spec, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench
@@ -28,7 +28,7 @@ class RouteBench(RoutingBench):
         super().__init__(replica(A))
         self.refuses_when_full = refuses_when_full
         self.reroutes = Counter[str]()
-        self.route = Route(self.admission.open_ticket(MODEL, ORIGIN), self.admission, attempts, self.reroutes)
+        self.route = RetryState(self.admission.open_ticket(MODEL, ORIGIN), self.admission, attempts, self.reroutes)
 
     async def passage(self) -> Passage:
         ticket = self.route.ticket

@@ -7,7 +7,7 @@ import trio.testing
 from gateway.backends.protocol import Lost, Refused, Stale, Unreachable
 from gateway.domain.errors import BackendFailed, BadRequest, ModelNotFound
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.inference import Completion, EmbeddingInput, Piece
+from gateway.domain.inference import Completion, Delta, EmbeddingInput
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench, generation
@@ -31,20 +31,20 @@ async def test_r1_each_request_is_routed_on_its_own() -> None:
 
 async def test_a_stream_brings_pieces_then_its_completion() -> None:
     bench = RoutingBench(replica(A))
-    bench.backends.script(A, Piece("hel"), Piece("lo"), DONE)
+    bench.backends.script(A, Delta("hel"), Delta("lo"), DONE)
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
         assert stream.candidate.replica_id == A
         assert bench.in_flight() == 1
-        assert await stream.receive_batch() == [Piece("hel"), Piece("lo"), DONE]
+        assert await stream.receive_batch() == [Delta("hel"), Delta("lo"), DONE]
     assert bench.in_flight() == 0
     assert not bench.backends.running
 
 
 async def test_what_is_there_is_handed_on_without_waiting_for_more() -> None:
     bench, later = RoutingBench(replica(A)), trio.Event()
-    bench.backends.script(A, Piece("a"), Piece("b"), later, DONE)
+    bench.backends.script(A, Delta("a"), Delta("b"), later, DONE)
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
-        assert await stream.receive_batch() == [Piece("a"), Piece("b")]
+        assert await stream.receive_batch() == [Delta("a"), Delta("b")]
         later.set()
         assert await stream.receive_batch() == [DONE]
 
@@ -74,9 +74,9 @@ async def test_a_stream_is_rerouted_before_its_first_byte() -> None:
 
 async def test_m7_nothing_is_run_again_after_the_first_byte() -> None:
     bench = two()
-    bench.backends.script(A, Piece("hel"), Lost("reset"))
+    bench.backends.script(A, Delta("hel"), Lost("reset"))
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
-        assert await stream.receive_batch() == [Piece("hel")]
+        assert await stream.receive_batch() == [Delta("hel")]
         with pytest.raises(BackendFailed, match="middle of its answer"):
             await stream.receive_batch()
     assert bench.backends.calls == [A]
@@ -164,7 +164,7 @@ async def test_a_stale_replica_that_stays_alone_is_told_as_a_failed_backend(
 
 async def test_a_client_that_leaves_ends_the_call_and_the_lease(autojump_clock: trio.testing.MockClock) -> None:
     bench, never = RoutingBench(replica(A)), trio.Event()
-    bench.backends.script(A, Piece("a"), never)
+    bench.backends.script(A, Delta("a"), never)
     with trio.move_on_after(1):
         async with bench.router.open_stream(generation(), ORIGIN) as stream:
             await stream.receive_batch()
@@ -208,9 +208,9 @@ async def test_a_completion_may_be_the_first_item() -> None:
 async def test_a_lease_ends_with_the_backends_last_word_and_not_with_the_clients_patience() -> None:
     """The slot is the next one's, whatever a client that reads nothing has still to read."""
     bench = RoutingBench(replica(A, parallel=1))
-    bench.backends.script(A, Piece("hel"), trio.Event())
+    bench.backends.script(A, Delta("hel"), trio.Event())
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
-        assert await stream.receive_batch() == [Piece("hel")]
+        assert await stream.receive_batch() == [Delta("hel")]
         assert bench.in_flight() == 1
         bench.backends.ends[A](None)
         assert bench.in_flight() == 0
@@ -225,14 +225,14 @@ async def test_a_lease_ends_with_the_backends_last_word_and_not_with_the_clients
 async def test_what_is_read_behind_the_end_of_a_call_says_nothing_of_its_replica() -> None:
     bench, later = RoutingBench(replica(A)), trio.Event()
     error = Lost("reset")
-    bench.backends.script(A, Piece("hel"), later, Piece("lo"), error)
+    bench.backends.script(A, Delta("hel"), later, Delta("lo"), error)
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
-        assert await stream.receive_batch() == [Piece("hel")]
+        assert await stream.receive_batch() == [Delta("hel")]
         bench.backends.ends[A](error)
         assert bench.in_flight() == 0
         assert bench.loads.use_of(A).failures == 1
         later.set()
-        assert await stream.receive_batch() == [Piece("lo")]
+        assert await stream.receive_batch() == [Delta("lo")]
         with pytest.raises(BackendFailed):
             await stream.receive_batch()
     assert bench.loads.use_of(A).failures == 1

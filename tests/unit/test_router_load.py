@@ -13,10 +13,10 @@ from gateway.backends.protocol import Lost, Refused, Stale, Target, Unreachable
 from gateway.domain.cluster import Replica
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
 from gateway.domain.ids import ReplicaId, RequestId
-from gateway.domain.inference import Completion, EmbeddingInput, Origin, Piece
+from gateway.domain.inference import Completion, Delta, EmbeddingInput, Origin
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.probe import ProbeOutcome
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.routing.probe_cache import HOLD_PAUSE_SECONDS
 from tests.fakes.backends import DONE, Item
 from tests.fakes.fleet import MODEL, node, replica, spec, view
@@ -163,7 +163,7 @@ class Chaos:
         self.bench.probe.wait = self.wait_for_probe
         self.endings = Counter[str]()
 
-    def fleet(self) -> RoutingView:
+    def fleet(self) -> FleetView:
         """Every now and then without some replicas, never without all."""
         gone = self.rng.sample(sorted(self.slots), self.rng.choice((0, 0, 1, 4)))
         replicas = [
@@ -182,7 +182,7 @@ class Chaos:
         backends = self.bench.backends
         assert backends.running.count(target.replica_id) < self.slots[target.replica_id]
         assert len(backends.running) < self.bench.in_flight()  # each running call has a lease, and so has this one
-        items: list[Item] = [Piece("x")] * self.rng.randrange(3)
+        items: list[Item] = [Delta("x")] * self.rng.randrange(3)
         items.append(self.pause())
         items.append(self.rng.choice(self.FAULTS) if self.rng.random() < 0.3 else DONE)
         backends.script(target.replica_id, *items)

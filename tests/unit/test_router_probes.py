@@ -9,7 +9,7 @@ import trio.testing
 from gateway.backends.protocol import Refused
 from gateway.domain.errors import BackendFailed, Overloaded
 from gateway.domain.ids import ReplicaId
-from gateway.domain.inference import EmbeddingInput, Piece
+from gateway.domain.inference import Delta, EmbeddingInput
 from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_tracker import PHANTOM_MAX_SECONDS
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES
@@ -150,7 +150,7 @@ async def test_h3_every_answer_and_every_batch_keeps_a_replica_known_as_alive(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench, more = RoutingBench(replica(A)), [trio.Event() for _ in range(5)]
-    bench.backends.script(A, *(item for event in more for item in (Piece("x"), event)), DONE)
+    bench.backends.script(A, *(item for event in more for item in (Delta("x"), event)), DONE)
     async with bench.router.open_stream(generation(), ORIGIN) as stream:
         for event in more:
             await stream.receive_batch()
@@ -188,7 +188,7 @@ async def test_r8_a_foreign_backend_that_ignores_a_cancel_keeps_its_slot_taken(
 ) -> None:
     """It works on for nobody; the next request must not be bound to a slot that is not free."""
     bench = foreign(replica_slots=1)
-    bench.backends.script(A, *([Piece("x")] if stream else []), trio.Event())
+    bench.backends.script(A, *([Delta("x")] if stream else []), trio.Event())
     bench.probes.note_alive(A)
     with trio.move_on_after(1):
         if stream:

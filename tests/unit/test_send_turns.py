@@ -5,7 +5,7 @@ import asyncio
 import trio
 from trio.testing import MockClock
 
-from gateway.backends.send_limiter import TURN_SECONDS, SendTurns
+from gateway.backends.send_limiter import TURN_SECONDS, SendLimiter
 from gateway.bridge import open_bridge
 
 PATIENCE_SECONDS = 10 * TURN_SECONDS
@@ -14,14 +14,14 @@ PATIENCE_SECONDS = 10 * TURN_SECONDS
 async def test_the_next_turn_begins_when_the_one_before_has_ended(autojump_clock: MockClock) -> None:
     events: list[str] = []
 
-    async def take_aio(turns: SendTurns, name: str) -> None:
+    async def take_aio(turns: SendLimiter, name: str) -> None:
         async with turns.open_aio():
             events.append(f"{name} begins")
             await asyncio.sleep(1)
             events.append(f"{name} ends")
 
     async def take_all_aio() -> None:
-        turns = SendTurns()
+        turns = SendLimiter()
         await asyncio.gather(*(take_aio(turns, name) for name in "abc"))
 
     with trio.fail_after(PATIENCE_SECONDS):
@@ -33,13 +33,13 @@ async def test_the_next_turn_begins_when_the_one_before_has_ended(autojump_clock
 async def test_a_turn_that_does_not_end_holds_the_next_one_up_for_so_long_only(autojump_clock: MockClock) -> None:
     began: list[str] = []
 
-    async def take_aio(turns: SendTurns, name: str, until: asyncio.Event) -> None:
+    async def take_aio(turns: SendLimiter, name: str, until: asyncio.Event) -> None:
         async with turns.open_aio():
             began.append(name)
             await until.wait()
 
     async def take_all_aio() -> None:
-        turns, never, over = SendTurns(), asyncio.Event(), asyncio.Event()
+        turns, never, over = SendLimiter(), asyncio.Event(), asyncio.Event()
         stuck = asyncio.create_task(take_aio(turns, "stuck", never))
         await asyncio.sleep(0)
         over.set()

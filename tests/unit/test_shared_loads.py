@@ -8,8 +8,8 @@ import trio
 
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.domain.peers import Bulletin, Use
-from gateway.routing.load_tracker import NEVER, LoadTable, Usage
+from gateway.domain.peers import PeerState, Use
+from gateway.routing.load_tracker import NEVER, LoadTracker, Usage
 from gateway.routing.usage import merge_usage
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import RoutingBench
@@ -19,7 +19,7 @@ A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 ORIGIN = Origin(RequestId("r"))
 
 
-class Table(LoadTable):
+class Table(LoadTracker):
     """One whose clock the test sets, and which remembers what it was heard to say."""
 
     def __init__(self) -> None:
@@ -143,8 +143,8 @@ async def test_a_slot_freed_elsewhere_serves_the_model_that_it_is_of(autojump_cl
 # Together
 
 
-def bulletin(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, float]) -> Bulletin:
-    return Bulletin(GatewayId(name), leases=leases, uses={each: Use(since) for each, since in uses.items()})
+def bulletin(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, float]) -> PeerState:
+    return PeerState(GatewayId(name), leases=leases, uses={each: Use(since) for each, since in uses.items()})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.probe import ProbeOutcome
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.silence import (
     LOOK_SECONDS_MAX,
     LOOK_SECONDS_MIN,
@@ -84,7 +84,7 @@ def test_short_heartbeats_end_no_call_in_a_moment() -> None:
 
 def test_h1_what_other_gateways_have_there_may_be_what_keeps_it_busy() -> None:
     """Idle is a replica without a request in the whole fleet."""
-    loads, replica_id = LoadTable(lambda: 0.0), ReplicaId("a")
+    loads, replica_id = LoadTracker(lambda: 0.0), ReplicaId("a")
     assert loads.in_flight(replica_id) == 0
     loads.hear({replica_id: 2})
     assert loads.in_flight(replica_id) == 2

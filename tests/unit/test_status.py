@@ -12,12 +12,12 @@ from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Observed
-from gateway.domain.peers import Bulletin, Hold
+from gateway.domain.peers import PeerState, PendingReason
 from gateway.domain.progress import Progress
-from gateway.domain.routability import RoutingView, build_view
+from gateway.domain.routability import FleetView, build_view
 from gateway.registry.protocol import RegistryStatistics
 from gateway.routing.admission import ModelQueueStatistics
-from gateway.routing.load_tracker import LoadTable
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import ProbeStatistics
 from gateway.routing.router import RouterStatistics
 from tests.fakes.fleet import MODEL, replica, spec, state, view
@@ -33,7 +33,7 @@ def demand(model: ModelName, waiting: int, gateway: GatewayId = B) -> Demand:
     return Demand(gateway, model, waiting, 0.0)
 
 
-def at_a(*others: Bulletin, fleet: RoutingView | None = None, leader: GatewayId | None = A, **own: Any) -> StatusSource:
+def at_a(*others: PeerState, fleet: FleetView | None = None, leader: GatewayId | None = A, **own: Any) -> StatusSource:
     """Of gateway `a`."""
     seen = fleet or build_view(FLEET)
     seen = replace(seen, state=replace(seen.state, leader=leader))
@@ -48,16 +48,16 @@ def by_id(objects: list[dict[str, Any]], key: str, value: str) -> dict[str, Any]
     return {each[key]: each[value] for each in objects}
 
 
-def busy_table(requests: int) -> LoadTable:
+def busy_table(requests: int) -> LoadTracker:
     """With so many requests on `r1`."""
-    table = LoadTable(lambda: NOW)
+    table = LoadTracker(lambda: NOW)
     for number in range(requests):
         table.lease(build_view(FLEET).candidates[MODEL][0], Origin(RequestId(str(number))), NOW)
     return table
 
 
 def test_each_gateway_is_told_and_who_leads() -> None:
-    source = at_a(Bulletin(C), Bulletin(B, "http://b:8080"), leader=B, own_url=lambda: "http://a:8080")
+    source = at_a(PeerState(C), PeerState(B, "http://b:8080"), leader=B, own_url=lambda: "http://a:8080")
     assert status_document(source)["gateways"] == [
         {"id": "a", "leader": False, "url": "http://a:8080"},
         {"id": "b", "leader": True, "url": "http://b:8080"},
@@ -67,12 +67,12 @@ def test_each_gateway_is_told_and_who_leads() -> None:
 
 @pytest.mark.parametrize("leader", [None, GatewayId("dead")])
 def test_nobody_leads_who_is_not_there(leader: GatewayId | None) -> None:
-    told = status_document(at_a(Bulletin(B), leader=leader))["gateways"]
+    told = status_document(at_a(PeerState(B), leader=leader))["gateways"]
     assert by_id(told, "id", "leader") == {"a": False, "b": False}
 
 
 def test_r5_in_flight_is_the_fleets() -> None:
-    others = Bulletin(B, leases={R1: 3, R2: 1, GONE: 7}), Bulletin(C, leases={R2: 4})
+    others = PeerState(B, leases={R1: 3, R2: 1, GONE: 7}), PeerState(C, leases={R2: 4})
     document = status_document(at_a(*others, loads=busy_table(2).statistics))
     assert by_id(document["replicas"], "id", "in_flight") == {R1: 5, R2: 5}
     assert by_id(document["models"], "name", "in_flight") == {MODEL: 5, OTHER: 5}
@@ -80,14 +80,14 @@ def test_r5_in_flight_is_the_fleets() -> None:
 
 def test_m3_what_waits_is_the_fleets() -> None:
     queues = {MODEL: ModelQueueStatistics(waiting=2, oldest_seconds=1.0)}
-    others = Bulletin(B, demand=(demand(MODEL, 3), demand(OTHER, 1))), Bulletin(C, demand=(demand(OTHER, 1, C),))
+    others = PeerState(B, demand=(demand(MODEL, 3), demand(OTHER, 1))), PeerState(C, demand=(demand(OTHER, 1, C),))
     document = status_document(at_a(*others, queues=lambda: queues))
     assert by_id(document["models"], "name", "queued") == {MODEL: 5, OTHER: 2}
 
 
 def test_metrics_are_this_gateways_since_who_reads_them_adds_up() -> None:
     queues = {MODEL: ModelQueueStatistics(waiting=2, oldest_seconds=1.0)}
-    other = Bulletin(B, leases={R1: 3}, demand=(demand(MODEL, 3),))
+    other = PeerState(B, leases={R1: 3}, demand=(demand(MODEL, 3),))
     source = at_a(other, loads=busy_table(1).statistics, queues=lambda: queues)
     told = readings(source, RouterStatistics({}, {}), ProbeStatistics({}, 0, 0, 0), RegistryStatistics(1))
     samples = {reading.name: dict(reading.values) for reading in told}
@@ -96,42 +96,44 @@ def test_metrics_are_this_gateways_since_who_reads_them_adds_up() -> None:
     assert samples["gateway_is_leader"] == {(): 1.0}
 
 
-def loading() -> RoutingView:
+def loading() -> FleetView:
     return view(replica(R1, observed=Observed.FETCHING))
 
 
 def test_l11_progress_that_another_gateway_hears_of() -> None:
-    other = Bulletin(B, progress={R1: Progress(25, 100, 25.0)})
-    told = load_status(at_a(Bulletin(C), other, fleet=loading()), MODEL)
+    other = PeerState(B, progress={R1: Progress(25, 100, 25.0)})
+    told = load_status(at_a(PeerState(C), other, fleet=loading()), MODEL)
     assert (told["progress"], told["bytes_done"], told["eta_seconds"]) == (0.25, 25, 3.0)
 
 
 def test_l11_progress_that_this_gateway_hears_of_comes_first() -> None:
-    other = Bulletin(B, progress={R1: Progress(25, 100)})
+    other = PeerState(B, progress={R1: Progress(25, 100)})
     source = at_a(other, fleet=loading(), own_progress_of={R1: Progress(50, 100)}.get)
     assert load_status(source, MODEL)["progress"] == 0.5
 
 
 def test_l11_progress_of_which_nobody_has_heard_is_not_told() -> None:
-    assert "progress" not in load_status(at_a(Bulletin(B), fleet=loading()), MODEL)
+    assert "progress" not in load_status(at_a(PeerState(B), fleet=loading()), MODEL)
 
 
 def test_m1_a_load_that_was_asked_for_at_another_gateway_is_asked_for() -> None:
     nothing = view()
-    assert load_status(at_a(Bulletin(B, demand=(demand(MODEL, 1),)), fleet=nothing), MODEL)["requested"]
+    assert load_status(at_a(PeerState(B, demand=(demand(MODEL, 1),)), fleet=nothing), MODEL)["requested"]
     assert load_status(at_a(fleet=nothing, own_wish=lambda _model: True), MODEL)["requested"]
-    assert not load_status(at_a(Bulletin(B, demand=(demand(OTHER, 1),)), fleet=nothing), MODEL)["requested"]
+    assert not load_status(at_a(PeerState(B, demand=(demand(OTHER, 1),)), fleet=nothing), MODEL)["requested"]
 
 
-LEADERS: Final = Bulletin(B, waits={MODEL: Hold("no room", is_shortage=True)}, unsatisfiable={OTHER: "1 of 2"})
+LEADERS: Final = PeerState(
+    B, waits={MODEL: PendingReason("no room", is_shortage=True)}, unsatisfiable={OTHER: "1 of 2"}
+)
 OWN: Final = {
-    "own_waits": lambda: {MODEL: Hold("a slot is on its way", is_shortage=False)},
+    "own_waits": lambda: {MODEL: PendingReason("a slot is on its way", is_shortage=False)},
     "own_unsatisfiable": lambda: {OTHER: "0 of 2"},
 }
 
 
 def test_p4_what_does_not_come_up_is_told_as_the_leader_sees_it() -> None:
-    source = at_a(LEADERS, Bulletin(C), fleet=view(specs=[spec(), spec(OTHER)]), leader=B)
+    source = at_a(LEADERS, PeerState(C), fleet=view(specs=[spec(), spec(OTHER)]), leader=B)
     assert load_status(source, MODEL)["reason"] == "no room"
     assert load_status(source, OTHER) == {
         "model": OTHER,

@@ -7,18 +7,18 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Refused
-from gateway.domain.claim import ClaimFailed
+from gateway.domain.claim import ReservationFailed
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.routing.decisions import describe
-from gateway.routing.reservation import AWAY_SECONDS, StrictClaims
+from gateway.routing.reservation import AWAY_SECONDS, StrictReservations
 from tests.fakes.claims import FakeClaims
 from tests.fakes.fleet import GATEWAY, MODEL, replica, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
-AWAY = ClaimFailed("cannot reach it")
+AWAY = ReservationFailed("cannot reach it")
 
 
 def two(claims: FakeClaims, parallel: int = 2) -> RoutingBench:
@@ -158,13 +158,13 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
         await trio.sleep(1)
 
     claims = FakeClaims(A, wait=answer_slowly)
-    bench, published = two(claims), list[tuple[float, Bulletin]]()
+    bench, published = two(claims), list[tuple[float, PeerState]]()
     strict = bench.claims
-    assert isinstance(strict, StrictClaims)
+    assert isinstance(strict, StrictReservations)
 
     async def publish() -> None:
         async with strict.lock:
-            bulletin = Bulletin(GatewayId("g"), leases=bench.loads.published())
+            bulletin = PeerState(GatewayId("g"), leases=bench.loads.published())
             await trio.sleep(1)
             published.append((trio.current_time(), bulletin))
 

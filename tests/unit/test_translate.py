@@ -13,7 +13,15 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.translate import ReplyReader, embedding, embedding_options, predict_options
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import ChatMessage, EmbeddingInput, Finish, Generation, Sampling, ToolCall, ToolCallDelta
+from gateway.domain.inference import (
+    ChatMessage,
+    EmbeddingInput,
+    FinishReason,
+    Generation,
+    Sampling,
+    ToolCall,
+    ToolCallDelta,
+)
 
 MODEL, REQUEST = ModelName("m"), RequestId("r")
 
@@ -118,11 +126,11 @@ def test_counts_never_go_back() -> None:
     reader.piece(pb.Reply())
     completion = reader.completion(None)
     assert (completion.prompt_tokens, completion.completion_tokens) == (3, 5)
-    assert completion.finish is Finish.STOP
+    assert completion.finish is FinishReason.STOP
 
 
 def test_an_unknown_finish_reason_is_none() -> None:
-    assert ReplyReader(None).completion("content_filter").finish is Finish.STOP
+    assert ReplyReader(None).completion("content_filter").finish is FinishReason.STOP
 
 
 def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
@@ -145,21 +153,21 @@ def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
         ("", (ToolCallDelta(0, "", "", "1}"),)),
     ]
     completion = reader.completion("tool_calls")
-    assert completion.finish is Finish.TOOL_CALLS
+    assert completion.finish is FinishReason.TOOL_CALLS
     assert completion.tool_calls == (ToolCall("c1", "f", '{"a": 1}'), ToolCall("", "g", "{}"))
 
 
 @pytest.mark.parametrize(
     ("said", "max_tokens", "finish"),
     [
-        (None, None, Finish.TOOL_CALLS),
-        (None, 5, Finish.LENGTH),
-        ("length", None, Finish.LENGTH),
-        ("stop", None, Finish.STOP),
+        (None, None, FinishReason.TOOL_CALLS),
+        (None, 5, FinishReason.LENGTH),
+        ("length", None, FinishReason.LENGTH),
+        ("stop", None, FinishReason.STOP),
     ],
 )
 def test_an_answer_that_calls_says_so_unless_the_backend_knows_better(
-    said: str | None, max_tokens: int | None, finish: Finish
+    said: str | None, max_tokens: int | None, finish: FinishReason
 ) -> None:
     reader = ReplyReader(max_tokens)
     reader.piece(pb.Reply(tokens=5, chat_deltas=[pb.ChatDelta(tool_calls=[pb.ToolCallDelta(name="f")])]))

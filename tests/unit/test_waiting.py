@@ -6,8 +6,8 @@ from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.errors import GatewayError, InsufficientCapacity, ModelLoadFailed, ModelLoading, NoNode, Overloaded
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import COMING_UP, Observed
-from gateway.domain.routability import RoutingView
-from gateway.routing.rejections import fail_fast, gave_up, loading_state
+from gateway.domain.routability import FleetView
+from gateway.routing.rejections import immediate_rejection, loading_state, timeout_rejection
 from tests.fakes.fleet import MODEL, node, replica, view
 
 NOW = 1000.0
@@ -18,11 +18,11 @@ LOST = [node(link=NodeStatus.OFFLINE), node(draining=True), node(approved=False)
 
 
 def after_a_failure(at: Node, *replicas: Replica) -> GatewayError | None:
-    return fail_fast(view(*replicas, nodes=[at], failures=FAILED), MODEL, NOW)
+    return immediate_rejection(view(*replicas, nodes=[at], failures=FAILED), MODEL, NOW)
 
 
-def told(seen: RoutingView) -> GatewayError:
-    return gave_up(seen, MODEL, 60, ())
+def told(seen: FleetView) -> GatewayError:
+    return timeout_rejection(seen, MODEL, 60, ())
 
 
 def test_h12_a_model_whose_node_is_silent_is_waited_for_like_one_that_loads() -> None:
@@ -77,22 +77,22 @@ SHORTAGE = "no healthy node has room for it (name-n1: needs 8.0 GiB of memory, 4
 
 
 def test_p4_a_model_for_which_there_is_no_room_is_refused_with_the_numbers() -> None:
-    error = gave_up(view(), MODEL, 60, (), shortage=SHORTAGE)
+    error = timeout_rejection(view(), MODEL, 60, (), shortage=SHORTAGE)
     assert isinstance(error, InsufficientCapacity)
     assert (error.status, error.code, error.retry_after_seconds) == (503, "insufficient_capacity", 5.0)
     assert error.message == f"The model 'm' could not be loaded within 60 s: {SHORTAGE}."
 
 
 def test_who_waits_for_a_load_while_the_registry_is_away_is_told_so() -> None:
-    error = gave_up(view(), MODEL, 60, (), control_rests=True)
+    error = timeout_rejection(view(), MODEL, 60, (), control_rests=True)
     assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
     loading = view(replica("r", observed=Observed.LOADING))
-    assert gave_up(loading, MODEL, 60, (), control_rests=True).code == "model_loading"
+    assert timeout_rejection(loading, MODEL, 60, (), control_rests=True).code == "model_loading"
 
 
 def test_p4_what_serves_or_comes_up_has_no_shortage_of_room() -> None:
     """For growing there may be none, which is nothing to tell a request."""
-    assert isinstance(gave_up(view(replica("r")), MODEL, 60, (), shortage=SHORTAGE), Overloaded)
+    assert isinstance(timeout_rejection(view(replica("r")), MODEL, 60, (), shortage=SHORTAGE), Overloaded)
     loading = view(replica("r", observed=Observed.LOADING))
-    assert isinstance(gave_up(loading, MODEL, 60, (), shortage=SHORTAGE), ModelLoading)
-    assert isinstance(gave_up(view(nodes=[SILENT]), MODEL, 60, (), shortage=SHORTAGE), NoNode)
+    assert isinstance(timeout_rejection(loading, MODEL, 60, (), shortage=SHORTAGE), ModelLoading)
+    assert isinstance(timeout_rejection(view(nodes=[SILENT]), MODEL, 60, (), shortage=SHORTAGE), NoNode)

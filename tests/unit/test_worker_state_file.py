@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from gateway.domain.ids import ReplicaId
-from gateway.worker.process.journal import ProcessRecord, StateFile, start_mark
+from gateway.worker.process.journal import ProcessJournal, ProcessRecord, start_mark
 from gateway.worker.process.spawn import wait_exit
 
 
@@ -31,7 +31,7 @@ def remembered(folder: Path) -> list[dict[str, object]]:
 
 
 def test_a_process_is_recorded_from_spawn_to_reaping(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
-    records = StateFile(tmp_path)
+    records = ProcessJournal(tmp_path)
     with records.recording(sleeper.pid, ReplicaId("a"), 20100):
         assert remembered(tmp_path) == [
             {"pid": sleeper.pid, "started": start_mark(sleeper.pid), "replica_id": "a", "port": 20100}
@@ -42,7 +42,7 @@ def test_a_process_is_recorded_from_spawn_to_reaping(tmp_path: Path, sleeper: su
 
 async def test_h13_a_leftover_is_killed_and_forgotten(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     remember(tmp_path, ProcessRecord(sleeper.pid, start_mark(sleeper.pid), ReplicaId("a"), 20100))
-    reaped = await StateFile(tmp_path).reap_leftovers()
+    reaped = await ProcessJournal(tmp_path).reap_leftovers()
     assert [record.replica_id for record in reaped] == ["a"]
     assert sleeper.poll() == -9
     assert remembered(tmp_path) == []
@@ -67,7 +67,7 @@ async def test_h13_what_a_killed_start_script_has_left_behind_is_killed_too(
     start_script.kill()
     start_script.wait()
     assert start_mark(child) is not None
-    assert [record.replica_id for record in await StateFile(tmp_path).reap_leftovers()] == ["a"]
+    assert [record.replica_id for record in await ProcessJournal(tmp_path).reap_leftovers()] == ["a"]
     with trio.fail_after(5):
         await wait_exit(child)
 
@@ -77,7 +77,7 @@ async def test_h13_a_recycled_number_is_spared(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], mark: str | None
 ) -> None:
     remember(tmp_path, ProcessRecord(sleeper.pid, mark, ReplicaId("a"), 20100))
-    assert await StateFile(tmp_path).reap_leftovers() == ()
+    assert await ProcessJournal(tmp_path).reap_leftovers() == ()
     assert sleeper.poll() is None
     assert remembered(tmp_path) == []
 
@@ -87,11 +87,11 @@ async def test_a_leftover_that_has_ended_is_forgotten(tmp_path: Path, sleeper: s
     sleeper.kill()
     sleeper.wait()
     remember(tmp_path, ProcessRecord(sleeper.pid, mark, ReplicaId("a"), 20100))
-    assert await StateFile(tmp_path).reap_leftovers() == ()
+    assert await ProcessJournal(tmp_path).reap_leftovers() == ()
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"processes": [{"pid": 1}]}'])
 async def test_an_unreadable_file_is_no_reason_not_to_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "processes.json").write_text(text)
-    assert await StateFile(tmp_path).reap_leftovers() == ()
+    assert await ProcessJournal(tmp_path).reap_leftovers() == ()
     assert remembered(tmp_path) == []

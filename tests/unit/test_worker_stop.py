@@ -15,10 +15,10 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
 from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.process.command import BackendProgram
-from gateway.worker.process.journal import StateFile
+from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.memory_watch import describe_excess
 from gateway.worker.process.ports import PortAllocator
-from gateway.worker.replica import ReplicaTask, Workshop
+from gateway.worker.replica import ReplicaContext, ReplicaTask
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 
@@ -196,10 +196,10 @@ async def test_a_replica_above_its_memory_limit_ends_and_says_why(
         await trio.sleep(1000 if stage is Observed.LOADING else 1)
 
     settings = replace(settings_in(tmp_path), memory_limit_bytes=LIMIT_BYTES)
-    workshop = Workshop(
+    workshop = ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, tmp_path),
-        records=StateFile(settings.state_folder),
+        records=ProcessJournal(settings.state_folder),
         artifacts=ArtifactStore(settings.models_dir),
         spawn=spawn,
         control=FakeControl(spawn, load=load),

@@ -15,14 +15,14 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
 from gateway.worker.artifacts.download import SILENCE_SECONDS
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.hostinfo.nvidia import read_process_memory
 from gateway.worker.process import resource_usage as usage
-from gateway.worker.process.journal import StateFile
+from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.ports import PortAllocator
-from gateway.worker.process.resource_usage import UNKNOWN_USAGE, Usage, measure_usage
-from gateway.worker.replica import ReplicaTask, Workshop
+from gateway.worker.process.resource_usage import UNKNOWN_USAGE, ResourceUsage, measure_usage
+from gateway.worker.replica import ReplicaContext, ReplicaTask
 from gateway.worker.settings import WorkerSettings
 from tests.fakes.fetching import patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
@@ -30,7 +30,7 @@ from tests.fakes.nvml import GIB, FakeDevice, FakeNvml, FakeUser
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 
-Measure = Callable[[int], Awaitable[Usage]]
+Measure = Callable[[int], Awaitable[ResourceUsage]]
 FILE: Final = b"weights" * 1000
 
 
@@ -82,7 +82,7 @@ async def test_usage_is_of_the_whole_process_group(monkeypatch: pytest.MonkeyPat
 async def test_a_driver_that_hangs_keeps_nobody_from_serving(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
-    async def hang(*_: object, **__: object) -> Usage:
+    async def hang(*_: object, **__: object) -> ResourceUsage:
         await trio.sleep_forever()
         raise AssertionError
 
@@ -90,11 +90,11 @@ async def test_a_driver_that_hangs_keeps_nobody_from_serving(
     assert await measure_usage(1) == UNKNOWN_USAGE
 
 
-def workshop_in(settings: WorkerSettings, spawn: FakeSpawn, measure: Measure = measure_usage) -> Workshop:
-    return Workshop(
+def workshop_in(settings: WorkerSettings, spawn: FakeSpawn, measure: Measure = measure_usage) -> ReplicaContext:
+    return ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, settings.state_folder.parent),
-        records=StateFile(settings.state_folder),
+        records=ProcessJournal(settings.state_folder),
         artifacts=ArtifactStore(
             settings.models_dir, gateway=settings.gateway, cache_bytes_max=settings.cache_bytes_max
         ),
@@ -105,10 +105,10 @@ def workshop_in(settings: WorkerSettings, spawn: FakeSpawn, measure: Measure = m
 
 
 async def test_a_ready_replica_says_what_it_holds(tmp_path: Path, autojump_clock: MockClock) -> None:
-    async def measure(pid: int) -> Usage:
+    async def measure(pid: int) -> ResourceUsage:
         assert pid == spawn.started[0].pid
         await trio.lowlevel.checkpoint()
-        return Usage(3 * GIB, 2 * GIB)
+        return ResourceUsage(3 * GIB, 2 * GIB)
 
     def note(report: Report) -> None:
         reports.append(report)
@@ -123,7 +123,7 @@ async def test_a_ready_replica_says_what_it_holds(tmp_path: Path, autojump_clock
 
 
 async def test_l5_a_replica_says_how_far_its_file_is(tmp_path: Path, clock: MockClock) -> None:
-    gateway = GatewayFiles()
+    gateway = GatewaySource()
     settings = replace(settings_in(tmp_path), gateway=gateway)
     spawn = FakeSpawn()
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
@@ -138,7 +138,7 @@ async def test_l5_a_replica_says_how_far_its_file_is(tmp_path: Path, clock: Mock
 
 
 async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, clock: MockClock) -> None:
-    gateway, spawn, reports = GatewayFiles(), FakeSpawn(), list[Report]()
+    gateway, spawn, reports = GatewaySource(), FakeSpawn(), list[Report]()
     settings = replace(settings_in(tmp_path), gateway=gateway)
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
         gateway.point_at(server.origin, {})
@@ -157,7 +157,7 @@ async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, cloc
 
 
 async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_path: Path, clock: MockClock) -> None:
-    gateway, spawn, is_ready = GatewayFiles(), FakeSpawn(), trio.Event()
+    gateway, spawn, is_ready = GatewaySource(), FakeSpawn(), trio.Event()
     settings = replace(settings_in(tmp_path), gateway=gateway, cache_bytes_max=len(FILE))
     workshop = workshop_in(settings, spawn)
     wished, other = (wish("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))

@@ -25,7 +25,7 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 
-class Pages(QuartTrio):
+class AdminApp(QuartTrio):
     """Quart with the traps of its defaults removed (pitfalls 1, 2, 35)."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from gateway.api.admin.peer_client import Peers
+from gateway.api.admin.peer_client import PeerClient
 from gateway.api.http.asgi import Headers
 from gateway.api.http.auth import Caller, Role
 from gateway.api.http.byte_range import ByteRange, Unsatisfiable, wanted_range
@@ -44,7 +44,7 @@ class FileShrank(Exception):
 class ArtifactFiles:
     state: Callable[[], ClusterState]
     models_dir: Path
-    peers: Peers
+    peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
         path = "/api/artifacts/{sha256}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from pydantic_core import to_json
 
-from gateway.api.admin.peer_client import Peers
+from gateway.api.admin.peer_client import PeerClient
 from gateway.api.http.auth import Caller, Role
 from gateway.api.http.exchange import Exchange
 from gateway.api.http.http_app import Route
@@ -19,7 +19,7 @@ from gateway.routing.decisions import DecisionLog, describe
 class Decisions:
     log: DecisionLog
     """Of the requests that this gateway served."""
-    peers: Peers
+    peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
         return (Route("GET", "/api/decisions/{request_id}", Role.ADMIN, self._show),)

@@ -10,12 +10,12 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Bulletin, Hold
+from gateway.domain.peers import PeerState, PendingReason
 from gateway.domain.progress import Progress
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.load_tracker import LoadStatistics
-from gateway.routing.rejections import ProgressOf, coming_up, nobody_knows
+from gateway.routing.rejections import ProgressOf, coming_up, no_progress
 
 
 @dataclass(frozen=True)
@@ -26,21 +26,21 @@ class StatusSource:
     gateway_id: GatewayId
     is_leader: Callable[[], bool]
     """Whether this gateway plans."""
-    view: Callable[[], RoutingView]
+    view: Callable[[], FleetView]
     loads: Callable[[], LoadStatistics]
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
     clock: Callable[[], float]
     """Seconds of the registry's clock: ages are told by it (H11)."""
-    own_progress_of: ProgressOf = nobody_knows
+    own_progress_of: ProgressOf = no_progress
     own_wish: Callable[[ModelName], bool] = lambda _model: False
     """Whether somebody has asked for a load here that has come to nothing yet."""
     own_unsatisfiable: Callable[[], Mapping[ModelName, str]] = dict
     """Models that can't have what they have to have, and why, as this gateway's planner sees it."""
-    own_waits: Callable[[], Mapping[ModelName, Hold]] = dict
+    own_waits: Callable[[], Mapping[ModelName, PendingReason]] = dict
     """Models of which a replica is wanted that can't be started now, and why, as this gateway's planner sees it."""
     own_url: Callable[[], str] = str
     """Where other gateways reach this one; empty: nowhere."""
-    peers: Callable[[], Mapping[GatewayId, Bulletin]] = dict
+    peers: Callable[[], Mapping[GatewayId, PeerState]] = dict
     """The newest bulletin of each other gateway that lives."""
 
     def progress_of(self, replica_id: ReplicaId) -> Progress | None:
@@ -61,7 +61,7 @@ class StatusSource:
         leader = self._other_leader()
         return self.own_unsatisfiable() if leader is None else leader.unsatisfiable
 
-    def waits(self) -> Mapping[ModelName, Hold]:
+    def waits(self) -> Mapping[ModelName, PendingReason]:
         """Models of which a replica is wanted that can't be started now, and why, as the leader sees it."""
         leader = self._other_leader()
         return self.own_waits() if leader is None else leader.waits
@@ -71,7 +71,7 @@ class StatusSource:
         wait = self.waits().get(model)
         return wait.because if wait is not None and wait.is_shortage else None
 
-    def _other_leader(self) -> Bulletin | None:
+    def _other_leader(self) -> PeerState | None:
         leader = self.view().state.leader
         return None if leader is None or self.is_leader() else self.peers().get(leader)
 
@@ -178,7 +178,7 @@ def model_object(source: StatusSource, spec: ModelSpec) -> dict[str, Any]:
     return _model(spec, source.view(), _use(source))
 
 
-def _model(spec: ModelSpec, view: RoutingView, use: _Use) -> dict[str, Any]:
+def _model(spec: ModelSpec, view: FleetView, use: _Use) -> dict[str, Any]:
     wanted = [
         replica
         for replica in view.state.replicas.values()
@@ -204,7 +204,7 @@ def _model(spec: ModelSpec, view: RoutingView, use: _Use) -> dict[str, Any]:
     }
 
 
-def _model_status(spec: ModelSpec, view: RoutingView) -> str:
+def _model_status(spec: ModelSpec, view: FleetView) -> str:
     if view.candidates.get(spec.name):
         return "ready"
     if coming_up(view, spec.name):

@@ -17,7 +17,7 @@ from typing import Any
 from gateway.api.admin.documents import StatusSource
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.routing.rejections import coming_up, loading_state
 
 
@@ -29,7 +29,7 @@ def load_status(source: StatusSource, model: ModelName) -> dict[str, Any]:
     return {"model": model, **_state(source, view, model), "requested": source.requested(model)}
 
 
-def _state(source: StatusSource, view: RoutingView, model: ModelName) -> dict[str, Any]:
+def _state(source: StatusSource, view: FleetView, model: ModelName) -> dict[str, Any]:
     if candidates := view.candidates.get(model):
         return {"state": "ready", "node": candidates[0].node_name}
     if coming_up(view, model):

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 import trio
 from quart import Response, request
 
-from gateway.api.admin.app import Pages, json_response, read_object
+from gateway.api.admin.app import AdminApp, json_response, read_object
 from gateway.api.admin.documents import StatusSource, model_object, model_objects
 from gateway.api.admin.load_status import load_status
 from gateway.api.admin.model_body import parse_model
@@ -21,7 +21,7 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import Conflict, ModelNotFound
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.routability import RoutingView, build_view
+from gateway.domain.routability import FleetView, build_view
 from gateway.registry.protocol import DeclaredInFile, Registry
 from gateway.registry.snapshot import SnapshotStore
 
@@ -44,12 +44,12 @@ class Loads(Protocol):
 
 
 @dataclass(frozen=True)
-class ModelDesk:
+class ModelService:
     """Shows and changes models. Every method raises `ModelNotFound` for one that is not there."""
 
     registry: Registry
     source: StatusSource
-    views: SnapshotStore[RoutingView]
+    views: SnapshotStore[FleetView]
     loads: Loads
     backends: Collection[str]
     """Those that the configuration declares."""
@@ -146,7 +146,7 @@ def _always_loaded(spec: ModelSpec) -> Conflict:
     )
 
 
-def add_model_pages(pages: Pages, desk: ModelDesk) -> None:
+def add_model_pages(pages: AdminApp, desk: ModelService) -> None:
     @pages.get("/api/models")
     async def models() -> Response:
         return json_response({"models": model_objects(desk.source)})

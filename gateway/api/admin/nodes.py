@@ -9,7 +9,7 @@ from typing import Final
 
 from quart import Response, request
 
-from gateway.api.admin.app import Pages, json_response, read_json
+from gateway.api.admin.app import AdminApp, json_response, read_json
 from gateway.api.admin.body_fields import Budget, Labels, PositiveCount
 from gateway.api.admin.documents import StatusSource, node_object, node_objects, replica_objects
 from gateway.api.http.json_body import JsonBody
@@ -45,7 +45,7 @@ class NodePatch(JsonBody):
         )
 
 
-class NodeDesk:
+class NodeService:
     """Finds and changes nodes. Every method raises `NotFound` for one that is not there."""
 
     def __init__(self, registry: Registry, source: StatusSource) -> None:
@@ -102,8 +102,8 @@ def replica_not_found(replica_id: str) -> NotFound:
     return NotFound(message, code="replica_not_found")
 
 
-def add_node_pages(pages: Pages, registry: Registry, source: StatusSource) -> None:
-    desk = NodeDesk(registry, source)
+def add_node_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
+    desk = NodeService(registry, source)
 
     @pages.get("/api/nodes")
     async def nodes() -> Response:
@@ -134,7 +134,7 @@ def add_node_pages(pages: Pages, registry: Registry, source: StatusSource) -> No
         return await desk.edit(name, NodeEdit(draining=False))
 
 
-def add_fleet_pages(pages: Pages, registry: Registry, source: StatusSource) -> None:
+def add_fleet_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
     @pages.get("/api/replicas")
     async def replicas() -> Response:
         return json_response({"replicas": replica_objects(source)})

@@ -20,7 +20,7 @@ from gateway.api.http.event_stream import MEDIA_TYPE, whole_events
 from gateway.api.http.exchange import REQUEST_ID, Exchange
 from gateway.domain.errors import Unavailable
 from gateway.domain.ids import GatewayId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE
 
 CONNECT_SECONDS: Final = 2.0
@@ -56,17 +56,17 @@ ANSWERED_WITH: Final = frozenset(
 class PeerFailed(Unavailable):
     """Another gateway, which the message names, could not be asked or did not answer as one."""
 
-    def __init__(self, peer: Bulletin, because: str) -> None:
+    def __init__(self, peer: PeerState, because: str) -> None:
         super().__init__(
             f"The gateway '{peer.gateway_id}' at {peer.url} {because}.", retry_after_seconds=RETRY_AFTER_SECONDS
         )
 
 
 @dataclass
-class Peers:
+class PeerClient:
     """`context`: what they have to prove themselves with; None: with what the system trusts."""
 
-    gateways: Callable[[], Mapping[GatewayId, Bulletin]]
+    gateways: Callable[[], Mapping[GatewayId, PeerState]]
     """The newest bulletin of each other one that lives."""
     context: ssl.SSLContext | None = None
 
@@ -99,7 +99,7 @@ class Peers:
             raise unsure
         return False
 
-    async def _relay_if_found(self, exchange: Exchange, peer: Bulletin) -> bool:
+    async def _relay_if_found(self, exchange: Exchange, peer: PeerState) -> bool:
         async with self._ask(exchange, peer) as response:
             if response.status_code == 404:
                 return False
@@ -108,12 +108,12 @@ class Peers:
             await _pass_on(exchange, response, peer)
             return True
 
-    def _askable(self, exchange: Exchange) -> Iterator[Bulletin]:
+    def _askable(self, exchange: Exchange) -> Iterator[PeerState]:
         if not was_relayed(exchange):
             yield from (peer for peer in self.gateways().values() if peer.url)
 
     @asynccontextmanager
-    async def _ask(self, exchange: Exchange, peer: Bulletin) -> AsyncIterator[httpx.Response]:
+    async def _ask(self, exchange: Exchange, peer: PeerState) -> AsyncIterator[httpx.Response]:
         """The beginning of a gateway's answer, its body unread. Raises `PeerFailed`."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         verify = await self._trust(peer)
@@ -126,7 +126,7 @@ class Peers:
             finally:
                 await response.aclose()
 
-    async def _trust(self, peer: Bulletin) -> ssl.SSLContext:
+    async def _trust(self, peer: PeerState) -> ssl.SSLContext:
         """Reading what the system trusts takes long enough to be felt by everybody else."""
         if not peer.url.startswith("https:"):
             return TRUSTS_NOBODY
@@ -140,7 +140,7 @@ def was_relayed(exchange: Exchange) -> bool:
     return exchange.header(RELAYED) is not None
 
 
-def _request(exchange: Exchange, peer: Bulletin) -> httpx.Request:
+def _request(exchange: Exchange, peer: PeerState) -> httpx.Request:
     """The same question, asked of another gateway."""
     headers = {
         "accept-encoding": "identity",
@@ -153,7 +153,7 @@ def _request(exchange: Exchange, peer: Bulletin) -> httpx.Request:
     return httpx.Request(exchange.method, url, params=dict(exchange.query), headers=headers)
 
 
-async def _answer(http: httpx.AsyncClient, request: httpx.Request, peer: Bulletin) -> httpx.Response:
+async def _answer(http: httpx.AsyncClient, request: httpx.Request, peer: PeerState) -> httpx.Response:
     with trio.move_on_after(ANSWER_SECONDS):
         response = await http.send(request, stream=True, follow_redirects=False)
         if not _is_a_gateways(response):
@@ -169,7 +169,7 @@ def _is_a_gateways(response: httpx.Response) -> bool:
     return response.is_success or (response.is_error and kind.startswith("application/json"))
 
 
-async def _pass_on(exchange: Exchange, response: httpx.Response, peer: Bulletin) -> None:
+async def _pass_on(exchange: Exchange, response: httpx.Response, peer: PeerState) -> None:
     """A client that does not read holds the other gateway up, through us, and nothing is kept in between."""
     exchange.notes["relayed_from"] = peer.gateway_id
     exchange.is_event_stream = _is_event_stream(response)
@@ -194,7 +194,7 @@ def _is_event_stream(response: httpx.Response) -> bool:
     return kind.startswith(MEDIA_TYPE)
 
 
-async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: Bulletin) -> None:
+async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: PeerState) -> None:
     """Events whole, so that an error of ours can follow at any time; anything else as it comes."""
     held = b""
     async for part in parts:
@@ -218,7 +218,7 @@ async def _end(parts: AsyncIterator[bytes]) -> None:
 
 
 @contextmanager
-def _telling_of(peer: Bulletin, what: str) -> Iterator[None]:
+def _telling_of(peer: PeerState, what: str) -> Iterator[None]:
     """Raises `PeerFailed` for what httpx raises."""
     try:
         yield

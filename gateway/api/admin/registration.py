@@ -23,7 +23,7 @@ from gateway.domain.cluster import Node
 from gateway.domain.errors import BadRequest, Conflict, Overloaded, Unauthenticated, Unavailable
 from gateway.domain.ids import BootId, GatewayId, NodeId
 from gateway.domain.session import Registration
-from gateway.domain.token_bucket import Pace
+from gateway.domain.token_bucket import TokenBucket
 from gateway.registry.protocol import FleetFull, NameTaken, Registry, StaleCredential
 from gateway.transport.credentials import is_credential, node_credential
 
@@ -50,7 +50,7 @@ class RegistrationBody(JsonBody):
 
 
 @dataclass(frozen=True)
-class NodeRegister:
+class NodeRegistration:
     registry: Registry
     gateway_id: GatewayId
     cluster_secret: bytes = field(repr=False)
@@ -60,7 +60,7 @@ class NodeRegister:
     worker_port: Callable[[], int | None]
     """Where sessions are taken. None: not yet."""
     tls: bool
-    _paces: dict[str, Pace] = field(default_factory=dict, init=False, repr=False)
+    _paces: dict[str, TokenBucket] = field(default_factory=dict, init=False, repr=False)
     """By address."""
 
     def routes(self) -> Sequence[Route]:
@@ -108,7 +108,7 @@ class NodeRegister:
                 del self._paces[idle]
             if len(self._paces) >= PEERS_MAX:
                 peer = ""  # those beyond the bound share one
-        pace = self._paces.setdefault(peer, Pace(REGISTRATIONS_PER_SECOND, REGISTRATIONS_BURST))
+        pace = self._paces.setdefault(peer, TokenBucket(REGISTRATIONS_PER_SECOND, REGISTRATIONS_BURST))
         if wait_seconds := pace.try_take(1, now):
             raise Overloaded("Too many registrations come from this address.", retry_after_seconds=ceil(wait_seconds))
 

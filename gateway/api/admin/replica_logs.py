@@ -11,7 +11,7 @@ import trio
 from pydantic_core import to_json
 
 from gateway.api.admin.nodes import replica_not_found
-from gateway.api.admin.peer_client import Peers, was_relayed
+from gateway.api.admin.peer_client import PeerClient, was_relayed
 from gateway.api.http.auth import Caller, Role
 from gateway.api.http.event_stream import event
 from gateway.api.http.exchange import Exchange
@@ -88,7 +88,7 @@ def _held_elsewhere(node: Node | None) -> HeldElsewhere:
 
 
 class ReplicaLogs:
-    def __init__(self, open_tail: OpenTail, peers: Peers) -> None:
+    def __init__(self, open_tail: OpenTail, peers: PeerClient) -> None:
         self._open_tail = open_tail
         self._peers = peers
 

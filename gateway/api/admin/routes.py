@@ -10,12 +10,12 @@ from typing import Any
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from quart import Response
 
-from gateway.api.admin.app import Pages, json_response, read_json
+from gateway.api.admin.app import AdminApp, json_response, read_json
 from gateway.api.admin.documents import StatusSource, status_document
-from gateway.api.admin.models import ModelDesk, add_model_pages
+from gateway.api.admin.models import ModelService, add_model_pages
 from gateway.api.admin.nodes import add_fleet_pages, add_node_pages
 from gateway.api.http.auth import Role
-from gateway.api.http.http_app import PageRoute
+from gateway.api.http.http_app import AdminRoute
 from gateway.api.http.json_body import JsonBody
 from gateway.domain.ids import ModelName
 from gateway.observability.metrics import Metrics
@@ -23,11 +23,11 @@ from gateway.registry.protocol import Registry
 from gateway.routing.admission import Admission
 from gateway.routing.decisions import describe_candidates
 
-PAGE_ROUTES: Sequence[PageRoute] = (
-    PageRoute("/healthz", Role.PUBLIC),
-    PageRoute("/readyz", Role.PUBLIC),
-    PageRoute("/metrics", Role.ADMIN),
-    PageRoute("/api/", Role.ADMIN),
+PAGE_ROUTES: Sequence[AdminRoute] = (
+    AdminRoute("/healthz", Role.PUBLIC),
+    AdminRoute("/readyz", Role.PUBLIC),
+    AdminRoute("/metrics", Role.ADMIN),
+    AdminRoute("/api/", Role.ADMIN),
 )
 
 
@@ -57,9 +57,9 @@ def build_pages(
     metrics: Metrics,
     ready: Callable[[], Readiness],
     registry: Registry,
-    models: ModelDesk,
-) -> Pages:
-    pages = Pages()
+    models: ModelService,
+) -> AdminApp:
+    pages = AdminApp()
 
     @pages.get("/healthz")
     async def healthz() -> Response:

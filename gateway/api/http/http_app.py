@@ -56,7 +56,7 @@ class Route:
 
 
 @dataclass(frozen=True)
-class PageRoute:
+class AdminRoute:
     """A path (or, with a final "/", all below it) that Quart serves, and the role it asks for."""
 
     path: str
@@ -64,7 +64,7 @@ class PageRoute:
 
 
 @dataclass(frozen=True)
-class Door:
+class Endpoint:
     """One way in: who wants to know that all of them are guarded goes through `HttpApp.doors`."""
 
     method: str
@@ -73,7 +73,7 @@ class Door:
     role: Role
 
 
-class PagesApp(Protocol):
+class AdminPages(Protocol):
     """The application behind the page routes."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `asgi.App`
@@ -94,8 +94,8 @@ class HttpApp:
     def __init__(
         self,
         routes: Sequence[Route],
-        page_routes: Sequence[PageRoute],
-        pages: PagesApp,
+        page_routes: Sequence[AdminRoute],
+        pages: AdminPages,
         *,
         authenticator: Authenticator,
         metrics: RequestMetrics,
@@ -136,18 +136,18 @@ class HttpApp:
         for scope in tuple(self._scopes):
             scope.cancel()
 
-    def doors(self) -> Sequence[Door]:
+    def doors(self) -> Sequence[Endpoint]:
         """Every method and path that something answers, with the role that it asks for."""
         return (
-            *(Door(route.method, route.path, route.role) for route in self._routes),
-            *(Door(method, path, self._page_role(path)) for method, path in self._pages.rules()),
+            *(Endpoint(route.method, route.path, route.role) for route in self._routes),
+            *(Endpoint(method, path, self._page_role(path)) for method, path in self._pages.rules()),
         )
 
     def _page_role(self, path: str) -> Role:
         page = self._page_of(path)
         return page.role if page is not None else Role.INFERENCE
 
-    def _page_of(self, path: str) -> PageRoute | None:
+    def _page_of(self, path: str) -> AdminRoute | None:
         return next((page for page in self._page_routes if match_path(page.path, path) is not None), None)
 
     async def _serve(self, exchange: Exchange, scope: Scope) -> None:
@@ -210,7 +210,7 @@ class HttpApp:
             return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
         return self._authenticator.authorize(authorization, role)
 
-    async def _run_page(self, exchange: Exchange, page: PageRoute, scope: Scope) -> None:
+    async def _run_page(self, exchange: Exchange, page: AdminRoute, scope: Scope) -> None:
         exchange.route = page.path
         _check_declared(exchange)
         await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))

@@ -16,8 +16,8 @@ from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Embedding, EmbeddingInput, Origin, Piece
-from gateway.domain.routability import Candidate, RoutingView
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Origin
+from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.router import RoutedStream, Router
@@ -55,7 +55,7 @@ class OpenAiApi:
     def __init__(
         self,
         router: Router,
-        views: SnapshotStore[RoutingView],
+        views: SnapshotStore[FleetView],
         metrics: RequestMetrics,
         *,
         wall_clock: Callable[[], float],
@@ -218,10 +218,10 @@ async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *
     return await trio.to_thread.run_sync(function, *args)
 
 
-def _has_content(item: Piece | Completion) -> bool:
+def _has_content(item: Delta | Completion) -> bool:
     """A completion has at most the rest of a text; its tool calls were in the pieces before it."""
-    return bool(item.text or item.reasoning or (isinstance(item, Piece) and item.tool_calls))
+    return bool(item.text or item.reasoning or (isinstance(item, Delta) and item.tool_calls))
 
 
-def _encoded(encoder: ChunkEncoder, item: Piece | Completion) -> bytes:
-    return encoder.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Piece) else ())
+def _encoded(encoder: ChunkEncoder, item: Delta | Completion) -> bytes:
+    return encoder.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Delta) else ())

@@ -8,19 +8,19 @@ from typing import Final, TypeVar
 
 import trio
 
-from gateway.control.leader_election import Leadership
+from gateway.control.leader_election import LeaderElection
 from gateway.control.load_requests import Waiting
 from gateway.control.reconciler import Reconciler
-from gateway.control.sessions.load_progress import LoadWatch
+from gateway.control.sessions.load_progress import LoadProgress
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import NOTHING, Bulletin, Heard, Use
-from gateway.domain.routability import RoutingView
+from gateway.domain.peers import NOTHING, PeerState, PeerStates, Use
+from gateway.domain.routability import FleetView
 from gateway.registry.clock import RegistryClock
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission
-from gateway.routing.load_tracker import LoadTable
-from gateway.routing.peer_fairness import Line
+from gateway.routing.load_tracker import LoadTracker
+from gateway.routing.peer_fairness import RemoteQueue
 
 Key = TypeVar("Key", ReplicaId, ModelName)
 
@@ -34,24 +34,24 @@ COUNTS_SECONDS: Final = 0.5
 
 
 @dataclass
-class Voice:
+class PeerStatePublisher:
     gateway_id: GatewayId
     url: Callable[[], str]
     secret_fingerprint: str
     clock: RegistryClock
-    views: SnapshotStore[RoutingView]
-    loads: LoadTable
+    views: SnapshotStore[FleetView]
+    loads: LoadTracker
     admission: Admission
     waiting: Callable[[], Mapping[ModelName, Waiting]]
-    watch: LoadWatch
-    leadership: Leadership
+    watch: LoadProgress
+    leadership: LeaderElection
     reconciler: Reconciler
     always_tells_leases: bool = False
     """Strict mode: another gateway may pick by them before this one has heard of it."""
     _woken_for: tuple[Demand, ...] = field(default=(), init=False)
     _woken_at: float = field(default=-inf, init=False)
 
-    def fast(self, last: Bulletin, has_peers: bool) -> Bulletin:
+    def fast(self, last: PeerState, has_peers: bool) -> PeerState:
         """What others have to know soon. Leases only if somebody is there to count them."""
         since = {model: self.clock() - each.oldest_seconds for model, each in self.waiting().items()}
         told = _steady({row.model: row.since for row in last.demand}, since)
@@ -69,7 +69,7 @@ class Voice:
             ),
         )
 
-    def slow(self, last: Bulletin) -> Bulletin:
+    def slow(self, last: PeerState) -> PeerState:
         """What may be a moment old."""
         leads = self.leadership.epoch is not None
         return replace(
@@ -82,15 +82,16 @@ class Voice:
             unsatisfiable=self.reconciler.unsatisfiable if leads else NOTHING,
         )
 
-    def _uses(self, last: Bulletin) -> Mapping[ReplicaId, Use]:
+    def _uses(self, last: PeerState) -> Mapping[ReplicaId, Use]:
         since = {replica_id: self.clock.of_trio(at) for replica_id, at in self.loads.uses().items()}
         told = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
         return {replica_id: Use(at) for replica_id, at in told.items()}
 
-    def hear(self, heard: Heard, own: Bulletin) -> None:
+    def hear(self, heard: PeerStates, own: PeerState) -> None:
         demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
         self.admission.hear(
-            Line(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since) for row in demand
+            RemoteQueue(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since)
+            for row in demand
         )
         elsewhere = Counter[ReplicaId]()
         for bulletin in heard.others.values():

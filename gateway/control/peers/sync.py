@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from gateway.concurrency import Wake
-from gateway.domain.peers import NOTHING_HEARD, Bulletin, Heard
+from gateway.domain.peers import NOTHING_HEARD, PeerState, PeerStates
 from gateway.registry.clock import RegistryClock
 from gateway.registry.protocol import Registry, RegistryError
 
@@ -37,25 +37,25 @@ RETRY_MAX_SECONDS: Final = 1.0
 
 
 @dataclass
-class FleetExchange:
+class PeerSync:
     registry: Registry
-    bulletin: Bulletin
+    bulletin: PeerState
     """The last one that was made."""
     interval_seconds: float
     ttl_seconds: float
     """A gateway that could say nothing for so long is dead for the others, and knows it."""
-    fast: Callable[[Bulletin, bool], Bulletin]
+    fast: Callable[[PeerState, bool], PeerState]
     """With the present leases and demand; True: there are others who want to know the leases."""
-    slow: Callable[[Bulletin], Bulletin]
+    slow: Callable[[PeerState], PeerState]
     """With the present rest."""
-    on_heard: Callable[[Heard, Bulletin], None]
+    on_heard: Callable[[PeerStates, PeerState], None]
     """With what this gateway has said."""
     on_cut_off: Callable[[], None]
     """Called when this gateway has become dead for the others."""
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
     """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
-    heard: Heard = NOTHING_HEARD
+    heard: PeerStates = NOTHING_HEARD
     """What came last; kept while nothing comes."""
     connected: bool = False
     """The last exchange came to an end."""
@@ -102,13 +102,13 @@ class FleetExchange:
             heard = await self._ask()
         self._note_success(heard, asked_at)
 
-    async def _ask(self) -> Heard:
+    async def _ask(self) -> PeerStates:
         """Raises `RegistryError`."""
         with trio.move_on_after(self.ttl_seconds / 3):
             return await self.registry.exchange(self.bulletin, self.ttl_seconds)
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")
 
-    def _note_success(self, heard: Heard, asked_at: float) -> None:
+    def _note_success(self, heard: PeerStates, asked_at: float) -> None:
         if heard.others.keys() != self.heard.others.keys():
             log.info("fleet.gateways", others=sorted(heard.others))
         self.clock.note(heard.now)

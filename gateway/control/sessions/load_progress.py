@@ -39,7 +39,7 @@ class _Load:
         return Progress(done, total, rate)
 
 
-class LoadWatch:
+class LoadProgress:
     """Times are seconds of Trio's clock."""
 
     def __init__(self) -> None:

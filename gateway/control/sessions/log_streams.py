@@ -17,7 +17,7 @@ END_SECONDS: Final = 1.0
 """For telling the worker that nobody reads any more; it ends the tail with the session anyway."""
 
 
-class Tails:
+class LogStreams:
     """The tails that were asked for over one session."""
 
     def __init__(self, to_worker: trio.MemorySendChannel[ToWorker]) -> None:

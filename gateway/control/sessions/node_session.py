@@ -10,16 +10,16 @@ import trio
 from gateway.backends.protocol import Target
 from gateway.concurrency import Wake
 from gateway.control.resource_estimates import measured_requirement
-from gateway.control.sessions.load_progress import LoadWatch
-from gateway.control.sessions.log_streams import Tails
-from gateway.control.sessions.readiness_gate import ReadyCheck
+from gateway.control.sessions.load_progress import LoadProgress
+from gateway.control.sessions.log_streams import LogStreams
+from gateway.control.sessions.readiness_gate import ReadinessGate
 from gateway.domain.cluster import ClusterState, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.probe import ProbeOutcome
 from gateway.domain.requirement import Requirement
 from gateway.domain.resources import Capacity
-from gateway.domain.routability import RoutingView
+from gateway.domain.routability import FleetView
 from gateway.domain.session import (
     DesiredReplica,
     DesiredSet,
@@ -31,7 +31,7 @@ from gateway.domain.session import (
     Report,
     ToWorker,
 )
-from gateway.domain.token_bucket import Pace
+from gateway.domain.token_bucket import TokenBucket
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 
@@ -80,7 +80,7 @@ class SessionSettings:
 
     gateway_id: GatewayId
     registry: Registry
-    views: SnapshotStore[RoutingView]
+    views: SnapshotStore[FleetView]
     token_of: Callable[[ReplicaId], str]
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
     """Asks one replica at its advertised address; never raises."""
@@ -88,7 +88,7 @@ class SessionSettings:
     heartbeat_seconds: float
     node_changed: Callable[[], None]
     """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
-    watch: LoadWatch = field(default_factory=LoadWatch)
+    watch: LoadProgress = field(default_factory=LoadProgress)
 
 
 class NodeSession:
@@ -112,7 +112,7 @@ class NodeSession:
         """The worker has said that it drains and ends."""
         self._living: set[ReplicaId] = set()
         """Replicas that, as the worker last said, have not ended."""
-        self.tails = Tails(to_worker)
+        self.tails = LogStreams(to_worker)
         self._ended = trio.CancelScope()
         self._why_ended = ""
         self._hello = hello
@@ -125,8 +125,8 @@ class NodeSession:
         self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
         """What replicas take, as far as that is not in the registry yet."""
         self._written = Wake()
-        self._pace = Pace(WRITES_PER_SECOND, WRITES_BURST)
-        self._ready_check = ReadyCheck(settings.probe, self._target_of, self._put, settings.note_broken)
+        self._pace = TokenBucket(WRITES_PER_SECOND, WRITES_BURST)
+        self._ready_check = ReadinessGate(settings.probe, self._target_of, self._put, settings.note_broken)
 
     @property
     def has_left(self) -> bool:
@@ -272,7 +272,7 @@ class NodeSession:
                 sent = current
             view = await settings.views.wait_change(view)
 
-    def _has_joined(self, view: RoutingView) -> bool:
+    def _has_joined(self, view: FleetView) -> bool:
         node = view.state.nodes.get(self.node_id)
         return node is not None and node.boot_id == self._hello.boot_id and node.session >= self.number
 

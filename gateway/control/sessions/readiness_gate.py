@@ -23,7 +23,7 @@ PAUSE_SECONDS: Final = 0.2
 
 
 @dataclass
-class ReadyCheck:
+class ReadinessGate:
     """The replicas of one session that are ready as their worker says, and asked whether they are."""
 
     probe: Callable[[Target], Awaitable[ProbeOutcome]]

@@ -17,7 +17,7 @@ BUFFERED_CHUNKS_MAX: Final = 1024
 while the thread waits piles up inside it, bounded by the context."""
 
 
-class Generation:
+class RunningGeneration:
     """Takes a slot when it is made (or raises `CallError`: full) and gives it back when llama.cpp has returned.
 
     `run` blocks inside llama.cpp, hands each raw chunk to its sink, and stops soon after the sink said True.

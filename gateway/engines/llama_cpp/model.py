@@ -19,7 +19,7 @@ from gateway.engines.llama_cpp.errors import CallError, LoadError
 from gateway.engines.llama_cpp.generation import Sink
 from gateway.engines.llama_cpp.options import LoadOptions
 from gateway.engines.llama_cpp.requests import GenerationRequest
-from gateway.engines.llama_cpp.sampling import Limits
+from gateway.engines.llama_cpp.sampling import SamplingLimits
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_file
 
@@ -96,10 +96,10 @@ class Model:
         if len(tokens) > limit:
             raise too_long(f"input has {len(tokens)} tokens; this model embeds at most {limit} at once", "input")
 
-    def _read_limits(self) -> Limits:
+    def _read_limits(self) -> SamplingLimits:
         (entry,) = self._ask("GET", "/v1/models")["data"]
         properties = self._ask("GET", "/props")
-        return Limits(
+        return SamplingLimits(
             context_tokens=entry["meta"]["n_ctx"],
             vocabulary_size=entry["meta"]["n_vocab"],
             takes_tools=properties["chat_template_caps"]["supports_tools"],

@@ -9,7 +9,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Param
 from gateway.engines.llama_cpp.errors import invalid
 from gateway.engines.llama_cpp.options import BOOLEANS
-from gateway.engines.llama_cpp.sampling import Body, Limits, parse_json, sampling_body
+from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json, sampling_body
 from gateway.engines.llama_cpp.tools import tools_body
 
 TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
@@ -45,7 +45,7 @@ class GenerationRequest:
     """`messages`: a chat, through the model's template; `prompt`: raw text."""
 
 
-def generation_request(options: pb.PredictOptions, limits: Limits) -> GenerationRequest:
+def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> GenerationRequest:
     """Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     _refuse(options, REFUSED_FIELDS, "is not supported by the llama-cpp engine")
     body = STREAMED | sampling_body(options, limits)
@@ -55,7 +55,7 @@ def generation_request(options: pb.PredictOptions, limits: Limits) -> Generation
     return GenerationRequest({**body, "prompt": options.Prompt}, "prompt")
 
 
-def embedding_input(options: pb.PredictOptions, limits: Limits) -> str | list[int]:
+def embedding_input(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
     """One text or the ids of its tokens. Raises `CallError` (INVALID_ARGUMENT)."""
     tokens = list(options.EmbeddingTokens)
     if not (options.Embeddings or tokens):
@@ -71,7 +71,7 @@ def _refuse(options: pb.PredictOptions, fields: Mapping[str, str], why: str) -> 
             raise invalid(f"{field} {why}", param=param)
 
 
-def _chat_body(options: pb.PredictOptions, limits: Limits) -> Body:
+def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
     """`reasoning_format` auto: what a template declares as thinking comes apart from the answer."""
     body: Body = {"messages": _messages(options), "reasoning_format": "auto"}
     body |= tools_body(options.Tools, options.ToolChoice, limits)

@@ -26,7 +26,7 @@ TOKEN_DIGITS_MAX: Final = 9
 
 
 @dataclass(frozen=True)
-class Limits:
+class SamplingLimits:
     """What the loaded model can do, and what it does when it is not told."""
 
     context_tokens: int
@@ -38,10 +38,10 @@ class Limits:
 
 
 Body = dict[str, Any]
-Reader = Callable[[str, Any, Limits], Body]
+Reader = Callable[[str, Any, SamplingLimits], Body]
 
 
-def sampling_body(request: pb.PredictOptions, limits: Limits) -> Body:
+def sampling_body(request: pb.PredictOptions, limits: SamplingLimits) -> Body:
     """Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     given = _given(request)
     body: Body = {}
@@ -119,7 +119,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _number(minimum: float, maximum: float = NUMBER_MAX) -> Reader:
-    def read(name: str, value: Any, _: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+    def read(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
         if not (_is_number(value) and minimum <= value <= maximum):
             _wrong(name, f"a number from {minimum:g} to {maximum:g}", value)
         return {name: float(value)}
@@ -127,19 +127,19 @@ def _number(minimum: float, maximum: float = NUMBER_MAX) -> Reader:
     return read
 
 
-def _top_k(name: str, value: Any, limits: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _top_k(name: str, value: Any, limits: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not (_is_integer(value) and value >= 0):
         _wrong(name, "a whole number, 0 for the whole vocabulary", value)
     return {name: min(value, limits.vocabulary_size)}
 
 
-def _seed(name: str, value: Any, _: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _seed(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not _is_integer(value):
         _wrong(name, "a whole number", value)
     return {name: value % SEED_RANDOM}
 
 
-def _max_tokens(name: str, value: Any, limits: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _max_tokens(name: str, value: Any, limits: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not (_is_integer(value) and value >= 1):
         _wrong(name, "a whole number from 1", value)
     if value > limits.context_tokens:
@@ -147,7 +147,7 @@ def _max_tokens(name: str, value: Any, limits: Limits) -> Body:  # noqa: ANN401 
     return {name: value}
 
 
-def _stop(name: str, value: Any, _: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _stop(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     words = [value] if isinstance(value, str) else value
     if not (
         isinstance(words, list) and len(words) <= STOPS_MAX and all(isinstance(word, str) and word for word in words)
@@ -156,13 +156,13 @@ def _stop(name: str, value: Any, _: Limits) -> Body:  # noqa: ANN401 - straight 
     return {name: words}
 
 
-def _logit_bias(name: str, value: Any, limits: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _logit_bias(name: str, value: Any, limits: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not isinstance(value, dict):
         _wrong(name, "an object of token ids and biases", value)
     return {name: [_bias(name, token, bias, limits) for token, bias in value.items()]}
 
 
-def _bias(name: str, token: str, bias: Any, limits: Limits) -> tuple[int, float]:  # noqa: ANN401 - straight from JSON
+def _bias(name: str, token: str, bias: Any, limits: SamplingLimits) -> tuple[int, float]:  # noqa: ANN401 - straight from JSON
     digits = token.isascii() and token.isdecimal() and len(token) <= TOKEN_DIGITS_MAX
     if not (digits and int(token) < limits.vocabulary_size):
         _wrong(name, f"keyed by token ids below {limits.vocabulary_size}", token)
@@ -171,7 +171,7 @@ def _bias(name: str, token: str, bias: Any, limits: Limits) -> tuple[int, float]
     return int(token), float(bias)
 
 
-def _ignore_eos(name: str, value: Any, _: Limits) -> Body:  # noqa: ANN401 - straight from JSON
+def _ignore_eos(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not isinstance(value, bool):
         _wrong(name, "true or false", value)
     return {name: value}

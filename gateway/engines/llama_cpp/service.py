@@ -13,7 +13,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.dispatch import Call, Method
 from gateway.engines.llama_cpp.errors import LoadError, draining, identity_mismatch, not_loaded
-from gateway.engines.llama_cpp.generation import Generation
+from gateway.engines.llama_cpp.generation import RunningGeneration
 from gateway.engines.llama_cpp.model import Model
 from gateway.engines.llama_cpp.options import LoadOptions, load_options
 from gateway.engines.llama_cpp.requests import embedding_input, generation_request
@@ -142,10 +142,10 @@ class EngineService:
         call.trailers[FINISH_REASON] = last.finish or "stop"
 
     @asynccontextmanager
-    async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[Generation]:
+    async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
         loaded = self._loaded_for(options)
         request = generation_request(options, loaded.model.limits)
-        generation = Generation(
+        generation = RunningGeneration(
             loaded.slots, partial(loaded.model.generate, request), partial(read_chunk, param=request.param)
         )
         try:

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.engines.llama_cpp.errors import invalid
-from gateway.engines.llama_cpp.sampling import Body, Limits, parse_json
+from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json
 
 TOOLS: Final = "tools"
 TOOL_CHOICE: Final = "tool_choice"
 WORDS: Final = ("none", "auto", "required")
 
 
-def tools_body(tools_text: str, choice_text: str, limits: Limits) -> Body:
+def tools_body(tools_text: str, choice_text: str, limits: SamplingLimits) -> Body:
     """PredictOptions' Tools and ToolChoice as OpenAI's parameters; nothing when no tool may be called.
 
     Two of OpenAI's choices are unknown to llama.cpp, which still shows the model all tools: for `none` there are no

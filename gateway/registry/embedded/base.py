@@ -10,32 +10,32 @@ import trio
 
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, new_id
-from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin, Heard
+from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PeerStates
 from gateway.registry.store import Clock, MakeId, Store
-from gateway.registry.tables import Leadership, Tables
+from gateway.registry.tables import LeaderTerm, Tables
 
 
 class EmbeddedStore(Store):
     def __init__(self, clock: Clock, version: int = 0, make_id: MakeId = new_id) -> None:
         super().__init__(version, make_id)
         self._clock = clock
-        self._bulletins: dict[GatewayId, tuple[Bulletin, float]] = {}
+        self._bulletins: dict[GatewayId, tuple[PeerState, float]] = {}
         """With the time until which each counts."""
-        self._leader = Leadership()
+        self._leader = LeaderTerm()
         """Of those that this process has seen begin."""
 
     async def now(self) -> float:
         await trio.lowlevel.checkpoint()
         return self._clock()
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
         await trio.lowlevel.checkpoint()
         now = self._clock()
         self._bulletins[bulletin.gateway_id] = bulletin, now + ttl_seconds
         others = self._counting(now, bulletin.gateway_id)
         remembered = self._counting(now - SILENT_SECONDS_MAX, bulletin.gateway_id)
         silent = {gateway_id: each for gateway_id, each in remembered.items() if gateway_id not in others}
-        return Heard(now, self._version, MappingProxyType(others), MappingProxyType(silent))
+        return PeerStates(now, self._version, MappingProxyType(others), MappingProxyType(silent))
 
     async def leave(self, gateway_id: GatewayId) -> None:
         await trio.lowlevel.checkpoint()
@@ -46,7 +46,7 @@ class EmbeddedStore(Store):
     async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         epoch = await super().lead(gateway_id, term_seconds)
         if epoch is not None:
-            self._leader = Leadership(gateway_id, epoch, self._clock() + term_seconds)
+            self._leader = LeaderTerm(gateway_id, epoch, self._clock() + term_seconds)
         return epoch
 
     async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:  # noqa: ARG002 - `lead` does
@@ -60,7 +60,7 @@ class EmbeddedStore(Store):
     def _demand(self) -> list[Demand]:
         return [row for bulletin in self._counting(self._clock()).values() for row in bulletin.demand]
 
-    def _counting(self, now: float, without: GatewayId | None = None) -> dict[GatewayId, Bulletin]:
+    def _counting(self, now: float, without: GatewayId | None = None) -> dict[GatewayId, PeerState]:
         return {
             gateway_id: bulletin
             for gateway_id, (bulletin, until) in self._bulletins.items()

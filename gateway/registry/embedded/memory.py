@@ -12,7 +12,7 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import new_id
 from gateway.registry.embedded.base import EmbeddedStore
 from gateway.registry.protocol import Event
-from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope
 from gateway.registry.tables import EVENTS_KEPT, Tables
 from gateway.registry.writes.diff import difference
 
@@ -47,7 +47,7 @@ class MemoryRegistry(EmbeddedStore):
         self,
         method: str,
         decide: Decision[After],
-        scope: Scope,  # noqa: ARG002 - all rows are at hand
+        scope: RowScope,  # noqa: ARG002 - all rows are at hand
         epoch: int | None = None,
     ) -> Outcome[After]:
         await trio.lowlevel.checkpoint()

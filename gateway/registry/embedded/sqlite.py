@@ -18,11 +18,11 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import new_id
 from gateway.registry import rows
 from gateway.registry.embedded.base import EmbeddedStore
-from gateway.registry.embedded.sqlite_file import SqliteFile, Transaction, database_path
+from gateway.registry.embedded.sqlite_file import SqliteFile, SqliteTransaction, database_path
 from gateway.registry.protocol import Event
-from gateway.registry.row_cache import Remembered
-from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope
-from gateway.registry.tables import EVENTS_KEPT, Leadership, Tables
+from gateway.registry.row_cache import RowCache
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope
+from gateway.registry.tables import EVENTS_KEPT, LeaderTerm, Tables
 from gateway.registry.writes.diff import Changes, difference
 
 Result = TypeVar("Result")
@@ -94,7 +94,7 @@ class SqliteRegistry(EmbeddedStore):
         self,
         method: str,
         decide: Decision[After],
-        scope: Scope,  # noqa: ARG002 - reading everything is no round trip
+        scope: RowScope,  # noqa: ARG002 - reading everything is no round trip
         epoch: int | None = None,
     ) -> Outcome[After]:
         outcome, version = await self._run(method, partial(self._decide, decide, epoch))
@@ -102,7 +102,7 @@ class SqliteRegistry(EmbeddedStore):
         return outcome
 
     def _decide(
-        self, decide: Decision[After], epoch: int | None, transaction: Transaction
+        self, decide: Decision[After], epoch: int | None, transaction: SqliteTransaction
     ) -> tuple[Outcome[After], int]:
         now = self._clock()
         before = self._with_term(self._rows.tables(transaction))
@@ -112,7 +112,7 @@ class SqliteRegistry(EmbeddedStore):
             _write(transaction, changes)
         return Outcome(before, after, changed=bool(changes)), before.version + bool(changes)
 
-    async def _run(self, method: str, work: Callable[[Transaction], Result], mode: str = "IMMEDIATE") -> Result:
+    async def _run(self, method: str, work: Callable[[SqliteTransaction], Result], mode: str = "IMMEDIATE") -> Result:
         def run() -> Result:
             with self._file.transaction(mode) as transaction:
                 try:
@@ -129,7 +129,7 @@ def _look(file: SqliteFile) -> tuple[int, list[str]]:
         return tables.version, sorted(tables.unreadable)
 
 
-def _read_events(transaction: Transaction, newest: int) -> tuple[Event, ...]:
+def _read_events(transaction: SqliteTransaction, newest: int) -> tuple[Event, ...]:
     found = transaction.rows("SELECT at, kind, subject, detail, epoch FROM events ORDER BY id DESC LIMIT ?", newest)
     return tuple(Event(*row) for row in found)
 
@@ -138,11 +138,11 @@ class _RowReader:
     """Used by one thread at a time."""
 
     def __init__(self) -> None:
-        self._models = Remembered(rows.MODEL_COLUMNS, rows.model_from_row)
-        self._nodes = Remembered(rows.NODE_COLUMNS, rows.node_from_row)
-        self._replicas = Remembered(rows.REPLICA_COLUMNS, rows.replica_from_row)
+        self._models = RowCache(rows.MODEL_COLUMNS, rows.model_from_row)
+        self._nodes = RowCache(rows.NODE_COLUMNS, rows.node_from_row)
+        self._replicas = RowCache(rows.REPLICA_COLUMNS, rows.replica_from_row)
 
-    def tables(self, transaction: Transaction) -> Tables:
+    def tables(self, transaction: SqliteTransaction) -> Tables:
         models = self._models.records(map(tuple, transaction.rows(READ_MODELS)), is_whole=True)
         nodes = self._nodes.records(map(tuple, transaction.rows(READ_NODES)), is_whole=True)
         replicas = self._replicas.records(map(tuple, transaction.rows(READ_REPLICAS)), is_whole=True)
@@ -150,13 +150,13 @@ class _RowReader:
             models={model.spec.name: model for model in models.values() if model},
             nodes={row.node.id: row for row in nodes.values()},
             replicas={replica.id: replica for replica in replicas.values()},
-            leadership=Leadership(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            leadership=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
             version=transaction.rows("SELECT version FROM state_version")[0][0],
             unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
         )
 
 
-def _write(transaction: Transaction, changes: Changes) -> None:
+def _write(transaction: SqliteTransaction, changes: Changes) -> None:
     transaction.write("DELETE FROM models WHERE name = :key", _keys(changes.removed_models))
     transaction.write("DELETE FROM replicas WHERE id = :key", _keys(changes.removed_replicas))
     transaction.write("DELETE FROM nodes WHERE id = :key", _keys(changes.removed_nodes))

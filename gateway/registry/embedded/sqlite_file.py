@@ -50,7 +50,7 @@ def migrations() -> tuple[str, ...]:
     return tuple(script.read_text(encoding="utf-8") for script in scripts)
 
 
-class Transaction:
+class SqliteTransaction:
     """What may be done between BEGIN and COMMIT; counts its statements."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
@@ -96,12 +96,12 @@ class SqliteFile:
             os.close(self._lock)
 
     @contextmanager
-    def transaction(self, mode: str = "IMMEDIATE") -> Iterator[Transaction]:
+    def transaction(self, mode: str = "IMMEDIATE") -> Iterator[SqliteTransaction]:
         """All or nothing: an exception inside rolls back. Raises `RegistryError` for what SQLite can't do."""
         with _told_by_name(self.path):
             self._connection.execute(f"BEGIN {mode}")
             try:
-                yield Transaction(self._connection)
+                yield SqliteTransaction(self._connection)
                 self._connection.execute("COMMIT")
             except BaseException:
                 # A full disk, for one, has rolled back already.

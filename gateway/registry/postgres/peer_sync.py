@@ -14,9 +14,9 @@ from typing import Final, TypeAlias, TypeVar
 import asyncpg
 
 from gateway.domain.ids import GatewayId
-from gateway.domain.peers import Bulletin, Heard
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, bulletin_from_row, bulletin_texts
-from gateway.registry.postgres.pool import Transaction
+from gateway.registry.postgres.pool import PostgresTransaction
 from gateway.registry.postgres.sql import EXCHANGE, HASH_COLUMNS
 
 Value = TypeVar("Value")
@@ -31,10 +31,10 @@ class Known:
 
     row: Mapping[str, object]
     hashes: Hashes
-    bulletin: Bulletin
+    bulletin: PeerState
 
 
-class Conversation:
+class PeerStateCache:
     """What one gateway has said and heard."""
 
     def __init__(self, gateway_id: GatewayId) -> None:
@@ -43,8 +43,8 @@ class Conversation:
         self._others: Mapping[GatewayId, Known] = {}
 
     async def exchange_aio(
-        self, transaction: Transaction, bulletin: Bulletin, ttl_seconds: float, test_time: float | None
-    ) -> Heard:
+        self, transaction: PostgresTransaction, bulletin: PeerState, ttl_seconds: float, test_time: float | None
+    ) -> PeerStates:
         texts = bulletin_texts(bulletin)
         hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
         known = self._others
@@ -70,7 +70,7 @@ class Conversation:
             MappingProxyType({row["id"]: self._others[row["id"]].bulletin for row in told if row["lives"] is lives})
             for lives in (True, False)
         )
-        return Heard(rows[0]["now"], rows[0]["version"], others, silent)
+        return PeerStates(rows[0]["now"], rows[0]["version"], others, silent)
 
     def _news(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
         """None where what was said still holds."""

@@ -63,7 +63,7 @@ class Mode(StrEnum):
     """One at a time in the whole fleet."""
 
 
-class Transaction:
+class PostgresTransaction:
     """What may be done between BEGIN and COMMIT, on the asyncio side; counts its statements."""
 
     def __init__(self, connection: Connection) -> None:
@@ -91,7 +91,7 @@ class Transaction:
         await self._connection.execute(sql)
 
 
-Work: TypeAlias = Callable[[Transaction], Awaitable[Result]]
+Work: TypeAlias = Callable[[PostgresTransaction], Awaitable[Result]]
 """One whole transaction, on the asyncio side. It may run more than once, and what it raises rolls back."""
 
 
@@ -148,7 +148,7 @@ class PostgresPool:
     async def _transaction_aio(
         self, connection: Connection, method: str, mode: Mode, work: Work[Result], bounds: Bounds
     ) -> Result:
-        transaction = Transaction(connection)
+        transaction = PostgresTransaction(connection)
         is_over = False
         try:
             await connection.execute(_begin(mode, bounds))

@@ -24,23 +24,30 @@ import structlog
 import trio
 
 from gateway.bridge import Bridge
-from gateway.domain.claim import Claim
+from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import ClusterState, Demand
 from gateway.domain.ids import GatewayId, ReplicaId, new_id
-from gateway.domain.peers import SILENT_SECONDS_MAX, Bulletin, Heard
+from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PeerStates
 from gateway.registry import rows
 from gateway.registry.clock import RegistryClock
 from gateway.registry.postgres import sql as sql
 from gateway.registry.postgres.errors import check_url
 from gateway.registry.postgres.listener import VersionListener
-from gateway.registry.postgres.peer_sync import Conversation
-from gateway.registry.postgres.pool import POOL_SIZE, Bounds, Mode, PostgresPool, Transaction, open_postgres_pool
+from gateway.registry.postgres.peer_sync import PeerStateCache
+from gateway.registry.postgres.pool import (
+    POOL_SIZE,
+    Bounds,
+    Mode,
+    PostgresPool,
+    PostgresTransaction,
+    open_postgres_pool,
+)
 from gateway.registry.postgres.reserve_slot import CLAIM_BOUNDS, claim_slot_aio
 from gateway.registry.postgres.rows import RowReader, demand_of
 from gateway.registry.postgres.schema import check_schema, migrate
 from gateway.registry.protocol import Event, RegistryError
-from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, Scope, Store
-from gateway.registry.tables import Leadership, Tables
+from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope, Store
+from gateway.registry.tables import LeaderTerm, Tables
 from gateway.registry.writes.diff import Changes, difference
 
 log = structlog.get_logger()
@@ -90,7 +97,7 @@ class PostgresRegistry(Store):
         self._server_clock = RegistryClock()
         self._lost_version = -1
         """Versions up to this one, and above the present one, were read of a past that is no more."""
-        self._conversations: dict[GatewayId, Conversation] = {}
+        self._conversations: dict[GatewayId, PeerStateCache] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0
 
@@ -118,15 +125,15 @@ class PostgresRegistry(Store):
         return tables.state(demand)
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
-        async def read_aio(transaction: Transaction) -> tuple[Event, ...]:
+        async def read_aio(transaction: PostgresTransaction) -> tuple[Event, ...]:
             return tuple(Event(*row) for row in await transaction.rows_aio(sql.READ_EVENTS, newest))
 
         return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
 
-    async def exchange(self, bulletin: Bulletin, ttl_seconds: float) -> Heard:
-        conversation = self._conversations.setdefault(bulletin.gateway_id, Conversation(bulletin.gateway_id))
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+        conversation = self._conversations.setdefault(bulletin.gateway_id, PeerStateCache(bulletin.gateway_id))
 
-        async def exchange_aio(transaction: Transaction) -> Heard:
+        async def exchange_aio(transaction: PostgresTransaction) -> PeerStates:
             heard = await conversation.exchange_aio(transaction, bulletin, ttl_seconds, self._test_time())
             await self._forget_dead_aio(transaction, heard.now)
             await self._end_stopped_aio(transaction, heard.now)
@@ -156,7 +163,7 @@ class PostgresRegistry(Store):
         self._lost_version = self._version
         self._wake(version)
 
-    async def claim_slot(self, claim: Claim) -> ReplicaId | None:
+    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
         """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.
 
         Raises `RegistryError`; the lease may be counted all the same, until the gateway publishes again.
@@ -165,21 +172,21 @@ class PostgresRegistry(Store):
         return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
 
     async def leave(self, gateway_id: GatewayId) -> None:
-        async def leave_aio(transaction: Transaction) -> None:
+        async def leave_aio(transaction: PostgresTransaction) -> None:
             await transaction.rows_aio(sql.LEAVE, gateway_id)
             await transaction.rows_aio(sql.END_TERM, gateway_id)
 
         await self._pool.transaction("leave", Mode.SHARED, leave_aio)
 
     async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
-        async def renew_aio(transaction: Transaction) -> int | None:
+        async def renew_aio(transaction: PostgresTransaction) -> int | None:
             renewed = await transaction.rows_aio(sql.RENEW_TERM, self._test_time(), term_seconds, gateway_id)
             return renewed[0]["epoch"] if renewed else None
 
         return await self._pool.transaction("lead", Mode.SHARED, renew_aio)
 
     async def _transact(
-        self, method: str, decide: Decision[After], scope: Scope, epoch: int | None = None
+        self, method: str, decide: Decision[After], scope: RowScope, epoch: int | None = None
     ) -> Outcome[After]:
         work = partial(self._decide_aio, decide, scope, epoch)
         outcome = await self._pool.transaction(method, Mode.CONTROL, work)
@@ -187,7 +194,7 @@ class PostgresRegistry(Store):
         return outcome
 
     async def _decide_aio(
-        self, decide: Decision[After], scope: Scope, epoch: int | None, transaction: Transaction
+        self, decide: Decision[After], scope: RowScope, epoch: int | None, transaction: PostgresTransaction
     ) -> Outcome[After]:
         row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
         now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
@@ -201,18 +208,18 @@ class PostgresRegistry(Store):
             await _write_aio(transaction, changes)
         return Outcome(before, after, changed=bool(changes))
 
-    async def _read_state_aio(self, transaction: Transaction) -> tuple[Tables, list[Demand]]:
+    async def _read_state_aio(self, transaction: PostgresTransaction) -> tuple[Tables, list[Demand]]:
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())
         self._server_clock.note(row["now"])
         self._grow(row["version"])
         return self._reader.tables(row, is_whole=True), demand_of(row)
 
-    async def _forget_dead_aio(self, transaction: Transaction, now: float) -> None:
+    async def _forget_dead_aio(self, transaction: PostgresTransaction, now: float) -> None:
         if now >= self._forget_dead_at:
             self._forget_dead_at = now + FORGET_DEAD_EVERY_SECONDS
             await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), SILENT_SECONDS_MAX)
 
-    async def _end_stopped_aio(self, transaction: Transaction, now: float) -> None:
+    async def _end_stopped_aio(self, transaction: PostgresTransaction, now: float) -> None:
         """What the server does not do by itself: see `END_STOPPED`."""
         if now >= self._end_stopped_at:
             self._end_stopped_at = now + END_STOPPED_EVERY_SECONDS
@@ -223,7 +230,7 @@ class PostgresRegistry(Store):
         return self._clock() if self._clock else None
 
 
-async def _write_aio(transaction: Transaction, changes: Changes) -> None:
+async def _write_aio(transaction: PostgresTransaction, changes: Changes) -> None:
     for statement, keys in (
         (sql.DELETE_MODELS, changes.removed_models),
         (sql.DELETE_REPLICAS, changes.removed_replicas),
@@ -241,7 +248,7 @@ async def _write_aio(transaction: Transaction, changes: Changes) -> None:
     await transaction.rows_aio(sql.BUMP, *events)
 
 
-async def _put_leadership_aio(transaction: Transaction, before: Leadership, after: Leadership) -> None:
+async def _put_leadership_aio(transaction: PostgresTransaction, before: LeaderTerm, after: LeaderTerm) -> None:
     if not await transaction.rows_aio(
         sql.PUT_LEADERSHIP, after.gateway_id, after.epoch, after.expires_at, before.expires_at
     ):

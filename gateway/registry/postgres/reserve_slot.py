@@ -12,13 +12,13 @@ A gateway's claims, and its own exchange of bulletins, have to come one after th
 
 from typing import Final, NamedTuple
 
-from gateway.domain.claim import Claim
+from gateway.domain.claim import SlotRequest
 from gateway.domain.ids import ReplicaId
-from gateway.domain.peers import Bulletin
+from gateway.domain.peers import PeerState
 from gateway.registry.peer_rows import bulletin_texts
 from gateway.registry.postgres.peer_sync import hash_of
 from gateway.registry.postgres.pick_sql import PICK
-from gateway.registry.postgres.pool import Bounds, Transaction
+from gateway.registry.postgres.pool import Bounds, PostgresTransaction
 from gateway.registry.protocol import RegistryError
 
 CLAIM_BOUNDS: Final = Bounds(
@@ -35,7 +35,9 @@ class Picked(NamedTuple):
     has_free_slot: bool
 
 
-async def claim_slot_aio(claim: Claim, test_time: float | None, transaction: Transaction) -> ReplicaId | None:
+async def claim_slot_aio(
+    claim: SlotRequest, test_time: float | None, transaction: PostgresTransaction
+) -> ReplicaId | None:
     """The replica that the request is to use, counted as this gateway's lease from now on; None: no slot is free.
 
     Raises `RegistryError` when the gateway has published no bulletin yet, so that nobody would count its lease.
@@ -45,13 +47,13 @@ async def claim_slot_aio(claim: Claim, test_time: float | None, transaction: Tra
     if picked is None or not picked.has_free_slot:
         return None
     leases = {**claim.leases, picked.replica_id: claim.leases.get(picked.replica_id, 0) + 1}
-    text = bulletin_texts(Bulletin(claim.gateway_id, leases=leases))["leases"]
+    text = bulletin_texts(PeerState(claim.gateway_id, leases=leases))["leases"]
     if not await transaction.rows_aio(PUBLISH, claim.gateway_id, text, hash_of(text)):
         raise RegistryError("the registry does not know this gateway (yet)")
     return picked.replica_id
 
 
-async def pick_aio(claim: Claim, test_time: float | None, transaction: Transaction) -> Picked | None:
+async def pick_aio(claim: SlotRequest, test_time: float | None, transaction: PostgresTransaction) -> Picked | None:
     """The best replica by the rows as they are now; None if none is routable."""
     found = await transaction.rows_aio(
         PICK,

@@ -9,9 +9,9 @@ from gateway.domain.cluster import Demand, Replica
 from gateway.registry import rows
 from gateway.registry.peer_rows import demand_from_text
 from gateway.registry.postgres.sql import DEMAND_COLUMNS
-from gateway.registry.row_cache import Remembered, Values
+from gateway.registry.row_cache import RowCache, Values
 from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
-from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+from gateway.registry.tables import LeaderTerm, ModelRow, NodeRow, Tables
 
 NAME: Final = MODEL_COLUMNS.index("name")
 SOURCE: Final = MODEL_COLUMNS.index("source")
@@ -19,9 +19,9 @@ SOURCE: Final = MODEL_COLUMNS.index("source")
 
 class RowReader:
     def __init__(self) -> None:
-        self._models = Remembered[ModelRow | None](MODEL_COLUMNS, rows.model_from_row)
-        self._nodes = Remembered[NodeRow](NODE_COLUMNS, rows.node_from_row)
-        self._replicas = Remembered[Replica](REPLICA_COLUMNS, rows.replica_from_row)
+        self._models = RowCache[ModelRow | None](MODEL_COLUMNS, rows.model_from_row)
+        self._nodes = RowCache[NodeRow](NODE_COLUMNS, rows.node_from_row)
+        self._replicas = RowCache[Replica](REPLICA_COLUMNS, rows.replica_from_row)
 
     def tables(self, row: asyncpg.Record, *, is_whole: bool) -> Tables:
         """Of what READ_STATE, or READ_PART, has returned."""
@@ -32,7 +32,7 @@ class RowReader:
             models={model.spec.name: model for model in models.values() if model},
             nodes={each.node.id: each for each in nodes.values()},
             replicas={replica.id: replica for replica in replicas.values()},
-            leadership=Leadership(row["leader"], row["epoch"], row["expires_at"]),
+            leadership=LeaderTerm(row["leader"], row["epoch"], row["expires_at"]),
             version=row["version"],
             unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
         )

@@ -19,7 +19,7 @@ from functools import cache, partial
 from importlib import resources
 from typing import Final
 
-from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, Transaction
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, PostgresTransaction
 from gateway.registry.protocol import RegistryError
 
 SERVER_VERSION_MIN: Final = 12
@@ -83,7 +83,7 @@ async def check_schema(pool: PostgresPool) -> None:
         )
 
 
-async def _look_aio(transaction: Transaction, server: str) -> Schema:
+async def _look_aio(transaction: PostgresTransaction, server: str) -> Schema:
     row = await transaction.row_aio(
         "SELECT current_setting('server_version_num')::int / 10000 AS server, current_schema() AS schema"
     )
@@ -103,7 +103,7 @@ async def _look_aio(transaction: Transaction, server: str) -> Schema:
     return found
 
 
-async def _schema_aio(transaction: Transaction) -> Schema:
+async def _schema_aio(transaction: PostgresTransaction) -> Schema:
     # Asked like this the answer is new; to_regclass may repeat one from before this transaction waited for a lock.
     if not await transaction.rows_aio(
         "SELECT FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'schema_version'"
@@ -112,7 +112,7 @@ async def _schema_aio(transaction: Transaction) -> Schema:
     return Schema(*await transaction.row_aio("SELECT version, oldest FROM schema_version"))
 
 
-async def _apply_aio(migration: Migration, transaction: Transaction) -> bool:
+async def _apply_aio(migration: Migration, transaction: PostgresTransaction) -> bool:
     """False: somebody else has done it meanwhile."""
     await transaction.script_aio(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
     found = await _schema_aio(transaction)

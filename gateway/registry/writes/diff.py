@@ -8,7 +8,7 @@ from typing import TypeVar
 from gateway.domain.cluster import Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.registry.protocol import Event, NodeOverrides
-from gateway.registry.tables import Leadership, ModelRow, NodeRow, Tables
+from gateway.registry.tables import LeaderTerm, ModelRow, NodeRow, Tables
 
 Key = TypeVar("Key", bound=str)
 Row = TypeVar("Row")
@@ -25,7 +25,7 @@ class Changes:
     models: tuple[ModelRow, ...]
     nodes: tuple[NodeRow, ...]
     replicas: tuple[Replica, ...]
-    leadership: Leadership | None
+    leadership: LeaderTerm | None
     events: tuple[Event, ...]
     """What people want to know of it. Not every change is told: a node's free memory changes all the time."""
 

@@ -13,7 +13,7 @@ from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, may_follow
 from gateway.domain.session import Report
 from gateway.registry.protocol import ControlWrite, StaleEpoch
-from gateway.registry.tables import Leadership, Tables
+from gateway.registry.tables import LeaderTerm, Tables
 from gateway.registry.texts import storable
 from gateway.registry.writes.nodes import held
 
@@ -49,7 +49,7 @@ def led(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tabl
         return replace(tables, leadership=replace(leader, expires_at=until))
     if leader.gateway_id is not None and leader.expires_at > now:
         return None
-    return replace(tables, leadership=Leadership(gateway_id, leader.epoch + 1, until))
+    return replace(tables, leadership=LeaderTerm(gateway_id, leader.epoch + 1, until))
 
 
 def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -> Tables | None:

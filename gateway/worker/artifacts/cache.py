@@ -20,10 +20,10 @@ from urllib.parse import unquote, urlsplit
 import structlog
 import trio
 
-from gateway.worker.artifacts.disk_space import CachedFile, Disk, describe_shortage, plan_room
-from gateway.worker.artifacts.download import Dialler, OnProgress, Transfer
+from gateway.worker.artifacts.disk_space import CachedFile, Disk, describe_shortage, plan_disk_space
+from gateway.worker.artifacts.download import Download, HttpClient, OnProgress
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.partial_file import NOTE_SUFFIX, PART_SUFFIX, Part, remove_part
+from gateway.worker.artifacts.partial_file import NOTE_SUFFIX, PART_SUFFIX, PartialFile, remove_part
 from gateway.worker.artifacts.source import Source
 
 log = structlog.get_logger(__name__)
@@ -48,7 +48,7 @@ class _Flight:
     """A download that is wanted at least once."""
 
     listeners: list[OnProgress] = field(default_factory=list)
-    part: Part | None = None
+    part: PartialFile | None = None
     """While it is written."""
     reserved_bytes: int = 0
     """Size up to which the part may grow."""
@@ -67,7 +67,7 @@ class _Flight:
 class Cache:
     folder: Path
     bytes_max: int | None = None
-    dialler: Dialler = field(default_factory=Dialler)
+    dialler: HttpClient = field(default_factory=HttpClient)
     read_disk: Callable[[Path], Disk] = field(default=lambda folder: _read_disk(folder))
     _held: Counter[str] = field(default_factory=Counter, init=False)
     _flights: dict[str, _Flight] = field(default_factory=dict, init=False)
@@ -105,7 +105,7 @@ class Cache:
             return target
         flight.part = part
         try:
-            transfer = Transfer(self.dialler, locate, part, sha256, partial(self._make_room, name), flight.note)
+            transfer = Download(self.dialler, locate, part, sha256, partial(self._make_room, name), flight.note)
             await transfer.run()
             await trio.to_thread.run_sync(part.promote)
         finally:
@@ -114,7 +114,7 @@ class Cache:
         log.info("worker.fetched", file=name, size_bytes=part.size)
         return target
 
-    async def _open_part(self, target: Path) -> Part | None:
+    async def _open_part(self, target: Path) -> PartialFile | None:
         """None: the file is there. Waits while somebody else fetches it, and goes on where one has left off."""
         while True:
             if await trio.to_thread.run_sync(_touch, target):
@@ -134,7 +134,7 @@ class Cache:
 
     def _make_room_blocking(self, held: frozenset[str], need_bytes: int, promised_bytes: int) -> None:
         cached = list(_look(self.folder, held))
-        plan = plan_room(
+        plan = plan_disk_space(
             need_bytes,
             cached,
             self.read_disk(self.folder),
@@ -157,17 +157,17 @@ def _touch(path: Path) -> bool:
     return True
 
 
-def _open_part_of(target: Path) -> Part | None:
+def _open_part_of(target: Path) -> PartialFile | None:
     """None: it is to be looked for again."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = Part.try_open(target)
+    part = PartialFile.try_open(target)
     if part is not None and target.exists():  # another process has just finished it
         _remove_left_over(part)
         return None
     return part
 
 
-def _remove_left_over(part: Part) -> None:
+def _remove_left_over(part: PartialFile) -> None:
     part.path.unlink(missing_ok=True)
     part.close()
 

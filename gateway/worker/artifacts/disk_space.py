@@ -26,16 +26,16 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class RoomPlan:
+class DiskPlan:
     remove: tuple[CachedFile, ...]
     """Least recently used first."""
     shortage: str | None
     """Why it does not fit, even then."""
 
 
-def plan_room(
+def plan_disk_space(
     need_bytes: int, cached: Sequence[CachedFile], disk: Disk, *, promised_bytes: int, cache_bytes_max: int | None
-) -> RoomPlan:
+) -> DiskPlan:
     """Room for `need_bytes` more, beside `promised_bytes` that other downloads have still to write."""
     coming = need_bytes + promised_bytes
     headroom = headroom_bytes(disk)
@@ -51,10 +51,10 @@ def plan_room(
         over_cache -= each.size_bytes
     remove = tuple(removed)
     if over_cache > 0:
-        return RoomPlan((), f"worker.cache_size, {_gib(cache_bytes_max or 0)}, is too small by {_gib(over_cache)}")
+        return DiskPlan((), f"worker.cache_size, {_gib(cache_bytes_max or 0)}, is too small by {_gib(over_cache)}")
     if over_disk > 0:
-        return RoomPlan((), f"{_gib(disk.free_bytes)} are free, of which {_gib(headroom)} have to stay so")
-    return RoomPlan(remove, None)
+        return DiskPlan((), f"{_gib(disk.free_bytes)} are free, of which {_gib(headroom)} have to stay so")
+    return DiskPlan(remove, None)
 
 
 def headroom_bytes(disk: Disk) -> int:

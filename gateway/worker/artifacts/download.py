@@ -23,13 +23,13 @@ from gateway.worker.artifacts.http_answer import (
     Asked,
     Body,
     Complete,
-    Refused,
+    HttpRefused,
     StartOver,
     TryAgain,
     read_answer,
     request_headers,
 )
-from gateway.worker.artifacts.partial_file import Part
+from gateway.worker.artifacts.partial_file import PartialFile
 from gateway.worker.artifacts.source import Resolve, Source, address_for, build_request, resolve
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,7 @@ MakeRoom = Callable[[int], Awaitable[None]]
 
 
 @dataclass
-class Dialler:
+class HttpClient:
     """Opens responses. `context`: what a server has to prove itself with, unless its source says; None: with what the
     system trusts."""
 
@@ -114,13 +114,13 @@ async def _target_of(response: httpx.Response, url: httpx.URL) -> httpx.URL:
 
 
 @dataclass
-class Transfer:
+class Download:
     """Brings one file into its part; `run` returns when it is whole and has the hash that was asked for."""
 
-    dialler: Dialler
+    dialler: HttpClient
     locate: Callable[[], Source]
     """Asked anew at each attempt, since a gateway's place may change. Raises `ArtifactError`, `Interrupted`."""
-    part: Part
+    part: PartialFile
     sha256: str | None
     make_room: MakeRoom
     on_progress: OnProgress
@@ -178,7 +178,7 @@ class Transfer:
                     raise Interrupted(reason)
                 case TryAgain(reason, seconds):
                     raise Interrupted(reason, seconds)
-                case Refused(reason):
+                case HttpRefused(reason):
                     raise ArtifactError(f"{self._url} can't be fetched: {reason}")
 
     async def _take(self, response: httpx.Response, body: Body) -> None:

@@ -12,7 +12,7 @@ PATH: Final = "/api/artifacts/"
 
 
 @dataclass
-class GatewayFiles:
+class GatewaySource:
     """The membership says at each registration where the gateway is (`point_at`); downloads ask."""
 
     context: ssl.SSLContext | None = None

@@ -57,13 +57,13 @@ class TryAgain:
 
 
 @dataclass(frozen=True)
-class Refused:
+class HttpRefused:
     """The same request will be answered the same way."""
 
     reason: str
 
 
-Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | Refused
+Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | HttpRefused
 
 
 def request_headers(asked: Asked) -> dict[str, str]:
@@ -87,16 +87,16 @@ def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdic
         case _ if status in _TRY_AGAIN or status >= 500:
             return TryAgain(f"it answered {status}", _retry_after(headers))
         case _:
-            return Refused(f"it answered {status}{_HINTS.get(status, '')}")
+            return HttpRefused(f"it answered {status}{_HINTS.get(status, '')}")
 
 
 def _read_whole(headers: Mapping[str, str], asked: Asked) -> Verdict:
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
-        return Refused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
+        return HttpRefused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
     length = headers.get("content-length", "")
     total = int(length) if length.isdecimal() and len(length) <= 18 else None
     if total is None and headers.get("transfer-encoding", "").lower() != "chunked" and not asked.has_digest:
-        return Refused("it does not say how long the file is; with sha256 set, that is no matter")
+        return HttpRefused("it does not say how long the file is; with sha256 set, that is no matter")
     return Body(0, total, strong(headers.get("etag")))
 
 
@@ -105,7 +105,7 @@ def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
     if found is None or not asked.offset:
         return StartOver("it answered with a part of the file that can't be told which")
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
-        return Refused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
+        return HttpRefused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
     first, last = int(found[1]), int(found[2])
     total = None if found[3] == "*" else int(found[3])
     etag = strong(headers.get("etag"))

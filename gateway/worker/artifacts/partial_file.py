@@ -17,7 +17,7 @@ PART_SUFFIX = ".part"
 NOTE_SUFFIX = ".note"
 
 
-class Part:
+class PartialFile:
     """Made by `try_open`. Not for two threads at a time."""
 
     def __init__(self, target: Path, descriptor: int) -> None:
@@ -96,7 +96,7 @@ def note_of(target: Path) -> Path:
 def remove_part(part: Path) -> bool:
     """False: somebody writes it."""
     target = part.with_name(part.name.removesuffix(PART_SUFFIX))
-    held = Part.try_open(target)
+    held = PartialFile.try_open(target)
     if held is None:
         return False
     try:

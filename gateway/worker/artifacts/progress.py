@@ -8,7 +8,7 @@ import trio
 TELL_SECONDS: Final = 0.5
 
 
-class Progress:
+class DownloadProgress:
     """Call it at every chunk; it calls `tell` at most once in `TELL_SECONDS`, and at the first byte count of a file."""
 
     def __init__(self, tell: Callable[[int, int | None], None]) -> None:

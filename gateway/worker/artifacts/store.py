@@ -17,7 +17,7 @@ from gateway.worker.artifacts.cache import Cache, cache_name
 from gateway.worker.artifacts.digest import file_sha256
 from gateway.worker.artifacts.download import OnProgress
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewayFiles
+from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.artifacts.reference import Builtin, Hub, LocalFile, Reference, WebFile, parse_reference
 from gateway.worker.artifacts.source import Source
 
@@ -54,7 +54,7 @@ class ArtifactStore:
         *,
         cache_bytes_max: int | None = None,
         hub: Hub = DEFAULT_HUB,
-        gateway: GatewayFiles | None = None,
+        gateway: GatewaySource | None = None,
         plain_loopback: bool = False,
     ) -> None:
         self._models_dir = models_dir

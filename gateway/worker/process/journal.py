@@ -34,7 +34,7 @@ class ProcessRecord:
     port: int
 
 
-class StateFile:
+class ProcessJournal:
     """The running processes of one worker: `processes.json` in its folder. One worker per folder."""
 
     def __init__(self, folder: Path) -> None:

@@ -14,24 +14,24 @@ MEASURE_SECONDS_MAX: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Usage:
+class ResourceUsage:
     ram_bytes: int | None = None
     vram_bytes: int | None = None
     """None: not known, as of a GPU whose driver does not say which process holds how much."""
 
 
-UNKNOWN_USAGE: Final = Usage()
+UNKNOWN_USAGE: Final = ResourceUsage()
 
-MeasureUsage: TypeAlias = Callable[[int], Awaitable[Usage]]
+MeasureUsage: TypeAlias = Callable[[int], Awaitable[ResourceUsage]]
 """Of the process group led by that process."""
 
 
-async def measure_usage(pid: int) -> Usage:
+async def measure_usage(pid: int) -> ResourceUsage:
     """Of the process group led by `pid`, which must not have been reaped."""
     with trio.move_on_after(MEASURE_SECONDS_MAX):
         return await trio.to_thread.run_sync(_measure, pid, abandon_on_cancel=True)
     return UNKNOWN_USAGE
 
 
-def _measure(pid: int) -> Usage:
-    return Usage(group_memory_bytes(pid), read_process_memory(group_members(pid)))
+def _measure(pid: int) -> ResourceUsage:
+    return ResourceUsage(group_memory_bytes(pid), read_process_memory(group_members(pid)))
