@@ -76,7 +76,7 @@ class _PatientProtocol(H2Protocol):
 
 
 class PatientChannel(Channel):
-    """Reaches into grpclib; tests/integration/test_late_reader.py and test_goaway.py hold the behaviour."""
+    """Reaches into grpclib; tests/integration/backends/test_late_reader.py and test_goaway.py hold the behaviour."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]

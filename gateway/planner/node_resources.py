@@ -9,8 +9,8 @@ its model needs from its placement on (P2, P3), so free for a newcomer is the le
 where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
 constraint.
 
-Each function here takes a working state and a node and is asked through `WorkingState.once`: a full fleet asks for every
-model of every node, and hardly any node changes in between.
+Each function here takes a working state and a node and is asked through `WorkingState.once`: a full fleet asks for
+every model of every node, and hardly any node changes in between.
 """
 
 from collections.abc import Iterable, Mapping

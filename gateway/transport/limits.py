@@ -1,8 +1,8 @@
 """What grpclib leaves open, bounded: connections of a server, what they may send before they have shown a credential
 and how fast they may send anything, sizes of messages, how long hanging up takes.
 
-grpclib has no setting for any of it, so this reaches into it, here and nowhere else; tests/integration/test_link.py
-holds the behaviour.
+grpclib has no setting for any of it, so this reaches into it, here and nowhere else;
+tests/integration/transport/test_sessions.py holds the behaviour.
 """
 
 import asyncio

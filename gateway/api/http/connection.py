@@ -1,6 +1,6 @@
 """One connection of the listener: which protocol it speaks, bounded writes, and that its failure is its own.
 
-`TCPServer` of hypercorn is not a public name: `pyproject.toml` pins the version, tests/integration/test_listener.py
+`TCPServer` of hypercorn is not a public name: `pyproject.toml` pins the version, tests/integration/api/test_listener.py
 holds the behaviour.
 """
 

@@ -1,7 +1,7 @@
 """HTTP/1 taken by its word: what two programs could read in two ways is refused, and its connection closed.
 
 h11 is lenient where servers once had to be. Behind a proxy that reads such a request otherwise, its second half would
-be somebody else's request (request smuggling; RFC 9112, 11.2). tests/integration/test_http1_edge.py has the table.
+be somebody else's request (request smuggling; RFC 9112, 11.2). tests/integration/api/test_http1_edge.py has the table.
 """
 
 from typing import Any, Final

@@ -2,7 +2,7 @@
 
 hypercorn's protocol works off whatever it is sent, in one go; a handler waits in it for a client that does not read,
 even when that client has long gone. It has no settings for that, so this reaches into it, here and nowhere else:
-tests/integration/test_http2_edge.py holds the behaviour.
+tests/integration/api/test_http2_edge.py holds the behaviour.
 """
 
 from contextlib import suppress

@@ -43,7 +43,7 @@ DOORS: Final[Sequence[Endpoint]] = (
     Endpoint("GET", "/nothing", Role.INFERENCE),
     Endpoint("POST", "/", Role.INFERENCE),
 )
-"""Every route of the gateway, and paths that are none. tests/unit/test_doors.py has the table of exact outcomes."""
+"""Every route of the gateway, and paths that are none; the unit tests of endpoint roles have the table of outcomes."""
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
 HEALTH: Final = [door for door in DOORS if door.role is Role.PUBLIC]
 

@@ -10,7 +10,7 @@ import pytest
 from gateway.cli import main
 from gateway.cli.load_progress import follow_load, status_line
 from gateway.cli.model_values import BadValue, with_values
-from tests.unit.test_cli import ESCAPE, FakeGateway, gateway, lines_of, reply
+from tests.unit.cli.test_cli import ESCAPE, FakeGateway, gateway, lines_of, reply
 
 __all__ = ["gateway"]
 

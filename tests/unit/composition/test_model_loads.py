@@ -13,7 +13,7 @@ pytest.importorskip("xllamacpp", reason="needs the llama extra")
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import ModelName
 from tests.fakes.in_memory_backend import ServerStream
-from tests.unit.test_app import House, answer_hello, open_house
+from tests.unit.composition.test_gateway import House, answer_hello, open_house
 
 PATIENCE_SECONDS = 30.0
 NEW = {"backend": "llama-cpp", "artifact": "builtin:tiny"}

@@ -17,7 +17,7 @@ from gateway.config.load import load_config, parse_config
 from gateway.config.model import Config
 from gateway.config.units import parse_duration
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"
 FILE = DEPLOY / "config.toml"
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))

@@ -469,7 +469,7 @@ async def test_the_audit_trail_keeps_the_newest_lines(url: str) -> None:
 
 
 def test_every_migration_has_its_number_and_there_is_no_gap() -> None:
-    folder = Path(__file__).parents[2] / "gateway" / "registry" / "migrations" / "sqlite"
+    folder = Path(__file__).parents[3] / "gateway" / "registry" / "migrations" / "sqlite"
     names = sorted(file.name for file in folder.iterdir())
     assert [int(name.partition("_")[0]) for name in names] == list(range(1, len(names) + 1))
     assert len(migrations()) == len(names)

@@ -13,7 +13,7 @@ from gateway.worker.from_config import backend_programs
 from gateway.worker.process.command import BackendProgram, environment
 from gateway.worker.process.environment import backend_environment, withheld
 from gateway.worker.process.spawn import spawn_process
-from tests.unit.test_config_rules import found_in
+from tests.unit.config.test_rules import found_in
 
 NEEDED = (
     *("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV"),

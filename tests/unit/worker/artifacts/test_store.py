@@ -17,7 +17,7 @@ from gateway.worker.artifacts.digest import file_sha256
 from gateway.worker.artifacts.errors import ArtifactError
 from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact, ArtifactStore
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[4]
 
 
 def spec(artifact: str, sha256: str | None = None, source: Literal["file", "api"] = "file") -> ModelSpec:

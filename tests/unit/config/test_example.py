@@ -12,7 +12,7 @@ from gateway.config.messages import table_at
 from gateway.config.model import Config, Section
 from gateway.config.problems import Loc
 
-LINES = (Path(__file__).parents[2] / "config.example.toml").read_text().splitlines()
+LINES = (Path(__file__).parents[3] / "config.example.toml").read_text().splitlines()
 TABLE = re.compile(r"(# )?\[+(\w+)(\.[\w-]+)?\]+")
 KEY = re.compile(r"(# )?(\w+) = \S.*")
 DERIVED = {("server", "worker_port"), ("registry", "url"), ("worker", "models_dir"), ("models", "max_replicas")}
