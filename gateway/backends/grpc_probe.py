@@ -16,8 +16,8 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import Target
 from gateway.bridge import Bridge, CancelledByAsyncio
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import Address
-from gateway.domain.probe import ProbeOutcome
 
 CONNECT_SHARE: Final = 0.125
 """Part of the probe's time that is kept for each of the two connects that tell a busy replica from somebody else, and

@@ -8,7 +8,7 @@ import structlog
 import trio
 
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Requirement
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.estimate import estimate_other, requirement_of
 from gateway.gguf.files import read_model

@@ -44,26 +44,25 @@ from gateway.control.sessions.load_progress import LoadOutcome, LoadProgress
 from gateway.control.sessions.node_session import SessionSettings
 from gateway.control.sessions.sessions import Sessions
 from gateway.data_dir import StartupError
+from gateway.domain.activity import Usage, merge_usage
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, new_id
 from gateway.domain.peers import Audience, PeerState, audience
 from gateway.domain.routability import EMPTY_VIEW, FleetView
-from gateway.observability.loop_lag import LoopLag
-from gateway.observability.metrics import Metrics, Reading
+from gateway.observability.metrics import LoopLag, Metrics, Reading
 from gateway.planner.reconcile import WatchdogLimits
 from gateway.registry.clock import RegistryClock
 from gateway.registry.protocol import Registry, SlotReserver
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.call_watch import CallWatch
-from gateway.routing.load_tracker import LoadTracker, Usage
+from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.reservation import StrictReservations
 from gateway.routing.router import Router
 from gateway.routing.silence import patience
-from gateway.routing.usage import merge_usage
 from gateway.transport.credentials import fingerprint, is_credential
 from gateway.transport.tls import TlsError, peer_context
 

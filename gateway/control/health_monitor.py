@@ -22,10 +22,9 @@ import trio
 from gateway.backends.protocol import Target
 from gateway.concurrency import Wake
 from gateway.control.node_health import Connectivity, HealthSettings, assess
-from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
+from gateway.domain.cluster import ClusterState, Node, NodeStatus, ProbeOutcome, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import FleetView
 from gateway.registry.protocol import Registry, RegistryError
 from gateway.registry.snapshot import SnapshotStore

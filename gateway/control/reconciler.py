@@ -12,6 +12,7 @@ import trio
 
 from gateway.concurrency import Wake
 from gateway.control.leader_election import LeaderElection
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import ModelName, ReplicaId, new_id
 from gateway.domain.peers import Audience, PendingReason
@@ -21,7 +22,6 @@ from gateway.planner.planner import NO_LIMITS, plan
 from gateway.planner.reconcile import WatchdogLimits
 from gateway.planner.working_state import NONE_USED
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
-from gateway.routing.load_tracker import Usage
 
 log = structlog.get_logger(__name__)
 

@@ -9,7 +9,7 @@ import trio
 from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Requirement
 from gateway.domain.routability import FleetView
 from gateway.domain.session import Report
 from gateway.registry.protocol import Registry, RegistryError

@@ -9,8 +9,7 @@ from typing import Final
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import UNKNOWN, Capacity
+from gateway.domain.resources import UNKNOWN, Capacity, Requirement
 
 
 class NodeStatus(StrEnum):
@@ -139,3 +138,45 @@ class ClusterState:
 EMPTY_STATE: Final = ClusterState(
     0, MappingProxyType({}), MappingProxyType({}), MappingProxyType({}), MappingProxyType({})
 )
+
+
+class ProbeOutcome(StrEnum):
+    """How a replica looks from here."""
+
+    ALIVE = "alive"
+    """It answered."""
+    BUSY = "busy"
+    """It does not answer, but its machine takes connections for it: a proof of life. Another replica is preferred,
+    nothing is removed (H1, H2)."""
+    GONE = "gone"
+    """Nobody listens at its address, or somebody else does."""
+    UNREACHABLE = "unreachable"
+    """No answer of any kind: the way there is broken, or the machine is. Not routable from this gateway."""
+
+    @property
+    def may_serve(self) -> bool:
+        return self in (ProbeOutcome.ALIVE, ProbeOutcome.BUSY)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Of the artifact that is being fetched; None is unknown."""
+
+    done_bytes: int | None = None
+    total_bytes: int | None = None
+    bytes_per_second: float | None = None
+    """As observed so far."""
+
+    @property
+    def fraction(self) -> float | None:
+        """0 to 1."""
+        if self.done_bytes is None or not self.total_bytes:
+            return None
+        return min(1.0, self.done_bytes / self.total_bytes)
+
+    @property
+    def eta_seconds(self) -> float | None:
+        """Until all is here, at the observed rate."""
+        if self.done_bytes is None or self.total_bytes is None or not self.bytes_per_second:
+            return None
+        return max(0, self.total_bytes - self.done_bytes) / self.bytes_per_second

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from gateway.domain.cluster import Demand
+from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.progress import Progress
 
 NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 SILENT_SECONDS_MAX: Final = 3600.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Requirement
 from gateway.gguf.cache import LoadSettings, layer_cache_bytes
 from gateway.gguf.compute import compute_bytes, mask_bytes, output_bytes
 from gateway.gguf.header import Header

@@ -6,7 +6,9 @@ simulation). Labels come from configured models and fixed words only, never from
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Final, NoReturn
 
+import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -124,3 +126,21 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text format that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+
+PERIOD_SECONDS: Final = 0.25
+FORGET_SHARE: Final = 0.1
+"""How much of the worst lag is forgotten with each period, so that a scrape every 15 s still sees a spike."""
+
+
+class LoopLag:
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        """The worst lateness of late, fading."""
+
+    async def run(self) -> NoReturn:
+        """Measures until cancelled."""
+        while True:
+            due = trio.current_time() + PERIOD_SECONDS
+            await trio.sleep_until(due)
+            self.seconds = max(trio.current_time() - due, self.seconds * (1 - FORGET_SHARE))

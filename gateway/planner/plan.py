@@ -7,8 +7,8 @@ from types import MappingProxyType
 from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired
+from gateway.domain.plan_write import ControlWrite
 from gateway.planner.placement import NodeScore
-from gateway.registry.protocol import ControlWrite
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Final
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
@@ -32,7 +33,6 @@ from gateway.planner.reconcile import (
 )
 from gateway.planner.scale import growth, spare, unwanted, wanted
 from gateway.planner.working_state import NONE_USED, WorkingState, is_leaving
-from gateway.routing.load_tracker import Usage
 
 NO_LIMITS: Final = WatchdogLimits()
 NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})

@@ -6,6 +6,7 @@ from math import inf
 from types import MappingProxyType
 from typing import Final, TypeVar, cast
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Demand, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -13,7 +14,6 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import Audience
 from gateway.domain.routability import matches_selector
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_released
-from gateway.routing.load_tracker import Usage
 
 NEVER_USED: Final = Usage(0, inf, 0.0)
 NONE_USED: Final[Mapping[ReplicaId, Usage]] = MappingProxyType({})

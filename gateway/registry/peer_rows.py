@@ -8,11 +8,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
-from gateway.domain.cluster import Demand
+from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName
 from gateway.domain.peers import NOTHING, PeerState, PendingReason, Use
-from gateway.domain.progress import Progress
-from gateway.registry.texts import storable
+from gateway.registry.rows import storable
 
 Value = TypeVar("Value")
 

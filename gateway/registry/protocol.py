@@ -8,13 +8,12 @@ from typing import Protocol, runtime_checkable
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
 from gateway.domain.claim import SlotRequest
-from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
+from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
-from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.peers import PeerState, PeerStates
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity, VramBudget
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import Capacity, Requirement, VramBudget
 from gateway.domain.session import Hello, Registration, Report
 
 
@@ -70,27 +69,6 @@ class NodeOverrides:
     """Laid over the worker's."""
     max_replicas_per_model: int | None = None
     vram_budget: VramBudget | None = None
-
-
-@dataclass(frozen=True)
-class ControlWrite:
-    """What one planning round changes. Applied as one transaction or not at all.
-
-    forget    -- rows to delete; an unknown replica is skipped
-    place     -- new rows; one whose id or (node, model, slot) is taken, or whose node is unknown, is skipped (R10)
-    desire    -- replica -> what is wanted of it now; an unknown replica is skipped
-    failures  -- model -> its load failure, or None to clear it; an unknown model is skipped
-
-    In this order: a slot that is freed here can be placed on here.
-    """
-
-    place: tuple[Replica, ...] = ()
-    desire: tuple[tuple[ReplicaId, Desired], ...] = ()
-    forget: tuple[ReplicaId, ...] = ()
-    failures: tuple[tuple[ModelName, LoadFailure | None], ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.place or self.desire or self.forget or self.failures)
 
 
 @dataclass(frozen=True)

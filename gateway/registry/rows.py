@@ -26,8 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import UNKNOWN, Capacity, VramBudget
+from gateway.domain.resources import UNKNOWN, Capacity, Requirement, VramBudget
 from gateway.registry.protocol import NodeOverrides
 from gateway.registry.tables import Declared, ModelRow, NodeRow
 
@@ -183,3 +182,9 @@ def _json(value: object) -> str:
 
 def _plain(value: Any) -> object:  # noqa: ANN401 - a mapping or a record
     return dict(value) if isinstance(value, Mapping) else vars(value)
+
+
+def storable(text: str) -> str:
+    """The text of a dying process may hold bytes that are no text (lone surrogates), and NUL, which ends a text in
+    SQLite's JSON functions and is none for PostgreSQL."""
+    return text.encode(errors="replace").decode().replace("\0", "\ufffd")

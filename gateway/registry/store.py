@@ -12,10 +12,10 @@ from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision, new_id
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState, PeerStates
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.session import Hello, Registration, Report
-from gateway.registry.protocol import ControlWrite, Event, NodeEdit, RegistryStatistics
+from gateway.registry.protocol import Event, NodeEdit, RegistryStatistics
 from gateway.registry.tables import Tables
 from gateway.registry.writes import models as model_writes
 from gateway.registry.writes import nodes as node_writes

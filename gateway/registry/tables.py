@@ -9,8 +9,7 @@ from typing import Final, TypeVar
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import ALL_VRAM, VramBudget
+from gateway.domain.resources import ALL_VRAM, Requirement, VramBudget
 from gateway.registry.protocol import NodeOverrides
 
 Key = TypeVar("Key", bound=str)

@@ -10,9 +10,9 @@ import structlog
 import trio
 
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, Unreachable
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission, Ticket
 from gateway.routing.decisions import Attempt

@@ -10,8 +10,8 @@ from typing import Final
 import structlog
 import trio
 
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_tracker import NEVER, LoadTracker
 from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.probe_cache import ProbeCache

@@ -12,6 +12,7 @@ from typing import Final
 
 import trio
 
+from gateway.domain.activity import Usage
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
@@ -60,19 +61,6 @@ class ReplicaLoad:
             return 0
         self.expiries = [expiry for expiry in self.expiries if expiry > now]
         return len(self.expiries)
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What the planner has to know of a replica's requests: of this gateway's, or of every gateway's
-    (`usage.merge_usage`)."""
-
-    open: int
-    """Requests that it has, or may have."""
-    idle_seconds: float
-    """Since its last request ended; 0 while it has one, infinite if it never had."""
-    silent_seconds: float
-    """While it has requests: since it took the oldest of them, or since the last piece of any answer; else 0."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import structlog
 import trio
 
 from gateway.backends.protocol import Target
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.lease import Lease
 
 log = structlog.get_logger(__name__)

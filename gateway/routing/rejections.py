@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Container
 from typing import Final, TypeAlias
 
-from gateway.domain.cluster import Node, NodeStatus, Replica
+from gateway.domain.cluster import Node, NodeStatus, Progress, Replica
 from gateway.domain.errors import (
     BackendFailed,
     GatewayError,
@@ -18,7 +18,6 @@ from gateway.domain.errors import (
 )
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
-from gateway.domain.progress import Progress
 from gateway.domain.routability import FleetView
 
 RETRY_AFTER_SECONDS: Final = 5.0

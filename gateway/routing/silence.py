@@ -19,7 +19,7 @@ from enum import StrEnum, auto
 from math import inf
 from typing import Final
 
-from gateway.domain.probe import ProbeOutcome
+from gateway.domain.cluster import ProbeOutcome
 
 LOOK_SECONDS_MIN: Final = 1.0
 """Of silence, before a replica is asked that usually answers sooner."""

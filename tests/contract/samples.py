@@ -8,8 +8,9 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.session import Hello, Registration
-from gateway.registry.protocol import ControlWrite, Registry
+from gateway.registry.protocol import Registry
 
 GATEWAY = GatewayId("gateway-1")
 OTHER_GATEWAY = GatewayId("gateway-2")

@@ -6,13 +6,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from gateway.domain.cluster import Demand, LoadFailure, NodeStatus
+from gateway.domain.cluster import Demand, LoadFailure, NodeStatus, Progress
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PendingReason, Use
-from gateway.domain.progress import Progress
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.session import Report
-from gateway.registry.protocol import ControlWrite, Registry, StaleEpoch
+from gateway.registry.protocol import Registry, StaleEpoch
 from gateway.registry.store import Store
 from tests.contract.samples import (
     GATEWAY,

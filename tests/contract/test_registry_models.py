@@ -6,8 +6,9 @@ import pytest
 
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.registry.protocol import ControlWrite, DeclaredInFile, Registry
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import Requirement
+from gateway.registry.protocol import DeclaredInFile, Registry
 from gateway.registry.writes import models as model_writes
 from tests.contract.samples import MODEL, SettableClock, bumping, join, lead, place, replica, spec, stored
 

@@ -10,17 +10,10 @@ import trio
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.session import Report
-from gateway.registry.protocol import (
-    ControlWrite,
-    NameTaken,
-    NodeEdit,
-    NodeOverrides,
-    NotRegistered,
-    Registry,
-    StaleCredential,
-)
+from gateway.registry.protocol import NameTaken, NodeEdit, NodeOverrides, NotRegistered, Registry, StaleCredential
 from gateway.registry.store import Store
 from gateway.registry.writes import nodes as node_writes
 from tests.contract.samples import (

@@ -8,7 +8,7 @@ from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Node
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
+from gateway.domain.resources import Requirement
 from gateway.domain.routability import FleetView, build_view
 
 MODEL = ModelName("m")

@@ -25,10 +25,10 @@ from gateway.api.http.auth import Authenticator, Key, Role, sha256
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.openai.routes import OpenAiApi
 from gateway.composition.http import build_http_app
+from gateway.domain.cluster import Progress
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.peers import PeerState, PendingReason
-from gateway.domain.progress import Progress
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import LogChunk
 from gateway.observability.metrics import Metrics

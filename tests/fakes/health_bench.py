@@ -12,10 +12,11 @@ from gateway.control.node_health import HealthSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Observed
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.registry.protocol import ControlWrite, RegistryError
+from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import lead
 from tests.fakes.fleet import GATEWAY, NODE, replica, spec

@@ -4,18 +4,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from math import inf
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Node, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import build_view
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
 from gateway.planner.reconcile import WatchdogLimits
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, state
 
 

@@ -6,10 +6,9 @@ from random import Random
 import trio
 
 from gateway.backends.protocol import Target
-from gateway.domain.cluster import Replica
+from gateway.domain.cluster import ProbeOutcome, Replica
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.lease import Lease

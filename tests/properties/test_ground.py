@@ -5,18 +5,17 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Replica
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.planner.feasibility import ask_now, ask_soon, memory_after, missing_resources
 from gateway.planner.node_resources import settles_at
 from gateway.planner.placement import pick_place
 from gateway.planner.preemption import victims
 from gateway.planner.working_state import WorkingState
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
 
 NOW = 1000.0

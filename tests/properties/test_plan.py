@@ -9,19 +9,18 @@ from typing import Final
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import NONE_BROKEN, plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
 from gateway.planner.reconcile import DRAINED_SECONDS, FORGET_AFTER_SECONDS, WatchdogLimits
 from gateway.planner.working_state import NEVER_USED, NONE_USED
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import demand, node, replica, spec, state
 
 NOW = 1000.0

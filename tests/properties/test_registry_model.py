@@ -12,19 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gateway.bridge import open_bridge
-from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Replica
+from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Progress, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState, PendingReason, Use
-from gateway.domain.progress import Progress
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity, Gpu, VramBudget
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import Capacity, Gpu, Requirement, VramBudget
 from gateway.domain.session import Hello, Registration, Report
 from gateway.registry.embedded.memory import open_memory_registry
 from gateway.registry.embedded.sqlite import open_sqlite_registry
 from gateway.registry.postgres.registry import open_postgres_registry
-from gateway.registry.protocol import ControlWrite, NodeEdit, NodeOverrides, RegistryError
+from gateway.registry.protocol import NodeEdit, NodeOverrides, RegistryError
 from gateway.registry.store import MakeId, Store
 from tests.contract.samples import SettableClock
 from tests.fakes.postgres_server import PostgresServer

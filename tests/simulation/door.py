@@ -13,7 +13,8 @@ import trio
 from gateway.domain.ids import GatewayId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState
-from gateway.registry.protocol import ControlWrite, Registry, RegistryError, RegistryStatistics
+from gateway.domain.plan_write import ControlWrite
+from gateway.registry.protocol import Registry, RegistryError, RegistryStatistics
 from tests.simulation.fleet_registry import FleetRegistry
 from tests.simulation.registry import LATENCIES_SECONDS
 from tests.simulation.world import World

@@ -11,7 +11,8 @@ from gateway.composition.parts import Gateway
 from gateway.domain.ids import ModelName, NodeId, RequestId
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry.protocol import ControlWrite, NodeEdit, StaleEpoch
+from gateway.domain.plan_write import ControlWrite
+from gateway.registry.protocol import NodeEdit, StaleEpoch
 from tests.simulation.backend import POISON, Mood, SimBackend
 from tests.simulation.clients import CALLERS, Request
 from tests.simulation.house import MODELS

@@ -9,7 +9,7 @@ import trio
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Desired
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry.protocol import ControlWrite
+from gateway.domain.plan_write import ControlWrite
 from tests.simulation.faults import Events
 from tests.simulation.fleet import Fleet, Post
 

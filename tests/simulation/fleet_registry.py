@@ -9,7 +9,8 @@ from gateway.domain.cluster import NodeStatus, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired
 from gateway.domain.model_spec import ModelSpec
-from gateway.registry.protocol import ControlWrite, StaleEpoch
+from gateway.domain.plan_write import ControlWrite
+from gateway.registry.protocol import StaleEpoch
 from tests.simulation.registry import SimRegistry
 from tests.simulation.world import World
 

@@ -16,7 +16,7 @@ from gateway.api.http.browser_guard import check_json
 from gateway.api.http.errors import InternalError, error_headers
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES, Body, parse_json, parse_object
 from gateway.api.http.registry_away import registry_away
-from gateway.api.openai.encode import error_object
+from gateway.api.openai.errors import error_object
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
 from gateway.registry.protocol import RegistryError
 

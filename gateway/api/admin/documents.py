@@ -6,12 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gateway.api.admin.model_body import spec_body
-from gateway.domain.cluster import Node, Replica
+from gateway.domain.cluster import Node, Progress, Replica
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState, PendingReason
-from gateway.domain.progress import Progress
 from gateway.domain.routability import FleetView
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.load_tracker import LoadStatistics

@@ -7,7 +7,7 @@ import structlog
 from gateway.api.http.asgi import Headers
 from gateway.api.http.event_stream import event
 from gateway.api.http.exchange import Exchange
-from gateway.api.openai.encode import error_object
+from gateway.api.openai.errors import error_object
 from gateway.domain.errors import GatewayError
 
 log = structlog.get_logger(__name__)

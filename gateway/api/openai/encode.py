@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic_core import to_json
 
-from gateway.domain.errors import BackendFailed, GatewayError, ModelLoading
+from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, ToolCall
 
@@ -119,13 +119,3 @@ def model_list(names: Iterable[ModelName], created: int) -> bytes:
 
 def _model(name: ModelName, created: int) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
-
-
-def error_object(error: GatewayError) -> bytes:
-    """The body of an error response, and the data of the event that ends a failed stream.
-
-    `loading`, beside the error, says how far a model is that does not serve yet.
-    """
-    fields = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
-    loading = {"loading": error.loading} if isinstance(error, ModelLoading) else {}
-    return to_json({"error": fields, **loading})

@@ -4,9 +4,9 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from enum import StrEnum
 
+from gateway.domain.cluster import Progress
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Observed
-from gateway.domain.progress import Progress
 from gateway.domain.session import Report
 
 

@@ -13,12 +13,10 @@ from gateway.control.resource_estimates import measured_requirement
 from gateway.control.sessions.load_progress import LoadProgress
 from gateway.control.sessions.log_streams import LogStreams
 from gateway.control.sessions.readiness_gate import ReadinessGate
-from gateway.domain.cluster import ClusterState, Replica
+from gateway.domain.cluster import ClusterState, ProbeOutcome, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
-from gateway.domain.probe import ProbeOutcome
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import FleetView
 from gateway.domain.session import (
     DesiredReplica,

@@ -12,8 +12,8 @@ import trio
 
 from gateway.backends.protocol import Target
 from gateway.concurrency import Wake
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.session import Report
 
 ANSWER_SECONDS_MAX: Final = 15.0

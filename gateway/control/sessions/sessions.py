@@ -14,9 +14,8 @@ import structlog
 import trio
 
 from gateway.control.sessions.node_session import SUPERSEDED, NodeSession, SessionOver, SessionSettings
-from gateway.domain.cluster import NodeStatus
+from gateway.domain.cluster import NodeStatus, Progress
 from gateway.domain.ids import NodeId, ReplicaId
-from gateway.domain.progress import Progress
 from gateway.domain.session import FromWorker, Hello, LogChunk, ToWorker
 from gateway.registry.protocol import RegistryError
 

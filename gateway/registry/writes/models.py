@@ -13,10 +13,10 @@ from typing import Any, Literal
 from gateway.domain.artifact import without_user
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import UNKNOWN_REQUIREMENT, Requirement
+from gateway.domain.resources import UNKNOWN_REQUIREMENT, Requirement
 from gateway.registry.protocol import DeclaredInFile
+from gateway.registry.rows import storable
 from gateway.registry.tables import ModelRow, Tables
-from gateway.registry.texts import storable
 
 
 def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:

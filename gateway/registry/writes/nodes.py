@@ -16,8 +16,8 @@ from gateway.domain.lifecycle import FINAL, Observed
 from gateway.domain.resources import Capacity, automatic_labels, free_vram_bytes
 from gateway.domain.session import Hello, Registration
 from gateway.registry.protocol import FleetFull, NameTaken, NodeEdit, NodeOverrides, NotRegistered, StaleCredential
+from gateway.registry.rows import storable
 from gateway.registry.tables import Declared, NodeRow, Tables
-from gateway.registry.texts import storable
 
 SESSIONS_PER_SECOND: Final = 1000
 """Sessions that a node can't have more of: see `_made`."""

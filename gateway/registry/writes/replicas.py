@@ -11,10 +11,11 @@ from dataclasses import replace
 from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, may_follow
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.session import Report
-from gateway.registry.protocol import ControlWrite, StaleEpoch
+from gateway.registry.protocol import StaleEpoch
+from gateway.registry.rows import storable
 from gateway.registry.tables import LeaderTerm, Tables
-from gateway.registry.texts import storable
 from gateway.registry.writes.nodes import held
 
 REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")

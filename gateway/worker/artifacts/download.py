@@ -17,7 +17,6 @@ import structlog
 import trio
 
 from gateway.domain.artifact import shown
-from gateway.worker.artifacts.digest import file_sha256
 from gateway.worker.artifacts.errors import ArtifactError, Interrupted
 from gateway.worker.artifacts.http_answer import (
     Asked,
@@ -29,7 +28,7 @@ from gateway.worker.artifacts.http_answer import (
     read_answer,
     request_headers,
 )
-from gateway.worker.artifacts.partial_file import PartialFile
+from gateway.worker.artifacts.partial_file import PartialFile, file_sha256
 from gateway.worker.artifacts.source import Resolve, Source, address_for, build_request, resolve
 
 log = structlog.get_logger(__name__)

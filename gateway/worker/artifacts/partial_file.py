@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Final, Self
+
+import trio
 
 from gateway.worker.artifacts.http_answer import Asked, strong
 
@@ -128,3 +130,16 @@ def _write_note(path: Path, etag: str | None, total: int | None) -> None:
     made = path.with_name(path.name + ".new")  # nobody else does: we hold the part
     made.write_text(json.dumps({"etag": etag, "total": total}))
     made.replace(path)
+
+
+CHUNK_BYTES: Final = 1024 * 1024
+
+
+def file_sha256(path: Path) -> str:
+    """Runs in a thread of `trio.to_thread`; every chunk is a cancellation checkpoint (L6)."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+            trio.from_thread.check_cancelled()
+    return digest.hexdigest()

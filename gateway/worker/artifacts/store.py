@@ -14,10 +14,10 @@ import trio
 
 from gateway.domain.model_spec import ModelSpec
 from gateway.worker.artifacts.cache import Cache, cache_name
-from gateway.worker.artifacts.digest import file_sha256
 from gateway.worker.artifacts.download import OnProgress
 from gateway.worker.artifacts.errors import ArtifactError
 from gateway.worker.artifacts.gateway_source import GatewaySource
+from gateway.worker.artifacts.partial_file import file_sha256
 from gateway.worker.artifacts.reference import Builtin, Hub, LocalFile, Reference, WebFile, parse_reference
 from gateway.worker.artifacts.source import Source
 

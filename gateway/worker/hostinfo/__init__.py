@@ -9,10 +9,9 @@ from typing import Final
 
 from gateway.domain.resources import Capacity, Gpu
 from gateway.worker.hostinfo import nvidia
-from gateway.worker.hostinfo.amounts import Amounts
 from gateway.worker.hostinfo.cpu import read_cpu_count, read_cpu_flags
-from gateway.worker.hostinfo.disk import read_disk
 from gateway.worker.hostinfo.memory import read_memory
+from gateway.worker.hostinfo.readings import Amounts, read_disk
 
 __all__ = ["GPU_READERS", "GpuReader", "read_capacity"]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from gateway.worker.hostinfo.kernel_files import read_text
+from gateway.worker.hostinfo.readings import read_text
 
 _VERSION_2: Final = ""
 """Stands where version 1 names controllers, as in /proc/self/cgroup."""

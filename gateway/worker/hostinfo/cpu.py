@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.worker.hostinfo.control_groups import own_groups
-from gateway.worker.hostinfo.kernel_files import read_number, read_text, to_number
+from gateway.worker.hostinfo.readings import read_number, read_text, to_number
 
 INFERENCE_FLAGS: Final = frozenset(
     {"sse4_2", "avx", "avx2", "avx_vnni", "bmi2", "f16c", "fma"}

@@ -7,9 +7,16 @@ from typing import Final, Protocol
 import psutil
 import structlog
 
-from gateway.worker.hostinfo.amounts import MEMORY_STEP_BYTES, UNKNOWN, Amounts, round_down
 from gateway.worker.hostinfo.control_groups import own_groups
-from gateway.worker.hostinfo.kernel_files import read_number, read_text, to_number
+from gateway.worker.hostinfo.readings import (
+    MEMORY_STEP_BYTES,
+    UNKNOWN,
+    Amounts,
+    read_number,
+    read_text,
+    round_down,
+    to_number,
+)
 
 log = structlog.get_logger(__name__)
 

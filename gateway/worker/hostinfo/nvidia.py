@@ -12,7 +12,7 @@ import pynvml
 import structlog
 
 from gateway.domain.resources import Gpu
-from gateway.worker.hostinfo.amounts import MEMORY_STEP_BYTES, Amounts, round_down
+from gateway.worker.hostinfo.readings import MEMORY_STEP_BYTES, Amounts, round_down
 
 log = structlog.get_logger(__name__)
 

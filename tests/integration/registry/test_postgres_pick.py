@@ -15,12 +15,13 @@ from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import PeerState
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN
 from gateway.domain.routability import FleetView, build_view
 from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.reserve_slot import LOCK_MODEL, claim_slot_aio
-from gateway.registry.protocol import ControlWrite, RegistryError
+from gateway.registry.protocol import RegistryError
 from gateway.routing.lease import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
 from tests.fakes.postgres_fleet import held_open, open_two, until_waiting

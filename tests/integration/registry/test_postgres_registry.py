@@ -19,13 +19,14 @@ from gateway.bridge import Bridge, open_bridge
 from gateway.domain.cluster import EMPTY_STATE, ClusterState
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState
+from gateway.domain.plan_write import ControlWrite
 from gateway.registry.peer_rows import TEXT_COLUMNS
 from gateway.registry.postgres import listener as postgres_listener
 from gateway.registry.postgres.peer_sync import PeerStateCache
 from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import FORGET_DEAD_EVERY_SECONDS, PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.sql import RENEW_TERM
-from gateway.registry.protocol import ControlWrite, RegistryError, StaleEpoch
+from gateway.registry.protocol import RegistryError, StaleEpoch
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import (
     GATEWAY,

@@ -12,11 +12,12 @@ from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN
 from gateway.registry.embedded import sqlite_file
 from gateway.registry.embedded.sqlite import open_sqlite_registry
 from gateway.registry.embedded.sqlite_file import migrations
-from gateway.registry.protocol import ControlWrite, Event, NodeEdit, NodeOverrides, RegistryError
+from gateway.registry.protocol import Event, NodeEdit, NodeOverrides, RegistryError
 
 MODEL = ModelSpec(ModelName("tiny"), "llama-cpp", "builtin:tiny", selector={"gpu": "yes"})
 NODE = Node(

@@ -18,21 +18,14 @@ from gateway.domain.ids import Address, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import UNKNOWN, Capacity, Gpu, Requirement, VramBudget
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.embedded.sqlite import SqliteRegistry, open_sqlite_registry
 from gateway.registry.embedded.sqlite_file import migrations
 from gateway.registry.open import open_registry
 from gateway.registry.postgres.registry import PostgresRegistry
-from gateway.registry.protocol import (
-    ControlWrite,
-    DeclaredInFile,
-    NodeEdit,
-    NodeOverrides,
-    RegistryError,
-    RegistryLocked,
-)
+from gateway.registry.protocol import DeclaredInFile, NodeEdit, NodeOverrides, RegistryError, RegistryLocked
 from gateway.registry.tables import EVENTS_KEPT
 from tests.contract.samples import (
     GATEWAY,

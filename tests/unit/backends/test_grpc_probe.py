@@ -28,8 +28,8 @@ from gateway.backends.metadata import TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import Target
 from gateway.bridge import open_bridge
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import Address, ModelName, ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
 from tests.fakes.ports import free_port
 

@@ -10,13 +10,12 @@ import trio.testing
 from trio.testing import MockClock
 
 from gateway.control.failure_reporter import FailureReporter
-from gateway.domain.cluster import NodeStatus
+from gateway.domain.cluster import NodeStatus, ProbeOutcome
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import PeerState
-from gateway.domain.probe import ProbeOutcome
+from gateway.domain.plan_write import ControlWrite
 from gateway.domain.session import Hello
-from gateway.registry.protocol import ControlWrite
 from tests.contract.samples import lead
 from tests.fakes.fleet import GATEWAY, MODEL, NODE, demand
 from tests.fakes.health_bench import BOOT, OTHER_NODE, SETTINGS, HealthBench, open_health_bench

@@ -17,15 +17,12 @@ from gateway.control.sessions import node_session
 from gateway.control.sessions.log_streams import CHUNKS_MAX
 from gateway.control.sessions.node_session import SessionOver, SessionSettings, desired_set
 from gateway.control.sessions.sessions import Sessions
-from gateway.domain.cluster import ClusterState, Demand, NodeStatus
+from gateway.domain.cluster import ClusterState, Demand, NodeStatus, ProbeOutcome, Progress
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState
-from gateway.domain.probe import ProbeOutcome
-from gateway.domain.progress import Progress
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import (
     DesiredSet,

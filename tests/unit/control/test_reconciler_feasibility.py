@@ -12,8 +12,7 @@ from gateway.domain.cluster import Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import PeerState, PendingReason
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.session import Hello, Registration, Report
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
 from gateway.registry.embedded.memory import MemoryRegistry

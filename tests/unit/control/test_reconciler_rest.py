@@ -9,10 +9,10 @@ import trio
 import trio.testing
 
 from gateway.control.reconciler import REST_SECONDS_MAX, Reconciler
+from gateway.domain.activity import Usage
 from gateway.domain.ids import ReplicaId
 from gateway.planner.working_state import NONE_USED
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.routing.load_tracker import Usage
 from tests.fakes.planner import open_reconciler
 
 

@@ -14,8 +14,7 @@ from gateway.domain.cluster import Node
 from gateway.domain.ids import ModelName, ReplicaId, Revision
 from gateway.domain.lifecycle import Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity, Gpu
+from gateway.domain.resources import Capacity, Gpu, Requirement
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import Report
 from gateway.registry.embedded.memory import MemoryRegistry

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import NodeId
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 1e6

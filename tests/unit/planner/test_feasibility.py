@@ -6,18 +6,17 @@ from math import inf
 
 import pytest
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Demand, Node, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity, Gpu
+from gateway.domain.resources import Capacity, Gpu, Requirement
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_released
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS, RECHECK_SECONDS
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0

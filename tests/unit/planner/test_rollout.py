@@ -5,15 +5,14 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus, Replica
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
-from gateway.domain.requirement import Requirement
-from gateway.domain.resources import Capacity
+from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import build_view, why_not_routable
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, node, replica, spec, state
 
 NOW = 1000.0

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, LoadFailure, NodeStatus, Replica
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
@@ -14,7 +15,6 @@ from gateway.planner.plan import Plan
 from gateway.planner.planner import UNLOAD_PAUSE_SECONDS, plan
 from gateway.planner.reconcile import WatchdogLimits
 from gateway.planner.scale import SCALE_UP_AFTER_SECONDS, UNWANTED_SECONDS
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0

@@ -5,6 +5,7 @@ from math import inf
 
 import pytest
 
+from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, NodeStatus
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -12,7 +13,6 @@ from gateway.domain.peers import Audience
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
 from gateway.planner.reconcile import DRAINED_SECONDS, UNSEEN_SECONDS, WatchdogLimits
-from gateway.routing.load_tracker import Usage
 from tests.fakes.fleet import Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0

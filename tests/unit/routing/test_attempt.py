@@ -8,9 +8,9 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, Unreachable
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, BadRequest, Timeout
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.attempt import Passage, RetryState
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS
 from tests.fakes.fleet import MODEL, replica, spec, view

@@ -11,11 +11,10 @@ import trio
 from trio.testing import MockClock
 
 from gateway.backends.protocol import Target
-from gateway.domain.cluster import Replica
+from gateway.domain.cluster import ProbeOutcome, Replica
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Completion, Delta
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import FleetView
 from gateway.routing.call_watch import CallWatch
 from gateway.routing.silence import FOREIGN_HUNG_SECONDS, FOREIGN_HUNG_SECONDS_MAX, LOOK_SECONDS_MAX, Patience

@@ -8,9 +8,9 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Refused, Unreachable
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import Candidate
 from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, consider, describe, describe_candidates
 from gateway.routing.load_tracker import ReplicaLoad

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from gateway.backends.protocol import Target
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import Address, ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ProbeCache, open_probe_cache
 from tests.fakes.fleet import MODEL, replica, view

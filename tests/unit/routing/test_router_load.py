@@ -10,12 +10,11 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Lost, Refused, Stale, Target, Unreachable
-from gateway.domain.cluster import Replica
+from gateway.domain.cluster import ProbeOutcome, Replica
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
 from gateway.domain.ids import ReplicaId, RequestId
 from gateway.domain.inference import Completion, Delta, EmbeddingInput, Origin
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.probe import ProbeOutcome
 from gateway.domain.routability import FleetView
 from gateway.routing.probe_cache import HOLD_PAUSE_SECONDS
 from tests.fakes.backends import DONE, Item

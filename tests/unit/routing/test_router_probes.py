@@ -7,10 +7,10 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Refused
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, Overloaded
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Delta, EmbeddingInput
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_tracker import PHANTOM_MAX_SECONDS
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES
 from tests.fakes.backends import DONE

@@ -6,11 +6,11 @@ from math import inf
 import pytest
 import trio
 
+from gateway.domain.activity import Usage, merge_usage
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.peers import PeerState, Use
-from gateway.routing.load_tracker import NEVER, LoadTracker, Usage
-from gateway.routing.usage import merge_usage
+from gateway.routing.load_tracker import NEVER, LoadTracker
 from tests.fakes.fleet import MODEL, replica, view
 from tests.fakes.routing_bench import RoutingBench
 

@@ -4,8 +4,8 @@ from math import inf
 
 import pytest
 
+from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
-from gateway.domain.probe import ProbeOutcome
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.silence import (
     LOOK_SECONDS_MAX,

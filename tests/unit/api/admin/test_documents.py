@@ -8,12 +8,11 @@ import pytest
 from gateway.api.admin.documents import StatusSource, status_document
 from gateway.api.admin.load_status import load_status
 from gateway.api.admin.metrics_source import readings
-from gateway.domain.cluster import Demand
+from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Observed
 from gateway.domain.peers import PeerState, PendingReason
-from gateway.domain.progress import Progress
 from gateway.domain.routability import FleetView, build_view
 from gateway.registry.protocol import RegistryStatistics
 from gateway.routing.admission import ModelQueueStatistics

@@ -7,14 +7,13 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.domain.cluster import LoadFailure, Replica
+from gateway.domain.cluster import LoadFailure, Progress, Replica
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.domain.peers import PendingReason
-from gateway.domain.progress import Progress
-from gateway.domain.requirement import Requirement
+from gateway.domain.plan_write import ControlWrite
+from gateway.domain.resources import Requirement
 from gateway.domain.routability import build_view
-from gateway.registry.protocol import ControlWrite
 from gateway.registry.snapshot import run_snapshot_watcher
 from tests.contract.samples import join, lead, place, replica, spec
 from tests.fakes.asgi import AsgiRequest

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from gateway.api.http.event_stream import DONE, event
-from gateway.api.openai.encode import error_object
+from gateway.api.openai.errors import error_object
 from gateway.domain.errors import BackendFailed
 
 

@@ -3,9 +3,9 @@
 import pytest
 
 from gateway.control.sessions.load_progress import LoadOutcome, LoadProgress
+from gateway.domain.cluster import Progress
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
-from gateway.domain.progress import Progress
 from gateway.domain.session import Report
 
 R = ReplicaId("r")

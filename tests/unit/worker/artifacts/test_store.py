@@ -13,8 +13,8 @@ from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
 from gateway.worker.artifacts import store as artifacts
-from gateway.worker.artifacts.digest import file_sha256
 from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.partial_file import file_sha256
 from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact, ArtifactStore
 
 ROOT = Path(__file__).parents[4]

@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.worker.hostinfo.amounts import UNKNOWN, Amounts
-from gateway.worker.hostinfo.disk import read_disk
+from gateway.worker.hostinfo.readings import UNKNOWN, Amounts, read_disk
 
 MIB = 2**20
 GIB = 2**30

@@ -6,8 +6,8 @@ from typing import Final
 
 import pytest
 
-from gateway.worker.hostinfo.amounts import Amounts
 from gateway.worker.hostinfo.memory import MachineMemory, read_memory
+from gateway.worker.hostinfo.readings import Amounts
 from tests.fakes.kernel_tree import HYBRID, V1, V2, grow
 
 MIB: Final = 2**20

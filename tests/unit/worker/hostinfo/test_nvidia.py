@@ -5,8 +5,8 @@ import pytest
 from structlog.testing import capture_logs
 
 from gateway.domain.resources import Gpu
-from gateway.worker.hostinfo.amounts import UNKNOWN, Amounts
 from gateway.worker.hostinfo.nvidia import read_gpus
+from gateway.worker.hostinfo.readings import UNKNOWN, Amounts
 from tests.fakes.nvml import GIB, FakeDevice, FakeMemory, FakeNvml
 
 MIB = 2**20

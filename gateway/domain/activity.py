@@ -1,10 +1,23 @@
-"""What the whole fleet's requests say of each replica, put together from what every gateway says. Pure."""
+"""What requests say of each replica: how many are open, and since when it is idle or silent. Pure."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.peers import PeerState
-from gateway.routing.load_tracker import Usage
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What the planner has to know of a replica's requests: of this gateway's, or of every gateway's
+    (`usage.merge_usage`)."""
+
+    open: int
+    """Requests that it has, or may have."""
+    idle_seconds: float
+    """Since its last request ended; 0 while it has one, infinite if it never had."""
+    silent_seconds: float
+    """While it has requests: since it took the oldest of them, or since the last piece of any answer; else 0."""
 
 
 def merge_usage(
