@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.test_architecture import MAY_IMPORT, PACKAGE, inner_imports, modules, name_of
+from tests.test_architecture import MAY_IMPORT, PACKAGE, inner_imports, modules, name_of, room_of
 
 FILES_FLAT_MAX: Final = 20
 FAN_OUT_MAX: Final = 25
@@ -28,12 +28,10 @@ def definitions() -> Iterator[tuple[Path, ast.ClassDef]]:
                 yield path, node
 
 
-@pytest.mark.xfail(strict=True, reason="rooms keep permissions that they do not use")
 def test_each_permission_to_import_is_used() -> None:
     used: dict[str, set[str]] = defaultdict(set)
     for path in modules():
-        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        used[room] |= inner_imports(path)
+        used[room_of(path)] |= inner_imports(path)
     unused = [
         f"{room} -> {permission}"
         for room, permissions in MAY_IMPORT.items()
@@ -43,13 +41,11 @@ def test_each_permission_to_import_is_used() -> None:
     assert not unused
 
 
-@pytest.mark.xfail(strict=True, reason="control, registry, api and worker are flat")
 def test_no_folder_has_more_files_than_a_reader_can_survey() -> None:
     flat = Counter(path.parent.relative_to(PACKAGE) for path in modules())
     assert {str(folder): count for folder, count in flat.items() if count > FILES_FLAT_MAX} == {}
 
 
-@pytest.mark.xfail(strict=True, reason="Route, Draft, Claim and others mean two things")
 def test_no_class_name_means_two_things() -> None:
     where: dict[str, list[str]] = defaultdict(list)
     for path, node in definitions():

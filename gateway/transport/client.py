@@ -69,7 +69,7 @@ async def open_session(
     send, outgoing = trio.open_memory_channel[FromWorker](WAITING_MAX)
     incoming, receive = trio.open_memory_channel[ToWorker](WAITING_MAX)
     link = WorkerLink(send, receive)
-    call = _Call(address, credential, hello, silence_seconds, tls, AioReceiver(outgoing), AioSender(incoming), link)
+    call = _AttachCall(address, credential, hello, silence_seconds, tls, AioReceiver(outgoing), AioSender(incoming), link)
     with send, receive, outgoing, incoming:
         async with bridge.open_task(call.run_aio):
             await call.wait_welcome()
@@ -85,7 +85,7 @@ class _Ended(StreamTerminatedError):
 
 
 @dataclass
-class _Call:
+class _AttachCall:
     """One `Attach`, from connecting to hanging up."""
 
     address: str

@@ -78,7 +78,7 @@ def cut(stream: AnyStream) -> None:
 @contextmanager
 def in_use(stream: ServerStream[Any, Any]) -> Iterator[None]:
     """While the body runs, the connection of a `BoundedServer`'s stream is not idle."""
-    connection = cast("_Connection", _transport(stream).get_protocol())
+    connection = cast("_BoundedConnection", _transport(stream).get_protocol())
     connection.begin_use()
     try:
         yield
@@ -95,7 +95,7 @@ class BoundedServer(Server):
 
     def __init__(self, services: Collection[Any]) -> None:
         super().__init__(services, config=CONFIGURATION)
-        self._open: set[_Connection] = set()
+        self._open: set[_BoundedConnection] = set()
 
     async def close_aio(self, seconds: float) -> None:
         """Stops listening, ends what still runs, and hangs up; what was sent may take `seconds` to leave."""
@@ -110,7 +110,7 @@ class BoundedServer(Server):
         await self.wait_closed()
 
     def _protocol_factory(self) -> H2Protocol:
-        return _Connection(super()._protocol_factory(), self._open, self._make_room)
+        return _BoundedConnection(super()._protocol_factory(), self._open, self._make_room)
 
     def _make_room(self) -> None:
         """The oldest connection that has shown no credential gives way to a new one."""
@@ -119,12 +119,12 @@ class BoundedServer(Server):
             min(strangers, key=lambda each: each.opened_at).transport.abort()
 
 
-class _Connection(H2Protocol):
+class _BoundedConnection(H2Protocol):
     """One worker's connection; enters itself into `open_connections` while it lives."""
 
     transport: asyncio.Transport
 
-    def __init__(self, plain: H2Protocol, open_connections: "set[_Connection]", make_room: Callable[[], None]) -> None:
+    def __init__(self, plain: H2Protocol, open_connections: "set[_BoundedConnection]", make_room: Callable[[], None]) -> None:
         super().__init__(plain.handler, plain.config, plain.h2_config)
         self._open = open_connections
         self._make_room = make_room

@@ -49,10 +49,10 @@ def _check_size(size_bytes: int) -> None:
         )
 
 
-class _Connection(H2Protocol):
+class _EngineConnection(H2Protocol):
     """One client's connection; enters itself into `open_connections` while it lives."""
 
-    def __init__(self, plain: H2Protocol, open_connections: "dict[_Connection, asyncio.Event]") -> None:
+    def __init__(self, plain: H2Protocol, open_connections: "dict[_EngineConnection, asyncio.Event]") -> None:
         super().__init__(plain.handler, plain.config, plain.h2_config)
         self._open = open_connections
         self._transport: asyncio.Transport | None = None
@@ -95,7 +95,7 @@ class EngineServer(Server):
 
     def __init__(self, services: Collection[Any]) -> None:
         super().__init__(services, codec=BoundedCodec())
-        self._open: dict[_Connection, asyncio.Event] = {}
+        self._open: dict[_EngineConnection, asyncio.Event] = {}
 
     async def close_flushed(self) -> None:
         """Stop listening and end every connection when its client has been sent what is still buffered. Clients hang up
@@ -113,4 +113,4 @@ class EngineServer(Server):
             await _wait_all(lost)
 
     def _protocol_factory(self) -> H2Protocol:
-        return _Connection(super()._protocol_factory(), self._open)
+        return _EngineConnection(super()._protocol_factory(), self._open)

@@ -12,6 +12,7 @@ from openai.types import CreateEmbeddingResponse, Model
 from openai.types.chat import ChatCompletion
 
 from gateway.api.openai import encode
+from gateway.api.openai.errors import error_object
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, ModelLoading, ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, FinishReason, ToolCall
@@ -128,13 +129,13 @@ def test_models() -> None:
     ],
 )
 def test_errors(error: GatewayError, kind: str, param: str | None, code: str | None) -> None:
-    assert json.loads(encode.error_object(error)) == {
+    assert json.loads(error_object(error)) == {
         "error": {"message": error.message, "type": kind, "param": param, "code": code}
     }
 
 
 def test_a_loading_model_says_how_far_it_is() -> None:
     error = ModelLoading("Soon.", retry_after_seconds=5, loading={"model": "tiny", "state": "fetching"})
-    body = json.loads(encode.error_object(error))
+    body = json.loads(error_object(error))
     assert body["error"]["code"] == "model_loading"
     assert body["loading"] == {"model": "tiny", "state": "fetching"}
