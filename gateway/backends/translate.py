@@ -192,12 +192,12 @@ class ReplyReader:
     def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
         """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""
         return Completion(
-            self._finish(finish_reason),
-            self._prompt_tokens,
-            self._completion_tokens,
-            text + self._decoder.decode(b"", final=True),
-            reasoning,
-            _whole_tool_calls(self._tool_calls),
+            finish=self._finish(finish_reason),
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            text=text + self._decoder.decode(b"", final=True),
+            reasoning=reasoning,
+            tool_calls=_whole_tool_calls(self._tool_calls),
         )
 
     def _finish(self, reason: str | None) -> FinishReason:

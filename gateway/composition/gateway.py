@@ -85,7 +85,15 @@ async def _open_parts(config: Config, registry: Registry, bridge: Bridge, dial: 
     with closing(ChannelPool(dial)) as channels:
         ttl = config.routing.probe_ttl
         async with open_probe_cache(probe, ttl_seconds=ttl, in_flight=loads.in_flight) as probes:
-            yield Gateway(config, registry, bridge, channels, loads, probes, _cluster_secret(config))
+            yield Gateway(
+                config=config,
+                registry=registry,
+                bridge=bridge,
+                channels=channels,
+                loads=loads,
+                probes=probes,
+                cluster_secret=_cluster_secret(config),
+            )
 
 
 @asynccontextmanager

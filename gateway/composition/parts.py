@@ -157,18 +157,23 @@ class Gateway:
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         )
         self.reconciler = Reconciler(
-            self.registry, self.leadership, config.reconciler.interval, self._usage, self._audience, limits
+            registry=self.registry,
+            leadership=self.leadership,
+            interval_seconds=config.reconciler.interval,
+            usage=self._usage,
+            audience=self._audience,
+            limits=limits,
         )
         self.monitor = HealthMonitor(
-            self.registry,
-            self.views,
-            HealthSettings(config.health.heartbeat, config.health.stale_after, config.health.misses),
-            lambda: self.sessions.open,
-            self.probes.ask,
-            self.token_of,
-            self.complaints.note_lost,
-            self._is_judge_of,
-            lambda: not self.exchange.connected,
+            registry=self.registry,
+            views=self.views,
+            settings=HealthSettings(config.health.heartbeat, config.health.stale_after, config.health.misses),
+            links=lambda: self.sessions.open,
+            probe=self.probes.ask,
+            token_of=self.token_of,
+            note_broken=self.complaints.note_lost,
+            is_judge_of=self._is_judge_of,
+            rests=lambda: not self.exchange.connected,
         )
         self.watch = LoadProgress()
         self.watch.on_end = self._note_load
@@ -192,29 +197,29 @@ class Gateway:
         """What joins this gateway to the others."""
         config = self.config
         self.voice = PeerStatePublisher(
-            self.id,
-            self._peer_url,
-            fingerprint(self.cluster_secret),
-            self.clock,
-            self.views,
-            self.loads,
-            self.admission,
-            self._waiting,
-            self.watch,
-            self.leadership,
-            self.reconciler,
+            gateway_id=self.id,
+            url=self._peer_url,
+            secret_fingerprint=fingerprint(self.cluster_secret),
+            clock=self.clock,
+            views=self.views,
+            loads=self.loads,
+            admission=self.admission,
+            waiting=self._waiting,
+            watch=self.watch,
+            leadership=self.leadership,
+            reconciler=self.reconciler,
             always_tells_leases=self.claims is not None,
         )
         self.exchange = PeerSync(
-            self.registry,
-            PeerState(self.id),
-            config.registry.lease_sync_interval,
-            config.registry.gateway_ttl,
-            self.voice.fast,
-            self.voice.slow,
-            self.voice.hear,
-            self._note_cut_off,
-            self.clock,
+            registry=self.registry,
+            bulletin=PeerState(self.id),
+            interval_seconds=config.registry.lease_sync_interval,
+            ttl_seconds=config.registry.gateway_ttl,
+            fast=self.voice.fast,
+            slow=self.voice.slow,
+            on_heard=self.voice.hear,
+            on_cut_off=self._note_cut_off,
+            clock=self.clock,
         )
         if self.claims is not None:
             self.exchange.turn = self.claims.lock
@@ -249,12 +254,12 @@ class Gateway:
 
     def _make_front(self) -> None:
         self.status = StatusSource(
-            self.id,
-            lambda: self.leadership.epoch is not None,
-            lambda: self.views.current,
-            self.loads.statistics,
-            self.admission.statistics,
-            self.clock,
+            gateway_id=self.id,
+            is_leader=lambda: self.leadership.epoch is not None,
+            view=lambda: self.views.current,
+            loads=self.loads.statistics,
+            queues=self.admission.statistics,
+            clock=self.clock,
             own_progress_of=self.sessions.progress_of,
             own_wish=self.wishes.is_open,
             own_unsatisfiable=lambda: self.reconciler.unsatisfiable,
@@ -353,12 +358,19 @@ def _build_http_app(gateway: Gateway) -> HttpApp:
 
     peers = PeerClient(gateway.others, _peer_tls(config))
     return build_http_app(
-        openai,
-        register,
-        ReplicaLogs(partial(open_replica_tail, state, gateway.sessions.open_tail), peers),
-        ArtifactFiles(state, config.worker.models_dir, peers),
-        Decisions(gateway.admission.decisions, peers),
-        build_pages(gateway.status, gateway.admission, gateway.metrics, gateway.ready, gateway.registry, desk),
+        openai=openai,
+        register=register,
+        logs=ReplicaLogs(partial(open_replica_tail, state, gateway.sessions.open_tail), peers),
+        artifacts=ArtifactFiles(state, config.worker.models_dir, peers),
+        decisions=Decisions(gateway.admission.decisions, peers),
+        pages=build_pages(
+            source=gateway.status,
+            admission=gateway.admission,
+            metrics=gateway.metrics,
+            ready=gateway.ready,
+            registry=gateway.registry,
+            models=desk,
+        ),
         authenticator=_authenticator(config, gateway.cluster_secret),
         metrics=gateway.metrics.requests,
         limits=BodyLimits(config.server.max_body, config.server.body_timeout, config.server.bodies_max),

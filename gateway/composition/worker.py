@@ -93,7 +93,9 @@ async def run_worker(
         async with trio.open_nursery() as services:
             control = GrpcBackendControl(bridge, dial)
             agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
-            membership = Membership(config, join, agent, settings, bridge, http, trusted)
+            membership = Membership(
+                config=config, join=join, agent=agent, settings=settings, bridge=bridge, http=http, trusted=trusted
+            )
             task_status.started(await services.start(membership.run))
             await stop.wait()
             log.info("worker.draining", seconds=config.server.drain_timeout)
@@ -190,7 +192,12 @@ class Membership:
                 self._has_joined = True
                 task_status.started(self._name)
             self._session = WorkerSession(
-                self._agent, link.send, link.receive, health.heartbeat, self._read_capacity, hello.capacity
+                agent=self._agent,
+                outgoing=link.send,
+                incoming=link.receive,
+                heartbeat_seconds=health.heartbeat,
+                read_capacity=self._read_capacity,
+                told=hello.capacity,
             )
             self._connected.set()
             self._connected = trio.Event()

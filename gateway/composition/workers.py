@@ -90,7 +90,14 @@ async def _start_embedded_session(
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
     heartbeat = gateway.config.health.heartbeat
-    session = WorkerSession(agent, to_gateway, from_gateway, heartbeat, read_capacity, told.capacity)
+    session = WorkerSession(
+        agent=agent,
+        outgoing=to_gateway,
+        incoming=from_gateway,
+        heartbeat_seconds=heartbeat,
+        read_capacity=read_capacity,
+        told=told.capacity,
+    )
     nursery.start_soon(session.run)
     await nursery.start(partial(gateway.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True))
 

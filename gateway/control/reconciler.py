@@ -103,15 +103,15 @@ class Reconciler:
     def _plan(self, state: ClusterState, now: float) -> Plan:
         self.remembered = record_demand(self.remembered, state, now)
         decided = plan(
-            state,
-            now,
-            lambda: ReplicaId(new_id()),
-            {replica.id: replica.broken for replica in state.replicas.values() if replica.broken is not None},
-            self.usage(now),
-            self.limits,
-            {replica.id for replica in state.replicas.values() if replica.lost},
-            self.remembered,
-            self.audience(),
+            state=state,
+            now=now,
+            new_replica_id=lambda: ReplicaId(new_id()),
+            broken={replica.id: replica.broken for replica in state.replicas.values() if replica.broken is not None},
+            usage=self.usage(now),
+            limits=self.limits,
+            lost={replica.id for replica in state.replicas.values() if replica.lost},
+            remembered=self.remembered,
+            audience=self.audience(),
         )
         self._note(decided)
         return decided

@@ -90,7 +90,14 @@ def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> Flee
 
 def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) -> Candidate:
     return Candidate(
-        replica.id, replica.model, node.id, node.name, address, replica.parallel, node.free_vram_bytes, refuses
+        replica_id=replica.id,
+        model=replica.model,
+        node_id=node.id,
+        node_name=node.name,
+        address=address,
+        slots=replica.parallel,
+        free_vram_bytes=node.free_vram_bytes,
+        refuses_when_full=refuses,
     )
 
 

@@ -83,13 +83,13 @@ class PlanBuilder:
 
     def finish(self) -> Plan:
         return Plan(
-            tuple(self.start),
-            tuple(self.want.values()),
-            tuple(self.forget),
-            tuple(self.mark),
-            tuple(self.wait),
-            MappingProxyType(self.unsatisfiable),
-            self.again_at if self.again_at < inf else None,
+            start=tuple(self.start),
+            want=tuple(self.want.values()),
+            forget=tuple(self.forget),
+            mark=tuple(self.mark),
+            wait=tuple(self.wait),
+            unsatisfiable=MappingProxyType(self.unsatisfiable),
+            again_at=self.again_at if self.again_at < inf else None,
         )
 
 

@@ -59,7 +59,9 @@ def plan(
     says nothing of their model. `remembered` is what the leader knows from before. `audience` is
     what the gateways know that may route requests; None: all of them route by this state."""
     doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
-    ground = WorkingState(state, now, usage, remembered, doubtful, audience)
+    ground = WorkingState(
+        state=state, now=now, usage=usage, remembered=remembered, doubtful=doubtful, audience=audience
+    )
     draft = PlanBuilder(ground, new_replica_id, dict(state.failures))
     _settle_ended(draft)
     _stop_broken(draft, broken, lost)

@@ -186,12 +186,12 @@ class Admission:
         if now >= give_up_at:
             waited, shortage = now - ticket.since, self.shortage_of(ticket.model)
             raise timeout_rejection(
-                self._view(),
-                ticket.model,
-                waited,
-                ticket.excluded,
-                self.progress_of,
-                shortage,
+                view=self._view(),
+                model=ticket.model,
+                waited_seconds=waited,
+                excluded=ticket.excluded,
+                progress_of=self.progress_of,
+                shortage=shortage,
                 control_rests=self.control_rests(),
             )
         ticket.wake = trio.Event()

@@ -162,7 +162,14 @@ class Router:
         """
         lease = await self._admission.wait_lease(route.ticket)
         decided, target = route.ticket.decision.attempts[-1], self._target(lease.candidate)
-        passage = Passage(lease, target, decided, self._admission.loads, self._probes, self._calls)
+        passage = Passage(
+            lease=lease,
+            target=target,
+            attempt=decided,
+            loads=self._admission.loads,
+            probes=self._probes,
+            calls=self._calls,
+        )
         attempt.enter_context(passage)
         if self._claims is not None:
             if not await self._claims.confirm(route.ticket, lease):

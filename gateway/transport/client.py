@@ -69,7 +69,16 @@ async def open_session(
     send, outgoing = trio.open_memory_channel[FromWorker](WAITING_MAX)
     incoming, receive = trio.open_memory_channel[ToWorker](WAITING_MAX)
     link = WorkerLink(send, receive)
-    call = _AttachCall(address, credential, hello, silence_seconds, tls, AioReceiver(outgoing), AioSender(incoming), link)
+    call = _AttachCall(
+        address=address,
+        credential=credential,
+        hello=hello,
+        silence_seconds=silence_seconds,
+        tls=tls,
+        inlet=AioReceiver(outgoing),
+        outlet=AioSender(incoming),
+        link=link,
+    )
     with send, receive, outgoing, incoming:
         async with bridge.open_task(call.run_aio):
             await call.wait_welcome()

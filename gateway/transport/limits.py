@@ -124,7 +124,9 @@ class _BoundedConnection(H2Protocol):
 
     transport: asyncio.Transport
 
-    def __init__(self, plain: H2Protocol, open_connections: "set[_BoundedConnection]", make_room: Callable[[], None]) -> None:
+    def __init__(
+        self, plain: H2Protocol, open_connections: "set[_BoundedConnection]", make_room: Callable[[], None]
+    ) -> None:
         super().__init__(plain.handler, plain.config, plain.h2_config)
         self._open = open_connections
         self._make_room = make_room

@@ -28,7 +28,14 @@ def chat_completion(request_id: RequestId, model: ModelName, created: int, answe
         message["content"] = answer.text or None
         message["tool_calls"] = [_tool_call(request_id, index, call) for index, call in enumerate(answer.tool_calls)]
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
-    return _answer(chat_id(request_id), "chat.completion", model, created, choice, answer)
+    return _answer(
+        answer_id=chat_id(request_id),
+        kind="chat.completion",
+        model=model,
+        created=created,
+        choice=choice,
+        answer=answer,
+    )
 
 
 def _tool_call(request_id: RequestId, index: int, call: ToolCall) -> dict[str, Any]:
@@ -45,7 +52,14 @@ def text_completion(request_id: RequestId, model: ModelName, created: int, answe
     """The object has no field for reasoning: it stays part of the text, as the model wrote it."""
     text = answer.reasoning + answer.text
     choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish}
-    return _answer(completion_id(request_id), "text_completion", model, created, choice, answer)
+    return _answer(
+        answer_id=completion_id(request_id),
+        kind="text_completion",
+        model=model,
+        created=created,
+        choice=choice,
+        answer=answer,
+    )
 
 
 def chat_id(request_id: RequestId) -> str:

@@ -189,7 +189,14 @@ def parse_chat(body: bytes) -> ChatCall:
     tools, choice = offer(parsed.tools or (), parsed.tool_choice, parallel=parsed.parallel_tool_calls)
     settings = parsed.chat_template_kwargs or TemplateSettings()
     sampling = parsed.sampling(parsed.token_limit())
-    generation = Generation(ModelName(parsed.model), prompt, sampling, tools, choice, settings.enable_thinking)
+    generation = Generation(
+        model=ModelName(parsed.model),
+        prompt=prompt,
+        sampling=sampling,
+        tools=tools,
+        tool_choice=choice,
+        thinking=settings.enable_thinking,
+    )
     return ChatCall(generation, bool(parsed.stream), parsed.wants_usage(), user)
 
 

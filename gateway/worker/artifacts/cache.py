@@ -105,7 +105,14 @@ class Cache:
             return target
         flight.part = part
         try:
-            transfer = Download(self.dialler, locate, part, sha256, partial(self._make_room, name), flight.note)
+            transfer = Download(
+                dialler=self.dialler,
+                locate=locate,
+                part=part,
+                sha256=sha256,
+                make_room=partial(self._make_room, name),
+                on_progress=flight.note,
+            )
             await transfer.run()
             await trio.to_thread.run_sync(part.promote)
         finally:
