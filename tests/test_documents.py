@@ -25,8 +25,7 @@ ROW_ID: Final = re.compile(rf"(?<![\w/.%-])([{FAMILIES}])([1-9]\d?)(?:(?: to )\1
 PRODUCT: Final = re.compile(r"(?:NVIDIA|Tesla|GeForce|AMD|Apple|Amazon|AWS|DeepSeek|Cortex|ISO|RFC|GPU|of type) $")
 """What stands before `L4`, `A10`, `M1`, `S3` or `R1` where it names a thing that one can buy."""
 PITFALLS: Final = re.compile(r"[Pp]itfalls? (\d+(?:(?:, | and | to |,\s+)\d+)*)")
-PROTOCOL: Final = re.compile(r"(?:backend-protocol|wire)\.md(?: (B\d+))?")
-"""Earlier comments call this page `wire.md`."""
+PROTOCOL: Final = re.compile(r"backend-protocol\.md(?: (B\d+))?")
 MAY_CITE: Final = re.compile(rf"\b[{FAMILIES}][1-9]|[Pp]itfall|\.md\b")
 """Whether a module has to be read at all: that takes its time."""
 TEST_NAME: Final = re.compile(rf"test_((?:[{FAMILIES.lower()}][1-9]\d?_)+)")
@@ -162,7 +161,7 @@ def test_each_section_of_the_protocol_that_is_cited_is_there() -> None:
 
 
 def test_each_page_that_code_names_is_there() -> None:
-    known = {path.name for path in pages()} | {"wire.md"}
+    known = {path.name for path in pages()}
     cited = [Citation(each.where, name) for each in prose() if ".py:" in each.where for name in PAGE.findall(each.text)]
     assert not unknown(cited, known)
 

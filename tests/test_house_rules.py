@@ -99,7 +99,8 @@ def _without_any_number_of_arguments() -> Iterator[str]:
     """Names of classes and functions of ours, but for those that take as many values of one kind as there are."""
     for _, tree in trees():
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef) or (isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.args.vararg is None):
+            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+            if isinstance(node, ast.ClassDef) or (is_function and node.args.vararg is None):
                 yield node.name
 
 

@@ -29,7 +29,7 @@ NO_WAY_THERE: Final = frozenset(
 """What the network says when it can't even ask the machine; that tells nothing of the replica."""
 
 HEALTHY: Final = b"OK"
-"""What Health answers, and nothing else (wire.md B3)."""
+"""What Health answers, and nothing else (backend-protocol.md B3)."""
 SOMEBODY_ELSE: Final = frozenset(
     {Status.UNAUTHENTICATED, Status.PERMISSION_DENIED, Status.UNIMPLEMENTED, Status.NOT_FOUND}
 )
@@ -121,7 +121,8 @@ async def _speaks_otherwise(address: Address) -> bool:
 
 
 async def can_connect(address: Address, timeout_seconds: float) -> bool:
-    """Whether the machine takes a TCP connection there. Its kernel does so for a process that is too busy to (38)."""
+    """Whether the machine takes a TCP connection there. Its kernel does so for a process that is too busy to accept one
+    (pitfall 38)."""
     host, _, port = address.rpartition(":")
     with trio.move_on_after(timeout_seconds):
         try:

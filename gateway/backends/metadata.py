@@ -12,7 +12,7 @@ from typing import Final
 from gateway.domain.ids import ReplicaId
 
 AUTHORIZATION: Final = "authorization"
-"""`Bearer <replica token>` on every call, Health included (wire.md B3)."""
+"""`Bearer <replica token>` on every call, Health included (backend-protocol.md B3)."""
 TOKEN_VARIABLE: Final = "LOCALAI_GRPC_AUTH_TOKEN"  # noqa: S105 - the name of a variable
 """Environment variable in which a backend process finds its token."""
 
@@ -40,7 +40,7 @@ THINKING_KEY: Final = "enable_thinking"
 is also that of templates."""
 
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
-"""Largest gRPC message either side sends or takes (wire.md B3)."""
+"""Largest gRPC message either side sends or takes (backend-protocol.md B3)."""
 
 IDENTITY_MISMATCH: Final = "model identity mismatch"
 """Text of a NOT_FOUND that says "another model is loaded here" (H5)."""

@@ -73,7 +73,7 @@ def _field(text: Text) -> str:
 
 
 def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
-    """The calls of one message as OpenAI writes them, in one JSON text (wire.md B3); "" for none."""
+    """The calls of one message as OpenAI writes them, in one JSON text (backend-protocol.md B3); "" for none."""
     if not calls:
         return ""
     return json.dumps(
@@ -126,7 +126,7 @@ def _int32(value: int) -> int:
 
 
 def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.PredictOptions:
-    """The text goes into `Embeddings`, not `Prompt`; one input a call (wire.md B3)."""
+    """The text goes into `Embeddings`, not `Prompt`; one input a call (backend-protocol.md B3)."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=item.model)
     if isinstance(item.text, Text):
         options.Embeddings = _field(item.text)

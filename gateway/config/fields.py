@@ -25,7 +25,7 @@ from gateway.config.units import (
 from gateway.domain.artifact import find_fault
 
 INT32_MAX: Final = 2**31 - 1
-"""Numbers that reach a backend are int32 on the wire (wire.md)."""
+"""Numbers that reach a backend are int32 on the wire (backend-protocol.md)."""
 BODY_BYTES_MAX: Final = 48 * 1024 * 1024
 """Upper limit of `server.max_body`: with its envelope a body has to fit into one gRPC message of 50 MiB."""
 NAME_CHARACTERS_MAX: Final = 128

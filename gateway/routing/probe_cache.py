@@ -106,7 +106,7 @@ class ProbeCache:
 
     def hold_until_answered(self, lease: Lease, target: Target) -> None:
         """Takes over a lease whose call was cancelled on a backend that may not care: its slot is free only when Health
-        answers again, or when the replica is gone (wire.md B3)."""
+        answers again, or when the replica is gone (backend-protocol.md B3)."""
         self._nursery.start_soon(self._hold, lease, target)
 
     async def _hold(self, lease: Lease, target: Target) -> None:

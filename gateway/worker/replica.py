@@ -286,7 +286,7 @@ class ReplicaTask:
         stop says that nobody uses it any more, or the drain's time is over.
 
         One that does drain is left alone for a moment: what comes just as it ends is not refused but lost, which a
-        request may go through once (see `routing.route`), and would if its next replica drained, too."""
+        request may go through once (see `routing.attempt`), and would if its next replica drained, too."""
         self._report(Observed.DRAINING)
         with trio.move_on_after(self._settings.drain_timeout_seconds):
             with trio.move_on_after(NOTICE_SECONDS if program.drains_on_term else inf):

@@ -1,4 +1,4 @@
-"""A worker's membership in a fleet whose gateways it reaches without a network, as `worker_app.Membership` keeps it."""
+"""Membership of a worker in a fleet whose gateways it reaches without a network, kept as in `composition/worker`."""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar

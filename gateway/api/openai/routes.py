@@ -153,7 +153,7 @@ class OpenAiApi:
         await exchange.respond(200, answer, headers=headers)
 
     async def _embed_all(self, inputs: Sequence[EmbeddingInput], origin: Origin) -> list[tuple[Embedding, Candidate]]:
-        """One call to a backend for each input (wire.md B3), a few at a time, answers in order.
+        """One call to a backend for each input (backend-protocol.md B3), a few at a time, answers in order.
 
         The first error ends the others and is raised as it is, not inside a group.
         """

@@ -2,7 +2,7 @@
 
 A URL that came through the API is a stranger's: it must not reach what only this machine can (SSRF). So its name is
 resolved here, every address has to be a public one, and the connection goes to the very address that was checked, at
-each redirect anew. What is public `domain/addresses` says.
+each redirect anew. What is public `domain/special_addresses` says.
 """
 
 import ssl
