@@ -78,7 +78,7 @@ def _add_worker(commands: "Commands[argparse.ArgumentParser]") -> None:
     worker.add_argument("--config", type=Path, metavar="FILE", help="default: as for serve")
     worker.add_argument("--name", help="of the node; overrides worker.name (default: the host name)")
     worker.add_argument(
-        "--advertise", metavar="HOST", help="under which gateways reach this machine; overrides worker.advertise"
+        "--advertise", metavar="HOST", help="host at which gateways can reach this machine; overrides worker.advertise"
     )
     worker.set_defaults(run="gateway.cli.worker:worker")
 
@@ -169,7 +169,9 @@ def _add_explain(commands: "Commands[argparse.ArgumentParser]") -> None:
 def _add_estimate(commands: "Commands[argparse.ArgumentParser]") -> None:
     estimate = commands.add_parser("estimate", help="tell how much memory a GGUF file takes once it is loaded")
     estimate.add_argument("file", type=Path, metavar="FILE", help="of a model in several parts, the first one")
-    estimate.add_argument("--context", type=int, metavar="TOKENS", help="of one request (4096)")
+    estimate.add_argument(
+        "--context", type=int, metavar="TOKENS", help="context size per request, in tokens (default 4096)"
+    )
     estimate.add_argument("--parallel", type=int, metavar="REQUESTS", help="at a time (4)")
     estimate.add_argument("--gpu-layers", type=int, metavar="LAYERS", help="that go to a GPU (all)")
     estimate.add_argument("--json", action="store_true", help="bytes instead of a table")

@@ -33,7 +33,7 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
                 print_error(str(cause))
         if any(not isinstance(cause, EXPECTED) for cause in causes):
             log.exception("gateway.crashed")
-            print_error("stopped by an error of its own; the log above says more")
+            print_error("internal error; see the log above")
         return FAILED
     return OK
 

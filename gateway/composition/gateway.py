@@ -167,7 +167,7 @@ async def _leave_fleet(gateway: Gateway) -> None:
         try:
             await gateway.registry.leave(gateway.id)
         except RegistryError as error:
-            log.info("fleet.not_left", error=str(error))
+            log.info("peers.deregister_failed", error=str(error))
 
 
 def _refusing_backends(config: Config) -> frozenset[str]:

@@ -60,7 +60,7 @@ class FailureReporter:
                 try:
                     await self.registry.note_broken(replica_id, complaint.because, lost=complaint.lost)
                 except RegistryError as error:
-                    log.warning("control.complaint_not_written", replica_id=replica_id, error=str(error))
+                    log.warning("failure_report.write_failed", replica_id=replica_id, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
                 else:
                     log.warning("control.replica_broken", replica_id=replica_id, because=complaint.because)

@@ -86,5 +86,5 @@ class LeaderElection:
         before = self.epoch  # None also if its term has just run out, which nobody was told
         self._epoch, self._until = epoch, until
         if epoch != before:
-            log.info("control.leads" if epoch is not None else "control.leads_no_more", epoch=epoch)
+            log.info("leadership.acquired" if epoch is not None else "leadership.lost", epoch=epoch)
             self.changed()

@@ -63,7 +63,9 @@ async def run_snapshot_watcher(
             await registry.wait_newer(seen)
             state = await registry.read_state()
         except RegistryError as error:
-            log.warning("snapshot_outdated", error=str(error), version=state.version, retry_seconds=pause_seconds)
+            log.warning(
+                "registry.snapshot_outdated", error=str(error), version=state.version, retry_seconds=pause_seconds
+            )
             await trio.sleep(pause_seconds)
             seen, pause_seconds = ANY_VERSION, min(2 * pause_seconds, RETRY_MAX_SECONDS)
         else:

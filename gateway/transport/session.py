@@ -82,7 +82,7 @@ class Session:
             with self._scope, self._to_worker, self._from_worker:
                 await serve(self.hello, self._to_worker, self._from_worker)
             if self._scope.cancelled_caught:
-                log.warning("link.serving_did_not_end", node=self.hello.name, seconds=END_SECONDS)
+                log.warning("session.handler_timeout", node=self.hello.name, seconds=END_SECONDS)
             self._end_serving(SessionEnd(Status.OK))
         except* SessionRefused as refusals:
             self._end_serving(_verdict_of(next(_leaves(refusals))))

@@ -55,6 +55,6 @@ class BackendClient:
             await self.control.load_model(self.address, self.token, model_options(spec, artifact), seconds)
             return
         raise LoadFailed(
-            f"the model was not loaded within {seconds:g} s, the time for {artifact.size_bytes / GIB:.1f} GiB; "
-            "load_timeout of the model sets another"
+            f"loading timed out after {seconds:g} s (budget for {artifact.size_bytes / GIB:.1f} GiB); "
+            "raise the model's load_timeout"
         )

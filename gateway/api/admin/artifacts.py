@@ -58,7 +58,7 @@ class ArtifactFiles:
         state, digest = self.state(), exchange.params["sha256"].lower()
         node = state.nodes.get(NodeId(caller.name))
         if node is None or not node.approved:
-            raise Forbidden("This node is not, or not yet, one that serves models of this fleet.")
+            raise Forbidden("This node is not approved to serve models.")
         if exchange.header(BOOT) not in {node.boot_id, node.joined_boot_id}:
             raise Unauthenticated("A newer start of this worker has joined since.", code="invalid_node_credential")
         exchange.notes["node"] = node.name

@@ -75,7 +75,7 @@ class PeerClient:
         peer = next((peer for peer in self._askable(exchange) if peer.gateway_id == gateway_id), None)
         if peer is None:
             raise Unavailable(
-                f"Only the gateway '{gateway_id}' has this, and it can't be asked from here now.",
+                f"This resource is held by gateway '{gateway_id}', which cannot be reached from here.",
                 retry_after_seconds=RETRY_AFTER_SECONDS,
             )
         async with self._ask(exchange, peer) as response:

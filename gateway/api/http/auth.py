@@ -105,7 +105,7 @@ class Authenticator:
         token = _bearer(authorization or "")
         if token is None or not self._is_credential(NodeId(node_id or ""), BootId(boot_id or ""), token):
             raise Unauthenticated(
-                "Only a worker's own credential opens this, for this start of it.", code="invalid_node_credential"
+                "This endpoint needs the worker's current node credential.", code="invalid_node_credential"
             )
         return Caller(node_id or "", Role.WORKER)
 

@@ -130,7 +130,7 @@ class BoundedConnection(TCPServer):
                     await self.stream.send_all(data)
                 if not scope.cancelled_caught:
                     return True
-                log.warning("http.reader_stalled", seconds=self._write_timeout_seconds)
+                log.warning("http.slow_client", seconds=self._write_timeout_seconds)
                 await self.close_now()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass

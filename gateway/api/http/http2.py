@@ -160,7 +160,7 @@ class BoundedH2Protocol(H2Protocol):
                 await trio.sleep_until(oldest + self._write_timeout_seconds)
 
     async def _give_up(self, stream_id: int) -> None:
-        log.warning("http.reader_stalled", seconds=self._write_timeout_seconds, http_version="2")
+        log.warning("http.slow_client", seconds=self._write_timeout_seconds, http_version="2")
         with suppress(ProtocolError):
             self.connection.reset_stream(stream_id, ErrorCodes.CANCEL)
         await self._close_stream(stream_id)

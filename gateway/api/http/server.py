@@ -116,7 +116,7 @@ class Listener:
         await trio.sleep(self.settings.drain_seconds)
         self.on_drain_end()
         await trio.sleep(self.settings.end_grace_seconds)
-        log.warning("http.drain_cut", connections=len(self._connections))
+        log.warning("http.drain_timeout", connections=len(self._connections))
         for connection in tuple(self._connections):
             await connection.close_now()
         await trio.sleep(self.settings.end_grace_seconds)

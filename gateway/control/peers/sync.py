@@ -117,7 +117,7 @@ class PeerSync:
         self.on_heard(heard, self.bulletin)
 
     async def _note_failure(self, error: RegistryError) -> None:
-        log.warning("fleet.not_heard", error=str(error), retry_seconds=self._retry_seconds)
+        log.warning("peers.sync_failed", error=str(error), retry_seconds=self._retry_seconds)
         self.connected = False
         if not self._is_cut_off and trio.current_time() - self._heard_at >= self.ttl_seconds:
             log.error("fleet.cut_off", seconds=round(trio.current_time() - self._heard_at, 1))

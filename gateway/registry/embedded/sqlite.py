@@ -67,7 +67,9 @@ async def open_sqlite_registry(
     try:
         version, unreadable = await trio.to_thread.run_sync(_look, file)
         if unreadable:
-            log.warning("models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway")
+            log.warning(
+                "registry.models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway"
+            )
         yield SqliteRegistry(file, clock, version, make_id)
     finally:
         with trio.move_on_after(CLOSE_SECONDS, shield=True):

@@ -89,7 +89,7 @@ class VersionListener:
         # A pooler answers for the process that it has at hand, under a number that it has made up.
         is_deaf = not row["is_listening"] or row["pid"] != connection.get_server_pid()
         if is_deaf and not self._is_deaf:
-            log.warning("registry.listener_deaf", remedy="let registry.listen_url name the server, not a pooler")
+            log.warning("registry.listener_stalled", remedy="let registry.listen_url name the server, not a pooler")
         self._is_deaf = is_deaf
 
     def _note_success(self) -> None:

@@ -106,7 +106,7 @@ class PostgresRegistry(Store):
         tables, _ = await self._pool.transaction("look", Mode.SHARED, self._read_state_aio)
         if tables.unreadable:
             log.warning(
-                "models_unreadable",
+                "registry.models_unreadable",
                 registry=self._pool.server,
                 models=sorted(tables.unreadable),
                 cause="written by a newer gateway",
@@ -159,7 +159,7 @@ class PostgresRegistry(Store):
 
     def _set_back(self, version: int) -> None:
         """A standby took over that had not heard of the last commits, or a backup was restored."""
-        log.error("registry.went_back", registry=self._pool.server, version=version, was=self._version)
+        log.error("registry.version_regressed", registry=self._pool.server, version=version, was=self._version)
         self._lost_version = self._version
         self._wake(version)
 

@@ -66,7 +66,7 @@ class ProcessJournal:
             for record in leftovers:
                 await wait_exit(record.pid)
         if scope.cancelled_caught:
-            log.error("worker.leftover_stays", pids=[record.pid for record in leftovers if _still_runs(record)])
+            log.error("worker.orphan_kill_failed", pids=[record.pid for record in leftovers if _still_runs(record)])
         self._records.clear()
         self._write()
         return leftovers

@@ -107,7 +107,7 @@ async def test_without_listen_url_versions_come_late_and_the_log_says_what_to_do
             await one.put_model(spec())
             await other.wait_newer(0)
     assert {
-        "event": "registry.listener_deaf",
+        "event": "registry.listener_stalled",
         "remedy": "let registry.listen_url name the server, not a pooler",
         "log_level": "warning",
     } in logs

@@ -288,7 +288,7 @@ async def test_leaving_a_gateway_that_does_not_end_is_bounded(monkeypatch: pytes
                 served = await desk.next_session()
             await served.over.wait()
             await trio.testing.wait_all_tasks_blocked()
-    assert [line["event"] for line in logs] == ["link.serving_did_not_end"]
+    assert [line["event"] for line in logs] == ["session.handler_timeout"]
 
 
 # How it ends: otherwise

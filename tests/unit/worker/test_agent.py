@@ -255,7 +255,7 @@ async def test_l7_l8_a_load_without_end_is_ended_with_its_process(tmp_path: Path
         failed = await worker.wait_report("a", Observed.FAILED)
         assert trio.current_time() - begin >= 1000
     assert failed.error is not None
-    assert failed.error.startswith("the model was not loaded within 1000 s")
+    assert failed.error.startswith("loading timed out after 1000 s")
     assert signals_of(spawn.started[0]) == ["SIGTERM", "SIGKILL"]
 
 
