@@ -93,6 +93,18 @@ def _sum_known(amounts: list[int | None]) -> int | None:
     return sum(known) if known and len(known) == len(amounts) else None
 
 
+DISK_HEADROOM_SHARE: Final = 0.05
+DISK_HEADROOM_BYTES_MIN: Final = 2**30
+
+
+def disk_headroom_bytes(disk_bytes: int | None) -> int:
+    """What always stays free on a disk of that size (P1): the one rule for whoever plans and for whoever fetches.
+
+    A disk of unknown size keeps the least amount free.
+    """
+    return max(int((disk_bytes or 0) * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
+
+
 @dataclass(frozen=True)
 class Requirement:
     """Bytes; None is unknown, which is no constraint (P3)."""

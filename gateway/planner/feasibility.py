@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import disk_headroom_bytes
 from gateway.planner.history import memory_need
 from gateway.planner.node_resources import (
     NodeResources,
@@ -24,9 +25,6 @@ from gateway.planner.node_resources import (
 )
 from gateway.planner.working_state import WorkingState
 
-DISK_HEADROOM_SHARE: Final = 0.05
-DISK_HEADROOM_BYTES_MIN: Final = 2**30
-"""Both: of the disk, beside the artifact itself (P1)."""
 UNKNOWN_NEED_BYTES: Final = 1
 """What is asked for where nothing is known: not to be put where there is nothing at all."""
 NO_SLOTS: Final[frozenset[int]] = frozenset()
@@ -180,7 +178,7 @@ def _missing_disk(question: FitCheck) -> tuple[int, int] | None:
     if free is None or size is None or model in ground.once(fetched_models, node):
         return None
     free -= sum(_disk_bytes(ground, other) or 0 for other in ground.once(coming_models, node) - {model})
-    need = size + max(int(size * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
+    need = size + disk_headroom_bytes(node.capacity.disk_bytes)
     return (need, free) if need > free else None
 
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-HEADROOM_SHARE: Final = 0.05
-HEADROOM_BYTES_MIN: Final = 2**30
+from gateway.domain.resources import disk_headroom_bytes
+
 GIB: Final = 2**30
 
 
@@ -38,7 +38,7 @@ def plan_disk_space(
 ) -> DiskPlan:
     """Room for `need_bytes` more, beside `promised_bytes` that other downloads have still to write."""
     coming = need_bytes + promised_bytes
-    headroom = headroom_bytes(disk)
+    headroom = disk_headroom_bytes(disk.total_bytes)
     over_disk = coming + headroom - disk.free_bytes
     in_cache = sum(each.size_bytes for each in cached)
     over_cache = 0 if cache_bytes_max is None else coming + in_cache - cache_bytes_max
@@ -55,10 +55,6 @@ def plan_disk_space(
     if over_disk > 0:
         return DiskPlan((), f"{_gib(disk.free_bytes)} are free, of which {_gib(headroom)} have to stay so")
     return DiskPlan(remove, None)
-
-
-def headroom_bytes(disk: Disk) -> int:
-    return max(int(disk.total_bytes * HEADROOM_SHARE), HEADROOM_BYTES_MIN)
 
 
 def describe_shortage(need_bytes: int, shortage: str, *, promised_bytes: int) -> str:

@@ -17,6 +17,7 @@ from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS, RECHECK_SECONDS
+from gateway.worker.artifacts.disk_space import Disk, plan_disk_space
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 1000.0
@@ -143,14 +144,25 @@ def test_who_has_waited_longest_is_placed_first() -> None:
 
 
 def test_p1_the_artifact_has_to_fit_on_the_disk_beside_its_headroom() -> None:
-    roomy = Capacity(disk_bytes=100 * GIB, disk_free_bytes=11 * GIB)
+    roomy = Capacity(disk_bytes=100 * GIB, disk_free_bytes=15 * GIB)
     needs = {MODEL: Requirement(disk_bytes=10 * GIB)}
     seen = state(nodes=[node(capacity=roomy)], demand=[demand()], requirements=needs)
     assert len(decide(seen).start) == 1
-    full = node(capacity=replace(roomy, disk_free_bytes=11 * GIB - 1))
+    full = node(capacity=replace(roomy, disk_free_bytes=15 * GIB - 1))
     decided = decide(replace(seen, nodes={full.id: full}))
-    told = "no healthy node has room for it (name-n1: needs 11.0 GiB of disk, 11.0 GiB free)"
+    told = "no healthy node has room for it (name-n1: needs 15.0 GiB of disk, 15.0 GiB free)"
     assert why(decided) == [(told, True)]
+
+
+@pytest.mark.parametrize(("free_gib", "fits"), [(80, False), (119, False), (120, True), (500, True)])
+def test_p1_what_the_planner_puts_on_a_disk_its_worker_has_room_for(free_gib: int, *, fits: bool) -> None:
+    """One rule for both: a large disk that is nearly full is not chosen and then refused, again and again."""
+    disk = Disk(2000 * GIB, free_gib * GIB)
+    at = node(capacity=Capacity(disk_bytes=disk.total_bytes, disk_free_bytes=disk.free_bytes))
+    seen = state(nodes=[at], demand=[demand()], requirements={MODEL: Requirement(disk_bytes=20 * GIB)})
+    assert bool(decide(seen).start) is fits
+    worker = plan_disk_space(20 * GIB, (), disk, promised_bytes=0, cache_bytes_max=None)
+    assert (worker.shortage is None) is fits
 
 
 def test_p1_a_fetch_under_way_holds_its_part_of_the_disk_and_a_finished_one_needs_none() -> None:
