@@ -62,7 +62,7 @@ async def read_json(body_type: type[Body]) -> Body:
 
 
 async def read_object() -> dict[str, Any]:
-    """The same, for a body that somebody else checks."""
+    """The body of the request, for callers that check its fields themselves. Raises the same as `read_json`."""
     return await _off_loop_if_large(parse_object, await _read_declared())
 
 
@@ -78,6 +78,7 @@ async def _read_declared() -> bytes:
 
 
 def json_response(document: object, status: int = 200) -> Response:
+    """Return a response whose body is `document` as JSON."""
     return Response(to_json(document), status=status, content_type="application/json")
 
 

@@ -32,6 +32,8 @@ FILE_SCHEME: Final = "file:"
 
 
 class RangeNotSatisfiable(BadRequest):
+    """The file has none of the bytes that the request's `Range` asks for (416; RFC 9110, 15.5.17)."""
+
     status = 416
     code = "range_not_satisfiable"
 
@@ -42,11 +44,14 @@ class FileShrank(Exception):
 
 @dataclass(frozen=True)
 class ArtifactFiles:
+    """Sends model files to workers of other machines, from this gateway's disk or from a gateway that has them."""
+
     state: Callable[[], ClusterState]
     models_dir: Path
     peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
+        """Return the routes of `/api/artifacts/{sha256}` (GET and HEAD), which ask for a node credential."""
         path = "/api/artifacts/{sha256}"
         # A drain does not wait for gigabytes: the worker goes on with what it has, here or at another gateway.
         return (

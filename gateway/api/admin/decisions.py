@@ -17,11 +17,14 @@ from gateway.routing.decisions import DecisionLog, describe
 
 @dataclass(frozen=True)
 class Decisions:
+    """Shows how the router decided on one recent request, whichever gateway served it."""
+
     log: DecisionLog
     """Of the requests that this gateway served."""
     peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
+        """Return the route of `/api/decisions/{request_id}`, which asks for the admin role."""
         return (Route("GET", "/api/decisions/{request_id}", Role.ADMIN, self._show),)
 
     async def _show(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:

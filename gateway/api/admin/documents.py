@@ -77,7 +77,7 @@ class StatusSource:
 
 @dataclass(frozen=True)
 class _Use:
-    """Of the whole fleet: open requests of each replica and each model, and requests that wait for a model."""
+    """Use of the whole fleet: open requests of each replica and each model, and requests that wait for a model."""
 
     in_flight: Counter[ReplicaId]
     in_flight_by_model: Counter[ModelName]
@@ -101,6 +101,7 @@ def _use(source: StatusSource) -> _Use:
 
 
 def status_document(source: StatusSource) -> dict[str, Any]:
+    """Return the answer of `/api/status`: lists of the fleet's gateways, nodes, models and replicas."""
     return {
         "gateways": gateway_objects(source),
         "nodes": node_objects(source),
@@ -110,7 +111,7 @@ def status_document(source: StatusSource) -> dict[str, Any]:
 
 
 def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
-    """This one first."""
+    """Return every gateway as a JSON object, this one first and the others sorted by id."""
     others = sorted(source.peers().items())
     urls = [(source.gateway_id, source.own_url()), *((gateway_id, peer.url) for gateway_id, peer in others)]
     leader = source.view().state.leader
@@ -118,16 +119,19 @@ def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
 
 
 def node_objects(source: StatusSource) -> list[dict[str, Any]]:
+    """Return every node as a JSON object, sorted by name."""
     nodes, now = source.view().state.nodes.values(), source.clock()
     return [node_object(node, now) for node in sorted(nodes, key=lambda node: node.name)]
 
 
 def model_objects(source: StatusSource) -> list[dict[str, Any]]:
+    """Return every model as a JSON object, sorted by name."""
     view, use = source.view(), _use(source)
     return [_model(spec, view, use) for spec in sorted(view.state.models.values(), key=lambda spec: spec.name)]
 
 
 def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
+    """Return every replica as a JSON object, sorted by its model and then by its `since`."""
     state, use, now = source.view().state, _use(source), source.clock()
     return [
         _replica(replica, state.nodes.get(replica.node_id), use, now)
@@ -174,6 +178,7 @@ def _age(since: float, now: float) -> float | None:
 
 
 def model_object(source: StatusSource, spec: ModelSpec) -> dict[str, Any]:
+    """Return one model as a JSON object: its spec, its status, and its use in the whole fleet."""
     return _model(spec, source.view(), _use(source))
 
 

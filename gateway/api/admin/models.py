@@ -34,13 +34,14 @@ VIEW_SECONDS: Final = 2.0
 class Loads(Protocol):
     """Loads that were asked for at this gateway and have come to nothing yet."""
 
-    def want(self, model: ModelName) -> None: ...
+    def want(self, model: ModelName) -> None:
+        """Ask for a load of the model, as a request for it would; nothing happens if a replica already serves."""
 
     def drop(self, model: ModelName) -> None:
         """It is not asked for any more."""
 
     async def wait_over(self, model: ModelName) -> None:
-        """Until a replica serves, or the load has failed, or it is not asked for any more."""
+        """Wait until a replica serves, or the load has failed, or it is not asked for any more."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class ModelService:
     """Absolute; see `parse_model`."""
 
     def show(self, name: ModelName) -> Response:
+        """Show the model as this gateway's view has it, without asking the registry."""
         return json_response(model_object(self.source, _found(self.source.view().state, name)))
 
     async def put(self, name: ModelName, body: dict[str, Any]) -> Response:
@@ -98,7 +100,10 @@ class ModelService:
         return json_response(load_status(self.source, name), 200 if is_over and wait_seconds else 202)
 
     async def unload(self, name: ModelName) -> Response:
-        """Also at a gateway that never served it (W12). Raises `Conflict` for one that is always to be loaded."""
+        """Unload the model, also at a gateway that never served it (W12).
+
+        Raises `Conflict` for one that is always to be loaded.
+        """
         spec = await self._find(name)
         if spec.min_replicas or spec.on_every_node:
             raise _always_loaded(spec)
@@ -147,6 +152,8 @@ def _always_loaded(spec: ModelSpec) -> Conflict:
 
 
 def add_model_pages(pages: AdminApp, desk: ModelService) -> None:
+    """Add the routes of models (`/api/models` and below) to the Quart application."""
+
     @pages.get("/api/models")
     async def models() -> Response:
         return json_response({"models": model_objects(desk.source)})

@@ -35,6 +35,7 @@ class NodePatch(JsonBody):
     max_replicas_per_model: PositiveCount | None = None
 
     def to_edit(self) -> NodeEdit:
+        """Return the patch as an edit for the registry; overrides that the body does not name are kept."""
         return NodeEdit(
             overrides=NodeOverrides(
                 labels=self.labels or {},
@@ -53,6 +54,7 @@ class NodeService:
         self._source = source
 
     def show(self, name: str) -> Response:
+        """Show the node as this gateway's view has it, without asking the registry."""
         return self._answer(find_node(self._source.view().state, name))
 
     async def edit(self, name: str, edit: NodeEdit) -> Response:
@@ -82,7 +84,7 @@ class NodeService:
 
 
 def find_node(state: ClusterState, name: str) -> Node:
-    """By id, else by name. Raises `NotFound`."""
+    """Return the node that has `name` as its id, else as its name. Raises `NotFound`."""
     found = state.nodes.get(NodeId(name))
     if found is None:
         found = next((node for node in state.nodes.values() if node.name == name), None)
@@ -92,17 +94,20 @@ def find_node(state: ClusterState, name: str) -> Node:
 
 
 def node_not_found(name: str) -> NotFound:
+    """Return the error for a node that does not exist; `name` is the id or name that was asked for."""
     return NotFound(
         f"No node has the id or name '{quoted(name)}'. GET /api/nodes lists those there are.", code="node_not_found"
     )
 
 
 def replica_not_found(replica_id: str) -> NotFound:
+    """Return the error for a replica that does not exist."""
     message = f"No replica has the id '{quoted(replica_id)}'. GET /api/replicas lists those there are."
     return NotFound(message, code="replica_not_found")
 
 
 def add_node_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
+    """Add the routes of nodes (`/api/nodes` and below) to the Quart application."""
     desk = NodeService(registry, source)
 
     @pages.get("/api/nodes")
@@ -135,6 +140,8 @@ def add_node_pages(pages: AdminApp, registry: Registry, source: StatusSource) ->
 
 
 def add_fleet_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
+    """Add the routes of replicas and of the audit trail (`/api/events`) to the Quart application."""
+
     @pages.get("/api/replicas")
     async def replicas() -> Response:
         return json_response({"replicas": replica_objects(source)})

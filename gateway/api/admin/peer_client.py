@@ -227,7 +227,7 @@ def _telling_of(peer: PeerState, what: str) -> Iterator[None]:
 
 
 def _words(error: BaseException) -> str:
-    """Of the innermost cause that has any: on Trio, httpx has no words for what TLS found."""
+    """The words of the innermost cause that has any: on Trio, httpx has no words for what TLS found."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):

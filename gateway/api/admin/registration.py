@@ -41,6 +41,8 @@ PEERS_MAX = 1024
 
 
 class RegistrationBody(JsonBody):
+    """The body with which a worker registers; its last three fields prove which node it was before."""
+
     name: NodeName
     boot_id: Uuid
     node_id: Uuid | None = None
@@ -51,6 +53,8 @@ class RegistrationBody(JsonBody):
 
 @dataclass(frozen=True)
 class NodeRegistration:
+    """Registers workers of other machines, and gives each its node credential and the address to connect to."""
+
     registry: Registry
     gateway_id: GatewayId
     cluster_secret: bytes = field(repr=False)
@@ -64,6 +68,7 @@ class NodeRegistration:
     """By address."""
 
     def routes(self) -> Sequence[Route]:
+        """Return the route of `/api/node/register`, which asks for the join token."""
         return (Route("POST", "/api/node/register", Role.JOIN, self._register, body_bytes_max=BODY_BYTES_MAX),)
 
     async def _register(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:

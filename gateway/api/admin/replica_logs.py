@@ -57,7 +57,7 @@ class OpenTail(Protocol):
 
 
 class OpenNodeTail(Protocol):
-    """The same, asked of a node. None: the node has no session at this gateway."""
+    """Opens the same reader as `OpenTail`, asked of a node. None: the node has no session at this gateway."""
 
     def __call__(
         self, node_id: NodeId, replica_id: ReplicaId, lines: int, /, *, follow: bool
@@ -88,11 +88,14 @@ def _held_elsewhere(node: Node | None) -> HeldElsewhere:
 
 
 class ReplicaLogs:
+    """Serves the output of replicas, if need be from the gateway that holds the session of the replica's node."""
+
     def __init__(self, open_tail: OpenTail, peers: PeerClient) -> None:
         self._open_tail = open_tail
         self._peers = peers
 
     def routes(self) -> Sequence[Route]:
+        """Return the route of `/api/replicas/{id}/logs`, which asks for the admin role and ends when a drain begins."""
         return (Route("GET", "/api/replicas/{id}/logs", Role.ADMIN, self._logs, ends_with_service=True),)
 
     async def _logs(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:

@@ -46,6 +46,7 @@ class Readiness:
 
     @property
     def status(self) -> str:
+        """The status is `ready`, `degraded` if the gateway can serve but a part does not work, or `not ready`."""
         if not self.can_serve:
             return "not ready"
         return "ready" if all(self.checks.values()) else "degraded"
@@ -59,6 +60,7 @@ def build_pages(
     registry: Registry,
     models: ModelService,
 ) -> AdminApp:
+    """Build the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
     pages = AdminApp()
 
     @pages.get("/healthz")

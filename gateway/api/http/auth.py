@@ -38,6 +38,8 @@ OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Caller:
+    """Who sends a request; `name` is that of the API key, a worker's node id, or a fixed word if there is neither."""
+
     name: str
     role: Role
 

@@ -22,6 +22,8 @@ RETRY_AFTER_SECONDS: Final = 2.0
 
 @dataclass(frozen=True)
 class BodyStatistics:
+    """How many requests have their bodies in memory, and how many bytes these take."""
+
     bodies: int
     """Requests whose bodies, or what was made of them, are in memory."""
     held_bytes: int
@@ -41,7 +43,10 @@ class BodyBudget:
         """By caller and by whether the bodies are large: what has arrived or was announced, whichever is more."""
 
     def open(self, caller: str, announced_bytes: int | None) -> "BodyCharge":
-        """For a body that is about to be read; None: it does not say its size. Raises `NoRoomForBody`."""
+        """Open the charge of a body that is about to be read. Raises `NoRoomForBody`.
+
+        `announced_bytes` is None if the request does not say the size.
+        """
         promised = announced_bytes or 0
         self._check(caller, promised > SMALL_BYTES, promised, promised)
         charge = BodyCharge(self, caller)
@@ -50,6 +55,7 @@ class BodyBudget:
         return charge
 
     def statistics(self) -> BodyStatistics:
+        """Return how many bodies the budget counts now, and how many bytes they take."""
         return BodyStatistics(self._bodies, self._held_bytes)
 
     def hold(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
@@ -62,6 +68,7 @@ class BodyBudget:
         self._count(charge, held_bytes, promised_bytes)
 
     def close(self, charge: "BodyCharge") -> None:
+        """Give back what the charge has of the budget and of its caller's share."""
         self._bodies -= 1
         self._count(charge, 0, 0)
 
@@ -101,6 +108,7 @@ class BodyCharge:
 
     @property
     def is_large(self) -> bool:
+        """Whether the body, as far as it was announced, has arrived or is kept, exceeds `SMALL_BYTES`."""
         return self.promised_bytes > SMALL_BYTES
 
     def note_arrived(self, size_bytes: int) -> None:

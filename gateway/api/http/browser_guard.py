@@ -38,6 +38,7 @@ def host_name(host: str) -> str:
 
 
 def is_loopback_name(name: str) -> bool:
+    """Whether `name` is `localhost` or a loopback address, with or without brackets."""
     if name.lower().rstrip(".") == "localhost":
         return True
     try:

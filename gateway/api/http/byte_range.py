@@ -13,12 +13,15 @@ class Unsatisfiable(Exception):
 
 @dataclass(frozen=True)
 class ByteRange:
+    """One range of a file's bytes, by the positions of its first and its last byte, counted from 0."""
+
     first: int
     last: int
     """Included."""
 
     @property
     def length(self) -> int:
+        """The number of bytes in the range."""
         return self.last - self.first + 1
 
 

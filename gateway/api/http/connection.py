@@ -51,6 +51,7 @@ class BoundedConnection(TCPServer):
         self._http2 = http2
 
     async def run(self) -> None:
+        """Serve the connection until it ends; an error is logged and not raised, so that other connections go on."""
         try:
             await self._serve()
         except Exception:
@@ -84,7 +85,7 @@ class BoundedConnection(TCPServer):
         return agreed
 
     def _addresses(self) -> Addresses:
-        """Of the client and of this end. Raises `OSError` for a client that has left already."""
+        """The addresses of the client and of this end. Raises `OSError` for a client that has left already."""
         socket = (self._spoken.transport_stream if isinstance(self._spoken, trio.SSLStream) else self._spoken).socket
         family = socket.family
         return parse_socket_addr(family, socket.getpeername()), parse_socket_addr(family, socket.getsockname())
@@ -98,6 +99,7 @@ class BoundedConnection(TCPServer):
         return _Conversation(arguments, self.protocol_send, alpn, self._http2, self._write_timeout_seconds)
 
     async def protocol_send(self, event: Event) -> None:
+        """Write what the protocol has to send, or act on its being idle or closed; hypercorn's protocols call this."""
         match event:
             case RawData():
                 if not await self._send_bounded(event.data):
@@ -137,6 +139,7 @@ class BoundedConnection(TCPServer):
         return False
 
     async def close_now(self) -> None:
+        """Close the connection at once, without waiting for unsent data."""
         with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
             await trio.aclose_forcefully(self.stream)
 
@@ -219,6 +222,7 @@ class Inbox:
             self._note_change()
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI
+        """Wait for the request's next ASGI message; once all are read and the client has left, it is the disconnect."""
         await trio.lowlevel.checkpoint()
         while not self._messages and self._disconnect is None:
             await self._changed.wait()
@@ -229,6 +233,7 @@ class Inbox:
         return message
 
     def note_answer(self) -> None:
+        """Note that the handler has begun to answer: the rest of the request's body is thrown away."""
         self._drop_rest()
 
     def _drop_rest(self) -> None:

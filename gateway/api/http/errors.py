@@ -23,7 +23,9 @@ class InternalError(GatewayError):
 
 
 async def send_error(exchange: Exchange, error: GatewayError) -> None:
-    """- nothing sent yet: the status and the error object;
+    """Tell the client of the error in the form that the response still allows.
+
+    - nothing sent yet: the status and the error object;
     - in the middle of an event stream: one error event, then the stream ends, without `[DONE]`;
     - in the middle of anything else: nothing can be said any more, and the listener cuts the connection.
     """
@@ -38,6 +40,7 @@ async def send_error(exchange: Exchange, error: GatewayError) -> None:
 
 
 def error_headers(error: GatewayError) -> Headers:
+    """Return the headers of an error: `Retry-After` in whole seconds if it has one, `WWW-Authenticate` for a 401."""
     headers: Headers = []
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_seconds)).encode()))

@@ -76,12 +76,16 @@ class Exchange:
         return RequestId(new_id())
 
     def header(self, name: str) -> str | None:
+        """Return the value of a request header, whose `name` is in lower case. Returns None if it is absent."""
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
     @property
     def query(self) -> Mapping[str, str]:
-        """Of the URL; of a name that is there twice, the last. Raises `BadRequest` for an absurd number of names."""
+        """The fields of the URL's query string; a name that is there twice has its last value.
+
+        Raises `BadRequest` for an absurd number of names.
+        """
         try:
             return dict(
                 parse_qsl(self._query_string.decode("latin-1"), keep_blank_values=True, max_num_fields=QUERY_FIELDS_MAX)
@@ -90,6 +94,7 @@ class Exchange:
             raise BadRequest("The query string of the URL can't be read.") from None
 
     def check_headers(self) -> None:
+        """Raises `HeadersTooLarge` if the request's headers have more than `HEADER_BYTES_MAX` bytes together."""
         if self._header_bytes > HEADER_BYTES_MAX:
             raise HeadersTooLarge(f"The request's headers have more than {HEADER_BYTES_MAX} bytes.")
 
@@ -178,18 +183,22 @@ class Exchange:
                     await self._next_message()
 
     async def start_event_stream(self, headers: Headers | None = None) -> None:
+        """Send the head of a response with status 200 whose body is a stream of server-sent events."""
         self.is_event_stream = True
         # `no` to buffering is for nginx, the usual proxy in front.
         fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
         await self.send_head(200, [*fixed, *(headers or [])])
 
     async def send_head(self, status: int, headers: Headers) -> None:
+        """Send the status and the headers of the response."""
         await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send_part(self, data: bytes) -> None:
+        """Send one part of the response's body, which is not the last."""
         await self.send_message({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self, data: bytes = b"") -> None:
+        """Send the last part of the response's body, which may be empty, and end the response."""
         await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
 
     async def send_message(self, message: Message) -> None:
@@ -211,4 +220,5 @@ class Exchange:
 
     @property
     def receive(self) -> Receive:
+        """The ASGI `receive` of the request, for an application that reads the body itself."""
         return self._receive

@@ -57,6 +57,8 @@ class _Streams(dict[int, Any]):
 
 
 class BoundedH2Protocol(H2Protocol):
+    """hypercorn's HTTP/2 with limits on a client's frames and on how long it may leave an answer unread."""
+
     def __init__(self, *args: Any, write_timeout_seconds: float) -> None:  # noqa: ANN401 - hypercorn's own arguments
         super().__init__(*args)
         self.streams = _Streams()
@@ -67,10 +69,12 @@ class BoundedH2Protocol(H2Protocol):
         self._reader_watch = trio.CancelScope()
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
+        """Begin the connection, and start the task that ends streams whose clients do not read."""
         await super().initiate(headers, settings)
         self.task_group.spawn(self._watch_readers)
 
     async def handle(self, event: Event) -> None:
+        """Take bytes that the client sent, or the end of the connection, which ends every stream of it."""
         if isinstance(event, RawData):
             await self._read(event.data)
         elif isinstance(event, Closed):
@@ -130,6 +134,7 @@ class BoundedH2Protocol(H2Protocol):
     # Answers
 
     async def stream_send(self, event: StreamEvent) -> None:
+        """Send one event of a stream's response, and note since when its client has read nothing of it."""
         if isinstance(event, Body):
             await trio.lowlevel.checkpoint()  # a handler that writes on and on to a stream that has ended has to notice
         if isinstance(event, Body | EndBody) and event.stream_id in self.stream_buffers:

@@ -84,6 +84,8 @@ class AdminPages(Protocol):
 
 @dataclass(frozen=True)
 class BodyLimits:
+    """How large one request body may be, how long it may take to arrive, and what all bodies may take together."""
+
     bytes_max: int
     timeout_seconds: float
     budget_bytes: int
@@ -91,6 +93,8 @@ class BodyLimits:
 
 
 class HttpApp:
+    """The ASGI application of the gateway: it guards each request and passes it to a route or to the admin pages."""
+
     def __init__(
         self,
         routes: Sequence[Route],

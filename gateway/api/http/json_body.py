@@ -143,14 +143,17 @@ def text_or_array(expected: str) -> Discriminator:
 
 
 def wrong_type(expected: str, got: object, *at: str | int) -> PydanticCustomError:
+    """Return the complaint that a value is not of the JSON type `expected`; `at` is that of `complaint`."""
     return complaint(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
 
 
 def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
+    """Return the complaint that a value breaks a rule; `must` is a verb phrase, such as `not be empty`."""
     return complaint(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
 
 
 def unsupported(*at: str | int) -> PydanticCustomError:
+    """Return the complaint that the gateway knows a parameter but does not support it yet."""
     return complaint(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
 
 

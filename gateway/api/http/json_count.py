@@ -43,6 +43,7 @@ class JsonCounter:
     """The last slice ended with a backslash that belongs to the next one's first byte."""
 
     def feed(self, data: bytes) -> None:
+        """Count what the next slice of the text has; a slice may end anywhere, also within a string or an escape."""
         outside, quotes = self._take_strings_out(self._without_escapes(data))
         self.strings += (quotes + (not self._inside)) // 2
         self._inside ^= quotes % 2 == 1
@@ -50,7 +51,7 @@ class JsonCounter:
         self.containers += outside.count(b"[") + outside.count(b"{")
 
     def bound_broken(self) -> str | None:
-        """In words for the caller."""
+        """The bound that the counts break, in words for the caller. Returns None if they keep all."""
         if self.values > VALUES_MAX:
             return f"{VALUES_MAX} values"
         if self.containers > CONTAINERS_MAX:

@@ -31,6 +31,8 @@ BACKLOG: Final = 2048
 
 @dataclass(frozen=True)
 class ListenerSettings:
+    """Time limits of the HTTP listener in seconds, its number of connections, and whether it speaks HTTP/2."""
+
     drain_seconds: float
     """How long open requests may go on after the stop was asked for."""
     write_timeout_seconds: float

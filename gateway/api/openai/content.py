@@ -21,6 +21,8 @@ PARTS_MAX: Final = 1_024
 
 
 class TextPart(JsonBody):
+    """One text part of a message's content; other types of parts, such as images, are refused by name."""
+
     type: Literal["text"]
     text: str
 
@@ -70,6 +72,7 @@ class Message(JsonBody):
         return self
 
     def as_chat_message(self) -> ChatMessage:
+        """Return the message for a backend: `developer` becomes `system`, and text parts are joined."""
         return ChatMessage(
             role="system" if self.role == "developer" else self.role,
             content=kept_text(self._text()),

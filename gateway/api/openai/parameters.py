@@ -86,6 +86,8 @@ LogitBias = Annotated[dict[int, float], BeforeValidator(_as_bias)]
 
 
 class StreamOptions(JsonBody):
+    """What `stream_options` may hold: whether a last chunk of the stream carries the token counts."""
+
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"include_obfuscation": (False,)})
 
     include_usage: bool | None = None
@@ -114,6 +116,7 @@ class GenerationBody(JsonBody):
     n: Annotated[int, Field(ge=1), AfterValidator(_single_answer)] | None = None
 
     def sampling(self, max_tokens: int | None) -> Sampling:
+        """Return the sampling parameters for a backend; what the request does not set is left to the backend."""
         return Sampling(
             max_tokens=max_tokens,
             temperature=self.temperature,

@@ -52,6 +52,8 @@ class Answer(Protocol):
 
 
 class OpenAiApi:
+    """Serves OpenAI's endpoints for chat, text completions, embeddings and the list of models."""
+
     def __init__(
         self,
         router: Router,
@@ -71,6 +73,7 @@ class OpenAiApi:
         self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
+        """Return the routes below `/v1/`, all of which ask for the inference role."""
         return (
             Route("POST", "/v1/chat/completions", Role.INFERENCE, self._chat),
             Route("POST", "/v1/completions", Role.INFERENCE, self._completion),
@@ -208,6 +211,7 @@ class OpenAiApi:
 
 
 def origin_of(exchange: Exchange, caller: Caller) -> Origin:
+    """Return the request's id and its caller's name, by which queues are fair and traces name the request."""
     return Origin(exchange.request_id, caller.name)
 
 

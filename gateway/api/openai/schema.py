@@ -36,6 +36,8 @@ EMBEDDING_INPUTS_MAX: Final = 2048
 
 @dataclass(frozen=True)
 class GenerationCall:
+    """A parsed request for a chat answer or a text completion: what to generate, and how to answer."""
+
     generation: Generation
     stream: bool
     include_usage: bool
@@ -72,6 +74,8 @@ class TemplateSettings(JsonBody):
 
 
 class ChatBody(GenerationBody):
+    """The body of a request to /v1/chat/completions."""
+
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         {
             "functions": ([],),
@@ -105,6 +109,7 @@ class ChatBody(GenerationBody):
     prompt_cache_key: str | None = None
 
     def token_limit(self) -> int | None:
+        """Return the limit of generated tokens, which has two names, or None. Raises `BadRequest` if the two differ."""
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:
             message = "'max_tokens' and 'max_completion_tokens' are two names of one limit and differ; set one."
@@ -127,6 +132,8 @@ def _as_prompt(value: object) -> object:
 
 
 class CompletionBody(GenerationBody):
+    """The body of a request to /v1/completions."""
+
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         {"echo": (False,), "suffix": ("",), "best_of": (1,), "logprobs": ()}
     )
@@ -134,6 +141,7 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[str, BeforeValidator(_as_prompt)]
 
     def token_limit(self) -> int:
+        """Return the limit of generated tokens, which is `COMPLETION_TOKENS_DEFAULT` if the request has none."""
         return COMPLETION_TOKENS_DEFAULT if self.max_tokens is None else self.max_tokens
 
 
@@ -173,6 +181,8 @@ def _tokens(values: list[Any], *at: int) -> tuple[int, ...]:
 
 
 class EmbeddingsBody(JsonBody):
+    """The body of a request to /v1/embeddings."""
+
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"dimensions": ()})
 
     model: Name

@@ -57,6 +57,8 @@ FunctionName = Annotated[str, AfterValidator(_check_function_name)]
 
 
 class Function(JsonBody):
+    """A function that the model may call: its name, what it does, and a JSON schema of its arguments."""
+
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False, True)})
     """Arguments are bound to the schema in any case: llama.cpp samples them under a grammar made from it."""
 
@@ -67,6 +69,8 @@ class Function(JsonBody):
 
 
 class Tool(JsonBody):
+    """One entry of `tools`; types other than `function` are refused by name."""
+
     type: Literal["function"]
     function: Function
 
@@ -91,6 +95,8 @@ Tools = Annotated[list[Tool], Field(max_length=TOOLS_MAX, fail_fast=True), After
 
 
 class NamedFunction(JsonBody):
+    """The function that a `tool_choice` demands, by its name."""
+
     name: FunctionName
 
 
@@ -126,6 +132,8 @@ AUTO: Final = ToolChoice.model_validate("auto")
 
 
 class CalledFunction(JsonBody):
+    """The function that an earlier message called; `arguments` is the text of a JSON object."""
+
     name: FunctionName
     arguments: str
 
@@ -159,6 +167,7 @@ class MessageToolCall(JsonBody):
         return data
 
     def as_tool_call(self) -> ToolCall:
+        """Return the call for a backend, with its arguments as the text that the client sent."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 

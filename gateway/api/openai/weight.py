@@ -16,6 +16,7 @@ TOKEN_BYTES: Final = 40
 
 
 def kept_bytes(call: GenerationCall | EmbeddingsCall) -> int:
+    """Return about how many bytes of memory a parsed request takes, rather too many than too few."""
     if isinstance(call, EmbeddingsCall):
         return sum(map(_input_bytes, call.inputs))
     return _generation_bytes(call.generation)
