@@ -20,8 +20,9 @@ class RegistryClock:
         return trio.current_time() + self._ahead_of_trio
 
     def of_trio(self, at: float) -> float:
-        """When it was `at` by Trio's clock."""
+        """Converts `at`, in seconds of Trio's clock, to seconds of the registry's clock."""
         return at + self._ahead_of_trio
 
     def to_trio(self, at: float) -> float:
+        """Converts `at`, in seconds of the registry's clock, to seconds of Trio's clock."""
         return at - self._ahead_of_trio

@@ -21,7 +21,7 @@ PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
 
 
 def bulletin_texts(bulletin: PeerState) -> dict[str, str]:
-    """By `TEXT_COLUMNS`. Equal parts of two bulletins have equal texts."""
+    """Returns the text of each of `TEXT_COLUMNS`. Equal parts of two peer states have equal texts."""
     notes = {
         "progress": {
             each: [told.done_bytes, told.total_bytes, told.bytes_per_second] for each, told in bulletin.progress.items()
@@ -55,6 +55,7 @@ def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerStat
 
 
 def demand_from_text(gateway_id: GatewayId, text: str) -> tuple[Demand, ...]:
+    """Parses a gateway's `demand` column, {model: [waiting, since]}, and leaves out entries that can't be read."""
     rows = _each(_object(text), lambda model, told: Demand(gateway_id, ModelName(model), int(told[0]), float(told[1])))
     return tuple(rows.values())
 
@@ -79,7 +80,7 @@ def _object(text: str) -> Mapping[str, Any]:
 
 
 def _each(said: object, read: Callable[[str, Any], Value]) -> Mapping[Any, Value]:
-    """Without the entries that can't be read."""
+    """Reads the entries of a JSON object, without those that can't be read."""
     if not isinstance(said, Mapping):
         return NOTHING
     readable: dict[Any, Value] = {}

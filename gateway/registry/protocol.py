@@ -88,6 +88,8 @@ class Event:
 
 @dataclass(frozen=True)
 class RegistryStatistics:
+    """The version that this process knows of the state, and how many statements it has executed."""
+
     version: int
     statements: dict[str, int] = field(default_factory=dict)
     """What was executed since the store was opened, by method."""
@@ -114,7 +116,8 @@ class Registry(Protocol):
     async def now(self) -> float:
         """The registry's clock: seconds since the epoch. The only clock that is compared across machines (H11)."""
 
-    async def read_state(self) -> ClusterState: ...
+    async def read_state(self) -> ClusterState:
+        """Reads the whole state of the fleet, consistently and with its version."""
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
         """The last `newest` lines of the audit trail, the newest first. Older ones are deleted."""
@@ -216,7 +219,8 @@ class Registry(Protocol):
     async def leave(self, gateway_id: GatewayId) -> None:
         """The gateway ends: its bulletin and its term as leader are over at once."""
 
-    def statistics(self) -> RegistryStatistics: ...
+    def statistics(self) -> RegistryStatistics:
+        """Returns the known version and the counts of statements, without any I/O."""
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ class RowCache(Generic[Record]):
         self._records: dict[Values, Record] = {}
 
     def records(self, table: Iterable[Values], *, is_whole: bool) -> dict[Values, Record]:
-        """Of all rows of the table, or of some of them."""
+        """Returns the record of each row in `table`. With `is_whole` the cache then forgets all other records."""
         found = {values: self._record(values) for values in table}
         if is_whole:
             self._records = found

@@ -65,6 +65,7 @@ class SqlRow(Protocol):
 
 
 def model_to_row(row: ModelRow) -> dict[str, SqlValue]:
+    """Converts a model to the values of its SQL row, one for each of `MODEL_COLUMNS`; structured values are JSON."""
     spec, failure = row.spec, row.failure
     return {
         "name": spec.name,
@@ -109,6 +110,7 @@ def _failure_from_row(row: SqlRow) -> LoadFailure | None:
 
 
 def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
+    """Converts a node to the values of its SQL row, one for each of `NODE_COLUMNS`; structured values are JSON."""
     plain = {field.name: getattr(row.node, field.name) for field in fields(Node)}
     written = {"labels": row.node.labels, "capacity": row.node.capacity}
     said = {"declared": row.declared, "overrides": row.overrides}
@@ -116,6 +118,7 @@ def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
 
 
 def node_from_row(row: SqlRow) -> NodeRow:
+    """Reads a node from its SQL row; the module's docstring says what replaces values that can't be read."""
     labels = _labels(row["labels"])
     declared, overrides = _said(_DECLARED, row["declared"]), _said(_OVERRIDES, row["overrides"])
     is_readable = labels is not None and declared is not None
@@ -159,10 +162,12 @@ def _labels(text: str) -> Mapping[str, str] | None:
 
 
 def replica_to_row(replica: Replica) -> dict[str, SqlValue]:
+    """Converts a replica to the values of its SQL row, one for each of `REPLICA_COLUMNS`."""
     return {name: getattr(replica, name) for name in REPLICA_COLUMNS}
 
 
 def replica_from_row(row: SqlRow) -> Replica:
+    """Reads a replica from its SQL row; an unknown desired or observed state is read as draining."""
     desired = _known(Desired, row["desired"], Desired.DRAIN)
     observed = _known(Observed, row["observed"], Observed.DRAINING)
     read = {"desired": desired, "observed": observed, "lost": bool(row["lost"])}

@@ -30,6 +30,7 @@ class SnapshotStore(Generic[Value]):
         self._changed = trio.Event()
 
     def publish(self, value: Value) -> None:
+        """Replaces the current value and wakes all waiters."""
         self.current = value
         self._changed.set()
         self._changed = trio.Event()

@@ -49,6 +49,8 @@ EVERYTHING: Final = RowScope(everything=True)
 
 @dataclass(frozen=True)
 class Outcome(Generic[After]):
+    """The rows before and after a transaction, and whether it has written anything."""
+
     before: Tables
     after: After
     changed: bool
@@ -64,7 +66,8 @@ class Store(ABC):
         self._statements = Counter[str]()
 
     @abstractmethod
-    async def read_state(self) -> ClusterState: ...
+    async def read_state(self) -> ClusterState:
+        """Reads the whole state of the fleet, consistently and with its version. Raises `RegistryError`."""
 
     @abstractmethod
     async def read_events(self, newest: int) -> tuple[Event, ...]:
@@ -78,45 +81,54 @@ class Store(ABC):
         What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
 
     @abstractmethod
-    async def now(self) -> float: ...
+    async def now(self) -> float:
+        """Returns the registry's clock in seconds since the epoch (H11)."""
 
     @abstractmethod
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates: ...
+    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+        """Publishes a gateway's peer state for `ttl_seconds` and returns those of its peers. Raises `RegistryError`."""
 
     @abstractmethod
-    async def leave(self, gateway_id: GatewayId) -> None: ...
+    async def leave(self, gateway_id: GatewayId) -> None:
+        """Ends the gateway's peer state and its term as leader at once. Raises `RegistryError`."""
 
     @abstractmethod
     async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Prolongs the leader's term, without a transaction on the state. None: `gateway_id` is not the leader."""
 
     async def wait_newer(self, version: int) -> None:
+        """Waits until this process knows a version above `version`; returns at once if it already does."""
         await trio.lowlevel.checkpoint()
         while self._version <= version:
             await self._grown.wait()
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
+        """Makes `specs` the exact set of models whose source is `file`. Raises `RegistryError`."""
         await self._transact("declare_models", lambda tables, _: model_writes.declared(tables, specs), EVERYTHING)
 
     async def put_model(self, spec: ModelSpec) -> bool:
+        """Adds or replaces a model with source `api`. Returns True if it is new. Raises `DeclaredInFile`."""
         outcome = await self._transact(
             "put_model", lambda tables, _: model_writes.put(tables, spec), RowScope(model=spec.name)
         )
         return spec.name not in outcome.before.models and spec.name not in outcome.before.unreadable
 
     async def remove_model(self, name: ModelName) -> bool:
+        """Deletes a model. Returns False if there is none of this name. Raises `DeclaredInFile`."""
         outcome = await self._transact(
             "remove_model", lambda tables, _: model_writes.removed(tables, name), RowScope(model=name)
         )
         return outcome.after is not None
 
     async def unload_model(self, name: ModelName) -> bool:
+        """Asks the planner to unload the model by storing the present time. Returns False if there is no such model."""
         outcome = await self._transact(
             "unload_model", lambda tables, now: model_writes.unloaded(tables, name, now), RowScope(model=name)
         )
         return outcome.after is not None
 
     async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+        """Stores what a replica takes. Returns False if `revision` is old or a measurement would become an estimate."""
         outcome = await self._transact(
             "note_requirement",
             lambda tables, _: model_writes.requirement_noted(tables, name, revision, requirement),
@@ -125,6 +137,7 @@ class Store(ABC):
         return outcome.after is not None
 
     async def register_node(self, registration: Registration) -> Node:
+        """Registers a worker and returns its node. Raises `NameTaken`, `StaleCredential` or `FleetFull`."""
         fresh = NodeId(self._make_id())
         outcome = await self._transact(
             "register_node", lambda tables, now: node_writes.registered(tables, registration, fresh, now), EVERYTHING
@@ -134,6 +147,7 @@ class Store(ABC):
         return row.node
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
+        """Begins a worker's session and returns its number. Raises `NotRegistered` for an unknown node or boot id."""
         outcome = await self._transact(
             "join_node",
             lambda tables, now: node_writes.joined(tables, hello, gateway_id, now),
@@ -142,6 +156,11 @@ class Store(ABC):
         return outcome.after.nodes[hello.node_id].node.session
 
     async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
+        """Stores the condition of a node's connection.
+
+        Returns False if `session` is not the node's newest, or if it has ended and would make the node healthy again
+        (H9).
+        """
         outcome = await self._transact(
             "mark_node",
             lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now),
@@ -150,6 +169,7 @@ class Store(ABC):
         return outcome.after is not None
 
     async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
+        """Stores a node's capacity. Returns False if `session` is not the node's newest (H9)."""
         outcome = await self._transact(
             "note_capacity",
             lambda tables, _: node_writes.noted(tables, node_id, session, capacity),
@@ -158,18 +178,21 @@ class Store(ABC):
         return outcome.after is not None
 
     async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
+        """Applies an admin's settings to a node. Returns False if there is no such node."""
         outcome = await self._transact(
             "edit_node", lambda tables, _: node_writes.edited(tables, node_id, edit), RowScope(node=node_id)
         )
         return outcome.after is not None
 
     async def remove_node(self, node_id: NodeId) -> bool:
+        """Deletes a node with its replicas. Returns False if there is no such node."""
         outcome = await self._transact(
             "remove_node", lambda tables, _: node_writes.removed(tables, node_id), RowScope(node=node_id)
         )
         return outcome.after is not None
 
     async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
+        """Stores what a worker reports of its replicas. Returns False if `session` is not the node's newest."""
         outcome = await self._transact(
             "observe",
             lambda tables, now: writes.observed(tables, node_id, session, reports, now),
@@ -178,12 +201,14 @@ class Store(ABC):
         return outcome.after is not None
 
     async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+        """Marks a replica as broken so that the leader replaces it. Returns False if there is no such replica."""
         outcome = await self._transact(
             "note_broken", lambda tables, _: writes.broken(tables, replica_id, because, lost=lost), EVERYTHING
         )
         return outcome.after is not None
 
     async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        """Takes or renews the leader's term. Returns the epoch; None if another gateway's term is not over."""
         epoch = await self._renew_term(gateway_id, term_seconds)
         if epoch is not None:
             return epoch
@@ -193,12 +218,14 @@ class Store(ABC):
         return None if outcome.after is None else outcome.after.leadership.epoch
 
     async def apply(self, epoch: int, write: ControlWrite) -> bool:
+        """Applies a planner's write and returns whether anything changed. Raises `StaleEpoch` for an old epoch."""
         outcome = await self._transact(
             "apply", lambda tables, _: writes.applied(tables, epoch, write), EVERYTHING, epoch
         )
         return outcome.changed
 
     def statistics(self) -> RegistryStatistics:
+        """Returns the known version and the counts of statements, without any I/O."""
         return RegistryStatistics(self._version, dict(self._statements))
 
     def _grow(self, version: int) -> None:

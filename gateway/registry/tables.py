@@ -21,6 +21,8 @@ EVENTS_KEPT: Final = 10_000
 
 @dataclass(frozen=True)
 class ModelRow:
+    """A model as it is stored: its spec and what is known of the spec's present revision."""
+
     spec: ModelSpec
     failure: LoadFailure | None = None
     requirement: Requirement | None = None
@@ -40,6 +42,8 @@ class Declared:
 
 @dataclass(frozen=True)
 class NodeRow:
+    """A node as it is stored, with what its worker declared and what an admin has set over it."""
+
     node: Node
     """What follows from the rest is in it, worked out: its labels, how many replicas, how much free VRAM."""
     declared: Declared = Declared()
@@ -48,6 +52,8 @@ class NodeRow:
 
 @dataclass(frozen=True)
 class LeaderTerm:
+    """The row that says which gateway leads, in which epoch and until when."""
+
     gateway_id: GatewayId | None = None
     epoch: int = 0
     """0: nobody has led yet."""
@@ -56,6 +62,7 @@ class LeaderTerm:
 
     @property
     def term(self) -> tuple[GatewayId | None, int]:
+        """The leader and its epoch, without the end of the term: a renewal changes neither, and so bumps no version."""
         return self.gateway_id, self.epoch
 
 
@@ -72,7 +79,7 @@ class Tables:
     """Model rows that this version does not understand, with their `source`: kept, never shown."""
 
     def state(self, demand: Iterable[Demand]) -> ClusterState:
-        """In the order of ids, so that equal states are gone through alike, whatever store they come from."""
+        """Returns the rows as a `ClusterState`, in the order of ids: equal states iterate alike in any store."""
         return ClusterState(
             version=self.version,
             models=_ordered({name: row.spec for name, row in self.models.items()}),

@@ -16,6 +16,8 @@ from gateway.registry.tables import LeaderTerm, Tables
 
 
 class EmbeddedStore(Store):
+    """A store of which this process is the only writer: it keeps peer states and the leader's term in memory."""
+
     def __init__(self, clock: Clock, version: int = 0, make_id: MakeId = new_id) -> None:
         super().__init__(version, make_id)
         self._clock = clock
@@ -25,10 +27,12 @@ class EmbeddedStore(Store):
         """Of those that this process has seen begin."""
 
     async def now(self) -> float:
+        """Returns this process's clock, in seconds since the epoch."""
         await trio.lowlevel.checkpoint()
         return self._clock()
 
     async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+        """Keeps the gateway's peer state for `ttl_seconds` and returns those of the other gateways of this process."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
         self._bulletins[bulletin.gateway_id] = bulletin, now + ttl_seconds
@@ -38,12 +42,14 @@ class EmbeddedStore(Store):
         return PeerStates(now, self._version, MappingProxyType(others), MappingProxyType(silent))
 
     async def leave(self, gateway_id: GatewayId) -> None:
+        """Forgets the gateway's peer state and ends its term as leader."""
         await trio.lowlevel.checkpoint()
         self._bulletins.pop(gateway_id, None)
         if self._leader.gateway_id == gateway_id:
             self._leader = replace(self._leader, expires_at=0.0)
 
     async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        """Takes or renews the leader's term. Returns the epoch; None if another gateway's term is not over."""
         epoch = await super().lead(gateway_id, term_seconds)
         if epoch is not None:
             self._leader = LeaderTerm(gateway_id, epoch, self._clock() + term_seconds)

@@ -21,6 +21,7 @@ from gateway.registry.writes.diff import difference
 async def open_memory_registry(
     *, clock: Clock = time.time, make_id: MakeId = new_id
 ) -> AsyncIterator["MemoryRegistry"]:
+    """Opens an empty registry in memory; its content is lost when the last reference to it goes."""
     yield MemoryRegistry(clock, make_id)
 
 
@@ -34,11 +35,13 @@ class MemoryRegistry(EmbeddedStore):
         self._events = deque[Event](maxlen=EVENTS_KEPT)
 
     async def read_state(self) -> ClusterState:
+        """Returns the state of the fleet as it is in memory."""
         await trio.lowlevel.checkpoint()
         self._statements["read_state"] += 1
         return self._tables.state(self._demand())
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
+        """Returns the last `newest` lines of the audit trail, the newest first; at most `EVENTS_KEPT` are kept."""
         await trio.lowlevel.checkpoint()
         self._statements["read_events"] += 1
         return tuple(reversed(self._events))[:newest]

@@ -86,10 +86,12 @@ class SqliteRegistry(EmbeddedStore):
         self._rows = _RowReader()
 
     async def read_state(self) -> ClusterState:
+        """Reads the state of the fleet in one read transaction. Raises `RegistryError` if the file can't be used."""
         tables = await self._run("read_state", self._rows.tables, mode="DEFERRED")
         return tables.state(self._demand())
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
+        """Returns the last `newest` lines of the audit trail, the newest first. Raises `RegistryError`."""
         return await self._run("read_events", partial(_read_events, newest=newest), mode="DEFERRED")
 
     async def _transact(

@@ -58,6 +58,7 @@ class SqliteTransaction:
         self.statements = 0
 
     def rows(self, sql: str, *parameters: SqlValue) -> list[sqlite3.Row]:
+        """Executes one statement and returns all its rows; an empty list if it returns none."""
         self.statements += 1
         return self._connection.execute(sql, parameters).fetchall()
 
@@ -89,6 +90,7 @@ class SqliteFile:
             raise
 
     def close(self) -> None:
+        """Closes the database and releases the lock on its file. Raises `RegistryError` if SQLite can't close it."""
         try:
             with _told_by_name(self.path):
                 self._connection.close()

@@ -81,6 +81,7 @@ def check_url(url: str, key: str = "registry.url") -> None:
 
 
 def explained(server: str, error: BaseException) -> RegistryError:
+    """Translates an error of asyncpg to a `RegistryError` that names the server and any remedy, never the password."""
     if isinstance(error, asyncpg.ClientConfigurationError):
         # Its message may quote the url.
         return RegistryError(NO_URL.format(key="registry.url"))

@@ -48,7 +48,7 @@ class VersionListener:
         self._is_deaf = False
 
     async def run_aio(self) -> None:
-        """Until it is cancelled."""
+        """Listens for new versions, and connects again after each failure, until it is cancelled."""
         while True:
             try:
                 await self._listen_aio()

@@ -45,6 +45,11 @@ class PeerStateCache:
     async def exchange_aio(
         self, transaction: PostgresTransaction, bulletin: PeerState, ttl_seconds: float, test_time: float | None
     ) -> PeerStates:
+        """Publishes this gateway's peer state for `ttl_seconds` and returns those of the others, in one statement.
+
+        All texts are sent again if the row does not hold what was sent before. `test_time` replaces the server's
+        clock in tests.
+        """
         texts = bulletin_texts(bulletin)
         hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
         known = self._others
@@ -78,6 +83,7 @@ class PeerStateCache:
 
 
 def hash_of(text: str) -> int:
+    """Returns a signed 64-bit BLAKE2b hash of a text, which fits a bigint column."""
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 

@@ -71,11 +71,12 @@ class PostgresTransaction:
         self.statements = 0
 
     async def rows_aio(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
+        """Executes one statement and returns all its rows. Raises an error of asyncpg."""
         self.statements += 1
         return await self._connection.fetch(sql, *parameters)
 
     async def row_aio(self, sql: str, *parameters: object) -> asyncpg.Record:
-        """Of a statement that returns one row."""
+        """Executes a statement that returns one row, and returns that row."""
         (row,) = await self.rows_aio(sql, *parameters)
         return row
 

@@ -117,20 +117,28 @@ class PostgresRegistry(Store):
         self._grow(version)
 
     async def now(self) -> float:
+        """Returns the server's clock, read last and counted on since, in seconds since the epoch; without I/O (H11)."""
         await trio.lowlevel.checkpoint()
         return self._clock() if self._clock else self._server_clock()
 
     async def read_state(self) -> ClusterState:
+        """Reads the state of the fleet in one statement. Raises `RegistryError` if the server can't be used."""
         tables, demand = await self._pool.transaction("read_state", Mode.SHARED, self._read_state_aio)
         return tables.state(demand)
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
+        """Returns the last `newest` lines of the audit trail, the newest first. Raises `RegistryError`."""
+
         async def read_aio(transaction: PostgresTransaction) -> tuple[Event, ...]:
             return tuple(Event(*row) for row in await transaction.rows_aio(sql.READ_EVENTS, newest))
 
         return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
 
     async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+        """Publishes the gateway's peer state and returns those of the others. Raises `RegistryError`.
+
+        The same transaction now and then deletes rows of dead gateways and ends stalled database sessions.
+        """
         conversation = self._conversations.setdefault(bulletin.gateway_id, PeerStateCache(bulletin.gateway_id))
 
         async def exchange_aio(transaction: PostgresTransaction) -> PeerStates:
@@ -172,6 +180,8 @@ class PostgresRegistry(Store):
         return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
 
     async def leave(self, gateway_id: GatewayId) -> None:
+        """Deletes the gateway's peer state and ends its term as leader. Raises `RegistryError`."""
+
         async def leave_aio(transaction: PostgresTransaction) -> None:
             await transaction.rows_aio(sql.LEAVE, gateway_id)
             await transaction.rows_aio(sql.END_TERM, gateway_id)

@@ -31,6 +31,8 @@ PUBLISH: Final = "UPDATE gateways SET leases = $2, leases_hash = $3 WHERE id = $
 
 
 class Picked(NamedTuple):
+    """The replica that the query `PICK` has chosen, and whether that replica has a free slot."""
+
     replica_id: ReplicaId
     has_free_slot: bool
 

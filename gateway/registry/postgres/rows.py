@@ -18,13 +18,15 @@ SOURCE: Final = MODEL_COLUMNS.index("source")
 
 
 class RowReader:
+    """Turns rows of PostgreSQL into `Tables`, and parses only what has changed since it last read the whole state."""
+
     def __init__(self) -> None:
         self._models = RowCache[ModelRow | None](MODEL_COLUMNS, rows.model_from_row)
         self._nodes = RowCache[NodeRow](NODE_COLUMNS, rows.node_from_row)
         self._replicas = RowCache[Replica](REPLICA_COLUMNS, rows.replica_from_row)
 
     def tables(self, row: asyncpg.Record, *, is_whole: bool) -> Tables:
-        """Of what READ_STATE, or READ_PART, has returned."""
+        """Returns the tables from a row of READ_STATE or READ_PART; `is_whole` says that it has the whole state."""
         models = self._models.records(_table(row, "models", MODEL_COLUMNS), is_whole=is_whole)
         nodes = self._nodes.records(_table(row, "nodes", NODE_COLUMNS), is_whole=is_whole)
         replicas = self._replicas.records(_table(row, "replicas", REPLICA_COLUMNS), is_whole=is_whole)
@@ -39,7 +41,7 @@ class RowReader:
 
 
 def demand_of(row: asyncpg.Record) -> list[Demand]:
-    """Of what READ_STATE has returned."""
+    """Returns the demand of all gateways from the row that READ_STATE has returned."""
     said = _table(row, "gateways", DEMAND_COLUMNS)
     return [waiting for gateway_id, text in said for waiting in demand_from_text(gateway_id, text)]
 

@@ -33,6 +33,8 @@ OLDEST_LINE: Final = re.compile(r"-- oldest: (\d+)\n")
 
 @dataclass(frozen=True)
 class Migration:
+    """A numbered SQL script that brings the tables from the schema before it to its own number."""
+
     number: int
     oldest: int
     """The number of the migration whose gateways can still work once this one is applied."""

@@ -58,7 +58,7 @@ def _check_proof(tables: Tables, registration: Registration) -> None:
 
 
 def _with_room(tables: Tables, now: float) -> Tables:
-    """For one more node. Raises `FleetFull`."""
+    """Returns the tables with room for one more node, less some that never had a session. Raises `FleetFull`."""
     busy = {replica.node_id for replica in tables.replicas.values()}
     unjoined = [row.node for row in tables.nodes.values() if _never_joined(row) and row.node.id not in busy]
     unjoined.sort(key=lambda node: (node.since, node.id), reverse=True)
@@ -192,7 +192,7 @@ def edited(tables: Tables, node_id: NodeId, edit: NodeEdit) -> Tables | None:
 
 
 def removed(tables: Tables, node_id: NodeId) -> Tables | None:
-    """Without the node and its replicas. None: there is no such node."""
+    """Returns the tables without the node and its replicas; None if there is no such node."""
     if node_id not in tables.nodes:
         return None
     nodes = {key: row for key, row in tables.nodes.items() if key != node_id}
