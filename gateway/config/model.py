@@ -66,6 +66,8 @@ def _next_port(data: dict[str, Any]) -> int:
 
 
 class ServerSection(Section):
+    """The `[server]` table: where this gateway listens, and its limits on connections, bodies and times."""
+
     host: Host = "127.0.0.1"
     port: Port = 8080
     worker_port: Port = Field(default_factory=_next_port)
@@ -132,6 +134,8 @@ class AuthSection(Section):
 
 
 class RegistrySection(Section):
+    """The `[registry]` table: the store that the gateways of a fleet share, and how often they exchange state."""
+
     url: RegistryUrl = Field("", repr=False)
     """Filled in by `Config` if it is not set: an SQLite file in the data folder."""
     listen_url: PostgresqlUrl | None = Field(None, repr=False)
@@ -147,6 +151,8 @@ class RegistrySection(Section):
 
 
 class RoutingSection(Section):
+    """The `[routing]` table: how requests find a replica, how often they are retried and how long they may wait."""
+
     mode: Literal["snapshot", "strict"] = "snapshot"
     attempts: PositiveCount = 3
     retry_interval: PositiveDuration = 0.02
@@ -161,6 +167,8 @@ class RoutingSection(Section):
 
 
 class HealthSection(Section):
+    """The `[health]` table: how often workers report, and when a silent node is unhealthy or a failing replica dead."""
+
     heartbeat: PositiveDuration = 5.0
     stale_after: PositiveDuration = 45.0
     misses: PositiveCount = 3
@@ -178,11 +186,15 @@ class WatchdogSection(Section):
 
 
 class ReconcilerSection(Section):
+    """The `[reconciler]` table: how often the leader plans at least, and how long an unused replica is kept."""
+
     interval: PositiveDuration = 30.0
     scale_down_delay: Duration = 300.0
 
 
 class WorkerSection(Section):
+    """The `[worker]` table: the agent that runs backends on this machine, and the resources that it may use."""
+
     embedded: Flag = True
     name: Name | None = None
     """None: the machine's host name."""
@@ -217,6 +229,8 @@ class BackendSection(Section):
 
 
 class LogSection(Section):
+    """The `[log]` table: the least severe level that is written, and the format of the lines."""
+
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
     """auto: console on a terminal, else json."""
@@ -251,6 +265,7 @@ class ModelEntry(Section):
     """What a change of the model does to its old replicas; see `ModelSpec.rollout`."""
 
     def to_spec(self) -> ModelSpec:
+        """Converts this entry to the `ModelSpec` that the planner and the registry use."""
         return ModelSpec(
             name=ModelName(self.name),
             backend=self.backend,

@@ -28,6 +28,7 @@ class PartialConfig:
     models: tuple[ModelEntry | None, ...]
 
     def known_models(self) -> Iterator[tuple[int, ModelEntry]]:
+        """Yields the usable models, each with its index in the file's `[[models]]` array."""
         for index, model in enumerate(self.models):
             if model is not None:
                 yield index, model
