@@ -50,6 +50,7 @@ class LoadSettings:
 
 
 def layer_cache_bytes(shape: Shape, layer: Layer, use: LoadSettings) -> int:
+    """Returns the bytes of one layer's KV cache and recurrent state, for all parallel requests together."""
     return _kv_bytes(shape, layer, use) + (_state_bytes(shape, use) if layer.recurrent else 0)
 
 
@@ -79,4 +80,5 @@ def _state_bytes(shape: Shape, use: LoadSettings) -> int:
 
 
 def round_up(value: int, step: int) -> int:
+    """Rounds `value` up to a multiple of `step`."""
     return -(-value // step) * step

@@ -25,17 +25,19 @@ TOKEN_BYTES: Final = 64
 
 
 def compute_bytes(shape: Shape, use: LoadSettings) -> int:
+    """Returns the most bytes that llama.cpp needs, besides weights and cache, while it computes a batch."""
     return _widest_moment(shape, use) + mask_bytes(shape, use) + TOKEN_BYTES * use.batch + output_bytes(shape, use)
 
 
 def mask_bytes(shape: Shape, use: LoadSettings) -> int:
+    """Returns the bytes of the attention masks: one for full and one for windowed attention, if the model has them."""
     attending = [layer.windowed for layer in shape.layers if layer.kv_heads]
     cells = use.cells * (False in attending) + use.window_cells(shape.window) * (True in attending)
     return cells * use.batch * (2 if use.flash_attention else VALUE_BYTES)
 
 
 def output_bytes(shape: Shape, use: LoadSettings) -> int:
-    """Always in main memory."""
+    """Returns the bytes of the logits and embeddings that are handed out, which are always in main memory."""
     return (shape.vocabulary + shape.embedding) * use.parallel * VALUE_BYTES
 
 

@@ -27,6 +27,8 @@ DIGITS_MAX: Final = 9
 
 @dataclass(frozen=True)
 class Estimate:
+    """The memory that a model will take once it is loaded, in bytes, by part and by where it lies."""
+
     weights_bytes: int
     kv_bytes: int
     """The cache of all requests together, states of recurrent layers included."""
@@ -88,13 +90,13 @@ def fit_layers(
 
 
 def estimate_other(size_bytes: int) -> Requirement:
-    """Of weights in a format that is not looked into."""
+    """Returns a safe guess for weights in a format other than GGUF, made from the size of the file alone."""
     needed = int(size_bytes * OTHER_FACTOR) + OTHER_BYTES
     return Requirement(vram_bytes=needed, ram_bytes=needed, disk_bytes=size_bytes)
 
 
 def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companion_bytes: int = 0) -> Requirement:
-    """Of one replica; `size_bytes` is the artifact's. Raises `BrokenHeader`."""
+    """Returns what one replica takes in VRAM, RAM and disk; `size_bytes` is the artifact's. Raises `BrokenHeader`."""
     found = estimate(header, use_of(spec), gpu_layers=_gpu_layers(spec), companion_bytes=companion_bytes)
     return Requirement(vram_bytes=found.vram_bytes, ram_bytes=found.total_bytes + PROCESS_BYTES, disk_bytes=size_bytes)
 
@@ -139,7 +141,7 @@ def _moved_bytes(header: Header, caches: list[int], offloaded: int) -> int:
 
 
 def _host_compute_bytes(shape: Shape, use: LoadSettings) -> int:
-    """With every layer on a GPU: what goes in and what comes out."""
+    """Returns the bytes in main memory for what goes in and what comes out when every layer is on a GPU."""
     return 2 * shape.embedding * use.batch * 4 + mask_bytes(shape, use) + output_bytes(shape, use)
 
 

@@ -38,6 +38,8 @@ Item = int | float | bool
 
 @dataclass(frozen=True)
 class Header:
+    """The parsed header of a GGUF file: its metadata, its list of tensors and the extent of its weights."""
+
     version: int
     metadata: Mapping[str, Scalar]
     """Every key with a value of its own."""
@@ -53,6 +55,7 @@ class Header:
 
     @cached_property
     def weights(self) -> Weights:
+        """The bytes of all tensors, summed by the part of the model that they belong to."""
         return weights_of(self.tensors)
 
     @property
@@ -91,7 +94,7 @@ def read_header(stream: Readable) -> Header:
 
 
 def parse_header(prefix: bytes) -> Header:
-    """Of a file's first bytes. Raises `NeedMore` when they are too few, `BrokenHeader` when more of them won't help."""
+    """Parses a file's first bytes. Raises `NeedMore` when they are too few, `BrokenHeader` when more won't help."""
     return read_header(io.BytesIO(prefix))
 
 

@@ -24,7 +24,8 @@ Scalar = int | float | bool | str
 class Readable(Protocol):
     """A binary file, or anything that gives bytes in order."""
 
-    def read(self, size: int, /) -> bytes: ...
+    def read(self, size: int, /) -> bytes:
+        """Reads and returns at most `size` bytes, from where the last read ended; an empty result means the end."""
 
 
 class Reader:
@@ -36,6 +37,7 @@ class Reader:
         """Bytes read so far."""
 
     def take(self, size: int, what: str) -> bytes:
+        """Reads exactly `size` bytes; errors call them `what`. Raises `NeedMore` where the stream ends."""
         self._admit(size, what)
         data = self._stream.read(size)
         # A raw stream may give less than was asked for, and then go on.
@@ -58,6 +60,7 @@ class Reader:
                 raise NeedMore(what, began, end) from error
 
     def unpack(self, layout: str, what: str) -> tuple[int, ...]:
+        """Reads the values of a `struct` layout; errors call them `what`. Raises `NeedMore` where the stream ends."""
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
     def count(self, most: int, what: str) -> int:
@@ -69,13 +72,16 @@ class Reader:
         return count
 
     def text(self, what: str, most: int = STRING_BYTES_MAX) -> str:
+        """Reads a 64-bit length, at most `most`, and a string of so many bytes; what is not UTF-8 is replaced."""
         return self.take(self.count(most, what), what).decode(errors="replace")
 
     def scalar(self, kind: int, what: str) -> int | float | bool:
+        """Reads one number or boolean of the GGUF value type `kind`. Raises `BrokenHeader` for an unknown type."""
         (value,) = self.unpack(self.layout(kind, what), what)
         return value
 
     def layout(self, kind: int, what: str) -> str:
+        """Returns the `struct` layout of the GGUF value type `kind`. Raises `BrokenHeader` for an unknown type."""
         if kind not in SCALARS:
             raise BrokenHeader(f"{what} at byte {self.position} is of unknown type {kind}")
         return SCALARS[kind]

@@ -38,6 +38,8 @@ FUSED_ROLE: Final = "attn_qkv.weight"
 
 @dataclass(frozen=True)
 class Layer:
+    """The properties of one layer that decide about the memory of its cache."""
+
     kv_heads: int
     """0: no attention, or none with a cache of its own."""
     windowed: bool
@@ -169,7 +171,7 @@ class _ShapeReader:
         return used * each + self._number("expert_shared_feed_forward_length")
 
     def _state_values(self) -> int:
-        """As `llama_hparams::n_embd_r` and `n_embd_s` have it."""
+        """Returns the values of one recurrent layer's state, as `llama_hparams::n_embd_r` and `n_embd_s` count them."""
         if wkv := self._number("wkv.head_size"):
             return self._embedding * (self._number("token_shift_count", 2) + wkv)
         if taps := self._number("shortconv.l_cache"):

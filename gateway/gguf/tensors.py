@@ -29,6 +29,8 @@ LAYER: Final = re.compile(r"blk\.([0-9]{1,9})\.(.+)")
 
 @dataclass(frozen=True)
 class Tensor:
+    """One entry of a GGUF file's list of tensors: what it is and where its data lies, without the data."""
+
     name: str
     shape: tuple[int, ...]
     """Columns first, as GGUF has them."""
@@ -39,11 +41,13 @@ class Tensor:
 
     @property
     def size_bytes(self) -> int:
+        """The size of the tensor's data in bytes, which follows from its shape and the blocks of its type."""
         values, size = BLOCK_OF[self.kind]
         return prod(self.shape) // values * size
 
     @property
     def layer(self) -> int | None:
+        """The number of the layer that the tensor belongs to, from its name `blk.N.*`; None if it belongs to none."""
         return int(found[1]) if (found := LAYER.fullmatch(self.name)) else None
 
     @property
@@ -66,10 +70,12 @@ class Weights:
 
     @property
     def total(self) -> int:
+        """The bytes of all weights together."""
         return sum(self.layers.values()) + self.output + self.embedding
 
 
 def weights_of(tensors: Iterable[Tensor]) -> Weights:
+    """Sums the bytes of the tensors by layer, output and embedding; `tied` is set if no tensor is an output matrix."""
     layers: Counter[int] = Counter()
     output = embedding = 0
     tied = True
