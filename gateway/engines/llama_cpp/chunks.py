@@ -35,6 +35,7 @@ class Chunk:
 
     @property
     def has_content(self) -> bool:
+        """Whether the chunk has any text, reasoning or tool calls; one without has only counts."""
         return bool(self.text or self.reasoning or self.tool_calls)
 
 
@@ -90,7 +91,7 @@ def raise_error(raw: Mapping[str, Any], param: Param) -> None:
 
 
 def unreadable(message: str, param: Param) -> CallError:
-    """For a request that llama.cpp refuses: at its tools if their parameters make no grammar, else at its text."""
+    """Returns the error for a request that llama.cpp refuses; it names `tools` or `param`, whichever is to blame."""
     if SCHEMA_ERROR in message:
         what = message[message.index(SCHEMA_ERROR) :]
         return invalid(f"the parameters of a tool can't be used: {what}", param="tools")
@@ -100,4 +101,5 @@ def unreadable(message: str, param: Param) -> CallError:
 
 
 def too_long(message: str, param: Param) -> CallError:
+    """Returns the INVALID_ARGUMENT error for an input that exceeds the model's context, with OpenAI's error code."""
     return invalid(message, param=param, code=CONTEXT_LENGTH_EXCEEDED)

@@ -42,16 +42,20 @@ def invalid(message: str, *, param: str, code: str | None = None) -> CallError:
 
 
 def full() -> CallError:
+    """Returns the error for a call that finds no free slot: RESOURCE_EXHAUSTED, marked as refused before any work."""
     return CallError(Status.RESOURCE_EXHAUSTED, "all slots are taken", {REFUSED: REFUSED_FULL})
 
 
 def draining() -> CallError:
+    """Returns the error for a call during shutdown: UNAVAILABLE, marked as refused before any work."""
     return CallError(Status.UNAVAILABLE, "shutting down", {REFUSED: REFUSED_DRAINING})
 
 
 def not_loaded() -> CallError:
+    """Returns the error for a call that needs a model when none is loaded: FAILED_PRECONDITION."""
     return CallError(Status.FAILED_PRECONDITION, NOT_LOADED)
 
 
 def identity_mismatch(wanted: str, loaded: str) -> CallError:
+    """Returns the error for a call that names another model than the loaded one: NOT_FOUND."""
     return CallError(Status.NOT_FOUND, f"{IDENTITY_MISMATCH}: {wanted!r} was asked for, {loaded!r} is loaded")

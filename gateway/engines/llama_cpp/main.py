@@ -49,6 +49,8 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Address:
+    """The host and port at which the engine listens; its text form puts an IPv6 address in brackets."""
+
     host: str
     port: int
 
@@ -175,6 +177,6 @@ def _exit_at_end_of_input() -> None:
 
 
 def _exit(code: int) -> NoReturn:
-    """Without Python's own exit, which aborts when a thread is inside llama.cpp."""
+    """Ends the process without Python's own exit, which aborts when a thread is inside llama.cpp."""
     logging.shutdown()
     os._exit(code)

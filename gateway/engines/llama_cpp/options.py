@@ -23,6 +23,8 @@ BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 @dataclass(frozen=True)
 class LoadOptions:
+    """The validated settings with which llama.cpp loads a model."""
+
     identity: str
     """What `ModelIdentity` of later calls must say, if it says anything."""
     file: Path

@@ -40,6 +40,8 @@ STREAMED: Final[Body] = {
 
 @dataclass(frozen=True)
 class GenerationRequest:
+    """The body of a completion request as llama.cpp takes it, and the parameter that its input came from."""
+
     body: Body
     param: Param
     """`messages`: a chat, through the model's template; `prompt`: raw text."""

@@ -30,11 +30,13 @@ class BoundedCodec(ProtoCodec):
     """Refuses messages over `MESSAGE_BYTES_MAX` both ways, as other gRPC servers do and grpclib does not."""
 
     def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ANN401 - grpclib's signature
+        """Serializes a message. Raises `GRPCError` (RESOURCE_EXHAUSTED) if it is over `MESSAGE_BYTES_MAX`."""
         data: bytes = super().encode(message, message_type)
         _check_size(len(data))
         return data
 
     def decode(self, data: bytes, message_type: Any) -> Any:  # noqa: ANN401 - grpclib's signature
+        """Parses a message. Raises `GRPCError`: RESOURCE_EXHAUSTED if it is too large, else INVALID_ARGUMENT."""
         _check_size(len(data))
         try:
             return super().decode(data, message_type)

@@ -24,10 +24,13 @@ HEALTHY: Final = b"OK"
 
 @dataclass(frozen=True)
 class Loaded:
+    """The loaded model with the slots in which its calls run."""
+
     model: Model
     slots: Slots
 
     def serves(self, options: LoadOptions) -> bool:
+        """Whether a LoadModel call with these options asks for this very model: the same identity and the same file."""
         return (self.model.options.identity, self.model.options.file) == (options.identity, options.file)
 
 
@@ -43,7 +46,7 @@ class EngineService:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """By RPC. What is missing here is UNIMPLEMENTED."""
+        """The handlers by the name of their RPC; an RPC that is missing here is answered with UNIMPLEMENTED."""
         return MappingProxyType(
             {
                 "Health": self.health,
@@ -62,7 +65,7 @@ class EngineService:
         self._draining = True
 
     async def health(self, call: Call[pb.HealthMessage]) -> None:
-        """Also without a model, and also while draining: the process is there."""
+        """Answers OK as long as the process lives, also without a model and while draining."""
         await call.receive()
         await call.send(pb.Reply(message=HEALTHY))
 
@@ -130,7 +133,7 @@ class EngineService:
         call.trailers[FINISH_REASON] = last.finish or "stop"
 
     async def predict(self, call: Call[pb.PredictOptions]) -> None:
-        """As a stream that is kept until it is whole; so it can be cancelled like one."""
+        """Answers with the whole generation in one reply; like a stream it can be cancelled at any time."""
         last, pieces = Chunk(), list[Chunk]()
         async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
@@ -154,6 +157,7 @@ class EngineService:
             generation.cancel()
 
     async def embedding(self, call: Call[pb.PredictOptions]) -> None:
+        """Answers with the embedding of one input, computed in a slot. Raises `CallError` if no slot is free."""
         request = await call.receive()
         loaded = self._loaded_for(request)
         item = embedding_input(request, loaded.model.limits)
@@ -161,6 +165,7 @@ class EngineService:
         await call.send(_embedding_result(answer))
 
     async def tokenize_string(self, call: Call[pb.PredictOptions]) -> None:
+        """Answers with the token ids of a prompt and their number, without taking a slot. Raises `CallError`."""
         request = await call.receive()
         model = self._loaded_for(request).model
         tokens = await asyncio.to_thread(model.tokenize, request.Prompt)

@@ -23,6 +23,7 @@ class Slots:
 
     @property
     def has_free(self) -> bool:
+        """Whether at least one slot is free."""
         return self.taken < self.total
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
@@ -40,6 +41,7 @@ class Slots:
         return asyncio.shield(running)
 
     async def wait_idle(self) -> None:
+        """Waits until no slot is taken; returns at once if none is."""
         await self._idle.wait()
 
     def close(self) -> None:

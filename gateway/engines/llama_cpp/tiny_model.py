@@ -43,12 +43,15 @@ who wide wind window winter with word year you young
 
 @dataclass(frozen=True)
 class Token:
+    """One entry of the vocabulary: its text, its type and its SentencePiece score."""
+
     text: str
     kind: gguf.TokenType
     score: float = 0.0
 
     @property
     def is_word(self) -> bool:
+        """Whether the token is ordinary text, not a control, byte or unknown token."""
         return self.kind == gguf.TokenType.NORMAL
 
 
@@ -175,6 +178,7 @@ def _add_weights(
 
 
 def main() -> None:
+    """Writes a tiny model to the file that the command line names."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path, help="the GGUF file to write")
     parser.add_argument("--seed", type=int, default=7)
