@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Builds the argument parser of the `gateway` program; its result names the command's function in `run`."""
     parser = argparse.ArgumentParser(prog="gateway", description="An inference gateway for models of your own.")
     parser.add_argument("--version", action="version", version=f"gateway {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -198,4 +199,5 @@ def _add_backend(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def print_error(message: str) -> None:
+    """Prints one line to standard error, with the name of the program before it."""
     print(f"gateway: {message}", file=sys.stderr)

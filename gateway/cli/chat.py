@@ -29,11 +29,16 @@ class Screen:
         self.colours = self.out.isatty()
 
     def write(self, text: str, *, dim: bool = False) -> None:
+        """Writes text and flushes it; `dim` text is faint if the output is a terminal."""
         self.out.write(f"{DIM}{text}{PLAIN}" if dim and self.colours and text else text)
         self.out.flush()
 
 
 def chat(arguments: argparse.Namespace) -> int:
+    """Chats with a model on standard input and output. Returns the exit code.
+
+    An error ends the chat, except that on a terminal it goes on after an answer that failed.
+    """
     client, screen = ApiClient(arguments), Screen(sys.stdout)
     try:
         model = arguments.model or _default_model(client)
@@ -114,6 +119,7 @@ class Speed:
     tokens: int = 0
 
     def note(self, event: dict[str, Any]) -> None:
+        """Records an event of the answer: the time of its first and latest piece, and the token count of its usage."""
         self.last = time.monotonic()
         if self.first is None and any(choice["delta"].get("content") for choice in event["choices"]):
             self.first = self.last

@@ -18,6 +18,7 @@ def find_config(named: Path | None) -> Path | None:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
+    """Prints `ok`, or all problems of a configuration on standard error. Returns the exit code, 2 for problems."""
     try:
         load_config(find_config(arguments.file), os.environ)
     except ConfigError as error:

@@ -30,15 +30,19 @@ class ApiClient:
         return self._ask("GET", path)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Sends a POST with an optional JSON body and returns the JSON object of the answer."""
         return self._ask("POST", path, body)
 
     def patch(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Sends a PATCH with a JSON body and returns the JSON object of the answer."""
         return self._ask("PATCH", path, body)
 
     def put(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Sends a PUT with a JSON body and returns the JSON object of the answer."""
         return self._ask("PUT", path, body)
 
     def delete(self, path: str) -> dict[str, Any]:
+        """Sends a DELETE and returns the JSON object of the answer."""
         return self._ask("DELETE", path)
 
     def get_text(self, path: str) -> str:

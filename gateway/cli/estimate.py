@@ -18,6 +18,7 @@ DEFAULTS: Final = LoadSettings()
 
 
 def estimate_command(arguments: argparse.Namespace) -> int:
+    """Prints how much memory a GGUF file takes. Returns the exit code, 2 for bad arguments and 1 for a bad file."""
     try:
         use = use_of(arguments)
     except ValueError as error:
@@ -34,7 +35,7 @@ def estimate_command(arguments: argparse.Namespace) -> int:
 
 
 def use_of(arguments: argparse.Namespace) -> LoadSettings:
-    """Raises `ValueError`."""
+    """Reads the load settings from the command's arguments. Raises `ValueError` for a number out of range."""
     given = {"context": arguments.context, "parallel": arguments.parallel}
     for name, number in given.items():
         if number is not None and number < 1:
@@ -47,11 +48,12 @@ def use_of(arguments: argparse.Namespace) -> LoadSettings:
 
 
 def as_json(found: Estimate) -> str:
+    """Returns the estimate as a JSON object of bytes, layer counts and notes, with `total_bytes` added."""
     return json.dumps({**asdict(found), "total_bytes": found.total_bytes}, indent=2)
 
 
 def estimate_lines(found: Estimate, use: LoadSettings) -> Iterator[str]:
-    """Pure."""
+    """Yields the lines of the estimate's table, then its notes. Pure."""
     rows = {
         "weights": found.weights_bytes,
         f"cache of {use.parallel} x {use.context_size} tokens": found.kv_bytes,

@@ -15,6 +15,7 @@ COLUMNS: Final[Sequence[str]] = (
 
 
 def explain(arguments: argparse.Namespace) -> int:
+    """Prints why a request went where it went, or where one for a model would go now. Returns the exit code."""
     if (arguments.model is None) == (arguments.request is None):
         print_error("name a MODEL or a request (--request ID)")
         return USAGE

@@ -31,6 +31,7 @@ def _gateway_row(gateway: Row) -> Row:
 
 
 def node_rows(document: Row) -> Sequence[Row]:
+    """Returns the rows of the table of nodes from the status document, with each node's number of replicas."""
     replicas = Counter(replica["node"] for replica in document["replicas"])
     return [_node_row(node, replicas[node["name"]]) for node in document["nodes"]]
 

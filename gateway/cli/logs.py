@@ -12,6 +12,7 @@ from gateway.cli.client import ApiClient, ApiError
 
 
 def logs(arguments: argparse.Namespace) -> int:
+    """Prints the output of a replica's backend process, and follows it if asked to. Returns the exit code."""
     if arguments.lines < 1:
         print_error("-n has to be at least 1")
         return USAGE
@@ -42,7 +43,7 @@ def find_replica(replicas: Sequence[Mapping[str, Any]], wanted: str) -> str:
 
 
 def _follow(client: ApiClient, path: str) -> None:
-    """Until the process is gone or the user has seen enough."""
+    """Prints a replica's output as it comes, until the process is gone or the user presses Ctrl-C."""
     try:
         with closing(client.stream_events(path)) as events:
             for event in events:

@@ -16,6 +16,7 @@ from gateway.registry.postgres.schema import migrate
 
 
 def migrate_command(arguments: argparse.Namespace) -> int:
+    """Applies the missing migrations to the configured registry. Returns the exit code, 2 for a bad configuration."""
     try:
         config = load_config(find_config(arguments.config), os.environ)
     except ConfigError as error:
@@ -25,6 +26,7 @@ def migrate_command(arguments: argparse.Namespace) -> int:
 
 
 async def apply_migrations(registry: RegistrySection) -> None:
+    """Migrates a PostgreSQL registry and prints what was applied; leaves others alone. Raises `RegistryError`."""
     scheme, _, _ = registry.url.partition(":")
     if scheme not in {"postgresql", "postgres"}:
         print(f"nothing to do: a {scheme} registry is brought up to date by the gateway that opens it")

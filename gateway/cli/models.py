@@ -26,6 +26,7 @@ COLUMNS: Final[Sequence[str]] = (
 
 
 def models(arguments: argparse.Namespace) -> int:
+    """Runs one action of `gateway models`, such as list or load. Returns the exit code, 2 for bad values."""
     client = ApiClient(arguments)
     try:
         return _act(client, arguments)

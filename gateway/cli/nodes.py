@@ -24,6 +24,7 @@ COLUMNS: Final[Sequence[str]] = (
 
 
 def nodes(arguments: argparse.Namespace) -> int:
+    """Runs one action of `gateway nodes`, such as list or drain. Returns the exit code."""
     client = ApiClient(arguments)
     try:
         if arguments.action == "list":

@@ -22,6 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 def serve(arguments: argparse.Namespace) -> int:
+    """Runs the gateway until a signal ends it. Returns the exit code, 2 for a bad configuration."""
     given = {"server.host": arguments.host, "server.port": arguments.port}
     overrides = {key: value for key, value in given.items() if value is not None}
     try:

@@ -10,6 +10,7 @@ from gateway.cli.table import print_table
 
 
 def status(arguments: argparse.Namespace) -> int:
+    """Prints the gateways, nodes, models and replicas of the fleet as tables or as JSON. Returns the exit code."""
     try:
         document = ApiClient(arguments).get("/api/status")
     except ApiError as error:

@@ -64,5 +64,5 @@ def _cell(value: object) -> str:
 
 
 def printable(text: str) -> str:
-    """Without what would steer a terminal."""
+    """Returns the text with a space in place of each unprintable character, so that it can't control a terminal."""
     return "".join(character if character.isprintable() else " " for character in text)

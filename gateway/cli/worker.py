@@ -31,6 +31,7 @@ class BadUsage(Exception):
 
 
 def worker(arguments: argparse.Namespace) -> int:
+    """Joins this machine to a fleet and runs its agent until a signal. Returns the exit code, 2 for bad usage."""
     given = {"worker.name": arguments.name, "worker.advertise": arguments.advertise}
     overrides = {key: value for key, value in given.items() if value is not None}
     try:
@@ -60,7 +61,7 @@ def _urls(text: str) -> tuple[str, ...]:
 
 
 def _token(file: Path | None) -> str:
-    """From the file, or the environment; never from an argument, which every user of the machine can read."""
+    """Reads the join token from the file or the environment, never from an argument, which all local users see."""
     if file is None:
         token = os.environ.get(TOKEN_VARIABLE, "").strip()
         if not token:
