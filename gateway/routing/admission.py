@@ -41,6 +41,8 @@ full. All of a small fleet; in a large one the refused calls must not become the
 
 @dataclass(frozen=True)
 class AdmissionLimits:
+    """Sets how long requests may wait for a slot, and how many of them may wait per model."""
+
     load_wait_seconds: float
     """How long a request waits for a model that no replica serves yet."""
     queue_timeout_seconds: float
@@ -55,6 +57,8 @@ class AdmissionLimits:
 
 @dataclass(frozen=True)
 class ModelQueueStatistics:
+    """Tells how many requests wait for one model, and for how many seconds the oldest of them has waited."""
+
     waiting: int
     oldest_seconds: float
     """How long the oldest has been waiting."""
@@ -80,10 +84,13 @@ class Ticket:
 
     @property
     def caller(self) -> str:
+        """Returns the name of the API key that the request came with, or of whoever needs none."""
         return self.origin.caller
 
 
 class Admission:
+    """Queues requests per model, and leases each a free slot of a replica when its turn has come."""
+
     def __init__(
         self,
         view: Callable[[], FleetView],
@@ -248,8 +255,8 @@ class Admission:
             self._note_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
-        """As `_serve`; who may have to wait until a slot is left to others no longer, or until a replica that has just
-        failed somebody is trusted again, sets its alarm to that time."""
+        """Does what `_serve` does; who may have to wait until a slot is left to others no longer, or until a replica
+        that has just failed somebody is trusted again, sets its alarm to that time."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
             self._elders.leaves_some(model) or self._some_are_suspect(model)
@@ -380,7 +387,7 @@ class Admission:
             self.on_demand_change()
 
     def statistics(self) -> dict[ModelName, ModelQueueStatistics]:
-        """By model, for those that have waiting requests."""
+        """Returns the statistics of each model that has waiting requests."""
         now = trio.current_time()
         return {
             model: ModelQueueStatistics(len(queue), now - min(each.since for each in queue))

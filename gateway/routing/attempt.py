@@ -55,6 +55,7 @@ class Passage:
 
     @property
     def candidate(self) -> Candidate:
+        """Returns the replica that the lease is on; in strict mode it may change before the call."""
         return self.lease.candidate
 
     def note_progress(self, *, done: bool) -> None:
@@ -123,7 +124,7 @@ class RetryState:
     def __init__(self, ticket: Ticket, admission: Admission, attempts: int, reroutes: Counter[str]) -> None:
         self.ticket = ticket
         self.reason = "first"
-        """Of the next pick."""
+        """Why the next pick is made: `first`, or the cause of the last re-route."""
         self._admission = admission
         self._attempts_left = attempts
         self._reruns_left = RERUNS_AFTER_LOSS_MAX

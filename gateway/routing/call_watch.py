@@ -60,6 +60,7 @@ class CallWatch:
         """The most calls that a replica had while it answered Health."""
 
     async def run(self) -> None:
+        """Probes replicas that keep calls waiting, and ends the calls of those that are lost; runs until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
                 await self._calls.wait_some()

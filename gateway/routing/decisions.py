@@ -45,6 +45,7 @@ class Attempt:
     ended_at: float | None = None
 
     def end(self, outcome: str) -> None:
+        """Records how the lease ended (see `outcome`), and that it ended now (trio clock, seconds)."""
         self.outcome = outcome
         self.ended_at = trio.current_time()
 
@@ -59,6 +60,7 @@ class Decision:
     attempts: list[Attempt] = field(default_factory=list)
 
     def picked(self, chosen: Candidate, considered: tuple[Considered, ...], now: float) -> Attempt:
+        """Records that a replica was picked for the request at `now` (trio clock, seconds); returns the new attempt."""
         attempt = Attempt(chosen, considered, now)
         self.attempts.append(attempt)
         return attempt
@@ -72,6 +74,7 @@ class DecisionLog:
         self._decisions: OrderedDict[RequestId, Decision] = OrderedDict()
 
     def open(self, model: ModelName, origin: Origin) -> Decision:
+        """Begins the record of a request; the oldest record is dropped if there are too many then."""
         decision = Decision(model, origin, trio.current_time())
         self._decisions[origin.request_id] = decision
         self._decisions.move_to_end(origin.request_id)
@@ -80,6 +83,7 @@ class DecisionLog:
         return decision
 
     def find(self, request_id: RequestId) -> Decision | None:
+        """Looks up the record of a request. Returns None if there is none, or newer ones have displaced it."""
         return self._decisions.get(request_id)
 
 

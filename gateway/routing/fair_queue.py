@@ -20,21 +20,26 @@ class Share(NamedTuple):
 
 
 class Waiter(Protocol):
+    """Describes what the queue has to know of a waiting request."""
+
     @property
     def number(self) -> int:
         """Grows with arrival; unique."""
 
     @property
-    def caller(self) -> str: ...
+    def caller(self) -> str:
+        """Names the caller whose request it is; slots are shared fairly between callers."""
 
 
 W = TypeVar("W", bound=Waiter)
 
 
 class FairQueue(Generic[W]):
+    """Orders the waiting requests of one model: in turn between callers, by arrival within a caller."""
+
     def __init__(self) -> None:
         self._lines: dict[str, list[W]] = {}
-        """By caller, in order of arrival. No line is empty."""
+        """Waiting requests by caller, in order of arrival. No line is empty."""
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))
@@ -46,7 +51,7 @@ class FairQueue(Generic[W]):
         return waiter in self._lines.get(waiter.caller, ())
 
     def add(self, waiter: W) -> None:
-        """To its place by number: one that comes back has kept it."""
+        """Puts a request at its place by number: one that comes back has kept it."""
         insort(self._lines.setdefault(waiter.caller, []), waiter, key=lambda each: each.number)
 
     def remove(self, waiter: W) -> W | None:

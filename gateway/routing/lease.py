@@ -27,6 +27,7 @@ class Lease:
         self._end: Callable[[Lease], None] | None = end
 
     def release(self) -> None:
+        """Ends the lease, so that others may have the slot; further calls do nothing."""
         if self._end is not None:
             end, self._end = self._end, None
             end(self)

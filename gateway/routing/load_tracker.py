@@ -49,6 +49,7 @@ class ReplicaLoad:
 
     @property
     def open_leases(self) -> int:
+        """Counts the leases on the replica, here and (as far as published) at other gateways."""
         return len(self.leases) + self.elsewhere
 
     @property
@@ -57,6 +58,7 @@ class ReplicaLoad:
         return max(self.expiries, default=NEVER)
 
     def phantoms(self, now: float) -> int:
+        """Counts the recent failures that still weigh on the replica at `now`, and forgets those that have expired."""
         if not self.expiries:
             return 0
         self.expiries = [expiry for expiry in self.expiries if expiry > now]
@@ -65,6 +67,8 @@ class ReplicaLoad:
 
 @dataclass(frozen=True)
 class LoadStatistics:
+    """Counts this gateway's open leases and the failures of replicas, for metrics."""
+
     in_flight: dict[ReplicaId, int]
     """Open leases of each replica that has any."""
     in_flight_by_model: dict[ModelName, int]
@@ -95,6 +99,7 @@ class LoadTracker:
         """Called when a lease begins or ends: `published` may have changed. Set once, by who publishes it."""
 
     def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
+        """Returns the load of the replica; one that had none so far gets an empty one."""
         use = self._uses.get(replica_id)
         if use is None:
             use = self._uses[replica_id] = ReplicaLoad()
@@ -189,6 +194,7 @@ class LoadTracker:
         self.use_of(replica_id).busy_until = until
 
     def note_failure(self, replica_id: ReplicaId, now: float) -> None:
+        """Records a failed call: it weighs on the replica for 1 s, doubled with each failure in a row, at most 60 s."""
         use = self.use_of(replica_id)
         seconds = min(PHANTOM_FIRST_SECONDS * 2.0 ** min(use.failures, 30), PHANTOM_MAX_SECONDS)
         use.failures += 1
@@ -245,11 +251,12 @@ class LoadTracker:
         return change
 
     def usage(self) -> dict[ReplicaId, Usage]:
-        """Of each replica that had a request here since it came up."""
+        """Returns the usage of each replica that had a request here since it came up."""
         now = self._clock()
         return {replica_id: _usage(use, now) for replica_id, use in self._uses.items() if use.last_used > NEVER}
 
     def statistics(self) -> LoadStatistics:
+        """Counts the open leases of this gateway by replica and by model, and failures in a row by replica."""
         by_model: dict[ModelName, int] = {}
         for use in self._uses.values():
             for lease in use.leases:

@@ -36,7 +36,7 @@ class OpenCall:
         self.answers_always = answers_always
         """Its backend answers Health whatever it works on."""
         self.waits_since = 0.0
-        """Of the present wait, if it waits (trio clock, seconds)."""
+        """When the present wait began, if it waits (trio clock, seconds)."""
         calls.add(self)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
@@ -76,7 +76,7 @@ class OpenCall:
 
 
 class OpenCalls:
-    """Of one gateway."""
+    """Keeps the open calls of one gateway, and which of them wait."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, set[OpenCall]] = {}
@@ -91,20 +91,24 @@ class OpenCalls:
         return self._waiting
 
     def add(self, call: OpenCall) -> None:
+        """Enters a call that begins."""
         self._open.setdefault(call.target.replica_id, set()).add(call)
 
     def discard(self, call: OpenCall) -> None:
+        """Removes a call that has ended; does nothing if it is not there any more."""
         several = self._open.get(call.target.replica_id, set())
         several.discard(call)
         if not several:
             self._open.pop(call.target.replica_id, None)
 
     def begin_wait(self, call: OpenCall) -> None:
+        """Enters the call among those that wait for their backend, and wakes whoever is in `wait_some`."""
         self._waiting.setdefault(call.target.replica_id, set()).add(call)
         if self._some_wait is not None:
             self._some_wait.set()
 
     def end_wait(self, call: OpenCall) -> None:
+        """Removes the call from those that wait for their backend. Raises `KeyError` if it is not one of them."""
         several = self._waiting[call.target.replica_id]
         several.remove(call)
         if not several:
@@ -118,6 +122,7 @@ class OpenCalls:
             self._some_wait = None
 
     def first_answers_of(self, replica_id: ReplicaId) -> FirstAnswers:
+        """Returns how long the replica takes to begin an answer; one that is new gets an empty estimate."""
         found = self._answers.get(replica_id)
         if found is None:
             found = self._answers[replica_id] = FirstAnswers()

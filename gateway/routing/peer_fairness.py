@@ -34,7 +34,7 @@ class RemoteQueue(NamedTuple):
     model: ModelName
     waiting: int
     since: float
-    """Of the oldest (seconds of this gateway's clock)."""
+    """When the oldest of them began to wait (seconds of this gateway's clock)."""
     told: float
     """The same as that gateway said it: it tells whether it is still the same request, however clocks are read."""
 
@@ -48,6 +48,8 @@ class _Heard:
 
 
 class SlotDeferral:
+    """Decides how many free slots this gateway leaves to older requests that wait at other gateways."""
+
     def __init__(self, yield_seconds: float) -> None:
         self._yield_seconds = yield_seconds
         self._lines: dict[ModelName, dict[GatewayId, _Heard]] = {}

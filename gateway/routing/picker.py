@@ -71,6 +71,8 @@ WORDS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
+    """Names the best candidate for a request, and tells whether that one has a free slot."""
+
     candidate: Candidate
     has_free_slot: bool
     """False: it is the best of those that are all taken."""
@@ -127,6 +129,7 @@ def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
 
 
 def score(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
+    """Returns how the candidate stands in a pick at `now`; `rng` draws what breaks ties."""
     rank = _rank(candidate, load, now)
     chance_first = rng.random() if policy.several_gateways else 0.0
     return Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())

@@ -40,7 +40,7 @@ class _Known:
     """What is known of one replica."""
 
     heard_at: float = float("-inf")
-    """Of its last sign of life."""
+    """When its last sign of life came (trio clock, seconds)."""
     alive_at: float = float("-inf")
     """The same, as long as nothing has spoken against it since."""
     busy_until: float = float("-inf")
@@ -58,6 +58,8 @@ class _Running:
 
 @dataclass(frozen=True)
 class ProbeStatistics:
+    """Counts probes by outcome, and the requests that needed none or shared one."""
+
     outcomes: dict[ProbeOutcome, int]
     hits: int
     """Requests that needed no probe."""
@@ -181,6 +183,7 @@ class ProbeCache:
             del self._known[replica_id]
 
     def statistics(self) -> ProbeStatistics:
+        """Counts probes, and the requests that were spared one, since this gateway started."""
         return ProbeStatistics(dict(self._outcomes), self._hits, self._shared, len(self._running))
 
 

@@ -29,6 +29,8 @@ AWAY_SECONDS: Final = 5.0
 
 
 class ReserveSlot(Protocol):
+    """Asks the registry to pick a replica with a free slot for one request."""
+
     async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
         """Which replica the request is to use, counted as the gateway's from now on; None: no slot is free.
 
@@ -37,6 +39,8 @@ class ReserveSlot(Protocol):
 
 
 class StrictReservations:
+    """Has the registry confirm, move or refuse each lease that admission gives (strict mode)."""
+
     def __init__(
         self, gateway_id: GatewayId, view: Callable[[], FleetView], admission: Admission, claim_slot: ReserveSlot
     ) -> None:
@@ -109,7 +113,7 @@ class StrictReservations:
         return True
 
     def _refuse(self, ticket: Ticket, lease: Lease) -> None:
-        """As a replica's own refusal, but of all that the request could go to."""
+        """Has the same effect as a replica's own refusal, but on all replicas that the request could go to."""
         ticket.decision.attempts[-1].registry = "no free slot"
         self._admission.note_refusal(ticket, lease)
         use = self._loads.use_of(lease.candidate.replica_id)

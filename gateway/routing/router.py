@@ -32,6 +32,8 @@ BATCH_MAX: Final = 64
 
 @dataclass(frozen=True)
 class RouterStatistics:
+    """Counts the leases that requests took, and how often requests were sent elsewhere."""
+
     picks: dict[tuple[ModelName, str], int]
     """Leases taken, by model and by why: `first`, or the cause of the re-route that made another one necessary."""
     reroutes: dict[str, int]
@@ -73,6 +75,8 @@ class RoutedStream:
 
 
 class Router:
+    """Carries requests to replicas and answers back, and tries another replica where one can't serve."""
+
     def __init__(
         self,
         admission: Admission,
@@ -189,4 +193,5 @@ class Router:
         return RetryState(ticket, self._admission, self._attempts, self._reroutes)
 
     def statistics(self) -> RouterStatistics:
+        """Counts leases and re-routes since this gateway started."""
         return RouterStatistics(dict(self._picks), dict(self._reroutes))

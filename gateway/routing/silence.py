@@ -22,7 +22,7 @@ from typing import Final
 from gateway.domain.cluster import ProbeOutcome
 
 LOOK_SECONDS_MIN: Final = 1.0
-"""Of silence, before a replica is asked that usually answers sooner."""
+"""How long a replica that usually answers sooner may be silent before it is asked."""
 LOOK_SECONDS_MAX: Final = 5.0
 """The same, of one that usually takes longer, or of which nothing is known; and from an answer to the next question."""
 AGAIN_SECONDS: Final = 2.0
@@ -43,6 +43,8 @@ LONGEST_FACTOR: Final = 10
 
 
 class Verdict(StrEnum):
+    """Says what the silence of a replica means for its calls."""
+
     SUSPECT = auto()
     """Others are preferred."""
     LOST = auto()
@@ -61,6 +63,7 @@ class Patience:
 
 
 def patience(misses: int, heartbeat_seconds: float) -> Patience:
+    """Derives how long a replica may be silent from the settings for silent nodes (seconds)."""
     return Patience(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
 
 
@@ -73,6 +76,7 @@ class FirstAnswers:
     _deviation_seconds: float = 0.0
 
     def note(self, seconds: float) -> None:
+        """Takes in how many seconds the replica took to begin one more answer."""
         self.longest_seconds = max(self.longest_seconds, seconds)
         if self._mean_seconds is None:
             self._mean_seconds, self._deviation_seconds = seconds, seconds / 2
@@ -100,7 +104,7 @@ class Witness:
 
 @dataclass
 class Silence:
-    """Of one replica, from its last sign of life on. Times are of one monotonic clock, in seconds."""
+    """Follows the silence of one replica from its last sign of life on. Times are seconds of one monotonic clock."""
 
     since: float
     ask_at: float
