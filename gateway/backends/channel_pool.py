@@ -17,6 +17,7 @@ STREAM_WINDOW_BYTES = 128 * 1024
 
 
 def dial(address: Address) -> Channel:
+    """Makes a channel to `address` (host:port) that connects with its first call."""
     host, _, port = address.rpartition(":")
     # No keepalive of gRPC's: backends keep its default policy, which answers pings within five minutes by hanging up,
     # and a llama.cpp that loads a model answers nothing at all (pitfall 34). `dead_peers` is TCP's.
@@ -25,6 +26,8 @@ def dial(address: Address) -> Channel:
 
 @dataclass(frozen=True)
 class ChannelPoolStatistics:
+    """Counts the channels of a pool."""
+
     open: int
     """Replicas with a channel, connected or not."""
 
@@ -39,7 +42,7 @@ class ChannelPool:
         self._addresses: dict[ReplicaId, Address] = {}
 
     def get(self, replica_id: ReplicaId, address: Address) -> Channel:
-        """On the asyncio side only: a channel binds to the running loop when it is made."""
+        """Returns the replica's channel. For the asyncio side only: a new channel binds to the running loop."""
         channel = self._channels.get(replica_id)
         if channel is not None and self._addresses[replica_id] != address:
             self._channels.pop(replica_id).close()
@@ -56,7 +59,9 @@ class ChannelPool:
             del self._addresses[replica_id]
 
     def close(self) -> None:
+        """Closes all channels; their open calls end with a lost connection."""
         self.keep_only(())
 
     def statistics(self) -> ChannelPoolStatistics:
+        """Counts the replicas that have a channel now."""
         return ChannelPoolStatistics(open=len(self._channels))

@@ -33,7 +33,7 @@ M = TypeVar("M")
 R = TypeVar("R")
 
 LARGE_CHARACTERS: Final = 1024 * 1024
-"""Of a request's prompt; from this size on the copies that sending makes of it count."""
+"""Size of a request's prompt from which on the copies that sending makes of it count."""
 
 
 class GrpcBackends:
@@ -52,6 +52,7 @@ class GrpcBackends:
     async def open_stream(
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
+        """Calls PredictStream, and yields its answer as it comes; leaving the context ends the call."""
         stream = _GrpcAnswerStream(on_end)
         request = _generation_request(generation, request_id)
         reader = self._reader(generation)
@@ -60,6 +61,7 @@ class GrpcBackends:
                 yield stream
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
+        """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
         request = _generation_request(generation, request_id)
         reader = self._reader(generation)
         call = _Call("Predict")
@@ -71,6 +73,7 @@ class GrpcBackends:
         return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
+        """Calls Embedding, and returns the vector. Raises `RouteError` or `GatewayError`."""
         request = _Request(partial(translate.embedding_options, item, request_id), len(item.text) >= LARGE_CHARACTERS)
         return translate.embedding(await self._unary(target, request, _Call("Embedding"), pb.EmbeddingResult))
 

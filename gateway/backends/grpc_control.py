@@ -35,6 +35,8 @@ class GrpcBackendControl:
         self._dial = dial
 
     async def health(self, address: Address, token: str, timeout_seconds: float) -> None:
+        """Calls Health. Raises `BackendNotReady` if it does not answer "OK" within `timeout_seconds`."""
+
         async def ask(stub: BackendStub) -> pb.Reply:
             return await stub.Health(pb.HealthMessage(), metadata=names.bearer(token))
 
@@ -46,6 +48,8 @@ class GrpcBackendControl:
             raise BackendNotReady(f"Health answered {reply.message[:100]!r} instead of {HEALTHY!r}")
 
     async def load_model(self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float) -> None:
+        """Calls LoadModel. Raises `LoadFailed` if it does not succeed within `timeout_seconds`."""
+
         async def ask(stub: BackendStub) -> pb.Result:
             return await stub.LoadModel(options, metadata=names.bearer(token))
 
@@ -59,6 +63,8 @@ class GrpcBackendControl:
             raise LoadFailed(result.message or "the backend gave no reason")
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
+        """Calls Free, so that the backend lets its model go; a failure is logged and not raised."""
+
         async def ask(stub: BackendStub) -> pb.Result:
             return await stub.Free(pb.HealthMessage(), metadata=names.bearer(token))
 

@@ -11,7 +11,7 @@ import sys
 from typing import Final
 
 IDLE_SECONDS: Final = 15
-"""Of silence before the first question."""
+"""How long a connection is silent before the first question."""
 INTERVAL_SECONDS: Final = 5
 """Between two questions."""
 QUESTIONS: Final = 3
@@ -21,7 +21,7 @@ GIVE_UP_SECONDS: Final = 30
 
 
 def end_with_peer(transport: asyncio.BaseTransport) -> None:
-    """Of a connection in use. Does nothing to what is no TCP connection, or where the system has no such options."""
+    """Sets TCP keepalive. Does nothing to what is no TCP connection, or where the system has no such options."""
     connection = transport.get_extra_info("socket")
     if connection is None or sys.platform != "linux" or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return

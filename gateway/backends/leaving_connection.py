@@ -44,7 +44,7 @@ class LeavingConnection(Connection):
         super().__init__(connection, transport, config=config)
         self.is_leaving = False
         self._unsent: WeakSet[Stream] = WeakSet()
-        """Of calls whose request waits for room to be sent; those that are sent or over may be among them."""
+        """Streams of calls whose request waits for room to be sent; those that are sent or over may be among them."""
         _outlive_goaway(connection)
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
@@ -68,11 +68,13 @@ class LeavingConnection(Connection):
 
 
 def fail_unprocessed(stream: Stream) -> None:
+    """Ends the call of a stream with `NotProcessed`; does nothing to a stream that belongs to no call."""
     if stream.wrapper is not None:
         stream.wrapper.cancel(NotProcessed(LEAVES))
 
 
 def is_graceful(event: ConnectionTerminated) -> bool:
+    """Tells whether a GOAWAY carries NO_ERROR, so that open calls may go on (RFC 9113, 6.8)."""
     return event.error_code == ErrorCodes.NO_ERROR
 
 

@@ -54,4 +54,5 @@ def replica_token(cluster_secret: bytes, replica_id: ReplicaId) -> str:
 
 
 def bearer(token: str) -> Mapping[str, str]:
+    """Returns the gRPC metadata that presents a replica's token."""
     return MappingProxyType({AUTHORIZATION: f"Bearer {token}"})

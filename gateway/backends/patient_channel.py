@@ -89,6 +89,7 @@ class PatientChannel(Channel):
         return await super().__connect__()
 
     def close(self) -> None:
+        """Closes the channel's connections, those included whose backend is ending and still has calls."""
         for protocol in self._left:
             protocol.processor.close()
         self._left.clear()

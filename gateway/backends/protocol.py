@@ -72,9 +72,11 @@ class Backends(Protocol):
     ) -> AbstractAsyncContextManager[AnswerStream]:
         """Leaving the context ends the call, whether the answer was complete or not."""
 
-    async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion: ...
+    async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
+        """Returns the whole answer at once. Raises `RouteError` or `GatewayError`."""
 
-    async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding: ...
+    async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
+        """Returns the vector of the text. Raises `RouteError` or `GatewayError`."""
 
 
 class BackendNotReady(Exception):

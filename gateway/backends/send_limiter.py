@@ -13,6 +13,8 @@ TURN_SECONDS: Final = 5.0
 
 
 class SendLimiter:
+    """Has large requests sent to backends one after the other, since each takes much memory meanwhile."""
+
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
 

@@ -164,6 +164,7 @@ class ReplyReader:
         self._tool_calls: list[ToolCallDelta] = []
 
     def piece(self, reply: pb.Reply) -> Delta:
+        """Turns the next reply into a piece of the answer; its token counts are totals so far."""
         self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
         self._completion_tokens = max(self._completion_tokens, reply.tokens)
         if reply.chat_deltas:
@@ -201,7 +202,7 @@ class ReplyReader:
         )
 
     def _finish(self, reason: str | None) -> FinishReason:
-        """As the backend says; one that does not say has reached the limit if it made that many tokens."""
+        """Returns what the backend says; one that says nothing has reached the limit if it made that many tokens."""
         if reason in tuple(FinishReason):
             return FinishReason(reason)
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
