@@ -20,6 +20,8 @@ BACKOFF_MAX_SECONDS: Final = 300.0
 
 @dataclass
 class PlanBuilder:
+    """Collects the changes of one plan, and applies each to the working state at once."""
+
     ground: WorkingState
     new_replica_id: Callable[[], ReplicaId]
     failures: dict[ModelName, LoadFailure]
@@ -33,6 +35,7 @@ class PlanBuilder:
     again_at: float = inf
 
     def begin(self, spec: ModelSpec, place: Placement, because: str) -> None:
+        """Plans a new replica of the model at `place`; `because` is the reason that is logged."""
         replica = Replica(
             id=self.new_replica_id(),
             model=spec.name,
@@ -53,10 +56,12 @@ class PlanBuilder:
         self.look_again(place.again_at)
 
     def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
+        """Plans that the replica is drained or stopped, in place of what was planned for it before."""
         self.want[replica.id] = SetDesired(replica.id, desired, because)
         self.ground.put(replace(replica, desired=desired))
 
     def drop(self, replica: Replica, because: str) -> None:
+        """Plans that the record of a replica which is over is deleted."""
         self.forget.append(DeleteReplica(replica.id, because))
         self.ground.drop(replica)
 
@@ -73,6 +78,7 @@ class PlanBuilder:
         self.mark.append(SetLoadFailure(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke"))
 
     def note_success(self, spec: ModelSpec) -> None:
+        """Clears the model's load failure, since it is loaded now. Raises `KeyError` if it has none."""
         del self.failures[spec.name]
         self.mark.append(SetLoadFailure(spec.name, None, "it is loaded"))
 
@@ -82,6 +88,7 @@ class PlanBuilder:
             self.again_at = min(self.again_at, at)
 
     def finish(self) -> Plan:
+        """Returns the plan with all that was collected."""
         return Plan(
             start=tuple(self.start),
             want=tuple(self.want.values()),

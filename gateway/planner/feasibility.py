@@ -37,9 +37,9 @@ class FitCheck(NamedTuple):
     node: Node
     spec: ModelSpec
     tally: NodeResources
-    """Of the node as it is, or as it will be soon."""
+    """What is in use and free on the node now, or will be soon."""
     need_bytes: int | None
-    """Of the node's memory; None: unknown."""
+    """Bytes of the node's memory that the replica takes; None: unknown."""
     without: tuple[Replica, ...] = ()
     """Besides, if these had left, too: ready ones of other models."""
 
@@ -49,20 +49,20 @@ class Blockers:
     """What others would have to give up soon."""
 
     missing_bytes: int
-    """Of memory; 0 or less: none."""
+    """Bytes of memory; 0 or less: none."""
     rivals: frozenset[ReplicaId]
     """Replicas of models of the same exclusive group."""
 
 
 def ask_now(ground: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
-    """Of the node as it is."""
+    """Asks for room on the node with what is there now."""
     return FitCheck(
         ground, node, spec, ground.once(current_resources, node), memory_need(ground.state, node, spec.name)
     )
 
 
 def ask_soon(ground: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
-    """Of the node as it will be once those that leave have left and readings have settled."""
+    """Asks for room on the node once the replicas that leave have left and its readings have settled."""
     return FitCheck(
         ground, node, spec, ground.once(projected_resources, node), memory_need(ground.state, node, spec.name)
     )
@@ -183,7 +183,7 @@ def _missing_disk(question: FitCheck) -> tuple[int, int] | None:
 
 
 def _disk_bytes(ground: WorkingState, model: ModelName) -> int | None:
-    """Of the model's artifact; None: unknown, or there is nothing to fetch."""
+    """Returns the artifact's size in bytes. Returns None if it is unknown, or there is nothing to fetch."""
     requirement = ground.state.requirements.get(model)
     return None if requirement is None else requirement.disk_bytes
 

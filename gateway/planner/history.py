@@ -27,6 +27,8 @@ class ReleasedMemory:
 
 @dataclass(frozen=True)
 class PlanningHistory:
+    """Holds what the leader remembers from one plan to the next."""
+
     asked_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
     """When somebody last waited for the model: seconds of the registry's clock."""
     asked: frozenset[ModelName] = frozenset()

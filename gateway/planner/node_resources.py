@@ -30,25 +30,25 @@ NOT_HERE_YET: Final = frozenset({Observed.PLACED, Observed.FETCHING})
 
 @dataclass(frozen=True)
 class NodeResources:
-    """Of one node, as it is or as it will be soon."""
+    """Tells what is in use and free on one node now, or will be soon."""
 
     rows: tuple[Replica, ...]
     """Those that are in the way."""
     slots: Mapping[ModelName, frozenset[int]]
-    """By model: those that they hold."""
+    """Slot numbers that these replicas hold, by model."""
     free_bytes: int | None
     """Memory for a newcomer, what others have been promised taken off; None: unknown."""
 
 
 def current_resources(ground: WorkingState, node: Node) -> NodeResources:
-    """As it is."""
+    """Returns what is in use and free on the node now."""
     rows = ground.on(node)
     free = [_unused(ground, node), _unpromised(ground, node, rows), ground.once(projected_resources, node).free_bytes]
     return NodeResources(tuple(rows), _slots(rows), _least(free))
 
 
 def projected_resources(ground: WorkingState, node: Node) -> NodeResources:
-    """Once those that leave have left, and its readings have settled."""
+    """Returns what the node holds once the replicas that leave have left and its readings have settled."""
     rows = [row for row in ground.on(node) if not is_leaving(row)]
     free = _least([_unused_soon(ground, node), _unpromised(ground, node, rows)])
     claimed = sum(memory_need(ground.state, node, claim.model) or 0 for claim in ground.claims_on(node))
@@ -56,7 +56,7 @@ def projected_resources(ground: WorkingState, node: Node) -> NodeResources:
 
 
 def fetched_models(ground: WorkingState, node: Node) -> frozenset[ModelName]:
-    """Whose artifact is there, since a replica has come that far."""
+    """Returns the models whose artifact is on the node, since a replica of theirs has come that far."""
     return frozenset(row.model for row in ground.on(node) if row.observed not in NOT_HERE_YET)
 
 
@@ -75,7 +75,7 @@ def settles_at(ground: WorkingState, node: Node) -> float | None:
 
 
 def need_of(ground: WorkingState, node: Node, rows: Iterable[Replica]) -> int:
-    """Bytes of the node's memory, as far as is known."""
+    """Returns how many bytes of the node's memory the replicas take, as far as is known."""
     return sum(memory_need(ground.state, node, row.model) or 0 for row in rows)
 
 

@@ -109,7 +109,7 @@ def _soon(fitting: list[FitCheck]) -> Placement | None:
 
 
 def _by_eviction(questions: list[FitCheck]) -> Placement | None:
-    """As few as possible, and of those the ones that are least missed."""
+    """Finds the node on which the fewest replicas have to go, or, of several, where they are least missed."""
     ways = [(question, found) for question in questions if (found := victims(question))]
     best = min(ways, key=lambda way: (len(way[1]), -idlest(way[0].ground, way[1]), way[0].node.name), default=None)
     if best is None:

@@ -13,6 +13,8 @@ from gateway.planner.placement import NodeScore
 
 @dataclass(frozen=True)
 class StartReplica:
+    """Create `replica` on the node and in the slot that it names."""
+
     replica: Replica
     because: str
     scores: tuple[NodeScore, ...] = ()
@@ -30,6 +32,8 @@ class SetDesired:
 
 @dataclass(frozen=True)
 class DeleteReplica:
+    """Delete the record of a replica that is over."""
+
     replica_id: ReplicaId
     because: str
 
@@ -55,6 +59,8 @@ class Pending:
 
 @dataclass(frozen=True)
 class Plan:
+    """Lists what one round of planning changes, and which replicas it could not start."""
+
     start: tuple[StartReplica, ...] = ()
     want: tuple[SetDesired, ...] = ()
     forget: tuple[DeleteReplica, ...] = ()
@@ -66,6 +72,7 @@ class Plan:
     """When the same state has to be planned again because time alone changes the outcome (registry clock)."""
 
     def as_write(self) -> ControlWrite:
+        """Returns the plan's changes in the form in which the registry writes them."""
         return ControlWrite(
             place=tuple(entry.replica for entry in self.start),
             desire=tuple((entry.replica_id, entry.desired) for entry in self.want),

@@ -249,7 +249,7 @@ def _do_without(draft: PlanBuilder, spec: ModelSpec, place: Insufficient) -> Non
 
 
 def _old_ones(ground: WorkingState, spec: ModelSpec) -> list[Replica]:
-    """Of earlier revisions, which serve until a new one does."""
+    """Returns the replicas of earlier revisions, which serve until a new one does."""
     return [each for each in ground.of(spec.name) if each.revision != spec.revision and ground.is_staying(each)]
 
 

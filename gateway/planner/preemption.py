@@ -32,7 +32,7 @@ class PreemptionCandidate(NamedTuple):
 
     row: Replica
     bytes: int
-    """Of the node's memory: what it gives back."""
+    """Bytes of the node's memory that it gives back."""
     spare: int
     """Replicas that its model could do without."""
     waiting_since: float | None
@@ -60,7 +60,7 @@ def may_leave_at(ground: WorkingState, row: Replica) -> float:
 
 
 def _all_leavers(ground: WorkingState, node: Node) -> tuple[list[PreemptionCandidate], int]:
-    """Of the node, the longest unused first, and what they give back together."""
+    """Returns the node's evictable replicas, the longest unused first, and what bytes they give back together."""
     rows = [row for row in ground.on(node) if is_preemptible(ground, row)]
     rows.sort(key=lambda row: (-ground.idle_seconds(row), row.since, row.id))
     return _with_sum([_leaver(ground, node, row) for row in rows])
@@ -80,6 +80,7 @@ def _leaver(ground: WorkingState, node: Node, row: Replica) -> PreemptionCandida
 
 
 def is_preemptible(ground: WorkingState, row: Replica) -> bool:
+    """Tells whether the replica is ready, up to date and one that its model could do without."""
     spec = ground.state.models.get(row.model)
     if spec is None or row.revision != spec.revision or row.observed is not Observed.READY or is_leaving(row):
         return False
@@ -116,7 +117,7 @@ def _enough(
 
 
 def _has_to_yield(leaver: PreemptionCandidate, waiting_since: float | None) -> bool:
-    """To a model for which the oldest request waits for so long."""
+    """Tells whether it makes room for a model whose oldest request has waited since `waiting_since`."""
     if leaver.waiting_since is None:
         return True
     return waiting_since is not None and waiting_since < leaver.waiting_since

@@ -45,7 +45,7 @@ class WorkingState:
 
     def __post_init__(self) -> None:
         self.replicas = dict(self.state.replicas)
-        """As they will be once the plan is carried out; changed by `put` and `drop` only."""
+        """The replicas as they will be once the plan is carried out; changed by `put` and `drop` only."""
         self._on: dict[NodeId, dict[ReplicaId, Replica]] = {}
         self._of: dict[ModelName, dict[ReplicaId, Replica]] = {}
         self._live: dict[ModelName, tuple[Replica, ...]] = {}
@@ -68,11 +68,13 @@ class WorkingState:
             self._waiting_since[demand.model] = min(self._waiting_since.get(demand.model, inf), demand.since)
 
     def put(self, replica: Replica) -> None:
+        """Adds a replica, or replaces it by a changed one."""
         self.replicas[replica.id] = replica
         self._insert(replica)
         self._note_change(replica)
 
     def drop(self, replica: Replica) -> None:
+        """Removes a replica, and remembers what memory its node gets back by that."""
         self._note_change(replica)
         del self.replicas[replica.id], self._on[replica.node_id][replica.id], self._of[replica.model][replica.id]
         self.remembered = record_released(self.remembered, self.state, [replica], self.now)
@@ -83,7 +85,7 @@ class WorkingState:
         self._known.pop(node.id, None)
 
     def _note_change(self, replica: Replica) -> None:
-        """Of the replica itself; and whether others of its model may go depends on how many there are."""
+        """Forgets what was worked out: whether others of its model may go depends on how many there are."""
         self._live.pop(replica.model, None)
         for each in self._of[replica.model].values():
             self._known.pop(each.node_id, None)
@@ -97,18 +99,23 @@ class WorkingState:
         return cast("T", known[work_out])
 
     def on(self, node: Node) -> list[Replica]:
+        """Returns the replicas that are on the node once the plan is carried out."""
         return list(self._on.get(node.id, {}).values())
 
     def of(self, model: ModelName) -> list[Replica]:
+        """Returns the replicas that the model has once the plan is carried out."""
         return list(self._of.get(model, {}).values())
 
     def claims_on(self, node: Node) -> list[Reservation]:
+        """Returns the room on the node that is reserved for models."""
         return [claim for claim in self.claims if claim.node_id == node.id]
 
     def node_of(self, replica: Replica) -> Node | None:
+        """Returns the node that the replica is on. Returns None if there is no such node any more."""
         return self.state.nodes.get(replica.node_id)
 
     def use_of(self, replica: Replica) -> Usage:
+        """Returns what is known of the replica's requests; if nothing is, it counts as never used."""
         return self.usage.get(replica.id, NEVER_USED)
 
     def all_know(self, replica: Replica) -> bool:
@@ -141,6 +148,7 @@ class WorkingState:
         return self._live[spec.name]
 
     def is_staying(self, replica: Replica) -> bool:
+        """Tells whether the replica is to go on running, and its node is healthy."""
         node = self.node_of(replica)
         return replica.desired is Desired.RUN and node is not None and node.status is NodeStatus.HEALTHY
 
