@@ -7,6 +7,8 @@ from gateway.routing.reservation import ReserveSlot
 
 
 def claims_at(registry: SlotReserver) -> ReserveSlot:
+    """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
+
     async def claim_slot(claim: SlotRequest) -> ReplicaId | None:
         try:
             return await registry.claim_slot(claim)

@@ -21,12 +21,16 @@ RETRY_SECONDS: Final = 1.0
 
 
 class FailureReport(NamedTuple):
+    """Says why a replica is of no use, and whether it was lost with its worker."""
+
     because: str
     lost: bool
 
 
 @dataclass
 class FailureReporter:
+    """Tells the registry which replicas this gateway has found broken, so that the leader replaces them."""
+
     registry: Registry
     _unwritten: dict[ReplicaId, FailureReport] = field(default_factory=dict, init=False)
     _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
@@ -53,6 +57,7 @@ class FailureReporter:
         self._known = {each: lost for each, lost in self._known.items() if each in fleet or each in self._unwritten}
 
     async def run(self) -> NoReturn:
+        """Writes each report to the registry, again and again until that succeeds; runs until cancelled."""
         while True:
             await self._wake.wait()
             while self._unwritten:

@@ -50,7 +50,8 @@ class SessionLink(Protocol):
     """A session that is open at this gateway, as it is now."""
 
     @property
-    def number(self) -> int: ...
+    def number(self) -> int:
+        """Returns the session number, which grows with each session of the node."""
 
     @property
     def last_heard(self) -> float:
@@ -75,7 +76,7 @@ class _Change:
     """To be written: the node's link becomes `link`."""
 
     version: int
-    """Of the view upon which it was decided."""
+    """Version of the view upon which it was decided."""
     node: Node
     link: NodeStatus
     ended: bool

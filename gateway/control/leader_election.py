@@ -40,11 +40,12 @@ class LeaderElection:
 
     @property
     def term_seconds(self) -> float:
+        """Returns for how many seconds a gateway leads before it has to renew its term."""
         return self.gateway_ttl_seconds * TERM_SHARE
 
     @property
     def epoch(self) -> int | None:
-        """Of this gateway's term; None: it does not lead (any more)."""
+        """The epoch of this gateway's term; None: it does not lead (any more)."""
         return self._epoch if trio.current_time() < self._until else None
 
     def lose(self) -> None:

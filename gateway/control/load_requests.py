@@ -43,6 +43,8 @@ class _LoadRequest:
 
 
 class LoadRequests:
+    """Keeps the loads that were asked for without a request, until each has come to something."""
+
     def __init__(self, views: SnapshotStore[FleetView], changed: Callable[[], None]) -> None:
         """`changed` is called when a wish begins or ends."""
         self._views = views
@@ -65,6 +67,7 @@ class LoadRequests:
         self._changed()
 
     def drop(self, model: ModelName) -> None:
+        """Withdraws the load that was asked for, and wakes those in `wait_over`; does nothing if there is none."""
         wish = self._wishes.pop(model, None)
         if wish is not None:
             wish.over.set()
@@ -81,6 +84,7 @@ class LoadRequests:
             self.drop(model)
 
     def is_open(self, model: ModelName) -> bool:
+        """Tells whether a load of the model was asked for and has not come to anything yet."""
         return model in self._wishes
 
     def waiting(self) -> dict[ModelName, Waiting]:

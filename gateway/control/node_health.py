@@ -36,6 +36,8 @@ class Connectivity:
 
 @dataclass(frozen=True)
 class HealthSettings:
+    """Sets after how much silence a node is suspect, unhealthy or offline."""
+
     heartbeat_seconds: float
     stale_after_seconds: float
     misses: int
@@ -43,15 +45,19 @@ class HealthSettings:
 
     @property
     def suspect_after_seconds(self) -> float:
+        """Returns after how many seconds of silence the replicas of a node are probed."""
         return min(self.misses * self.heartbeat_seconds, self.stale_after_seconds)
 
     @property
     def offline_after_seconds(self) -> float:
+        """Returns after how many seconds of silence a node is not expected back any more."""
         return OFFLINE_FACTOR * self.stale_after_seconds
 
 
 @dataclass(frozen=True)
 class Assessment:
+    """Says what the link of a node is to become, and whether its replicas are to be probed."""
+
     link: NodeStatus
     suspect: bool
     """Its replicas are to be probed."""

@@ -46,6 +46,7 @@ class RequirementEstimates:
         self._tried: set[tuple[ModelName, Revision]] = set()
 
     async def run(self) -> NoReturn:
+        """Estimates models that nothing is known of, now and after each change of the view; runs until cancelled."""
         view = self._views.current
         while True:
             for spec in self._unknown(view.state):

@@ -35,6 +35,8 @@ COUNTS_SECONDS: Final = 0.5
 
 @dataclass
 class PeerStatePublisher:
+    """Puts together what this gateway publishes to the others, and applies what they publish."""
+
     gateway_id: GatewayId
     url: Callable[[], str]
     secret_fingerprint: str
@@ -88,6 +90,7 @@ class PeerStatePublisher:
         return {replica_id: Use(at) for replica_id, at in told.items()}
 
     def hear(self, heard: PeerStates, own: PeerState) -> None:
+        """Applies the leases and waiting requests of other gateways to routing, admission and the planner."""
         demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
         self.admission.hear(
             RemoteQueue(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since)
@@ -100,7 +103,7 @@ class PeerStatePublisher:
         self._wake_planner((*own.demand, *demand))
 
     def _wake_planner(self, demand: tuple[Demand, ...]) -> None:
-        """At once when somebody begins or ceases to wait, and now and then while their number changes."""
+        """Wakes the planner at once when somebody begins or ceases to wait, and at times while the number changes."""
         now, before = trio.current_time(), self._woken_for
         is_news = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
         if is_news or (demand != before and now >= self._woken_at + COUNTS_SECONDS):

@@ -38,6 +38,8 @@ RETRY_MAX_SECONDS: Final = 1.0
 
 @dataclass
 class PeerSync:
+    """Exchanges state with the other gateways through the registry, and notices when this one is cut off."""
+
     registry: Registry
     bulletin: PeerState
     """The last one that was made."""
@@ -67,6 +69,7 @@ class PeerSync:
 
     @property
     def has_peers(self) -> bool:
+        """Tells whether there were other gateways at the last exchange."""
         return bool(self.heard.others)
 
     def note_demand(self) -> None:

@@ -11,6 +11,8 @@ from gateway.domain.session import Report
 
 
 class LoadOutcome(StrEnum):
+    """Tells how the load of a replica ended."""
+
     READY = "ready"
     FAILED = "failed"
     STOPPED = "stopped"
@@ -69,6 +71,7 @@ class LoadProgress:
         return None if load is None else load.progress(now)
 
     def all_progress(self, now: float) -> dict[ReplicaId, Progress]:
+        """Returns how far each load is at `now` (trio clock, seconds)."""
         return {replica_id: load.progress(now) for replica_id, load in self._loads.items()}
 
     def keep_only(self, replicas: Container[ReplicaId]) -> None:

@@ -40,6 +40,7 @@ class ReadinessGate:
         return len(self._asked) + len(self._waiting)
 
     def ask(self, report: Report) -> None:
+        """Has the replica probed; its report is accepted once it has answered."""
         self._waiting.append(report)
         self._wake.set()
 

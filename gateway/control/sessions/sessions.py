@@ -27,7 +27,7 @@ LEAVE_SECONDS: Final = 2.0
 
 @dataclass
 class Sessions:
-    """By node; `run_session` is the whole life of one."""
+    """Keeps the open sessions of this gateway by node; `run_session` is the whole life of one."""
 
     settings: SessionSettings
     open: dict[NodeId, NodeSession] = field(default_factory=dict)
