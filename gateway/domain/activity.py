@@ -23,7 +23,7 @@ class Usage:
 def merge_usage(
     own: Mapping[ReplicaId, Usage], bulletins: Iterable[PeerState], now: float
 ) -> Mapping[ReplicaId, Usage]:
-    """Of each replica that had a request through any gateway. `now`: the clock of the bulletins, the registry's.
+    """Returns the usage of each replica that had a request through any gateway. `now`: seconds of the registry's clock.
 
     A replica is as busy as all its requests, idle only since the last of them ended, and silent only since the last
     piece of any answer.

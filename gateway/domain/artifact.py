@@ -105,7 +105,7 @@ def _with(artifact: str, fault: str | None) -> str | None:
 
 
 def shown(artifact: str) -> str:
-    """As errors and log lines show it: without what may be a secret, the user and the query."""
+    """The reference as errors and log lines show it: without what may be a secret, the user and the query."""
     head = re.split(r"[?#]", artifact, maxsplit=1)[0]
     scheme, slashes, rest = head.partition("://") if "://" in head else ("", "", head)
     authority, slash, path = rest.partition("/")
@@ -115,7 +115,7 @@ def shown(artifact: str) -> str:
 
 
 def without_user(artifact: str) -> str:
-    """As a store keeps it, whoever gives it: nobody can load it either way (see `url_fault`)."""
+    """The reference as a store keeps it: with its user masked, since nobody could load it anyway (see `url_fault`)."""
     if not artifact.lower().startswith(("https://", "http://")):
         return artifact
     if (hidden := shown(artifact)).endswith(f"//{MASK}"):
@@ -124,7 +124,7 @@ def without_user(artifact: str) -> str:
 
 
 def masked(artifact: str) -> str:
-    """As an administrator is shown it, who may put it again (see `unmasked`): all but the secrets in it."""
+    """The reference as an administrator is shown it, who may put it again (see `unmasked`): all but its secrets."""
     if not artifact.startswith(("https://", "http://")):
         return artifact if find_fault(artifact) is None else shown(artifact)
     try:

@@ -13,6 +13,8 @@ from gateway.domain.resources import UNKNOWN, Capacity, Requirement
 
 
 class NodeStatus(StrEnum):
+    """Whether a node may serve, and if not, why."""
+
     PENDING = "pending"
     """Waits for an admin's approval."""
     HEALTHY = "healthy"
@@ -56,6 +58,7 @@ class Node:
 
     @property
     def status(self) -> NodeStatus:
+        """The status: `pending` until approved, `draining` while an admin drains a healthy node, else `link`."""
         if not self.approved:
             return NodeStatus.PENDING
         if self.draining and self.link is NodeStatus.HEALTHY:
@@ -155,12 +158,13 @@ class ProbeOutcome(StrEnum):
 
     @property
     def may_serve(self) -> bool:
+        """Whether requests may be sent to a replica with this outcome."""
         return self in (ProbeOutcome.ALIVE, ProbeOutcome.BUSY)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Of the artifact that is being fetched; None is unknown."""
+    """How much of a replica's artifact has been fetched; None is unknown."""
 
     done_bytes: int | None = None
     total_bytes: int | None = None
@@ -169,14 +173,14 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """0 to 1."""
+        """The share that has been fetched, 0 to 1. Returns None if it is unknown."""
         if self.done_bytes is None or not self.total_bytes:
             return None
         return min(1.0, self.done_bytes / self.total_bytes)
 
     @property
     def eta_seconds(self) -> float | None:
-        """Until all is here, at the observed rate."""
+        """Seconds until all is here, at the observed rate. Returns None if that is unknown."""
         if self.done_bytes is None or self.total_bytes is None or not self.bytes_per_second:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.bytes_per_second

@@ -51,21 +51,29 @@ class BadRequest(GatewayError):
 
 
 class Unauthenticated(BadRequest):
+    """The request has no valid credential (401)."""
+
     status = 401
     code = "invalid_api_key"
 
 
 class Forbidden(BadRequest):
+    """The caller may not do this (403)."""
+
     status = 403
     code = "forbidden"
 
 
 class NotFound(BadRequest):
+    """The request names something that does not exist (404)."""
+
     status = 404
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
+    """The request names a model that does not exist (404, with OpenAI's code)."""
+
     code = MODEL_NOT_FOUND
 
     def __init__(self, model: ModelName) -> None:
@@ -75,6 +83,8 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(BadRequest):
+    """The path exists and does not take the request's method (405)."""
+
     status = 405
     code = "method_not_allowed"
 
@@ -87,21 +97,29 @@ class RequestTimeout(BadRequest):
 
 
 class Conflict(BadRequest):
+    """The request contradicts the present state of what it names (409)."""
+
     status = 409
     code = "conflict"
 
 
 class PayloadTooLarge(BadRequest):
+    """The request's body is larger than allowed (413)."""
+
     status = 413
     code = "request_too_large"
 
 
 class UnsupportedMediaType(BadRequest):
+    """The request's body is not of the type that the path takes (415)."""
+
     status = 415
     code = "unsupported_media_type"
 
 
 class HeadersTooLarge(BadRequest):
+    """The request's headers are larger than allowed (431, RFC 6585)."""
+
     status = 431
     code = "headers_too_large"
 
@@ -166,6 +184,8 @@ class InsufficientCapacity(Unavailable):
 
 
 class ShuttingDown(Unavailable):
+    """The gateway is shutting down and refuses the request or could not finish it (503)."""
+
     code = "shutting_down"
 
 
@@ -177,5 +197,7 @@ class BackendFailed(GatewayError):
 
 
 class Timeout(BackendFailed):
+    """A backend did not answer in time (504)."""
+
     status = 504
     code = "timeout"

@@ -18,4 +18,5 @@ Address = NewType("Address", str)
 
 
 def new_id() -> str:
+    """Returns a new random UUID (version 4) as text."""
     return str(uuid.uuid4())

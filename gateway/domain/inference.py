@@ -56,6 +56,8 @@ def kept_text(text: str) -> Text:
 
 @dataclass(frozen=True)
 class ChatMessage:
+    """One message of a conversation, as in OpenAI's chat API."""
+
     role: Literal["system", "user", "assistant", "tool"]
     content: Text
     name: str | None = None
@@ -144,5 +146,7 @@ class Completion:
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
+    """The embedding vector of one text, with the number of tokens that were read for it."""
+
     vector: tuple[float, ...]
     prompt_tokens: int

@@ -52,6 +52,7 @@ class ModelSpec:
 
     @property
     def slots(self) -> int:
+        """How many requests one replica serves at a time: `parallel`, else the backend's default."""
         return self.parallel or DEFAULT_PARALLEL.get(self.backend, 1)
 
     @cached_property

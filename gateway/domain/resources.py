@@ -8,6 +8,8 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Gpu:
+    """One GPU of a machine, or one MIG device of it; sizes are in bytes."""
+
     vendor: str
     """Lower case: `nvidia`."""
     name: str
@@ -21,6 +23,8 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Capacity:
+    """The hardware of a machine as far as its worker may use it, and how much of it is free."""
+
     gpus: tuple[Gpu, ...] = ()
     ram_bytes: int | None = None
     """What the worker may use: the machine's memory or its control group's limit, whichever is less."""
@@ -33,11 +37,12 @@ class Capacity:
 
     @property
     def vram_bytes(self) -> int | None:
-        """Of all GPUs together; None when there is none, or when one does not say."""
+        """The memory of all GPUs together. Returns None if there is no GPU, or if one does not say."""
         return _sum_known([gpu.vram_bytes for gpu in self._memories])
 
     @property
     def vram_free_bytes(self) -> int | None:
+        """The free memory of all GPUs together. Returns None if there is no GPU, or if one does not say."""
         return _sum_known([gpu.vram_free_bytes for gpu in self._memories])
 
     @property
@@ -59,6 +64,7 @@ class VramBudget:
     """Above 0 and up to 1."""
 
     def of(self, total_bytes: int) -> int:
+        """Returns how many bytes models may use of `total_bytes`; never more than that."""
         allowed = total_bytes if self.share is None else int(total_bytes * self.share)
         return min(allowed, total_bytes if self.amount is None else self.amount)
 

@@ -71,6 +71,7 @@ def newest_serving(state: ClusterState) -> frozenset[ModelName]:
 
 
 def matches_selector(node: Node, spec: ModelSpec) -> bool:
+    """Whether the node has every label that the model's selector asks for."""
     return all(node.labels.get(label) == value for label, value in spec.selector.items())
 
 

@@ -92,6 +92,8 @@ class LogChunk:
 
 @dataclass(frozen=True)
 class DesiredReplica:
+    """One replica of a `DesiredSet`: its model's spec, whether it is to run, drain or stop, and its token."""
+
     replica_id: ReplicaId
     spec: ModelSpec
     desired: Desired
@@ -121,6 +123,8 @@ class TailLogs:
 
 @dataclass(frozen=True)
 class EndTail:
+    """The gateway asks the worker to send no more lines for this `TailLogs`."""
+
     tail: int
 
 
