@@ -37,6 +37,8 @@ ENDED_MAX: Final = 10_000
 
 @dataclass(frozen=True)
 class AgentStatistics:
+    """A snapshot of a worker agent: its newest desired set and its running replicas."""
+
     epoch: int
     """Highest seen so far; -1: no desired set yet."""
     replicas: tuple[ReplicaStatistics, ...]
@@ -61,6 +63,7 @@ class Agent:
         self._changed = trio.Event()
 
     def statistics(self) -> AgentStatistics:
+        """Returns a snapshot of the agent and of each replica whose process has not ended."""
         return AgentStatistics(self._epoch, tuple(replica.statistics() for replica in self._living.values()))
 
     def all_reports(self) -> tuple[Report, ...]:
@@ -74,6 +77,7 @@ class Agent:
         return tuple(self._newest.values())
 
     def output_of(self, replica_id: ReplicaId) -> OutputLog | None:
+        """Returns the output of the replica's backend process. Returns None if no such replica runs here."""
         replica = self._living.get(replica_id)
         return replica.output if replica is not None else None
 

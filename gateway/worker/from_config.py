@@ -35,10 +35,12 @@ def worker_settings(
 
 
 def worker_name(config: Config) -> str:
+    """Returns the node's name: `worker.name` of the configuration, else the machine's host name."""
     return config.worker.name or socket.gethostname()
 
 
 def hello_of(config: Config, node_id: NodeId, boot_id: BootId, capacity: Capacity) -> Hello:
+    """Returns the first message of a session, from the configuration, the node's ids and its capacity."""
     worker = config.worker
     return Hello(
         node_id=node_id,
@@ -52,6 +54,7 @@ def hello_of(config: Config, node_id: NodeId, boot_id: BootId, capacity: Capacit
 
 
 def backend_programs(config: Config) -> Mapping[str, BackendProgram]:
+    """Returns the backend programs of the `[backends.NAME]` sections, by their names."""
     programs = {
         name: BackendProgram(
             section.command,
@@ -66,6 +69,7 @@ def backend_programs(config: Config) -> Mapping[str, BackendProgram]:
 
 
 def vram_budget(config: Config) -> VramBudget:
+    """Returns how much GPU memory models may use by `worker.vram_budget`: all of it if that is not set."""
     budget = config.worker.vram_budget
     if budget is None:
         return ALL_VRAM

@@ -26,6 +26,8 @@ class FolderInUse(Exception):
 
 @dataclass(frozen=True)
 class Identity:
+    """The node id that a worker keeps over restarts, with the credential that proves it."""
+
     node_id: NodeId
     boot_id: BootId
     """Of the agent that registered last."""

@@ -18,6 +18,7 @@ class Outbox:
         self._emptied = trio.Event()
 
     def put(self, report: Report) -> None:
+        """Queues a report in place of an unsent one of the same replica; never blocks."""
         self._waiting[report.replica_id] = report
         self._filled.set()
 

@@ -80,6 +80,8 @@ class ReplicaContext:
 
 @dataclass(frozen=True)
 class ReplicaStatistics:
+    """A snapshot of one replica on this machine; `pid` and `port` are None until they are known."""
+
     replica_id: ReplicaId
     observed: Observed
     pid: int | None
@@ -112,9 +114,11 @@ class ReplicaTask:
 
     @property
     def replica_id(self) -> ReplicaId:
+        """The id that the planner gave the replica."""
         return self._wish.replica_id
 
     def statistics(self) -> ReplicaStatistics:
+        """Returns a snapshot of the replica."""
         return ReplicaStatistics(self.replica_id, self._observed, self._pid, self._port)
 
     def desire(self, desired: Desired) -> None:

@@ -12,6 +12,8 @@ from gateway.worker.process.command import BackendProgram
 
 @dataclass(frozen=True)
 class WorkerSettings:
+    """What the configuration says to a worker: its folders, ports, addresses, bounds and backend programs."""
+
     state_folder: Path
     """Holds `processes.json`; one worker per folder."""
     models_dir: Path

@@ -65,6 +65,8 @@ class _Flight:
 
 @dataclass
 class Cache:
+    """The folder of fetched artifact files, where the least recently used make room for new ones."""
+
     folder: Path
     bytes_max: int | None = None
     dialler: HttpClient = field(default_factory=HttpClient)

@@ -12,6 +12,8 @@ GIB: Final = 2**30
 
 @dataclass(frozen=True)
 class CachedFile:
+    """One file of the artifact cache, with its size in bytes and the time it was last used."""
+
     path: Path
     size_bytes: int
     used_at: float
@@ -21,12 +23,16 @@ class CachedFile:
 
 @dataclass(frozen=True)
 class Disk:
+    """The size and the free space of the cache's file system, in bytes."""
+
     total_bytes: int
     free_bytes: int
 
 
 @dataclass(frozen=True)
 class DiskPlan:
+    """Which cached files to remove for a new one, or why it does not fit."""
+
     remove: tuple[CachedFile, ...]
     """Least recently used first."""
     shortage: str | None
@@ -58,6 +64,7 @@ def plan_disk_space(
 
 
 def describe_shortage(need_bytes: int, shortage: str, *, promised_bytes: int) -> str:
+    """Says in one line, for an error, how much does not fit and why."""
     others = f" beside the {_gib(promised_bytes)} that other downloads still need" if promised_bytes else ""
     return f"{_gib(need_bytes)} more do not fit here{others}: {shortage}"
 

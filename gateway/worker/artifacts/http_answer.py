@@ -52,6 +52,8 @@ class StartOver:
 
 @dataclass(frozen=True)
 class TryAgain:
+    """The server may answer a later request; `retry_after_seconds` is None if it did not say when."""
+
     reason: str
     retry_after_seconds: float | None = None
 
@@ -67,6 +69,7 @@ Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | HttpRefused
 
 
 def request_headers(asked: Asked) -> dict[str, str]:
+    """Returns the request's headers; they ask for the rest of the file only where that is safe (RFC 9110, 14.2)."""
     headers = {"accept-encoding": "identity", "user-agent": "gateway"}
     if asked.offset and (asked.etag is not None or asked.has_digest):
         headers["range"] = f"bytes={asked.offset}-"

@@ -47,6 +47,7 @@ class PartialFile:
             os.close(descriptor)  # it was finished, or removed, between the two calls
 
     def asked(self, *, has_digest: bool) -> Asked:
+        """Returns what the next request has to know of the part; one longer than the whole file is emptied first."""
         if self.total is not None and self.size > self.total:
             self.begin(None, None)
         return Asked(self.size, self.etag, self.total, has_digest)
@@ -70,11 +71,12 @@ class PartialFile:
 
     @property
     def sha256(self) -> str | None:
-        """Of all that is here, if it was written by this very object; else the file has to be read."""
+        """SHA-256 (hex) of the whole part. Returns None if it was not all written by this object."""
         return self._digest.hexdigest() if self._digest is not None else None
 
     @property
     def path(self) -> Path:
+        """The path of the part itself, `NAME.part`."""
         return self._path
 
     def promote(self) -> None:
@@ -84,14 +86,17 @@ class PartialFile:
         self._note_path.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Closes the file and gives up its lock; what was written stays for the next download."""
         os.close(self._descriptor)
 
 
 def part_of(target: Path) -> Path:
+    """Returns the path of the part of `target`, `NAME.part`."""
     return target.with_name(target.name + PART_SUFFIX)
 
 
 def note_of(target: Path) -> Path:
+    """Returns the path of the note beside the part of `target`, `NAME.note`."""
     return target.with_name(target.name + NOTE_SUFFIX)
 
 

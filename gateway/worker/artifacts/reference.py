@@ -18,17 +18,23 @@ _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 
 @dataclass(frozen=True)
 class Builtin:
+    """An artifact that comes with the gateway, `builtin:NAME`."""
+
     name: str
 
 
 @dataclass(frozen=True)
 class LocalFile:
+    """An artifact that is named by its path, `file:PATH`."""
+
     path: Path
     """A relative one lies in the models folder."""
 
 
 @dataclass(frozen=True)
 class WebFile:
+    """An artifact that is downloaded, from `https://` or from the Hugging Face hub (`hf://`)."""
+
     url: str
     """With neither user nor fragment."""
     is_from_hub: bool = False
@@ -93,7 +99,7 @@ def _checked(url: str, *, plain_loopback: bool) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """By the address itself: a name may lead anywhere."""
+    """Whether `host` is a loopback address; a name never counts, since it may lead anywhere."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

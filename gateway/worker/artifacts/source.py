@@ -29,6 +29,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 @dataclass(frozen=True)
 class Source:
+    """A URL from which an artifact is downloaded, with its credentials and with the addresses it may lead to."""
+
     url: str
     headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
     """Credentials: for the origin of `url` and for nobody else, wherever it redirects to."""
@@ -44,10 +46,15 @@ class Source:
 
 
 def origin_of(url: httpx.URL) -> tuple[str, str, int]:
+    """Returns the origin of `url`: its scheme, host and port, the scheme's default port included (RFC 6454)."""
     return url.scheme, url.host, url.port or {"https": 443, "http": 80}.get(url.scheme, 0)
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
+    """Looks up the addresses of `host` with the system's resolver, each of them once.
+
+    Raises `OSError` if there are none.
+    """
     found = await trio.socket.getaddrinfo(host, port, type=trio.socket.SOCK_STREAM)
     return tuple(dict.fromkeys(str(each[4][0]) for each in found))
 
@@ -89,7 +96,7 @@ async def _resolved(url: httpx.URL, resolve: Resolve) -> Sequence[str]:
 
 
 def build_request(source: Source, url: httpx.URL, address: str | None, headers: Mapping[str, str]) -> httpx.Request:
-    """To `address` if there is one; the server is still asked, and has to prove itself, by its name."""
+    """Builds a GET request to `address`, or to `url` if that is None; Host and the TLS name are those of `url`."""
     own = source.headers if origin_of(url) == origin_of(httpx.URL(source.url)) else NOTHING
     if address is None:
         return httpx.Request("GET", url, headers={**headers, **own})

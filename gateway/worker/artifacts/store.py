@@ -29,6 +29,8 @@ TINY_FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class Artifact:
+    """A model's file on this machine, ready to be loaded."""
+
     path: Path | None
     """Absolute. None: the backend needs no file."""
     size_bytes: int

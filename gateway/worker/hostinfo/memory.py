@@ -34,9 +34,12 @@ class MachineMemory(Protocol):
     """What we need of `psutil.virtual_memory()`, in bytes."""
 
     @property
-    def total(self) -> int: ...
+    def total(self) -> int:
+        """The machine's main memory, in bytes."""
+
     @property
-    def available(self) -> int: ...
+    def available(self) -> int:
+        """The memory that processes can take without swapping, in bytes."""
 
 
 def read_memory(root: Path = Path("/"), machine_memory: Callable[[], MachineMemory] = psutil.virtual_memory) -> Amounts:

@@ -28,15 +28,24 @@ Device = Any
 
 
 class MemoryInfo(Protocol):
+    """The memory of one GPU or MIG device as NVML reports it, in bytes."""
+
     @property
-    def total(self) -> int: ...
+    def total(self) -> int:
+        """The memory of the device, in bytes."""
+
     @property
-    def free(self) -> int: ...
+    def free(self) -> int:
+        """The memory of the device that nobody uses, in bytes."""
 
 
 class ProcessInfo(Protocol):
+    """A process that computes on a GPU, as NVML reports it."""
+
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The process id."""
+
     @property
     def usedGpuMemory(self) -> int | None:  # noqa: N802 - the library's name
         """None: the driver does not say."""
@@ -45,17 +54,38 @@ class ProcessInfo(Protocol):
 class Nvml(Protocol):
     """What we call of `pynvml`; everything raises `pynvml.NVMLError`."""
 
-    def nvmlInit(self) -> None: ...  # noqa: N802 - the library's names
-    def nvmlShutdown(self) -> None: ...  # noqa: N802
-    def nvmlDeviceGetCount(self) -> int: ...  # noqa: N802
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Device: ...  # noqa: N802
-    def nvmlDeviceGetName(self, handle: Device) -> str: ...  # noqa: N802
-    def nvmlDeviceGetUUID(self, handle: Device) -> str: ...  # noqa: N802
-    def nvmlDeviceGetMemoryInfo(self, handle: Device) -> MemoryInfo: ...  # noqa: N802
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Device) -> Sequence[ProcessInfo]: ...  # noqa: N802
-    def nvmlDeviceGetMigMode(self, device: Device) -> list[int]: ...  # noqa: N802
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: Device) -> int: ...  # noqa: N802
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Device, index: int) -> Device: ...  # noqa: N802
+    def nvmlInit(self) -> None:  # noqa: N802 - the library's names
+        """Opens the library."""
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        """Closes the library, once for each `nvmlInit`."""
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        """Returns the number of GPUs."""
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Device:  # noqa: N802
+        """Returns the handle of the GPU with this index, from 0."""
+
+    def nvmlDeviceGetName(self, handle: Device) -> str:  # noqa: N802
+        """Returns the product name of the device."""
+
+    def nvmlDeviceGetUUID(self, handle: Device) -> str:  # noqa: N802
+        """Returns the UUID of the device."""
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Device) -> MemoryInfo:  # noqa: N802
+        """Returns the memory of the device. Raises `NVMLError_NotSupported` if it has none of its own."""
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Device) -> Sequence[ProcessInfo]:  # noqa: N802
+        """Returns the processes that compute on the device."""
+
+    def nvmlDeviceGetMigMode(self, device: Device) -> list[int]:  # noqa: N802
+        """Returns the current and the pending MIG mode of a GPU."""
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Device) -> int:  # noqa: N802
+        """Returns how many MIG devices a GPU can be split into."""
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Device, index: int) -> Device:  # noqa: N802
+        """Returns the handle of a MIG device of a GPU. Raises `NVMLError_NotFound` if there is none at `index`."""
 
 
 def read_gpus(machine_memory: Amounts, nvml: Nvml = pynvml) -> tuple[Gpu, ...]:

@@ -36,6 +36,7 @@ def read_text(path: Path) -> str:
 
 
 def read_number(path: Path) -> int | None:
+    """Reads a non-negative whole number. Returns None if the file can't be read or holds anything else."""
     return to_number(read_text(path))
 
 
@@ -49,7 +50,7 @@ def to_number(text: str) -> int | None:
 
 
 def read_disk(models_dir: Path) -> Amounts:
-    """Of the nearest folder above that exists, while `models_dir` has not been made yet (P1)."""
+    """Reads how large and how free the disk of `models_dir`, or of the nearest folder above that exists, is (P1)."""
     folder = models_dir.absolute()
     for existing in (folder, *folder.parents):
         try:

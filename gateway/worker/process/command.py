@@ -57,6 +57,7 @@ def program_of(backend: str, configured: Mapping[str, BackendProgram]) -> Backen
 
 
 def command_line(program: BackendProgram, listen: Address) -> tuple[str, ...]:
+    """Returns the command that starts the program and has it listen on `listen`."""
     return (*program.command, "--addr", listen)
 
 

@@ -70,6 +70,6 @@ def _is_ours(name: str) -> bool:
 
 
 def looks_secret(name: str, value: str) -> bool:
-    """By its name, or since its value is a URL with a user, as that of a proxy or of a database may be."""
+    """Whether a variable seems to hold a secret, by its name or because its value is a URL with a user."""
     upper = name.upper()
     return any(fnmatchcase(upper, pattern) for pattern in SECRETS) or _USER_IN_URL.search(value) is not None

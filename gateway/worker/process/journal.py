@@ -27,6 +27,8 @@ LEFTOVER_SECONDS_MAX: Final = 10.0
 
 @dataclass(frozen=True)
 class ProcessRecord:
+    """A backend process that the worker has started, as it is kept on disk."""
+
     pid: int
     started: str | None
     """See `start_mark`; None: unknown, and then it is never killed."""

@@ -16,6 +16,7 @@ EXIT_NOT_STARTED: Final = 127
 
 
 def main(arguments: list[str]) -> NoReturn:
+    """Replaces this process with the command of `[WORKER_PID, "--", COMMAND...]`; exits with 127 if it can't."""
     worker_pid, command = int(arguments[0]), arguments[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -20,6 +20,8 @@ _LINE_END: Final = re.compile(rb"[\r\n]+")
 
 
 class Taken(NamedTuple):
+    """Lines that a `Follower` has taken, oldest first."""
+
     lines: tuple[str, ...]
     skipped: int
     """Lines that were lost before these because the follower did not keep up."""
@@ -38,11 +40,13 @@ class Follower:
         self._news.set()
 
     def put(self, lines: list[str]) -> None:
+        """Adds lines and never blocks; beyond `LINES_MAX` the oldest are dropped and counted as skipped."""
         self._skipped += max(0, len(self._lines) + len(lines) - LINES_MAX)
         self._lines.extend(lines)
         self._news.set()
 
     def end(self) -> None:
+        """Marks the output as ended, since the process has closed it."""
         self._ended = True
         self._news.set()
 

@@ -24,11 +24,18 @@ TryLock: TypeAlias = Callable[[int], Release | None]
 
 
 def machine_locks() -> TryLock:
-    """Those of all workers in this network namespace. Raises `OSError` where that needs a folder which is not ours."""
+    """Returns the locks that all workers in this network namespace share.
+
+    Raises `OSError` where that needs a folder which is not ours.
+    """
     return try_name if sys.platform == "linux" else folder_locks(_shared_folder())
 
 
 def try_name(port: int) -> Release | None:
+    """Locks the port by its name in the abstract namespace (unix(7)).
+
+    Returns None if somebody else has it. Raises `OSError`.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:  # not inherited by the processes that are started
         try:
             lock.bind(NAME.format(port))

@@ -15,6 +15,8 @@ MEASURE_SECONDS_MAX: Final = 5.0
 
 @dataclass(frozen=True)
 class ResourceUsage:
+    """The main memory and the GPU memory that a replica's processes hold, in bytes."""
+
     ram_bytes: int | None = None
     vram_bytes: int | None = None
     """None: not known, as of a GPU whose driver does not say which process holds how much."""
@@ -27,7 +29,10 @@ MeasureUsage: TypeAlias = Callable[[int], Awaitable[ResourceUsage]]
 
 
 async def measure_usage(pid: int) -> ResourceUsage:
-    """Of the process group led by `pid`, which must not have been reaped."""
+    """Measures the main and the GPU memory that the process group led by `pid` holds.
+
+    `pid` must not have been reaped. Returns `UNKNOWN_USAGE` after `MEASURE_SECONDS_MAX`.
+    """
     with trio.move_on_after(MEASURE_SECONDS_MAX):
         return await trio.to_thread.run_sync(_measure, pid, abandon_on_cancel=True)
     return UNKNOWN_USAGE

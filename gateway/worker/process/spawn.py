@@ -22,7 +22,8 @@ class BackendProcess(Protocol):
     """A started process. Has to be waited for until it has ended, else it stays a zombie."""
 
     @property
-    def pid(self) -> int: ...
+    def pid(self) -> int:
+        """The process id, which is also the id of its process group."""
 
     @property
     def output(self) -> trio.abc.ReceiveStream:
