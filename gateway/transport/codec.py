@@ -46,6 +46,7 @@ PROTOCOL: Final = 1
 
 
 def hello_message(hello: Hello) -> pb.FromWorker:
+    """Encodes a worker's first message."""
     return pb.FromWorker(
         hello=pb.Hello(
             protocol=PROTOCOL,
@@ -87,6 +88,7 @@ def read_hello(message: pb.FromWorker) -> Hello | None:
 
 
 def from_worker_message(record: FromWorker) -> pb.FromWorker:
+    """Encodes what a worker tells the gateway."""
     match record:
         case Report():
             return pb.FromWorker(report=_report_message(record))
@@ -230,6 +232,7 @@ def _gpu(message: pb.Gpu) -> Gpu:
 
 
 def to_worker_message(record: ToWorker) -> pb.ToWorker:
+    """Encodes what the gateway tells a worker."""
     match record:
         case DesiredSet():
             replicas = [_desired_replica_message(replica) for replica in record.replicas]
@@ -243,6 +246,7 @@ def to_worker_message(record: ToWorker) -> pb.ToWorker:
 
 
 def read_to_worker(message: pb.ToWorker) -> ToWorker | None:
+    """Decodes what the gateway tells a worker. Returns None for a message that only a newer gateway knows."""
     match message.WhichOneof("message"):
         case "desired_set":
             replicas = tuple(_desired_replica(replica) for replica in message.desired_set.replicas)

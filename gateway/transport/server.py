@@ -64,8 +64,10 @@ class SessionServer:
         tls: ssl.SSLContext | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Until cancelled; then every worker is told to go elsewhere. Reports started with the port, which 0 leaves to
-        the system. Raises `OSError` when it can't listen there."""
+        """Serves the sessions of workers until cancelled; then every worker is told to go elsewhere.
+
+        Reports started with the port, which 0 leaves to the system. Raises `OSError` when it can't listen there.
+        """
         with _listening_socket(host, port) as listening, self._accepted, self._to_serve:
             server = await self._bridge.run(_start_aio, self._attachments, listening, tls)
             try:

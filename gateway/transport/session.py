@@ -58,6 +58,7 @@ class Session:
         self._served = False
 
     def end(self, verdict: SessionEnd) -> None:
+        """Ends the session with `verdict`, which the worker is told; later calls change nothing."""
         if not self._verdict.done():
             self._verdict.set_result(verdict)
 

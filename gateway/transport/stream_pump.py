@@ -43,11 +43,17 @@ class StreamFailed(Exception):
 
 
 class MessageSource(Protocol[M_co]):
-    async def recv_message(self) -> M_co | None: ...
+    """The receiving half of a gRPC stream, on either side."""
+
+    async def recv_message(self) -> M_co | None:
+        """Waits for the next message. Returns None if the other side has ended its half."""
 
 
 class MessageSink(Protocol[M_contra]):
-    async def send_message(self, message: M_contra) -> None: ...
+    """The sending half of a gRPC stream, on either side."""
+
+    async def send_message(self, message: M_contra) -> None:
+        """Sends a message; waits while the other side's flow-control window is full."""
 
 
 async def read_aio(
@@ -140,6 +146,7 @@ async def run_until_read_aio(reading: Coroutine[Any, Any, None], writing: Corout
 
 
 async def end_tasks_aio(*tasks: "asyncio.Task[None]") -> None:
+    """Cancels the tasks and waits for their ends; their exceptions are dropped."""
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

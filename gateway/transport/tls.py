@@ -13,7 +13,7 @@ class TlsError(Exception):
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
-    """Of a gateway that shows `cert` (PEM, with its chain). Raises `TlsError`."""
+    """Returns the TLS context of a gateway that shows `cert` (PEM, with its chain). Raises `TlsError`."""
     for path in (cert, key):
         _check_readable(path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -31,7 +31,10 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
-    """Of a worker that trusts what `ca` (PEM) has signed; None: what the system trusts. Raises `TlsError`."""
+    """Returns the TLS context of a worker that trusts what `ca` (PEM) has signed; None: what the system trusts.
+
+    Raises `TlsError`.
+    """
     if ca is not None:
         _check_readable(ca)
     try:
@@ -44,8 +47,11 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 
 
 def peer_context(trusted: Iterable[Path]) -> ssl.SSLContext:
-    """Of a gateway that asks another one: it trusts what the system does and, besides, each certificate in `trusted`
-    (PEM), whether that has signed others or is the very one that the gateways of the fleet show. Raises `TlsError`."""
+    """Returns the TLS context of a gateway that asks another one.
+
+    It trusts what the system does and, besides, each certificate in `trusted` (PEM), whether that has signed others or
+    is the very one that the gateways of the fleet show. Raises `TlsError`.
+    """
     context = client_context(None)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     for path in trusted:

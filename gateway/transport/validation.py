@@ -51,7 +51,7 @@ def within(name: str, value: int, low: int, high: int) -> int:
 
 
 def share(message: Any, name: str) -> float | None:  # noqa: ANN401 - any message
-    """Above 0 and up to 1; None if it was not set. Raises `MessageRefused`."""
+    """The field's value, above 0 and up to 1. Returns None if it was not set. Raises `MessageRefused`."""
     if not message.HasField(name):
         return None
     value: float = getattr(message, name)
@@ -79,14 +79,17 @@ def identifier(message: Any, name: str) -> str:  # noqa: ANN401 - any message
 
 
 def word(text: str) -> str:
+    """Returns the text cut to `WORD_CHARACTERS_MAX`, with what can't be printed escaped."""
     return printable(text[:WORD_CHARACTERS_MAX])
 
 
 def words(texts: Sequence[str]) -> tuple[str, ...]:
+    """Returns the texts, each bounded and escaped by `word`."""
     return tuple(map(word, texts))
 
 
 def mapping(field: Mapping[str, str]) -> Mapping[str, str]:
+    """Returns a read-only copy of the map, each key and value bounded and escaped by `word`."""
     return MappingProxyType({word(key): word(value) for key, value in field.items()})
 
 
@@ -99,7 +102,7 @@ def error(text: str) -> str:
 
 
 def printable(text: str, but: str = "") -> str:
-    """With escapes (`\\x1b`) for what a terminal would obey or a reader would not see, except for `but`."""
+    """The text with escapes (`\\x1b`) for what a terminal would obey or a reader would not see, except for `but`."""
     if text.isprintable():
         return text
     return "".join(
