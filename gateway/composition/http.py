@@ -24,6 +24,7 @@ def build_http_app(
     metrics: RequestMetrics,
     limits: BodyLimits,
 ) -> HttpApp:
+    """Builds the HTTP application from its handlers; it lists every route of the gateway."""
     return HttpApp(
         (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
         PAGE_ROUTES,

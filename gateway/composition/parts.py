@@ -297,6 +297,7 @@ class Gateway:
         return self.exchange.heard.others
 
     def ready(self) -> Readiness:
+        """Returns what `/readyz` reports: which parts work, and whether this gateway can serve."""
         view, others, connected = self.views.current, self.others(), self.exchange.connected
         leads = self.leadership.epoch is not None or view.state.leader in others
         listens = bool(self.url) and not self.stop.is_set()

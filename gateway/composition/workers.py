@@ -103,6 +103,10 @@ async def _start_embedded_session(
 
 
 async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None:
+    """Starts to listen for the sessions of remote workers.
+
+    Raises `StartupError` if the port or the TLS files can't be used.
+    """
     config = gateway.config
     server = SessionServer(
         gateway.bridge,
@@ -135,7 +139,10 @@ async def _serve_session(
 
 
 def listener_tls(config: Config, *protocols: str) -> ssl.SSLContext | None:
-    """For a listener that speaks `protocols` (their ALPN names). Raises `StartupError`."""
+    """Returns the TLS context of a listener that speaks `protocols` (their ALPN names).
+
+    Returns None if no certificate is configured. Raises `StartupError` if the configured one can't be used.
+    """
     server = config.server
     if server.tls_cert is None or server.tls_key is None:
         return None
