@@ -9,7 +9,9 @@ LARGE_BLOCK_BYTES: Final = 512 * 1024
 
 
 def return_large_blocks() -> None:
-    """To be called once, at the start of a program. Does nothing where there is no glibc.
+    """Has glibc return large blocks of memory to the system as soon as they are free.
+
+    To be called once, at the start of a program. Does nothing where there is no glibc.
 
     glibc takes large blocks from the system one by one and gives each back when it is free, but it raises the size from
     which it does so with every such block, up to 32 MiB. After that a few large request bodies leave holes in the heap

@@ -95,6 +95,7 @@ class Reading:
     is_counter: bool = False
 
     def as_metric(self) -> Metric:
+        """Returns the reading as a Prometheus metric family."""
         family = (CounterMetricFamily if self.is_counter else GaugeMetricFamily)(
             self.name, self.help, labels=self.labels
         )
@@ -110,6 +111,7 @@ class StatisticsCollector(Collector):
         self._read = read
 
     def collect(self) -> Iterator[Metric]:
+        """Yields one metric family for each reading; `prometheus_client` calls it at each scrape."""
         for reading in self._read():
             yield reading.as_metric()
 
@@ -134,6 +136,8 @@ FORGET_SHARE: Final = 0.1
 
 
 class LoopLag:
+    """Measures how late Trio wakes a sleeping task, in seconds."""
+
     def __init__(self) -> None:
         self.seconds = 0.0
         """The worst lateness of late, fading."""
