@@ -82,6 +82,7 @@ class AioSender(Generic[T]):
                 raise asyncio.CancelledError from None
 
     def close(self) -> None:
+        """Closes the channel: its reader gets `trio.EndOfChannel` once it has taken what was sent."""
         self._channel.close()
 
 
