@@ -4,12 +4,13 @@ import trio
 
 
 class Wake:
-    """For one waiter. It says "look again", never what happened, so nothing is lost by setting it twice."""
+    """A wake-up for one task. It says "look again", never what happened, so nothing is lost by setting it twice."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
 
     def set(self) -> None:
+        """Wakes the waiting task, or else the next one that waits."""
         self._event.set()
 
     async def wait(self) -> None:
@@ -18,6 +19,6 @@ class Wake:
         self._event = trio.Event()
 
     async def wait_until(self, deadline: float) -> None:
-        """As `wait`, but no longer than to `deadline` (trio clock, seconds)."""
+        """Waits as `wait` does, but no longer than to `deadline` (trio clock, seconds)."""
         with trio.move_on_at(deadline):
             await self.wait()
