@@ -47,13 +47,15 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Allowance:
+    """How many frames or streams of one kind a peer may send: `at_once` in a burst, then `per_second`."""
+
     at_once: float
     per_second: float
 
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """For one connection."""
+    """What one HTTP/2 connection may send: an allowance for each kind of frame, and the largest header block."""
 
     control: Allowance
     """PING, SETTINGS, PRIORITY, CONTINUATION and whatever has no meaning here, each with or without ACK."""
