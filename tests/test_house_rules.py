@@ -112,7 +112,6 @@ def _callee(call: ast.Call) -> str | None:
             return None
 
 
-@pytest.mark.xfail(strict=True, reason="a third of the public names has no docstring")
 def test_every_public_class_and_function_says_what_it_is() -> None:
     bare = [
         f"{name_of(path)}:{node.lineno} {node.name}"
