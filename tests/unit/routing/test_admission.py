@@ -197,6 +197,26 @@ async def test_a_model_that_is_removed_ends_its_waiters(autojump_clock: trio.tes
     assert trio.current_time() == 0
 
 
+async def test_a_model_that_is_removed_ends_all_its_waiters_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    """Of all callers: nobody's end tells the next caller's line."""
+    bench, answered = RoutingBench(), list[str]()
+
+    async def request(caller: str) -> None:
+        with pytest.raises(ModelNotFound):
+            await bench.lease(caller=caller)
+        answered.append(caller)
+
+    async with trio.open_nursery() as nursery:
+        for caller in ("x", "y", "z", "x", "y", "z"):
+            nursery.start_soon(request, caller)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 6
+        bench.show(view(specs=[spec("other")]))
+    assert sorted(answered) == ["x", "x", "y", "y", "z", "z"]
+    assert trio.current_time() == 0
+    assert bench.waiting() == 0
+
+
 async def test_demand_begins_and_ends_with_the_queue(autojump_clock: trio.testing.MockClock) -> None:
     bench, seen = RoutingBench(), list[int]()
     bench.admission.on_demand_change = lambda: seen.append(bench.waiting())
