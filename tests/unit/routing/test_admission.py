@@ -384,6 +384,64 @@ async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
     assert served == ["earlier", "later"]
 
 
+@pytest.mark.parametrize("caller", [ORIGIN.caller, "another"])
+async def test_who_waits_behind_a_refused_request_that_hangs_up_asks_in_its_place(
+    autojump_clock: trio.testing.MockClock, caller: str
+) -> None:
+    """Only the first of a line watches when the replica may be asked again."""
+    bench, served_at, scope = one_slot(), list[float](), trio.CancelScope()
+    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+
+    async def refused() -> None:
+        with scope:
+            await bench.admission.wait_lease(ticket)
+
+    async def later() -> None:
+        with await bench.lease("later", caller=caller):
+            served_at.append(trio.current_time())
+
+    with await bench.admission.wait_lease(ticket) as lease:
+        bench.admission.note_refusal(ticket, lease)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refused)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(later)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 2
+        scope.cancel()
+    assert served_at == [pytest.approx(LIMITS.retry_interval_seconds)]
+    assert bench.in_flight() == bench.waiting() == 0
+
+
+async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_up(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """It does not come back to the queue, so nobody there is told by its leaving. The one who was first there hangs up,
+    too, and those of other callers are told nothing by that."""
+    bench, served_at, scope = one_slot(), list[float](), trio.CancelScope()
+    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+
+    async def leaver() -> None:
+        with scope:
+            await bench.lease(caller="x")
+
+    async def later() -> None:
+        with await bench.lease(caller="y"):
+            served_at.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        with await bench.admission.wait_lease(ticket) as lease:
+            for request in (leaver, later):
+                nursery.start_soon(request)
+                await trio.testing.wait_all_tasks_blocked()
+            bench.admission.note_refusal(ticket, lease)
+        await trio.testing.wait_all_tasks_blocked()
+        assert bench.waiting() == 2
+        scope.cancel()
+    assert served_at == [pytest.approx(LIMITS.retry_interval_seconds)]
+    assert bench.in_flight() == bench.waiting() == 0
+
+
 async def test_a_refused_replica_is_asked_again_as_soon_as_another_lease_on_it_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
