@@ -8,7 +8,7 @@ import pytest
 
 from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState, Demand, Node, Replica
-from gateway.domain.ids import ModelName, NodeId, ReplicaId
+from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Capacity, Gpu, Requirement
@@ -283,6 +283,15 @@ def test_a_model_that_is_waited_for_gives_way_to_older_requests_only(since: floa
     waiting = [demand(MODEL, since=since), demand(A, since=10.0)]
     seen = fleet(loaded(A), needs={A: 14, MODEL: 14}, nodes=[box(free=10)], waiting=waiting)
     assert evicted(decide(seen)) == (["a1"] if goes else [])
+
+
+@pytest.mark.parametrize("told", [(5.0, 15.0, 20.0), (20.0, 5.0, 15.0), (20.0, 15.0, 5.0)])
+def test_of_several_gateways_demand_the_oldest_request_counts(told: tuple[float, ...]) -> None:
+    """In whichever order they are read."""
+    several = [replace(demand(MODEL, since=since), gateway_id=GatewayId(f"g{since}")) for since in told]
+    waiting = [*several, demand(A, since=10.0)]
+    seen = fleet(loaded(A), needs={A: 14, MODEL: 14}, nodes=[box(free=10)], waiting=waiting)
+    assert evicted(decide(seen)) == ["a1"]
 
 
 def test_a_floor_evicts_what_nobody_waits_for() -> None:
