@@ -18,18 +18,22 @@ ONE, TWO = GatewayId("one"), GatewayId("two")
 
 
 class FarRegistry(MemoryRegistry):
-    """Can be out of reach of one gateway, and can keep its calls waiting."""
+    """Can be out of reach of one gateway, and can keep its calls, or its answers, waiting."""
 
     def __init__(self) -> None:
         super().__init__(trio.current_time)
         self.away_for: set[GatewayId] = set()
         self.answers_at: dict[GatewayId, float] = {}
+        self.answer_takes: dict[GatewayId, float] = {}
+        """Seconds for which an answer is under way; what was asked for is done by then."""
 
     async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         await trio.sleep_until(self.answers_at.get(gateway_id, 0.0))
         if gateway_id in self.away_for:
             raise RegistryError("no route to the database")
-        return await super().lead(gateway_id, term_seconds)
+        epoch = await super().lead(gateway_id, term_seconds)
+        await trio.sleep(self.answer_takes.get(gateway_id, 0.0))
+        return epoch
 
 
 @dataclass
@@ -117,6 +121,22 @@ async def test_l13_an_answer_that_was_long_under_way_counts_from_when_it_was_ask
         await trio.sleep(9)
         believed_until = two.one._until
         assert believed_until <= two.registry._leader.expires_at
+
+
+async def test_l13_a_term_whose_answer_comes_late_is_over_when_the_registry_says_so(autojump_clock: MockClock) -> None:
+    """It has begun when it was asked for, not when that was heard."""
+    async with open_two() as two:
+        two.registry.away_for.add(TWO)
+        two.registry.answer_takes[ONE] = 5.0
+        await trio.sleep(two.one.term_seconds / 4 + 5.1)  # the first renewal, and its answer
+        assert two.leaders() == {ONE: 1}
+        two.registry.away_for.add(ONE)
+        term_ends = two.registry._leader.expires_at
+        assert term_ends == pytest.approx(two.one.term_seconds * 5 / 4)
+        await trio.sleep_until(term_ends - 0.01)
+        assert two.leaders() == {ONE: 1}
+        await trio.sleep_until(term_ends + 0.01)
+        assert two.leaders() == {}
 
 
 async def test_a_short_outage_changes_nothing(autojump_clock: MockClock) -> None:
