@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.peers.sync import QUIET_FACTOR, PeerSync
+from gateway.control.peers.sync import BEAT_SECONDS_MAX, QUIET_FACTOR, RETRY_MAX_SECONDS, PeerSync
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.peers import PeerState, PeerStates
@@ -28,6 +28,8 @@ class CountingRegistry(MemoryRegistry):
         self.exchanges = Counter[GatewayId]()
         self.away = False
         self.hangs = False
+        self.answer_takes_seconds = 0.0
+        """What was said is heard by then."""
 
     async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
         self.exchanges[bulletin.gateway_id] += 1
@@ -35,7 +37,13 @@ class CountingRegistry(MemoryRegistry):
             await trio.sleep_forever()
         if self.away:
             raise RegistryError("no route to the database")
-        return await super().exchange(bulletin, ttl_seconds)
+        heard = await super().exchange(bulletin, ttl_seconds)
+        await trio.sleep(self.answer_takes_seconds)
+        return heard
+
+    def dead_at(self, gateway_id: GatewayId) -> float:
+        """When the gateway is dead for the others, by Trio's clock."""
+        return self._bulletins[gateway_id][1] - self.ahead_seconds
 
 
 @dataclass
@@ -161,6 +169,23 @@ async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: 
         await trio.sleep(1.1)
         assert is_connected(one)
         assert one.exchange.heard.others[TWO].leases == {REPLICA: 1}
+
+
+async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the_answer(
+    autojump_clock: MockClock,
+) -> None:
+    async with open_members(ONE) as [one]:
+        one.registry.answer_takes_seconds = 4.0
+        before = one.exchanges
+        await trio.sleep(1.5 * BEAT_SECONDS_MAX)
+        assert one.exchanges == before + 1, "the answer to this one is under way"
+        one.registry.away = True
+        dead_at = one.registry.dead_at(ONE)
+        await trio.sleep(BEAT_SECONDS_MAX + 3.0)
+        assert is_connected(one)
+        await trio.sleep(2 * TTL)
+        [cut_off_at] = one.cut_off_at
+        assert dead_at <= cut_off_at <= dead_at + BEAT_SECONDS_MAX + RETRY_MAX_SECONDS + 0.1  # with the next try
 
 
 async def test_an_exchange_that_hangs_is_given_up_and_counts_as_none(autojump_clock: MockClock) -> None:
