@@ -15,7 +15,7 @@ from gateway.control.peers.sync import PeerSync
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import node_session
 from gateway.control.sessions.log_streams import CHUNKS_MAX
-from gateway.control.sessions.node_session import SessionOver, SessionSettings, desired_set
+from gateway.control.sessions.node_session import SUPERSEDED, SessionOver, SessionSettings, desired_set
 from gateway.control.sessions.sessions import Sessions
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus, ProbeOutcome, Progress
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
@@ -306,6 +306,31 @@ async def test_h9_a_superseded_session_ends_and_its_reports_change_nothing(
         await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"))
         assert (await control.state()).replicas[replica_id].observed is Observed.PLACED
         await control.ended.wait()
+
+
+async def test_h9_the_end_of_an_older_session_leaves_the_newer_one_of_its_node(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with open_control() as control, trio.open_nursery() as nursery:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
+        to_gateway, from_worker = trio.open_memory_channel[FromWorker](8)
+        older = control.sessions.open[NODE]
+        await nursery.start(control.sessions.run_session, HELLO, to_worker, from_worker)
+        await control.ended.wait()
+        assert control.over == [SUPERSEDED]
+        newer = control.sessions.open[NODE]
+        assert newer.number > older.number
+        await to_gateway.send(Report(replica_id, Observed.READY, address=Address("127.0.0.1:9")))
+        after = await control.state()
+        assert (after.nodes[NODE].status, after.replicas[replica_id].observed) == (NodeStatus.HEALTHY, Observed.READY)
+        async with control.sessions.open_tail(NODE, replica_id, 5, follow=True) as chunks:
+            assert chunks is not None
+        await to_gateway.aclose()
+        await control.state()
+        assert control.sessions.open == {}
+        from_gateway.close()
 
 
 async def test_a_session_says_nothing_before_its_view_shows_that_it_has_begun(
