@@ -232,3 +232,44 @@ async def test_streams_are_what_openai_clients_read(tmp_path: Path) -> None:
     assert chunks[1]["choices"][0]["delta"] == {"content": "hello"}
     assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
     assert chunks[-1]["usage"] == {"prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3}
+
+
+@pytest.mark.parametrize("replies", [(), (pb.Reply(),)])
+async def test_a_stream_without_any_text_ends_with_its_counts(tmp_path: Path, replies: tuple[pb.Reply, ...]) -> None:
+    async with open_house(tmp_path) as house:
+        house.service.answer = answer_with(*replies)
+        chunks = await streamed_chunks(house, stream_options={"include_usage": True})
+    opening, finish, counts = chunks
+    assert opening["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert (finish["choices"][0]["delta"], finish["choices"][0]["finish_reason"]) == ({}, "stop")
+    assert counts["choices"] == []
+    assert counts["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+
+
+async def test_a_stream_that_ends_within_a_character_says_that_something_was_there(tmp_path: Path) -> None:
+    async with open_house(tmp_path) as house:
+        house.service.answer = answer_with(pb.Reply(message="hi 🙂".encode()[:-1], tokens=2))
+        chunks = await streamed_chunks(house)
+    contents = [chunk["choices"][0]["delta"].get("content") for chunk in chunks]
+    assert contents == ["", "hi ", "\ufffd", None]
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks] == [None, None, None, "stop"]
+
+
+def answer_with(*replies: pb.Reply) -> Any:
+    """Healthy and loaded, and these replies to every generation."""
+
+    async def answer(stream: ServerStream, request: Any) -> None:
+        if isinstance(request, pb.HealthMessage | pb.ModelOptions):
+            await answer_hello(stream, request)
+            return
+        for reply in replies:
+            await stream.send_message(reply)
+
+    return answer
+
+
+async def streamed_chunks(house: House, **fields: object) -> list[dict[str, Any]]:
+    response = await house.chat(stream=True, **fields)
+    events = [line.removeprefix("data: ") for line in response.text.splitlines() if line]
+    assert events.pop() == "[DONE]"
+    return [json.loads(event) for event in events]

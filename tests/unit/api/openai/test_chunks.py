@@ -46,6 +46,22 @@ def test_with_usage_the_last_chunk_counts_and_the_others_say_null() -> None:
     assert last["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
 
 
+@pytest.mark.parametrize("kind", [ChatChunks, CompletionChunks])
+@pytest.mark.parametrize("prompt_tokens", [0, 3])
+def test_with_usage_an_empty_answer_ends_with_its_counts(
+    kind: type[ChatChunks] | type[CompletionChunks], prompt_tokens: int
+) -> None:
+    encoder = kind(REQUEST, TINY, 5, include_usage=True)
+    reason, counts = [json.loads(chunk) for chunk in encoder.ending(Completion(FinishReason.STOP, prompt_tokens, 0))]
+    assert (reason["choices"][0]["finish_reason"], reason["usage"]) == ("stop", None)
+    assert counts["choices"] == []
+    assert counts["usage"] == {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 0,
+        "total_tokens": prompt_tokens,
+    }
+
+
 def test_reasoning_goes_to_its_own_field() -> None:
     deltas = [
         json.loads(chat().text(text, reasoning))["choices"][0]["delta"] for text, reasoning in [("", "hm"), ("a", "hm")]
