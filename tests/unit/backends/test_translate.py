@@ -119,6 +119,16 @@ def test_text_survives_any_split_into_replies(text: str, data: st.DataObject) ->
     assert read == text
 
 
+def test_the_rest_of_a_split_character_is_part_of_what_ends_the_answer() -> None:
+    """Nobody sends its end any more; that something was there is told all the same."""
+    streamed = ReplyReader(None)
+    assert streamed.piece(pb.Reply(message="a🙂".encode()[:-1])).text == "a"
+    assert streamed.completion("length").text == "\ufffd"
+    whole = ReplyReader(None)
+    piece = whole.piece(pb.Reply(message="é".encode()[:1]))
+    assert whole.completion("length", text="ab" + piece.text).text == "ab\ufffd"
+
+
 def test_counts_never_go_back() -> None:
     """Some backends send a total in the last reply only, some count up, some send 0 after it."""
     reader = ReplyReader(None)
