@@ -140,6 +140,16 @@ async def test_l22_a_failing_start_shows_exit_code_and_stderr(tmp_path: Path) ->
     )
 
 
+async def test_l22_what_a_process_wrote_last_can_be_read_after_it_was_reaped(tmp_path: Path) -> None:
+    said = b"so many words\n" * 1000  # less than the pipe takes: it ends without a reader
+    say = f"import os; os.write(1, {said[:14]!r} * 999); os.write(2, {said[:14]!r}); os.abort()"
+    with trio.fail_after(PATIENCE_SECONDS):
+        process = spawn_process((sys.executable, "-c", say), env={}, cwd=tmp_path)
+        assert await process.wait() == -signal.SIGABRT
+        async with process.output:
+            assert b"".join([bytes(chunk) async for chunk in process.output]) == said
+
+
 async def test_l22_a_missing_program_is_named(tmp_path: Path) -> None:
     settings = settings_in(tmp_path)
     with trio.fail_after(PATIENCE_SECONDS):

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 from structlog.testing import capture_logs
-from trio.testing import MockClock, wait_all_tasks_blocked
+from trio.testing import MemoryReceiveStream, MockClock, wait_all_tasks_blocked
 
 from gateway.backends.protocol import BackendNotReady, LoadFailed
 from gateway.domain.ids import Address
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredSet
 from gateway.worker.process.command import BackendProgram
-from gateway.worker.replica import PORT_ATTEMPTS_MAX
+from gateway.worker.replica import LAST_OUTPUT_SECONDS_MAX, PORT_ATTEMPTS_MAX
 from tests.fakes.worker_bench import open_worker, settings_in, wish
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
@@ -243,6 +243,30 @@ async def test_l22_an_exit_before_ready_shows_code_and_output(
     assert failed.exit_code == 3
     assert failed.error == (
         "the backend process exited with code 3 while loading (connection lost); its last output:\nCUDA not found"
+    )
+
+
+async def test_l22_what_a_process_wrote_just_before_its_end_is_read_after_it(
+    tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
+) -> None:
+    """The worker gets to it only a while after it has seen the end."""
+
+    async def come_late() -> None:
+        await trio.sleep(LAST_OUTPUT_SECONDS_MAX / 2)
+
+    async with open_worker(settings_in(tmp_path), spawn, control) as worker:
+        await worker.want(wish("a"))
+        await worker.wait_report("a", Observed.READY)
+        process = spawn.started[0]
+        assert isinstance(process.output, MemoryReceiveStream)
+        process.output.receive_some_hook = come_late
+        process.write("still up\n")  # for the read that has begun already
+        await wait_all_tasks_blocked()
+        process.write("out of memory\nabort")
+        process.end(-6)
+        gone = await worker.wait_report("a", Observed.GONE)
+    assert gone.error == (
+        "the backend process was killed by SIGABRT while ready; its last output:\nstill up\nout of memory\nabort"
     )
 
 
