@@ -23,6 +23,8 @@ class Turn:
     headers: Mapping[str, str] = field(default_factory=dict)
     """Added to the answer's own, or in their place; an empty one takes its own away."""
     ignores_range: bool = False
+    is_chunked: bool = False
+    """Says no length, and ends in order wherever it ends: also where it is cut."""
     body: bytes | None = None
     """Instead of the server's own: the file is another one from now on."""
     etag: str | None = None
@@ -78,11 +80,12 @@ class FileServer:
         if turn.body is not None:
             self.body, self.etag = turn.body, turn.etag
         status, headers, body = self._answer_to(request, turn)
-        said = {**headers, "connection": "close", **turn.headers}
+        coding = {"content-length": "", "transfer-encoding": "chunked"} if turn.is_chunked else {}
+        said = {**headers, "connection": "close", **coding, **turn.headers}
         lines = [f"HTTP/1.1 {status} X", *(f"{name}: {value}" for name, value in said.items() if value)]
         await stream.send_all("\r\n".join([*lines, "", ""]).encode())
         end = min(each for each in (turn.cut_after, turn.stall_after, len(body)) if each is not None)
-        await stream.send_all(body[:end])
+        await stream.send_all(b"%x\r\n%b\r\n0\r\n\r\n" % (end, body[:end]) if turn.is_chunked else body[:end])
         if turn.stall_after is not None:
             await stream.receive_some()
 

@@ -120,6 +120,20 @@ async def test_a_length_that_is_not_said_needs_a_hash(tmp_path: Path, clock: Moc
         assert await fetching.fetch(RIGHT) == FILE
 
 
+@pytest.mark.parametrize("total", [str(len(FILE)), "*"])
+async def test_a_rest_without_a_length_that_ends_early_is_not_the_whole_of_it(
+    tmp_path: Path, clock: MockClock, total: str
+) -> None:
+    """It ends in order, and there is no hash: only what was said of the whole file tells."""
+    place = {"content-range": f"bytes 1000-{len(FILE) - 1}/{total}"}
+    turns = (Turn(cut_after=1000), Turn(cut_after=500, is_chunked=True, headers=place))
+    async with open_file_server(FILE, *turns) as server:
+        fetching = Fetching(tmp_path, server)
+        assert await fetching.fetch() == FILE
+        assert server.ranges == [None, "bytes=1000-", "bytes=1500-"]
+        assert fetching.files() == [NAME]
+
+
 async def test_a_wrong_hash_is_asked_for_once_more(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(OTHER, Turn(), Turn(body=FILE, etag='"v2"')) as server:
         assert await Fetching(tmp_path, server).fetch(RIGHT) == FILE
