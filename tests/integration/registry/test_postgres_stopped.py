@@ -14,7 +14,7 @@ from gateway.registry.postgres.registry import open_postgres_registry
 STOPPED = """
 import asyncio, os, signal, sys, trio
 from gateway.bridge import open_bridge
-from gateway.registry.postgres_pool import Mode, open_postgres_pool
+from gateway.registry.postgres.pool import Mode, open_postgres_pool
 
 async def stop_aio(transaction):
     await transaction._connection.prepare("SELECT $1::int")

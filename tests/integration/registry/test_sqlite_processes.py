@@ -15,7 +15,7 @@ from gateway.registry.protocol import RegistryLocked
 
 HOLDER = """
 import sys, trio
-from gateway.registry.sqlite import open_sqlite_registry
+from gateway.registry.embedded.sqlite import open_sqlite_registry
 
 async def main():
     async with open_sqlite_registry(sys.argv[1]):
@@ -35,7 +35,7 @@ WRITER = """
 import itertools, os, sys, trio
 from gateway.domain.ids import new_id
 from gateway.registry.protocol import ControlWrite
-from gateway.registry.sqlite import open_sqlite_registry
+from gateway.registry.embedded.sqlite import open_sqlite_registry
 from tests.contract.samples import hello, join, replica
 
 async def main():

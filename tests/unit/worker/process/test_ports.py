@@ -76,7 +76,7 @@ def test_a_port_bound_by_a_program_without_locks_is_skipped_even_if_it_shares(
 HOLDER = """
 import sys
 from gateway.config.units import PortRange
-from gateway.worker.ports import PortAllocator
+from gateway.worker.process.ports import PortAllocator
 with PortAllocator(PortRange(int(sys.argv[1]), int(sys.argv[2])), "127.0.0.1").reserve() as port:
     print(port, flush=True)
     sys.stdin.read()
