@@ -19,7 +19,9 @@ from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
 from gateway.data_dir import StartupError
+from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import NodeStatus
+from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.registry.embedded.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
@@ -33,6 +35,13 @@ SECRET = "a-secret-that-is-long-enough-for-a-test"
 @asynccontextmanager
 async def one_registry(registry: MemoryRegistry) -> AsyncIterator[MemoryRegistry]:
     yield registry
+
+
+class PickingRegistry(MemoryRegistry):
+    """Strict mode's: it picks whatever there is."""
+
+    async def claim_slot(self, _claim: SlotRequest) -> ReplicaId | None:
+        return min((await self.read_state()).replicas, default=None)
 
 
 class Fleet:
@@ -59,11 +68,13 @@ class Fleet:
                 await stream.send_message(pb.Reply(message=b"hello", tokens=1, prompt_tokens=2))
 
     @asynccontextmanager
-    async def open_gateway(self, name: str, *, embedded: bool = False, secret: str = SECRET) -> AsyncIterator[Gateway]:
+    async def open_gateway(
+        self, name: str, *, embedded: bool = False, secret: str = SECRET, mode: str = "snapshot"
+    ) -> AsyncIterator[Gateway]:
         channels: list[Channel] = []
         config = parse_config(
             f'[server]\nport = 0\ndata_dir = "{self._folder / name}"\n[auth]\ncluster_secret = "{secret}"\n'
-            f'[registry]\nurl = "memory:"\n[worker]\nname = "box"\nembedded = {str(embedded).lower()}\n',
+            f'[registry]\nurl = "postgresql://nobody@127.0.0.1/none"\n[routing]\nmode = "{mode}"\n[worker]\nname = "box"\nembedded = {str(embedded).lower()}\n',
             {},
         )
         opened = open_gateway(
@@ -116,6 +127,23 @@ async def test_leases_of_one_gateway_count_at_the_other_until_they_end(fleet: Fl
             assert one.loads.use_of(replica_id).elsewhere == 0
             fleet.may_answer.set()
         await eventually(lambda: two.loads.use_of(replica_id).elsewhere == 0)
+
+
+@pytest.mark.parametrize("mode", ["snapshot", "strict"])
+async def test_r3_a_gateway_that_is_alone_tells_its_leases_only_in_strict_mode(tmp_path: Path, mode: str) -> None:
+    """There, one that has just come may pick by them before this one has heard of it."""
+    fleet = Fleet(tmp_path, PickingRegistry())
+    async with fleet.open_gateway("one", embedded=True, mode=mode) as one:
+        await chat(one)
+        [replica_id] = one.views.current.state.replicas
+        fleet.may_answer = trio.Event()
+        async with trio.open_nursery() as requests:
+            requests.start_soon(chat, one)
+            await eventually(lambda: one.loads.in_flight(replica_id) == 1)
+            told = one.exchange.fast(one.exchange.bulletin, one.exchange.has_peers).leases
+            fleet.may_answer.set()
+        assert not one.exchange.has_peers
+    assert told == ({replica_id: 1} if mode == "strict" else {})
 
 
 async def test_a_gateway_that_ends_is_followed_as_leader_and_forgotten(fleet: Fleet) -> None:
