@@ -23,7 +23,7 @@ from gateway.domain.plan_write import ControlWrite
 from gateway.registry.peer_rows import TEXT_COLUMNS
 from gateway.registry.postgres import listener as postgres_listener
 from gateway.registry.postgres.peer_sync import PeerStateCache
-from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
+from gateway.registry.postgres.pool import Bounds, Mode, PostgresPool, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import FORGET_DEAD_EVERY_SECONDS, PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.sql import RENEW_TERM
 from gateway.registry.protocol import RegistryError, StaleEpoch
@@ -117,9 +117,13 @@ async def test_m1_a_write_of_one_gateway_wakes_the_other(
     monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 2 * PATIENCE_SECONDS)
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
-            nursery.start_soon(put, one, "m")
-            await other.wait_newer(0)
-            assert (await other.read_state()).version == 1
+            await put(one, "m")
+            await other.wait_newer(
+                0
+            )  # maybe by the question that follows LISTEN: only what comes now is heard for sure
+            nursery.start_soon(put, one, "n")
+            await other.wait_newer(1)
+            assert (await other.read_state()).version == 2
 
 
 async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen(
@@ -378,6 +382,73 @@ async def test_a_connection_that_is_ended_in_a_transaction_costs_a_repetition(
                 await until_waiting(pool, 1)
                 await pool.transaction("end", Mode.PLAIN, partial(ask_aio, END_WAITING))
             assert set((await registry.read_state()).models) == {"m"}
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"), [("SELECT", LookupError), ("SELECT 1 / 0", RegistryError), ("SELECT", trio.Cancelled)]
+)
+async def test_no_connection_is_used_again_in_the_middle_of_a_transaction(
+    bridge: Bridge,
+    postgres_server: PostgresServer,
+    migrated_postgres_url: str,
+    statement: str,
+    error: type[BaseException],
+) -> None:
+    """Else the next commit would be that of what was broken off, too. The driver would notice, and complain."""
+    postgres_server.ask(migrated_postgres_url, "CREATE TABLE t (x int)")
+    has_written = trio.Event()
+    complaints: list[str] = []
+
+    async def break_off_aio(transaction: PostgresTransaction) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        await transaction.rows_aio("INSERT INTO t VALUES (1)")
+        await transaction.rows_aio(statement)
+        if error is LookupError:
+            raise LookupError
+        has_written.set()
+        await asyncio.Event().wait()
+
+    async def break_off(pool: PostgresPool) -> None:
+        with pytest.raises(error):
+            await pool.transaction("break_off", Mode.PLAIN, break_off_aio)
+        has_written.set()
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_postgres_pool(bridge, migrated_postgres_url, size=1) as pool:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(break_off, pool)
+                await has_written.wait()
+                nursery.cancel_scope.cancel()
+            await pool.transaction("write", Mode.PLAIN, partial(ask_aio, "INSERT INTO t VALUES (2)"))
+    assert complaints == []
+    assert postgres_server.ask(migrated_postgres_url, "SELECT x FROM t") == ["2"]
+
+
+FAILS_IN_COMMIT = """
+CREATE TABLE t (x int);
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '40001'; END $$;
+CREATE CONSTRAINT TRIGGER fails AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail()
+"""
+
+
+async def test_a_commit_that_nobody_knows_the_outcome_of_is_not_repeated(
+    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+) -> None:
+    """Whatever COMMIT is answered with, also what any other statement's transaction is repeated after."""
+    postgres_server.ask(migrated_postgres_url, FAILS_IN_COMMIT)
+    attempts = 0
+
+    async def write_aio(transaction: PostgresTransaction) -> None:
+        nonlocal attempts
+        attempts += 1
+        await transaction.rows_aio("INSERT INTO t VALUES (1)")
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
+            with pytest.raises(RegistryError, match="was lost during a commit, which may or may not have happened"):
+                await pool.transaction("write", Mode.PLAIN, write_aio)
+    assert attempts == 1
 
 
 async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
