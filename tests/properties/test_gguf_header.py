@@ -151,8 +151,9 @@ def test_the_limit_of_arrays_is_for_all_of_a_header_together(second: int) -> Non
     """Numbers and strings alike; the first array leaves one item to the others."""
     first = KEY + struct.pack("<IIQ", 9, 0, ARRAY_ITEMS_MAX - 1) + bytes(ARRAY_ITEMS_MAX - 1)
     beginning = struct.pack("<4sIQQ", b"GGUF", 3, 0, 2) + first + struct.pack("<Q1sII", 1, b"l", 9, second)
-    refusal = r"value of 'l' at byte .* claims a count of 2; at most 1 are read"
-    with pytest.raises(BrokenHeader, match=refusal) as caught:
+    with pytest.raises(
+        BrokenHeader, match=r"value of 'l' at byte \d+ claims a count of 2; at most 1 are read"
+    ) as caught:
         parse_header(beginning + struct.pack("<Q", 2) + bytes(16))
     assert not isinstance(caught.value, NeedMore)
     whole = parse_header(beginning + struct.pack("<Q", 1) + bytes(8))

@@ -74,7 +74,8 @@ class Fleet:
         channels: list[Channel] = []
         config = parse_config(
             f'[server]\nport = 0\ndata_dir = "{self._folder / name}"\n[auth]\ncluster_secret = "{secret}"\n'
-            f'[registry]\nurl = "postgresql://nobody@127.0.0.1/none"\n[routing]\nmode = "{mode}"\n[worker]\nname = "box"\nembedded = {str(embedded).lower()}\n',
+            f'[registry]\nurl = "postgresql://nobody@127.0.0.1/none"\n[routing]\nmode = "{mode}"\n'
+            f'[worker]\nname = "box"\nembedded = {str(embedded).lower()}\n',
             {},
         )
         opened = open_gateway(
