@@ -451,6 +451,34 @@ async def test_a_commit_that_nobody_knows_the_outcome_of_is_not_repeated(
     assert attempts == 1
 
 
+DIES_IN_COMMIT = """
+CREATE TABLE t (x int);
+CREATE FUNCTION die() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$;
+CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION die()
+"""
+
+
+@pytest.mark.xfail(strict=True, reason="ending a connection that has ended raises what counts as transient")
+async def test_a_commit_whose_connection_ends_is_not_repeated(
+    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+) -> None:
+    """Its connection ends after COMMIT was said: if that has happened, once more would be twice."""
+    postgres_server.ask(migrated_postgres_url, DIES_IN_COMMIT)
+    attempts = 0
+
+    async def write_aio(transaction: PostgresTransaction) -> None:
+        nonlocal attempts
+        attempts += 1
+        await transaction.rows_aio("INSERT INTO t VALUES (1)")
+
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
+            with pytest.raises(RegistryError, match="was lost during a commit, which may or may not have happened"):
+                await pool.transaction("write", Mode.PLAIN, write_aio)
+    assert attempts == 1
+
+
 async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
 ) -> None:
