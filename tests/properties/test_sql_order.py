@@ -22,7 +22,7 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import Candidate, build_view
 from gateway.registry import rows
-from gateway.registry.postgres import sql as sql
+from gateway.registry.postgres import sql
 from gateway.registry.postgres.pool import Connection, PostgresTransaction
 from gateway.registry.postgres.reserve_slot import Picked, pick_aio
 from gateway.registry.rows import SqlValue

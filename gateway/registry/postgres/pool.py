@@ -69,6 +69,8 @@ class PostgresTransaction:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.statements = 0
+        self.is_committing = False
+        """COMMIT was sent: what becomes of the transaction is the server's to say from then on."""
 
     async def rows_aio(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
         """Executes one statement and returns all its rows. Raises an error of asyncpg."""
@@ -136,20 +138,28 @@ class PostgresPool:
 
     async def _attempt_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:
         connection = await self._pool.acquire()
+        transaction = PostgresTransaction(connection)
         try:
             async with asyncio.timeout(bounds.attempt_seconds):
-                return await self._transaction_aio(connection, method, mode, work, bounds)
-        except TimeoutError:
+                return await self._transaction_aio(transaction, connection, method, mode=mode, work=work, bounds=bounds)
+        except TimeoutError as error:
             # A server that does not answer here answers on none of the older connections.
             await self._pool.expire_connections()
+            if transaction.is_committing:
+                raise CommitUnknown from error
             raise
         finally:
             await self._pool.release(connection)
 
     async def _transaction_aio(
-        self, connection: Connection, method: str, mode: Mode, work: Work[Result], bounds: Bounds
+        self,
+        transaction: PostgresTransaction,
+        connection: Connection,
+        method: str,
+        mode: Mode,
+        work: Work[Result],
+        bounds: Bounds,
     ) -> Result:
-        transaction = PostgresTransaction(connection)
         is_over = False
         try:
             await connection.execute(_begin(mode, bounds))
@@ -159,13 +169,14 @@ class PostgresPool:
                 await connection.execute("ROLLBACK")
                 is_over = True
                 raise
+            transaction.is_committing = True
             await _commit_aio(connection)
             is_over = True
             return result
         finally:
             self.statements[method] += transaction.statements
             if not is_over:
-                connection.terminate()
+                _end_connection(connection)
 
 
 def _begin(mode: Mode, bounds: Bounds) -> str:
@@ -177,6 +188,12 @@ def _begin(mode: Mode, bounds: Bounds) -> str:
     settings = "".join(f"; SET LOCAL {name} = {round(seconds * 1000)}" for name, seconds in limits.items())
     # Compiling one of our statements takes a hundred times as long as running it.
     return f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL jit = off{settings}{mode.value}"
+
+
+def _end_connection(connection: Connection) -> None:
+    """Nobody may use it again. One that has broken by itself is not there to be ended any more."""
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
 
 
 async def _commit_aio(connection: Connection) -> None:

@@ -30,7 +30,7 @@ from gateway.domain.ids import GatewayId, ReplicaId, new_id
 from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PeerStates
 from gateway.registry import rows
 from gateway.registry.clock import RegistryClock
-from gateway.registry.postgres import sql as sql
+from gateway.registry.postgres import sql
 from gateway.registry.postgres.errors import check_url
 from gateway.registry.postgres.listener import VersionListener
 from gateway.registry.postgres.peer_sync import PeerStateCache

@@ -118,7 +118,9 @@ def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
         return StartOver(f"the file has {total} bytes now, it had {asked.total}")
     if asked.etag is not None and etag is not None and etag != asked.etag:
         return StartOver("the file has changed")
-    return Body(first, total if total is not None else asked.total, etag or asked.etag)
+    known = total if total is not None else asked.total
+    # The rest to the end was asked for, so that the last byte announced is the file's where nobody says its length.
+    return Body(first, last + 1 if known is None else known, etag or asked.etag)
 
 
 def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> Verdict:

@@ -223,7 +223,7 @@ async def test_l15_a_term_that_is_prolonged_in_the_last_moment_is_not_taken(
 STOPPED = """
 import os, signal, sys, trio
 from gateway.bridge import open_bridge
-from gateway.registry.postgres import open_postgres_registry
+from gateway.registry.postgres.registry import open_postgres_registry
 from gateway.registry.store import EVERYTHING
 
 def stop(tables, now):
@@ -459,7 +459,6 @@ CREATE CONSTRAINT TRIGGER dies AFTER INSERT ON t DEFERRABLE INITIALLY DEFERRED F
 """
 
 
-@pytest.mark.xfail(strict=True, reason="ending a connection that has ended raises what counts as transient")
 async def test_a_commit_whose_connection_ends_is_not_repeated(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
 ) -> None:
