@@ -99,9 +99,12 @@ def _without_any_number_of_arguments() -> Iterator[str]:
     """Names of classes and functions of ours, but for those that take as many values of one kind as there are."""
     for _, tree in trees():
         for node in ast.walk(tree):
-            is_function = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
-            if isinstance(node, ast.ClassDef) or (is_function and node.args.vararg is None):
-                yield node.name
+            match node:
+                case ast.ClassDef(name=name):
+                    yield name
+                case ast.FunctionDef(name=name, args=args) | ast.AsyncFunctionDef(name=name, args=args):
+                    if args.vararg is None:
+                        yield name
 
 
 def _callee(call: ast.Call) -> str | None:
