@@ -38,6 +38,11 @@ CREDENTIAL_SECONDS: Final = 10.0
 """For a new connection to show a credential, however often it tries."""
 IDLE_SECONDS: Final = 30.0
 """How long a connection may stay open after its session."""
+LINGER_SECONDS: Final = 2.0
+"""How long a connection that was refused is still read. Bytes that nobody reads would make the kernel reset it, and the
+reset would overtake the GOAWAY that says why."""
+LINGER_BYTES: Final = 4 * 1024 * 1024
+"""How much of it is read meanwhile, and thrown away."""
 HEADER_BYTES_MAX: Final = 16 * 1024
 """Of one call; a credential is short."""
 LIMITS: Final = FrameLimits(
@@ -135,6 +140,8 @@ class _BoundedConnection(H2Protocol):
         self._meter = FrameMeter(LIMITS)
         self._steps: deque[bytes] = deque()
         """What was received and not worked on yet."""
+        self._linger_bytes: int | None = None
+        """How much may still arrive after a GOAWAY. None before it."""
         self._idle: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -158,6 +165,9 @@ class _BoundedConnection(H2Protocol):
 
     def data_received(self, data: bytes) -> None:
         """In small steps: whatever else this process does has a turn in between."""
+        if self._linger_bytes is not None:
+            self._throw_away(len(data))
+            return
         is_idle = not self._steps
         try:
             self._steps.extend(self._meter.read(data, asyncio.get_running_loop().time()))
@@ -181,11 +191,22 @@ class _BoundedConnection(H2Protocol):
     def _send_away(self, flood: Flood) -> None:
         log.warning("link.flood", reason=str(flood), peer=self.transport.get_extra_info("peername"))
         self._steps.clear()
+        self._linger_bytes = LINGER_BYTES
         with suppress(ProtocolError):
             self.connection._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)  # noqa: SLF001
         self.connection.flush()
-        self.processor.close("The peer sends too much")
-        self.transport.abort()
+        self.handler.close()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self.transport.resume_reading()
+        self._stop_timer()
+        self._idle = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)
+
+    def _throw_away(self, size: int) -> None:
+        assert self._linger_bytes is not None  # noqa: S101
+        self._linger_bytes -= size
+        if self._linger_bytes < 0:
+            self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -200,7 +221,7 @@ class _BoundedConnection(H2Protocol):
 
     def end_use(self) -> None:
         self._uses -= 1
-        if not self._uses and not self.lost.done():
+        if not self._uses and not self.lost.done() and self._linger_bytes is None:
             self._await_use(IDLE_SECONDS)
 
     def _await_use(self, seconds: float) -> None:
