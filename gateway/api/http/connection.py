@@ -200,7 +200,8 @@ class _Tasks(TaskGroup):
 class Inbox:
     """What has come of a request and its handler has not read. The end of the client always fits. Once the handler
     answers, it is not interested in the rest of the body: with hypercorn's own inbox a refused body that nobody reads
-    would hold its connection for ever."""
+    would hold its connection for ever. Only that more of the body has come, or its end, is still told, since a
+    connection must not be closed under a client that writes its whole body before it reads the answer."""
 
     def __init__(self, messages_max: int) -> None:
         self._messages_max = messages_max
@@ -215,11 +216,13 @@ class Inbox:
             self._disconnect = message
             self._drop_rest()
             return
-        while len(self._messages) >= self._messages_max:
+        while len(self._messages) >= self._messages_max and not self._is_answered:
             await self._changed.wait()
-        if not self._is_answered:
-            self._messages.append(message)
-            self._note_change()
+        if self._is_answered:
+            self._messages.clear()
+            message = {**message, "body": b""}
+        self._messages.append(message)
+        self._note_change()
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI
         """Wait for the request's next ASGI message; once all are read and the client has left, it is the disconnect."""

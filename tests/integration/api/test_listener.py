@@ -4,13 +4,18 @@ import socket
 from typing import Final
 
 import pytest
+import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from gateway.api.http.connection import Inbox
+from gateway.api.http.exchange import LINGER_IDLE_SECONDS
 from tests.fakes.listener_bench import (
     DO,
     FLOOD,
+    FLOOD_PART,
     HEALTH,
+    PATIENCE,
     SOON,
     let_time_pass,
     open_listener,
@@ -124,3 +129,28 @@ async def test_clients_that_have_left_before_they_are_served_are_no_failure() ->
             assert await read_response(client) == 200
             await bench.wait_connections(1)
     assert [each["event"] for each in logs if each["log_level"] == "error"] == []
+
+
+async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(mock_clock: MockClock) -> None:
+    """However long that takes, if more comes all the time: each part is more than the sockets of both sides hold, so
+    the gateway has taken some of it when the client has written it."""
+    parts = 3
+    async with open_listener() as bench:
+        client = await bench.connect()
+        await client.send_all(DO.replace(b"Length: 2\r\n\r\n{}", b"Length: %d\r\n\r\n" % (parts * len(FLOOD_PART))))
+        for _ in range(parts):
+            await client.send_all(FLOOD_PART)
+            mock_clock.jump(0.8 * LINGER_IDLE_SECONDS)
+        assert await read_response(client) == 413
+        mock_clock.rate = 1.0
+        assert await read_to_end(client) == b""
+
+
+async def test_the_end_of_a_refused_body_ends_its_connection() -> None:
+    """Nothing waits for more of it."""
+    inbox = Inbox(messages_max=2)
+    inbox.note_answer()
+    for number in range(4):
+        await inbox.put({"type": "http.request", "body": b"much", "more_body": number < 3})
+    with trio.fail_after(PATIENCE):
+        assert await inbox.receive() == {"type": "http.request", "body": b"", "more_body": False}
