@@ -478,6 +478,32 @@ async def test_a_commit_whose_connection_ends_is_not_repeated(
     assert attempts == 1
 
 
+async def test_a_commit_that_is_not_answered_in_time_is_not_repeated(
+    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+) -> None:
+    """It has happened here, and its answer is lost on the way: once more would be twice."""
+    postgres_server.ask(migrated_postgres_url, "CREATE TABLE t (x int)")
+    commits = 0
+
+    async with open_relay(postgres_server.port) as relay:
+        relayed = migrated_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
+
+        async def write_aio(transaction: PostgresTransaction) -> None:
+            nonlocal commits
+            await transaction.rows_aio("INSERT INTO t VALUES (1)")
+            commits += 1
+            relay.down.hold()
+
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_postgres_pool(bridge, relayed) as pool:
+                await pool.transaction("connect", Mode.PLAIN, partial(ask_aio, "SELECT"))
+                with pytest.raises(RegistryError, match="was lost during a commit, which may or may not have happened"):
+                    await pool.transaction("write", Mode.PLAIN, write_aio, Bounds(attempt_seconds=1.0))
+                relay.down.release()
+    assert commits == 1
+    assert postgres_server.ask(migrated_postgres_url, "SELECT x FROM t") == ["1"]
+
+
 async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
     bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
 ) -> None:
