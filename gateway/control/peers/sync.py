@@ -10,6 +10,9 @@ One exchange at a time, in one statement; how soon the next one comes:
 | the registry could not be used                         | a growing pause                                    |
 
 Never two within `interval_seconds`, whatever the requests do.
+
+The others count a gateway as dead `ttl_seconds` after it was last heard, which is never before it has asked. So one
+that is cut off knows it by its own clock, at the latest when they do: whatever it waits for, it waits no longer.
 """
 
 from collections.abc import Callable
@@ -99,11 +102,14 @@ class PeerSync:
         if trio.current_time() >= self._slow_at + SLOW_SECONDS:
             self._slow_at = trio.current_time()
             self.bulletin = self.slow(self.bulletin)
-        async with self.turn:
-            self.bulletin = self.fast(self.bulletin, self.has_peers)
-            asked_at = trio.current_time()
-            heard = await self._ask()
-        self._note_success(heard, asked_at)
+        with trio.move_on_at(self._silence_ends_at):
+            async with self.turn:
+                self.bulletin = self.fast(self.bulletin, self.has_peers)
+                asked_at = trio.current_time()
+                heard = await self._ask()
+            self._note_success(heard, asked_at)
+            return
+        raise RegistryError(f"nothing could be exchanged with the registry for {self.ttl_seconds:g} s")
 
     async def _ask(self) -> PeerStates:
         """Raises `RegistryError`."""
@@ -122,13 +128,23 @@ class PeerSync:
     async def _note_failure(self, error: RegistryError) -> None:
         log.warning("peers.sync_failed", error=str(error), retry_seconds=self._retry_seconds)
         self.connected = False
-        if not self._is_cut_off and trio.current_time() - self._heard_at >= self.ttl_seconds:
-            log.error("fleet.cut_off", seconds=round(trio.current_time() - self._heard_at, 1))
-            self._is_cut_off = True
-            self._forget_what_others_have()
-            self.on_cut_off()
-        await trio.sleep(self._retry_seconds)
+        retry_at = trio.current_time() + self._retry_seconds
         self._retry_seconds = min(2 * self._retry_seconds, RETRY_MAX_SECONDS)
+        if self._silence_ends_at <= retry_at:
+            await trio.sleep_until(self._silence_ends_at)
+            self._note_cut_off()
+        await trio.sleep_until(retry_at)
+
+    def _note_cut_off(self) -> None:
+        log.error("fleet.cut_off", seconds=round(trio.current_time() - self._heard_at, 1))
+        self._is_cut_off = True
+        self._forget_what_others_have()
+        self.on_cut_off()
+
+    @property
+    def _silence_ends_at(self) -> float:
+        """When this gateway will be dead for the others if it can say nothing more; infinity if it is already."""
+        return inf if self._is_cut_off or self._heard_at == -inf else self._heard_at + self.ttl_seconds
 
     def _forget_what_others_have(self) -> None:
         """They still live, as far as is known, but what they said is too old to count."""

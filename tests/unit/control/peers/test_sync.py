@@ -1,7 +1,7 @@
 """A gateway's voice in its fleet: how often it speaks, what it hears, and when it knows that it is cut off."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from gateway.control.peers.sync import BEAT_SECONDS_MAX, QUIET_FACTOR, RETRY_MAX_SECONDS, PeerSync
+from gateway.control.peers.sync import BEAT_SECONDS_MAX, QUIET_FACTOR, PeerSync
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.peers import PeerState, PeerStates
@@ -184,8 +184,32 @@ async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the
         await trio.sleep(BEAT_SECONDS_MAX + 3.0)
         assert is_connected(one)
         await trio.sleep(2 * TTL)
-        [cut_off_at] = one.cut_off_at
-        assert dead_at <= cut_off_at <= dead_at + BEAT_SECONDS_MAX + RETRY_MAX_SECONDS + 0.1  # with the next try
+        assert one.cut_off_at == pytest.approx([dead_at])
+
+
+CUTS: dict[str, Callable[[Member], None]] = {
+    "fails": lambda one: setattr(one.registry, "away", True),
+    "hangs": lambda one: setattr(one.registry, "hangs", True),
+    "is not asked": lambda one: one.exchange.turn.acquire_nowait(),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS.values(), ids=CUTS)
+@pytest.mark.parametrize("last_answer_takes_seconds", [0.0, 4.9])
+async def test_a_gateway_knows_no_later_than_the_others_that_it_is_dead(
+    cut: Callable[[Member], None], last_answer_takes_seconds: float, autojump_clock: MockClock
+) -> None:
+    """Whatever it is at: a pause before the next try, a question without an answer, a wait for its turn."""
+    for offset in range(3):
+        async with open_members(ONE, TWO) as [one, _]:
+            one.registry.answer_takes_seconds = last_answer_takes_seconds
+            await trio.sleep(BEAT_SECONDS_MAX + offset / 3)
+            while one.exchange.turn.locked():  # noqa: ASYNC110 - the lock has no event for it
+                await trio.sleep(0.01)
+            cut(one)
+            dead_at = one.registry.dead_at(ONE)
+            await trio.sleep(2 * TTL)
+            assert one.cut_off_at == pytest.approx([dead_at])
 
 
 async def test_an_exchange_that_hangs_is_given_up_and_counts_as_none(autojump_clock: MockClock) -> None:
