@@ -30,10 +30,9 @@ NO_WAY_THERE: Final = frozenset(
 
 HEALTHY: Final = b"OK"
 """What Health answers, and nothing else (backend-protocol.md B3)."""
-SOMEBODY_ELSE: Final = frozenset(
-    {Status.UNAUTHENTICATED, Status.PERMISSION_DENIED, Status.UNIMPLEMENTED, Status.NOT_FOUND}
-)
-"""How Health is answered by who does not know our token, or has no Health: every backend has."""
+TOO_BUSY: Final = frozenset({Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED})
+"""How Health is answered by a server whose threads all work on calls. Any other error is no answer of a healthy
+backend: a proxy whose backend is gone says UNAVAILABLE, and who does not know our token UNAUTHENTICATED."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
 """With which an HTTP/2 client begins (RFC 9113, 3.4): the last bytes are a SETTINGS frame without any."""
 FRAME_TYPE_AT: Final = 3
@@ -42,7 +41,11 @@ SETTINGS: Final = b"\x04"
 
 
 class _NotOurs(Exception):
-    """What answered is no backend."""
+    """What answered is no backend, or none that works."""
+
+
+class _TooBusy(Exception):
+    """It lives, and has no time for Health."""
 
 
 class GrpcProbe:
@@ -54,21 +57,22 @@ class GrpcProbe:
         self._dial = dial
 
     async def __call__(self, target: Target) -> ProbeOutcome:
-        """- answered as Health is, or with an error of gRPC's by who is too busy or unwell: alive;
-        - anything else answered, or an error that says it is somebody else (`SOMEBODY_ELSE`): gone;
-        - refused, or the connection broke: gone;
+        """- answered as Health is, or refused as our protocol refuses calls (full, draining): alive;
+        - answered that it is too busy (`TOO_BUSY`): busy;
+        - anything else answered, any other error of gRPC's included: gone;
+        - refused by the machine, or the connection broke: gone;
         - no way to the machine: unreachable;
         - silent: one TCP connect decides between busy and unreachable.
         """
         with trio.move_on_after(self._timeout_seconds * (1 - 2 * CONNECT_SHARE)):
             try:
                 await self._bridge.run(self._ask_aio, target)
-            except GRPCError as error:
-                return ProbeOutcome.GONE if error.status in SOMEBODY_ELSE else ProbeOutcome.ALIVE
+            except _TooBusy:
+                return ProbeOutcome.BUSY
             except OSError as error:
                 no_way = isinstance(error, gaierror) or error.errno in NO_WAY_THERE
                 return ProbeOutcome.UNREACHABLE if no_way else ProbeOutcome.GONE
-            except (_NotOurs, StreamTerminatedError, CancelledByAsyncio):
+            except (_NotOurs, GRPCError, StreamTerminatedError, CancelledByAsyncio):
                 return ProbeOutcome.GONE
             return ProbeOutcome.ALIVE
         timeout_seconds = self._timeout_seconds * CONNECT_SHARE
@@ -91,14 +95,17 @@ class GrpcProbe:
 
 
 async def _read_answer_aio(stream: Stream[Any, pb.Reply]) -> None:
-    """Raises `GRPCError`, `_NotOurs`."""
+    """Raises `_TooBusy`, `_NotOurs`."""
     try:
         reply = await stream.recv_message()
         await stream.recv_trailing_metadata()
     except GRPCError as error:
-        if stream.initial_metadata is None:  # HTTP's status or content type: who answered does not speak gRPC
-            raise _NotOurs(error.message) from error
-        raise
+        speaks_grpc = stream.initial_metadata is not None  # else the status is one of HTTP, or its content type is
+        if speaks_grpc and names.REFUSED in (stream.trailing_metadata or {}):
+            return
+        if speaks_grpc and error.status in TOO_BUSY:
+            raise _TooBusy from error
+        raise _NotOurs(error.message) from error
     except (DecodeError, NotImplementedError, AssertionError) as error:
         raise _NotOurs(str(error)) from error
     if reply is None or reply.message != HEALTHY:

@@ -149,10 +149,10 @@ class ProbeOutcome(StrEnum):
     ALIVE = "alive"
     """It answered."""
     BUSY = "busy"
-    """It does not answer, but its machine takes connections for it: a proof of life. Another replica is preferred,
-    nothing is removed (H1, H2)."""
+    """It does not answer, but its machine takes connections for it, or it says that it has no time: a proof of life.
+    Another replica is preferred, nothing is removed (H1, H2)."""
     GONE = "gone"
-    """Nobody listens at its address, or somebody else does."""
+    """Nobody listens at its address, or somebody else does, or what answers there does not work."""
     UNREACHABLE = "unreachable"
     """No answer of any kind: the way there is broken, or the machine is. Not routable from this gateway."""
 

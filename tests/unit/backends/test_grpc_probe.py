@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import trio
-from grpclib import GRPCError, Status
+from grpclib import Status
 from grpclib.client import Channel
 from grpclib.server import Server
 from h2.config import H2Configuration
@@ -24,7 +24,7 @@ from h2.events import RequestReceived
 
 from gateway.backends.channel_pool import Dial, dial
 from gateway.backends.grpc_probe import GrpcProbe, can_connect
-from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.backends.metadata import REFUSED, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import Target
 from gateway.bridge import open_bridge
@@ -178,29 +178,30 @@ async def test_no_way_to_the_machine_is_not_taken_for_a_dead_replica(error: OSEr
     assert await probe("127.0.0.1:1", PATIENT_SECONDS, dial=lambda _address: NoWayChannel(error)) is outcome
 
 
-@pytest.mark.parametrize(
-    ("status", "outcome"),
-    [
-        (Status.INTERNAL, ProbeOutcome.ALIVE),
-        (Status.UNAVAILABLE, ProbeOutcome.ALIVE),
-        (Status.RESOURCE_EXHAUSTED, ProbeOutcome.ALIVE),
-        (Status.UNIMPLEMENTED, ProbeOutcome.GONE),
-        (Status.NOT_FOUND, ProbeOutcome.GONE),
-        (Status.PERMISSION_DENIED, ProbeOutcome.GONE),
-    ],
-)
-async def test_an_error_of_a_backend_is_a_sign_of_life_and_one_of_somebody_else_is_none(
-    status: Status, outcome: ProbeOutcome
-) -> None:
-    async def answer(_stream: ServerStream, _request: object) -> None:
-        raise GRPCError(status)
+@pytest.mark.parametrize("status", [status for status in Status if status is not Status.OK])
+async def test_h2_an_error_is_no_answer_of_a_healthy_backend_except_by_one_that_is_too_busy(status: Status) -> None:
+    """A server whose threads all stream lives by what it streams; it is not to be given up for that."""
+    too_busy = status in {Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED}
+    assert await probe_error(status, {}) is (ProbeOutcome.BUSY if too_busy else ProbeOutcome.GONE)
+
+
+@pytest.mark.parametrize("status", [Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED])
+@pytest.mark.parametrize("why", ["full", "draining"])
+async def test_r13_who_refuses_all_calls_alike_lives_and_finishes_those_it_has(status: Status, why: str) -> None:
+    assert await probe_error(status, {REFUSED: why}) is ProbeOutcome.ALIVE
+
+
+async def probe_error(status: Status, trailers: dict[str, str]) -> ProbeOutcome:
+    async def answer(stream: ServerStream, _request: object) -> None:
+        await stream.send_trailing_metadata(status=status, metadata=trailers)
 
     async with open_bridge() as bridge:
         service = InMemoryBackend()
         service.answer = answer
         async with open_in_memory(bridge, service) as channel:
-            assert await GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)(target("a:1")) is outcome
+            outcome = await GrpcProbe(bridge, PATIENT_SECONDS, lambda _address: channel)(target("a:1"))
         assert service.metadata[0]["authorization"] == f"Bearer {TOKEN}"
+        return outcome
 
 
 @pytest.mark.parametrize("said", [b"", b"ok", b"OK\n", b"<html>"])
