@@ -93,6 +93,25 @@ def test_a_replica_is_where_its_worker_advertises_to_be() -> None:
     assert "10.0.0.7, which the worker advertises" in elsewhere.error
 
 
+@pytest.mark.parametrize(
+    ("advertised", "address", "accepted"),
+    [
+        ("gpu-1.example.net", "gpu-1.example.net:20100", True),
+        ("gpu-1.example.net", "GPU-1.Example.NET.:20100", True),
+        ("gpu-1.example.net", "10.0.0.7:20100", False),
+        ("gpu-1.example.net", "gpu-1:20100", False),
+        ("10.0.0.7", "gpu-1.example.net:20100", False),
+        ("localhost", "127.0.0.1:20100", False),
+    ],
+)
+def test_another_name_of_the_advertised_host_is_another_host(advertised: str, address: str, accepted: bool) -> None:
+    """No name is looked up, since it may lead elsewhere a moment later. An agent makes its addresses of what it
+    advertises, so that only one that means harm says another name of its host."""
+    report = AdvertisedHost.of_hello(hello(advertised), "127.0.0.1").checked(ready(address))
+    assert report.observed is (Observed.READY if accepted else Observed.FAILED)
+    assert (report.address is not None) is accepted
+
+
 def test_an_older_worker_that_does_not_say_what_it_advertises_has_one_host_all_the_same() -> None:
     advertised = AdvertisedHost.of_hello(hello(None), "10.0.0.9")
     assert advertised.checked(ready("10.0.0.7:20100")).observed is Observed.READY
