@@ -1,7 +1,9 @@
 """HTTP/2 at its edges: answers that nobody reads, floods of frames that cost their sender nothing, odd requests."""
 
 import socket
+import ssl
 import struct
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -9,8 +11,10 @@ import pytest
 import trio
 
 from gateway.api.http.http2 import LIMITS, STREAMS_MAX
+from tests.fakes.certificates import make_authority
 from tests.fakes.h2_client import HEAD, H2Client, raw_frame
 from tests.fakes.listener_bench import NEVER, SOON, ListenerBench, open_listener, read_to_end
+from tests.integration.harness import WAIT_SECONDS, running_gateway
 
 CALM: Final = 11
 CANCEL: Final = 8
@@ -306,3 +310,26 @@ async def test_a_client_may_give_up_all_that_it_has_at_once() -> None:
         last = await client.ask("/do")
         await client.read_until(lambda: last in client.ended)
         assert client.goaway is None
+
+
+@pytest.mark.parametrize(
+    ("setting", "spoken", "version"), [("true", "h2", "HTTP/2"), ("false", "http/1.1", "HTTP/1.1")]
+)
+def test_tls_offers_http2_only_where_the_configuration_allows_it(
+    tmp_path: Path, setting: str, spoken: str, version: str
+) -> None:
+    authority = make_authority(tmp_path / "ca")
+    cert, key = authority.issue("127.0.0.1")
+    config = f'[server]\nhttp2 = {setting}\ntls_cert = "{cert}"\ntls_key = "{key}"\n'
+    with running_gateway(tmp_path / "gateway", config) as gateway:
+        context = ssl.create_default_context(cafile=str(authority.cert))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        address = httpx.URL(gateway.url)
+        with (
+            socket.create_connection((address.host, address.port), WAIT_SECONDS) as plain,
+            context.wrap_socket(plain, server_hostname=address.host) as client,
+        ):
+            assert client.selected_alpn_protocol() == spoken
+        with httpx.Client(http2=True, verify=context, timeout=WAIT_SECONDS) as able:
+            answer = able.get(f"{gateway.url}/healthz")
+        assert (answer.status_code, answer.http_version) == (200, version)
