@@ -51,9 +51,12 @@ class _TooBusy(Exception):
 class GrpcProbe:
     """`Probe` over real connections. Raises nothing that the other side can cause; takes no longer than its time."""
 
-    def __init__(self, bridge: Bridge, timeout_seconds: float, dial: Dial = dial) -> None:
+    def __init__(
+        self, bridge: Bridge, timeout_seconds: float, dial: Dial = dial, *, connect_share: float = CONNECT_SHARE
+    ) -> None:
         self._bridge = bridge
-        self._timeout_seconds = timeout_seconds
+        self._ask_seconds = timeout_seconds * (1 - 2 * connect_share)
+        self._connect_seconds = timeout_seconds * connect_share
         self._dial = dial
 
     async def __call__(self, target: Target) -> ProbeOutcome:
@@ -64,7 +67,7 @@ class GrpcProbe:
         - no way to the machine: unreachable;
         - silent: one TCP connect decides between busy and unreachable.
         """
-        with trio.move_on_after(self._timeout_seconds * (1 - 2 * CONNECT_SHARE)):
+        with trio.move_on_after(self._ask_seconds):
             try:
                 await self._bridge.run(self._ask_aio, target)
             except _TooBusy:
@@ -75,11 +78,10 @@ class GrpcProbe:
             except (_NotOurs, GRPCError, StreamTerminatedError, CancelledByAsyncio):
                 return ProbeOutcome.GONE
             return ProbeOutcome.ALIVE
-        timeout_seconds = self._timeout_seconds * CONNECT_SHARE
-        with trio.move_on_after(timeout_seconds):
+        with trio.move_on_after(self._connect_seconds):
             if await _speaks_otherwise(target.address):
                 return ProbeOutcome.GONE
-        accepted = await can_connect(target.address, timeout_seconds)
+        accepted = await can_connect(target.address, self._connect_seconds)
         return ProbeOutcome.BUSY if accepted else ProbeOutcome.UNREACHABLE
 
     async def _ask_aio(self, target: Target) -> None:

@@ -23,7 +23,7 @@ from h2.connection import H2Connection
 from h2.events import RequestReceived
 
 from gateway.backends.channel_pool import Dial, dial
-from gateway.backends.grpc_probe import GrpcProbe, can_connect
+from gateway.backends.grpc_probe import CONNECT_SHARE, GrpcProbe, can_connect
 from gateway.backends.metadata import REFUSED, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import Target
@@ -40,15 +40,25 @@ SHORT_SECONDS = 0.4
 """For probes that do not get through."""
 SILENT_SECONDS = 2.0
 """For probes that nobody answers: they have to have got through by then."""
+NEARLY_HALF = 0.498
+"""As `connect_share` of `PATIENT_SECONDS`: an instant for the question, the rest for the connects."""
 
 
 def target(address: str, token: str = TOKEN) -> Target:
     return Target(ReplicaId("r1"), ModelName("m"), Address(address), token)
 
 
-async def probe(address: str, timeout_seconds: float, *, token: str = TOKEN, dial: Dial = dial) -> ProbeOutcome:
+async def probe(
+    address: str,
+    timeout_seconds: float,
+    *,
+    token: str = TOKEN,
+    dial: Dial = dial,
+    connect_share: float = CONNECT_SHARE,
+) -> ProbeOutcome:
     async with open_bridge() as bridge:
-        return await GrpcProbe(bridge, timeout_seconds, dial)(target(address, token))
+        ask = GrpcProbe(bridge, timeout_seconds, dial, connect_share=connect_share)
+        return await ask(target(address, token))
 
 
 def address_of(listening: socket.socket) -> str:
@@ -218,12 +228,14 @@ async def test_what_does_not_say_ok_is_no_backend_of_ours(said: bytes) -> None:
 
 
 async def probe_stranger(
-    listening: socket.socket, serve: Callable[[trio.SocketStream], Awaitable[None]], seconds: float = PATIENT_SECONDS
+    listening: socket.socket,
+    serve: Callable[[trio.SocketStream], Awaitable[None]],
+    connect_share: float = CONNECT_SHARE,
 ) -> object:
     async with trio.open_nursery() as nursery:
         accepting = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         nursery.start_soon(trio.serve_listeners, serve, [accepting])
-        outcome = await probe(address_of(listening), seconds)
+        outcome = await probe(address_of(listening), PATIENT_SECONDS, connect_share=connect_share)
         nursery.cancel_scope.cancel()
     return outcome
 
@@ -235,7 +247,7 @@ async def test_who_does_not_speak_http2_is_gone(listener: socket.socket, answer:
         await stream.send_all(answer)
         await trio.sleep_forever()
 
-    assert await probe_stranger(listener, serve, seconds=8.0) is ProbeOutcome.GONE
+    assert await probe_stranger(listener, serve, NEARLY_HALF) is ProbeOutcome.GONE
 
 
 @pytest.mark.parametrize(

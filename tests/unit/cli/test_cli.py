@@ -111,7 +111,7 @@ class FakeGateway(BaseHTTPRequestHandler):
 def gateway() -> Iterator[str]:
     FakeGateway.replies, FakeGateway.seen, FakeGateway.methods = {}, [], []
     server = ThreadingHTTPServer(("127.0.0.1", 0), FakeGateway)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))  # looks that often whether it is over
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()

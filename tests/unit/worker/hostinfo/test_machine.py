@@ -60,17 +60,20 @@ def test_garbage_in_proc_stops_no_reader(cgroup: bytes, mountinfo: bytes, cpuinf
         check_readers(root)
 
 
-@given(st.lists(garbage, min_size=len(FILES), max_size=len(FILES)))
-def test_garbage_in_a_group_stops_no_reader(contents: list[bytes]) -> None:
-    everywhere = Layout(HYBRID.membership, HYBRID.mounts, ())
-    with TemporaryDirectory() as folder:
-        root = grow(Path(folder), everywhere, own="/a", groups={})
-        for place in ("memory", "cpu,cpuacct", "unified"):
-            group = root / "sys/fs/cgroup" / place / "a"
-            group.mkdir(parents=True)
+def test_garbage_in_a_group_stops_no_reader(tmp_path: Path) -> None:
+    root = grow(tmp_path, Layout(HYBRID.membership, HYBRID.mounts, ()), own="/a", groups={})
+    groups = [root / "sys/fs/cgroup" / place / "a" for place in ("memory", "cpu,cpuacct", "unified")]
+    for group in groups:
+        group.mkdir(parents=True)
+
+    @given(st.lists(garbage, min_size=len(FILES), max_size=len(FILES)))
+    def check(contents: list[bytes]) -> None:
+        for group in groups:
             for name, content in zip(FILES, contents, strict=True):
                 (group / name).write_bytes(content)
         check_readers(root)
+
+    check()
 
 
 def test_folders_in_the_place_of_files_stop_no_reader(tmp_path: Path) -> None:
