@@ -1,6 +1,5 @@
 """Runs real workers as processes around a real gateway for the integration tests, and looks at them from outside."""
 
-import os
 import re
 import subprocess
 import sys
@@ -17,15 +16,17 @@ from typing import Any, Final, TypeVar
 import httpx
 
 from tests.integration.harness import (
-    ROOT,
     START_SECONDS,
     WAIT_SECONDS,
     GatewayProcess,
     backend_pids_of,
+    environment,
     running_gateway,
     scripted_config,
+    start_program,
     wait_for,
 )
+from tests.integration.preloaded import PreloadedProcess
 
 T = TypeVar("T")
 
@@ -85,7 +86,7 @@ class WorkerProcess:
 
     name: str
     folder: Path
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | PreloadedProcess"
     lines: list[str] = field(default_factory=list)
     """What it wrote to stderr so far."""
 
@@ -250,22 +251,11 @@ def start_worker(
     it."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.toml").write_text(config)
-    process = subprocess.Popen(
-        [*within, sys.executable, "-m", "gateway", "worker", "--join", join, "--name", name, *args],
-        cwd=folder,
-        env=environment({"GATEWAY_JOIN_TOKEN": JOIN_TOKEN, **(env or {})}),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    worker = WorkerProcess(name, folder, process)
+    arguments = ["worker", "--join", join, "--name", name, *args]
+    its_environment = environment({"GATEWAY_JOIN_TOKEN": JOIN_TOKEN, **(env or {})})
+    worker = WorkerProcess(name, folder, start_program(arguments, folder, its_environment, within=within))
     threading.Thread(target=_read_log, args=(worker,), daemon=True).start()
     return worker
-
-
-def environment(more: Mapping[str, str]) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 def _read_log(worker: WorkerProcess) -> None:

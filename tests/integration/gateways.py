@@ -14,12 +14,13 @@ from typing import Any, Final
 import httpx
 
 from tests.fakes.postgres_server import PostgresServer
-from tests.integration.fleet import WorkerProcess, environment, fleet_config, start_worker, wait_joined
+from tests.integration.fleet import WorkerProcess, fleet_config, start_worker, wait_joined
 from tests.integration.harness import (
     ROOT,
     START_SECONDS,
     WAIT_SECONDS,
     GatewayProcess,
+    environment,
     patched,
     start_gateway,
     wait_for,

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,8 +25,10 @@ import psutil
 
 from gateway.planner.builder import backoff_seconds
 from tests.fakes.ports import free_port
+from tests.integration.preloaded import PreloadedProcess, start_preloaded
 
 ROOT: Final = Path(__file__).resolve().parents[2]
+PROGRAM: Final = ("-m", "gateway")
 START_SECONDS: Final = 120.0
 WAIT_SECONDS: Final = 120.0
 """Far above what anything takes, beside a busy neighbour too: reaching it means "never"."""
@@ -75,7 +77,7 @@ class GatewayProcess:
     """One `gateway serve` in a folder of its own."""
 
     folder: Path
-    process: "subprocess.Popen[str]"
+    process: "subprocess.Popen[str] | PreloadedProcess"
     url: str = ""
     lines: list[str] = field(default_factory=list)
     """What it wrote to stderr so far."""
@@ -158,7 +160,7 @@ def is_alive(pid: int) -> bool:
 
 def patched(code: str) -> tuple[str, ...]:
     """What Python is to run for a gateway that runs this code before it begins."""
-    return ("-c", f"{code}\nimport sys\nfrom gateway.cli import main\nsys.exit(main())") if code else ("-m", "gateway")
+    return ("-c", f"{code}\nimport sys\nfrom gateway.cli import main\nsys.exit(main())") if code else PROGRAM
 
 
 @contextmanager
@@ -190,24 +192,45 @@ def start_gateway(
     *,
     args: tuple[str, ...] = (),
     env: Mapping[str, str] | None = None,
-    program: tuple[str, ...] = ("-m", "gateway"),
+    program: tuple[str, ...] = PROGRAM,
 ) -> GatewayProcess:
     """Starts one without waiting for it. `program`: what Python is to run."""
     folder.mkdir(parents=True, exist_ok=True)
     if config:
         (folder / "config.toml").write_text(config)
-    process = subprocess.Popen(
-        [sys.executable, *program, "serve", "--port", str(free_port()), *args],
+    arguments = ["serve", "--port", str(free_port()), *args]
+    gateway = GatewayProcess(folder, start_program(arguments, folder, environment(env or {}), program=program))
+    threading.Thread(target=_read_log, args=(gateway,), daemon=True).start()
+    return gateway
+
+
+def start_program(
+    arguments: Sequence[str],
+    folder: Path,
+    environment: Mapping[str, str],
+    *,
+    program: tuple[str, ...] = PROGRAM,
+    within: tuple[str, ...] = (),
+) -> "subprocess.Popen[str] | PreloadedProcess":
+    """Starts `gateway ARGUMENTS`. `within`: a command that becomes the one behind it.
+
+    In a test run this process is a fork of one that has imported the program, unless `program` or `within` is given.
+    """
+    if program == PROGRAM and not within and "PYTEST_VERSION" in os.environ:
+        return start_preloaded(arguments, folder, environment)
+    return subprocess.Popen(
+        [*within, sys.executable, *program, *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(env or {})},
+        env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
-    gateway = GatewayProcess(folder, process)
-    threading.Thread(target=_read_log, args=(gateway,), daemon=True).start()
-    return gateway
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), **more}
 
 
 def _read_log(gateway: GatewayProcess) -> None:
