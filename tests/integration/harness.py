@@ -44,14 +44,13 @@ FILES_WAIT: Final = """
 import os, time
 read = os.pread
 def read_when_allowed(file, size, position):
-    time.sleep(0.1)
-    while position >= {position} and not os.path.exists({gate!r}):
-        time.sleep(0.01)
+    for held_at, gate in {gates!r}.items():
+        while position >= held_at and not os.path.exists(gate):
+            time.sleep(0.01)
     return read(file, size, position)
 os.pread = read_when_allowed
 """
-"""Has a gateway hand out files slowly, ten pieces a second, and from `position` on once the file `gate` is there; for
-`patched`. Progress is told every half a second, so `position` has to be beyond the fifth piece."""
+"""Has a gateway hand out a file from a position on only once another file is there, by `gates`; for `patched`."""
 LONG_TINY: Final = """
 [[models]]
 name = "tiny"
@@ -334,12 +333,3 @@ class RawClient:
         """Hangs up the hard way (RST), as a killed client's kernel does when something is unread."""
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
-
-
-def is_idle(pid: int, seconds: float = 0.2) -> bool:
-    """Whether the process used (nearly) no processor while this thread used that much of it: whoever wanted some would
-    have got some, however many others want it, too."""
-    before, until = sum(psutil.Process(pid).cpu_times()[:2]), time.thread_time() + seconds
-    while time.thread_time() < until:
-        pass
-    return sum(psutil.Process(pid).cpu_times()[:2]) - before <= 0.1 * seconds

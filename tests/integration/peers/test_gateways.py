@@ -17,6 +17,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
+from gateway.worker.artifacts.progress import TELL_SECONDS
 from tests.fakes.postgres_server import PostgresServer
 from tests.integration.fleet import DONE, Stream, in_background, node_of
 from tests.integration.gateways import (
@@ -54,8 +55,10 @@ WARM: Final = "scripted"
 HELD_TOKENS: Final = 6
 """Of `WARM`'s longest answers, which wait for `GATE` before the last one; `chat` asks for fewer."""
 GATE: Final = "gate"
-FILE_GATE: Final = "file-gate"
-"""For which gateway `a` waits in the middle of the file that it hands out."""
+FIRST_GATE: Final = "first-gate"
+LAST_GATE: Final = "last-gate"
+FILE_GATES: Final = {FILE_BYTES // 4: FIRST_GATE, FILE_BYTES // 2: LAST_GATE}
+"""For which gateway `a` waits at those positions of the file that it hands out."""
 TINY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
 BACKGROUND_RATE: Final = 10
 """Statements of a gateway in a second besides those with which it tells the others of its requests."""
@@ -78,7 +81,7 @@ def fleet(database: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
     config = gateways_config(database, models(folder), sync=f"{SYNC_SECONDS * 1000:g}ms")
     clock, files = (
         ANOTHER_CLOCK.format(seconds=AHEAD_SECONDS),
-        FILES_WAIT.format(position=FILE_BYTES * 3 // 4, gate=str(folder / FILE_GATE)),
+        FILES_WAIT.format(gates={held_at: str(folder / gate) for held_at, gate in FILE_GATES.items()}),
     )
     patches = {"a": clock + files}
     with running_gateways(folder, config, NAMES, WORKERS, patches=patches) as found:
@@ -182,19 +185,23 @@ def test_a_decision_is_told_at_any_gateway(fleet: Gateways) -> None:
 
 
 def test_s7_the_progress_of_a_load_is_told_at_any_gateway(fleet: Gateways) -> None:
-    """The file is at gateway `a`, which stands still in the middle of handing it out."""
+    """The file is at gateway `a`, which stands still twice while it hands it out. The worker does not tell of what
+    comes within `TELL_SECONDS` after it has told of the file's length."""
     loading = in_background(lambda: fleet.gateways["b"].chat("large"))
 
-    def told(gateway: GatewayProcess) -> dict[str, Any]:
+    def told(gateway: GatewayProcess, key: str) -> dict[str, Any]:
         status: dict[str, Any] = get(gateway, "/api/models/large/load-status")
-        return status if status.get("bytes_done") else {}
+        return status if status.get(key) else {}
 
+    wait_for(partial(told, fleet.gateways["b"], "bytes_total"), "the length to be told")
+    time.sleep(TELL_SECONDS)
+    (fleet.folder / FIRST_GATE).touch()
     for gateway in both(fleet):
-        status = wait_for(partial(told, gateway), "the progress to be told")
+        status = wait_for(partial(told, gateway, "bytes_done"), "the progress to be told")
         (node,) = [each["node"] for each in gateway.status()["replicas"] if each["model"] == "large"]
         assert (status["state"], status["node"], status["bytes_total"]) == ("fetching", node, FILE_BYTES)
         assert 0 < status["bytes_done"] <= FILE_BYTES
-    (fleet.folder / FILE_GATE).touch()
+    (fleet.folder / LAST_GATE).touch()
     assert node_of(loading.result(WAIT_SECONDS)) == node
 
 

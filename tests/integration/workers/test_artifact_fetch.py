@@ -60,7 +60,7 @@ def test_s6_a_worker_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None
     sha256 = put(tmp_path, bytes(range(256)) * (LARGE_BYTES // 256))
     config = fleet_config(SCRIPTED + model("scripted", sha256, "min_replicas = 1\n"))
     gate = tmp_path / "gate"
-    patch = FILES_WAIT.format(position=HELD_AT_BYTES, gate=str(gate))
+    patch = FILES_WAIT.format(gates={HELD_AT_BYTES: str(gate)})
     with running_fleet(tmp_path, config, "w1", patch=patch) as fleet:
 
         def part() -> Path | None:
