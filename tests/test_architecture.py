@@ -103,7 +103,7 @@ PURE: Final = (
     "gguf/cache.py",
     "gguf/compute.py",
     "gguf/estimate.py",
-    "cli/fleet.py",
+    "cli/fleet/status_tables.py",
     "api/openai/schema.py",
     "api/openai/encode.py",
     "api/openai/chunks.py",

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from gateway.cli import main
-from gateway.cli.fleet import duration, share, tables
+from gateway.cli.fleet.status_tables import duration, share, tables
 from gateway.cli.table import print_table, table
 
 GPU: dict[str, Any] = {"vendor": "nvidia", "name": "NVIDIA L4", "uuid": "GPU-1"}
@@ -145,7 +145,7 @@ def test_serve_is_the_default_command(arguments: list[str], monkeypatch: pytest.
         seen.append(parsed)
         return 0
 
-    monkeypatch.setattr("gateway.cli.serve.serve", serve)
+    monkeypatch.setattr("gateway.cli.processes.serve.serve", serve)
     assert main(arguments) == 0
     assert seen[0].port == (9000 if arguments else None)
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from gateway.cli import main
-from gateway.cli.load_progress import follow_load, status_line
-from gateway.cli.model_values import BadValue, with_values
+from gateway.cli.models.load_progress import follow_load, status_line
+from gateway.cli.models.spec_arguments import BadValue, with_values
 from tests.unit.cli.test_cli import ESCAPE, FakeGateway, gateway, lines_of, reply
 
 __all__ = ["gateway"]

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.cli import OK, build_parser, main
+from gateway.cli import main
+from gateway.cli.outcome import OK
+from gateway.cli.parser import build_parser
 from gateway.composition.worker import LEAVE_SECONDS
 from gateway.config.load import load_config, parse_config
 from gateway.config.model import Config

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from gateway.cli.fleet import GIB, duration
+from gateway.cli.fleet.status_tables import GIB, duration
 from gateway.cli.table import printable
 
 POLL_SECONDS: Final = 0.5

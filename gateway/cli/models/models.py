@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
-from gateway.cli.load_progress import follow_load, status_line
-from gateway.cli.model_values import BadValue, read_spec, with_values
+from gateway.cli.models.load_progress import follow_load, status_line
+from gateway.cli.models.spec_arguments import BadValue, read_spec, with_values
+from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 from gateway.cli.table import print_table
 
 COLUMNS: Final[Sequence[str]] = (

@@ -3,9 +3,9 @@
 import argparse
 import json
 
-from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
-from gateway.cli.fleet import TABLES, tables
+from gateway.cli.fleet.status_tables import TABLES, tables
+from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.cli.table import print_table
 
 

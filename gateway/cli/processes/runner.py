@@ -9,7 +9,7 @@ from typing import Final, TypeVarTuple
 import structlog
 import trio
 
-from gateway.cli import FAILED, OK, print_error
+from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.data_dir import StartupError
 from gateway.registry.protocol import RegistryError
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
+from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 from gateway.cli.table import table
 
 COLUMNS: Final[Sequence[str]] = (

@@ -11,9 +11,9 @@ import structlog
 import trio
 
 from gateway import __version__
-from gateway.cli import USAGE, print_error
-from gateway.cli.check_config import find_config
-from gateway.cli.running import run_program, running_until_signal
+from gateway.cli.outcome import USAGE, print_error
+from gateway.cli.processes.runner import run_program, running_until_signal
+from gateway.cli.setup.check_config import find_config
 from gateway.composition.worker import Join, run_worker
 from gateway.config.load import load_config
 from gateway.config.model import Config

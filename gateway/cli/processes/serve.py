@@ -7,9 +7,9 @@ import sys
 import structlog
 
 from gateway import __version__
-from gateway.cli import USAGE
-from gateway.cli.check_config import find_config
-from gateway.cli.running import run_program, running_until_signal
+from gateway.cli.outcome import USAGE
+from gateway.cli.processes.runner import run_program, running_until_signal
+from gateway.cli.setup.check_config import find_config
 from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway
 from gateway.config.load import load_config

@@ -7,8 +7,8 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, USAGE, print_error
 from gateway.cli.client import ApiClient, ApiError
+from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 
 
 def logs(arguments: argparse.Namespace) -> int:

@@ -4,10 +4,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Final
 
-from gateway.cli import DEFAULT_CONFIG, OK, USAGE
+from gateway.cli.outcome import OK, USAGE
 from gateway.config.load import load_config
 from gateway.config.problems import ConfigError
+
+DEFAULT_CONFIG: Final = Path("config.toml")
 
 
 def find_config(named: Path | None) -> Path | None:

@@ -8,8 +8,8 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Final, TextIO
 
-from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
+from gateway.cli.outcome import FAILED, OK, print_error
 
 PREFERRED_MODEL: Final = "demo"
 PROMPT: Final = "> "

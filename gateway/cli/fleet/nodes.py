@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from gateway.cli import FAILED, OK, print_error
 from gateway.cli.client import ApiClient, ApiError
-from gateway.cli.fleet import node_rows
+from gateway.cli.fleet.status_tables import node_rows
+from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.cli.table import print_table
 
 COLUMNS: Final[Sequence[str]] = (

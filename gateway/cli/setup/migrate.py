@@ -5,9 +5,9 @@ import os
 import sys
 
 from gateway.bridge import open_bridge
-from gateway.cli import USAGE
-from gateway.cli.check_config import find_config
-from gateway.cli.running import run_program
+from gateway.cli.outcome import USAGE
+from gateway.cli.processes.runner import run_program
+from gateway.cli.setup.check_config import find_config
 from gateway.config.load import load_config
 from gateway.config.model import RegistrySection
 from gateway.config.problems import ConfigError

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Final
 
-from gateway.cli import FAILED, OK, USAGE, print_error
+from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 from gateway.cli.table import table
 from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader
