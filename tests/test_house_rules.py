@@ -1,6 +1,7 @@
 """House rules about the whole: how rooms, names and wiring may look. Each of them became a law once it held."""
 
 import ast
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,6 +124,32 @@ def test_every_public_class_and_function_says_what_it_is() -> None:
         if not ast.get_docstring(node)
     ]
     assert bare == []
+
+
+def test_every_package_lists_its_modules_in_its_docstring() -> None:
+    """A reader of a room starts there: the docstring names each module and each folder, in reading order."""
+    missing = [
+        f"{name_of(package)}: {name}"
+        for package in modules()
+        if package.name == "__init__.py"
+        for name in _members(package.parent)
+        if not _names(package, name)
+    ]
+    assert missing == []
+
+
+def _members(package: Path) -> Iterator[str]:
+    """Modules and packages of one folder; generated code and `__main__` need no introduction."""
+    for path in sorted(package.iterdir()):
+        is_module = path.suffix == ".py" and not path.name.startswith("__")
+        if is_module or ((path / "__init__.py").exists() and path.name != "pb"):
+            yield path.stem
+
+
+def _names(package: Path, member: str) -> bool:
+    """Whether the docstring has the name in code marks, or at the beginning of a line."""
+    text = ast.get_docstring(ast.parse(package.read_text())) or ""
+    return re.search(rf"(`|^){re.escape(member)}\b", text, re.MULTILINE) is not None
 
 
 def _public(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:

@@ -1,1 +1,5 @@
-"""What can be seen of a running gateway: logs and metrics."""
+"""What can be seen of a running gateway: logs and metrics.
+
+In reading order: `logging` (one line per event, set up once), `metrics` (the Prometheus series), `heap` (makes the
+memory that the system shows be the memory that is in use).
+"""

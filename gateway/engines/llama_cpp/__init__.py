@@ -7,6 +7,7 @@ service         the RPCs
 options         ModelOptions   -> what to load
 requests        PredictOptions -> what llama.cpp is asked, with `sampling` and `tools`
 chunks          what llama.cpp says -> text, reasoning, tool calls, counts, errors
+errors          how a call fails: status, message, trailers
 slots           as many calls inside llama.cpp as it has slots, never one more
 generation      the bridge between a thread inside llama.cpp and the event loop
 model           llama.cpp itself, through xllamacpp; `gateway.gguf` looks into the file first

@@ -1,6 +1,8 @@
 """What this machine has for models, read anew at each call: GPUs, memory, disk, processor.
 
-One module per source. A source that can't be read leaves its part unknown and stops nothing.
+In reading order: `readings` (what several sources share), `memory` over `control_groups` (the limits of a container or
+service), `cpu`, `nvidia`. There is one module per source. A source that can't be read leaves its part unknown and stops
+nothing.
 """
 
 from collections.abc import Callable
