@@ -49,7 +49,12 @@ def sources() -> list[Path]:
 
 
 def pages() -> list[Path]:
-    return [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md")), *sorted((ROOT / ".github").rglob("*.md"))]
+    return [
+        *sorted(ROOT.glob("*.md")),
+        *sorted(DOCS.rglob("*.md")),
+        *sorted((ROOT / "examples").glob("*.md")),
+        *sorted((ROOT / ".github").rglob("*.md")),
+    ]
 
 
 def shown(path: Path) -> str:
