@@ -26,7 +26,7 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes.
 check: lint ## Check what a change must pass before it is pushed: lint, types, house rules, documents, unit tests.
 	$(PYTEST) tests/unit $(wildcard tests/test_*.py) $(ARGS)
 
-unit: $(VENV)/.dev ## Run the unit tests.
+unit: $(VENV)/.test ## Run the unit tests; those of the llama.cpp engine only if it is installed.
 	$(PYTEST) tests/unit $(ARGS)
 
 sim: $(VENV)/.dev ## Run the simulated fleets; SEED=123 replays one run.
@@ -51,14 +51,21 @@ proto: $(VENV)/.dev ## Generate the protobuf code from proto/.
 clean: ## Remove the environment and all caches.
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
+# install EXTRAS: makes the environment if it is not there, and installs the gateway with these extras into it.
+define install
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gateway needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
+$(PYTHON) -m venv $(VENV)
+$(BIN)/pip install -q --disable-pip-version-check -e '.[$(1)]'
+endef
+
 $(VENV)/.run: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gateway needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[llama]'
+	$(call install,llama)
+	@touch $@
+
+$(VENV)/.test: pyproject.toml
+	$(call install,test)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gateway needs Python 3.11 or newer; set PYTHON=..." >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -e '.[dev]'
-	@touch $@ $(VENV)/.run
+	$(call install,dev)
+	@touch $@ $(VENV)/.test $(VENV)/.run
