@@ -87,6 +87,11 @@ class Ticket:
         """Returns the name of the API key that the request came with, or of whoever needs none."""
         return self.origin.caller
 
+    def __repr__(self) -> str:
+        state = "refused" if self.failure is not None else "open" if self.lease is None else "served"
+        name = f"{self.number} {state} model={self.model} request={self.origin.request_id}"
+        return f"<Ticket {name} attempts={len(self.decision.attempts)}>"
+
 
 class Admission:
     """Queues requests per model, and leases each a free slot of a replica when its turn has come."""

@@ -117,6 +117,11 @@ class ReplicaTask:
         """The id that the planner gave the replica."""
         return self._wish.replica_id
 
+    def __repr__(self) -> str:
+        wanted = "stop" if self._stop.is_set() else "drain" if self._unwanted.is_set() else "run"
+        name = f"{self._wish.spec.name} {self.replica_id}"
+        return f"<ReplicaTask {name} {self._observed.value} desired={wanted} pid={self._pid}>"
+
     def statistics(self) -> ReplicaStatistics:
         """Returns a snapshot of the replica."""
         return ReplicaStatistics(self.replica_id, self._observed, self._pid, self._port)

@@ -372,7 +372,10 @@ async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
             served.append("later")
 
     ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    said = f"<Ticket {ticket.number} open model={MODEL} request={ORIGIN.request_id} attempts="
+    assert repr(ticket) == f"{said}0>"
     lease = await bench.admission.wait_lease(ticket)
+    assert repr(ticket) == f"{said}1>"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(later)
         await trio.testing.wait_all_tasks_blocked()

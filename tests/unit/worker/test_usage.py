@@ -113,11 +113,15 @@ async def test_a_ready_replica_says_what_it_holds(tmp_path: Path, autojump_clock
     def note(report: Report) -> None:
         reports.append(report)
         if report.observed is Observed.READY:
+            states.append(repr(task))
             task.desire(Desired.STOP)
+            states.append(repr(task))
 
-    spawn, reports = FakeSpawn(), list[Report]()
+    spawn, reports, states = FakeSpawn(), list[Report](), list[str]()
     task = ReplicaTask(wish("a"), workshop_in(settings_in(tmp_path), spawn, measure), note)
     await task.run()
+    pid, model = spawn.started[0].pid, wish("a").spec.name
+    assert states == [f"<ReplicaTask {model} a ready desired={wanted} pid={pid}>" for wanted in ("run", "stop")]
     (ready,) = (report for report in reports if report.observed is Observed.READY)
     assert (ready.ram_bytes, ready.vram_bytes) == (3 * GIB, 2 * GIB)
 
