@@ -27,6 +27,7 @@ from tests.integration.harness import (
     wait_for,
 )
 from tests.integration.preloaded import PreloadedProcess
+from tests.process_logs import remember_log
 
 T = TypeVar("T")
 
@@ -254,6 +255,7 @@ def start_worker(
     arguments = ["worker", "--join", join, "--name", name, *args]
     its_environment = environment({"GATEWAY_JOIN_TOKEN": JOIN_TOKEN, **(env or {})})
     worker = WorkerProcess(name, folder, start_program(arguments, folder, its_environment, within=within))
+    remember_log(f"worker {name}", worker.process, worker.lines)
     threading.Thread(target=_read_log, args=(worker,), daemon=True).start()
     return worker
 

@@ -26,6 +26,7 @@ import psutil
 from gateway.planner.builder import backoff_seconds
 from tests.fakes.ports import free_port
 from tests.integration.preloaded import PreloadedProcess, start_preloaded
+from tests.process_logs import remember_log
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROGRAM: Final = ("-m", "gateway")
@@ -199,6 +200,7 @@ def start_gateway(
         (folder / "config.toml").write_text(config)
     arguments = ["serve", "--port", str(free_port()), *args]
     gateway = GatewayProcess(folder, start_program(arguments, folder, environment(env or {}), program=program))
+    remember_log(f"gateway {folder.name}", gateway.process, gateway.lines)
     threading.Thread(target=_read_log, args=(gateway,), daemon=True).start()
     return gateway
 
