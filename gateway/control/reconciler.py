@@ -78,7 +78,7 @@ class Reconciler:
         try:
             return await self._plan_and_apply(epoch)
         except StaleEpoch as error:
-            log.warning("control.leadership_lost", epoch=epoch, error=str(error))
+            log.warning("leadership.lost", epoch=epoch, error=str(error))
             self.leadership.lose()
             return 0
         except RegistryError as error:

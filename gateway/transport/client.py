@@ -196,7 +196,7 @@ def _reason(error: Exception, address: str) -> SessionEnded:
         case OSError():
             return SessionLost(f"can't connect to {gateway}: {error.strerror or error}")
         case _:
-            log.error("link.call_failed", address=address, exc_info=error)
+            log.error("session.call_failed", address=address, exc_info=error)
             return SessionLost(f"the session with {gateway} failed: {type(error).__name__}")
 
 

@@ -189,7 +189,7 @@ class _BoundedConnection(H2Protocol):
             self.transport.resume_reading()
 
     def _send_away(self, flood: Flood) -> None:
-        log.warning("link.flood", reason=str(flood), peer=self.transport.get_extra_info("peername"))
+        log.warning("session.flood", reason=str(flood), peer=self.transport.get_extra_info("peername"))
         self._steps.clear()
         self._linger_bytes = LINGER_BYTES
         with suppress(ProtocolError):

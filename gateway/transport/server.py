@@ -146,7 +146,7 @@ class _Attachments(WorkerSessionBase):
             self._accepted.send_nowait(session)
             return await session.run_aio(stream, self._silence_seconds)
         except StreamFailed as refusal:
-            log.info("link.refused", reason=str(refusal), peer=_peer(stream))
+            log.info("session.refused", reason=str(refusal), peer=_peer(stream))
             return SessionEnd(refusal.status, str(refusal))
         except StreamTerminatedError as lost:
             return SessionEnd(Status.ABORTED, str(lost))

@@ -89,7 +89,7 @@ class Session:
             self._end_serving(_verdict_of(next(_leaves(refusals))))
         except* Exception:
             if not self._verdict.done():  # else the stream ended first, and that is why
-                log.exception("link.serving_failed", node=self.hello.name)
+                log.exception("session.handler_failed", node=self.hello.name)
             self._end_serving(SessionEnd(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
 
     def _end_serving(self, verdict: SessionEnd) -> None:
@@ -125,7 +125,7 @@ class Session:
         elif isinstance(error, StreamTerminatedError | OSError):
             self.end(SessionEnd(Status.ABORTED, str(error)))
         else:
-            log.error("link.session_failed", node=self.hello.name, exc_info=error)
+            log.error("session.failed", node=self.hello.name, exc_info=error)
             self.end(SessionEnd(Status.INTERNAL, "the gateway failed to handle this session; its log says why"))
 
     def _note_end_of_stream(self) -> None:

@@ -309,7 +309,7 @@ async def test_a_session_that_fails_hurts_no_other() -> None:
                 error = await wait_end(link)
         assert isinstance(error, SessionLost)
         assert "a bug" not in str(error)
-        assert [line["event"] for line in logs] == ["link.serving_failed"]
+        assert [line["event"] for line in logs] == ["session.handler_failed"]
         await other.send.send(Heartbeat())
         assert await collect(other.receive, 2) == (Heartbeat(), EndTail(1))
 
