@@ -1,12 +1,13 @@
-"""Who gets the next free slot: per model a fair queue that binds late, to a replica that has room now.
+"""Decides which waiting request gets the next free slot. Each model has a fair queue, and a request is bound to a
+replica only when that replica has a free slot.
 
-Binding happens synchronously in `_serve`, which gives free slots to waiters in turn. It runs whenever a slot may have
-become free: a lease ended, the view changed, a refused replica may be asked again. A waiter only sleeps until its
-lease is there or its time is up, so a waiter that is cancelled leaves no trace: its place is removed, and a lease it
-was given in the same moment is released.
+Binding happens synchronously in `_serve`, which gives free slots to waiting requests in turn. It runs whenever a slot
+may have become free: a lease ended, the view changed, a refused replica may be asked again. A waiting request only
+sleeps until it has a lease or its time is up. So a cancelled one leaves no trace: its place is removed, and a lease
+that it was given in the same moment is released.
 
-Longer than other files: waiting, binding and what makes a waiter look again share every invariant, and reading them
-side by side is what keeps them.
+This file is longer than others because waiting, binding and waking share every invariant, and a reader has to see them
+side by side.
 """
 
 from collections import Counter
@@ -35,13 +36,14 @@ RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
 times as long."""
 GUESSES_MAX: Final = 32
-"""Per model and longest pause between retries: replicas that are asked although others have published that they are
-full. All of a small fleet; in a large one the refused calls must not become the main traffic."""
+"""The number of guesses per model and longest pause between retries. A guess asks a replica that is full according to
+other gateways. In a small fleet this allows all replicas; in a large one the refused calls must not become the main
+traffic."""
 
 
 @dataclass(frozen=True)
 class AdmissionLimits:
-    """Sets how long requests may wait for a slot, and how many of them may wait per model."""
+    """The limits of waiting: how long a request may wait for a slot, and how many requests may wait per model."""
 
     load_wait_seconds: float
     """How long a request waits for a model that no replica serves yet."""
@@ -51,21 +53,22 @@ class AdmissionLimits:
     """Waiting requests per model."""
     retry_interval_seconds: float
     yield_seconds: float = 0.06
-    """How long a slot that has become free is left to an older request at another gateway: until that one hears of it
-    and has asked, so two `lease_sync_interval` and a `retry_interval`."""
+    """How long a free slot is left to an older request at another gateway. That gateway has to learn of the slot and
+    ask for it, which takes two `lease_sync_interval` and one `retry_interval`."""
 
 
 @dataclass(frozen=True)
 class ModelQueueStatistics:
-    """Tells how many requests wait for one model, and for how many seconds the oldest of them has waited."""
+    """The number of requests that wait for one model, and the wait of the oldest of them in seconds."""
 
     waiting: int
     oldest_seconds: float
-    """How long the oldest has been waiting."""
+    """The wait of the oldest request, in seconds."""
 
 
 class Ticket:
-    """One request's place in its model's queue, kept over re-routes so that it never queues behind later ones."""
+    """The place of one request in its model's queue. The request keeps it when it is sent to another replica, so it
+    never queues behind later requests."""
 
     __slots__ = ("decision", "excluded", "failure", "lease", "model", "number", "origin", "since", "wake")
 
@@ -76,15 +79,16 @@ class Ticket:
         self.since = since
         self.decision = decision
         self.excluded: set[ReplicaId] = set()
-        """Replicas that failed this request; never tried twice."""
+        """Replicas that failed this request. It never tries one of them again."""
         self.lease: Lease | None = None
         self.failure: GatewayError | None = None
-        """Set instead of a lease when it has to go."""
+        """The error of the request, set instead of a lease if it must stop waiting."""
         self.wake = trio.Event()
 
     @property
     def caller(self) -> str:
-        """Returns the name of the API key that the request came with, or of whoever needs none."""
+        """Returns the name of the API key that the request came with, or the name that stands for callers without a
+        key."""
         return self.origin.caller
 
     def __repr__(self) -> str:
@@ -116,7 +120,8 @@ class Admission:
         self._queues: dict[ModelName, FairQueue[Ticket]] = {}
         self._elders = SlotDeferral(limits.yield_seconds)
         self._guess_at: dict[ModelName, float] = {}
-        """When the next guess is allowed. It lags behind while there are none: so many may then come at once."""
+        """The time of the next allowed guess. It lags behind while there are no guesses, so that several may then come
+        at once."""
         self.decisions = decisions or DecisionLog()
         self._policy = policy
         self.on_demand_change: Callable[[], None] = lambda: None
@@ -134,17 +139,18 @@ class Admission:
         loads.on_heard = self._note_heard
 
     def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
-        """Raises `ModelNotFound`."""
+        """Creates the ticket of a new request and opens its decision. Raises `ModelNotFound`."""
         if model not in self._view().state.models:
             raise ModelNotFound(model)
         decision = self.decisions.open(model, origin)
         return Ticket(next(self._numbers), model, origin, trio.current_time(), decision)
 
     async def wait_lease(self, ticket: Ticket) -> Lease:
-        """A lease on a replica with a free slot; the caller has to release it.
+        """Returns a lease on a replica with a free slot. The caller has to release it.
 
-        Does not even yield when one is free and nobody waits. Raises `Overloaded`, `ModelLoading`, `ModelLoadFailed`,
-        `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` when the model is removed meanwhile.
+        If a slot is free and nobody waits, it returns without a checkpoint. Raises `Overloaded`, `ModelLoading`,
+        `ModelLoadFailed`, `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` if the model is
+        removed meanwhile.
         """
         queue = self._queues.get(ticket.model)
         if not queue and (lease := self._bind(ticket)) is not None:
@@ -156,7 +162,8 @@ class Admission:
         return await self._wait_in_queue(ticket)
 
     def _make_room(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
-        """A full queue takes one more only in place of another caller's that has many. Raises `Overloaded`."""
+        """Makes room for one more request. In a full queue, the request of a caller that has many leaves for it. Raises
+        `Overloaded` if there is no such caller."""
         full = Overloaded(
             f"{len(queue)} requests for '{ticket.model}' are waiting already; no more are taken.",
             retry_after_seconds=1,
@@ -185,14 +192,15 @@ class Admission:
             return lease
         finally:
             self._leave(ticket)
-            if ticket.lease is not None:  # given in the moment of a cancel or an error
+            if ticket.lease is not None:  # It was given in the moment of a cancel or an error.
                 lease, ticket.lease = ticket.lease, None
                 lease.release()
 
     async def _sleep(self, ticket: Ticket) -> None:
-        """Until something changed for this ticket, or it is time to ask a refused replica again, or time is up.
+        """Sleeps until something changed for this ticket, or it is time to ask a refused replica again, or its time is
+        up.
 
-        Raises what `waiting.timeout_rejection` says when time is up.
+        Raises the error of `timeout_rejection` if its time is up.
         """
         now, give_up_at = trio.current_time(), self._give_up_at(ticket)
         if now >= give_up_at:
@@ -216,23 +224,25 @@ class Admission:
         return ticket.since + limit
 
     def _retry_at(self, ticket: Ticket) -> float:
-        """When the first replica that is full or suspect may be asked again.
+        """Returns the time at which the first full or suspect replica may be asked again.
 
-        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it."""
+        Only the first request of a line asks, on behalf of the whole line: a replica that it has excluded may serve
+        those behind it.
+        """
         if not self._queues[ticket.model].is_first(ticket):
             return FOREVER
         now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
         guess_at = self._guess_at.get(ticket.model, NEVER)
         uses = [self.loads.use_of(candidate.replica_id) for candidate in candidates]
         full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
-        # Also while the refused lease still ends: that it has ended wakes only those whom it gives a slot.
+        # This holds also while the refused lease still ends, because its end wakes only requests that it gives a slot.
         told = (at for use in uses for at in (use.full_until, use.suspect_until))
         left = self._elders.ends(ticket.model)
         return min((at for at in (*full, *told, *left) if at > now), default=FOREVER)
 
     def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
-        """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
-        ends here."""
+        """Records that the replica refused the request because it is full. That is no failure. The replica is asked
+        again a little later, or when a lease on it ends here."""
         refusals = self.loads.use_of(lease.candidate.replica_id).refusals
         backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
         self.loads.note_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
@@ -241,7 +251,7 @@ class Admission:
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
     def hear(self, lines: Iterable[RemoteQueue]) -> None:
-        """Takes in which requests wait at other gateways: all of them, whatever was heard before."""
+        """Replaces what is known of the requests that wait at other gateways; `lines` has all of them."""
         for model in self._elders.hear(lines, trio.current_time()):
             self._serve_freed(model)
 
@@ -251,7 +261,8 @@ class Admission:
         self._serve_freed(model)
 
     def _note_heard(self, changes: Mapping[ReplicaId, int]) -> None:
-        """Other gateways have more or fewer leases on some replicas: the fewer leave free slots behind."""
+        """Wakes requests whose replica has fewer leases of other gateways than before, since that may have freed
+        slots."""
         replicas, freed = self._view().state.replicas, Counter[ModelName]()
         for replica_id, change in changes.items():
             if change < 0 and replica_id in replicas:
@@ -260,8 +271,8 @@ class Admission:
             self._note_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
-        """Does what `_serve` does; who may have to wait until a slot is left to others no longer, or until a replica
-        that has just failed somebody is trusted again, sets its alarm to that time."""
+        """Does what `_serve` does, and sets the timers of waiting requests that are blocked by a deferred slot or a
+        suspect replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
             self._elders.leaves_some(model) or self._some_are_suspect(model)
@@ -281,8 +292,8 @@ class Admission:
                 ticket.wake.set()
 
     def _serve(self, model: ModelName) -> None:
-        """Gives free slots to the waiters of `model`, in turn. Ends with the first one that could take any replica and
-        gets none: then nobody behind it gets one either."""
+        """Gives free slots to the waiting requests of `model`, in turn. It stops at the first request that could use
+        any replica and gets none, because no request behind it would get one either."""
         passed_over: set[Ticket] = set()
         share_of = partial(self.loads.share_of, model, self._view().candidates.get(model, ()))
         while (queue := self._queues.get(model)) is not None:
@@ -313,7 +324,7 @@ class Admission:
         return lease
 
     def _is_left(self, ticket: Ticket, now: float) -> bool:
-        """Whether all slots that are free now are left to older requests at other gateways."""
+        """Returns whether all free slots are left to older requests at other gateways."""
         firsts = self._queues[ticket.model].firsts() if ticket.model in self._queues else ()
         oldest = min((first.since for first in firsts), default=ticket.since)
         free = self._free_slots(ticket.model)
@@ -325,9 +336,10 @@ class Admission:
         return sum(self.loads.free_slots(candidate, now) for candidate in candidates)
 
     def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
-        """The one asked longest ago of those that are full only as far as other gateways have published.
+        """Returns the replica that was asked longest ago, of those that are full only according to other gateways.
 
-        A slot that they have freed since would stay idle until they publish again, and the replica can tell better.
+        A slot that those gateways have freed since would stay idle until they publish again, and the replica knows
+        better.
         """
         guess_at = self._guess_at.get(model, NEVER)
         if now < guess_at:
@@ -341,7 +353,8 @@ class Admission:
         return choice
 
     def explain(self, model: ModelName) -> tuple[Candidate | None, tuple[Considered, ...], float]:
-        """What would be chosen now, among what, and when "now" was. Raises `ModelNotFound`."""
+        """Returns what a request would get now: the chosen candidate, all candidates with their scores, and the time of
+        the answer. Raises `ModelNotFound`."""
         view, now = self._view(), trio.current_time()
         if model not in view.state.models:
             raise ModelNotFound(model)
@@ -351,7 +364,7 @@ class Admission:
         return chosen, consider(candidates, chosen, self.loads.use_of, now, self._policy()), now
 
     def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
-        """Replicas of the model that may take no request, each with the first reason."""
+        """Returns the replicas of the model that may take no request, each with the first reason."""
         state = self._view().state
         spec, newest = state.models.get(model), newest_serving(state)
         reasons = {
@@ -386,7 +399,7 @@ class Admission:
     def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
         following = queue.remove(ticket)
         if following is not None:
-            following.wake.set()  # it has to watch refused replicas from now on
+            following.wake.set()  # From now on it has to watch refused replicas.
         if not queue:
             del self._queues[ticket.model]
             self.on_demand_change()

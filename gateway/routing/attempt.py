@@ -1,4 +1,5 @@
-"""One request's way over replicas: how often it may go on and where not, and what each call teaches of its replica."""
+"""Decides what follows from each call of a request: whether it may be retried and where, and what the call says about
+its replica."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -26,13 +27,13 @@ log = structlog.get_logger(__name__)
 R = TypeVar("R")
 
 RERUNS_AFTER_LOSS_MAX: Final = 1
-"""A request that has reached a backend which then vanished is sent to one more, not to all of them: it may itself be
-what kills them."""
+"""A request that reached a backend which then vanished is retried once and not on all replicas, because the request
+itself may be what kills them."""
 
 
 @dataclass
 class Passage:
-    """One lease with the call that it is for. Leaving it ends the lease, whatever happened."""
+    """One lease together with the call that it is for. Leaving this context ends the lease, whatever happened."""
 
     lease: Lease
     target: Target
@@ -40,14 +41,15 @@ class Passage:
     loads: LoadTracker
     probes: ProbeCache
     calls: OpenCalls = field(default_factory=OpenCalls)
-    """Where the call is entered while it waits."""
+    """The list of open calls, which contains this call while it waits."""
     is_over: bool = field(default=False, init=False)
-    """The call has ended by itself; what is still unread of its answer is in our hands, and says nothing any more of
-    how the replica does."""
+    """Whether the backend has ended the call. The unread rest of the answer is then in this process and says nothing
+    about the replica any more."""
     _call: OpenCall | None = field(default=None, init=False)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
-        """What the backend answers next. Raises `Lost`, too, when the replica is found to be out of reach meanwhile."""
+        """Waits for the next part of the backend's answer. Raises `Lost`, too, if the replica becomes unreachable
+        meanwhile."""
         if self._call is None:
             always = self.candidate.refuses_when_full
             self._call = OpenCall(self.calls, self.target, answers_always=always, on_lost=self.end_call)
@@ -55,11 +57,11 @@ class Passage:
 
     @property
     def candidate(self) -> Candidate:
-        """Returns the replica that the lease is on; in strict mode it may change before the call."""
+        """Returns the replica of the lease. In strict mode it may change before the call."""
         return self.lease.candidate
 
     def note_progress(self, *, done: bool) -> None:
-        """The backend answered something: a proof of life. `done`: it was the last thing."""
+        """Records an answer of the backend, which proves that it lives. `done` says that it was the last part."""
         if self.is_over:
             return
         self.probes.note_alive(self.target.replica_id)
@@ -68,7 +70,7 @@ class Passage:
             self.attempt.end("served")
 
     def note_failure(self, cause: str) -> None:
-        """The call failed by the replica's doing: it weighs on it for a while."""
+        """Records a failure that the replica caused. It counts as load on the replica for a while."""
         if self.is_over:
             return
         self.probes.note_failure(self.target.replica_id)
@@ -76,7 +78,8 @@ class Passage:
         self.attempt.end(cause)
 
     def end_call(self, error: RouteError | GatewayError | None) -> None:
-        """The backend has said its last word (`OnEnd`): its slot is free, whatever the client has read so far."""
+        """Ends the lease, because the backend has finished the call (`OnEnd`). Its slot is free, whatever the client
+        has read so far."""
         if error is None:
             self.note_progress(done=True)
         elif isinstance(error, RouteError):
@@ -107,24 +110,24 @@ class Passage:
             self.lease.release()
 
     def _judge(self, error: BaseException | None) -> None:
-        """How the call ended that nobody has judged so far."""
+        """Records the outcome of a call whose outcome nobody has recorded yet."""
         match error:
             case BackendFailed():
                 self.note_failure("failed")
             case BadRequest():
-                self.probes.note_alive(self.target.replica_id)  # it took the trouble to refuse the request
+                self.probes.note_alive(self.target.replica_id)  # A replica that refuses a request is alive.
                 self.attempt.end("refused")
             case _:
                 self.attempt.end("left")
 
 
 class RetryState:
-    """What one request has tried."""
+    """The attempts of one request so far, and the rules for the next one."""
 
     def __init__(self, ticket: Ticket, admission: Admission, attempts: int, reroutes: Counter[str]) -> None:
         self.ticket = ticket
         self.reason = "first"
-        """Why the next pick is made: `first`, or the cause of the last re-route."""
+        """The reason for the next pick: `first`, or the cause of the last retry."""
         self._admission = admission
         self._attempts_left = attempts
         self._reruns_left = RERUNS_AFTER_LOSS_MAX
@@ -132,9 +135,9 @@ class RetryState:
         self._found_busy: set[ReplicaId] = set()
 
     def accepts(self, outcome: ProbeOutcome, passage: Passage) -> bool:
-        """Whether the call may be made. False: the lease is to be given back and another replica looked for.
+        """Returns whether the call may be made. If not, the lease has to be given back and another replica picked.
 
-        A busy replica is left for another one once; if the pick comes back to it there is nothing better.
+        A busy replica is avoided once. If the next pick returns the same replica, there is no better one.
         """
         replica_id = passage.target.replica_id
         passage.attempt.probe = outcome.value
@@ -179,14 +182,15 @@ class RetryState:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 
     def note_no_slot(self, passage: Passage) -> None:
-        """Strict mode: the registry knows of no free slot. No attempt; the request waits on."""
+        """Records that the registry knows no free slot (strict mode). This is no attempt, and the request keeps
+        waiting."""
         passage.attempt.end("full")
         self._reroute("full", passage, "no free slot, says the registry")
 
     def _reroute(self, cause: str, passage: Passage, detail: str) -> None:
         self.reason = cause
         self._reroutes[cause] += 1
-        # A full replica is everyday life under load, several times a request with many gateways.
+        # A full replica is normal under load, several times per request with many gateways.
         write = log.debug if cause == "full" else log.info
         write("request.rerouted", cause=cause, replica_id=passage.target.replica_id, detail=detail)
 

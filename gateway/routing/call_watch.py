@@ -1,7 +1,7 @@
-"""Watches calls that wait, and ends those whose replica is out of reach or hangs.
+"""Watches waiting calls, and ends those whose replica cannot be reached or hangs.
 
-One loop for all calls of this gateway: a call costs nothing beyond being entered in `OpenCalls`. What the silences mean
-is decided in `silence`; here replicas are asked and the consequences drawn.
+One loop watches all calls of this gateway, so a call costs nothing beyond its entry in `OpenCalls`. `silence` decides
+what each silence means; this module asks the replicas and acts on the verdict.
 """
 
 from collections.abc import Callable, Iterable
@@ -28,11 +28,11 @@ from gateway.routing.silence import (
 log = structlog.get_logger(__name__)
 
 LOOK_PAUSE_SECONDS: Final = 1.0
-"""Between two looks at the calls that wait."""
+"""The pause between two looks at the waiting calls."""
 ASIDE_SECONDS: Final = 3.0
-"""How long others are preferred to a replica that is being asked, or has not answered; renewed with each look."""
+"""How long other replicas are preferred to one that is being probed or has not answered. Each look renews it."""
 FORGET_SECONDS: Final = 10.0
-"""After which a silence that nobody has waited in is forgotten: what was seen of it may not be so any more."""
+"""The age at which a silence is forgotten if no call waits in it: what was observed may have changed."""
 
 
 class CallWatch:
@@ -47,7 +47,7 @@ class CallWatch:
         patience: Patience,
         is_offline: Callable[[ReplicaId], bool],
     ) -> None:
-        """`is_offline`: the replica's node is."""
+        """`is_offline` says whether the node of a replica is offline."""
         self._calls = calls
         self._loads = loads
         self._probes = probes
@@ -55,9 +55,9 @@ class CallWatch:
         self._is_offline = is_offline
         self._silences: dict[ReplicaId, Silence] = {}
         self._asked: set[ReplicaId] = set()
-        """Those that are being asked now."""
+        """The replicas that are being probed now."""
         self._answered_beside: dict[ReplicaId, int] = {}
-        """The most calls that a replica had while it answered Health."""
+        """The highest number of calls that each replica had while it answered Health."""
 
     async def run(self) -> None:
         """Probes replicas that keep calls waiting, and ends the calls of those that are lost; runs until cancelled."""
@@ -75,7 +75,7 @@ class CallWatch:
         self._answered_beside = {each: calls for each, calls in self._answered_beside.items() if each in known}
 
     def _due(self, now: float) -> list[ReplicaId]:
-        """Whom to ask now."""
+        """Returns the replicas that have to be probed now."""
         due = [replica_id for replica_id, calls in self._calls.waiting.items() if self._is_due(replica_id, calls, now)]
         self._silences = {
             each: silence for each, silence in self._silences.items() if now - silence.seen_at < FORGET_SECONDS
@@ -91,7 +91,8 @@ class CallWatch:
         return due
 
     def _silence_of(self, replica_id: ReplicaId, calls: Iterable[OpenCall]) -> Silence:
-        """It begins with the last sign of life or with the first wait, and no other wait begins or ends it."""
+        """Returns the silence of the replica. A silence begins with the last sign of life or with the first wait, and
+        no other wait begins or ends it."""
         heard_at, known = self._probes.heard_at(replica_id), self._silences.get(replica_id)
         if known is not None and heard_at <= known.since:
             return known
@@ -119,7 +120,8 @@ class CallWatch:
             self._judge(calls[0], silence, outcome)
 
     def _note_alive(self, replica_id: ReplicaId, silence: Silence, settled: dict[OpenCall, float]) -> None:
-        """`settled`: calls that had arrived there when it was asked. Those that still wait are what it works on."""
+        """Records that the replica answered. `settled` has the calls that had arrived there before the probe; the
+        replica works on those that still wait."""
         still = self._calls.waiting.get(replica_id, set())
         beside = sum(call in still and call.waits_since == since for call, since in settled.items())
         self._answered_beside[replica_id] = max(beside, self._answered_beside.get(replica_id, 0))
@@ -127,14 +129,17 @@ class CallWatch:
         silence.note_answer(trio.current_time())
 
     def _judge(self, asked_for: OpenCall, silence: Silence, outcome: ProbeOutcome) -> None:
-        """Whether or not a call waits just now: who has waited may have left, and the next one is on its way."""
+        """Acts on a failed probe. A call need not be waiting at this moment: the one that waited may have left, and the
+        next one is on its way."""
         replica_id, now = asked_for.target.replica_id, trio.current_time()
         verdict = silence.verdict(self._witness(asked_for), self._patience, now)
         if silence.unanswered == 1:
             log.info("calls.replica_suspect", replica_id=replica_id, probe=outcome.value)
         if verdict is Verdict.SUSPECT:
             return
-        silence.ask_at = now + AGAIN_SECONDS  # who comes before it is out of routing does not wait as long again
+        silence.ask_at = (
+            now + AGAIN_SECONDS
+        )  # A request that arrives before the replica is out of routing does not wait as long again.
         because = f"neither its calls nor Health were answered for {now - silence.since:.0f} s"
         ended = self._calls.end_lost(replica_id, because)
         log.warning("calls.lost", replica_id=replica_id, verdict=verdict.value, because=because, calls=ended)

@@ -1,6 +1,6 @@
-"""Why requests went where they went: a ring of recent decisions, written as cheaply as they are made.
+"""Records why requests went where they went, in a ring of recent decisions. Recording is as cheap as deciding.
 
-A pick stores the numbers it compared, nothing more; sentences are made only when somebody asks (`describe`).
+A pick stores only the numbers that it compared. `describe` makes sentences of them when somebody asks.
 """
 
 from collections import OrderedDict
@@ -18,12 +18,13 @@ from gateway.routing.picker import ALONE, LoadView, Policy, Score, score, why_no
 
 DECISIONS_KEPT: Final = 1024
 CANDIDATES_KEPT: Final = 16
-"""Per pick, the chosen one included: a fleet of thousands must not make a pick expensive."""
+"""The number of candidates that are kept of each pick, the chosen one included. A fleet of thousands must not make a
+pick expensive."""
 CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
 
 
 class Considered(NamedTuple):
-    """One candidate as it stood when a pick was made."""
+    """One candidate with the numbers that it had when a pick was made."""
 
     candidate: Candidate
     standing: Score
@@ -31,28 +32,28 @@ class Considered(NamedTuple):
 
 @dataclass(slots=True)
 class Attempt:
-    """One lease of a request, from the pick to how it ended."""
+    """One lease of a request, from the pick to its end."""
 
     chosen: Candidate
     considered: tuple[Considered, ...]
     picked_at: float
     registry: str | None = None
-    """What the registry said of it in strict mode."""
+    """The registry's answer in strict mode. None in the other mode."""
     probe: str | None = None
-    """What a probe said before the call, if one was needed."""
+    """The result of the probe before the call. None if no probe was needed."""
     outcome: str = "running"
-    """`running`, `served`, `left` (the client), `failed`, or the cause of a re-route."""
+    """One of `running`, `served`, `left` (by the client), `failed`, or the cause of a retry."""
     ended_at: float | None = None
 
     def end(self, outcome: str) -> None:
-        """Records how the lease ended (see `outcome`), and that it ended now (trio clock, seconds)."""
+        """Records the outcome of the lease (see `outcome`) and that it ended now (Trio's clock, seconds)."""
         self.outcome = outcome
         self.ended_at = trio.current_time()
 
 
 @dataclass(slots=True)
 class Decision:
-    """One request's way through the router."""
+    """The record of one request: when it asked, and each replica that it was sent to."""
 
     model: ModelName
     origin: Origin
@@ -60,7 +61,8 @@ class Decision:
     attempts: list[Attempt] = field(default_factory=list)
 
     def picked(self, chosen: Candidate, considered: tuple[Considered, ...], now: float) -> Attempt:
-        """Records that a replica was picked for the request at `now` (trio clock, seconds); returns the new attempt."""
+        """Records that a replica was picked for the request at `now` (Trio's clock, seconds). Returns the new
+        attempt."""
         attempt = Attempt(chosen, considered, now)
         self.attempts.append(attempt)
         return attempt
@@ -74,7 +76,7 @@ class DecisionLog:
         self._decisions: OrderedDict[RequestId, Decision] = OrderedDict()
 
     def open(self, model: ModelName, origin: Origin) -> Decision:
-        """Begins the record of a request; the oldest record is dropped if there are too many then."""
+        """Begins the record of a request. If there are too many records, the oldest one is dropped."""
         decision = Decision(model, origin, trio.current_time())
         self._decisions[origin.request_id] = decision
         self._decisions.move_to_end(origin.request_id)
@@ -94,7 +96,7 @@ def consider(
     now: float,
     policy: Policy = ALONE,
 ) -> tuple[Considered, ...]:
-    """The numbers of the chosen one and of the first others."""
+    """Returns the numbers of the chosen candidate and of the first others."""
     kept = list(candidates[:CANDIDATES_KEPT])
     if chosen is not None and all(each.replica_id != chosen.replica_id for each in kept):
         kept[-1] = chosen
@@ -102,7 +104,7 @@ def consider(
 
 
 def describe(decision: Decision) -> dict[str, Any]:
-    """The decision as `GET /api/decisions/{id}` shows it. Times are seconds since the request asked."""
+    """Returns the decision as `GET /api/decisions/{id}` shows it. Times are seconds since the request arrived."""
     return {
         "request_id": decision.origin.request_id,
         "model": decision.model,
@@ -127,7 +129,7 @@ def _describe_attempt(attempt: Attempt, asked_at: float) -> dict[str, Any]:
 def describe_candidates(
     considered: Iterable[Considered], chosen: Candidate | None, now: float
 ) -> Iterator[dict[str, Any]]:
-    """Each candidate with its numbers and what it lost by; the chosen one first."""
+    """Yields each candidate with its numbers and the reason why it lost. The chosen one comes first."""
     ordered = sorted(considered, key=lambda each: (each.candidate != chosen, each.standing))
     for each in ordered:
         standing, winner = each.standing, ordered[0].standing

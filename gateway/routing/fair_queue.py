@@ -1,8 +1,8 @@
-"""Waiting requests of one model: first come, first served within a caller, and in turn between callers. Pure.
+"""The waiting requests of one model: in order of arrival for one caller, and in turn between callers. Pure.
 
-In turn means: the caller that holds the fewest slots of this model now is served next; where that is equal, as it
-always is with a single slot, the one that has got none for the longest. So a caller with a thousand waiting requests
-delays another one's single request by no more than the time until the next slot becomes free.
+The next slot goes to the caller that holds the fewest slots of this model now. Between equal callers, as with a single
+slot, it goes to the one whose last slot is the longest ago. So a caller with a thousand waiting requests delays the
+single request of another caller by no more than the time until the next slot becomes free.
 """
 
 from bisect import insort
@@ -11,24 +11,24 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
 class Share(NamedTuple):
-    """What a caller has had of a model; the smallest share is served next."""
+    """The slots that a caller has of a model. The caller with the smallest share is served next."""
 
     held: int
-    """Slots now."""
+    """The number of slots that the caller holds now."""
     last_turn: int
-    """When it got its last one: a number that grows with every slot that anybody gets. 0: never."""
+    """The number of the caller's last slot, counted over all slots that anybody got. 0 if it never got one."""
 
 
 class Waiter(Protocol):
-    """Describes what the queue has to know of a waiting request."""
+    """What the queue has to know of a waiting request."""
 
     @property
     def number(self) -> int:
-        """Grows with arrival; unique."""
+        """A unique number that grows with each arrival."""
 
     @property
     def caller(self) -> str:
-        """Names the caller whose request it is; slots are shared fairly between callers."""
+        """The name of the caller. Slots are shared fairly between callers."""
 
 
 W = TypeVar("W", bound=Waiter)
@@ -51,11 +51,12 @@ class FairQueue(Generic[W]):
         return waiter in self._lines.get(waiter.caller, ())
 
     def add(self, waiter: W) -> None:
-        """Puts a request at its place by number: one that comes back has kept it."""
+        """Puts a request at its place by number. A request that comes back keeps its number."""
         insort(self._lines.setdefault(waiter.caller, []), waiter, key=lambda each: each.number)
 
     def remove(self, waiter: W) -> W | None:
-        """Returns who has become the first of its line by that, if anybody."""
+        """Removes a request. Returns the one that is now the first of its caller's line, or None if the first has not
+        changed."""
         line = self._lines[waiter.caller]
         was_first = line[0] is waiter
         line.remove(waiter)
@@ -65,24 +66,25 @@ class FairQueue(Generic[W]):
         return line[0] if was_first else None
 
     def firsts(self) -> Iterator[W]:
-        """The first of each line."""
+        """Yields the first request of each caller."""
         return (line[0] for line in self._lines.values())
 
     def is_first(self, waiter: W) -> bool:
-        """Whether it is the first of its caller's line."""
+        """Returns whether the request is the first of its caller."""
         return self._lines[waiter.caller][0] is waiter
 
     def next_in_turn(self, share_of: Callable[[str], Share], passed_over: Container[W] = ()) -> W | None:
-        """Who is to be served next, given what each caller has had."""
+        """Returns the request that is served next, given the share of each caller. Returns None if there is none."""
         first = (next((waiter for waiter in line if waiter not in passed_over), None) for line in self._lines.values())
         waiting = [waiter for waiter in first if waiter is not None]
-        if len(waiting) < 2:  # the usual case: nobody's share has to be looked up
+        if len(waiting) < 2:  # In the usual case nobody's share has to be computed.
             return waiting[0] if waiting else None
         return min(waiting, key=lambda waiter: (share_of(waiter.caller), waiter.number))
 
     def to_displace(self, caller: str) -> W | None:
-        """Who has to go so that a full queue can take one more request of `caller`: the latest of the longest line.
-        None if that line is the caller's own, or no longer than its would become."""
+        """Returns the request that has to leave so that a full queue can take one more request of `caller`: the latest
+        one of the caller with the most requests. Returns None if that is the same caller, or if its requests would not
+        outnumber those of `caller`."""
         longest = max(self._lines.values(), key=len, default=[])
         mine = len(self._lines.get(caller, ()))
         return longest[-1] if len(longest) > mine + 1 else None

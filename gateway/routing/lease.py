@@ -9,25 +9,27 @@ from gateway.domain.routability import Candidate
 
 
 class Lease:
-    """Held by one request scope. Ending it is synchronous and idempotent: no cancel can skip it (pitfall 13)."""
+    """The right to have one request on a replica, held by the scope of that request. Ending it is synchronous and
+    idempotent, so no cancel can skip it (pitfall 13)."""
 
     __slots__ = ("_end", "called", "candidate", "claimed", "opened_at", "origin", "refused")
 
     def __init__(self, candidate: Candidate, origin: Origin, opened_at: float, end: "Callable[[Lease], None]") -> None:
         self.candidate = candidate
-        """Strict mode may yet move it to another one, before the call."""
+        """The replica. Strict mode may move the lease to another one before the call."""
         self.origin = origin
         self.opened_at = opened_at
         self.called = False
-        """The replica has the request, or may have it. Before, its holder still waits to hear whether it lives."""
+        """Whether the replica has the request, or may have it. Before that, the request still waits for a probe of the
+        replica."""
         self.claimed = True
-        """Others count it. False in strict mode, until the registry has said which replica it is for."""
+        """Whether peers count the lease. It is False in strict mode until the registry has confirmed the replica."""
         self.refused = False
-        """The replica said that it has no free slot, so the end of this lease frees none."""
+        """Whether the replica refused the request because it is full. Then the end of this lease frees no slot."""
         self._end: Callable[[Lease], None] | None = end
 
     def release(self) -> None:
-        """Ends the lease, so that others may have the slot; further calls do nothing."""
+        """Ends the lease, so that another request can have the slot. Further calls do nothing."""
         if self._end is not None:
             end, self._end = self._end, None
             end(self)

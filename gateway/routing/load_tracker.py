@@ -1,8 +1,8 @@
-"""Who uses which replica now: open leases, and nothing that is counted up and down (R4 to R9).
+"""The load of each replica: its open leases, and no counter that is counted up and down (R4 to R9).
 
-Failures are leases, too: each leaves a *phantom* that expires by itself, later with every failure in a row. So a
-replica that fails at once never looks idle, and one that recovers is found out by the next request that tries it. That
-is the whole circuit breaker.
+A failure counts as a lease, too. It leaves a *phantom*, which expires by itself, later with every failure in a row. So
+a replica that fails at once never looks idle, and the next request that tries a recovered replica finds out that it
+works. This is the whole circuit breaker.
 """
 
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -22,17 +22,17 @@ from gateway.routing.lease import Lease
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
 PHANTOM_FIRST_SECONDS: Final = 1.0
-"""How long the first failure weighs; each further one in a row twice as long."""
+"""How long the first failure counts as load. Each further failure in a row counts twice as long."""
 PHANTOM_MAX_SECONDS: Final = 60.0
 
 
 @dataclass
 class ReplicaLoad:
-    """A replica's load as the picker reads it."""
+    """The load of one replica, as the picker reads it."""
 
     leases: set[Lease] = field(default_factory=set)
     elsewhere: int = 0
-    """Leases that other gateways have published."""
+    """The leases of this replica that peers have published."""
     last_used: float = NEVER
     ended_at: float = NEVER
     """When the last lease ended."""
@@ -40,16 +40,16 @@ class ReplicaLoad:
     """When the last piece of an answer came."""
     full_until: float = NEVER
     refusals: int = 0
-    """In a row: "no free slot", and nothing else since."""
+    """The number of refusals ("no free slot") in a row."""
     busy_until: float = NEVER
     failures: int = 0
-    """In a row."""
+    """The number of failures in a row."""
     expiries: list[float] = field(default_factory=list)
     """When each phantom ends."""
 
     @property
     def open_leases(self) -> int:
-        """Counts the leases on the replica, here and (as far as published) at other gateways."""
+        """Returns the number of leases on the replica, here and at peers as far as they have published them."""
         return len(self.leases) + self.elsewhere
 
     @property
@@ -58,7 +58,8 @@ class ReplicaLoad:
         return max(self.expiries, default=NEVER)
 
     def phantoms(self, now: float) -> int:
-        """Counts the recent failures that still weigh on the replica at `now`, and forgets those that have expired."""
+        """Returns the number of recent failures that still count as load at `now`, and forgets those that have
+        expired."""
         if not self.expiries:
             return 0
         self.expiries = [expiry for expiry in self.expiries if expiry > now]
@@ -67,17 +68,17 @@ class ReplicaLoad:
 
 @dataclass(frozen=True)
 class LoadStatistics:
-    """Counts this gateway's open leases and the failures of replicas, for metrics."""
+    """The open leases of this gateway and the failures of replicas, for metrics."""
 
     in_flight: dict[ReplicaId, int]
-    """Open leases of each replica that has any."""
+    """The number of open leases of each replica that has any."""
     in_flight_by_model: dict[ModelName, int]
     failures: dict[ReplicaId, int]
-    """Failures in a row of each replica that has any."""
+    """The number of failures in a row of each replica that has any."""
 
 
 class LoadTracker:
-    """The leases of this gateway. All methods are synchronous: no other task can see a half-done change."""
+    """All leases of this gateway. The methods are synchronous, so no other task can see a half-done change."""
 
     def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
         self._clock = clock
@@ -87,7 +88,8 @@ class LoadTracker:
         """Leases begin unclaimed: see `StrictClaims`, which sets it."""
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
-        """When each caller got its last lease of a model, counted in leases. Callers are keys of the configuration."""
+        """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
+        configuration."""
         self.on_release: Callable[[ModelName], None] = lambda _model: None
         """Called when free slots have become good again, or may be asked for again. Set once, by admission."""
         self.on_free: Callable[[ModelName], None] = lambda _model: None
@@ -99,14 +101,14 @@ class LoadTracker:
         """Called when a lease begins or ends: `published` may have changed. Set once, by who publishes it."""
 
     def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
-        """Returns the load of the replica; one that had none so far gets an empty one."""
+        """Returns the load of the replica. A new replica gets an empty one."""
         use = self._uses.get(replica_id)
         if use is None:
             use = self._uses[replica_id] = ReplicaLoad()
         return use
 
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
-        """Opens a lease; the same scope that took it has to release it."""
+        """Opens a lease. The scope that takes it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
         self.use_of(candidate.replica_id).leases.add(lease)
         self._turns[candidate.model, origin.caller] = next(self._turn)
@@ -116,20 +118,21 @@ class LoadTracker:
         return lease
 
     def claim(self, lease: Lease, now: float) -> None:
-        """It is for this replica for good, and others count it."""
+        """Confirms that the lease is for this replica. From now on peers count it."""
         lease.claimed = True
         self.use_of(lease.candidate.replica_id).last_used = now
         self.on_change()
 
     def move(self, lease: Lease, candidate: Candidate) -> None:
-        """It is for another replica of the model."""
+        """Moves the lease to another replica of the model."""
         self.use_of(lease.candidate.replica_id).leases.discard(lease)
         self.use_of(candidate.replica_id).leases.add(lease)
         lease.candidate = candidate
         self.on_release(candidate.model)
 
     def note_none_free(self, candidates: Iterable[Candidate], until: float, refusals: int) -> None:
-        """No slot is free on any of them; each is taken as full until `until`, or until a lease on it ends."""
+        """Records that none of the candidates has a free slot. Each counts as full until `until`, or until a lease on
+        it ends."""
         for candidate in candidates:
             use = self.use_of(candidate.replica_id)
             use.full_until, use.refusals = max(use.full_until, until), max(use.refusals, refusals)
@@ -147,33 +150,35 @@ class LoadTracker:
             self.on_free(lease.candidate.model)
 
     def in_flight(self, replica_id: ReplicaId) -> int:
-        """Requests that it has, or may have, those of other gateways included. A lease of ours whose holder still waits
-        for a probe is none yet: it can't be what keeps the replica busy."""
+        """Returns the number of requests that the replica has or may have, those of peers included. A lease of this
+        gateway whose request still waits for a probe does not count, because it cannot be what keeps the replica
+        busy."""
         use = self._uses.get(replica_id)
         return sum(lease.called for lease in use.leases) + use.elsewhere if use is not None else 0
 
     def share_of(self, model: ModelName, candidates: tuple[Candidate, ...], caller: str) -> Share:
-        """What `caller` has of `model`, whose replicas are `candidates`."""
+        """Returns the share of `caller` in `model`, whose replicas are `candidates`."""
         uses = (self._uses.get(candidate.replica_id) for candidate in candidates)
         held = sum(lease.origin.caller == caller for use in uses if use is not None for lease in use.leases)
         return Share(held, self._turns.get((model, caller), 0))
 
     def is_doubtful(self, candidate: Candidate) -> bool:
-        """It is full, but only as far as other gateways have published; the replica itself can tell better."""
+        """Returns whether the replica is full only according to peers. The replica itself knows better."""
         use = self.use_of(candidate.replica_id)
         return candidate.refuses_when_full and len(use.leases) < candidate.slots <= use.open_leases
 
     def free_slots(self, candidate: Candidate, now: float) -> int:
-        """Slots that a request would be given now."""
+        """Returns the number of slots that requests could get now."""
         use = self.use_of(candidate.replica_id)
         if now < use.full_until or use.phantoms(now):
             return 0
         return max(0, candidate.slots - use.open_leases)
 
     def ask_at(self, candidate: Candidate, guess_at: float) -> float:
-        """From when on it may be asked: it has a free slot, or a guess that it has one is allowed from `guess_at` on.
+        """Returns the time from which on the replica may be asked: it has a free slot, or a guess that it has one is
+        allowed from `guess_at` on.
 
-        Only what other gateways have published can be doubted, and only where the replica itself refuses if it is true.
+        Only the counts of peers can be doubted, and only if the replica refuses calls when it is full.
         """
         use = self.use_of(candidate.replica_id)
         if use.open_leases < candidate.slots:
@@ -183,25 +188,28 @@ class LoadTracker:
         return FOREVER
 
     def note_full(self, lease: Lease, until: float) -> None:
-        """The replica refused: it is taken as full until `until`, or until another lease on it ends here."""
+        """Records that the replica refused because it is full. It counts as full until `until`, or until another lease
+        on it ends here."""
         lease.refused = True
         use = self.use_of(lease.candidate.replica_id)
         use.full_until = until
         use.refusals += 1
 
     def note_busy(self, replica_id: ReplicaId, until: float) -> None:
-        """It did not answer a probe: until then another replica is preferred."""
+        """Records that the replica did not answer a probe. Until `until` other replicas are preferred."""
         self.use_of(replica_id).busy_until = until
 
     def note_failure(self, replica_id: ReplicaId, now: float) -> None:
-        """Records a failed call: it weighs on the replica for 1 s, doubled with each failure in a row, at most 60 s."""
+        """Records a failed call. It counts as load on the replica for 1 s, doubled with each failure in a row, at most
+        60 s."""
         use = self.use_of(replica_id)
         seconds = min(PHANTOM_FIRST_SECONDS * 2.0 ** min(use.failures, 30), PHANTOM_MAX_SECONDS)
         use.failures += 1
         use.expiries.append(now + seconds)
 
     def note_success(self, candidate: Candidate) -> None:
-        """It answered: its past is forgiven, and its free slots are as good as any from now on."""
+        """Records an answer. It clears the failures of the replica, and its free slots count as any others from now
+        on."""
         use = self.use_of(candidate.replica_id)
         use.heard_at = self._clock()
         use.failures = use.refusals = 0
@@ -213,30 +221,30 @@ class LoadTracker:
     def keep_only(self, known: Container[ReplicaId]) -> None:
         """Forgets replicas that are not in the fleet any more and have no lease.
 
-        One with a lease elsewhere may be so new that only the other gateway knows it yet.
+        A replica with a lease at a peer may be so new that only that peer knows it yet.
         """
         for replica_id in [each for each, use in self._uses.items() if each not in known and not use.open_leases]:
             del self._uses[replica_id]
 
     def published(self) -> dict[ReplicaId, int]:
-        """Leases of each replica that has any, as other gateways are to count them: one whose holder still waits for a
-        probe takes its slot already, one that is not claimed yet takes none."""
+        """Returns the number of leases that peers have to count for each replica that has any. A lease counts while its
+        probe is pending, but not before it is confirmed (strict mode)."""
         counts = ((replica_id, sum(lease.claimed for lease in use.leases)) for replica_id, use in self._uses.items())
         return {replica_id: open_leases for replica_id, open_leases in counts if open_leases}
 
     def uses(self) -> dict[ReplicaId, float]:
-        """Since when each replica that had a request here is silent, or idle if it has none now: see
-        `domain.fleet.Use`, but seconds of this gateway's clock.
+        """Returns for each replica that had a request here the time since which it is silent, or idle if it has no
+        request now: see `domain.activity.Usage`, but in seconds of this gateway's clock.
 
-        It belongs to `published` of the same moment as far as that one says who has leases at all: with an older one
-        an idle replica that has just got a request would look as if it had been silent all the time.
+        Use it together with `published` of the same moment. With an older one, an idle replica that has just got a
+        request would look as if it had been silent all the time.
         """
         return {replica_id: _since(use) for replica_id, use in self._uses.items() if use.last_used > NEVER}
 
     def hear(self, elsewhere: Mapping[ReplicaId, int]) -> None:
-        """Takes in how many leases all other gateways have published, in all: of replicas not named they have none.
+        """Replaces the leases that peers have published. A replica that is not named has none.
 
-        A replica of which they have fewer now may have a free slot, whatever it said before.
+        A replica of which peers have fewer leases than before may have a free slot, even if it refused a call.
         """
         changed = {replica_id for replica_id, _ in self._elsewhere.items() ^ elsewhere.items()}
         if changed:

@@ -1,7 +1,7 @@
-"""The open calls of one gateway, by replica: who watches them can end all of one replica that is out of reach.
+"""The open calls of one gateway, by replica, so that a watch can end all calls of a replica that cannot be reached.
 
-A call counts as waiting only while its request really waits for the backend, not while its client reads slowly: then it
-is the backend that waits, and its silence says nothing.
+A call counts as waiting only while its request really waits for the backend. While the client reads slowly, the backend
+waits for the client, and its silence means nothing.
 """
 
 from collections.abc import Awaitable, Callable, Container, Mapping
@@ -26,7 +26,7 @@ class OpenCall:
     def __init__(
         self, calls: "OpenCalls", target: Target, *, answers_always: bool, on_lost: Callable[[Lost], None]
     ) -> None:
-        """`on_lost` is called when the call is ended while it does not wait."""
+        """`on_lost` is called if the call is ended while it does not wait."""
         self._calls = calls
         self._on_lost = on_lost
         self._scope: trio.CancelScope | None = None
@@ -34,13 +34,14 @@ class OpenCall:
         self._has_begun = False
         self.target = target
         self.answers_always = answers_always
-        """Its backend answers Health whatever it works on."""
+        """Whether its backend answers Health whatever it works on."""
         self.waits_since = 0.0
-        """When the present wait began, if it waits (trio clock, seconds)."""
+        """The beginning of the current wait (Trio's clock, seconds). It has no meaning while the call does not wait."""
         calls.add(self)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
-        """What `answer` returns. Raises what that raises, and `Lost` if the call is ended meanwhile or was before."""
+        """Returns the result of `answer`. Raises its errors, and `Lost` if the call is ended meanwhile or was ended
+        before."""
         if self._because:
             raise Lost(self._because)
         scope = self._scope = trio.CancelScope()
@@ -62,8 +63,8 @@ class OpenCall:
             self._calls.first_answers_of(self.target.replica_id).note(trio.current_time() - self.waits_since)
 
     def end_lost(self, because: str) -> None:
-        """Its present wait ends with `Lost`, or the next one; then its lease need not wait for a client that reads
-        slowly."""
+        """Ends the current wait, or else the next one, with `Lost`. Its lease then need not wait for a client that
+        reads slowly."""
         self._because = because
         if self._scope is not None:
             self._scope.cancel()
@@ -71,72 +72,72 @@ class OpenCall:
             self._on_lost(Lost(because))
 
     def close(self) -> None:
-        """The call has ended, however; to be said at least once."""
+        """Records that the call has ended, in whatever way. It has to be called at least once."""
         self._calls.discard(self)
 
 
 class OpenCalls:
-    """Keeps the open calls of one gateway, and which of them wait."""
+    """The open calls of one gateway, and which of them wait."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, set[OpenCall]] = {}
         self._waiting: dict[ReplicaId, set[OpenCall]] = {}
         self._answers: dict[ReplicaId, FirstAnswers] = {}
         self._some_wait: trio.Event | None = None
-        """There while somebody waits for it."""
+        """It exists while `wait_some` waits for it."""
 
     @property
     def waiting(self) -> Mapping[ReplicaId, set[OpenCall]]:
-        """None of the sets is empty."""
+        """Returns the waiting calls of each replica that has any."""
         return self._waiting
 
     def add(self, call: OpenCall) -> None:
-        """Enters a call that begins."""
+        """Adds a call that begins."""
         self._open.setdefault(call.target.replica_id, set()).add(call)
 
     def discard(self, call: OpenCall) -> None:
-        """Removes a call that has ended; does nothing if it is not there any more."""
+        """Removes a call that has ended. Does nothing if the call is not there any more."""
         several = self._open.get(call.target.replica_id, set())
         several.discard(call)
         if not several:
             self._open.pop(call.target.replica_id, None)
 
     def begin_wait(self, call: OpenCall) -> None:
-        """Enters the call among those that wait for their backend, and wakes whoever is in `wait_some`."""
+        """Adds the call to the waiting ones, and wakes `wait_some`."""
         self._waiting.setdefault(call.target.replica_id, set()).add(call)
         if self._some_wait is not None:
             self._some_wait.set()
 
     def end_wait(self, call: OpenCall) -> None:
-        """Removes the call from those that wait for their backend. Raises `KeyError` if it is not one of them."""
+        """Removes the call from the waiting ones. Raises `KeyError` if it is not one of them."""
         several = self._waiting[call.target.replica_id]
         several.remove(call)
         if not several:
             del self._waiting[call.target.replica_id]
 
     async def wait_some(self) -> None:
-        """Returns once at least one call waits. For one caller."""
+        """Waits until at least one call waits. Only one task may use it."""
         if not self._waiting:
             self._some_wait = trio.Event()
             await self._some_wait.wait()
             self._some_wait = None
 
     def first_answers_of(self, replica_id: ReplicaId) -> FirstAnswers:
-        """Returns how long the replica takes to begin an answer; one that is new gets an empty estimate."""
+        """Returns how long the replica takes to begin an answer. A new replica gets an empty estimate."""
         found = self._answers.get(replica_id)
         if found is None:
             found = self._answers[replica_id] = FirstAnswers()
         return found
 
     def end_lost(self, replica_id: ReplicaId, because: str) -> int:
-        """Ends all calls of the replica, those of clients that read slowly included; how many."""
+        """Ends all calls of the replica, also those of clients that read slowly. Returns their number."""
         several = tuple(self._open.get(replica_id, ()))
         for call in several:
             call.end_lost(because)
         return len(several)
 
     def keep_only(self, fleet: Container[ReplicaId]) -> None:
-        """Ends the calls of replicas that are not in the fleet any more, and forgets those."""
+        """Ends the calls of replicas that are not in the fleet any more, and forgets these replicas."""
         for replica_id in [each for each in self._open if each not in fleet]:
             self.end_lost(replica_id, NOT_IN_FLEET)
         self._answers = {each: answers for each, answers in self._answers.items() if each in fleet}

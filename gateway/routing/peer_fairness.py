@@ -1,18 +1,19 @@
-"""Older requests that wait at other gateways, and the slots that are left to them.
+"""Leaves free slots to older requests that wait at other gateways.
 
-A slot that becomes free while an older request waits elsewhere is left alone until that one has had time to hear of it
-and to ask (architecture, "Late binding"). Every gateway that learns of the slot does so, except the one with the
-oldest request: that one asks at once. What this costs:
+When a slot becomes free while an older request waits at a peer, it is left alone until that peer has had time to learn
+of it and to ask (decision 0001, late binding). Every gateway that learns of the slot does so, except the one with the
+oldest request, which asks at once. The costs are limited:
 
-- older means older by more than `yield_seconds`: a slot must not lie idle for longer than it makes the order wrong, and
-  two gateways that each take the other's request for the older one would both wait;
-- a slot is left for `yield_seconds` at most, and no more slots are than requests wait elsewhere; whoever finds others
-  free takes those;
-- it ends early as soon as nobody older waits any more, or no slot is free any more;
-- a request that waits on although slots were left to it (its gateway is dead or slow, or it has tried the replica in
-  vain) is left nothing for `DEAF_SECONDS`, so a dead gateway costs one such pause a second, not one for each slot.
+- A request counts as older only if it is older by more than `yield_seconds`. A slot must not be idle for longer than
+  the error in the order that it repairs, and two gateways must not wait for each other.
+- A slot is left for `yield_seconds` at most, and no more slots are left than requests wait at peers. Further free slots
+  can be taken at once.
+- A deferral ends early if no older request waits any more, or no slot is free any more.
+- A request may keep waiting although slots were left to it, because its gateway is dead or slow, or because it has
+  tried the replica in vain. It is left nothing for `DEAF_SECONDS`, so a dead gateway costs one such pause per second
+  and not one per slot.
 
-Pure: it is told the time.
+Pure: it gets the time as an argument.
 """
 
 from bisect import bisect_right
@@ -28,22 +29,22 @@ FOREVER: Final = float("inf")
 
 
 class RemoteQueue(NamedTuple):
-    """Requests that wait for one model at one other gateway."""
+    """The requests that wait for one model at one peer."""
 
     gateway_id: GatewayId
     model: ModelName
     waiting: int
     since: float
-    """When the oldest of them began to wait (seconds of this gateway's clock)."""
+    """The time when the oldest of them began to wait (seconds of this gateway's clock)."""
     told: float
-    """The same as that gateway said it: it tells whether it is still the same request, however clocks are read."""
+    """The same time as the peer published it. It identifies the request, however clocks are converted."""
 
 
 @dataclass
 class _Heard:
     line: RemoteQueue
     first_at: float
-    """Since when this gateway knows that very request as the oldest of its line."""
+    """The time since which this gateway knows this request as the oldest of its queue."""
     deaf_until: float = NEVER
 
 
@@ -54,10 +55,10 @@ class SlotDeferral:
         self._yield_seconds = yield_seconds
         self._lines: dict[ModelName, dict[GatewayId, _Heard]] = {}
         self._ends: dict[ModelName, Sequence[float]] = {}
-        """Until when each slot of a model is left to others, in order. None is empty."""
+        """The end of each deferral by model, in order. No list is empty."""
 
     def hear(self, lines: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
-        """Takes in all lines that there are now; the models of which slots are left that may be so no longer."""
+        """Replaces all queues of peers. Returns the models whose deferrals may have ended by that."""
         heard: dict[ModelName, dict[GatewayId, _Heard]] = {}
         for line in lines:
             heard.setdefault(line.model, {})[line.gateway_id] = self._note(line, now)
@@ -73,31 +74,32 @@ class SlotDeferral:
         return _Heard(line, known.first_at, known.deaf_until)
 
     def wait_for(self, model: ModelName) -> bool:
-        """Whether anybody does, elsewhere; cheap."""
+        """Returns whether requests for the model wait at peers. It is cheap."""
         return model in self._lines
 
     def note_free(self, model: ModelName, count: int, free: int, now: float) -> None:
-        """So many slots have become free, which makes `free` in all."""
+        """Records that `count` slots have become free, which makes `free` in all."""
         self._settle(model, FOREVER, max(0, free - count), now)
         self._keep(model, [*self.ends(model), *[now + self._yield_seconds] * count], free)
 
     def leaves_some(self, model: ModelName) -> bool:
-        """Whether any slots are left to others, if there are any others; cheap."""
+        """Returns whether any slots are left to peers. It is cheap."""
         return model in self._ends
 
     def ends(self, model: ModelName) -> Sequence[float]:
-        """When each slot that is left is left no longer."""
+        """Returns the end of each deferral of the model, in order."""
         return self._ends.get(model, ())
 
     def left(self, model: ModelName, oldest: float, free: int, now: float) -> int:
-        """How many of the free slots are not for the requests here, the oldest of which waits since `oldest`."""
+        """Returns how many of the free slots are left to peers. `oldest` is the time since which the oldest request
+        here waits."""
         self._settle(model, oldest, free, now)
         waiting = sum(each.line.waiting for each in self._older(model, oldest) if now >= each.deaf_until)
         return min(len(self.ends(model)), waiting)
 
     def _settle(self, model: ModelName, oldest: float, free: int, now: float) -> None:
-        """Forgets slots that were taken, by whomever, and those that were left for long enough; the latter were not
-        wanted by whom they were left to."""
+        """Forgets slots that were taken by any gateway, and those whose deferral is over. The requests that they were
+        left to did not want the latter."""
         self._keep(model, self.ends(model), free)
         ends = self.ends(model)
         in_vain = bisect_right(ends, now)
@@ -106,7 +108,7 @@ class SlotDeferral:
             self._judge(model, oldest, ends[in_vain - 1] - self._yield_seconds, now)
 
     def _judge(self, model: ModelName, oldest: float, freed_at: float, now: float) -> None:
-        """The oldest request that has known all the time of a slot which is free since `freed_at` does not want it."""
+        """Records that a peer's oldest request does not want a slot, if it has known of the slot since `freed_at`."""
         older = [each for each in self._older(model, oldest) if now >= each.deaf_until]
         eldest = min(older, key=lambda each: each.line.since, default=None)
         if eldest is not None and eldest.first_at <= freed_at:
@@ -117,7 +119,7 @@ class SlotDeferral:
         return (each for each in several if each.line.since < oldest - self._yield_seconds)
 
     def _keep(self, model: ModelName, ends: Sequence[float], free: int) -> None:
-        """The newest of them, no more than there are free slots."""
+        """Keeps the newest deferrals, and no more of them than there are free slots."""
         if ends and free:
             self._ends[model] = ends[-free:]
         else:

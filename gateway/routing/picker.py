@@ -1,4 +1,4 @@
-"""The one routing policy: which candidate serves the next request, and why. Pure."""
+"""The only routing policy: it decides which candidate serves the next request, and why. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,41 +15,44 @@ class LoadView(Protocol):
 
     @property
     def open_leases(self) -> int:
-        """Leases on it, here and (as far as published) at other gateways: each takes one of its slots."""
+        """The leases on the replica, here and at peers as far as they have published them. Each takes one of its
+        slots."""
 
     @property
     def last_used(self) -> float:
-        """When it was last picked (seconds of the caller's clock)."""
+        """The time of the last pick of this replica (seconds of the caller's clock)."""
 
     @property
     def full_until(self) -> float:
-        """It said "no free slot" and is not asked again before this time."""
+        """The time before which the replica is not asked again, because it refused a call as full."""
 
     @property
     def busy_until(self) -> float:
-        """It did not answer a probe; until this time another one is preferred."""
+        """The time until which other replicas are preferred, because this one did not answer a probe."""
 
     def phantoms(self, now: float) -> int:
-        """Leases that recent failures have left behind: they count as load and take no slot."""
+        """Returns the number of recent failures that count as load. They take no slot."""
 
 
 Rank = tuple[bool, bool, bool, int, float, int]
-"""What decides, in its order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
+"""The values that decide, in this order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
 
 DECIDES_FOR_SEVERAL: Final = 4
-"""So much of a rank counts if gateways share one stale order: chance comes before the rest."""
+"""The number of leading values that count if several gateways share one outdated order. Chance decides before the
+rest."""
 
 
 class Score(NamedTuple):
-    """How one candidate stood when a pick was made; in the order in which it is compared."""
+    """The values of one candidate when a pick was made, in the order in which they are compared."""
 
     suspect: bool
-    """It has failed lately. While another one has not, requests wait for that one rather than try this one."""
+    """Whether the replica has failed recently. Requests wait for a replica that has not failed rather than try this
+    one."""
     taken: bool
     busy: bool
     load: int
     chance_first: float
-    """0 unless ties are broken by chance before anything else."""
+    """A random number if ties are broken by chance before anything else, otherwise 0."""
     last_used: float
     vram: float
     chance: float
@@ -71,19 +74,20 @@ WORDS: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Names the best candidate for a request, and tells whether that one has a free slot."""
+    """The best candidate for a request, and whether it has a free slot."""
 
     candidate: Candidate
     has_free_slot: bool
-    """False: it is the best of those that are all taken."""
+    """False if all candidates are taken and this is the best of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What changes the order."""
+    """The settings that change the order."""
 
     several_gateways: bool = False
-    """Break ties by chance before `last_used`: gateways that share a stale order would all pick the same one."""
+    """Whether ties are broken by chance before `last_used`. Gateways that share an outdated order would all pick the
+    same replica otherwise."""
 
 
 ALONE = Policy()
@@ -96,10 +100,10 @@ def pick(
     rng: Random,
     policy: Policy = ALONE,
 ) -> Choice | None:
-    """The best candidate; None if there is none.
+    """Returns the best candidate, or None if there is none.
 
-    One that has not failed lately comes first, and a free slot; then one that answers, the least load, the longest
-    unused (R2), the most free VRAM, chance.
+    A replica that has not failed recently comes first, then one with a free slot, then one that answers. Then the least
+    load decides, the longest time without use (R2), the most free VRAM, and chance.
     """
     decisive = DECIDES_FOR_SEVERAL if policy.several_gateways else None
     tied: list[Candidate] = []
@@ -116,7 +120,8 @@ def pick(
 
 
 def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
-    """A plain tuple: building a named one takes as long as all the rest, and every candidate of every pick has one."""
+    """Returns a plain tuple, because a named one takes as long as all the rest, and every candidate of every pick needs
+    one."""
     in_use, phantoms = load.open_leases, load.phantoms(now)
     return (
         phantoms > 0,
@@ -129,14 +134,14 @@ def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
 
 
 def score(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
-    """Returns how the candidate stands in a pick at `now`; `rng` draws what breaks ties."""
+    """Returns the score of the candidate in a pick at `now`. `rng` breaks ties."""
     rank = _rank(candidate, load, now)
     chance_first = rng.random() if policy.several_gateways else 0.0
     return Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
 
 
 def why_not_chosen(standing: Score, winner: Score) -> str:
-    """What `standing` lost by against `winner`: the first thing in which they differ, in words."""
+    """Returns why `standing` lost against `winner`: the first value in which they differ, in words."""
     for name, mine, best in zip(Score._fields, standing, winner, strict=True):
         if mine != best:
             return WORDS[name].format(mine=mine, best=best)
