@@ -1,8 +1,8 @@
-"""What is known of replicas' lives, and one probe at a time to learn more.
+"""Remembers which replicas live, and runs one probe at a time per replica to learn more.
 
-A success counts for `ttl_seconds`; every successful call and every streamed message is one, so a replica in use is
-never probed (H3). Several requests that need the same answer share one probe, which runs in the cache's own nursery:
-the caller that happened to start it may leave without harm to the others (H4).
+A success counts for `ttl_seconds`. Every successful call and every streamed message is one, so a replica in use is
+never probed (H3). Several requests that need the same answer share one probe. The probe runs in the cache's own
+nursery, so the request that started it may end without harm to the others (H4).
 """
 
 from collections import Counter
@@ -22,54 +22,54 @@ from gateway.routing.lease import Lease
 log = structlog.get_logger(__name__)
 
 Probe = Callable[[Target], Awaitable[ProbeOutcome]]
-"""Asks one replica; bounded by itself, never raises."""
+"""Probes one replica. It limits its own time and never raises."""
 
 BUSY_SECONDS: Final = 1.0
-"""How long "busy" is believed before the replica is asked again."""
+"""How long a "busy" result is trusted before the replica is probed again."""
 HOLD_PAUSE_SECONDS: Final = 0.5
-"""Between two probes of a replica that still works on a cancelled request."""
+"""The pause between two probes of a replica that still works on a cancelled request."""
 HOLD_SECONDS_MAX: Final = 600.0
-"""Then its slot counts as free again, so that a replica which hangs is found to do so."""
+"""The time after which the slot of a cancelled request counts as free anyway, so that a hanging replica is detected."""
 HUNG_PROBES: Final = 3
-"""So many probes that found a replica busy without any request on it, and no sign of life since the first, say that it
-hangs."""
+"""The number of probes that must find a replica busy, without any request on it and without a sign of life since the
+first of them, before it counts as hanging."""
 
 
 @dataclass
 class _Known:
-    """What is known of one replica."""
+    """The knowledge about one replica."""
 
     heard_at: float = float("-inf")
-    """When its last sign of life came (trio clock, seconds)."""
+    """The time of its last sign of life (Trio's clock, seconds)."""
     alive_at: float = float("-inf")
-    """The same, as long as nothing has spoken against it since."""
+    """The same, or minus infinity if a failure has contradicted it since."""
     busy_until: float = float("-inf")
     idle_busy_probes: int = 0
 
 
 @dataclass
 class _Running:
-    """A probe under way."""
+    """A running probe."""
 
     done: trio.Event = field(default_factory=trio.Event)
     outcome: ProbeOutcome = ProbeOutcome.UNREACHABLE
-    """Valid once `done`; what a probe that broke down is taken for."""
+    """The result, valid once `done` is set. It is the result for a probe that failed itself."""
 
 
 @dataclass(frozen=True)
 class ProbeStatistics:
-    """Counts probes by outcome, and the requests that needed none or shared one."""
+    """The probes by outcome, and the requests that needed no probe of their own."""
 
     outcomes: dict[ProbeOutcome, int]
     hits: int
-    """Requests that needed no probe."""
+    """The number of requests that needed no probe."""
     shared: int
-    """Requests that waited for a probe which another one had started."""
+    """The number of requests that waited for a probe of another request."""
     running: int
 
 
 class ProbeCache:
-    """Made by `open_probe_cache`."""
+    """Knows which replicas live. Use `open_probe_cache` to make one."""
 
     def __init__(
         self, nursery: trio.Nursery, probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
@@ -80,7 +80,8 @@ class ProbeCache:
         self._in_flight = in_flight
         self._known: dict[ReplicaId, _Known] = {}
         self._running: dict[Target, _Running] = {}
-        """A replica that is said to be somewhere else now is asked there, whatever is asked elsewhere."""
+        """The running probes by target: if a replica has a new address, it is probed there, whatever runs at the old
+        one."""
         self._outcomes: Counter[ProbeOutcome] = Counter()
         self._hits = 0
         self._shared = 0
@@ -88,27 +89,27 @@ class ProbeCache:
         """Called when a replica is found to live and to be of no use; it is for control to replace it. Set once."""
 
     def note_alive(self, replica_id: ReplicaId) -> None:
-        """It answered something just now."""
+        """Records that the replica answered something just now."""
         known = self._of(replica_id)
         known.heard_at = known.alive_at = trio.current_time()
         known.busy_until = float("-inf")
         known.idle_busy_probes = 0
 
     def note_failure(self, replica_id: ReplicaId) -> None:
-        """A call failed: whatever was known is not worth anything any more."""
+        """Records that a call failed, so that nothing known before counts any more."""
         self._of(replica_id).alive_at = float("-inf")
 
     def heard_at(self, replica_id: ReplicaId) -> float:
-        """When its last sign of life came (trio clock, seconds); never: minus infinity."""
+        """Returns the time of its last sign of life (Trio's clock, seconds), or minus infinity if there was none."""
         return self._of(replica_id).heard_at
 
     def was_silent_when_idle(self, replica_id: ReplicaId) -> bool:
-        """Since its last sign of life it was found busy while it had no request."""
+        """Returns whether a probe since its last sign of life found it busy although it had no request."""
         return self._of(replica_id).idle_busy_probes > 0
 
     def hold_until_answered(self, lease: Lease, target: Target) -> None:
-        """Takes over a lease whose call was cancelled on a backend that may not care: its slot is free only when Health
-        answers again, or when the replica is gone (backend-protocol.md B3)."""
+        """Takes over a lease whose call was cancelled on a backend that may continue to compute. The slot is free only
+        when Health answers again, or when the replica is gone (backend-protocol.md B3)."""
         self._nursery.start_soon(self._hold, lease, target)
 
     async def _hold(self, lease: Lease, target: Target) -> None:
@@ -118,7 +119,8 @@ class ProbeCache:
                     await trio.sleep(HOLD_PAUSE_SECONDS)
 
     async def check(self, target: Target) -> ProbeOutcome:
-        """What is known, or what a probe says. Without a probe it does not even yield."""
+        """Returns what is known of the replica, or else the result of a probe. Without a probe there is no
+        checkpoint."""
         known = self._of(target.replica_id)
         now = trio.current_time()
         if now - known.alive_at < self._ttl_seconds:
@@ -130,7 +132,7 @@ class ProbeCache:
         return await self.ask(target)
 
     async def ask(self, target: Target) -> ProbeOutcome:
-        """What a probe says now, whatever is known: one that is under way, or a new one. Never raises."""
+        """Returns the result of a probe now, whatever is known. It shares a running probe. Never raises."""
         running = self._running.get(target)
         if running is None:
             running = self._running[target] = _Running()
@@ -158,14 +160,14 @@ class ProbeCache:
             self.note_alive(replica_id)
             return
         if known.heard_at <= began_at:
-            known.alive_at = float("-inf")  # nobody is to be sent there on the strength of what was so before
+            known.alive_at = float("-inf")  # No request may be sent there because of earlier knowledge.
         if outcome is ProbeOutcome.BUSY:
             known.busy_until = trio.current_time() + BUSY_SECONDS
             self._note_busy(replica_id, known, idle=idle)
 
     def _note_busy(self, replica_id: ReplicaId, known: _Known, *, idle: bool) -> None:
-        """With a request on it that says nothing. It takes nothing back either: a request that waits for a replica
-        which hangs already is no sign of life."""
+        """Records that the replica is busy. This proves nothing if it has a request, and it does not clear earlier
+        evidence either: a request that waits for a hanging replica is no sign of life."""
         known.idle_busy_probes += idle
         if idle and known.idle_busy_probes == HUNG_PROBES:
             log.warning("probe.replica_hangs", replica_id=replica_id)
@@ -183,7 +185,7 @@ class ProbeCache:
             del self._known[replica_id]
 
     def statistics(self) -> ProbeStatistics:
-        """Counts probes, and the requests that were spared one, since this gateway started."""
+        """Returns the numbers of probes, and of requests that needed none, since this gateway started."""
         return ProbeStatistics(dict(self._outcomes), self._hits, self._shared, len(self._running))
 
 
@@ -191,7 +193,7 @@ class ProbeCache:
 async def open_probe_cache(
     probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
 ) -> AsyncIterator[ProbeCache]:
-    """Leaving cancels the probes that are under way."""
+    """Opens a probe cache. Leaving the context cancels its running probes."""
     async with trio.open_nursery() as nursery:
         yield ProbeCache(nursery, probe, ttl_seconds=ttl_seconds, in_flight=in_flight)
         nursery.cancel_scope.cancel()

@@ -1,4 +1,4 @@
-"""What a waiting request is told when waiting makes no sense, or no sense any more. Pure."""
+"""The errors of requests for which waiting makes no sense, or no sense any more. Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Container
@@ -21,24 +21,24 @@ from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.routability import FleetView
 
 RETRY_AFTER_SECONDS: Final = 5.0
-"""What a client is told when nothing better is known."""
+"""The `Retry-After` of a client if nothing better is known."""
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 
 
 ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
-"""How far the load of a replica is, if anything was heard of it here."""
+"""Returns how far the load of a replica is, or None if this gateway knows nothing of it."""
 
 
 def no_progress(_replica_id: ReplicaId) -> None:
-    """A `ProgressOf` where there is nothing to ask."""
+    """A `ProgressOf` for a gateway that knows of no loads. Returns None."""
 
 
 def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> GatewayError | None:
-    """Why no amount of waiting can help now; None if it can.
+    """Returns the error if no amount of waiting can help now, or None if waiting can help:
 
-    - the model does not exist (any more);
-    - its last load failed, it is not tried again before some time, no other load is under way, and no node that has it
-      is silent for a while only (L9, L10, H12).
+    - The model does not exist, or not any more.
+    - Its last load failed, it is too early for another try, no other load is running, and no node that has the model is
+      only temporarily silent (L9, L10, H12).
     """
     if model not in view.state.models:
         return ModelNotFound(model)
@@ -62,8 +62,8 @@ def timeout_rejection(
     *,
     control_rests: bool = False,
 ) -> GatewayError:
-    """What a request is told that has waited long enough. `shortage`: why no node has room for the model, if it waits
-    for room. `control_rests`: nothing can be loaded now, whatever it is."""
+    """Returns the error of a request that has waited long enough. `shortage` says why no node has room for the model,
+    if the request waits for room. `control_rests` says that nothing can be loaded now, for whatever reason."""
     candidates = [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]
     if candidates:
         slots = sum(candidate.slots for candidate in candidates)
@@ -99,7 +99,7 @@ def timeout_rejection(
 
 
 def _retry_after(eta_seconds: object) -> float:
-    """When it may be there (L11)."""
+    """Returns the `Retry-After` that fits the estimated end of the load (L11)."""
     if not isinstance(eta_seconds, float):
         return RETRY_AFTER_SECONDS
     return min(max(eta_seconds, RETRY_AFTER_SECONDS), RETRY_AFTER_SECONDS_MAX)
@@ -111,7 +111,7 @@ def _nodes_there_are(view: FleetView) -> str:
 
 
 def coming_up(view: FleetView, model: ModelName) -> list[Replica]:
-    """Replicas of the model's present revision that are on their way to serving: those that load, and those whose node
+    """Returns the replicas of the model's current revision that may serve soon: those that load, and those whose node
     is silent and may be back at any moment."""
     spec = view.state.models[model]
     return [
@@ -132,7 +132,7 @@ def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
 
 
 def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = no_progress) -> dict[str, object]:
-    """The `loading` object of a 503 `model_loading`; what is not known is absent, never guessed (L11)."""
+    """Returns the `loading` object of a 503 `model_loading`. What is not known is absent, never guessed (L11)."""
     state: dict[str, object] = {"model": str(model), "state": "waiting"}
     for replica in sorted(coming_up(view, model), key=_how_far, reverse=True)[:1]:
         if replica.observed in COMING_UP:
@@ -146,7 +146,7 @@ def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = n
 
 
 def _how_far(replica: Replica) -> int:
-    """What loads comes before what is silent."""
+    """Returns the sort key of a replica: a replica that loads comes before one whose node is silent."""
     return tuple(Observed).index(replica.observed) if replica.observed in COMING_UP else -1
 
 

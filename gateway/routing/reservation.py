@@ -1,11 +1,11 @@
-"""Strict mode: which replica a lease is for is the registry's to say, exactly, by what every gateway has just then.
+"""Strict mode: the registry decides which replica a lease is for, by the leases of all gateways at that moment.
 
-Admission stays the queue: who is next, how long it may wait, what it is told. A lease that it gives is a proposal that
-nobody else counts, until the registry has picked in a transaction of its own. Then it stays where it is, moves to the
-replica that was picked, or is given back because no slot is free.
+Admission stays the queue: it decides which request is next, how long a request may wait, and with which error it ends.
+The lease that it gives is a proposal that no peer counts until the registry has picked in a transaction of its own.
+Then the lease stays where it is, moves to the replica that was picked, or is given back because no slot is free.
 
-A gateway goes on serving while its registry is away: the lease stays on the replica that was picked here, as in the
-other mode, and the decision tells.
+A gateway keeps serving while its registry is away. The lease then stays on the replica that was picked here, as in the
+other mode, and the decision records that.
 """
 
 from collections.abc import Callable
@@ -25,16 +25,17 @@ from gateway.routing.load_tracker import NEVER
 log = structlog.get_logger(__name__)
 
 AWAY_SECONDS: Final = 5.0
-"""A registry that could not be asked is not asked again for so long: every request would wait for that."""
+"""How long a registry that could not be reached is not asked again, because every request would wait for it."""
 
 
 class ReserveSlot(Protocol):
-    """Asks the registry to pick a replica with a free slot for one request."""
+    """The call that has the registry pick a replica with a free slot for one request."""
 
     async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
-        """Which replica the request is to use, counted as the gateway's from now on; None: no slot is free.
+        """Returns the replica for the request, which counts as this gateway's from now on. Returns None if no slot is
+        free.
 
-        Bounded by itself. Raises `ReservationFailed`.
+        It limits its own time. Raises `ReservationFailed`.
         """
 
 
@@ -52,13 +53,13 @@ class StrictReservations:
         self._claim_slot = claim_slot
         self._away_until = NEVER
         self._queue = trio.Lock()
-        """For claims to wait for their turn, so that who else wants `lock` waits for one of them only."""
+        """Requests wait here for their turn, so that another task that wants `lock` waits for one of them only."""
         self.lock = trio.Lock()
-        """Held while the registry is asked. Who publishes this gateway's leases has to hold it, too, from
-        `LoadTable.published` to the end of the write: each of the two writes all of them."""
+        """Held while the registry is asked. A task that publishes this gateway's leases has to hold it, too, from
+        `LoadTracker.published` to the end of the write, because both write all leases."""
 
     async def confirm(self, ticket: Ticket, lease: Lease) -> bool:
-        """Whether the request has a slot; `lease` is on the replica that has it then."""
+        """Returns whether the request has a slot. `lease` is then on the replica that has it."""
         async with self._queue, self.lock:
             if trio.current_time() < self._away_until:
                 return self._keep(ticket, lease, "away")
@@ -69,7 +70,7 @@ class StrictReservations:
                 self._away_until = trio.current_time() + AWAY_SECONDS
                 return self._keep(ticket, lease, f"away: {error}")
             except BaseException:
-                self._loads.on_change()  # what it may have counted is nobody's
+                self._loads.on_change()  # Nobody may count what the registry may have written.
                 raise
             return self._note(ticket, lease, chosen)
 
@@ -113,7 +114,7 @@ class StrictReservations:
         return True
 
     def _refuse(self, ticket: Ticket, lease: Lease) -> None:
-        """Has the same effect as a replica's own refusal, but on all replicas that the request could go to."""
+        """Does what a refusal of the replica does, but for all replicas that the request could use."""
         ticket.decision.attempts[-1].registry = "no free slot"
         self._admission.note_refusal(ticket, lease)
         use = self._loads.use_of(lease.candidate.replica_id)

@@ -1,7 +1,8 @@
-"""Carries one request to a replica and its answer back: lease, probe, call, and another replica if that was no good.
+"""Carries one request to a replica and its answer back: a lease, a probe, the call, and another replica if that one
+fails.
 
-Nothing in here outlives a request (R1). A call may be sent elsewhere only while no byte of its answer has come; what
-each `RouteError` means for the request is decided in `route.RetryState.note`.
+Nothing in here outlives a request (R1). A call may be sent to another replica only while no byte of its answer has
+come; `RetryState.note` says what each `RouteError` means for the request.
 """
 
 from collections import Counter
@@ -27,21 +28,21 @@ from gateway.routing.reservation import StrictReservations
 R = TypeVar("R")
 
 BATCH_MAX: Final = 64
-"""Pieces handed on in one go when that many are there already."""
+"""The largest number of parts of an answer that are passed on together if they have already arrived."""
 
 
 @dataclass(frozen=True)
 class RouterStatistics:
-    """Counts the leases that requests took, and how often requests were sent elsewhere."""
+    """The leases that requests took, and the retries."""
 
     picks: dict[tuple[ModelName, str], int]
-    """Leases taken, by model and by why: `first`, or the cause of the re-route that made another one necessary."""
+    """The number of leases by model and reason: `first`, or the cause of the retry."""
     reroutes: dict[str, int]
-    """Requests sent elsewhere, by cause."""
+    """The number of retries by cause."""
 
 
 class RoutedStream:
-    """The answer of the replica that was chosen: pieces, then one `Completion`."""
+    """The answer of the chosen replica: parts, then one `Completion`."""
 
     def __init__(self, passage: Passage, first: Delta | Completion, rest: AnswerStream) -> None:
         self.candidate = passage.candidate
@@ -50,16 +51,17 @@ class RoutedStream:
         self._rest = rest
 
     async def receive_batch(self) -> list[Delta | Completion]:
-        """At least one item, and whatever else is here already; a `Completion` is the last item of the last batch.
+        """Returns at least one item, and all others that have already arrived. A `Completion` is the last item of the
+        last batch.
 
-        Raises `GatewayError`. An error behind items that are here already is raised by the next call, not by this one.
+        Raises `GatewayError`. If items arrived before an error, the next call raises it and not this one.
         """
         batch = [await self._next()]
         try:
             while len(batch) < BATCH_MAX and not isinstance(batch[-1], Completion):
                 batch.append(self._rest.receive_nowait())
         except (trio.WouldBlock, RouteError, GatewayError):
-            pass  # nothing more now; an ended stream says so again when it is asked again
+            pass  # There is nothing more now. A stream that has ended says so again at the next call.
         self._passage.note_progress(done=isinstance(batch[-1], Completion))
         return batch
 
@@ -75,7 +77,7 @@ class RoutedStream:
 
 
 class Router:
-    """Carries requests to replicas and answers back, and tries another replica where one can't serve."""
+    """Carries requests to replicas and answers back, and tries another replica if one cannot serve."""
 
     def __init__(
         self,
@@ -88,7 +90,8 @@ class Router:
         claims: StrictReservations | None = None,
         calls: OpenCalls | None = None,
     ) -> None:
-        """`claims`: strict mode. `calls`: where calls are entered while they wait, for whoever watches them."""
+        """`claims` is given in strict mode only. `calls` is the list in which calls are entered while they wait, for
+        the call watch."""
         self._admission = admission
         self._backends = backends
         self._probes = probes
@@ -101,7 +104,7 @@ class Router:
 
     @asynccontextmanager
     async def open_stream(self, generation: Generation, origin: Origin) -> AsyncIterator[RoutedStream]:
-        """Yields once the first item of the answer is there, so that nothing is sent to the client before (A10).
+        """Yields the answer once its first item is there, so that nothing is sent to the client before that (A10).
 
         Raises `GatewayError`.
         """
@@ -109,7 +112,7 @@ class Router:
             yield await self._start_stream(held, generation, origin)
 
     async def _start_stream(self, held: AsyncExitStack, generation: Generation, origin: Origin) -> RoutedStream:
-        """`held` receives what has to be given back when the answer has ended: first the call, then the lease."""
+        """Starts the answer. `held` gets the call and the lease, and has to be closed when the answer has ended."""
         route = self._route(generation.model, origin)
         while True:
             async with AsyncExitStack() as attempt:
@@ -160,9 +163,11 @@ class Router:
                 return answer, passage.candidate
 
     async def _take(self, attempt: AsyncExitStack, route: RetryState) -> Passage | None:
-        """A lease on a replica that is alive or at least busy; None: that one was not, look for another.
+        """Returns a lease on a replica that is alive or at least busy, or None if that replica was neither and another
+        one has to be picked.
 
-        The lease lives in `attempt`; a cancelled call to a backend that may not notice leaves it to the probe cache.
+        The lease lives in `attempt`. If the call is cancelled on a backend that may not notice it, the probe cache
+        takes the lease.
         """
         lease = await self._admission.wait_lease(route.ticket)
         decided, target = route.ticket.decision.attempts[-1], self._target(lease.candidate)
@@ -193,5 +198,5 @@ class Router:
         return RetryState(ticket, self._admission, self._attempts, self._reroutes)
 
     def statistics(self) -> RouterStatistics:
-        """Counts leases and re-routes since this gateway started."""
+        """Returns the numbers of leases and retries since this gateway started."""
         return RouterStatistics(dict(self._picks), dict(self._reroutes))

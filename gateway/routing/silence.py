@@ -1,6 +1,7 @@
-"""What it means that a replica says nothing to calls that wait for it: when it is asked, and when it is given up. Pure.
+"""Decides what the silence of a replica means for calls that wait for it: when it is probed, and when it is given up.
+Pure.
 
-Two silences together are evidence, whoever waits and however many: that of the calls and that of Health.
+Two silences together are evidence, however many calls wait: the silence of the calls and that of Health.
 
 | Health, asked `misses` times in a row or more | the calls are silent for     | then the replica                    |
 |-----------------------------------------------|------------------------------|-------------------------------------|
@@ -10,8 +11,8 @@ Two silences together are evidence, whoever waits and however many: that of the 
 | is silent, though connections are taken       | `Witness.hung_after_seconds` | hangs: the same, and it is replaced |
 
 The last row is for replicas that could answer. Many backends of other projects have one thread, which works on the
-call: their silence is no evidence, unless they were silent before they had one, or have answered beside as many calls.
-From the first question without an answer on, others are preferred.
+call. Their silence is no evidence, unless they were silent before they had a call, or have answered beside as many
+calls before. From the first unanswered probe on, other replicas are preferred.
 """
 
 from dataclasses import dataclass, field
@@ -22,61 +23,63 @@ from typing import Final
 from gateway.domain.cluster import ProbeOutcome
 
 LOOK_SECONDS_MIN: Final = 1.0
-"""How long a replica that usually answers sooner may be silent before it is asked."""
+"""How long a replica that usually answers sooner may be silent before it is probed."""
 LOOK_SECONDS_MAX: Final = 5.0
-"""The same, of one that usually takes longer, or of which nothing is known; and from an answer to the next question."""
+"""The same for a replica that usually takes longer, or of which nothing is known. It is also the time between an answer
+and the next probe."""
 AGAIN_SECONDS: Final = 2.0
-"""From a question without an answer to the next one."""
+"""The time between an unanswered probe and the next one."""
 SELDOM_SECONDS: Final = 10.0
-"""The same, once the silence has lasted for `SELDOM_AFTER_SECONDS`: each question may stay in the queue of a listener
-that accepts nobody."""
+"""The same, once the silence has lasted for `SELDOM_AFTER_SECONDS`. Each probe may stay in the queue of a listener that
+accepts nobody."""
 SELDOM_AFTER_SECONDS: Final = 30.0
 SILENCE_SECONDS_MIN: Final = 10.0
-"""However short heartbeats are: longer than a network takes to find another way (TCP hands over what was sent
-meanwhile), and longer than a machine that has too much to do stalls a process."""
+"""The shortest silence that means something, however short heartbeats are. It is longer than a network takes to find
+another way (TCP delivers what was sent meanwhile), and longer than an overloaded machine stalls a process."""
 FOREIGN_HUNG_SECONDS: Final = 60.0
-"""At least, for any other one: what it does while it works is not known as well."""
+"""The least time for a backend of another project, because its behaviour while it works is not known as well."""
 FOREIGN_HUNG_SECONDS_MAX: Final = 600.0
-"""For one that was silent without a request, and of which no answer is known to compare with."""
+"""The time for a replica that was silent without a request, and of which no answer is known to compare with."""
 LONGEST_FACTOR: Final = 10
-"""So many times the longest that a replica has ever taken to begin an answer."""
+"""The factor on the longest time that a replica has ever taken to begin an answer."""
 
 
 class Verdict(StrEnum):
-    """Says what the silence of a replica means for its calls."""
+    """The meaning of a replica's silence for its calls."""
 
     SUSPECT = auto()
-    """Others are preferred."""
+    """Other replicas are preferred."""
     LOST = auto()
-    """It is out of reach: its calls end."""
+    """The replica cannot be reached, and its calls end."""
     HUNG = auto()
-    """The same, and it has to be replaced."""
+    """The replica hangs: its calls end, and it has to be replaced."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """With silent replicas: the same as with silent nodes (`[health]` in the configuration)."""
+    """The patience with silent replicas. It follows from the settings for silent nodes (`[health]` in the
+    configuration)."""
 
     misses: int
-    """Questions in a row without an answer, before silence means anything."""
+    """The number of unanswered probes in a row before silence means anything."""
     silence_seconds: float
 
 
 def patience(misses: int, heartbeat_seconds: float) -> Patience:
-    """Derives how long a replica may be silent from the settings for silent nodes (seconds)."""
+    """Derives the patience with silent replicas from the settings for silent nodes (seconds)."""
     return Patience(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
 
 
 @dataclass
 class FirstAnswers:
-    """How long one replica takes to begin an answer, estimated as TCP does it with round trips (RFC 6298)."""
+    """Estimates how long one replica takes to begin an answer, as TCP estimates round trips (RFC 6298)."""
 
     longest_seconds: float = 0.0
     _mean_seconds: float | None = None
     _deviation_seconds: float = 0.0
 
     def note(self, seconds: float) -> None:
-        """Takes in how many seconds the replica took to begin one more answer."""
+        """Records how many seconds the replica took to begin one more answer."""
         self.longest_seconds = max(self.longest_seconds, seconds)
         if self._mean_seconds is None:
             self._mean_seconds, self._deviation_seconds = seconds, seconds / 2
@@ -87,7 +90,7 @@ class FirstAnswers:
 
     @property
     def expected_seconds(self) -> float:
-        """A silence that is longer is worth a question."""
+        """Returns the length of a silence that is worth a probe, in seconds."""
         if self._mean_seconds is None:
             return LOOK_SECONDS_MAX
         return min(max(self._mean_seconds + 4 * self._deviation_seconds, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX)
@@ -95,34 +98,34 @@ class FirstAnswers:
 
 @dataclass(frozen=True)
 class Witness:
-    """What is known of a replica besides its silence."""
+    """The knowledge about a replica besides its silence."""
 
     hung_after_seconds: float = inf
     is_offline: bool = False
-    """Its node is: nobody has heard of the machine for long."""
+    """Whether its node is offline: nothing has come from the machine for long."""
 
 
 @dataclass
 class Silence:
-    """Follows the silence of one replica from its last sign of life on. Times are seconds of one monotonic clock."""
+    """The silence of one replica since its last sign of life. Times are seconds of one monotonic clock."""
 
     since: float
     ask_at: float
     seen_at: float
-    """When a call was last seen to wait in it."""
+    """The last time at which a call was seen to wait in this silence."""
     unanswered: int = 0
-    """Questions in a row."""
+    """The number of unanswered probes in a row."""
     _outcome: ProbeOutcome | None = field(default=None, init=False)
     _alike: int = field(default=0, init=False)
-    """Answers in a row that say the same of the machine: that it is there, or that it is not."""
+    """The number of results in a row that agree whether the machine is there."""
     _alike_since: float = field(default=0.0, init=False)
 
     def note_answer(self, now: float) -> None:
-        """The replica has answered: it works. A next question is due only when that has become old."""
+        """Records that the replica has answered a probe. The next probe is due only when that answer has become old."""
         self.since, self.ask_at, self.unanswered, self._alike = now, now + LOOK_SECONDS_MAX, 0, 0
 
     def note_silence(self, outcome: ProbeOutcome, now: float) -> None:
-        """`outcome`: of a question, any but alive."""
+        """Records a probe without an answer. `outcome` is any but alive."""
         if not self._alike:
             self._alike_since = self.since
         elif (outcome is ProbeOutcome.BUSY) is not (self._outcome is ProbeOutcome.BUSY):
@@ -133,7 +136,7 @@ class Silence:
         self.ask_at = now + (AGAIN_SECONDS if now - self.since < SELDOM_AFTER_SECONDS else SELDOM_SECONDS)
 
     def verdict(self, witness: Witness, patience: Patience, now: float) -> Verdict:
-        """After a question that was not answered."""
+        """Returns the verdict after an unanswered probe."""
         if witness.is_offline and self.unanswered >= patience.misses:
             return Verdict.LOST
         if self._alike < patience.misses:
@@ -153,11 +156,11 @@ def hung_after_seconds(
     silent_when_idle: bool,
     longest_seconds: float,
 ) -> float:
-    """How long a replica that has `calls` may be silent while its machine is there.
+    """Returns how long a replica with `calls` may be silent while its machine is there.
 
-    `answers_always`: it answers Health whatever it works on. `answered_beside`: so many calls at a time have not kept
-    it from doing so. `silent_when_idle`: it was silent before it had any. `longest_seconds`: it has taken so long to
-    begin an answer; 0: it never had to.
+    `answers_always` says that it answers Health whatever it works on. `answered_beside` is the highest number of calls
+    beside which it has answered. `silent_when_idle` says that it was silent before it had any call. `longest_seconds`
+    is the longest time that it has taken to begin an answer, or 0 if it never had to.
     """
     if answers_always:
         return patience.silence_seconds
