@@ -1,7 +1,7 @@
-"""Loops that keep the fleet as it is wanted. Events only wake them; each looks at the whole state.
+"""Loops that keep the fleet in its desired state. Events only wake them; each loop looks at the whole state.
 
-In reading order: `leader_election` (who plans), `reconciler` (reads the state, plans, writes), `health_monitor` with
-`node_health` (what silence of a node means), `failure_reporter` (replicas found to be broken), `load_requests`
-(loads that an admin asked for), `resource_estimates` (how much models take), `claims` (strict mode's way to the
-registry); `sessions/` (workers at this gateway), `peers/` (the other gateways).
+In reading order: `leader_election` (decides which gateway plans), `reconciler` (reads the state, plans, writes),
+`health_monitor` with `node_health` (decides what the silence of a node means), `failure_reporter` (reports broken
+replicas), `load_requests` (loads that an admin requested), `resource_estimates` (memory that models need), `claims`
+(strict mode's way to the registry); `sessions/` (workers at this gateway), `peers/` (the other gateways).
 """

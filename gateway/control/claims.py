@@ -1,4 +1,4 @@
-"""Strict mode's way to the registry: a claim, and what its failure means to routing."""
+"""Connects strict mode to the registry, and translates the registry's errors for routing."""
 
 from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import ReplicaId
@@ -7,7 +7,7 @@ from gateway.routing.reservation import ReserveSlot
 
 
 def claims_at(registry: SlotReserver) -> ReserveSlot:
-    """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
+    """Returns a `ReserveSlot` that asks the registry. A `RegistryError` becomes `ReservationFailed`."""
 
     async def claim_slot(claim: SlotRequest) -> ReplicaId | None:
         try:

@@ -1,6 +1,6 @@
-"""Replicas that are of no use, as this gateway found out in passing: written down, so that the leader replaces them.
+"""Reports replicas found broken, so that the leader replaces them.
 
-The request path tells and goes on; who leads, and where, is not its business.
+The request path only reports and continues. It need not know which gateway leads.
 """
 
 from collections.abc import Container
@@ -17,11 +17,11 @@ from gateway.registry.protocol import Registry, RegistryError
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS: Final = 1.0
-"""Pause after the registry could not be used."""
+"""The pause after the registry could not be used."""
 
 
 class FailureReport(NamedTuple):
-    """Says why a replica is of no use, and whether it was lost with its worker."""
+    """Why a replica is broken, and whether it was lost with its worker."""
 
     because: str
     lost: bool
@@ -29,20 +29,21 @@ class FailureReport(NamedTuple):
 
 @dataclass
 class FailureReporter:
-    """Tells the registry which replicas this gateway has found broken, so that the leader replaces them."""
+    """Writes to the registry which replicas this gateway has found broken, so that the leader replaces them."""
 
     registry: Registry
     _unwritten: dict[ReplicaId, FailureReport] = field(default_factory=dict, init=False)
     _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
-    """All that were told of; True: lost with its worker."""
+    """All replicas that were reported. The value is True if the replica was lost with its worker."""
     _wake: Wake = field(default_factory=Wake, init=False)
 
     def note_broken(self, replica_id: ReplicaId, because: str) -> None:
-        """Let it be replaced."""
+        """Reports that the replica is broken and has to be replaced."""
         self._note(replica_id, because, lost=False)
 
     def note_lost(self, replica_id: ReplicaId, because: str) -> None:
-        """The same, of one whose process is gone and whose worker does not say so: it is likely to be gone, too."""
+        """Reports that the process of the replica is gone although its worker does not say so. The worker is probably
+        gone, too."""
         self._note(replica_id, because, lost=True)
 
     def _note(self, replica_id: ReplicaId, because: str, *, lost: bool) -> None:

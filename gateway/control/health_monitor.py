@@ -1,14 +1,14 @@
-"""The nodes' loop: notices what has become silent, probes its replicas, and writes down what is to be thought of it.
+"""Watches the nodes: it notices silent nodes, probes their replicas, and writes down what follows.
 
-Two questions are kept apart. Whether a *node* can be reached is a matter of its session and of time, and is written
-to the registry, at its edges only (H12). Whether its *replicas* live is asked of them at once when the node becomes
-suspect: those that are gone are out of routing long before the node is unhealthy, those that answer serve on.
+Two questions are kept apart. Whether a *node* can be reached depends on its session and on time, and is written to the
+registry only when it changes (H12). Whether its *replicas* live is asked of the replicas themselves as soon as the node
+becomes suspect. Dead replicas are out of routing long before the node is unhealthy, and those that answer keep serving.
 
-No time of another machine and none of the registry is looked at (H11).
+The monitor reads neither the clock of another machine nor that of the registry (H11).
 
-Of several gateways each judges the nodes whose session it holds; the leader judges those whose session nobody holds
-who lives. Whoever begins to judge a node has not heard of it for no time yet, and so has everybody after the registry
-was away, since nobody could have said that he holds the session (H9).
+Each gateway judges the nodes whose session it holds. The leader also judges the nodes whose session no living gateway
+holds. A gateway that takes over a node starts its silence timer at zero, and so does every gateway after an outage of
+the registry, because no gateway could write that it holds a session (H9).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,21 +33,23 @@ from gateway.routing.probe_cache import Probe
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS: Final = 1.0
-"""Pause after the registry could not be used."""
+"""The pause after the registry could not be used."""
 PAUSE_SECONDS_MIN: Final = 0.01
-"""Between two rounds that time alone brings about: a rounded age must not make the loop spin."""
+"""The shortest pause between two rounds if only time has passed: a rounded age must not make the loop spin."""
 PROBES_MAX: Final = 32
-"""Probes at a time."""
+"""The largest number of probes at a time."""
 PROBE_PAUSE_SECONDS: Final = 0.1
-"""Between two probes of a replica that seems to be gone."""
+"""The pause between two probes of a replica that seems to be gone."""
 SECOND_LOOK_SECONDS: Final = 0.5
-"""From the first look at a suspect node's replicas to the second: a process may die a moment after its worker."""
+"""The time from the first look at the replicas of a suspect node to the second. A process may die a moment after its
+worker."""
 LISTENING: Final = frozenset({Observed.LOADING, Observed.READY})
-"""Where a replica has to listen. Before that it need not yet, and one that drains need not any more (R13)."""
+"""The states in which a replica has to listen. Before them it need not listen yet, and a draining replica need not
+listen any more (R13)."""
 
 
 class SessionLink(Protocol):
-    """A session that is open at this gateway, as it is now."""
+    """An open session at this gateway, as it is now."""
 
     @property
     def number(self) -> int:
@@ -55,16 +57,16 @@ class SessionLink(Protocol):
 
     @property
     def last_heard(self) -> float:
-        """When anything came from the worker: trio clock, seconds."""
+        """Returns the time of the last message from the worker (Trio's clock, seconds)."""
 
     @property
     def leaving(self) -> bool:
-        """The worker has said that it drains and ends."""
+        """Returns whether the worker has said that it drains and ends."""
 
 
 @dataclass(frozen=True)
 class _Seen:
-    """A node's newest session, and since when it is as it is (trio clock, seconds)."""
+    """The newest session of a node, and the time since which it has this state (Trio's clock, seconds)."""
 
     number: int
     connected: bool
@@ -73,10 +75,10 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Change:
-    """To be written: the node's link becomes `link`."""
+    """A change that has to be written: the node's condition becomes `link`."""
 
     version: int
-    """Version of the view upon which it was decided."""
+    """The version of the view on which the decision is based."""
     node: Node
     link: NodeStatus
     ended: bool
@@ -84,44 +86,46 @@ class _Change:
 
 @dataclass(frozen=True)
 class _Look:
-    """What one look at all nodes has come to."""
+    """The result of one look at all nodes."""
 
     changes: tuple[_Change, ...]
     suspects: tuple[Node, ...]
     again_at: float
-    """When time alone changes it: trio clock, seconds."""
+    """The time at which the result changes without an event (Trio's clock, seconds)."""
 
 
 @dataclass
 class HealthMonitor:
-    """`wake` asks for a round, when a session has begun or ended; without it one comes with every heartbeat."""
+    """Judges the nodes of this gateway. `wake` asks for a round when a session has begun or ended; without it there is
+    one with every heartbeat."""
 
     registry: Registry
     views: SnapshotStore[FleetView]
-    """Has to hold a first snapshot of the registry when `run` begins."""
+    """The views. There has to be a first snapshot of the registry when `run` begins."""
     settings: HealthSettings
     links: Callable[[], Mapping[NodeId, SessionLink]]
-    """The sessions that are open at this gateway."""
+    """Returns the open sessions of this gateway."""
     probe: Probe
     token_of: Callable[[ReplicaId], str]
     note_broken: Callable[[ReplicaId, str], None]
-    """Told of a replica whose process is gone, and how that is known."""
+    """Called with a replica whose process is gone, and the evidence for that."""
     is_judge_of: Callable[[Node], bool] = lambda _node: True
-    """Whether a node that has no session here is for this gateway to judge."""
+    """Returns whether this gateway judges a node that has no session here."""
     rests: Callable[[], bool] = lambda: False
-    """The registry is away: nobody could have said that he holds a session, so nobody without one is judged."""
+    """Returns whether the registry is unreachable. While it is, nodes without a session here are not judged."""
     wake: Wake = field(default_factory=Wake)
     _seen: dict[NodeId, _Seen] = field(default_factory=dict, init=False)
     _written_on: dict[NodeId, int] = field(default_factory=dict, init=False)
-    """Version of the view upon which a node's link was written. It is not written again before the view has changed."""
+    """The version of the view with which a node's condition was written. It is not written again before the view has
+    changed."""
     _probe_at: dict[NodeId, float] = field(default_factory=dict, init=False)
-    """Suspect nodes, and when their replicas are probed next (trio clock, seconds)."""
+    """The suspect nodes, and the time of the next probes of their replicas (Trio's clock, seconds)."""
     _examined: set[ReplicaId] = field(default_factory=set, init=False)
-    """Replicas that are being probed now."""
+    """The replicas that are being probed now."""
     _limiter: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(PROBES_MAX), init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Watches until cancelled. Nodes without a session here count as silent from now on."""
+        """Watches until cancelled. The silence of nodes without a session here begins now."""
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
@@ -133,7 +137,8 @@ class HealthMonitor:
                 await self.wake.wait_until(max(again_at, trio.current_time() + PAUSE_SECONDS_MIN))
 
     def begin_anew(self) -> None:
-        """The registry was away for so long that what was heard before means nothing (H9)."""
+        """Starts all silence timers at zero, because after a long outage of the registry the earlier ones mean nothing
+        (H9)."""
         links = self.links()
         self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in links}
 
@@ -158,7 +163,7 @@ class HealthMonitor:
         return _Look(tuple(changes), tuple(suspects), now + pause)
 
     def _note(self, node: Node, session: SessionLink | None, now: float) -> _Seen:
-        """A node's silence begins anew with each session that begins or breaks."""
+        """Updates the session of a node. Each session that begins or breaks starts the node's silence timer at zero."""
         number, connected = (node.session, False) if session is None else (session.number, True)
         seen = self._seen.get(node.id)
         if seen is None or (seen.number, seen.connected) != (number, connected):
@@ -166,7 +171,7 @@ class HealthMonitor:
         return seen
 
     def _is_up_to_date(self, node: Node, session: SessionLink | None, version: int) -> bool:
-        """Whether the view shows the session that the node has here, and what was written of it last."""
+        """Returns whether the view shows the node's session here and the last change that was written."""
         return self._written_on.get(node.id) != version and (session is None or session.number == node.session)
 
     def _keep_only(self, state: ClusterState, suspects: list[Node]) -> None:
@@ -177,7 +182,8 @@ class HealthMonitor:
             del self._probe_at[node_id]
 
     def _due(self, suspects: tuple[Node, ...], now: float) -> Iterator[Target]:
-        """Whom to probe now: at once, soon again, then with every heartbeat."""
+        """Yields the replicas that have to be probed now. A replica is probed at once, then soon again, then with every
+        heartbeat."""
         for node in suspects:
             pause = self.settings.heartbeat_seconds
             if node.id not in self._probe_at:
@@ -195,7 +201,8 @@ class HealthMonitor:
                 yield Target(replica.id, replica.model, replica.address, self.token_of(replica.id))
 
     async def _examine(self, target: Target) -> None:
-        """Finds out whether a process is gone. Any other answer changes nothing: the router asks for itself (H1)."""
+        """Finds out whether a process is gone. Any other result changes nothing, because the router probes replicas
+        itself (H1)."""
         self._examined.add(target.replica_id)
         try:
             for probes in range(self.settings.misses):
@@ -209,7 +216,7 @@ class HealthMonitor:
         self.note_broken(target.replica_id, because)
 
     async def _write(self, changes: tuple[_Change, ...]) -> float:
-        """Returns when to try again: never, if all is written (trio clock, seconds)."""
+        """Writes the changes. Returns when to try again (Trio's clock, seconds): infinity if everything is written."""
         for change in changes:
             node = change.node
             try:
@@ -229,6 +236,7 @@ def _link(session: SessionLink | None, seen: _Seen, now: float) -> Connectivity:
 
 
 def _has_to_listen(replica: Replica, node: Node) -> bool:
-    """What drains closes its listener before its last answer is out (R13)."""
+    """Returns whether the replica has to listen. A draining replica closes its listener before its last answer is out
+    (R13)."""
     drains = replica.desired is not Desired.RUN or node.link is NodeStatus.DRAINING
     return replica.observed in LISTENING and replica.address is not None and not drains

@@ -1,7 +1,9 @@
-"""Who plans: the one gateway that leads, for terms that it has to renew; the registry decides (L12, L13, L15).
+"""Decides whether this gateway leads. The leader is the only gateway that plans, for lease terms that it has to renew;
+the registry decides (L12, L13, L15).
 
-A leader believes in its term no longer than the registry does: it counts from before it asked. A leader that was
-stopped and continues finds its term over before it plans again; what it had under way is void by its epoch.
+A leader never trusts its term for longer than the registry does, because it counts from the moment before it asked. A
+leader that was paused and continues finds that its term is over before it plans again, and the registry refuses its
+unfinished writes by their epoch.
 """
 
 from collections.abc import Callable
@@ -18,43 +20,44 @@ from gateway.registry.protocol import Registry, RegistryError
 log = structlog.get_logger(__name__)
 
 TERM_SHARE: Final = 0.6
-"""Of the time after which a gateway counts as dead. The rest is for another one to notice that the term is over."""
+"""The term as a share of the time after which a gateway counts as dead. The rest is for another gateway to notice that
+the term is over."""
 RENEWALS_PER_TERM: Final = 4
 TRIES_PER_TERM: Final = 6
-"""How often a gateway that does not lead asks whether it may."""
+"""How often per term a gateway that does not lead asks whether it may."""
 
 
 @dataclass
 class LeaderElection:
-    """`gateway_ttl_seconds`: after the death of the leader another one leads within that time."""
+    """Acquires and renews the leader's term. If the leader dies, another gateway leads within `gateway_ttl_seconds`."""
 
     registry: Registry
     gateway_id: GatewayId
     gateway_ttl_seconds: float
     changed: Callable[[], None] = lambda: None
-    """Called when this gateway begins or ceases to lead."""
+    """Called when this gateway becomes the leader or stops being the leader."""
     _epoch: int | None = field(default=None, init=False)
     _until: float = field(default=0.0, init=False)
-    """End of the term: seconds of Trio's clock."""
+    """The end of the term (Trio's clock, seconds)."""
     _wake: Wake = field(default_factory=Wake, init=False)
 
     @property
     def term_seconds(self) -> float:
-        """Returns for how many seconds a gateway leads before it has to renew its term."""
+        """Returns the length of a term in seconds."""
         return self.gateway_ttl_seconds * TERM_SHARE
 
     @property
     def epoch(self) -> int | None:
-        """The epoch of this gateway's term; None: it does not lead (any more)."""
+        """Returns the epoch of this gateway's term, or None if it does not lead."""
         return self._epoch if trio.current_time() < self._until else None
 
     def lose(self) -> None:
-        """The registry says that another gateway leads."""
+        """Gives up the term, because the registry says that another gateway leads."""
         self._set(None, 0.0)
         self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Leads as often as it may, until cancelled. Reports started after the first try."""
+        """Leads whenever the registry allows it, until cancelled. Reports started after the first try."""
         started = False
         while True:
             await self._try()
@@ -64,7 +67,8 @@ class LeaderElection:
             await self._wake.wait_until(self._next_try())
 
     def _next_try(self) -> float:
-        """A leader counts from when it asked, if it was answered, however long that took; else it asks soon again."""
+        """Returns the time of the next try. A leader whose question was answered counts from the question, however long
+        the answer took. Otherwise the next try comes soon."""
         now = trio.current_time()
         if self.epoch is None:
             return now + self.term_seconds / TRIES_PER_TERM

@@ -1,8 +1,8 @@
-"""Loads that somebody asked for without a request that waits: they count as demand until they have come to something.
+"""Loads that were requested without a waiting request. Each counts as demand until it has ended.
 
-A wish ends when a replica serves, when a load has failed since, when somebody has wished for the opposite since, at
-whatever gateway, when the model is gone, and when for `WISH_SECONDS` nothing came up: then there is no room for it, and
-no one may be left who would use it.
+A load request ends when a replica serves, when a load has failed since, when an unload was requested since at any
+gateway, when the model is gone, or when no replica came up for `WISH_SECONDS`: then there is no room for it, and
+perhaps nobody wants it any more.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ WISH_SECONDS: Final = 600.0
 
 @dataclass(frozen=True)
 class Waiting:
-    """Requests that wait for one model at this gateway; a wish counts as one."""
+    """The requests that wait for one model at this gateway. A load request counts as one."""
 
     waiting: int
     oldest_seconds: float
@@ -33,29 +33,30 @@ class Waiting:
 @dataclass
 class _LoadRequest:
     since: float
-    """Seconds of Trio's clock, as is the other one."""
+    """The time of the request (Trio's clock, seconds). The next field has the same unit."""
     until: float
     known_failure: LoadFailure | None
-    """What was known when it was wished for, and so is no answer to it."""
+    """The failure that was known at the time of the request, which therefore does not answer it."""
     known_unload: float | None
-    """The same, of `ClusterState.unloads`: whether there is another one needs no comparison of clocks."""
+    """The unload that was known at that time (see `ClusterState.unloads`). A different value is a new unload, without
+    comparing clocks."""
     over: trio.Event = field(default_factory=trio.Event)
 
 
 class LoadRequests:
-    """Keeps the loads that were asked for without a request, until each has come to something."""
+    """The open load requests of this gateway."""
 
     def __init__(self, views: SnapshotStore[FleetView], changed: Callable[[], None]) -> None:
-        """`changed` is called when a wish begins or ends."""
+        """`changed` is called when a load request begins or ends."""
         self._views = views
         self._changed = changed
         self._wishes: dict[ModelName, _LoadRequest] = {}
         self.wake = Wake()
-        """To be set when the view has changed."""
+        """Has to be set when the view has changed."""
 
     def want(self, model: ModelName) -> None:
-        """A model of the current view, which has all that was written before. To wish twice is one wish, which lasts as
-        long as the later, unless the earlier is over by now."""
+        """Requests a load of a model of the current view, which contains all earlier writes. A second request extends
+        the first."""
         now, view = trio.current_time(), self._views.current
         self._drop_if_over(model, view, now)
         if view.candidates.get(model):
@@ -67,14 +68,14 @@ class LoadRequests:
         self._changed()
 
     def drop(self, model: ModelName) -> None:
-        """Withdraws the load that was asked for, and wakes those in `wait_over`; does nothing if there is none."""
+        """Withdraws the load request of the model and wakes `wait_over`. Does nothing if there is none."""
         wish = self._wishes.pop(model, None)
         if wish is not None:
             wish.over.set()
             self._changed()
 
     async def wait_over(self, model: ModelName) -> None:
-        """Until there is no wish for the model."""
+        """Waits until there is no load request for the model."""
         if (wish := self._wishes.get(model)) is not None:
             await wish.over.wait()
 
@@ -84,16 +85,16 @@ class LoadRequests:
             self.drop(model)
 
     def is_open(self, model: ModelName) -> bool:
-        """Tells whether a load of the model was asked for and has not come to anything yet."""
+        """Returns whether there is an open load request for the model."""
         return model in self._wishes
 
     def waiting(self) -> dict[ModelName, Waiting]:
-        """Each as if one request waited."""
+        """Returns the open load requests, each as if one request waited."""
         now = trio.current_time()
         return {model: Waiting(1, now - wish.since) for model, wish in self._wishes.items()}
 
     async def run(self) -> NoReturn:
-        """Ends wishes; `wake` has it look again."""
+        """Ends load requests that are over, until cancelled. `wake` makes it look again."""
         while True:
             view, now = self._views.current, trio.current_time()
             for model in tuple(self._wishes):

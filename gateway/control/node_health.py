@@ -1,4 +1,4 @@
-"""What is to be thought of a node, from how long it has been silent. Pure.
+"""Decides the condition of a node by its session and by how long it has been silent. Pure.
 
 | its session           | silent for (seconds)         | link                               | its replicas are probed |
 |-----------------------|------------------------------|------------------------------------|-------------------------|
@@ -9,7 +9,8 @@
 | open or broken        | 4 x `stale_after` and more   | offline                            | no                      |
 | ended properly, broke | any, and it is offline       | stays offline, however fresh (H9)  | no                      |
 
-Silence is no evidence of a death (H12): it makes a node suspect, and the probes say what became of its replicas.
+Silence does not prove that a node is dead (H12). It makes the node suspect, and probes find out which of its replicas
+live.
 """
 
 from dataclasses import dataclass
@@ -19,54 +20,55 @@ from typing import Final
 from gateway.domain.cluster import NodeStatus
 
 OFFLINE_FACTOR: Final = 4
-"""After so many times `stale_after` a silent node is not expected back any more."""
+"""The multiple of `stale_after` after which a silent node is not expected back any more."""
 
 
 @dataclass(frozen=True)
 class Connectivity:
-    """What a gateway has of a node at one moment. Ages are of its own monotonic clock (H11)."""
+    """What one gateway knows of the connection to a node at one moment. Ages are those of its own monotonic clock
+    (H11)."""
 
     connected: bool
-    """A session is open here."""
+    """Whether the node has an open session at this gateway."""
     silent_seconds: float
-    """Since its last message, or since its session broke."""
+    """The time since its last message, or since its session broke."""
     leaving: bool = False
-    """Its worker has said that it drains and ends."""
+    """Whether its worker has said that it drains and ends."""
 
 
 @dataclass(frozen=True)
 class HealthSettings:
-    """Sets after how much silence a node is suspect, unhealthy or offline."""
+    """The times of silence after which a node is suspect, unhealthy or offline."""
 
     heartbeat_seconds: float
     stale_after_seconds: float
     misses: int
-    """So many heartbeats missed, or probes in a row that found nobody, mean something."""
+    """The number of missed heartbeats, or of probes in a row that found nobody, that means something."""
 
     @property
     def suspect_after_seconds(self) -> float:
-        """Returns after how many seconds of silence the replicas of a node are probed."""
+        """Returns the seconds of silence after which the replicas of a node are probed."""
         return min(self.misses * self.heartbeat_seconds, self.stale_after_seconds)
 
     @property
     def offline_after_seconds(self) -> float:
-        """Returns after how many seconds of silence a node is not expected back any more."""
+        """Returns the seconds of silence after which a node is not expected back any more."""
         return OFFLINE_FACTOR * self.stale_after_seconds
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """Says what the link of a node is to become, and whether its replicas are to be probed."""
+    """The new condition of a node, and whether its replicas have to be probed."""
 
     link: NodeStatus
     suspect: bool
-    """Its replicas are to be probed."""
+    """Whether its replicas have to be probed."""
     again_in: float
-    """Seconds until the verdict can change by time alone; infinite if it can't."""
+    """The seconds until the assessment can change without an event; infinity if it cannot."""
 
 
 def assess(current: NodeStatus, link: Connectivity, settings: HealthSettings) -> Assessment:
-    """`current` is the node's link as it is written down."""
+    """Returns the assessment. `current` is the node's condition in the registry."""
     if current is NodeStatus.OFFLINE and (link.leaving or not link.connected):
         return Assessment(NodeStatus.OFFLINE, suspect=False, again_in=inf)
     doubtful = not link.connected or link.silent_seconds >= settings.suspect_after_seconds

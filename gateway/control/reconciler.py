@@ -1,5 +1,5 @@
-"""The planner's loop: while this gateway leads, read the state, plan, write. Events only wake it; it always looks at
-everything."""
+"""The loop that plans: while this gateway leads, it reads the state, plans and writes. Events only wake it, and it
+always looks at the whole state."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,37 +26,38 @@ from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS_MIN: Final = 0.01
-"""Between two rounds that time alone brings about: a rounded age must not make the loop spin."""
+"""The shortest pause between two rounds if only time has passed: a rounded age must not make the loop spin."""
 RETRY_SECONDS: Final = 1.0
-"""Pause after the registry could not be used."""
+"""The pause after the registry could not be used."""
 REST_SECONDS_MAX: Final = 1.0
-"""For which the loop rests after a plan, however long that took and whoever wakes it."""
+"""The longest rest after a plan, however long the plan took and whatever wakes the loop."""
 
 
 @dataclass
 class Reconciler:
-    """`wake` asks for a round; without it one comes every `interval_seconds`."""
+    """Plans in rounds while this gateway leads. `wake` asks for a round; without it there is one every
+    `interval_seconds`."""
 
     registry: Registry
     leadership: LeaderElection
     interval_seconds: float
     usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
-    """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
+    """Returns the usage of replicas at the registry's time `now`, with the usage at peers."""
     audience: Callable[[], Audience | None] = lambda: None
-    """What the gateways know that may route requests; None: they all route by the newest state."""
+    """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""
     limits: WatchdogLimits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     remembered: PlanningHistory = NO_HISTORY
     waits: Mapping[ModelName, PendingReason] = field(default_factory=lambda: MappingProxyType({}))
-    """By the last plan: models of which a replica is wanted that can't be started yet, and why."""
+    """The models that, by the last plan, need a replica that cannot be started yet, each with the reason."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
-    """By the last plan: models that lack replicas that they have to have, and the numbers (P5)."""
+    """The models that, by the last plan, lack replicas of their minimum, each with the numbers (P5)."""
     planning_seconds: float = 0.0
-    """In which the last round planned, and the event loop served nobody."""
+    """The time that the last round spent on planning. The event loop served nobody meanwhile."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Until cancelled. Reports started after the first round. Planning takes half of the event loop at most: wakes
-        that come one upon another wait for as long as the last plan took."""
+        """Runs until cancelled. Reports started after the first round. Planning takes half of the event loop at most:
+        wakes in quick succession wait for as long as the last plan took."""
         started = False
         while True:
             pause = await self._round()
@@ -69,7 +70,7 @@ class Reconciler:
             await self.wake.wait_until(again_at)
 
     async def _round(self) -> float:
-        """One round; returns the seconds until the next one if nothing wakes us."""
+        """Runs one round. Returns the seconds until the next round if nothing wakes the loop."""
         epoch, self.planning_seconds = self.leadership.epoch, 0.0
         if epoch is None:
             self._note(Plan())

@@ -1,4 +1,5 @@
-"""How much models take: measured where they run, estimated before, and written down for the planner (P1)."""
+"""Determines how much memory models need, by measurement where they run and by an estimate before, and writes it down
+for the planner (P1)."""
 
 from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn, TypeAlias
@@ -18,18 +19,19 @@ from gateway.registry.snapshot import SnapshotStore
 log = structlog.get_logger(__name__)
 
 RETRY_SECONDS: Final = 1.0
-"""Pause after the registry could not be used."""
+"""The pause after the registry could not be used."""
 READABLE: Final = ("builtin:", "file:")
-"""Artifacts that this machine may have."""
+"""The kinds of artifacts that this machine may have."""
 
 EstimateRequirement: TypeAlias = Callable[[ModelSpec], Awaitable[Requirement | None]]
-"""What a replica of the model will take, from the header of its file. None: this machine can't tell. Raises nothing."""
+"""Returns what a replica of the model will need, from the header of its file. Returns None if this machine cannot tell.
+Raises nothing."""
 
 
 def measured_requirement(report: Report, node: Node | None) -> Requirement | None:
-    """What a replica that is ready takes; None: it does not say. Pure.
+    """Returns what a ready replica needs, or None if its report does not say. Pure.
 
-    Beside a GPU a process's main memory says nothing of what it would need on a machine without one.
+    On a machine with a GPU, the main memory of the process does not tell what it would need without a GPU.
     """
     if node is not None and node.capacity.gpus:
         return Requirement(vram_bytes=report.vram_bytes, measured=True) if report.vram_bytes else None
@@ -37,7 +39,7 @@ def measured_requirement(report: Report, node: Node | None) -> Requirement | Non
 
 
 class RequirementEstimates:
-    """Estimates each revision of a model once, unless something is known of it already."""
+    """Estimates each revision of a model once, unless its need is known already."""
 
     def __init__(self, registry: Registry, views: SnapshotStore[FleetView], estimate: EstimateRequirement) -> None:
         self._registry = registry
@@ -46,7 +48,7 @@ class RequirementEstimates:
         self._tried: set[tuple[ModelName, Revision]] = set()
 
     async def run(self) -> NoReturn:
-        """Estimates models that nothing is known of, now and after each change of the view; runs until cancelled."""
+        """Estimates models of which nothing is known, now and after each change of the view. Runs until cancelled."""
         view = self._views.current
         while True:
             for spec in self._unknown(view.state):
@@ -54,7 +56,7 @@ class RequirementEstimates:
             view = await self._views.wait_change(view)
 
     def _unknown(self, state: ClusterState) -> list[ModelSpec]:
-        """Models that nothing is known of and that may be estimated here."""
+        """Returns the models of which nothing is known and that may be estimated here."""
         self._tried &= {(spec.name, spec.revision) for spec in state.models.values()}
         return [
             spec
