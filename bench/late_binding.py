@@ -24,7 +24,6 @@ from gateway.domain.routability import REFUSING, FleetView, build_view
 from gateway.routing.admission import Admission, AdmissionLimits, Ticket
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.peer_fairness import RemoteQueue
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, replica, spec, state
@@ -68,9 +67,7 @@ class SimulatedGateway(Admission):
     def __init__(self, number: int, fleet: FleetView, setting: Setting) -> None:
         policy = Policy(several_gateways=setting.gateways > 1)
         rng = Random(f"policy {setting.seed} {number}")
-        super().__init__(
-            lambda: fleet, LoadTracker(), _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy
-        )
+        super().__init__(lambda: fleet, _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy)
         self.id = GatewayId(str(number))
         self.served: list[Ticket] = []
         self.retry_armed = NEVER

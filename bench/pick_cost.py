@@ -68,7 +68,7 @@ def _warm_cost(size: int) -> float:
     fleet = view(*(replica(f"r{number}", of, slot=number) for number in range(size)), specs=[of])
 
     async def measure() -> float:
-        admission = Admission(lambda: fleet, LoadTracker(), LIMITS, wall_clock=time.time, rng=Random(1))
+        admission = Admission(lambda: fleet, LIMITS, wall_clock=time.time, rng=Random(1))
 
         def once() -> None:
             waiting = admission.wait_lease(admission.open_ticket(MODEL, ORIGIN))

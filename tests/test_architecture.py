@@ -41,6 +41,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
         {
             "domain",
             "config",
+            "control.fleet_status",
             "observability",
             "registry",
             "routing",
@@ -57,6 +58,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "api",
             "backends",
             "bridge",
+            "concurrency",
             "config",
             "control",
             "data_dir",
@@ -187,7 +189,9 @@ def test_no_nursery_is_passed_around() -> None:
     """Passing a nursery breaks the causality that it stands for; the exceptions own a task set on purpose."""
     owners = {
         "gateway.composition.gateway",
-        "gateway.composition.workers",
+        "gateway.composition.embedded_worker",
+        "gateway.composition.services",
+        "gateway.composition.session_server",
         "gateway.worker.agent",
         "gateway.api.http.server",
         "gateway.routing.probe_cache",

@@ -1,5 +1,7 @@
 """The composition roots: each opens its parts in order, hands each what it needs, and closes them in reverse.
 
-`gateway` (`open_gateway`) over `parts`, `http` (every route), `workers` (embedded and remote ones), `estimates`;
+`gateway` (`open_gateway`) is the root of `gateway serve`. It opens `parts`, which are `shared`, `routing`, `control`
+and the HTTP API (`http_settings`, `http_api`), and starts `services`, among them `embedded_worker` and
+`session_server`.
 `worker` (`run_worker`) is the root of `gateway worker`.
 """

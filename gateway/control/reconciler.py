@@ -4,7 +4,6 @@ always looks at the whole state."""
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from types import MappingProxyType
 from typing import Final
 
 import structlog
@@ -12,10 +11,11 @@ import trio
 
 from gateway.concurrency import Wake
 from gateway.control.leader_election import LeaderElection
+from gateway.control.plan_outcome import PlanOutcome
 from gateway.domain.activity import Usage
 from gateway.domain.cluster import ClusterState
-from gateway.domain.ids import ModelName, ReplicaId, new_id
-from gateway.domain.peers import Audience, PendingReason
+from gateway.domain.ids import ReplicaId, new_id
+from gateway.domain.peers import Audience
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import NO_LIMITS, plan
@@ -48,10 +48,8 @@ class Reconciler:
     limits: WatchdogLimits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     remembered: PlanningHistory = NO_HISTORY
-    waits: Mapping[ModelName, PendingReason] = field(default_factory=lambda: MappingProxyType({}))
-    """The models that, by the last plan, need a replica that cannot be started yet, each with the reason."""
-    unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
-    """The models that, by the last plan, lack replicas of their minimum, each with the numbers (P5)."""
+    outcome: PlanOutcome = field(default_factory=PlanOutcome)
+    """What the last plan could not bring about."""
     planning_seconds: float = 0.0
     """The time that the last round spent on planning. The event loop served nobody meanwhile."""
 
@@ -73,7 +71,7 @@ class Reconciler:
         """Runs one round. Returns the seconds until the next round if nothing wakes the loop."""
         epoch, self.planning_seconds = self.leadership.epoch, 0.0
         if epoch is None:
-            self._note(Plan())
+            self.outcome.record(Plan())
             self.remembered = NO_HISTORY
             return inf
         try:
@@ -114,14 +112,5 @@ class Reconciler:
             remembered=self.remembered,
             audience=self.audience(),
         )
-        self._note(decided)
+        self.outcome.record(decided)
         return decided
-
-    def _note(self, decided: Plan) -> None:
-        for model, because in decided.unsatisfiable.items():
-            if model not in self.unsatisfiable:
-                log.warning("control.unsatisfiable", model=model, because=because)
-        self.waits = MappingProxyType(
-            {entry.model: PendingReason(entry.because, entry.is_shortage) for entry in decided.wait}
-        )
-        self.unsatisfiable = decided.unsatisfiable

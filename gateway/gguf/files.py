@@ -5,9 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import Requirement
 from gateway.gguf.errors import BrokenHeader
+from gateway.gguf.estimate import estimate_other, requirement_of
 from gateway.gguf.header import Header, read_header
 
+MAGIC: Final = b"GGUF"
 SPLIT: Final = re.compile(r"(.+)-00001-of-([0-9]{5})\.gguf")
 PARTS_MAX: Final = 1000
 
@@ -31,6 +35,19 @@ def part_paths(path: Path) -> tuple[Path, ...]:
     if found is None or int(found[2]) > PARTS_MAX:
         return (path,)
     return tuple(path.with_name(f"{found[1]}-{part:05}-of-{found[2]}.gguf") for part in range(1, int(found[2]) + 1))
+
+
+def read_requirement(path: Path, spec: ModelSpec) -> Requirement:
+    """What a replica of the model takes, whose file is `path`: by its header if it is a GGUF file, else by its size.
+
+    Raises `BrokenHeader`, `OSError`; blocks.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        is_gguf = file.read(len(MAGIC)) == MAGIC
+    found = requirement_of(spec, read_model(path), size) if is_gguf else estimate_other(size)
+    # What comes with the package has not to be fetched anywhere.
+    return replace(found, disk_bytes=None) if spec.artifact.startswith("builtin:") else found
 
 
 def _whole(path: Path) -> Header:

@@ -4,7 +4,7 @@ One registry per gateway, not the library's global one, so that several gateways
 simulation). Labels come from configured models and fixed words only, never from what a client sends.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
@@ -104,30 +104,29 @@ class Reading:
         return family
 
 
-class StatisticsCollector(Collector):
-    """Asks for the readings at each scrape, so that nothing has to be kept in step."""
+class _Readings(Collector):
+    """The readings of one scrape, as `prometheus_client` asks for them."""
 
-    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
-        self._read = read
+    def __init__(self, readings: Iterable[Reading]) -> None:
+        self._readings = readings
 
     def collect(self) -> Iterator[Metric]:
-        """Yields one metric family for each reading; `prometheus_client` calls it at each scrape."""
-        for reading in self._read():
-            yield reading.as_metric()
+        return (reading.as_metric() for reading in self._readings)
 
 
 class Metrics:
     """All series of one gateway."""
 
-    def __init__(self, read: Callable[[], Iterable[Reading]]) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = RequestMetrics(self._registry)
         self.loads = LoadMetrics(self._registry)
-        self._registry.register(StatisticsCollector(read))
 
-    def exposition(self) -> bytes:
-        """The text format that Prometheus scrapes."""
-        return generate_latest(self._registry)
+    def exposition(self, readings: Iterable[Reading]) -> bytes:
+        """The text format that Prometheus scrapes: what has happened, and what is now as `readings` tell it."""
+        now = CollectorRegistry()
+        now.register(_Readings(readings))
+        return generate_latest(self._registry) + generate_latest(now)
 
 
 PERIOD_SECONDS: Final = 0.25

@@ -30,7 +30,7 @@ from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import FOREVER, NEVER, LoadTracker
 from gateway.routing.peer_fairness import RemoteQueue, SlotDeferral
 from gateway.routing.picker import ALONE, Choice, Policy, pick
-from gateway.routing.rejections import ProgressOf, immediate_rejection, no_progress, timeout_rejection
+from gateway.routing.rejections import LoadOutlook, UnknownOutlook, immediate_rejection, timeout_rejection
 
 RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
@@ -103,16 +103,27 @@ class Admission:
     def __init__(
         self,
         view: Callable[[], FleetView],
-        loads: LoadTracker,
         limits: AdmissionLimits,
         *,
         wall_clock: Callable[[], float],
         rng: Random,
-        decisions: DecisionLog | None = None,
+        outlook: LoadOutlook | None = None,
         policy: Callable[[], Policy] = lambda: ALONE,
+        strict: bool = False,
+        demand_changed: Callable[[], None] = lambda: None,
+        leases_changed: Callable[[], None] = lambda: None,
+        record_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None,
     ) -> None:
+        """`strict`, `leases_changed`: see `LoadTracker`. `demand_changed` is called when a model's queue begins or
+        ends, `record_wait` with each lease given: for how many seconds its request waited for it."""
         self._view = view
-        self.loads = loads
+        self.loads = LoadTracker(
+            strict=strict,
+            leases_changed=leases_changed,
+            on_release=self._serve,
+            on_free=self._note_free,
+            on_heard=self._note_heard,
+        )
         self._limits = limits
         self._wall_clock = wall_clock
         self._rng = rng
@@ -122,21 +133,11 @@ class Admission:
         self._guess_at: dict[ModelName, float] = {}
         """The time of the next allowed guess. It lags behind while there are no guesses, so that several may then come
         at once."""
-        self.decisions = decisions or DecisionLog()
+        self.decisions = DecisionLog()
         self._policy = policy
-        self.on_demand_change: Callable[[], None] = lambda: None
-        """Called when a model's queue begins or ends. Set once, by the exchange with the other gateways."""
-        self.on_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None
-        """Called with each lease given: how long its request waited for it. Set once, by the metrics."""
-        self.progress_of: ProgressOf = no_progress
-        """Set once, by who holds sessions."""
-        self.shortage_of: Callable[[ModelName], str | None] = lambda _model: None
-        """Why the fleet has no room for a model, if that is what it waits for. Set once, by the planner's loop."""
-        self.control_rests: Callable[[], bool] = lambda: False
-        """Whether nothing can be loaded now, since the registry is away. Set once, by who talks to it."""
-        loads.on_release = self._serve
-        loads.on_free = self._note_free
-        loads.on_heard = self._note_heard
+        self._outlook = outlook or UnknownOutlook()
+        self._demand_changed = demand_changed
+        self._record_wait = record_wait
 
     def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
         """Creates the ticket of a new request and opens its decision. Raises `ModelNotFound`."""
@@ -154,7 +155,7 @@ class Admission:
         """
         queue = self._queues.get(ticket.model)
         if not queue and (lease := self._bind(ticket)) is not None:
-            self.on_wait(ticket.model, 0.0)
+            self._record_wait(ticket.model, 0.0)
             return lease
         self._check_hope(ticket)
         if len(queue or ()) >= self._limits.queue_length_max:
@@ -188,7 +189,7 @@ class Admission:
                     self._check_hope(ticket)
                     self._serve(ticket.model)
             lease, ticket.lease = ticket.lease, None
-            self.on_wait(ticket.model, trio.current_time() - began)
+            self._record_wait(ticket.model, trio.current_time() - began)
             return lease
         finally:
             self._leave(ticket)
@@ -204,15 +205,15 @@ class Admission:
         """
         now, give_up_at = trio.current_time(), self._give_up_at(ticket)
         if now >= give_up_at:
-            waited, shortage = now - ticket.since, self.shortage_of(ticket.model)
+            waited, shortage = now - ticket.since, self._outlook.shortage_of(ticket.model)
             raise timeout_rejection(
                 view=self._view(),
                 model=ticket.model,
                 waited_seconds=waited,
                 excluded=ticket.excluded,
-                progress_of=self.progress_of,
+                progress_of=self._outlook.progress_of,
                 shortage=shortage,
-                control_rests=self.control_rests(),
+                control_rests=self._outlook.control_rests(),
             )
         ticket.wake = trio.Event()
         with trio.move_on_at(min(give_up_at, self._retry_at(ticket))):
@@ -389,7 +390,7 @@ class Admission:
         queue = self._queues.setdefault(ticket.model, FairQueue())
         queue.add(ticket)
         if len(queue) == 1:
-            self.on_demand_change()
+            self._demand_changed()
 
     def _leave(self, ticket: Ticket) -> None:
         queue = self._queues.get(ticket.model)
@@ -402,7 +403,7 @@ class Admission:
             following.wake.set()  # From now on it has to watch refused replicas.
         if not queue:
             del self._queues[ticket.model]
-            self.on_demand_change()
+            self._demand_changed()
 
     def statistics(self) -> dict[ModelName, ModelQueueStatistics]:
         """Returns the statistics of each model that has waiting requests."""

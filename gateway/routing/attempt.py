@@ -174,7 +174,9 @@ class RetryState:
             return
         passage.note_failure(cause)
         if isinstance(error, Stale):
-            passage.probes.on_broken(passage.target.replica_id, f"it answers, but not as the replica it was: {error}")
+            passage.probes.report_broken(
+                passage.target.replica_id, f"it answers, but not as the replica it was: {error}"
+            )
         self.ticket.excluded.add(passage.target.replica_id)
         self._attempts_left -= 1
         self._reruns_left -= isinstance(error, Lost)

@@ -144,7 +144,7 @@ class CallWatch:
         ended = self._calls.end_lost(replica_id, because)
         log.warning("calls.lost", replica_id=replica_id, verdict=verdict.value, because=because, calls=ended)
         if verdict is Verdict.HUNG:
-            self._probes.on_broken(replica_id, f"it hangs: {because}")
+            self._probes.report_broken(replica_id, f"it hangs: {because}")
 
     def _witness(self, call: OpenCall) -> Witness:
         replica_id = call.target.replica_id

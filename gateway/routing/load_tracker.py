@@ -80,25 +80,35 @@ class LoadStatistics:
 class LoadTracker:
     """All leases of this gateway. The methods are synchronous, so no other task can see a half-done change."""
 
-    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = trio.current_time,
+        *,
+        strict: bool = False,
+        leases_changed: Callable[[], None] = lambda: None,
+        on_release: Callable[[ModelName], None] = lambda _model: None,
+        on_free: Callable[[ModelName], None] = lambda _model: None,
+        on_heard: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None,
+    ) -> None:
+        """`strict`: leases begin unclaimed (see `StrictReservations`). The others are called when something happens:
+
+        - `leases_changed`: a lease has begun or ended, so `published` may have changed;
+        - `on_release`: free slots of a model have become good again, or may be asked for again;
+        - `on_free`: a slot of a model has become free;
+        - `on_heard`: other gateways have so many leases more (less: negative) on each of these replicas.
+        """
         self._clock = clock
         self._uses: dict[ReplicaId, ReplicaLoad] = {}
         self._elsewhere: Mapping[ReplicaId, int] = {}
-        self.strict = False
-        """Leases begin unclaimed: see `StrictClaims`, which sets it."""
+        self.is_strict = strict
+        self.leases_changed = leases_changed
+        self._on_release = on_release
+        self._on_free = on_free
+        self._on_heard = on_heard
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
         """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
         configuration."""
-        self.on_release: Callable[[ModelName], None] = lambda _model: None
-        """Called when free slots have become good again, or may be asked for again. Set once, by admission."""
-        self.on_free: Callable[[ModelName], None] = lambda _model: None
-        """Called when a slot has become free. Set once, by admission."""
-        self.on_heard: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None
-        """Called with how many leases more (less: negative) other gateways have on each replica. Set once, by
-        admission."""
-        self.on_change: Callable[[], None] = lambda: None
-        """Called when a lease begins or ends: `published` may have changed. Set once, by who publishes it."""
 
     def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
         """Returns the load of the replica. A new replica gets an empty one."""
@@ -113,7 +123,7 @@ class LoadTracker:
         self.use_of(candidate.replica_id).leases.add(lease)
         self._turns[candidate.model, origin.caller] = next(self._turn)
         lease.claimed = False
-        if not self.strict:
+        if not self.is_strict:
             self.claim(lease, now)
         return lease
 
@@ -121,14 +131,14 @@ class LoadTracker:
         """Confirms that the lease is for this replica. From now on peers count it."""
         lease.claimed = True
         self.use_of(lease.candidate.replica_id).last_used = now
-        self.on_change()
+        self.leases_changed()
 
     def move(self, lease: Lease, candidate: Candidate) -> None:
         """Moves the lease to another replica of the model."""
         self.use_of(lease.candidate.replica_id).leases.discard(lease)
         self.use_of(candidate.replica_id).leases.add(lease)
         lease.candidate = candidate
-        self.on_release(candidate.model)
+        self._on_release(candidate.model)
 
     def note_none_free(self, candidates: Iterable[Candidate], until: float, refusals: int) -> None:
         """Records that none of the candidates has a free slot. Each counts as full until `until`, or until a lease on
@@ -142,12 +152,12 @@ class LoadTracker:
         use.leases.discard(lease)
         use.ended_at = self._clock()
         if lease.claimed:
-            self.on_change()
+            self.leases_changed()
         if lease.refused:
-            self.on_release(lease.candidate.model)
+            self._on_release(lease.candidate.model)
         else:
             use.full_until, use.refusals = NEVER, 0
-            self.on_free(lease.candidate.model)
+            self._on_free(lease.candidate.model)
 
     def in_flight(self, replica_id: ReplicaId) -> int:
         """Returns the number of requests that the replica has or may have, those of peers included. A lease of this
@@ -216,7 +226,7 @@ class LoadTracker:
         use.busy_until = NEVER
         if use.expiries:
             use.expiries = []
-            self.on_release(candidate.model)
+            self._on_release(candidate.model)
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
         """Forgets replicas that are not in the fleet any more and have no lease.
@@ -249,7 +259,7 @@ class LoadTracker:
         changed = {replica_id for replica_id, _ in self._elsewhere.items() ^ elsewhere.items()}
         if changed:
             self._elsewhere = dict(elsewhere)
-            self.on_heard({each: self._note_elsewhere(each, elsewhere.get(each, 0)) for each in changed})
+            self._on_heard({each: self._note_elsewhere(each, elsewhere.get(each, 0)) for each in changed})
 
     def _note_elsewhere(self, replica_id: ReplicaId, open_leases: int) -> int:
         use = self.use_of(replica_id)

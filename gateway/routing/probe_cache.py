@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 Probe = Callable[[Target], Awaitable[ProbeOutcome]]
 """Probes one replica. It limits its own time and never raises."""
+ReportBroken = Callable[[ReplicaId, str], None]
+"""Takes a replica that is of no use, and why."""
 
 BUSY_SECONDS: Final = 1.0
 """How long a "busy" result is trusted before the replica is probed again."""
@@ -72,8 +74,15 @@ class ProbeCache:
     """Knows which replicas live. Use `open_probe_cache` to make one."""
 
     def __init__(
-        self, nursery: trio.Nursery, probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
+        self,
+        nursery: trio.Nursery,
+        probe: Probe,
+        *,
+        ttl_seconds: float,
+        in_flight: Callable[[ReplicaId], int],
+        report_broken: ReportBroken,
     ) -> None:
+        """`report_broken` is called with each replica that lives and is of no use, so that it is replaced."""
         self._nursery = nursery
         self._probe = probe
         self._ttl_seconds = ttl_seconds
@@ -85,8 +94,7 @@ class ProbeCache:
         self._outcomes: Counter[ProbeOutcome] = Counter()
         self._hits = 0
         self._shared = 0
-        self.on_broken: Callable[[ReplicaId, str], None] = lambda _replica, _because: None
-        """Called when a replica is found to live and to be of no use; it is for control to replace it. Set once."""
+        self.report_broken = report_broken
 
     def note_alive(self, replica_id: ReplicaId) -> None:
         """Records that the replica answered something just now."""
@@ -171,7 +179,7 @@ class ProbeCache:
         known.idle_busy_probes += idle
         if idle and known.idle_busy_probes == HUNG_PROBES:
             log.warning("probe.replica_hangs", replica_id=replica_id)
-            self.on_broken(replica_id, "it hangs: busy without any request")
+            self.report_broken(replica_id, "it hangs: busy without any request")
 
     def _of(self, replica_id: ReplicaId) -> _Known:
         known = self._known.get(replica_id)
@@ -191,9 +199,9 @@ class ProbeCache:
 
 @asynccontextmanager
 async def open_probe_cache(
-    probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int]
+    probe: Probe, *, ttl_seconds: float, in_flight: Callable[[ReplicaId], int], report_broken: ReportBroken
 ) -> AsyncIterator[ProbeCache]:
     """Opens a probe cache. Leaving the context cancels its running probes."""
     async with trio.open_nursery() as nursery:
-        yield ProbeCache(nursery, probe, ttl_seconds=ttl_seconds, in_flight=in_flight)
+        yield ProbeCache(nursery, probe, ttl_seconds=ttl_seconds, in_flight=in_flight, report_broken=report_broken)
         nursery.cancel_scope.cancel()

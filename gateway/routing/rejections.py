@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Container
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from gateway.domain.cluster import Node, NodeStatus, Progress, Replica
 from gateway.domain.errors import (
@@ -31,6 +31,35 @@ ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
 
 def no_progress(_replica_id: ReplicaId) -> None:
     """A `ProgressOf` for a gateway that knows of no loads. Returns None."""
+
+
+class LoadOutlook(Protocol):
+    """Tells routing what may become of a model that no replica serves yet."""
+
+    def progress_of(self, replica_id: ReplicaId) -> Progress | None:
+        """Returns how far the load of a replica is. Returns None if nothing was heard of it here."""
+
+    def shortage_of(self, model: ModelName) -> str | None:
+        """Returns why the fleet has no room for the model. Returns None if that is not what the model waits for."""
+
+    def control_rests(self) -> bool:
+        """Tells whether nothing can be loaded now, since the registry is away."""
+
+
+class UnknownOutlook:
+    """The `LoadOutlook` of a router that has nobody to ask."""
+
+    def progress_of(self, _replica_id: ReplicaId) -> Progress | None:
+        """Returns None for each replica."""
+        return None
+
+    def shortage_of(self, _model: ModelName) -> str | None:
+        """Returns None for each model."""
+        return None
+
+    def control_rests(self) -> bool:
+        """Returns False."""
+        return False
 
 
 def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> GatewayError | None:

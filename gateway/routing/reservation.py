@@ -43,24 +43,28 @@ class StrictReservations:
     """Has the registry confirm, move or refuse each lease that admission gives (strict mode)."""
 
     def __init__(
-        self, gateway_id: GatewayId, view: Callable[[], FleetView], admission: Admission, claim_slot: ReserveSlot
+        self,
+        gateway_id: GatewayId,
+        view: Callable[[], FleetView],
+        admission: Admission,
+        claim_slot: ReserveSlot,
+        lock: trio.Lock,
     ) -> None:
+        """`lock` is held while the registry is asked. Who publishes this gateway's leases has to hold it, too, from
+        `LoadTracker.published` to the end of the write: each of the two writes all of them."""
         self._gateway_id = gateway_id
         self._view = view
         self._admission = admission
         self._loads = admission.loads
-        self._loads.strict = True
         self._claim_slot = claim_slot
         self._away_until = NEVER
         self._queue = trio.Lock()
-        """Requests wait here for their turn, so that another task that wants `lock` waits for one of them only."""
-        self.lock = trio.Lock()
-        """Held while the registry is asked. A task that publishes this gateway's leases has to hold it, too, from
-        `LoadTracker.published` to the end of the write, because both write all leases."""
+        """Requests wait here for their turn, so that another task that wants the lock waits for one of them only."""
+        self._lock = lock
 
     async def confirm(self, ticket: Ticket, lease: Lease) -> bool:
         """Returns whether the request has a slot. `lease` is then on the replica that has it."""
-        async with self._queue, self.lock:
+        async with self._queue, self._lock:
             if trio.current_time() < self._away_until:
                 return self._keep(ticket, lease, "away")
             try:
@@ -70,7 +74,7 @@ class StrictReservations:
                 self._away_until = trio.current_time() + AWAY_SECONDS
                 return self._keep(ticket, lease, f"away: {error}")
             except BaseException:
-                self._loads.on_change()  # Nobody may count what the registry may have written.
+                self._loads.leases_changed()  # Nobody may count what the registry may have written.
                 raise
             return self._note(ticket, lease, chosen)
 

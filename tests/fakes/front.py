@@ -3,32 +3,25 @@
 import hashlib
 import math
 import ssl
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Final, cast
 
 import trio
 
-from gateway.api.admin.artifacts import ArtifactFiles
-from gateway.api.admin.decisions import Decisions
 from gateway.api.admin.documents import StatusSource
-from gateway.api.admin.models import ModelService
-from gateway.api.admin.peer_client import PeerClient
-from gateway.api.admin.registration import NodeRegistration
-from gateway.api.admin.replica_logs import ReplicaLogs
-from gateway.api.admin.routes import Readiness, build_pages
+from gateway.api.admin.routes import Readiness
 from gateway.api.http.auth import Authenticator, Key, Role, sha256
 from gateway.api.http.http_app import BodyLimits, HttpApp
-from gateway.api.openai.routes import OpenAiApi
-from gateway.composition.http import build_http_app
-from gateway.domain.cluster import Progress
+from gateway.composition.http_api import HttpParts, HttpSettings, build_http_app
+from gateway.control.fleet_status import FleetStatus
+from gateway.control.plan_outcome import PlanOutcome
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import PeerState, PendingReason
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
 from gateway.domain.session import LogChunk
 from gateway.observability.metrics import Metrics
@@ -39,6 +32,7 @@ from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.router import Router
 from gateway.transport.credentials import is_credential
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.fleet_status import KnownProgress, peer_table
 from tests.fakes.routing_bench import idle_admission
 
 INFERENCE_KEY: Final = "sk-inference"
@@ -52,7 +46,7 @@ KEYS: Final = (
 NOW: Final = 10_000.0
 GATEWAY_ID: Final = GatewayId("g")
 READY: Final = Readiness({"registry": True}, can_serve=True)
-MODELS_DIR: Final = PurePath("/srv/models")
+MODELS_DIR: Final = Path("/srv/models")
 
 
 class FakeTails:
@@ -87,9 +81,6 @@ class FakeLoads:
 
     def __init__(self) -> None:
         self.wanted: dict[ModelName, trio.Event] = {}
-        self.progress: dict[ReplicaId, Progress] = {}
-        self.unsatisfiable: dict[ModelName, str] = {}
-        self.waits: dict[ModelName, PendingReason] = {}
 
     def want(self, model: ModelName) -> None:
         self.wanted[model] = trio.Event()
@@ -114,66 +105,71 @@ class Front:
     auto_approve: bool = True
     keys: tuple[Key, ...] = KEYS
     join_token: str | None = JOIN_TOKEN
-    models_dir: Path = Path("/srv/models")
+    models_dir: Path = MODELS_DIR
     gateway_id: GatewayId = GATEWAY_ID
     url: str = ""
     is_leader: bool = True
-    others: dict[GatewayId, PeerState] = field(default_factory=dict)
     peer_tls: ssl.SSLContext | None = None
     admission: Admission = field(default_factory=idle_admission)
     load_table: LoadTracker = field(default_factory=LoadTracker)
     body_bytes_max: int = 64 * 1024
 
     def __post_init__(self) -> None:
-        metrics = Metrics(list)
+        self.peers = peer_table(self.gateway_id)
+        self.progress, self.outcome = KnownProgress(), PlanOutcome()
+        fleet = FleetStatus(
+            views=self.views,
+            peers=self.peers,
+            outcome=self.outcome,
+            progress=self.progress,
+            is_leader=lambda: self.is_leader,
+            now=lambda: NOW,
+        )
         source = StatusSource(
-            self.gateway_id,
-            lambda: self.is_leader,
-            lambda: self.views.current,
-            self.load_table.statistics,
-            self.admission.statistics,
-            lambda: NOW + 60,
-            own_progress_of=self.loads.progress.get,
+            fleet=fleet,
+            loads=self.load_table.statistics,
+            queues=self.admission.statistics,
+            clock=lambda: NOW + 60,
             own_wish=lambda model: model in self.loads.wanted,
-            own_unsatisfiable=lambda: self.loads.unsatisfiable,
-            own_waits=lambda: self.loads.waits,
             own_url=lambda: self.url,
-            peers=lambda: self.others,
         )
-        peers = PeerClient(lambda: self.others, self.peer_tls)
-        desk = ModelService(self.registry, source, self.views, self.loads, ("other",), MODELS_DIR)
-        openai = OpenAiApi(
-            cast("Router", None),
-            SnapshotStore(EMPTY_VIEW),
-            metrics.requests,
-            wall_clock=time.time,
-            expose_replica=False,
-        )
-        register = NodeRegistration(
-            self.registry,
-            self.gateway_id,
-            CLUSTER_SECRET,
-            auto_approve=self.auto_approve,
-            advertise_host=self.advertise_host,
+        parts = HttpParts(
+            registry=self.registry,
+            router=cast("Router", None),
+            admission=self.admission,
+            source=source,
+            metrics=Metrics(),
+            load_requests=self.loads,
+            open_tail=self.tails,
             worker_port=lambda: self.worker_port,
-            tls=False,
+            read=tuple,
+            ready=lambda: READY,
         )
-        self.app: HttpApp = build_http_app(
-            openai,
-            register,
-            ReplicaLogs(self.tails, peers),
-            ArtifactFiles(lambda: self.views.current.state, self.models_dir, peers),
-            Decisions(self.admission.decisions, peers),
-            build_pages(source, self.admission, metrics, lambda: READY, self.registry, desk),
+        self.app: HttpApp = build_http_app(self._settings(), parts)
+
+    def _settings(self) -> HttpSettings:
+        return HttpSettings(
+            gateway_id=self.gateway_id,
+            cluster_secret=CLUSTER_SECRET,
             authenticator=Authenticator(
                 self.keys,
                 allow_anonymous=False,
                 join_token_sha256=sha256(self.join_token) if self.join_token is not None else None,
                 is_credential=partial(is_credential, CLUSTER_SECRET),
             ),
-            metrics=metrics.requests,
             limits=BodyLimits(self.body_bytes_max, 5.0, 16 * self.body_bytes_max),
+            models_dir=self.models_dir,
+            backends=("other",),
+            auto_approve=self.auto_approve,
+            advertise_host=self.advertise_host,
+            has_tls=False,
+            peer_tls=self.peer_tls,
+            expose_replica=False,
         )
+
+    def hear(self, *others: PeerState) -> None:
+        """Exactly these other gateways live."""
+        self.peers.learn(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
 
     async def look(self) -> None:
         """The view follows the registry."""

@@ -23,6 +23,7 @@ from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
+from tests.fakes.fleet_status import fleet_status
 from tests.fakes.front import MODELS_DIR, READY, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
@@ -113,7 +114,7 @@ class Handlers:
 
 
 def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTracker().statistics, dict, lambda: 0.0)
+    source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
     desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
     return HttpApp(
@@ -123,7 +124,7 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
             Route("POST", "/stream", Role.INFERENCE, handlers.stream),
         ],
         PAGE_ROUTES,
-        build_pages(source, idle_admission(), Metrics(list), lambda: READY, registry, desk),
+        build_pages(source, idle_admission(), Metrics(), tuple, lambda: READY, registry, desk),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(body_bytes_max, NEVER, budget_bytes=BODIES_AT_ONCE * body_bytes_max),

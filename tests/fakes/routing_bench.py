@@ -12,9 +12,9 @@ from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sa
 from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.open_calls import OpenCalls
-from gateway.routing.probe_cache import ProbeCache
+from gateway.routing.probe_cache import ProbeCache, ReportBroken
+from gateway.routing.rejections import LoadOutlook
 from gateway.routing.reservation import ReserveSlot, StrictReservations
 from gateway.routing.router import Router
 from tests.fakes.backends import FakeBackends
@@ -28,7 +28,7 @@ LIMITS = AdmissionLimits(
 
 def idle_admission() -> Admission:
     """One that knows no model; needs no Trio."""
-    return Admission(lambda: EMPTY_VIEW, LoadTracker(), LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
+    return Admission(lambda: EMPTY_VIEW, LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
 
 
 class FakeProbe:
@@ -55,23 +55,39 @@ class RoutingBench:
         attempts: int = 3,
         claim_slot: ReserveSlot | None = None,
         gateway_id: GatewayId = GATEWAY,
+        outlook: LoadOutlook | None = None,
+        demand_changed: Callable[[], None] = lambda: None,
+        leases_changed: Callable[[], None] = lambda: None,
+        report_broken: ReportBroken = lambda _replica_id, _because: None,
     ) -> None:
         """`claim_slot`: strict mode."""
         self.view: FleetView = view(*replicas)
         self.wall_now = 1000.0
-        self.loads = LoadTracker()
         self.admission = Admission(
-            lambda: self.view, self.loads, limits, wall_clock=lambda: self.wall_now, rng=Random(7)
+            lambda: self.view,
+            limits,
+            wall_clock=lambda: self.wall_now,
+            rng=Random(7),
+            outlook=outlook,
+            strict=claim_slot is not None,
+            demand_changed=demand_changed,
+            leases_changed=leases_changed,
         )
+        self.loads = self.admission.loads
         self.backends = FakeBackends()
         self.probe = FakeProbe()
         nursery = trio.lowlevel.current_task().parent_nursery
         assert nursery is not None
-        self.probes = ProbeCache(nursery, self.probe, ttl_seconds=30, in_flight=self.loads.in_flight)
+        self.probes = ProbeCache(
+            nursery, self.probe, ttl_seconds=30, in_flight=self.loads.in_flight, report_broken=report_broken
+        )
         self.calls = OpenCalls()
+        self.leases_lock = trio.Lock()
         self.claims = None
         if claim_slot is not None:
-            self.claims = StrictReservations(gateway_id, lambda: self.view, self.admission, claim_slot)
+            self.claims = StrictReservations(
+                gateway_id, lambda: self.view, self.admission, claim_slot, self.leases_lock
+            )
         self.router = Router(
             self.admission,
             self.backends,

@@ -226,14 +226,14 @@ class Events:
         self._nursery.start_soon(self._house.declare)
 
     def retire_replica(self) -> None:
-        if replicas := list(self._house.gateway.views.current.state.replicas.values()):
+        if replicas := list(self._house.gateway.shared.views.current.state.replicas.values()):
             replica, desired = self._random.choice(replicas), self._random.choice([Desired.DRAIN, Desired.STOP])
             self._house.world.note(f"{replica.id} is to {desired}")
             self._nursery.start_soon(self._desire, ControlWrite(desire=((replica.id, desired),)))
 
     async def _desire(self, write: ControlWrite) -> None:
         try:
-            await self._house.registry.apply(self._house.gateway.leadership.epoch or 0, write)
+            await self._house.registry.apply(self._house.gateway.shared.election.epoch or 0, write)
         except StaleEpoch:
             self._house.world.object_to("the only gateway has lost the leadership")
 

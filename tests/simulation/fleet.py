@@ -15,8 +15,8 @@ import trio
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge, open_bridge
-from gateway.composition.gateway import _leave_fleet, _open_parts, _start_services
-from gateway.composition.parts import Gateway
+from gateway.composition.parts import Gateway, open_parts
+from gateway.composition.services import leave_fleet, start_services
 from gateway.config.load import parse_config
 from gateway.control.sessions.node_session import SessionOver
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
@@ -33,7 +33,7 @@ from tests.simulation.ledger import Ledger
 from tests.simulation.machine import SimProcess
 from tests.simulation.member import Member
 from tests.simulation.membership import Host, Link
-from tests.simulation.network import Network
+from tests.simulation.network import Network, find_no_file
 from tests.simulation.world import World
 
 SYNC_SECONDS: Final = 0.2
@@ -63,7 +63,7 @@ class Post:
         self._links: list[Link] = []
 
     def __str__(self) -> str:
-        return f"gateway {self.number} ({self.gateway.id[:6]})"
+        return f"gateway {self.number} ({self.gateway.shared.id[:6]})"
 
     @property
     def is_well(self) -> bool:
@@ -77,7 +77,7 @@ class Post:
         await self.door.wait_continued()
 
     async def register(self, registration: Registration) -> None:
-        await self.gateway.registry.register_node(registration)
+        await self.gateway.shared.registry.register_node(registration)
 
     def serve(self, link: Link, hello: Hello) -> None:
         if self.is_gone:
@@ -91,7 +91,7 @@ class Post:
         try:
             async with link.orders_out, link.reports:
                 with link.at_gateway:
-                    await self.gateway.sessions.run_session(hello, link.orders_out, link.reports)
+                    await self.gateway.control.sessions.run_session(hello, link.orders_out, link.reports)
         except (SessionOver, RegistryError) as error:
             self.house.world.note(f"{self} ends the session of {hello.name}: {error}")
         finally:
@@ -185,22 +185,26 @@ class Fleet:
         """Raises `RegistryError`, in a group, if it does not come up."""
         config = parse_config(self.config.format(folder=self.folder), {})
         door = Door(self.world, self.registry, lambda: list(self.specs.values()))
-        async with _open_parts(config, door.as_registry(), self.bridge, self.network.dial) as gateway:
-            door.gateway_id = gateway.id
-            gateway.admission._rng = Random(self.world.seed + number)
+        rng = Random(self.world.seed + number)
+        async with open_parts(config, door.as_registry(), self.bridge, self.network.dial, rng) as gateway:
+            door.gateway_id = gateway.shared.id
             try:
                 async with trio.open_nursery() as services:
-                    await _start_services(
-                        gateway, services, GrpcBackendControl(self.bridge, self.network.dial), FakeSpawn()
+                    await start_services(
+                        gateway,
+                        services,
+                        control=GrpcBackendControl(self.bridge, self.network.dial),
+                        spawn=FakeSpawn(),
+                        estimate=find_no_file,
                     )
                     await self._serve(self._post(number, gateway, door, services))
                     services.cancel_scope.cancel()
             finally:
                 if not door.is_dead:
-                    await _leave_fleet(gateway)
+                    await leave_fleet(gateway)
 
     def _post(self, number: int, gateway: Gateway, door: Door, services: trio.Nursery) -> Post:
-        clients = Clients(self.world, gateway.router)
+        clients = Clients(self.world, gateway.routing.router)
         house = House(self.world, self.network, gateway, self.registry, self.ledger, self.machines, clients, self.specs)
         house.watch_picks(self._note_pick)
         return Post(number, house, door, services)
@@ -219,7 +223,7 @@ class Fleet:
                 await self._drain(post)
         finally:
             self.world.note(f"{post} ends")
-            self.dead[post.gateway.id] = trio.current_time()
+            self.dead[post.gateway.shared.id] = trio.current_time()
             del self.posts[post.number]
             post.is_gone = True
         while post.house.clients.live:  # noqa: ASYNC110 - of one that is killed, which are all cancelled
@@ -227,7 +231,7 @@ class Fleet:
 
     async def _drain(self, post: Post) -> None:
         """As the listener does: what is there may end, for a while."""
-        post.gateway.stop.set()
+        post.gateway.shared.stop.set()
         with trio.move_on_after(DRAIN_SECONDS):
             while post.house.clients.live and not post.door.is_dead:  # noqa: ASYNC110 - requests have no event
                 await trio.sleep(0.5)

@@ -60,11 +60,11 @@ class GatewayWatch(Watch):
 
     def _may_have_room(self, candidate: Candidate) -> bool:
         """What others have published may be doubted."""
-        return super()._may_have_room(candidate) or self._gateway.loads.is_doubtful(candidate)
+        return super()._may_have_room(candidate) or self._gateway.routing.admission.loads.is_doubtful(candidate)
 
     def _is_free(self, candidate: Candidate, now: float) -> bool:
         """A slot may be left to an older request elsewhere, for a moment."""
-        is_left = any(until >= now for until in self._gateway.admission._elders.ends(candidate.model))
+        is_left = any(until >= now for until in self._gateway.routing.admission._elders.ends(candidate.model))
         return super()._is_free(candidate, now) and not is_left
 
 
@@ -109,7 +109,7 @@ class FleetWatch:
 
     def _check_one_leader(self) -> None:
         """L13: a leader believes in its term no longer than the registry does."""
-        leaders = [str(post) for post in self._fleet.posts.values() if post.gateway.leadership.epoch is not None]
+        leaders = [str(post) for post in self._fleet.posts.values() if post.gateway.shared.election.epoch is not None]
         if len(leaders) > 1:
             self._world.object_to(f"{leaders} lead at a time")
         if leaders:
@@ -159,9 +159,9 @@ class FleetWatch:
     def _check_cut_off(self) -> None:
         """A gateway that is dead for the others gives its workers away."""
         for post in self._fleet.posts.values():
-            unheard = trio.current_time() - post.gateway.exchange._heard_at
+            unheard = trio.current_time() - post.gateway.control.sync._heard_at
             is_cut_off = unheard > TTL_SECONDS + CATCH_UP_SECONDS + SLACK_SECONDS
-            if is_cut_off and post.door.is_cut and not post.door.is_stopped and post.gateway.sessions.open:
+            if is_cut_off and post.door.is_cut and not post.door.is_stopped and post.gateway.control.sessions.open:
                 self._world.object_to(f"{post} holds sessions, cut off for {unheard:.1f} s")
 
     def _check_peers(self) -> None:
@@ -169,7 +169,7 @@ class FleetWatch:
         has heard it last and nothing since."""
         now = trio.current_time()
         for post in self._fleet.posts.values():
-            for other in post.gateway.others().values():
+            for other in post.gateway.shared.peers.others.values():
                 died_at = self._fleet.dead.get(other.gateway_id, now)
                 counts = other.leases or other.demand
                 if counts and now - died_at > 2 * TTL_SECONDS + CATCH_UP_SECONDS:
@@ -180,11 +180,11 @@ class FleetWatch:
         now = trio.current_time()
         for post, watch in self._watches.items():
             said = post.door.published
-            differs = said is not None and dict(said.leases) != post.gateway.loads.published()
-            if not differs or not post.gateway.exchange.has_peers or watch.well_for() <= CATCH_UP_SECONDS:
+            differs = said is not None and dict(said.leases) != post.gateway.routing.admission.loads.published()
+            if not differs or not post.gateway.shared.peers.has_peers or watch.well_for() <= CATCH_UP_SECONDS:
                 self._unpublished_since.pop(post, None)
             elif now - self._unpublished_since.setdefault(post, now) > KNOWN_SECONDS:
-                self._world.object_to(f"{post} has {post.gateway.loads.published()} and says {said}")
+                self._world.object_to(f"{post} has {post.gateway.routing.admission.loads.published()} and says {said}")
 
     def _check_nodes_given_up(self) -> None:
         """H9, H12: it takes a silence to write off a node, not a takeover, nor a registry that was away."""
@@ -235,13 +235,15 @@ class FleetWatch:
         for post, watch in self._watches.items():
             watch.check_end()
             self._check_views(post)
-            if elsewhere := {name: use.elsewhere for name, use in post.gateway.loads._uses.items() if use.elsewhere}:
+            if elsewhere := {
+                name: use.elsewhere for name, use in post.gateway.routing.admission.loads._uses.items() if use.elsewhere
+            }:
                 self._world.object_to(f"{post} counts leases elsewhere: {elsewhere}")
         self._world.raise_violations()
 
     def _check_views(self, post: Post) -> None:
         """H9: what is well is well in every view."""
-        state = post.gateway.views.current.state
+        state = post.gateway.shared.views.current.state
         for machine in self._fleet.machines:
             node = state.nodes.get(NodeId(machine.name))
             if node is None or node.status is not NodeStatus.HEALTHY:

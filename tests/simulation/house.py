@@ -12,8 +12,8 @@ import trio
 
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
-from gateway.composition.gateway import _open_parts, _start_services
-from gateway.composition.parts import Gateway
+from gateway.composition.parts import Gateway, open_parts
+from gateway.composition.services import start_services
 from gateway.config.load import parse_config
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
@@ -22,7 +22,7 @@ from tests.simulation.backend import SimBackend
 from tests.simulation.clients import Clients, Request
 from tests.simulation.ledger import Ledger
 from tests.simulation.machine import FOREIGN, OURS, Machine, SimProcess
-from tests.simulation.network import Network
+from tests.simulation.network import Network, find_no_file
 from tests.simulation.registry import SimRegistry
 from tests.simulation.world import World
 
@@ -111,14 +111,22 @@ async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
     network, ledger = Network(world), Ledger(world)
     registry = SimRegistry(world)
     config = parse_config(CONFIG.format(folder=folder), {}).model_copy(update={"models": tuple(map(Entry, MODELS))})
-    async with open_bridge() as bridge, _open_parts(config, registry, bridge, network.dial) as gateway:
-        gateway.admission._rng = Random(world.seed)
+    async with (
+        open_bridge() as bridge,
+        open_parts(config, registry, bridge, network.dial, Random(world.seed)) as gateway,
+    ):
         machines = tuple(_machine(world, network, ledger, folder, number) for number in range(3))
-        house = House(world, network, gateway, registry, ledger, machines, Clients(world, gateway.router))
+        house = House(world, network, gateway, registry, ledger, machines, Clients(world, gateway.routing.router))
         with network.replacing_sockets():
             async with trio.open_nursery() as services:
                 await house.declare()
-                await _start_services(gateway, services, GrpcBackendControl(bridge, network.dial), FakeSpawn())
+                await start_services(
+                    gateway,
+                    services,
+                    control=GrpcBackendControl(bridge, network.dial),
+                    spawn=FakeSpawn(),
+                    estimate=find_no_file,
+                )
                 for machine in machines:
                     services.start_soon(machine.run, gateway)
                 try:

@@ -55,7 +55,7 @@ class Watch:
 
     def _watch_admission(self) -> None:
         """Replaces three methods of the gateway's parts by ones that look first."""
-        admission, loads = self._gateway.admission, self._gateway.loads
+        admission, loads = self._gateway.routing.admission, self._gateway.routing.admission.loads
         open_ticket, make_room, lease = admission.open_ticket, admission._make_room, loads.lease
 
         def opening_ticket(model: ModelName, origin: Origin) -> Ticket:
@@ -76,9 +76,9 @@ class Watch:
         loads.lease = leasing  # type: ignore[method-assign]
 
     def _check_pick(self, candidate: Candidate, ticket: Ticket, now: float) -> None:
-        replica_id, use = candidate.replica_id, self._gateway.loads.use_of(candidate.replica_id)
+        replica_id, use = candidate.replica_id, self._gateway.routing.admission.loads.use_of(candidate.replica_id)
         picked = f"{ticket.origin.request_id} is bound to {replica_id}, which"
-        if not routable(self._gateway.views.current.state, replica_id, ticket.model):
+        if not routable(self._gateway.shared.views.current.state, replica_id, ticket.model):
             self._world.object_to(f"{picked} is not routable")
         if not self._may_have_room(candidate):
             self._world.object_to(f"{picked} has no free slot")
@@ -92,7 +92,7 @@ class Watch:
                 self._world.object_to(f"{picked} {earlier.origin.request_id} has waited for longer")
 
     def _may_have_room(self, candidate: Candidate) -> bool:
-        return self._gateway.loads.use_of(candidate.replica_id).open_leases < candidate.slots
+        return self._gateway.routing.admission.loads.use_of(candidate.replica_id).open_leases < candidate.slots
 
     def check(self) -> None:
         """To be called at each rest. Raises `Violation`."""
@@ -118,18 +118,18 @@ class Watch:
         for replica in self._house.registry._tables.replicas.values():
             if replica.id not in self._rows:
                 self._rows[replica.id] = replica
-                self._replica_of[self._gateway.token_of(replica.id)] = replica.id
+                self._replica_of[self._gateway.shared.token_of(replica.id)] = replica.id
 
     def _leases(self) -> list[Lease]:
-        return [lease for use in self._gateway.loads._uses.values() for lease in use.leases]
+        return [lease for use in self._gateway.routing.admission.loads._uses.values() for lease in use.leases]
 
     def _waiting(self, model: ModelName) -> list[Ticket]:
-        return list(self._gateway.admission._queues.get(model, ()))
+        return list(self._gateway.routing.admission._queues.get(model, ()))
 
     def _check_view_is_current(self) -> None:
         if not self._house.registry.is_at_rest:
             return
-        seen, stored = self._gateway.views.current.state.version, self._house.registry._version
+        seen, stored = self._gateway.shared.views.current.state.version, self._house.registry._version
         if seen != stored:
             self._world.object_to(f"the view shows version {seen} of {stored}")
 
@@ -137,7 +137,9 @@ class Watch:
         """R4 to R9. A request waits, or it holds one lease, until the backend has said its last word. A lease without
         a request is on a foreign replica that may still work on what was cancelled."""
         held = Counter(lease.origin.request_id for lease in self._leases())
-        queued = {ticket.origin.request_id for queue in self._gateway.admission._queues.values() for ticket in queue}
+        queued = {
+            ticket.origin.request_id for queue in self._gateway.routing.admission._queues.values() for ticket in queue
+        }
         live = self._house.clients.live
         for request in live.values():
             if held[request.id] + (request.id in queued) not in self._owed(request):
@@ -174,8 +176,8 @@ class Watch:
                     self._world.object_to(f"{visit.request_id} runs at {backend.address} without a lease")
 
     def _check_nobody_waits_in_vain(self) -> None:
-        view, now = self._gateway.views.current, trio.current_time()
-        for model, queue in self._gateway.admission._queues.items():
+        view, now = self._gateway.shared.views.current, trio.current_time()
+        for model, queue in self._gateway.routing.admission._queues.items():
             for ticket in queue:
                 self._check_exclusions(ticket)
                 if now - ticket.since > max(QUEUE_SECONDS, LOAD_WAIT_SECONDS) + ROUNDING_SECONDS:
@@ -192,12 +194,12 @@ class Watch:
                 self._world.object_to(f"{lease} is kept though its machine has been out of reach for {cut_seconds} s")
 
     def _is_free(self, candidate: Candidate, now: float) -> bool:
-        use = self._gateway.loads.use_of(candidate.replica_id)
+        use = self._gateway.routing.admission.loads.use_of(candidate.replica_id)
         return use.open_leases < candidate.slots and now >= use.full_until
 
     def _trusted(self, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
         """While some have not failed lately, requests wait for those."""
-        loads = self._gateway.loads
+        loads = self._gateway.routing.admission.loads
         return [each for each in candidates if not loads.use_of(each.replica_id).phantoms(now)] or candidates
 
     def _check_exclusions(self, ticket: Ticket) -> None:
@@ -235,7 +237,7 @@ class Watch:
 
     def _why_unfounded(self, request: Request, error: GatewayError) -> str | None:
         """None: the error is well-founded."""
-        state, waited = self._gateway.views.current.state, trio.current_time() - request.begun_at
+        state, waited = self._gateway.shared.views.current.state, trio.current_time() - request.begun_at
         match error:
             case ModelNotFound():
                 return "it exists" if request.model in state.models else None
@@ -260,7 +262,7 @@ class Watch:
         if ends[-1] == "failed":
             visits = [visit.outcome for visit in self._house.ledger.visits[request.id]]
             return None if visits[-1:] == ["broken"] else f"its visits ended as {visits}"
-        if request.words or len(failures) >= self._gateway.config.routing.attempts:
+        if request.words or len(failures) >= self._gateway.shared.config.routing.attempts:
             return None
         if failures.count("lost") > RERUNS_AFTER_LOSS_MAX:
             return None
@@ -273,10 +275,10 @@ class Watch:
         self.check()
         left = {
             "requests": self._house.clients.live,
-            "leases": self._gateway.loads.statistics().in_flight,
-            "queues": self._gateway.admission.statistics(),
+            "leases": self._gateway.routing.admission.loads.statistics().in_flight,
+            "queues": self._gateway.routing.admission.statistics(),
             "calls": [visit for backend in self._house.backends() for visit in backend.calls],
-            "probes": self._gateway.probes.statistics().running,
+            "probes": self._gateway.routing.probes.statistics().running,
         }
         for name, remaining in left.items():
             if remaining:

@@ -130,15 +130,15 @@ class Machine:
         orders_in, orders = trio.open_memory_channel[ToWorker](1)
         reports_out, reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         reports_in, reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
-        agent = await self._start_agent(nursery, gateway.bridge)
+        agent = await self._start_agent(nursery, gateway.shared.bridge)
         nursery.start_soon(self._delay, orders_late, orders_in)
         nursery.start_soon(self._delay, reports_late, reports_in)
         session = WorkerSession(agent, reports_out, orders, HEARTBEAT_SECONDS, nothing_known, UNKNOWN)
         nursery.start_soon(session.run)
         node_id, boot_id = NodeId(self.name), BootId(new_id())
-        await gateway.registry.register_node(Registration(self.name, boot_id, node_id))
+        await gateway.shared.registry.register_node(Registration(self.name, boot_id, node_id))
         hello = Hello(node_id, self.name, boot_id, max_replicas_per_model=self.replicas_max)
-        await nursery.start(partial(gateway.sessions.run_session, hello, orders_out, reports))
+        await nursery.start(partial(gateway.control.sessions.run_session, hello, orders_out, reports))
         nursery.start_soon(self._end_when_left, agent, session)
         return agent
 

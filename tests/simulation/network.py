@@ -7,10 +7,8 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from socket import SOCK_STREAM, AddressFamily, SocketKind
 from typing import Any, Protocol
-from unittest.mock import patch
 
 import trio
 from grpclib.client import Channel
@@ -177,17 +175,16 @@ class Network:
 
     @contextmanager
     def replacing_sockets(self) -> Iterator[None]:
-        """Whoever opens a Trio socket in this run gets one of this network; and nobody looks for models' files in a
-        thread, which ends at a moment that no seed decides."""
+        """Whoever opens a Trio socket in this run gets one of this network."""
         before = trio.socket.set_custom_socket_factory(SocketFactory(self))
         try:
-            with patch("gateway.composition.gateway.estimate_requirement", _find_no_file):
-                yield
+            yield
         finally:
             trio.socket.set_custom_socket_factory(before)
 
 
-async def _find_no_file(_models_dir: Path, _spec: ModelSpec) -> None:
+async def find_no_file(_spec: ModelSpec) -> None:
+    """An `EstimateRequirement`. The real one reads in a thread, which ends at a moment that no seed decides."""
     await trio.lowlevel.checkpoint()
 
 

@@ -54,16 +54,16 @@ async def _wait(condition: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def _is_loaded(fleet: Fleet) -> bool:
-    ready = [len(post.gateway.views.current.candidates.get(WARM, ())) for post in fleet.posts.values()]
+    ready = [len(post.gateway.shared.views.current.candidates.get(WARM, ())) for post in fleet.posts.values()]
     return min(ready) == 2
 
 
 def _leader(fleet: Fleet) -> Post | None:
-    return next((post for post in fleet.posts.values() if post.gateway.leadership.epoch is not None), None)
+    return next((post for post in fleet.posts.values() if post.gateway.shared.election.epoch is not None), None)
 
 
 def _follower(fleet: Fleet) -> Post:
-    return next(post for post in fleet.posts.values() if post.gateway.leadership.epoch is None)
+    return next(post for post in fleet.posts.values() if post.gateway.shared.election.epoch is None)
 
 
 def _the_leader(fleet: Fleet) -> Post:
@@ -97,11 +97,11 @@ def _links(fleet: Fleet) -> list[str]:
 def test_l13_another_gateway_leads_within_gateway_ttl_after_the_leader_was_killed(tmp_path: Path) -> None:
     async def scene(fleet: Fleet) -> None:
         leader, other = _the_leader(fleet), _follower(fleet)
-        epoch = leader.gateway.leadership.epoch
+        epoch = leader.gateway.shared.election.epoch
         leader.kill()
-        await _wait(lambda: other.gateway.leadership.epoch is not None, TTL_SECONDS)
+        await _wait(lambda: other.gateway.shared.election.epoch is not None, TTL_SECONDS)
         assert epoch is not None
-        assert other.gateway.leadership.epoch == epoch + 1
+        assert other.gateway.shared.election.epoch == epoch + 1
 
     _run(tmp_path, scene)
 
@@ -110,7 +110,9 @@ def test_another_gateway_leads_at_once_after_the_leader_has_left(tmp_path: Path)
     async def scene(fleet: Fleet) -> None:
         leader, other = _the_leader(fleet), _follower(fleet)
         leader.ends.set()
-        await _wait(lambda: other.gateway.leadership.epoch is not None, other.gateway.leadership.term_seconds / 4)
+        await _wait(
+            lambda: other.gateway.shared.election.epoch is not None, other.gateway.shared.election.term_seconds / 4
+        )
 
     _run(tmp_path, scene)
 
@@ -131,12 +133,12 @@ def test_h9_while_the_registry_is_away_warm_models_are_served_and_no_node_is_giv
 def test_h9_a_gateway_that_is_cut_off_serves_on_and_its_workers_move(tmp_path: Path) -> None:
     async def scene(fleet: Fleet) -> None:
         before, starts = _links(fleet), _starts(fleet)
-        cut = next(post for post in fleet.posts.values() if post.gateway.sessions.open)
+        cut = next(post for post in fleet.posts.values() if post.gateway.control.sessions.open)
         others = [post for post in fleet.posts.values() if post is not cut]
         cut.door.cut(2 * OUTAGE_SECONDS)
         await _ask_for(fleet, OUTAGE_SECONDS)
-        assert not cut.gateway.sessions.open
-        assert sum(len(post.gateway.sessions.open) for post in others) == len(fleet.machines)
+        assert not cut.gateway.control.sessions.open
+        assert sum(len(post.gateway.control.sessions.open) for post in others) == len(fleet.machines)
         await _ask_for(fleet, 2 * OUTAGE_SECONDS)
         assert _links(fleet) == before
         assert _starts(fleet) == starts
@@ -156,7 +158,7 @@ def test_l13_what_a_stopped_leader_had_under_way_is_void_when_it_goes_on(tmp_pat
         leader.door.trap("apply", lambda: leader.door.stop(2 * TTL_SECONDS))
         fleet.processes()[0].end(-9)
         await _wait(lambda: leader.door.is_stopped)
-        await _wait(lambda: other.gateway.leadership.epoch is not None, TTL_SECONDS)
+        await _wait(lambda: other.gateway.shared.election.epoch is not None, TTL_SECONDS)
         await _wait(lambda: registry.refused > 0, 3 * TTL_SECONDS)
         await _wait(lambda: _is_loaded(fleet))
         rows = [row for row in registry._tables.replicas.values() if row.model == WARM]
@@ -181,7 +183,7 @@ def test_r4_a_killed_gateways_leases_count_no_longer_than_gateway_ttl(tmp_path: 
 
 def _elsewhere(post: Post) -> int:
     """Leases that this gateway counts for the others."""
-    return sum(use.elsewhere for use in post.gateway.loads._uses.values())
+    return sum(use.elsewhere for use in post.gateway.routing.admission.loads._uses.values())
 
 
 def test_l17_a_fleet_whose_gateways_all_died_serves_again_with_what_its_machines_run(tmp_path: Path) -> None:
@@ -203,10 +205,10 @@ def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_repli
 
     async def scene(fleet: Fleet) -> None:
         leader, other = _the_leader(fleet), _follower(fleet)
-        await _wait(lambda: len(other.gateway.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
+        await _wait(lambda: len(other.gateway.shared.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
         other.door.cut(TTL_SECONDS / 2)
         await fleet.registry.unload_model(FOREIGN_MODEL)
-        await _wait(lambda: not leader.gateway.views.current.candidates.get(FOREIGN_MODEL))
+        await _wait(lambda: not leader.gateway.shared.views.current.candidates.get(FOREIGN_MODEL))
         requests = list[Request]()
         async with trio.open_nursery() as nursery:
             while trio.current_time() < other.door.disturbed_until:
@@ -216,7 +218,7 @@ def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_repli
                 await trio.sleep(0.7)
         assert [request.outcome for request in requests] == ["answered"] * len(requests)
         assert len({visit.token for visits in fleet.ledger.visits.values() for visit in visits[:1]}) == 2
-        await _wait(lambda: len(other.gateway.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
+        await _wait(lambda: len(other.gateway.shared.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
 
     _run(tmp_path, scene)
 
@@ -230,18 +232,18 @@ def test_w11_a_gateway_that_is_cut_off_for_long_loses_no_stream_to_the_drains_of
 
     async def scene(fleet: Fleet) -> None:
         leader, cut = _the_leader(fleet), _follower(fleet)
-        await _wait(lambda: len(cut.gateway.views.current.candidates.get(model, ())) == 2)
+        await _wait(lambda: len(cut.gateway.shared.views.current.candidates.get(model, ())) == 2)
         cut.door.cut(2 * OUTAGE_SECONDS)
-        await _wait(lambda: cut.gateway.id not in leader.gateway.exchange.heard.others)
+        await _wait(lambda: cut.gateway.shared.id not in leader.gateway.shared.peers.heard.others)
         requests = [
             Request(RequestId(f"q{number}"), model, "ann", "stream", 200, patience_seconds=3600, pause_seconds=0)
             for number in range(1 + also_later)
         ]
         async with trio.open_nursery() as nursery:
             nursery.start_soon(cut.house.send, requests[0])
-            await _wait(lambda: bool(cut.gateway.loads.published()))
+            await _wait(lambda: bool(cut.gateway.routing.admission.loads.published()))
             await fleet.registry.unload_model(model)
-            await _wait(lambda: not leader.gateway.views.current.candidates.get(model))
+            await _wait(lambda: not leader.gateway.shared.views.current.candidates.get(model))
             for later in requests[1:]:
                 nursery.start_soon(cut.house.send, later)
         assert [each.outcome for each in requests] == ["answered"] * len(requests)

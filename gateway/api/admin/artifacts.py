@@ -106,7 +106,7 @@ def _open_first(paths: Sequence[Path]) -> FileIO | None:
 
 async def _answer(exchange: Exchange, file: FileIO, digest: str) -> None:
     size, etag = os.fstat(file.fileno()).st_size, f'"{digest}"'
-    exchange.response_headers += [(b"etag", etag.encode()), (b"accept-ranges", b"bytes")]
+    exchange.response_headers.extend([(b"etag", etag.encode()), (b"accept-ranges", b"bytes")])
     part = _wanted_part(exchange, size, etag)
     sent = part or ByteRange(0, size - 1)
     headers: Headers = [

@@ -23,7 +23,7 @@ from gateway.routing.rejections import coming_up, loading_state
 
 def load_status(source: StatusSource, model: ModelName) -> dict[str, Any]:
     """Raises `ModelNotFound`."""
-    view = source.view()
+    view = source.fleet.view
     if model not in view.state.models:
         raise ModelNotFound(model)
     return {"model": model, **_state(source, view, model), "requested": source.requested(model)}
@@ -33,10 +33,10 @@ def _state(source: StatusSource, view: FleetView, model: ModelName) -> dict[str,
     if candidates := view.candidates.get(model):
         return {"state": "ready", "node": candidates[0].node_name}
     if coming_up(view, model):
-        return loading_state(view, model, source.progress_of)
+        return loading_state(view, model, source.fleet.progress_of)
     if (failure := view.state.failures.get(model)) is not None:
         return {"state": "failed", "error": failure.cause, "retry_at": failure.retry_at}
-    if (reason := source.unsatisfiable().get(model)) is not None:
+    if (reason := source.fleet.unsatisfiable().get(model)) is not None:
         return {"state": "unsatisfiable", "error": reason}
-    wait = source.waits().get(model)
-    return {"state": "not_loaded", **({"reason": wait.because} if wait is not None else {})}
+    pending = source.fleet.pending().get(model)
+    return {"state": "not_loaded", **({"reason": pending.because} if pending is not None else {})}

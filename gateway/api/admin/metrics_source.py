@@ -14,7 +14,7 @@ def readings(
     source: StatusSource, router: RouterStatistics, probes: ProbeStatistics, registry: RegistryStatistics
 ) -> Iterator[Reading]:
     """Models without requests show 0, so that a series does not appear only when something happens."""
-    view, loads, queues = source.view(), source.loads(), source.queues()
+    view, loads, queues = source.fleet.view, source.loads(), source.queues()
     models = sorted(view.state.models)
     yield _by_model("gateway_in_flight", "Open leases.", {m: loads.in_flight_by_model.get(m, 0) for m in models})
     yield _by_model(
@@ -35,7 +35,7 @@ def readings(
     yield Reading("gateway_replicas", "Replicas, by observed state.", ("model", "state"), tuple(states.items()))
     nodes = Counter(node.status.value for node in view.state.nodes.values())
     yield Reading("gateway_nodes", "Nodes, by status.", ("status",), _one_label(nodes))
-    yield Reading("gateway_is_leader", "1 for the gateway that plans.", (), (((), float(source.is_leader())),))
+    yield Reading("gateway_is_leader", "1 for the gateway that plans.", (), (((), float(source.fleet.is_leader())),))
 
 
 def _by_model(name: str, text: str, values: Mapping[str, float], *, is_counter: bool = False) -> Reading:

@@ -4,7 +4,7 @@ What a page writes, it answers from the registry, once this gateway's view has i
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any, Final, Protocol
 
@@ -59,7 +59,8 @@ class ModelService:
 
     def show(self, name: ModelName) -> Response:
         """Show the model as this gateway's view has it, without asking the registry."""
-        return json_response(model_object(self.source, _found(self.source.view().state, name)))
+        view = self.source.fleet.view
+        return json_response(model_object(self.source, view, _found(view.state, name)))
 
     async def put(self, name: ModelName, body: dict[str, Any]) -> Response:
         """Raises `BadRequest`, and `Conflict` for a model of the configuration file."""
@@ -123,7 +124,7 @@ class ModelService:
         state = await self.registry.read_state()
         spec, view = _found(state, name), build_view(state)
         await self._follow(state)
-        return json_response(model_object(replace(self.source, view=lambda: view), spec), status)
+        return json_response(model_object(self.source, view, spec), status)
 
     async def _follow(self, state: ClusterState) -> None:
         with trio.move_on_after(VIEW_SECONDS):

@@ -55,7 +55,7 @@ class NodeService:
 
     def show(self, name: str) -> Response:
         """Show the node as this gateway's view has it, without asking the registry."""
-        return self._answer(find_node(self._source.view().state, name))
+        return self._answer(find_node(self._source.fleet.view.state, name))
 
     async def edit(self, name: str, edit: NodeEdit) -> Response:
         """The node as it is afterwards. To ask twice for the same changes nothing."""

@@ -172,8 +172,8 @@ def _is_a_gateways(response: httpx.Response) -> bool:
 async def _pass_on(exchange: Exchange, response: httpx.Response, peer: PeerState) -> None:
     """A client that does not read holds the other gateway up, through us, and nothing is kept in between."""
     exchange.notes["relayed_from"] = peer.gateway_id
-    exchange.is_event_stream = _is_event_stream(response)
-    await exchange.send_head(response.status_code, _headers_to_pass(response))
+    headers = _headers_to_pass(response)
+    await exchange.send_head(response.status_code, headers, is_event_stream=_is_event_stream(response))
     parts = response.aiter_raw()
     try:
         with _telling_of(peer, "was lost"):

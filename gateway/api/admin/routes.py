@@ -3,7 +3,7 @@
 Inference does not pass through here. Requests arrive already admitted by `HttpApp`; errors leave in the same envelope.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from gateway.api.http.auth import Role
 from gateway.api.http.http_app import AdminRoute
 from gateway.api.http.json_body import JsonBody
 from gateway.domain.ids import ModelName
-from gateway.observability.metrics import Metrics
+from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.protocol import Registry
 from gateway.routing.admission import Admission
 from gateway.routing.decisions import describe_candidates
@@ -56,6 +56,7 @@ def build_pages(
     source: StatusSource,
     admission: Admission,
     metrics: Metrics,
+    read: Callable[[], Iterable[Reading]],
     ready: Callable[[], Readiness],
     registry: Registry,
     models: ModelService,
@@ -75,7 +76,7 @@ def build_pages(
 
     @pages.get("/metrics")
     async def exposition() -> Response:
-        return Response(metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+        return Response(metrics.exposition(read()), content_type=CONTENT_TYPE_LATEST)
 
     @pages.get("/api/status")
     async def status() -> Response:

@@ -75,6 +75,10 @@ class Exchange:
             return RequestId(given.decode("ascii"))
         return RequestId(new_id())
 
+    def count_for(self, model: ModelName) -> None:
+        """Have the metrics count the request for `model`, which has to exist."""
+        self.model = model
+
     def header(self, name: str) -> str | None:
         """Return the value of a request header, whose `name` is in lower case. Returns None if it is absent."""
         value = self._headers.get(name.encode())
@@ -184,13 +188,13 @@ class Exchange:
 
     async def start_event_stream(self, headers: Headers | None = None) -> None:
         """Send the head of a response with status 200 whose body is a stream of server-sent events."""
-        self.is_event_stream = True
         # `no` to buffering is for nginx, the usual proxy in front.
         fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-        await self.send_head(200, [*fixed, *(headers or [])])
+        await self.send_head(200, [*fixed, *(headers or [])], is_event_stream=True)
 
-    async def send_head(self, status: int, headers: Headers) -> None:
-        """Send the status and the headers of the response."""
+    async def send_head(self, status: int, headers: Headers, *, is_event_stream: bool = False) -> None:
+        """Send the status and the headers of the response. `is_event_stream`: its errors are events, too."""
+        self.is_event_stream = is_event_stream
         await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send_part(self, data: bytes) -> None:

@@ -194,7 +194,7 @@ class OpenAiApi:
         if user is not None:
             exchange.notes["user"] = user
         if model in self._views.current.state.models:
-            exchange.model = model
+            exchange.count_for(model)
 
     def _note_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:
         exchange.notes["replica_id"] = candidate.replica_id

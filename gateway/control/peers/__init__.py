@@ -1,5 +1,5 @@
 """What this gateway and the other gateways of its fleet tell each other through the registry.
 
-`sync` (publishes and reads, and detects when it is cut off), `publisher` (what is published, and who is told what was
-read).
+`peer_table` (what was said last), `sync` (publishes and reads, and detects when it is cut off), `publisher` (what is
+published, and who is told what was read).
 """

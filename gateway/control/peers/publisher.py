@@ -8,9 +8,10 @@ from typing import Final, TypeVar
 
 import trio
 
+from gateway.concurrency import Wake
 from gateway.control.leader_election import LeaderElection
 from gateway.control.load_requests import Waiting
-from gateway.control.reconciler import Reconciler
+from gateway.control.plan_outcome import PlanOutcome
 from gateway.control.sessions.load_progress import LoadProgress
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
@@ -47,7 +48,8 @@ class PeerStatePublisher:
     waiting: Callable[[], Mapping[ModelName, Waiting]]
     watch: LoadProgress
     leadership: LeaderElection
-    reconciler: Reconciler
+    outcome: PlanOutcome
+    planner_wake: Wake
     always_tells_leases: bool = False
     """Strict mode: another gateway may pick by them before this one has heard of it."""
     _woken_for: tuple[Demand, ...] = field(default=(), init=False)
@@ -80,8 +82,8 @@ class PeerStatePublisher:
             secret_fingerprint=self.secret_fingerprint,
             uses=self._uses(last),
             progress=self.watch.all_progress(trio.current_time()),
-            waits=self.reconciler.waits if leads else NOTHING,
-            unsatisfiable=self.reconciler.unsatisfiable if leads else NOTHING,
+            waits=self.outcome.pending if leads else NOTHING,
+            unsatisfiable=self.outcome.unsatisfiable if leads else NOTHING,
         )
 
     def _uses(self, last: PeerState) -> Mapping[ReplicaId, Use]:
@@ -108,7 +110,7 @@ class PeerStatePublisher:
         is_news = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
         if is_news or (demand != before and now >= self._woken_at + COUNTS_SECONDS):
             self._woken_for, self._woken_at = demand, now
-            self.reconciler.wake.set()
+            self.planner_wake.set()
 
 
 def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:

@@ -16,15 +16,15 @@ that is cut off knows it by its own clock, at the latest when they do: whatever 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import inf
 from typing import Final, NoReturn
 
 import structlog
 import trio
 
-from gateway.concurrency import Wake
-from gateway.domain.peers import NOTHING_HEARD, PeerState, PeerStates
+from gateway.control.peers.peer_table import PeerTable
+from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.clock import RegistryClock
 from gateway.registry.protocol import Registry, RegistryError
 
@@ -44,8 +44,7 @@ class PeerSync:
     """Exchanges state with the other gateways through the registry, and notices when this one is cut off."""
 
     registry: Registry
-    bulletin: PeerState
-    """The last one that was made."""
+    peers: PeerTable
     interval_seconds: float
     ttl_seconds: float
     """A gateway that could say nothing for so long is dead for the others, and knows it."""
@@ -60,29 +59,10 @@ class PeerSync:
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
     """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
-    heard: PeerStates = NOTHING_HEARD
-    """What came last; kept while nothing comes."""
-    connected: bool = False
-    """The last exchange came to an end."""
-    _changed: Wake = field(default_factory=Wake, init=False)
     _heard_at: float = field(default=-inf, init=False)
     _slow_at: float = field(default=-inf, init=False)
     _is_cut_off: bool = field(default=False, init=False)
     _retry_seconds: float = field(default=RETRY_FIRST_SECONDS, init=False)
-
-    @property
-    def has_peers(self) -> bool:
-        """Tells whether there were other gateways at the last exchange."""
-        return bool(self.heard.others)
-
-    def note_demand(self) -> None:
-        """A queue has begun or ended."""
-        self._changed.set()
-
-    def note_leases(self) -> None:
-        """A lease has begun or ended; nobody needs to know if this gateway is alone."""
-        if self.heard.others:
-            self._changed.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Until cancelled. Reports started after the first exchange; raises `RegistryError` if that one fails."""
@@ -91,7 +71,7 @@ class PeerSync:
         while True:
             last = trio.current_time()
             await trio.sleep_until(last + self.interval_seconds)
-            await self._changed.wait_until(last + self._pause_seconds())
+            await self.peers.changed.wait_until(last + self._pause_seconds())
             try:
                 await self._exchange()
             except RegistryError as error:
@@ -101,10 +81,10 @@ class PeerSync:
         """Raises `RegistryError`."""
         if trio.current_time() >= self._slow_at + SLOW_SECONDS:
             self._slow_at = trio.current_time()
-            self.bulletin = self.slow(self.bulletin)
+            self.peers.publish(self.slow(self.peers.own))
         with trio.move_on_at(self._silence_ends_at):
             async with self.turn:
-                self.bulletin = self.fast(self.bulletin, self.has_peers)
+                self.peers.publish(self.fast(self.peers.own, self.peers.has_peers))
                 asked_at = trio.current_time()
                 heard = await self._ask()
             self._note_success(heard, asked_at)
@@ -114,20 +94,20 @@ class PeerSync:
     async def _ask(self) -> PeerStates:
         """Raises `RegistryError`."""
         with trio.move_on_after(self.ttl_seconds / 3):
-            return await self.registry.exchange(self.bulletin, self.ttl_seconds)
+            return await self.registry.exchange(self.peers.own, self.ttl_seconds)
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")
 
     def _note_success(self, heard: PeerStates, asked_at: float) -> None:
-        if heard.others.keys() != self.heard.others.keys():
+        if heard.others.keys() != self.peers.others.keys():
             log.info("fleet.gateways", others=sorted(heard.others))
         self.clock.note(heard.now)
-        self.heard, self._heard_at = heard, asked_at
-        self.connected, self._is_cut_off, self._retry_seconds = True, False, RETRY_FIRST_SECONDS
-        self.on_heard(heard, self.bulletin)
+        self.peers.learn(heard)
+        self._heard_at, self._is_cut_off, self._retry_seconds = asked_at, False, RETRY_FIRST_SECONDS
+        self.on_heard(heard, self.peers.own)
 
     async def _note_failure(self, error: RegistryError) -> None:
         log.warning("peers.sync_failed", error=str(error), retry_seconds=self._retry_seconds)
-        self.connected = False
+        self.peers.lose_contact()
         retry_at = trio.current_time() + self._retry_seconds
         self._retry_seconds = min(2 * self._retry_seconds, RETRY_MAX_SECONDS)
         if self._silence_ends_at <= retry_at:
@@ -138,7 +118,8 @@ class PeerSync:
     def _note_cut_off(self) -> None:
         log.error("fleet.cut_off", seconds=round(trio.current_time() - self._heard_at, 1))
         self._is_cut_off = True
-        self._forget_what_others_have()
+        self.peers.forget_what_others_have()
+        self.on_heard(self.peers.heard, self.peers.own)
         self.on_cut_off()
 
     @property
@@ -146,20 +127,11 @@ class PeerSync:
         """When this gateway will be dead for the others if it can say nothing more; infinity if it is already."""
         return inf if self._is_cut_off or self._heard_at == -inf else self._heard_at + self.ttl_seconds
 
-    def _forget_what_others_have(self) -> None:
-        """They still live, as far as is known, but what they said is too old to count."""
-        others = {
-            each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={})
-            for each in self.heard.others.values()
-        }
-        self.heard = replace(self.heard, others=others)
-        self.on_heard(self.heard, self.bulletin)
-
     def _pause_seconds(self) -> float:
         beat = min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL)
-        if not self.has_peers:
+        if not self.peers.has_peers:
             return max(self.interval_seconds, beat)
-        said = (self.bulletin, *self.heard.others.values())
+        said = (self.peers.own, *self.peers.others.values())
         lively = any(each.leases or each.demand for each in said)
         return (
             self.interval_seconds

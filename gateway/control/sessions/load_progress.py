@@ -41,16 +41,19 @@ class _Load:
         return Progress(done, total, rate)
 
 
+OnLoadEnd = Callable[[ReplicaId, LoadOutcome, float | None], None]
+"""Takes how a load ended, and how many seconds it took since its first report (None if that was its last)."""
+
+
 class LoadProgress:
     """Times are seconds of Trio's clock."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_end: OnLoadEnd = lambda _replica_id, _outcome, _seconds: None) -> None:
+        """`on_end` is called with each load that has ended."""
+        self._on_end = on_end
         self._loads: dict[ReplicaId, _Load] = {}
         self._ended: set[ReplicaId] = set()
         """A report may come again: each load ends once."""
-        self.on_end: Callable[[ReplicaId, LoadOutcome, float | None], None] = lambda _id, _outcome, _seconds: None
-        """Called when a load has ended: how, and how long it took since the first report; None: nothing was heard
-        before its end. Set once, by the metrics."""
 
     def note(self, report: Report, now: float) -> None:
         """A replica that is not at its end, as far as the registry knows, has reported."""
@@ -63,7 +66,7 @@ class LoadProgress:
         self._ended.add(replica_id)
         load = self._loads.pop(replica_id, None)
         if load is not None or report.observed is Observed.FAILED:
-            self.on_end(replica_id, _outcome(report.observed), now - load.began if load is not None else None)
+            self._on_end(replica_id, _outcome(report.observed), now - load.began if load is not None else None)
 
     def progress_of(self, replica_id: ReplicaId, now: float) -> Progress | None:
         """None: nothing was heard of such a load here. The rate is that until now: one that has stalled falls."""

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from gateway.control.sessions.node_session import SUPERSEDED, NodeSession, SessionOver, SessionSettings
-from gateway.domain.cluster import NodeStatus, Progress
+from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.session import FromWorker, Hello, LogChunk, ToWorker
 from gateway.registry.protocol import RegistryError
@@ -88,10 +88,6 @@ class Sessions:
         for session in self.open.values():
             if not session.is_embedded:
                 session.end(why)
-
-    def progress_of(self, replica_id: ReplicaId) -> Progress | None:
-        """How far a load is, as the newest report said. None: none has come to this gateway."""
-        return self.settings.watch.progress_of(replica_id, trio.current_time())
 
     @asynccontextmanager
     async def open_tail(

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from gateway.bridge import Bridge, open_bridge
-from gateway.control.claims import claims_at
+from gateway.composition.routing import claims_at
 from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed

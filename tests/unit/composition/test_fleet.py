@@ -84,7 +84,7 @@ class Fleet:
             dial=lambda _address: Handle(channels[0]),
             spawn=self.spawn,
         )
-        async with opened as gateway, open_in_memory(gateway.bridge, self.service) as channel:
+        async with opened as gateway, open_in_memory(gateway.shared.bridge, self.service) as channel:
             channels.append(channel)
             yield gateway
 
@@ -108,26 +108,26 @@ async def chat(gateway: Gateway) -> httpx.Response:
 
 async def test_l14_who_does_not_lead_has_its_models_loaded_by_the_leader(fleet: Fleet) -> None:
     async with fleet.open_gateway("one", embedded=True) as one, fleet.open_gateway("two") as two:
-        assert (one.leadership.epoch, two.leadership.epoch) == (1, None)
+        assert (one.shared.election.epoch, two.shared.election.epoch) == (1, None)
         assert (await chat(two)).status_code == 200
-        assert [each.model for each in two.views.current.state.replicas.values()] == ["tiny"]
+        assert [each.model for each in two.shared.views.current.state.replicas.values()] == ["tiny"]
         assert (await chat(one)).status_code == 200
 
 
 async def test_leases_of_one_gateway_count_at_the_other_until_they_end(fleet: Fleet) -> None:
     async with fleet.open_gateway("one", embedded=True) as one, fleet.open_gateway("two") as two:
         await chat(one)
-        await eventually(lambda: one.exchange.has_peers and two.exchange.has_peers)
-        [replica_id] = one.views.current.state.replicas
+        await eventually(lambda: one.shared.peers.has_peers and two.shared.peers.has_peers)
+        [replica_id] = one.shared.views.current.state.replicas
         fleet.may_answer = trio.Event()
         async with trio.open_nursery() as requests:
             for _ in range(3):
                 requests.start_soon(chat, one)
-            await eventually(lambda: two.loads.use_of(replica_id).elsewhere == 3)
-            assert two.reconciler.usage(two.clock())[replica_id].open == 3
-            assert one.loads.use_of(replica_id).elsewhere == 0
+            await eventually(lambda: two.routing.admission.loads.use_of(replica_id).elsewhere == 3)
+            assert two.control.reconciler.usage(two.shared.clock())[replica_id].open == 3
+            assert one.routing.admission.loads.use_of(replica_id).elsewhere == 0
             fleet.may_answer.set()
-        await eventually(lambda: two.loads.use_of(replica_id).elsewhere == 0)
+        await eventually(lambda: two.routing.admission.loads.use_of(replica_id).elsewhere == 0)
 
 
 @pytest.mark.parametrize("mode", ["snapshot", "strict"])
@@ -136,26 +136,26 @@ async def test_r3_a_gateway_that_is_alone_tells_its_leases_only_in_strict_mode(t
     fleet = Fleet(tmp_path, PickingRegistry())
     async with fleet.open_gateway("one", embedded=True, mode=mode) as one:
         await chat(one)
-        [replica_id] = one.views.current.state.replicas
+        [replica_id] = one.shared.views.current.state.replicas
         fleet.may_answer = trio.Event()
         async with trio.open_nursery() as requests:
             requests.start_soon(chat, one)
-            await eventually(lambda: one.loads.in_flight(replica_id) == 1)
-            told = one.exchange.fast(one.exchange.bulletin, one.exchange.has_peers).leases
+            await eventually(lambda: one.routing.admission.loads.in_flight(replica_id) == 1)
+            told = one.control.publisher.fast(one.shared.peers.own, one.shared.peers.has_peers).leases
             fleet.may_answer.set()
-        assert not one.exchange.has_peers
+        assert not one.shared.peers.has_peers
     assert told == ({replica_id: 1} if mode == "strict" else {})
 
 
 async def test_a_gateway_that_ends_is_followed_as_leader_and_forgotten(fleet: Fleet) -> None:
     async with fleet.open_gateway("two") as two:
         async with fleet.open_gateway("one") as one:
-            await eventually(lambda: two.exchange.has_peers)
-            assert two.leadership.epoch == 1
-            assert one.leadership.epoch is None
-        await eventually(lambda: not two.exchange.has_peers)
+            await eventually(lambda: two.shared.peers.has_peers)
+            assert two.shared.election.epoch == 1
+            assert one.shared.election.epoch is None
+        await eventually(lambda: not two.shared.peers.has_peers)
     async with fleet.open_gateway("three") as three:
-        assert three.leadership.epoch == 2
+        assert three.shared.election.epoch == 2
 
 
 async def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Fleet) -> None:
@@ -165,7 +165,7 @@ async def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Fleet
             async with fleet.open_gateway("two", secret="another-secret-that-is-long-enough-too"):
                 pass
         assert (await fleet.registry.read_state()).models == {}  # nor does it change anything
-        await eventually(lambda: not one.exchange.has_peers)
+        await eventually(lambda: not one.shared.peers.has_peers)
     assert "has another cluster secret; set auth.cluster_secret" in _words(refused.value)
 
 
@@ -179,13 +179,13 @@ async def test_two_gateways_in_one_folder_would_end_each_others_backends(fleet: 
 
 async def test_the_embedded_worker_stays_while_the_registry_is_away(fleet: Fleet) -> None:
     async with fleet.open_gateway("one", embedded=True) as one:
-        [session] = one.sessions.open.values()
-        one.exchange.on_cut_off()
+        [session] = one.control.sessions.open.values()
+        one.control.sync.on_cut_off()
         await trio.testing.wait_all_tasks_blocked(0.05)
-        assert list(one.sessions.open.values()) == [session]
+        assert list(one.control.sessions.open.values()) == [session]
         session.end("a newer session of this node has begun")
-        await eventually(lambda: [each.number for each in one.sessions.open.values()] == [session.number + 1])
-        [node] = one.views.current.state.nodes.values()
+        await eventually(lambda: [each.number for each in one.control.sessions.open.values()] == [session.number + 1])
+        [node] = one.shared.views.current.state.nodes.values()
         assert node.status is NodeStatus.HEALTHY
 
 
@@ -198,17 +198,17 @@ async def test_r13_backends_of_a_gateway_that_ends_finish_the_calls_of_the_other
         fleet.may_answer = trio.Event()
         answers: list[httpx.Response] = []
         nursery.start_soon(_keep_answer, two, answers)
-        [replica_id] = two.views.current.state.replicas
-        await eventually(lambda: two.loads.in_flight(replica_id) == 1)
+        [replica_id] = two.shared.views.current.state.replicas
+        await eventually(lambda: two.routing.admission.loads.in_flight(replica_id) == 1)
         [process] = fleet.spawn.started
         ends.set()
-        await eventually(lambda: two.views.current.state.replicas[replica_id].observed is Observed.DRAINING)
+        await eventually(lambda: two.shared.views.current.state.replicas[replica_id].observed is Observed.DRAINING)
         await eventually(lambda: bool(process.signals))
         assert [name for _, name in process.signals] == ["SIGTERM"]
         fleet.may_answer.set()
         await eventually(lambda: bool(answers))
         process.end(0)
-        await eventually(lambda: not two.exchange.has_peers)
+        await eventually(lambda: not two.shared.peers.has_peers)
     assert answers[0].status_code == 200
 
 
@@ -216,7 +216,7 @@ async def _run_one(
     fleet: Fleet, ends: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     async with fleet.open_gateway("one", embedded=True) as one:
-        await eventually(lambda: one.exchange.has_peers)
+        await eventually(lambda: one.shared.peers.has_peers)
         task_status.started()
         await ends.wait()
 

@@ -65,7 +65,7 @@ async def open_house(folder: Path, toml: str = "") -> AsyncIterator[House]:
         dial=lambda _address: Handle(channels[0]),
         spawn=spawn,
     )
-    async with opened as gateway, open_in_memory(gateway.bridge, service) as channel:
+    async with opened as gateway, open_in_memory(gateway.shared.bridge, service) as channel:
         channels.append(channel)
         async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
             yield House(gateway, client, spawn, service)
@@ -88,8 +88,8 @@ async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -
         assert response.status_code == 200
         assert response.json()["choices"][0]["message"]["content"] == "hello"
         [process] = house.spawn.started
-        [replica] = house.gateway.views.current.state.replicas.values()
-        token = house.gateway.token_of(replica.id)
+        [replica] = house.gateway.shared.views.current.state.replicas.values()
+        token = house.gateway.shared.token_of(replica.id)
         assert process.env[TOKEN_VARIABLE] == token
         assert {each[AUTHORIZATION] for each in house.service.metadata} == {f"Bearer {token}"}
         assert token not in " ".join(process.command)
@@ -99,10 +99,10 @@ async def test_warm_requests_execute_no_registry_statement(tmp_path: Path) -> No
     async with open_house(tmp_path) as house:
         await house.chat()
         await trio.testing.wait_all_tasks_blocked(0.2)  # the cold load's last writes are done
-        before = house.gateway.registry.statistics().statements
+        before = house.gateway.shared.registry.statistics().statements
         for _ in range(100):
             assert (await house.chat()).status_code == 200
-        assert house.gateway.registry.statistics().statements == before
+        assert house.gateway.shared.registry.statistics().statements == before
 
 
 async def test_a_hundred_first_requests_are_one_load(tmp_path: Path) -> None:
@@ -118,14 +118,14 @@ async def test_a_hundred_first_requests_are_one_load(tmp_path: Path) -> None:
         assert statuses == [200] * 100
         assert len(house.spawn.started) == 1
         assert sum(isinstance(each, pb.ModelOptions) for each in house.service.requests) == 1
-        assert house.gateway.loads.statistics().in_flight == {}
+        assert house.gateway.routing.admission.loads.statistics().in_flight == {}
 
 
 async def test_a_process_that_dies_is_replaced_by_the_next_request(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         await house.chat()
         house.spawn.started[0].end(-9)
-        views = house.gateway.views
+        views = house.gateway.shared.views
         while views.current.candidates:
             await views.wait_change(views.current)
         assert (await house.chat()).status_code == 200
@@ -144,7 +144,7 @@ async def test_the_status_document(tmp_path: Path) -> None:
         document = (await house.client.get("/api/status")).json()
     [gateway], [node], [replica] = (document[part] for part in ("gateways", "nodes", "replicas"))
     model = next(model for model in document["models"] if model["name"] == "tiny")
-    assert gateway == {"id": house.gateway.id, "leader": True, "url": house.gateway.url}
+    assert gateway == {"id": house.gateway.shared.id, "leader": True, "url": house.gateway.url}
     assert (node["name"], node["status"]) == ("box", "healthy")
     assert (model["ready"], model["desired"], model["in_flight"], model["queued"]) == (1, 1, 0, 0)
     assert model["status"] == "ready"
@@ -191,13 +191,13 @@ async def test_the_loop_tells_how_late_it_is(tmp_path: Path) -> None:
 async def test_ready_only_while_it_serves(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
         assert (await house.client.get("/readyz")).json()["status"] == "ready"
-        house.gateway.stop.set()
+        house.gateway.shared.stop.set()
         assert house.gateway.ready().status == "not ready"
 
 
 async def test_h7_ready_without_the_registry_from_the_last_snapshot(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        house.gateway.exchange.connected = False
+        house.gateway.shared.peers.connected = False
         ready = house.gateway.ready()
         assert ready.can_serve
         assert ready.checks == {"registry": False, "control": False, "listener": True}
@@ -215,9 +215,9 @@ async def test_a_taken_port_is_said_before_anything_is_touched(tmp_path: Path) -
 
 async def test_the_cluster_secret_is_kept_and_private(tmp_path: Path) -> None:
     async with open_house(tmp_path) as house:
-        first = house.gateway.token_of(ReplicaId("r"))
+        first = house.gateway.shared.token_of(ReplicaId("r"))
     async with open_house(tmp_path) as house:
-        assert house.gateway.token_of(ReplicaId("r")) == first
+        assert house.gateway.shared.token_of(ReplicaId("r")) == first
     assert (tmp_path / "cluster_secret").stat().st_mode & 0o077 == 0
 
 

@@ -25,7 +25,7 @@ async def load(house: House, model: str = "tiny", query: str = "?wait=30") -> ht
 
 async def wait_until_gone(house: House, model: str) -> None:
     """No process has the model."""
-    views = house.gateway.views
+    views = house.gateway.shared.views
     with trio.fail_after(PATIENCE_SECONDS):
         while any(each.model == model for each in views.current.state.replicas.values()):
             await views.wait_change(views.current)
@@ -35,7 +35,7 @@ async def test_a_load_without_a_request_is_waited_for_and_counted(tmp_path: Path
     async with open_house(tmp_path) as house:
         response = await load(house)
         assert (response.status_code, response.json()["state"], response.json()["node"]) == (200, "ready", "box")
-        assert not house.gateway.wishes.is_open(ModelName("tiny"))
+        assert not house.gateway.control.load_requests.is_open(ModelName("tiny"))
         assert len(house.spawn.started) == 1
         assert (await load(house, query="")).json()["state"] == "ready"
         text = (await house.client.get("/metrics")).text

@@ -11,9 +11,11 @@ import trio.testing
 from gateway.backends.protocol import Target
 from gateway.control.failure_reporter import FailureReporter
 from gateway.control.load_requests import Waiting
+from gateway.control.peers.peer_table import PeerTable
 from gateway.control.peers.sync import PeerSync
 from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import node_session
+from gateway.control.sessions.load_progress import LoadProgress
 from gateway.control.sessions.log_streams import CHUNKS_MAX
 from gateway.control.sessions.node_session import SUPERSEDED, SessionOver, SessionSettings, desired_set
 from gateway.control.sessions.sessions import Sessions
@@ -67,11 +69,12 @@ class Control:
     ended: trio.Event
     over: list[str]
     """Why the session was over, if it was."""
+    progress: LoadProgress
     waiting: dict[ModelName, Waiting] = field(default_factory=dict)
 
     async def ask_for(self, model: ModelName = MODEL, waiting: int = 1) -> None:
         self.waiting[model] = Waiting(waiting, 0.0)
-        self.exchange.note_demand()
+        self.exchange.peers.note_demand()
         await trio.sleep(self.exchange.interval_seconds)
 
     async def report(self, replica_id: ReplicaId, observed: Observed, **fields: object) -> None:
@@ -106,6 +109,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     complaints = FailureReporter(registry)
     outcomes: dict[ReplicaId, ProbeOutcome] = {}
     probed: list[Target] = []
+    progress = LoadProgress()
 
     async def probe(target: Target) -> ProbeOutcome:
         await trio.lowlevel.checkpoint()
@@ -122,6 +126,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             note_broken=complaints.note_broken,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             node_changed=lambda: None,
+            watch=progress,
         )
     )
     scope, ended, over = trio.CancelScope(), trio.Event(), list[str]()
@@ -154,6 +159,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             probed,
             ended,
             over,
+            progress,
             waiting,
         )
         nursery.cancel_scope.cancel()
@@ -170,7 +176,7 @@ def open_exchange(registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting]
 
     return PeerSync(
         registry,
-        PeerState(GATEWAY),
+        PeerTable(GATEWAY),
         interval_seconds=0.02,
         ttl_seconds=15,
         fast=with_demand,
@@ -658,7 +664,7 @@ async def test_demand_ends_when_nobody_waits(autojump_clock: trio.testing.MockCl
         await control.ask_for(waiting=3)
         assert [row.waiting for row in (await control.state()).demand] == [3]
         control.waiting.clear()
-        control.exchange.note_demand()
+        control.exchange.peers.note_demand()
         await trio.sleep(1)
         assert (await control.state()).demand == ()
 
@@ -695,7 +701,7 @@ async def test_l11_progress_is_told_and_not_stored(autojump_clock: trio.testing.
         await trio.sleep(1)
         await control.report(replica_id, Observed.FETCHING, done_bytes=25, total_bytes=100)
         await trio.testing.wait_all_tasks_blocked()
-        assert control.sessions.progress_of(replica_id) == Progress(25, 100, 25.0)
+        assert control.progress.progress_of(replica_id, trio.current_time()) == Progress(25, 100, 25.0)
         assert control.registry.statistics().statements == statements
         await control.report(replica_id, Observed.LOADING)
         assert (await control.state()).replicas[replica_id].observed is Observed.LOADING

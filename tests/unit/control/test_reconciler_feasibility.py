@@ -73,15 +73,15 @@ async def test_p5_a_floor_that_cannot_be_met_is_kept_for_whoever_asks(autojump_c
     async with open_fleet(min_replicas=2) as fleet:
         await fleet.only()
         shortage = "no healthy node has room for it (box: needs 8 bytes of memory, 2 bytes free)"
-        assert fleet.reconciler.unsatisfiable == {MODEL: f"1 of 2 replicas: {shortage}"}
-        assert fleet.reconciler.waits == {MODEL: PendingReason(shortage, is_shortage=True)}
+        assert fleet.reconciler.outcome.unsatisfiable == {MODEL: f"1 of 2 replicas: {shortage}"}
+        assert fleet.reconciler.outcome.pending == {MODEL: PendingReason(shortage, is_shortage=True)}
         version = (await fleet.registry.read_state()).version
         await trio.sleep(300)
         assert (await fleet.registry.read_state()).version == version
         await another_leads(fleet.registry)
         await fleet.registry.declare_models([])
         await fleet.rest()
-        assert (fleet.reconciler.unsatisfiable, fleet.reconciler.waits) == ({}, {})
+        assert (fleet.reconciler.outcome.unsatisfiable, fleet.reconciler.outcome.pending) == ({}, {})
 
 
 async def test_w11_an_evicted_model_has_gone_before_the_other_is_placed(autojump_clock: trio.testing.MockClock) -> None:
@@ -91,13 +91,13 @@ async def test_w11_an_evicted_model_has_gone_before_the_other_is_placed(autojump
         await fleet.report(victim, Observed.READY)
         await fleet.registry.note_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
         await fleet.ask_for(MODEL)
-        wait = fleet.reconciler.waits[MODEL]
+        wait = fleet.reconciler.outcome.pending[MODEL]
         assert "in use: other" in wait.because
         assert wait.is_shortage
         await trio.sleep(MIN_RESIDENCE_SECONDS + 1)
         leaving = await fleet.only()
         assert (leaving.id, leaving.desired) == (victim.id, Desired.DRAIN)
-        assert fleet.reconciler.waits == {MODEL: PendingReason("evicting other on box", is_shortage=False)}
+        assert fleet.reconciler.outcome.pending == {MODEL: PendingReason("evicting other on box", is_shortage=False)}
         await fleet.report(leaving, Observed.GONE)
         assert (await fleet.only()).model == MODEL
 
@@ -136,8 +136,8 @@ async def test_who_does_not_lead_any_more_says_nothing_of_what_is_wanted(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_fleet(min_replicas=2) as fleet:
-        assert fleet.reconciler.waits != {}
+        assert fleet.reconciler.outcome.pending != {}
         await another_leads(fleet.registry)
         await fleet.registry.declare_models([spec(context_size=9, min_replicas=1)])
         await fleet.rest()
-        assert (fleet.reconciler.unsatisfiable, fleet.reconciler.waits) == ({}, {})
+        assert (fleet.reconciler.outcome.unsatisfiable, fleet.reconciler.outcome.pending) == ({}, {})

@@ -12,6 +12,7 @@ from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.domain.routability import FleetView
 from gateway.routing.lease import Lease
+from gateway.routing.rejections import UnknownOutlook
 from tests.fakes.fleet import MODEL, node, replica, spec, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
 
@@ -218,8 +219,8 @@ async def test_a_model_that_is_removed_ends_all_its_waiters_at_once(autojump_clo
 
 
 async def test_demand_begins_and_ends_with_the_queue(autojump_clock: trio.testing.MockClock) -> None:
-    bench, seen = RoutingBench(), list[int]()
-    bench.admission.on_demand_change = lambda: seen.append(bench.waiting())
+    seen = list[int]()
+    bench = RoutingBench(demand_changed=lambda: seen.append(bench.waiting()))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.lease)
         nursery.start_soon(bench.lease)
@@ -521,11 +522,15 @@ async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
     assert trio.current_time() - began == pytest.approx(0.02)
 
 
+class NoRoom(UnknownOutlook):
+    def shortage_of(self, model: ModelName) -> str:
+        return f"no room for {model}"
+
+
 async def test_p4_a_request_for_what_has_no_room_is_told_the_shortage_once_it_has_waited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = RoutingBench()
-    bench.admission.shortage_of = lambda model: f"no room for {model}"
+    bench = RoutingBench(outlook=NoRoom())
     with pytest.raises(InsufficientCapacity, match="no room for m"):
         await bench.lease()
     assert trio.current_time() == LIMITS.load_wait_seconds

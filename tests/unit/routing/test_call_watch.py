@@ -58,7 +58,12 @@ class Bench:
 @asynccontextmanager
 async def open_bench(*several: ReplicaId, refuses: bool = True, parallel: int = 4) -> AsyncIterator[Bench]:
     """`refuses`: the backends are of our own kind, which answers Health whatever it works on."""
-    routing = RoutingBench(*(_replica(each, slot, parallel) for slot, each in enumerate(several)), limits=PATIENT)
+    hung = list[str]()
+    routing = RoutingBench(
+        *(_replica(each, slot, parallel) for slot, each in enumerate(several)),
+        limits=PATIENT,
+        report_broken=lambda replica_id, because: hung.append(f"{replica_id}: {because}"),
+    )
     routing.view = _of_kind(routing.view, refuses=refuses)
     routing.probe.wait = partial(_take_time, routing)
     offline = set[ReplicaId]()
@@ -69,8 +74,7 @@ async def open_bench(*several: ReplicaId, refuses: bool = True, parallel: int = 
         patience=Patience(3, SILENCE_SECONDS),
         is_offline=lambda each: each in offline,
     )
-    bench = Bench(routing, watch, offline=offline)
-    routing.probes.on_broken = lambda replica_id, because: bench.hung.append(f"{replica_id}: {because}")
+    bench = Bench(routing, watch, hung, offline)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(watch.run)
         yield bench

@@ -44,13 +44,14 @@ class Bench:
 
 @asynccontextmanager
 async def open_bench(ttl_seconds: float = TTL_SECONDS) -> AsyncIterator[Bench]:
-    probe, calls = FakeProbe(), dict[ReplicaId, int]()
+    probe, calls, hung = FakeProbe(), dict[ReplicaId, int](), list[ReplicaId]()
     async with open_probe_cache(
-        probe, ttl_seconds=ttl_seconds, in_flight=lambda replica_id: calls.get(replica_id, 0)
+        probe,
+        ttl_seconds=ttl_seconds,
+        in_flight=lambda replica_id: calls.get(replica_id, 0),
+        report_broken=lambda replica_id, _because: hung.append(replica_id),
     ) as cache:
-        bench = Bench(cache, probe, calls)
-        cache.on_broken = lambda replica_id, _because: bench.hung.append(replica_id)
-        yield bench
+        yield Bench(cache, probe, calls, hung)
 
 
 async def test_a_success_counts_for_the_ttl_and_no_longer(autojump_clock: MockClock) -> None:

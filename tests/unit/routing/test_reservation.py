@@ -1,5 +1,6 @@
 """Strict mode: the registry has the last word on every lease, and a gateway serves on when it has none."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.peers import PeerState
 from gateway.routing.decisions import describe
-from gateway.routing.reservation import AWAY_SECONDS, StrictReservations
+from gateway.routing.reservation import AWAY_SECONDS
 from tests.fakes.claims import FakeClaims
 from tests.fakes.fleet import GATEWAY, MODEL, replica, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
@@ -21,10 +22,14 @@ A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 AWAY = ReservationFailed("cannot reach it")
 
 
-def two(claims: FakeClaims, parallel: int = 2) -> RoutingBench:
+def two(claims: FakeClaims, parallel: int = 2, leases_changed: Callable[[], None] = lambda: None) -> RoutingBench:
     """The local pick is `A`."""
     bench = RoutingBench(
-        replica(A, parallel=parallel), replica(B, slot=1, parallel=parallel), claim_slot=claims, attempts=1
+        replica(A, parallel=parallel),
+        replica(B, slot=1, parallel=parallel),
+        claim_slot=claims,
+        attempts=1,
+        leases_changed=leases_changed,
     )
     bench.loads.use_of(B).last_used = 0.0
     return bench
@@ -140,8 +145,7 @@ async def test_r3_all_replicas_are_asked_less_often_while_none_is_free(autojump_
 
 async def test_a_proposal_is_nobody_elses_business(autojump_clock: trio.testing.MockClock) -> None:
     claims, changes = FakeClaims(A, wait=trio.sleep_forever), list[int]()
-    bench = two(claims)
-    bench.loads.on_change = lambda: changes.append(1)
+    bench = two(claims, leases_changed=lambda: changes.append(1))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.generate)
         await trio.testing.wait_all_tasks_blocked()
@@ -159,11 +163,9 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
 
     claims = FakeClaims(A, wait=answer_slowly)
     bench, published = two(claims), list[tuple[float, PeerState]]()
-    strict = bench.claims
-    assert isinstance(strict, StrictReservations)
 
     async def publish() -> None:
-        async with strict.lock:
+        async with bench.leases_lock:
             bulletin = PeerState(GatewayId("g"), leases=bench.loads.published())
             await trio.sleep(1)
             published.append((trio.current_time(), bulletin))
@@ -183,9 +185,8 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
 
 async def test_a_gateway_serves_on_while_its_registry_is_away(autojump_clock: trio.testing.MockClock) -> None:
     """And asks it again only after a while: each request would wait for that."""
-    claims = FakeClaims(B, [AWAY])
-    bench, changes = two(claims), list[dict[ReplicaId, int]]()
-    bench.loads.on_change = lambda: changes.append(bench.loads.published())
+    claims, changes = FakeClaims(B, [AWAY]), list[dict[ReplicaId, int]]()
+    bench = two(claims, leases_changed=lambda: changes.append(bench.loads.published()))
     assert (await bench.generate())[1] == A
     assert said(bench) == [(A, "away: cannot reach it", "served")]
     assert changes == [{A: 1}, {}]
@@ -242,14 +243,13 @@ async def test_l16_who_publishes_waits_for_one_claim_however_many_there_are(
         await trio.sleep(0.1)
 
     bench = two(FakeClaims(A, wait=take_a_moment), parallel=100)
-    assert bench.claims is not None
     async with trio.open_nursery() as nursery:
         for _ in range(50):
             nursery.start_soon(bench.generate)
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(5):
             began = trio.current_time()
-            async with bench.claims.lock:
+            async with bench.leases_lock:
                 assert trio.current_time() - began <= 0.1 + 1e-9
             await trio.sleep(0.02)
         nursery.cancel_scope.cancel()

@@ -12,7 +12,7 @@ from gateway.domain.errors import BackendFailed, Overloaded
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Delta, EmbeddingInput
 from gateway.routing.load_tracker import PHANTOM_MAX_SECONDS
-from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES
+from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ReportBroken
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import MODEL, replica, spec, view
 from tests.fakes.routing_bench import ORIGIN, RoutingBench, generation
@@ -20,9 +20,9 @@ from tests.fakes.routing_bench import ORIGIN, RoutingBench, generation
 A, B = ReplicaId("a"), ReplicaId("b")
 
 
-def two() -> RoutingBench:
+def two(report_broken: ReportBroken = lambda _replica_id, _because: None) -> RoutingBench:
     """`a` is picked first: it has the longest been unused."""
-    bench = RoutingBench(replica(A), replica(B, slot=1))
+    bench = RoutingBench(replica(A), replica(B, slot=1), report_broken=report_broken)
     bench.loads.use_of(B).last_used = 0.0
     return bench
 
@@ -71,8 +71,8 @@ async def test_h2_a_busy_replica_is_used_when_the_others_have_no_room() -> None:
 async def test_h1_a_replica_that_hangs_is_found_out_beside_one_that_serves(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, hung = two(), list[ReplicaId]()
-    bench.probes.on_broken = lambda replica_id, _because: hung.append(replica_id)
+    hung = list[ReplicaId]()
+    bench = two(report_broken=lambda replica_id, _because: hung.append(replica_id))
     bench.probe.outcomes[A] = ProbeOutcome.BUSY
     while bench.probe.asked.count(A) < HUNG_PROBES:
         assert hung == []
@@ -87,8 +87,8 @@ async def test_h1_a_replica_that_is_busy_with_a_call_is_not_taken_for_hung(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Health blocked behind a generation of a minute."""
-    bench, hung = two(), list[ReplicaId]()
-    bench.probes.on_broken = lambda replica_id, _because: hung.append(replica_id)
+    hung = list[ReplicaId]()
+    bench = two(report_broken=lambda replica_id, _because: hung.append(replica_id))
     bench.backends.script(A, trio.Event())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.generate)

@@ -1,13 +1,13 @@
 """What a gateway tells others of its leases, what it makes of theirs, and what all of them say together."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import inf
 
 import pytest
 import trio
 
 from gateway.domain.activity import Usage, merge_usage
-from gateway.domain.ids import GatewayId, ReplicaId, RequestId
+from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.peers import PeerState, Use
 from gateway.routing.load_tracker import NEVER, LoadTracker
@@ -22,13 +22,23 @@ ORIGIN = Origin(RequestId("r"))
 class Table(LoadTracker):
     """One whose clock the test sets, and which remembers what it was heard to say."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        leases_changed: Callable[[], None] | None = None,
+        on_free: Callable[[ModelName], None] = lambda _model: None,
+        on_release: Callable[[ModelName], None] = lambda _model: None,
+    ) -> None:
         self.now = 0.0
         self.changed = 0
         self.heard: list[Mapping[ReplicaId, int]] = []
-        super().__init__(lambda: self.now)
-        self.on_change = self._note_change
-        self.on_heard = self.heard.append
+        super().__init__(
+            lambda: self.now,
+            leases_changed=leases_changed or self._note_change,
+            on_free=on_free,
+            on_release=on_release,
+            on_heard=self.heard.append,
+        )
 
     def _note_change(self) -> None:
         self.changed += 1
@@ -45,17 +55,19 @@ def test_a_lease_is_published_from_the_pick_to_its_end() -> None:
 
 
 def test_r4_others_are_told_of_an_end_before_anybody_here_is_given_the_slot() -> None:
-    table, order = Table(), list[str]()
+    order = list[str]()
+    table = Table(
+        leases_changed=lambda: order.append(f"told {table.published()}"), on_free=lambda _model: order.append("free")
+    )
     lease = table.lease(CANDIDATE, ORIGIN, 0.0)
-    table.on_change = lambda: order.append(f"told {table.published()}")
-    table.on_free = lambda _model: order.append("free")
+    order.clear()
     lease.release()
     assert order == ["told {}", "free"]
 
 
 def test_a_refused_lease_frees_no_slot_when_it_ends() -> None:
-    table, freed, again = Table(), list[str](), list[str]()
-    table.on_free, table.on_release = freed.append, again.append
+    freed, again = list[str](), list[str]()
+    table = Table(on_free=freed.append, on_release=again.append)
     lease = table.lease(CANDIDATE, ORIGIN, 0.0)
     table.note_full(lease, 1.0)
     lease.release()

@@ -20,6 +20,7 @@ from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import ProbeStatistics
 from gateway.routing.router import RouterStatistics
 from tests.fakes.fleet import MODEL, replica, spec, state, view
+from tests.fakes.fleet_status import KnownProgress, fleet_status
 
 A, B, C = GatewayId("a"), GatewayId("b"), GatewayId("c")
 R1, R2, GONE = ReplicaId("r1"), ReplicaId("r2"), ReplicaId("gone")
@@ -36,11 +37,15 @@ def at_a(*others: PeerState, fleet: FleetView | None = None, leader: GatewayId |
     """Of gateway `a`."""
     seen = fleet or build_view(FLEET)
     seen = replace(seen, state=replace(seen.state, leader=leader))
-    peers = {each.gateway_id: each for each in others}
-    idle = StatusSource(
-        A, lambda: leader == A, lambda: seen, busy_table(0).statistics, dict, lambda: NOW, peers=lambda: peers
-    )
-    return replace(idle, **own)
+    status = fleet_status(A, *others, view=seen, is_leader=lambda: leader == A)
+    return replace(StatusSource(status, busy_table(0).statistics, dict, lambda: NOW), **own)
+
+
+def planned(source: StatusSource) -> StatusSource:
+    """Gateway `a` has plans of its own that come to something else than the leader's."""
+    source.fleet.outcome.pending = {MODEL: PendingReason("a slot is on its way", is_shortage=False)}
+    source.fleet.outcome.unsatisfiable = {OTHER: "0 of 2"}
+    return source
 
 
 def by_id(objects: list[dict[str, Any]], key: str, value: str) -> dict[str, Any]:
@@ -107,7 +112,9 @@ def test_l11_progress_that_another_gateway_hears_of() -> None:
 
 def test_l11_progress_that_this_gateway_hears_of_comes_first() -> None:
     other = PeerState(B, progress={R1: Progress(25, 100)})
-    source = at_a(other, fleet=loading(), own_progress_of={R1: Progress(50, 100)}.get)
+    source = at_a(other, fleet=loading())
+    assert isinstance(source.fleet.progress, KnownProgress)
+    source.fleet.progress.known[R1] = Progress(50, 100)
     assert load_status(source, MODEL)["progress"] == 0.5
 
 
@@ -125,10 +132,6 @@ def test_m1_a_load_that_was_asked_for_at_another_gateway_is_asked_for() -> None:
 LEADERS: Final = PeerState(
     B, waits={MODEL: PendingReason("no room", is_shortage=True)}, unsatisfiable={OTHER: "1 of 2"}
 )
-OWN: Final = {
-    "own_waits": lambda: {MODEL: PendingReason("a slot is on its way", is_shortage=False)},
-    "own_unsatisfiable": lambda: {OTHER: "0 of 2"},
-}
 
 
 def test_p4_what_does_not_come_up_is_told_as_the_leader_sees_it() -> None:
@@ -140,25 +143,25 @@ def test_p4_what_does_not_come_up_is_told_as_the_leader_sees_it() -> None:
         "error": "1 of 2",
         "requested": False,
     }
-    assert (source.shortage_of(MODEL), source.shortage_of(OTHER)) == ("no room", None)
+    assert (source.fleet.shortage_of(MODEL), source.fleet.shortage_of(OTHER)) == ("no room", None)
 
 
 def test_p4_the_leader_believes_itself() -> None:
-    source = at_a(LEADERS, fleet=view(specs=[spec(), spec(OTHER)]), leader=A, **OWN)
+    source = planned(at_a(LEADERS, fleet=view(specs=[spec(), spec(OTHER)]), leader=A))
     assert load_status(source, MODEL)["reason"] == "a slot is on its way"
     assert load_status(source, OTHER)["error"] == "0 of 2"
-    assert source.shortage_of(MODEL) is None
+    assert source.fleet.shortage_of(MODEL) is None
 
 
 def test_p4_a_new_leader_believes_itself_before_its_view_says_who_leads() -> None:
-    source = replace(at_a(LEADERS, fleet=view(), leader=B, **OWN), is_leader=lambda: True)
-    assert source.waits()[MODEL].because == "a slot is on its way"
+    source = planned(at_a(LEADERS, fleet=view(), leader=B))
+    assert replace(source.fleet, is_leader=lambda: True).pending()[MODEL].because == "a slot is on its way"
 
 
 @pytest.mark.parametrize("leader", [None, C])
 def test_p4_nothing_is_told_of_a_leader_that_is_not_heard(leader: GatewayId | None) -> None:
     source = at_a(LEADERS, fleet=view(), leader=leader)
-    assert (source.waits(), source.unsatisfiable(), source.shortage_of(MODEL)) == ({}, {}, None)
+    assert (source.fleet.pending(), source.fleet.unsatisfiable(), source.fleet.shortage_of(MODEL)) == ({}, {}, None)
 
 
 def test_h11_ages_are_of_the_registrys_clock() -> None:

@@ -362,7 +362,7 @@ async def test_l11_a_load_status_says_how_far_it_is(front: Front) -> None:
         "node": "name of node-1",
         "requested": False,
     }
-    front.loads.progress[placed.id] = Progress(250, 1000, 50.0)
+    front.progress.known[placed.id] = Progress(250, 1000, 50.0)
     assert await load_status(front) == {
         "model": TINY,
         "state": "fetching",
@@ -378,7 +378,7 @@ async def test_l11_a_load_status_says_how_far_it_is(front: Front) -> None:
 async def test_l11_what_is_not_known_is_absent(front: Front) -> None:
     await declare(front)
     placed = await run_replica(front, Observed.FETCHING)
-    front.loads.progress[placed.id] = Progress(250)
+    front.progress.known[placed.id] = Progress(250)
     status = await load_status(front)
     assert set(status) == {"model", "state", "node", "bytes_done", "requested"}
 
@@ -414,14 +414,14 @@ async def test_l9_the_next_try_still_says_how_the_last_one_ended(front: Front) -
 
 async def test_p4_a_model_without_room_says_so(front: Front) -> None:
     await declare(front)
-    front.loads.waits[TINY] = PendingReason("no healthy node has room for it", is_shortage=True)
+    front.outcome.pending = {TINY: PendingReason("no healthy node has room for it", is_shortage=True)}
     assert await load_status(front) == {
         "model": TINY,
         "state": "not_loaded",
         "reason": "no healthy node has room for it",
         "requested": False,
     }
-    front.loads.unsatisfiable[TINY] = "needs 9 GiB"
+    front.outcome.unsatisfiable = {TINY: "needs 9 GiB"}
     status = await load_status(front)
     assert (status["state"], status["error"]) == ("unsatisfiable", "needs 9 GiB")
 

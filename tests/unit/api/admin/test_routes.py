@@ -25,6 +25,7 @@ from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.fleet_status import fleet_status
 from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_bench import idle_admission
 
@@ -51,15 +52,15 @@ def parts() -> Parts:
 
 @pytest.fixture
 def metrics() -> Metrics:
-    return Metrics(readings)
+    return Metrics()
 
 
 @pytest.fixture
 def pages(parts: Parts, metrics: Metrics) -> AdminApp:
-    source = StatusSource(GatewayId("g"), lambda: True, lambda: EMPTY_VIEW, LoadTracker().statistics, dict, lambda: 0.0)
+    source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
     desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
-    return build_pages(source, idle_admission(), metrics, parts.ready, registry, desk)
+    return build_pages(source, idle_admission(), metrics, readings, parts.ready, registry, desk)
 
 
 @pytest.fixture

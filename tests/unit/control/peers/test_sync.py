@@ -9,6 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from gateway.control.peers.peer_table import PeerTable
 from gateway.control.peers.sync import BEAT_SECONDS_MAX, QUIET_FACTOR, PeerSync
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
@@ -58,7 +59,7 @@ class Member:
     def __post_init__(self) -> None:
         self.exchange = PeerSync(
             self.registry,
-            PeerState(self.gateway_id),
+            PeerTable(self.gateway_id),
             INTERVAL,
             TTL,
             fast=lambda last, has_peers: replace(last, leases=self.leases if has_peers else {}, demand=self.demand),
@@ -69,7 +70,7 @@ class Member:
 
     def take_lease(self) -> None:
         self.leases = {REPLICA: self.leases.get(REPLICA, 0) + 1}
-        self.exchange.note_leases()
+        self.exchange.peers.note_leases()
 
     @property
     def exchanges(self) -> int:
@@ -88,7 +89,7 @@ async def open_members(*gateway_ids: GatewayId) -> AsyncIterator[list[Member]]:
 
 
 def is_connected(member: Member) -> bool:
-    return member.exchange.connected
+    return member.exchange.peers.connected
 
 
 async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_clock: MockClock) -> None:
@@ -98,14 +99,14 @@ async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_
             one.take_lease()
             await trio.sleep(0.01)
         assert one.exchanges - before <= 10
-        assert one.exchange.bulletin.leases == {}
+        assert one.exchange.peers.own.leases == {}
 
 
 async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) -> None:
     async with open_members(ONE) as [one]:
         await trio.sleep(0.5)
         one.demand = (Demand(ONE, ModelName("m"), 1, 0.0),)
-        one.exchange.note_demand()
+        one.exchange.peers.note_demand()
         await trio.testing.wait_all_tasks_blocked()
         assert (await one.registry.read_state()).demand == one.demand
 
@@ -117,7 +118,7 @@ async def test_never_two_exchanges_within_an_interval(autojump_clock: MockClock)
         for _ in range(2000):
             for member in members:
                 member.take_lease()
-                member.exchange.note_demand()
+                member.exchange.peers.note_demand()
             await trio.sleep(0.001)
         for member, count in zip(members, before, strict=True):
             assert 90 <= member.exchanges - count <= 101
@@ -129,7 +130,7 @@ async def test_leases_are_known_to_the_others_within_two_intervals(autojump_cloc
         one.take_lease()
         two.take_lease()  # somebody who routes
         await trio.sleep(2 * INTERVAL + 0.001)
-        assert two.exchange.heard.others[ONE].leases == {REPLICA: 1}
+        assert two.exchange.peers.heard.others[ONE].leases == {REPLICA: 1}
 
 
 async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
@@ -160,15 +161,15 @@ async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: 
         one.registry.away = True
         await trio.sleep(1)
         assert not is_connected(one)
-        assert one.exchange.heard.others[TWO].leases == {REPLICA: 1}
+        assert one.exchange.peers.heard.others[TWO].leases == {REPLICA: 1}
         await trio.sleep(60)
         [cut_off_at] = one.cut_off_at
         assert TTL - 0.1 <= cut_off_at - since <= TTL + 1.1
-        assert one.exchange.heard.others == {TWO: PeerState(TWO, "http://here")}
+        assert one.exchange.peers.heard.others == {TWO: PeerState(TWO, "http://here")}
         one.registry.away = False
         await trio.sleep(1.1)
         assert is_connected(one)
-        assert one.exchange.heard.others[TWO].leases == {REPLICA: 1}
+        assert one.exchange.peers.heard.others[TWO].leases == {REPLICA: 1}
 
 
 async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the_answer(

@@ -22,9 +22,7 @@ def ends() -> list[tuple[ReplicaId, LoadOutcome, float | None]]:
 
 @pytest.fixture
 def watch(ends: list[tuple[ReplicaId, LoadOutcome, float | None]]) -> LoadProgress:
-    watch = LoadProgress()
-    watch.on_end = lambda *end: ends.append(end)
-    return watch
+    return LoadProgress(lambda *end: ends.append(end))
 
 
 def told(watch: LoadProgress, now: float) -> Progress:

@@ -1,6 +1,5 @@
-"""How workers come to a gateway: the embedded one over channels, those of other machines over the network."""
+"""The worker that is part of the gateway's own process: its agent, and its sessions over memory channels."""
 
-import ssl
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -10,16 +9,11 @@ import trio
 
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.composition.parts import Gateway
-from gateway.config.model import Config
 from gateway.control.sessions.node_session import SessionOver
-from gateway.data_dir import StartupError, keep_node_id
+from gateway.data_dir import keep_node_id
 from gateway.domain.ids import BootId, new_id
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
-from gateway.registry.protocol import NotRegistered, RegistryError
-from gateway.transport.credentials import is_credential
-from gateway.transport.errors import SessionRefused
-from gateway.transport.server import SessionServer
-from gateway.transport.tls import TlsError, server_context
+from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
 from gateway.worker.from_config import hello_of, worker_settings
@@ -40,7 +34,7 @@ async def start_embedded_worker(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
 ) -> Agent:
     """The agent and its sessions, joined by memory channels instead of a connection."""
-    config = gateway.config
+    config = gateway.shared.config
     data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
     settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
     agent: Agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
@@ -70,7 +64,7 @@ async def _run_embedded_sessions(
     has_begun = False
     while True:
         try:
-            await gateway.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
+            await gateway.shared.registry.register_node(Registration(hello.name, hello.boot_id, hello.node_id))
             async with trio.open_nursery() as nursery:
                 await _start_embedded_session(gateway, nursery, agent, read_capacity, hello)
                 if not has_begun:
@@ -89,7 +83,7 @@ async def _start_embedded_session(
     told = replace(hello, capacity=await read_capacity(), replicas=agent.all_reports())
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
-    heartbeat = gateway.config.health.heartbeat
+    heartbeat = gateway.shared.config.health.heartbeat
     session = WorkerSession(
         agent=agent,
         outgoing=to_gateway,
@@ -99,56 +93,6 @@ async def _start_embedded_session(
         told=told.capacity,
     )
     nursery.start_soon(session.run)
-    await nursery.start(partial(gateway.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True))
-
-
-async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None:
-    """Starts to listen for the sessions of remote workers.
-
-    Raises `StartupError` if the port or the TLS files can't be used.
-    """
-    config = gateway.config
-    server = SessionServer(
-        gateway.bridge,
-        partial(_serve_session, gateway),
-        partial(is_credential, gateway.cluster_secret),
-        silence_seconds=config.health.stale_after,
+    await nursery.start(
+        partial(gateway.control.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True)
     )
-    port = config.server.worker_port
-    try:
-        run = partial(server.run, config.server.host, port, tls=listener_tls(config, "h2"))
-        gateway.worker_port = await services.start(run)
-    except OSError as error:
-        why = f"can't listen for workers on {config.server.host}:{port}: {error.strerror or error}"
-        raise StartupError(f"{why}; set server.worker_port") from error
-
-
-async def _serve_session(
-    gateway: Gateway,
-    hello: Hello,
-    to_worker: trio.MemorySendChannel[ToWorker],
-    from_worker: trio.MemoryReceiveChannel[FromWorker],
-) -> None:
-    """In the words of the link: a session that is over, or that can't begin, is refused with the reason."""
-    try:
-        await gateway.sessions.run_session(hello, to_worker, from_worker)
-    except SessionOver as error:
-        raise SessionRefused(str(error), register_again=error.register_again) from error
-    except NotRegistered as error:
-        raise SessionRefused(str(error), register_again=True) from error
-
-
-def listener_tls(config: Config, *protocols: str) -> ssl.SSLContext | None:
-    """Returns the TLS context of a listener that speaks `protocols` (their ALPN names).
-
-    Returns None if no certificate is configured. Raises `StartupError` if the configured one can't be used.
-    """
-    server = config.server
-    if server.tls_cert is None or server.tls_key is None:
-        return None
-    try:
-        context = server_context(server.tls_cert, server.tls_key)
-    except TlsError as error:
-        raise StartupError(str(error)) from error
-    context.set_alpn_protocols(protocols)
-    return context

@@ -1,0 +1,155 @@
+"""The parts that keep the fleet as it should be: planner's loop, monitor, sessions, talk with other gateways."""
+
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import Final
+
+from gateway.composition.routing import Routing
+from gateway.composition.shared import SharedParts
+from gateway.control.health_monitor import HealthMonitor
+from gateway.control.load_requests import LoadRequests, Waiting
+from gateway.control.node_health import HealthSettings
+from gateway.control.peers.publisher import PeerStatePublisher
+from gateway.control.peers.sync import PeerSync
+from gateway.control.reconciler import Reconciler
+from gateway.control.sessions.node_session import SessionSettings
+from gateway.control.sessions.sessions import Sessions
+from gateway.domain.activity import merge_usage
+from gateway.domain.cluster import Node
+from gateway.domain.ids import ModelName
+from gateway.domain.peers import audience
+from gateway.planner.reconcile import WatchdogLimits
+from gateway.transport.credentials import fingerprint
+
+CUT_OFF: Final = "this gateway has lost its registry; another one may have it"
+
+
+@dataclass(frozen=True)
+class Control:
+    """The loops around the fleet's state, and what they share with the HTTP API."""
+
+    load_requests: LoadRequests
+    reconciler: Reconciler
+    sessions: Sessions
+    monitor: HealthMonitor
+    publisher: PeerStatePublisher
+    sync: PeerSync
+
+
+def build_control(shared: SharedParts, routing: Routing) -> Control:
+    """Builds the parts in the order of the control path: demand, plan, sessions, health, and the other gateways."""
+    load_requests = LoadRequests(shared.views, shared.peers.note_demand)
+    sessions = _build_sessions(shared, routing)
+    monitor = _build_monitor(shared, routing, sessions)
+    publisher = _build_publisher(shared, routing, load_requests)
+    return Control(
+        load_requests=load_requests,
+        reconciler=_build_reconciler(shared, routing),
+        sessions=sessions,
+        monitor=monitor,
+        publisher=publisher,
+        sync=_build_sync(shared, publisher, monitor, sessions),
+    )
+
+
+def _build_reconciler(shared: SharedParts, routing: Routing) -> Reconciler:
+    config, loads, peers = shared.config, routing.admission.loads, shared.peers
+    return Reconciler(
+        registry=shared.registry,
+        leadership=shared.election,
+        interval_seconds=config.reconciler.interval,
+        usage=lambda now: merge_usage(loads.usage(), peers.others.values(), now),
+        audience=lambda: audience(peers.own, shared.state().version, peers.heard),
+        limits=WatchdogLimits(
+            config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
+        ),
+        wake=shared.planner_wake,
+        outcome=shared.outcome,
+    )
+
+
+def _build_sessions(shared: SharedParts, routing: Routing) -> Sessions:
+    settings = SessionSettings(
+        gateway_id=shared.id,
+        registry=shared.registry,
+        views=shared.views,
+        token_of=shared.token_of,
+        probe=routing.probes.ask,
+        note_broken=shared.failure_reporter.note_broken,
+        heartbeat_seconds=shared.config.health.heartbeat,
+        node_changed=shared.monitor_wake.set,
+        watch=shared.progress,
+    )
+    return Sessions(settings)
+
+
+def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) -> HealthMonitor:
+    health = shared.config.health
+    return HealthMonitor(
+        registry=shared.registry,
+        views=shared.views,
+        settings=HealthSettings(health.heartbeat, health.stale_after, health.misses),
+        links=lambda: sessions.open,
+        probe=routing.probes.ask,
+        token_of=shared.token_of,
+        note_broken=shared.failure_reporter.note_lost,
+        is_judge_of=partial(_is_judge_of, shared),
+        rests=shared.status.control_rests,
+        wake=shared.monitor_wake,
+    )
+
+
+def _is_judge_of(shared: SharedParts, node: Node) -> bool:
+    """Whoever lives and holds its session is; else the leader."""
+    if node.gateway_id in shared.peers.others:
+        return False
+    return node.gateway_id == shared.id or shared.is_leader()
+
+
+def _build_publisher(shared: SharedParts, routing: Routing, load_requests: LoadRequests) -> PeerStatePublisher:
+    admission = routing.admission
+
+    def waiting() -> dict[ModelName, Waiting]:
+        """Requests that wait, and loads that were asked for without one."""
+        queues = admission.statistics().items()
+        return load_requests.waiting() | {model: Waiting(each.waiting, each.oldest_seconds) for model, each in queues}
+
+    return PeerStatePublisher(
+        gateway_id=shared.id,
+        url=shared.listeners.peer_url,
+        secret_fingerprint=fingerprint(shared.cluster_secret),
+        clock=shared.clock,
+        views=shared.views,
+        loads=admission.loads,
+        admission=admission,
+        waiting=waiting,
+        watch=shared.progress,
+        leadership=shared.election,
+        outcome=shared.outcome,
+        planner_wake=shared.planner_wake,
+        always_tells_leases=admission.loads.is_strict,
+    )
+
+
+def _build_sync(
+    shared: SharedParts, publisher: PeerStatePublisher, monitor: HealthMonitor, sessions: Sessions
+) -> PeerSync:
+    registry = shared.config.registry
+
+    def cut_off() -> None:
+        monitor.begin_anew()
+        sessions.send_away(CUT_OFF)
+
+    return PeerSync(
+        registry=shared.registry,
+        peers=shared.peers,
+        interval_seconds=registry.lease_sync_interval,
+        ttl_seconds=registry.gateway_ttl,
+        fast=publisher.fast,
+        slow=publisher.slow,
+        on_heard=publisher.hear,
+        on_cut_off=cut_off,
+        clock=shared.clock,
+        turn=shared.leases_lock,
+    )

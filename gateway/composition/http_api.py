@@ -1,0 +1,110 @@
+"""Puts the HTTP application together from its parts, so that there is one place that knows every route."""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from ssl import SSLContext
+
+from gateway.api.admin.artifacts import ArtifactFiles
+from gateway.api.admin.decisions import Decisions
+from gateway.api.admin.documents import StatusSource
+from gateway.api.admin.models import Loads, ModelService
+from gateway.api.admin.peer_client import PeerClient
+from gateway.api.admin.registration import NodeRegistration
+from gateway.api.admin.replica_logs import OpenTail, ReplicaLogs
+from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_pages
+from gateway.api.http.auth import Authenticator
+from gateway.api.http.http_app import BodyLimits, HttpApp
+from gateway.api.openai.routes import OpenAiApi
+from gateway.domain.ids import GatewayId
+from gateway.observability.metrics import Metrics, Reading
+from gateway.registry.protocol import Registry
+from gateway.routing.admission import Admission
+from gateway.routing.router import Router
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """What the configuration says of the HTTP API."""
+
+    gateway_id: GatewayId
+    cluster_secret: bytes = field(repr=False)
+    authenticator: Authenticator
+    limits: BodyLimits
+    models_dir: Path
+    backends: Iterable[str]
+    """Those that the configuration declares."""
+    auto_approve: bool
+    advertise_host: str | None
+    has_tls: bool
+    peer_tls: SSLContext | None
+    """What other gateways have to prove themselves with. None if that is what the system trusts."""
+    expose_replica: bool
+
+
+@dataclass(frozen=True)
+class HttpParts:
+    """What the handlers of the HTTP API ask."""
+
+    registry: Registry
+    router: Router
+    admission: Admission
+    source: StatusSource
+    metrics: Metrics
+    load_requests: Loads
+    open_tail: OpenTail
+    worker_port: Callable[[], int | None]
+    read: Callable[[], Iterable[Reading]]
+    """Reads the gauges of `/metrics`."""
+    ready: Callable[[], Readiness]
+
+
+def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
+    """Builds the HTTP application; it lists every route of the gateway."""
+    fleet = parts.source.fleet
+    peers = PeerClient(lambda: fleet.peers.others, settings.peer_tls)
+    openai = OpenAiApi(
+        parts.router,
+        fleet.views,
+        parts.metrics.requests,
+        wall_clock=time.time,
+        expose_replica=settings.expose_replica,
+    )
+    register = NodeRegistration(
+        parts.registry,
+        settings.gateway_id,
+        settings.cluster_secret,
+        auto_approve=settings.auto_approve,
+        advertise_host=settings.advertise_host,
+        worker_port=parts.worker_port,
+        tls=settings.has_tls,
+    )
+    logs = ReplicaLogs(parts.open_tail, peers)
+    artifacts = ArtifactFiles(lambda: fleet.view.state, settings.models_dir, peers)
+    decisions = Decisions(parts.admission.decisions, peers)
+    models = ModelService(
+        registry=parts.registry,
+        source=parts.source,
+        views=fleet.views,
+        loads=parts.load_requests,
+        backends=tuple(settings.backends),
+        models_dir=settings.models_dir.absolute(),
+    )
+    pages = build_pages(
+        source=parts.source,
+        admission=parts.admission,
+        metrics=parts.metrics,
+        read=parts.read,
+        ready=parts.ready,
+        registry=parts.registry,
+        models=models,
+    )
+    return HttpApp(
+        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
+        PAGE_ROUTES,
+        pages,
+        authenticator=settings.authenticator,
+        metrics=parts.metrics.requests,
+        limits=settings.limits,
+    )

@@ -1,0 +1,140 @@
+"""The parts that carry requests: admission, probes, the router and the watch over its calls."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from gateway.backends.channel_pool import ChannelPool, Dial
+from gateway.backends.grpc_backend import GrpcBackends
+from gateway.backends.grpc_probe import GrpcProbe
+from gateway.composition.shared import SharedParts
+from gateway.config.model import Config
+from gateway.domain.claim import ReservationFailed, SlotRequest
+from gateway.domain.cluster import ClusterState, NodeStatus
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.registry.protocol import RegistryError, SlotReserver
+from gateway.routing.admission import Admission, AdmissionLimits
+from gateway.routing.call_watch import CallWatch
+from gateway.routing.open_calls import OpenCalls
+from gateway.routing.picker import ALONE, Policy
+from gateway.routing.probe_cache import ProbeCache, open_probe_cache
+from gateway.routing.reservation import ReserveSlot, StrictReservations
+from gateway.routing.router import Router
+from gateway.routing.silence import patience
+
+SEVERAL: Final = Policy(several_gateways=True)
+
+
+@dataclass(frozen=True)
+class Routing:
+    """The parts between the HTTP API and the backends."""
+
+    admission: Admission
+    channels: ChannelPool
+    probes: ProbeCache
+    call_watch: CallWatch
+    router: Router
+
+
+@asynccontextmanager
+async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIterator[Routing]:
+    """Opens the parts in the order of a request's way. `rng` breaks ties between replicas."""
+    config, slots = shared.config, _slot_reserver(shared)
+    admission = _build_admission(shared, rng, strict=slots is not None)
+    with closing(ChannelPool(dial)) as channels:
+        async with open_probe_cache(
+            GrpcProbe(shared.bridge, config.routing.probe_timeout, dial),
+            ttl_seconds=config.routing.probe_ttl,
+            in_flight=admission.loads.in_flight,
+            report_broken=shared.failure_reporter.note_broken,
+        ) as probes:
+            calls = OpenCalls()
+            call_watch = CallWatch(
+                calls=calls,
+                loads=admission.loads,
+                probes=probes,
+                patience=patience(config.health.misses, config.health.heartbeat),
+                is_offline=lambda replica_id: is_offline(shared.state(), replica_id),
+            )
+            router = Router(
+                admission=admission,
+                backends=GrpcBackends(shared.bridge, channels, lambda model: context_size_of(shared.state(), model)),
+                probes=probes,
+                attempts=config.routing.attempts,
+                token_of=shared.token_of,
+                claims=_build_claims(shared, admission, slots),
+                calls=calls,
+            )
+            yield Routing(admission=admission, channels=channels, probes=probes, call_watch=call_watch, router=router)
+
+
+def _build_admission(shared: SharedParts, rng: Random, *, strict: bool) -> Admission:
+    peers, queue_wait = shared.peers, shared.metrics.requests.queue_wait
+    return Admission(
+        view=shared.view,
+        limits=_limits(shared.config),
+        wall_clock=shared.clock,
+        rng=rng,
+        outlook=shared.status,
+        policy=lambda: SEVERAL if peers.has_peers else ALONE,
+        strict=strict,
+        demand_changed=peers.note_demand,
+        leases_changed=peers.note_leases,
+        record_wait=lambda model, seconds: queue_wait.labels(model).observe(seconds),
+    )
+
+
+def _limits(config: Config) -> AdmissionLimits:
+    routing = config.routing
+    return AdmissionLimits(
+        load_wait_seconds=routing.load_wait,
+        queue_timeout_seconds=routing.queue_timeout,
+        queue_length_max=routing.queue_max,
+        retry_interval_seconds=routing.retry_interval,
+        yield_seconds=2 * config.registry.lease_sync_interval + routing.retry_interval,
+    )
+
+
+def _slot_reserver(shared: SharedParts) -> SlotReserver | None:
+    """Strict mode's registry; None in the other mode, or if the registry can't reserve slots."""
+    registry = shared.registry
+    return registry if shared.config.routing.mode == "strict" and isinstance(registry, SlotReserver) else None
+
+
+def _build_claims(shared: SharedParts, admission: Admission, slots: SlotReserver | None) -> StrictReservations | None:
+    if slots is None:
+        return None
+    return StrictReservations(
+        gateway_id=shared.id,
+        view=shared.view,
+        admission=admission,
+        claim_slot=claims_at(slots),
+        lock=shared.leases_lock,
+    )
+
+
+def claims_at(registry: SlotReserver) -> ReserveSlot:
+    """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
+
+    async def claim_slot(claim: SlotRequest) -> ReplicaId | None:
+        try:
+            return await registry.claim_slot(claim)
+        except RegistryError as error:
+            raise ReservationFailed(str(error)) from error
+
+    return claim_slot
+
+
+def context_size_of(state: ClusterState, model: ModelName) -> int | None:
+    """Returns how many tokens the model is configured to take. Returns None if that is not said."""
+    spec = state.models.get(model)
+    return None if spec is None else spec.context_size
+
+
+def is_offline(state: ClusterState, replica_id: ReplicaId) -> bool:
+    """Tells whether the node of the replica counts as offline; False if there is no such replica or node."""
+    replica = state.replicas.get(replica_id)
+    node = state.nodes.get(replica.node_id) if replica is not None else None
+    return node is not None and node.link is NodeStatus.OFFLINE

@@ -1,0 +1,125 @@
+"""Brings the parts of a gateway to life, in order, and says goodbye to its fleet at the end."""
+
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+import trio
+
+from gateway.backends.grpc_control import GrpcBackendControl
+from gateway.composition.embedded_worker import start_embedded_worker
+from gateway.composition.parts import Gateway
+from gateway.composition.session_server import start_session_server
+from gateway.config.model import Config
+from gateway.control.resource_estimates import EstimateRequirement, RequirementEstimates
+from gateway.data_dir import StartupError
+from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import Requirement
+from gateway.domain.routability import REFUSING, build_view
+from gateway.gguf.errors import BrokenHeader
+from gateway.gguf.files import read_requirement
+from gateway.registry.protocol import RegistryError
+from gateway.registry.snapshot import run_snapshot_watcher
+from gateway.worker.agent import Agent
+from gateway.worker.artifacts.store import local_file
+from gateway.worker.process.spawn import SpawnProcess
+
+log = structlog.get_logger(__name__)
+
+LEAVE_SECONDS: Final = 2.0
+
+
+async def estimate_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
+    """An `EstimateRequirement` once its first argument is given; reads the model's file in a thread."""
+    return await trio.to_thread.run_sync(_read_requirement, models_dir, spec, abandon_on_cancel=True)
+
+
+def _read_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
+    """None: the file is not here, or is broken, which the load will say."""
+    try:
+        path = local_file(spec, models_dir)
+        return read_requirement(path, spec) if path is not None else None
+    except (OSError, BrokenHeader) as error:
+        log.info("model.not_estimated", model=spec.name, cause=str(error))
+        return None
+
+
+async def start_services(
+    gateway: Gateway,
+    services: trio.Nursery,
+    *,
+    control: GrpcBackendControl,
+    spawn: SpawnProcess,
+    estimate: EstimateRequirement,
+) -> Agent | None:
+    """Starts everything but the HTTP listener. Returns the agent of the embedded worker, if there is one.
+
+    Raises `StartupError`, `RegistryError`.
+    """
+    shared, loops = gateway.shared, gateway.control
+    config, registry = shared.config, shared.registry
+    build = partial(build_view, refusing=_refusing_backends(config))
+    await services.start(run_snapshot_watcher, registry, shared.views, build)
+    services.start_soon(_run_view_changes, gateway)
+    await services.start(loops.sync.run)
+    _refuse_other_fleet(gateway)
+    await registry.declare_models([entry.to_spec() for entry in config.models])
+    services.start_soon(shared.failure_reporter.run)
+    services.start_soon(gateway.routing.call_watch.run)
+    services.start_soon(loops.load_requests.run)
+    services.start_soon(RequirementEstimates(registry, shared.views, estimate).run)
+    services.start_soon(gateway.lag.run)
+    await services.start(shared.election.run)
+    await services.start(loops.reconciler.run)
+    await services.start(loops.monitor.run)
+    agent = await start_embedded_worker(gateway, services, control, spawn) if config.worker.embedded else None
+    if config.auth.join_token is not None:
+        await start_session_server(gateway, services)
+    return agent
+
+
+async def _run_view_changes(gateway: Gateway) -> None:
+    """Lets everything that holds on to replicas look again whenever the view changes."""
+    shared, routing, control = gateway.shared, gateway.routing, gateway.control
+    view = shared.views.current
+    while True:
+        routing.admission.note_view_change()
+        routing.admission.loads.keep_only(view.state.replicas)
+        routing.probes.keep_only(view.state.replicas)
+        routing.call_watch.keep_only(view.state.replicas)
+        routing.channels.keep_only(view.state.replicas)
+        shared.progress.keep_only(view.state.replicas)
+        shared.failure_reporter.keep_only(view.state.replicas)
+        control.load_requests.wake.set()
+        shared.planner_wake.set()
+        view = await shared.views.wait_change(view)
+
+
+def _refuse_other_fleet(gateway: Gateway) -> None:
+    """Gateways with two secrets would each refuse the other's workers and replicas. Raises `StartupError`."""
+    peers = gateway.shared.peers
+    own = peers.own.secret_fingerprint
+    others = [each for each in peers.others.values() if each.secret_fingerprint not in ("", own)]
+    if others:
+        where = others[0].url or others[0].gateway_id
+        raise StartupError(
+            f"the gateway {where} of this registry has another cluster secret; set auth.cluster_secret or "
+            "auth.cluster_secret_file to the same one for all gateways of the fleet (if that gateway is gone, it is "
+            f"forgotten after {gateway.shared.config.registry.gateway_ttl:g} s)"
+        )
+
+
+async def leave_fleet(gateway: Gateway) -> None:
+    """Nobody has to wait until this gateway counts as dead. Without a registry they have to."""
+    with trio.move_on_after(LEAVE_SECONDS, shield=True):
+        try:
+            await gateway.shared.registry.leave(gateway.shared.id)
+        except RegistryError as error:
+            log.info("peers.deregister_failed", error=str(error))
+
+
+def _refusing_backends(config: Config) -> frozenset[str]:
+    """Ours, unless a section takes the name, and those whose section says so."""
+    said = {name for name, section in config.backends.items() if section.refuses_when_full}
+    return frozenset(said | (REFUSING - config.backends.keys()))

@@ -1,0 +1,173 @@
+"""What several rooms of one gateway read or write, made first, so that nobody has to be told of it later.
+
+All of it is passive, except for two loops that need nothing but the registry.
+"""
+
+import socket
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+from urllib.parse import urlsplit
+
+import trio
+
+from gateway.backends.metadata import replica_token
+from gateway.bridge import Bridge
+from gateway.concurrency import Wake
+from gateway.config.model import Config
+from gateway.control.failure_reporter import FailureReporter
+from gateway.control.fleet_status import FleetStatus
+from gateway.control.leader_election import LeaderElection
+from gateway.control.peers.peer_table import PeerTable
+from gateway.control.plan_outcome import PlanOutcome
+from gateway.control.sessions.load_progress import LoadOutcome, LoadProgress
+from gateway.data_dir import keep_cluster_secret
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import GatewayId, ReplicaId, new_id
+from gateway.domain.routability import EMPTY_VIEW, FleetView
+from gateway.observability.metrics import LoadMetrics, Metrics
+from gateway.registry.clock import RegistryClock
+from gateway.registry.protocol import Registry
+from gateway.registry.snapshot import SnapshotStore
+
+WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to tell them from hosts
+
+
+class Listeners:
+    """Where this gateway listens, as far as it does yet."""
+
+    def __init__(self, advertise: str | None) -> None:
+        """`advertise`: the host by which other machines reach this one, if it has to be said."""
+        self._advertise = advertise
+        self.url = ""
+        """Of the HTTP listener; empty until it listens."""
+        self.worker_port: int | None = None
+        """Where workers of other machines connect, once they can. None if none can."""
+
+    def open_http(self, url: str) -> None:
+        """Keeps where the HTTP listener has begun to listen."""
+        self.url = url
+
+    def open_sessions(self, port: int) -> None:
+        """Keeps where the listener for workers' sessions has begun to listen."""
+        self.worker_port = port
+
+    def peer_url(self) -> str:
+        """Returns where the other gateways reach this one; empty until it listens."""
+        return _reachable(self.url, self._advertise) if self.url else ""
+
+
+@dataclass(frozen=True)
+class SharedParts:
+    """The parts that are made before all others."""
+
+    config: Config
+    registry: Registry
+    bridge: Bridge
+    id: GatewayId
+    cluster_secret: bytes = field(repr=False)
+    clock: RegistryClock
+    views: SnapshotStore[FleetView]
+    peers: PeerTable
+    metrics: Metrics
+    listeners: Listeners
+    outcome: PlanOutcome
+    progress: LoadProgress
+    planner_wake: Wake
+    monitor_wake: Wake
+    leases_lock: trio.Lock
+    """Held by whoever writes this gateway's leases to the registry, from reading them to the end of the write."""
+    election: LeaderElection
+    failure_reporter: FailureReporter
+    status: FleetStatus
+    stop: trio.Event
+    """Set: stop accepting, drain, end."""
+
+    def view(self) -> FleetView:
+        """Returns the fleet as this gateway sees it now."""
+        return self.views.current
+
+    def state(self) -> ClusterState:
+        """Returns the newest state of the registry that this gateway has read."""
+        return self.views.current.state
+
+    def token_of(self, replica_id: ReplicaId) -> str:
+        """Returns the token by which the replica's backend knows that a call comes from this fleet."""
+        return replica_token(self.cluster_secret, replica_id)
+
+    def is_leader(self) -> bool:
+        """Tells whether this gateway plans."""
+        return self.election.epoch is not None
+
+
+def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedParts:
+    """Builds the parts that everything else stands on; nothing runs yet."""
+    gateway_id, metrics = GatewayId(new_id()), Metrics()
+    views: SnapshotStore[FleetView] = SnapshotStore(EMPTY_VIEW)
+    planner_wake, monitor_wake = Wake(), Wake()
+    peers, outcome = PeerTable(gateway_id), PlanOutcome()
+    progress = LoadProgress(partial(_record_load, metrics.loads, views))
+
+    def leader_changed() -> None:
+        planner_wake.set()
+        monitor_wake.set()
+
+    election = LeaderElection(
+        registry=registry,
+        gateway_id=gateway_id,
+        gateway_ttl_seconds=config.registry.gateway_ttl,
+        changed=leader_changed,
+    )
+    return SharedParts(
+        config=config,
+        registry=registry,
+        bridge=bridge,
+        id=gateway_id,
+        cluster_secret=_cluster_secret(config),
+        clock=RegistryClock(),
+        views=views,
+        peers=peers,
+        metrics=metrics,
+        listeners=Listeners(config.server.advertise),
+        outcome=outcome,
+        progress=progress,
+        planner_wake=planner_wake,
+        monitor_wake=monitor_wake,
+        leases_lock=trio.Lock(),
+        election=election,
+        failure_reporter=FailureReporter(registry),
+        status=FleetStatus(
+            views=views,
+            peers=peers,
+            outcome=outcome,
+            progress=progress,
+            is_leader=lambda: election.epoch is not None,
+        ),
+        stop=trio.Event(),
+    )
+
+
+def _record_load(
+    metrics: LoadMetrics,
+    views: SnapshotStore[FleetView],
+    replica_id: ReplicaId,
+    outcome: LoadOutcome,
+    seconds: float | None,
+) -> None:
+    if (replica := views.current.state.replicas.get(replica_id)) is not None:
+        metrics.loads.labels(replica.model, outcome.value).inc()
+    if seconds is not None:
+        metrics.seconds.observe(seconds)
+
+
+def _cluster_secret(config: Config) -> bytes:
+    if config.auth.cluster_secret is not None:
+        return config.auth.cluster_secret.get_secret_value().encode()
+    return keep_cluster_secret(config.server.data_dir)
+
+
+def _reachable(url: str, advertise: str | None) -> str:
+    """The URL of a listener as other machines have to write it."""
+    parts = urlsplit(url)
+    host = advertise or (socket.gethostname() if parts.hostname in WILDCARDS else parts.hostname or "")
+    return f"{parts.scheme}://[{host}]:{parts.port}" if ":" in host else f"{parts.scheme}://{host}:{parts.port}"
