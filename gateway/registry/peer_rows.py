@@ -11,13 +11,18 @@ from typing import Any, Final, TypeVar
 from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName
 from gateway.domain.peers import NOTHING, PeerState, PendingReason, Use
-from gateway.registry.rows import storable
+from gateway.registry.rows import SqlValue, storable
 
 Value = TypeVar("Value")
 
 TEXT_COLUMNS: Final = ("leases", "uses", "demand", "notes")
 """JSON objects. `demand` is {model: [waiting, since]}."""
 PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
+
+
+def plain_values(bulletin: PeerState) -> tuple[SqlValue, ...]:
+    """Returns the value of each of `PLAIN_COLUMNS`, in their order."""
+    return bulletin.url, bulletin.secret_fingerprint, bulletin.seen_version
 
 
 def bulletin_texts(bulletin: PeerState) -> dict[str, str]:

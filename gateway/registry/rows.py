@@ -45,8 +45,42 @@ MODEL_COLUMNS: Final = (
     "requirement",
     "unload_at",
 )
-NODE_COLUMNS: Final = (*(field.name for field in fields(Node)), "declared", "overrides")
-REPLICA_COLUMNS: Final = tuple(field.name for field in fields(Replica))
+NODE_COLUMNS: Final = (
+    "id",
+    "name",
+    "boot_id",
+    "link",
+    "labels",
+    "max_replicas_per_model",
+    "free_vram_bytes",
+    "approved",
+    "draining",
+    "capacity",
+    "since",
+    "session",
+    "gateway_id",
+    "joined_boot_id",
+    "declared",
+    "overrides",
+)
+REPLICA_COLUMNS: Final = (
+    "id",
+    "model",
+    "node_id",
+    "slot",
+    "revision",
+    "desired",
+    "observed",
+    "parallel",
+    "address",
+    "pid",
+    "error",
+    "exit_code",
+    "since",
+    "desired_version",
+    "broken",
+    "lost",
+)
 
 SPEC_KEYS: Final = frozenset(field.name for field in fields(ModelSpec)) - {"name", "source"}
 SAID_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
@@ -111,10 +145,25 @@ def _failure_from_row(row: SqlRow) -> LoadFailure | None:
 
 def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
     """Converts a node to the values of its SQL row, one for each of `NODE_COLUMNS`; structured values are JSON."""
-    plain = {field.name: getattr(row.node, field.name) for field in fields(Node)}
-    written = {"labels": row.node.labels, "capacity": row.node.capacity}
-    said = {"declared": row.declared, "overrides": row.overrides}
-    return {**plain, **{key: _json(value) for key, value in {**written, **said}.items()}}
+    node = row.node
+    return {
+        "id": node.id,
+        "name": node.name,
+        "boot_id": node.boot_id,
+        "link": node.link,
+        "labels": _json(node.labels),
+        "max_replicas_per_model": node.max_replicas_per_model,
+        "free_vram_bytes": node.free_vram_bytes,
+        "approved": node.approved,
+        "draining": node.draining,
+        "capacity": _json(node.capacity),
+        "since": node.since,
+        "session": node.session,
+        "gateway_id": node.gateway_id,
+        "joined_boot_id": node.joined_boot_id,
+        "declared": _json(row.declared),
+        "overrides": _json(row.overrides),
+    }
 
 
 def node_from_row(row: SqlRow) -> NodeRow:
@@ -122,14 +171,22 @@ def node_from_row(row: SqlRow) -> NodeRow:
     labels = _labels(row["labels"])
     declared, overrides = _said(_DECLARED, row["declared"]), _said(_OVERRIDES, row["overrides"])
     is_readable = labels is not None and declared is not None
-    read = {
-        "link": _known(NodeStatus, row["link"], NodeStatus.UNHEALTHY) if is_readable else NodeStatus.UNHEALTHY,
-        "labels": labels or NOTHING,
-        "approved": bool(row["approved"]) and overrides is not None,
-        "draining": bool(row["draining"]),
-        "capacity": _capacity(row["capacity"]),
-    }
-    node = Node(**{**{field.name: row[field.name] for field in fields(Node)}, **read})
+    node = Node(
+        id=row["id"],
+        name=row["name"],
+        boot_id=row["boot_id"],
+        link=_known(NodeStatus, row["link"], NodeStatus.UNHEALTHY) if is_readable else NodeStatus.UNHEALTHY,
+        labels=labels or NOTHING,
+        max_replicas_per_model=row["max_replicas_per_model"],
+        free_vram_bytes=row["free_vram_bytes"],
+        approved=bool(row["approved"]) and overrides is not None,
+        draining=bool(row["draining"]),
+        capacity=_capacity(row["capacity"]),
+        since=row["since"],
+        session=row["session"],
+        gateway_id=row["gateway_id"],
+        joined_boot_id=row["joined_boot_id"],
+    )
     return NodeRow(node, declared or Declared(), overrides or NodeOverrides())
 
 
@@ -163,15 +220,46 @@ def _labels(text: str) -> Mapping[str, str] | None:
 
 def replica_to_row(replica: Replica) -> dict[str, SqlValue]:
     """Converts a replica to the values of its SQL row, one for each of `REPLICA_COLUMNS`."""
-    return {name: getattr(replica, name) for name in REPLICA_COLUMNS}
+    return {
+        "id": replica.id,
+        "model": replica.model,
+        "node_id": replica.node_id,
+        "slot": replica.slot,
+        "revision": replica.revision,
+        "desired": replica.desired,
+        "observed": replica.observed,
+        "parallel": replica.parallel,
+        "address": replica.address,
+        "pid": replica.pid,
+        "error": replica.error,
+        "exit_code": replica.exit_code,
+        "since": replica.since,
+        "desired_version": replica.desired_version,
+        "broken": replica.broken,
+        "lost": replica.lost,
+    }
 
 
 def replica_from_row(row: SqlRow) -> Replica:
     """Reads a replica from its SQL row; an unknown desired or observed state is read as draining."""
-    desired = _known(Desired, row["desired"], Desired.DRAIN)
-    observed = _known(Observed, row["observed"], Observed.DRAINING)
-    read = {"desired": desired, "observed": observed, "lost": bool(row["lost"])}
-    return Replica(**{**{name: row[name] for name in REPLICA_COLUMNS}, **read})
+    return Replica(
+        id=row["id"],
+        model=row["model"],
+        node_id=row["node_id"],
+        slot=row["slot"],
+        revision=row["revision"],
+        desired=_known(Desired, row["desired"], Desired.DRAIN),
+        observed=_known(Observed, row["observed"], Observed.DRAINING),
+        parallel=row["parallel"],
+        address=row["address"],
+        pid=row["pid"],
+        error=row["error"],
+        exit_code=row["exit_code"],
+        since=row["since"],
+        desired_version=row["desired_version"],
+        broken=row["broken"],
+        lost=bool(row["lost"]),
+    )
 
 
 def _known(states: type[State], value: str, otherwise: State) -> State:

@@ -15,7 +15,7 @@ import asyncpg
 
 from gateway.domain.ids import GatewayId
 from gateway.domain.peers import PeerState, PeerStates
-from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, bulletin_from_row, bulletin_texts
+from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, bulletin_from_row, bulletin_texts, plain_values
 from gateway.registry.postgres.pool import PostgresTransaction
 from gateway.registry.postgres.sql import EXCHANGE, HASH_COLUMNS
 
@@ -53,13 +53,12 @@ class PeerStateCache:
         texts = bulletin_texts(bulletin)
         hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
         known = self._others
-        plain = [getattr(bulletin, column) for column in PLAIN_COLUMNS]
         rows = await transaction.rows_aio(
             EXCHANGE,
             test_time,
             self._gateway_id,
             ttl_seconds,
-            *plain,
+            *plain_values(bulletin),
             *self._news([texts[column] for column in TEXT_COLUMNS], hashes),
             *self._news(hashes, hashes),
             list(known),
