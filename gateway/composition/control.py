@@ -90,7 +90,7 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
         registry=shared.registry,
         views=shared.views,
         settings=HealthSettings(health.heartbeat, health.stale_after, health.misses),
-        links=lambda: sessions.open,
+        sessions=lambda: sessions.open,
         probe=routing.probes.ask,
         token_of=shared.token_of,
         note_broken=shared.failure_reporter.note_lost,

@@ -48,7 +48,7 @@ LISTENING: Final = frozenset({Observed.LOADING, Observed.READY})
 listen any more (R13)."""
 
 
-class SessionLink(Protocol):
+class OpenSession(Protocol):
     """An open session at this gateway, as it is now."""
 
     @property
@@ -75,12 +75,12 @@ class _Seen:
 
 @dataclass(frozen=True)
 class _Change:
-    """A change that has to be written: the node's condition becomes `link`."""
+    """A change that has to be written: the node's condition becomes `condition`."""
 
     version: int
     """The version of the view on which the decision is based."""
     node: Node
-    link: NodeStatus
+    condition: NodeStatus
     ended: bool
 
 
@@ -103,7 +103,7 @@ class HealthMonitor:
     views: SnapshotStore[FleetView]
     """The views. There has to be a first snapshot of the registry when `run` begins."""
     settings: HealthSettings
-    links: Callable[[], Mapping[NodeId, SessionLink]]
+    sessions: Callable[[], Mapping[NodeId, OpenSession]]
     """Returns the open sessions of this gateway."""
     probe: Probe
     token_of: Callable[[ReplicaId], str]
@@ -139,30 +139,30 @@ class HealthMonitor:
     def begin_anew(self) -> None:
         """Starts all silence timers at zero, because after a long outage of the registry the earlier ones mean nothing
         (H9)."""
-        links = self.links()
-        self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in links}
+        sessions = self.sessions()
+        self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in sessions}
 
     def _look(self, now: float) -> _Look:
-        state, links = self.views.current.state, self.links()
+        state, sessions = self.views.current.state, self.sessions()
         changes, suspects, pause = list[_Change](), list[Node](), self.settings.heartbeat_seconds
         for node in state.nodes.values():
-            session = links.get(node.id)
+            session = sessions.get(node.id)
             if session is None and self.rests():
                 continue
             if session is None and not self.is_judge_of(node):
                 self._seen.pop(node.id, None)
                 continue
             seen = self._note(node, session, now)
-            verdict = assess(node.link, _link(session, seen, now), self.settings)
-            pause = min(pause, verdict.again_in)
-            if verdict.link is not node.link and self._is_up_to_date(node, session, state.version):
-                changes.append(_Change(state.version, node, verdict.link, ended=session is None))
-            if verdict.suspect:
+            assessment = assess(node.condition, _connectivity(session, seen, now), self.settings)
+            pause = min(pause, assessment.again_in)
+            if assessment.condition is not node.condition and self._is_up_to_date(node, session, state.version):
+                changes.append(_Change(state.version, node, assessment.condition, ended=session is None))
+            if assessment.suspect:
                 suspects.append(node)
         self._keep_only(state, suspects)
         return _Look(tuple(changes), tuple(suspects), now + pause)
 
-    def _note(self, node: Node, session: SessionLink | None, now: float) -> _Seen:
+    def _note(self, node: Node, session: OpenSession | None, now: float) -> _Seen:
         """Updates the session of a node. Each session that begins or breaks starts the node's silence timer at zero."""
         number, connected = (node.session, False) if session is None else (session.number, True)
         seen = self._seen.get(node.id)
@@ -170,7 +170,7 @@ class HealthMonitor:
             seen = self._seen[node.id] = _Seen(number, connected, now)
         return seen
 
-    def _is_up_to_date(self, node: Node, session: SessionLink | None, version: int) -> bool:
+    def _is_up_to_date(self, node: Node, session: OpenSession | None, version: int) -> bool:
         """Returns whether the view shows the node's session here and the last change that was written."""
         return self._written_on.get(node.id) != version and (session is None or session.number == node.session)
 
@@ -187,7 +187,7 @@ class HealthMonitor:
         for node in suspects:
             pause = self.settings.heartbeat_seconds
             if node.id not in self._probe_at:
-                log.warning("health.node_suspect", node=node.name, link=node.link)
+                log.warning("health.node_suspect", node=node.name, condition=node.condition)
                 pause = min(pause, SECOND_LOOK_SECONDS)
             elif now < self._probe_at[node.id]:
                 continue
@@ -220,16 +220,16 @@ class HealthMonitor:
         for change in changes:
             node = change.node
             try:
-                if await self.registry.mark_node(node.id, node.session, change.link, ended=change.ended):
-                    log.info("health.node_changed", node=node.name, link=change.link, was=node.link)
+                if await self.registry.mark_node(node.id, node.session, change.condition, ended=change.ended):
+                    log.info("health.node_changed", node=node.name, condition=change.condition, was=node.condition)
                 self._written_on[node.id] = change.version
             except RegistryError as error:
-                log.warning("health.not_written", node=node.name, link=change.link, error=str(error))
+                log.warning("health.not_written", node=node.name, condition=change.condition, error=str(error))
                 return trio.current_time() + RETRY_SECONDS
         return inf
 
 
-def _link(session: SessionLink | None, seen: _Seen, now: float) -> Connectivity:
+def _connectivity(session: OpenSession | None, seen: _Seen, now: float) -> Connectivity:
     if session is None:
         return Connectivity(connected=False, silent_seconds=now - seen.since)
     return Connectivity(connected=True, silent_seconds=now - session.last_heard, leaving=session.leaving)
@@ -238,5 +238,5 @@ def _link(session: SessionLink | None, seen: _Seen, now: float) -> Connectivity:
 def _has_to_listen(replica: Replica, node: Node) -> bool:
     """Returns whether the replica has to listen. A draining replica closes its listener before its last answer is out
     (R13)."""
-    drains = replica.desired is not Desired.RUN or node.link is NodeStatus.DRAINING
+    drains = replica.desired is not Desired.RUN or node.condition is NodeStatus.DRAINING
     return replica.observed in LISTENING and replica.address is not None and not drains

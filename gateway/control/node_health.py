@@ -60,34 +60,36 @@ class HealthSettings:
 class Assessment:
     """The new condition of a node, and whether its replicas have to be probed."""
 
-    link: NodeStatus
+    condition: NodeStatus
     suspect: bool
     """Whether its replicas have to be probed."""
     again_in: float
     """The seconds until the assessment can change without an event; infinity if it cannot."""
 
 
-def assess(current: NodeStatus, link: Connectivity, settings: HealthSettings) -> Assessment:
+def assess(current: NodeStatus, connectivity: Connectivity, settings: HealthSettings) -> Assessment:
     """Returns the assessment. `current` is the node's condition in the registry."""
-    if current is NodeStatus.OFFLINE and (link.leaving or not link.connected):
+    if current is NodeStatus.OFFLINE and (connectivity.leaving or not connectivity.connected):
         return Assessment(NodeStatus.OFFLINE, suspect=False, again_in=inf)
-    doubtful = not link.connected or link.silent_seconds >= settings.suspect_after_seconds
-    status = _status(current, link, settings, doubtful=doubtful)
-    return Assessment(status, doubtful and status is not NodeStatus.OFFLINE, _again_in(link, settings))
+    doubtful = not connectivity.connected or connectivity.silent_seconds >= settings.suspect_after_seconds
+    status = _status(current, connectivity, settings, doubtful=doubtful)
+    return Assessment(status, doubtful and status is not NodeStatus.OFFLINE, _again_in(connectivity, settings))
 
 
-def _status(current: NodeStatus, link: Connectivity, settings: HealthSettings, *, doubtful: bool) -> NodeStatus:
-    if link.silent_seconds >= settings.offline_after_seconds:
+def _status(current: NodeStatus, connectivity: Connectivity, settings: HealthSettings, *, doubtful: bool) -> NodeStatus:
+    if connectivity.silent_seconds >= settings.offline_after_seconds:
         return NodeStatus.OFFLINE
-    if link.silent_seconds >= settings.stale_after_seconds:
+    if connectivity.silent_seconds >= settings.stale_after_seconds:
         return NodeStatus.UNHEALTHY
     if doubtful:
         return current
-    return NodeStatus.DRAINING if link.leaving else NodeStatus.HEALTHY
+    return NodeStatus.DRAINING if connectivity.leaving else NodeStatus.HEALTHY
 
 
-def _again_in(link: Connectivity, settings: HealthSettings) -> float:
+def _again_in(connectivity: Connectivity, settings: HealthSettings) -> float:
     limits = [settings.stale_after_seconds, settings.offline_after_seconds]
-    if link.connected:
+    if connectivity.connected:
         limits.append(settings.suspect_after_seconds)
-    return min((limit - link.silent_seconds for limit in limits if limit > link.silent_seconds), default=inf)
+    return min(
+        (limit - connectivity.silent_seconds for limit in limits if limit > connectivity.silent_seconds), default=inf
+    )

@@ -30,14 +30,14 @@ class NodeStatus(StrEnum):
 class Node:
     """A machine with a worker agent.
 
-    Two writers: `link` is what the holder of its session sees, `approved` and `draining` are an admin's wishes, which
-    outlive sessions. What follows for everybody else is `status`.
+    Two writers: `condition` is what the holder of its session sees, `approved` and `draining` are an admin's wishes,
+    which outlive sessions. What follows for everybody else is `status`.
     """
 
     id: NodeId
     name: str
     boot_id: BootId
-    link: NodeStatus
+    condition: NodeStatus
     """Any but `pending`; `draining` when the worker itself says that it leaves."""
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
@@ -47,7 +47,7 @@ class Node:
     draining: bool = False
     capacity: Capacity = UNKNOWN
     since: float = 0.0
-    """When `link` last changed: seconds of the registry's clock."""
+    """When `condition` last changed: seconds of the registry's clock."""
     session: int = 0
     """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
     gateway_id: GatewayId | None = None
@@ -58,12 +58,12 @@ class Node:
 
     @property
     def status(self) -> NodeStatus:
-        """The status: `pending` until approved, `draining` while an admin drains a healthy node, else `link`."""
+        """The status: `pending` until approved, `draining` while an admin drains a healthy node, else `condition`."""
         if not self.approved:
             return NodeStatus.PENDING
-        if self.draining and self.link is NodeStatus.HEALTHY:
+        if self.draining and self.condition is NodeStatus.HEALTHY:
             return NodeStatus.DRAINING
-        return self.link
+        return self.condition
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ TAKES_NOTHING: Final[Mapping[NodeStatus, str]] = MappingProxyType(
 
 def forget_at(node: Node | None) -> float | None:
     """When the node's replicas are given up if nothing changes: seconds of the registry's clock; None: never."""
-    if node is None or node.link is not NodeStatus.OFFLINE:
+    if node is None or node.condition is not NodeStatus.OFFLINE:
         return None
     return node.since + FORGET_AFTER_SECONDS
 

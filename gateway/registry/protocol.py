@@ -177,7 +177,9 @@ class Registry(Protocol):
         Replicas are not touched: `hello.replicas` are for `observe`. Raises `NotRegistered` when there is no such node
         or it has another boot id."""
 
-    async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
+    async def mark_node(
+        self, node_id: NodeId, session: int, condition: NodeStatus | None, *, ended: bool = False
+    ) -> bool:
         """What the holder of the session sees of the node; None leaves it. `ended`: nobody holds a session any more.
         False: `session` is not the node's newest, or it has ended and would make the node healthy again; nothing was
         written (H9)."""

@@ -155,7 +155,9 @@ class Store(ABC):
         )
         return outcome.after.nodes[hello.node_id].node.session
 
-    async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
+    async def mark_node(
+        self, node_id: NodeId, session: int, condition: NodeStatus | None, *, ended: bool = False
+    ) -> bool:
         """Stores the condition of a node's connection.
 
         Returns False if `session` is not the node's newest, or if it has ended and would make the node healthy again
@@ -163,7 +165,7 @@ class Store(ABC):
         """
         outcome = await self._transact(
             "mark_node",
-            lambda tables, now: node_writes.marked(tables, node_id, session, link, ended=ended, now=now),
+            lambda tables, now: node_writes.marked(tables, node_id, session, condition, ended=ended, now=now),
             RowScope(node=node_id),
         )
         return outcome.after is not None

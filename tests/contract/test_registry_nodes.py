@@ -62,7 +62,7 @@ async def test_a_new_node_is_offline_until_a_session_begins(registry: Registry, 
     clock.seconds = 1234.5
     async with bumping(registry, 1):
         node = await registry.register_node(registration(node_id=None, name="box"))
-    assert (node.name, node.boot_id, node.link, node.since) == ("box", "boot-1", OFF, 1234.5)
+    assert (node.name, node.boot_id, node.condition, node.since) == ("box", "boot-1", OFF, 1234.5)
     assert (node.approved, node.draining, node.capacity) == (True, False, UNKNOWN)
     assert (await registry.read_state()).nodes == {node.id: node}
 
@@ -84,7 +84,7 @@ async def test_a_node_may_change_its_name(registry: Registry) -> None:
         await registry.register_node(registration(name="tower"))
     await registry.register_node(registration(OTHER_NODE, name="box"))
     node = await stored_node(registry)
-    assert (node.name, node.labels, node.link, node.session) == ("tower", {"node.name": "tower"}, UP, session)
+    assert (node.name, node.labels, node.condition, node.session) == ("tower", {"node.name": "tower"}, UP, session)
 
 
 async def test_without_a_proof_the_name_of_an_offline_node_is_the_node(registry: Registry) -> None:
@@ -204,7 +204,7 @@ async def test_h9_a_new_boot_id_supersedes_the_earlier_agents_session(registry: 
         assert not await registry.note_capacity(NODE, session, PAIR)
         assert not await registry.observe(NODE, session, [])
     node = await stored_node(registry)
-    assert (node.link, node.since) == (OFF, 2000.0)
+    assert (node.condition, node.since) == (OFF, 2000.0)
     assert await registry.join_node(hello(boot_id="boot-2"), GATEWAY) > node.session > session
 
 
@@ -225,7 +225,7 @@ async def test_the_wish_to_drain_outlives_the_workers_restart(registry: Registry
     await registry.edit_node(NODE, NodeEdit(draining=True))
     await join(registry, hello(boot_id="boot-2"))
     node = await stored_node(registry)
-    assert (node.link, node.draining, node.status) == (UP, True, NodeStatus.DRAINING)
+    assert (node.condition, node.draining, node.status) == (UP, True, NodeStatus.DRAINING)
 
 
 # Joining
@@ -241,7 +241,7 @@ async def test_a_joining_node_is_healthy_and_stored_as_it_introduced_itself(
         await registry.join_node(introduction, GATEWAY)
     node = await stored_node(registry)
     assert (node.id, node.name, node.boot_id) == (NODE, introduction.name, "boot-1")
-    assert (node.link, node.since, node.status) == (UP, 1100.0, UP)
+    assert (node.condition, node.since, node.status) == (UP, 1100.0, UP)
     assert (node.max_replicas_per_model, node.capacity, node.free_vram_bytes) == (3, PAIR, 21 * GIB)
     assert node.labels == {
         "node.name": introduction.name,
@@ -313,7 +313,7 @@ async def test_a_node_that_waits_for_approval_may_join_and_is_pending(registry: 
     await registry.register_node(registration(approved=False))
     await registry.join_node(hello(), GATEWAY)
     node = await stored_node(registry)
-    assert (node.link, node.status) == (UP, NodeStatus.PENDING)
+    assert (node.condition, node.status) == (UP, NodeStatus.PENDING)
 
 
 # What the holder of the session sees
@@ -325,7 +325,7 @@ async def test_a_mark_is_written_with_its_time(registry: Registry, clock: Settab
     async with bumping(registry, 1):
         assert await registry.mark_node(NODE, session, NodeStatus.UNHEALTHY)
     node = await stored_node(registry)
-    assert (node.link, node.since, node.session) == (NodeStatus.UNHEALTHY, 1060.0, session)
+    assert (node.condition, node.since, node.session) == (NodeStatus.UNHEALTHY, 1060.0, session)
     assert await registry.mark_node(NODE, session, UP)
     assert (await stored_node(registry)).status == UP
 
@@ -357,7 +357,7 @@ async def test_an_ended_session_is_nobodys_once(registry: Registry) -> None:
     async with bumping(registry, 1):
         assert await registry.mark_node(NODE, session, UP, ended=True)
         assert await registry.mark_node(NODE, session, UP, ended=True)
-    assert (await stored_node(registry)).link == UP
+    assert (await stored_node(registry)).condition == UP
     async with bumping(registry, 1):
         assert await registry.mark_node(NODE, session, NodeStatus.UNHEALTHY)
 

@@ -73,7 +73,7 @@ class HealthBench:
             registry=self.registry,
             views=self.views,
             settings=SETTINGS,
-            links=lambda: self.sessions,
+            sessions=lambda: self.sessions,
             probe=self.probe,
             token_of=lambda who: f"t-{who}",
             note_broken=self._note_broken,

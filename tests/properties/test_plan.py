@@ -56,7 +56,7 @@ def nodes(draw: st.DrawFn) -> list[Node]:
     return [
         node(
             name,
-            link=draw(st.sampled_from(LINKS)),
+            condition=draw(st.sampled_from(LINKS)),
             approved=draw(st.sampled_from([True, True, False])),
             draining=draw(st.sampled_from([False, False, True])),
             since=draw(TIMES),
@@ -220,7 +220,7 @@ def status_of(seen: ClusterState, row: Replica) -> NodeStatus | None:
 
 def given_up(seen: ClusterState, row: Replica) -> bool:
     at = seen.nodes.get(row.node_id)
-    return at is None or (at.link is NodeStatus.OFFLINE and at.since <= NOW - FORGET_AFTER_SECONDS)
+    return at is None or (at.condition is NodeStatus.OFFLINE and at.since <= NOW - FORGET_AFTER_SECONDS)
 
 
 def counted(seen: ClusterState, of: ModelSpec) -> list[Replica]:
@@ -375,7 +375,7 @@ def test_w13_time_alone_ends_the_wait_for_a_node(before: ClusterState) -> None:
     waiting = [
         at.since + FORGET_AFTER_SECONDS
         for at in before.nodes.values()
-        if at.link is NodeStatus.OFFLINE
+        if at.condition is NodeStatus.OFFLINE
         and any(row.node_id == at.id and row.observed not in FINAL for row in before.replicas.values())
         and at.since > NOW - FORGET_AFTER_SECONDS
     ]
@@ -422,7 +422,7 @@ def test_so_does_one_that_knows_what_is_used(given_state: tuple[ClusterState, Ma
 def test_nodes_that_come_and_go_leave_no_oscillation(seen: ClusterState, turns: list[tuple[str, NodeStatus]]) -> None:
     """After each turn one plan is enough, and never is there more than the maximum on healthy nodes."""
     for name, link in turns:
-        turned = {**seen.nodes, NodeId(name): replace(seen.nodes[NodeId(name)], link=link, since=NOW)}
+        turned = {**seen.nodes, NodeId(name): replace(seen.nodes[NodeId(name)], condition=link, since=NOW)}
         seen = replace(seen, nodes=turned)
         seen = settle(seen)
         for of in seen.models.values():

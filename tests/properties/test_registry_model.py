@@ -288,8 +288,8 @@ def check(before: ClusterState, after: ClusterState) -> None:
     for node in after.nodes.values():
         old = before.nodes.get(node.id)
         assert old is None or node.session >= old.session
-        assert old is None or (node.since == old.since) == (node.link == old.link)
-        assert node.link is not NodeStatus.PENDING
+        assert old is None or (node.since == old.since) == (node.condition == old.condition)
+        assert node.condition is not NodeStatus.PENDING
 
 
 @given(history=histories)

@@ -112,6 +112,6 @@ class FleetRegistry(SimRegistry):
     async def mark_node(self, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool = False) -> bool:
         before = self._tables.nodes.get(node_id)
         written = await super().mark_node(node_id, session, link, ended=ended)
-        if written and link in GIVEN_UP and before is not None and before.node.link is not link:
+        if written and link in GIVEN_UP and before is not None and before.node.condition is not link:
             self.nodes_given_up.append((trio.current_time(), node_id, link))
         return written

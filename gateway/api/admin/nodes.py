@@ -67,9 +67,10 @@ class NodeService:
     async def remove(self, name: str, *, force: bool) -> Response:
         """Raises `Conflict` for a node whose worker is there: it would come back."""
         node = await self._find(name)
-        if node.link not in LOST and not force:
+        if node.condition not in LOST and not force:
             raise Conflict(
-                f"The node '{node.name}' is {node.link.value}. Stop its worker first, or remove it with force=true: "
+                f"The node '{node.name}' is {node.condition.value}. Stop its worker first, or remove it with "
+                f"force=true: "
                 "its replicas are then forgotten while they may still run."
             )
         if not await self._registry.remove_node(node.id):

@@ -76,9 +76,9 @@ class Sessions:
 
     async def _leave(self, session: NodeSession, *, gone: bool) -> None:
         """A worker that said goodbye is offline at once; one whose session broke stays what it was for now."""
-        link = NodeStatus.OFFLINE if gone else None
+        condition = NodeStatus.OFFLINE if gone else None
         try:
-            await self.settings.registry.mark_node(session.node_id, session.number, link, ended=True)
+            await self.settings.registry.mark_node(session.node_id, session.number, condition, ended=True)
         except RegistryError as error:
             log.warning("session.end_not_written", node=session.node_id, error=str(error))
         log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)

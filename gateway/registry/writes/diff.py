@@ -101,8 +101,8 @@ def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, 
         yield "node.registered", node_id, new.node.name
     if new.node.gateway_id is not None and old.node.session != new.node.session:
         yield "node.joined", node_id, f"session {new.node.session} at gateway {new.node.gateway_id}"
-    if old.node.link != new.node.link:
-        yield "node.link", node_id, f"{old.node.link} -> {new.node.link}"
+    if old.node.condition != new.node.condition:
+        yield "node.link", node_id, f"{old.node.condition} -> {new.node.condition}"
     if new.node.approved and not old.node.approved:
         yield "node.approved", node_id, ""
     if old.node.draining != new.node.draining:

@@ -2,7 +2,7 @@
 
 A node has several authors: its worker says what the machine has and allows (`Declared`, capacity), an admin says what
 counts instead (`NodeOverrides`), whether it may serve and whether it should drain, and the holder of its session says
-how it is (`link`). Each write changes its author's part only; `_effective` alone works out what follows.
+how it is (`condition`). Each write changes its author's part only; `_effective` alone works out what follows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,7 +74,7 @@ def _never_joined(row: NodeRow) -> bool:
     """And no admin has said anything of it either."""
     node = row.node
     is_untouched = row.overrides == NodeOverrides() and not node.draining
-    return node.joined_boot_id is None and node.link is NodeStatus.OFFLINE and is_untouched
+    return node.joined_boot_id is None and node.condition is NodeStatus.OFFLINE and is_untouched
 
 
 def node_named(tables: Tables, name: str) -> NodeRow | None:
@@ -87,7 +87,7 @@ def _without_namesake(tables: Tables, node_id: NodeId | None, name: str) -> Tabl
     namesake = node_named(tables, name)
     if node_id is None or namesake is None or namesake.node.id == node_id:
         return tables
-    without = removed(tables, namesake.node.id) if namesake.node.link is NodeStatus.OFFLINE else None
+    without = removed(tables, namesake.node.id) if namesake.node.condition is NodeStatus.OFFLINE else None
     return tables if without is None else without
 
 
@@ -96,7 +96,7 @@ def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:
     namesake = node_named(tables, name)
     if namesake is None:
         return None if node_id is None else tables.nodes.get(node_id)
-    is_own = namesake.node.link is NodeStatus.OFFLINE if node_id is None else namesake.node.id == node_id
+    is_own = namesake.node.condition is NodeStatus.OFFLINE if node_id is None else namesake.node.id == node_id
     if not is_own:
         raise NameTaken(f"node name {name!r} belongs to node {namesake.node.id}; give this worker another name")
     return namesake
@@ -109,7 +109,7 @@ def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> N
         id=fresh if registration.node_id is None else registration.node_id,
         name=name,
         boot_id=registration.boot_id,
-        link=NodeStatus.OFFLINE,
+        condition=NodeStatus.OFFLINE,
         approved=registration.approved,
         since=now,
         session=0 if registration.node_id is None else int(now * SESSIONS_PER_SECOND),
@@ -120,7 +120,7 @@ def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> N
 def _restarted(row: NodeRow, boot_id: BootId, now: float) -> NodeRow:
     """The earlier agent is over, and so is its session: the number grows, nobody holds it."""
     node = replace(row.node, boot_id=boot_id, session=row.node.session + 1, gateway_id=None)
-    return replace(row, node=_linked(node, NodeStatus.OFFLINE, now))
+    return replace(row, node=_with_condition(node, NodeStatus.OFFLINE, now))
 
 
 def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) -> dict[ReplicaId, Replica]:
@@ -147,7 +147,7 @@ def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> T
         capacity=_storable_capacity(hello.capacity),
     )
     declared = Declared(_storable_labels(hello.labels), hello.max_replicas_per_model, hello.vram_budget)
-    linked = _linked(node, NodeStatus.HEALTHY, now)
+    linked = _with_condition(node, NodeStatus.HEALTHY, now)
     return _with(tables, _effective(NodeRow(linked, declared, row.overrides)))
 
 
@@ -158,13 +158,13 @@ def held(tables: Tables, node_id: NodeId, session: int) -> NodeRow | None:
 
 
 def marked(
-    tables: Tables, node_id: NodeId, session: int, link: NodeStatus | None, *, ended: bool, now: float
+    tables: Tables, node_id: NodeId, session: int, condition: NodeStatus | None, *, ended: bool, now: float
 ) -> Tables | None:
     """None: the session is not the node's newest, or it has ended and would revive the node (H9)."""
     row = held(tables, node_id, session)
-    if row is None or (row.node.gateway_id is None and link is not None and _revives(row.node, link)):
+    if row is None or (row.node.gateway_id is None and condition is not None and _revives(row.node, condition)):
         return None
-    node = row.node if link is None else _linked(row.node, link, now)
+    node = row.node if condition is None else _with_condition(row.node, condition, now)
     return _with(tables, replace(row, node=replace(node, gateway_id=None) if ended else node))
 
 
@@ -204,12 +204,12 @@ def _with(tables: Tables, row: NodeRow) -> Tables:
     return replace(tables, nodes={**tables.nodes, row.node.id: row})
 
 
-def _linked(node: Node, link: NodeStatus, now: float) -> Node:
-    return node if node.link is link else replace(node, link=link, since=now)
+def _with_condition(node: Node, condition: NodeStatus, now: float) -> Node:
+    return node if node.condition is condition else replace(node, condition=condition, since=now)
 
 
-def _revives(node: Node, link: NodeStatus) -> bool:
-    return link is NodeStatus.HEALTHY and node.link is not NodeStatus.HEALTHY
+def _revives(node: Node, condition: NodeStatus) -> bool:
+    return condition is NodeStatus.HEALTHY and node.condition is not NodeStatus.HEALTHY
 
 
 def _effective(row: NodeRow) -> NodeRow:

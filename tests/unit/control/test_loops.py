@@ -390,7 +390,7 @@ async def test_h9_a_session_ends_when_its_node_has_a_newer_one_at_another_gatewa
         await trio.testing.wait_all_tasks_blocked()
         assert control.over == ["a newer session of this node has begun"]
         node = (await control.state()).nodes[NODE]
-        assert (node.gateway_id, node.link) == ("other", NodeStatus.HEALTHY)
+        assert (node.gateway_id, node.condition) == ("other", NodeStatus.HEALTHY)
 
 
 async def test_a_gateway_that_lost_its_registry_sends_its_workers_away(autojump_clock: trio.testing.MockClock) -> None:

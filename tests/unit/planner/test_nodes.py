@@ -41,7 +41,7 @@ def places(decided: Plan) -> list[NodeId]:
     ("first", "because"),
     [
         (node(A, draining=True), "its node drains"),
-        (node(A, link=NodeStatus.DRAINING), "its node drains"),
+        (node(A, condition=NodeStatus.DRAINING), "its node drains"),
         (node(A, approved=False), "its node is not approved"),
     ],
     ids=["an admin drains it", "its worker leaves", "not approved"],
@@ -63,7 +63,7 @@ def test_r11_a_node_that_the_selector_excludes_now_is_drained() -> None:
 
 @pytest.mark.parametrize("link", SILENT)
 def test_h12_what_runs_on_a_silent_node_is_left_alone_and_does_not_count(link: NodeStatus) -> None:
-    decided = decide(fleet(node(A, link=link, since=NOW)))
+    decided = decide(fleet(node(A, condition=link, since=NOW)))
     assert decided.want == ()
     assert decided.forget == ()
     assert places(decided) == [B]
@@ -71,30 +71,30 @@ def test_h12_what_runs_on_a_silent_node_is_left_alone_and_does_not_count(link: N
 
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_l3_a_load_on_a_silent_node_is_taken_over_by_another_one(observed: Observed) -> None:
-    assert places(decide(fleet(node(A, link=NodeStatus.UNHEALTHY), observed=observed))) == [B]
+    assert places(decide(fleet(node(A, condition=NodeStatus.UNHEALTHY), observed=observed))) == [B]
 
 
 def test_demand_is_met_elsewhere_while_the_node_is_silent() -> None:
-    seen = state([replica(R)], nodes=[node(A, link=NodeStatus.UNHEALTHY), node(B)], demand=[demand()])
+    seen = state([replica(R)], nodes=[node(A, condition=NodeStatus.UNHEALTHY), node(B)], demand=[demand()])
     assert places(decide(seen)) == [B]
 
 
 def test_w13_an_offline_node_is_waited_for_a_quarter_of_an_hour() -> None:
     since = NOW - FORGET_AFTER_SECONDS + 1
-    decided = decide(fleet(node(A, link=NodeStatus.OFFLINE, since=since)))
+    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=since)))
     assert decided.forget == ()
     assert decided.again_at == NOW + 1
 
 
 def test_w13_then_its_replicas_are_forgotten() -> None:
-    decided = decide(fleet(node(A, link=NodeStatus.OFFLINE, since=NOW - FORGET_AFTER_SECONDS)))
+    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=NOW - FORGET_AFTER_SECONDS)))
     [entry] = decided.forget
     assert (entry.replica_id, entry.because) == (R, "its node has been offline for 15 minutes")
     assert decided.mark == ()
 
 
 def test_w13_an_unhealthy_node_is_waited_for_however_long_it_is() -> None:
-    decided = decide(fleet(node(A, link=NodeStatus.UNHEALTHY, since=0.0)))
+    decided = decide(fleet(node(A, condition=NodeStatus.UNHEALTHY, since=0.0)))
     assert (decided.forget, decided.again_at) == ((), None)
 
 
@@ -130,7 +130,7 @@ def test_more_than_the_minimum_is_left_alone(maximum: int) -> None:
 
 def test_replicas_on_silent_nodes_are_not_too_much() -> None:
     seen = back(1)
-    silent = {**seen.nodes, A: node(A, link=NodeStatus.UNHEALTHY)}
+    silent = {**seen.nodes, A: node(A, condition=NodeStatus.UNHEALTHY)}
     assert decide(replace(seen, nodes=silent)) == Plan()
 
 

@@ -17,8 +17,8 @@ R = ReplicaId("r")
 UNFIT = [
     node(approved=False),
     node(draining=True),
-    node(link=NodeStatus.UNHEALTHY),
-    node(link=NodeStatus.OFFLINE, since=NOW),
+    node(condition=NodeStatus.UNHEALTHY),
+    node(condition=NodeStatus.OFFLINE, since=NOW),
 ]
 """A node of each status but healthy."""
 

@@ -126,7 +126,7 @@ def test_all_is_one_on_each_node_and_no_second_one() -> None:
 
 
 def test_p5_all_on_nodes_of_which_one_has_no_room() -> None:
-    nodes = [node("n1", max_replicas_per_model=0), node("n2"), node("n3", link=NodeStatus.UNHEALTHY)]
+    nodes = [node("n1", max_replicas_per_model=0), node("n2"), node("n3", condition=NodeStatus.UNHEALTHY)]
     decided = decide(state(specs=[EVERYWHERE], nodes=nodes))
     assert [start.replica.node_id for start in decided.start] == ["n2"]
     [told] = decided.unsatisfiable.values()

@@ -93,7 +93,7 @@ def test_w11_a_replica_that_a_silent_gateway_had_a_request_on_is_left_to_its_wor
 def test_r13_what_drains_with_its_worker_is_not_stopped_before_it_is_written_that_it_drains(link: NodeStatus) -> None:
     """Its worker may have said so before it said that it leaves; and who is told with this plan does not know yet."""
     draining = replica(R, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
-    decided = decide(state([draining], nodes=[node(link=link)]), {}, audience=Audience(9))
+    decided = decide(state([draining], nodes=[node(condition=link)]), {}, audience=Audience(9))
     assert [what for _, what, _ in wanted(decided)] == ([Desired.DRAIN] if link is NodeStatus.DRAINING else [])
 
 

@@ -140,7 +140,7 @@ async def test_l11_a_wait_for_a_load_is_bounded_and_says_how_far_it_is(
 
 async def test_no_healthy_node_is_waited_for_and_then_named(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench()
-    bench.view = view(nodes=[node(link=NodeStatus.OFFLINE)])
+    bench.view = view(nodes=[node(condition=NodeStatus.OFFLINE)])
     with pytest.raises(NoNode):
         await bench.lease()
     assert trio.current_time() == pytest.approx(60)

@@ -12,8 +12,8 @@ from tests.fakes.fleet import MODEL, node, replica, view
 
 NOW = 1000.0
 FAILED = {MODEL: LoadFailure("exit 3", 1, NOW + 10)}
-SILENT = node(link=NodeStatus.UNHEALTHY)
-LOST = [node(link=NodeStatus.OFFLINE), node(draining=True), node(approved=False)]
+SILENT = node(condition=NodeStatus.UNHEALTHY)
+LOST = [node(condition=NodeStatus.OFFLINE), node(draining=True), node(approved=False)]
 """Nodes that nobody should wait for."""
 
 
@@ -53,7 +53,11 @@ def test_without_a_healthy_node_the_error_says_which_there_are(unfit: Node) -> N
 
 
 def test_several_nodes_are_counted_by_their_status() -> None:
-    nodes = [node("n1", draining=True), node("n2", link=NodeStatus.OFFLINE), node("n3", link=NodeStatus.OFFLINE)]
+    nodes = [
+        node("n1", draining=True),
+        node("n2", condition=NodeStatus.OFFLINE),
+        node("n3", condition=NodeStatus.OFFLINE),
+    ]
     assert told(view(nodes=nodes)).message.endswith(": 1 draining, 2 offline.")
 
 

@@ -48,7 +48,7 @@ async def test_a_new_worker_learns_who_it_is_and_where_to_connect() -> None:
     assert is_credential(CLUSTER_SECRET, node_id, BootId(BOOT), answer.pop("credential"))
     assert answer == {"session_address": "gw.example:8081", "approved": True, "gateway_id": "g", "tls": False}
     node = (await front.registry.read_state()).nodes[node_id]
-    assert (node.name, node.boot_id, node.link) == ("box", BOOT, NodeStatus.OFFLINE)
+    assert (node.name, node.boot_id, node.condition) == ("box", BOOT, NodeStatus.OFFLINE)
 
 
 async def test_an_admin_may_want_to_approve_first() -> None:
