@@ -47,7 +47,7 @@ class Reconciler:
     """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""
     limits: WatchdogLimits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
-    remembered: PlanningHistory = NO_HISTORY
+    history: PlanningHistory = NO_HISTORY
     outcome: PlanOutcome = field(default_factory=PlanOutcome)
     """What the last plan could not bring about."""
     planning_seconds: float = 0.0
@@ -72,7 +72,7 @@ class Reconciler:
         epoch, self.planning_seconds = self.leadership.epoch, 0.0
         if epoch is None:
             self.outcome.record(Plan())
-            self.remembered = NO_HISTORY
+            self.history = NO_HISTORY
             return inf
         try:
             return await self._plan_and_apply(epoch)
@@ -93,14 +93,14 @@ class Reconciler:
             await self.registry.apply(epoch, write)
             for verb, subject, because in reasons(decided):
                 log.info("control.planned", verb=verb, subject=subject, because=because)
-            gone = [state.replicas[entry.replica_id] for entry in decided.forget]
-            self.remembered = record_released(self.remembered, state, gone, now)
+            gone = [state.replicas[entry.replica_id] for entry in decided.delete]
+            self.history = record_released(self.history, state, gone, now)
         if decided.again_at is None:
             return self.interval_seconds
         return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.again_at - now))
 
     def _plan(self, state: ClusterState, now: float) -> Plan:
-        self.remembered = record_demand(self.remembered, state, now)
+        self.history = record_demand(self.history, state, now)
         decided = plan(
             state=state,
             now=now,
@@ -109,7 +109,7 @@ class Reconciler:
             usage=self.usage(now),
             limits=self.limits,
             lost={replica.id for replica in state.replicas.values() if replica.lost},
-            remembered=self.remembered,
+            history=self.history,
             audience=self.audience(),
         )
         self.outcome.record(decided)

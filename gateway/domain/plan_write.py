@@ -19,10 +19,10 @@ class ControlWrite:
     In this order: a slot that is freed here can be placed on here.
     """
 
-    place: tuple[Replica, ...] = ()
-    desire: tuple[tuple[ReplicaId, Desired], ...] = ()
-    forget: tuple[ReplicaId, ...] = ()
-    failures: tuple[tuple[ModelName, LoadFailure | None], ...] = ()
+    create: tuple[Replica, ...] = ()
+    set_desired: tuple[tuple[ReplicaId, Desired], ...] = ()
+    delete: tuple[ReplicaId, ...] = ()
+    set_failures: tuple[tuple[ModelName, LoadFailure | None], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.place or self.desire or self.forget or self.failures)
+        return bool(self.create or self.set_desired or self.delete or self.set_failures)

@@ -22,19 +22,19 @@ BACKOFF_MAX_SECONDS: Final = 300.0
 class PlanBuilder:
     """Collects the changes of one plan, and applies each to the working state at once."""
 
-    ground: WorkingState
+    working: WorkingState
     new_replica_id: Callable[[], ReplicaId]
     failures: dict[ModelName, LoadFailure]
     start: list[StartReplica] = field(default_factory=list)
-    want: dict[ReplicaId, SetDesired] = field(default_factory=dict)
+    set_desired: dict[ReplicaId, SetDesired] = field(default_factory=dict)
     """One per replica: a later reason to end it more quickly takes the place of an earlier one."""
-    forget: list[DeleteReplica] = field(default_factory=list)
-    mark: list[SetLoadFailure] = field(default_factory=list)
-    wait: list[Pending] = field(default_factory=list)
+    delete: list[DeleteReplica] = field(default_factory=list)
+    set_failures: list[SetLoadFailure] = field(default_factory=list)
+    pending: list[Pending] = field(default_factory=list)
     unsatisfiable: dict[ModelName, str] = field(default_factory=dict)
     again_at: float = inf
 
-    def begin(self, spec: ModelSpec, place: Placement, because: str) -> None:
+    def start_replica(self, spec: ModelSpec, place: Placement, because: str) -> None:
         """Plans a new replica of the model at `place`; `because` is the reason that is logged."""
         replica = Replica(
             id=self.new_replica_id(),
@@ -45,44 +45,46 @@ class PlanBuilder:
             desired=Desired.RUN,
             observed=Observed.PLACED,
             parallel=spec.slots,
-            since=self.ground.now,
+            since=self.working.now,
         )
-        self.ground.put(replica)
+        self.working.put(replica)
         self.start.append(StartReplica(replica, because, place.scores))
 
-    def claim(self, spec: ModelSpec, place: Placement) -> None:
+    def reserve(self, spec: ModelSpec, place: Placement) -> None:
         """Nobody else gets the room that is being made."""
-        self.ground.claim(spec, place.node)
-        self.look_again(place.again_at)
+        self.working.reserve(spec, place.node)
+        self.replan_at(place.again_at)
 
-    def let_end(self, replica: Replica, desired: Desired, because: str) -> None:
+    def end_replica(self, replica: Replica, desired: Desired, because: str) -> None:
         """Plans that the replica is drained or stopped, in place of what was planned for it before."""
-        self.want[replica.id] = SetDesired(replica.id, desired, because)
-        self.ground.put(replace(replica, desired=desired))
+        self.set_desired[replica.id] = SetDesired(replica.id, desired, because)
+        self.working.put(replace(replica, desired=desired))
 
-    def drop(self, replica: Replica, because: str) -> None:
+    def delete_replica(self, replica: Replica, because: str) -> None:
         """Plans that the record of a replica which is over is deleted."""
-        self.forget.append(DeleteReplica(replica.id, because))
-        self.ground.drop(replica)
+        self.delete.append(DeleteReplica(replica.id, because))
+        self.working.delete(replica)
 
-    def note_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
+    def record_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
         """A load has failed, which matters if it was one of the model as it is now. `forgives_first`: the first of a
         row is tried again at once."""
-        spec = self.ground.state.models.get(replica.model)
+        spec = self.working.state.models.get(replica.model)
         if spec is None or spec.revision != replica.revision:
             return
         first = 0 if forgives_first else 1
         attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else first
-        failure = LoadFailure(cause, attempts, self.ground.now + backoff_seconds(attempts))
+        failure = LoadFailure(cause, attempts, self.working.now + backoff_seconds(attempts))
         self.failures[spec.name] = failure
-        self.mark.append(SetLoadFailure(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke"))
+        self.set_failures.append(
+            SetLoadFailure(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke")
+        )
 
-    def note_success(self, spec: ModelSpec) -> None:
+    def record_success(self, spec: ModelSpec) -> None:
         """Clears the model's load failure, since it is loaded now. Raises `KeyError` if it has none."""
         del self.failures[spec.name]
-        self.mark.append(SetLoadFailure(spec.name, None, "it is loaded"))
+        self.set_failures.append(SetLoadFailure(spec.name, None, "it is loaded"))
 
-    def look_again(self, at: float | None) -> None:
+    def replan_at(self, at: float | None) -> None:
         """Time alone may change something then."""
         if at is not None:
             self.again_at = min(self.again_at, at)
@@ -91,10 +93,10 @@ class PlanBuilder:
         """Returns the plan with all that was collected."""
         return Plan(
             start=tuple(self.start),
-            want=tuple(self.want.values()),
-            forget=tuple(self.forget),
-            mark=tuple(self.mark),
-            wait=tuple(self.wait),
+            set_desired=tuple(self.set_desired.values()),
+            delete=tuple(self.delete),
+            set_failures=tuple(self.set_failures),
+            pending=tuple(self.pending),
             unsatisfiable=MappingProxyType(self.unsatisfiable),
             again_at=self.again_at if self.again_at < inf else None,
         )

@@ -33,7 +33,7 @@ class PlanningHistory:
     """When somebody last waited for the model: seconds of the registry's clock."""
     asked: frozenset[ModelName] = frozenset()
     """Models that somebody waited for at the last look, and so for some time after it."""
-    freed: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))
+    released: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))
 
 
 NO_HISTORY: Final = PlanningHistory()
@@ -52,28 +52,28 @@ def memory_need(state: ClusterState, node: Node, model: ModelName) -> int | None
     return requirement.vram_bytes if node.capacity.gpus else requirement.ram_bytes
 
 
-def record_demand(remembered: PlanningHistory, state: ClusterState, now: float) -> PlanningHistory:
+def record_demand(history: PlanningHistory, state: ClusterState, now: float) -> PlanningHistory:
     """Before a plan. A load that is seen for the first time counts as wanted now."""
-    asked = {model: at for model, at in remembered.asked_at.items() if model in state.models}
+    asked = {model: at for model, at in history.asked_at.items() if model in state.models}
     for replica in state.replicas.values():
         if replica.observed in COMING_UP:
             asked.setdefault(replica.model, now)
     asking = frozenset(demand.model for demand in state.demand if demand.waiting)
-    asked |= dict.fromkeys((asking | remembered.asked) & state.models.keys(), now)
-    return replace(remembered, asked_at=asked, asked=asking)
+    asked |= dict.fromkeys((asking | history.asked) & state.models.keys(), now)
+    return replace(history, asked_at=asked, asked=asking)
 
 
 def record_released(
-    remembered: PlanningHistory, state: ClusterState, gone: Iterable[Replica], now: float
+    history: PlanningHistory, state: ClusterState, gone: Iterable[Replica], now: float
 ) -> PlanningHistory:
     """`gone` are replicas of `state` that are over."""
-    freed = {node_id: each for node_id, each in remembered.freed.items() if node_id in state.nodes}
+    released = {node_id: each for node_id, each in history.released.items() if node_id in state.nodes}
     for replica in gone:
         node = state.nodes.get(replica.node_id)
         if node is None or replica.observed is not Observed.GONE:
             continue  # what has failed may never have taken anything
-        reading, before = free_reading(node), freed.get(node.id)
+        reading, before = free_reading(node), released.get(node.id)
         bytes_before = before.bytes if before is not None and before.reading == reading else 0
         given_back = memory_need(state, node, replica.model) or 0
-        freed[node.id] = ReleasedMemory(now, bytes_before + given_back, reading)
-    return replace(remembered, freed=freed)
+        released[node.id] = ReleasedMemory(now, bytes_before + given_back, reading)
+    return replace(history, released=released)

@@ -9,7 +9,7 @@ its model needs from its placement on (P2, P3), so free for a newcomer is the le
 where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
 constraint.
 
-Each function here takes a working state and a node and is asked through `WorkingState.once`: a full fleet asks for
+Each function here takes a working state and a node and is asked through `WorkingState.cached`: a full fleet asks for
 every model of every node, and hardly any node changes in between.
 """
 
@@ -40,43 +40,51 @@ class NodeResources:
     """Memory for a newcomer, what others have been promised taken off; None: unknown."""
 
 
-def current_resources(ground: WorkingState, node: Node) -> NodeResources:
+def current_resources(working: WorkingState, node: Node) -> NodeResources:
     """Returns what is in use and free on the node now."""
-    rows = ground.on(node)
-    free = [_unused(ground, node), _unpromised(ground, node, rows), ground.once(projected_resources, node).free_bytes]
+    rows = working.on(node)
+    free = [
+        _unused(working, node),
+        _unreserved(working, node, rows),
+        working.cached(projected_resources, node).free_bytes,
+    ]
     return NodeResources(tuple(rows), _slots(rows), _least(free))
 
 
-def projected_resources(ground: WorkingState, node: Node) -> NodeResources:
+def projected_resources(working: WorkingState, node: Node) -> NodeResources:
     """Returns what the node holds once the replicas that leave have left and its readings have settled."""
-    rows = [row for row in ground.on(node) if not is_leaving(row)]
-    free = _least([_unused_soon(ground, node), _unpromised(ground, node, rows)])
-    claimed = sum(memory_need(ground.state, node, claim.model) or 0 for claim in ground.claims_on(node))
-    return NodeResources(tuple(rows), _slots(rows), None if free is None else free - claimed)
+    rows = [row for row in working.on(node) if not is_leaving(row)]
+    free = _least([_unused_projected(working, node), _unreserved(working, node, rows)])
+    reserved = sum(
+        memory_need(working.state, node, reservation.model) or 0 for reservation in working.reservations_on(node)
+    )
+    return NodeResources(tuple(rows), _slots(rows), None if free is None else free - reserved)
 
 
-def fetched_models(ground: WorkingState, node: Node) -> frozenset[ModelName]:
+def fetched_models(working: WorkingState, node: Node) -> frozenset[ModelName]:
     """Returns the models whose artifact is on the node, since a replica of theirs has come that far."""
-    return frozenset(row.model for row in ground.on(node) if row.observed not in NOT_HERE_YET)
+    return frozenset(row.model for row in working.on(node) if row.observed not in NOT_HERE_YET)
 
 
-def coming_models(ground: WorkingState, node: Node) -> frozenset[ModelName]:
+def coming_models(working: WorkingState, node: Node) -> frozenset[ModelName]:
     """Whose artifact is still to be fetched, as far as is known: of a replica, or of one that room is promised for."""
-    rows, claims = ground.on(node), ground.claims_on(node)
-    return frozenset([each.model for each in rows] + [each.model for each in claims]) - fetched_models(ground, node)
+    rows, reservations = working.on(node), working.reservations_on(node)
+    return frozenset([each.model for each in rows] + [each.model for each in reservations]) - fetched_models(
+        working, node
+    )
 
 
-def settles_at(ground: WorkingState, node: Node) -> float | None:
+def settles_at(working: WorkingState, node: Node) -> float | None:
     """When time alone makes the next of its readings count; None: they all do."""
-    times = [row.since + SETTLE_SECONDS for row in ground.on(node) if row.observed is Observed.READY]
-    if (freed := ground.remembered.freed.get(node.id)) is not None:
-        times.append(freed.at + SETTLE_SECONDS)
-    return min((at for at in times if at > ground.now), default=None)
+    times = [row.since + SETTLE_SECONDS for row in working.on(node) if row.observed is Observed.READY]
+    if (released := working.history.released.get(node.id)) is not None:
+        times.append(released.at + SETTLE_SECONDS)
+    return min((at for at in times if at > working.now), default=None)
 
 
-def need_of(ground: WorkingState, node: Node, rows: Iterable[Replica]) -> int:
+def need_of(working: WorkingState, node: Node, rows: Iterable[Replica]) -> int:
     """Returns how many bytes of the node's memory the replicas take, as far as is known."""
-    return sum(memory_need(ground.state, node, row.model) or 0 for row in rows)
+    return sum(memory_need(working.state, node, row.model) or 0 for row in rows)
 
 
 def _least(amounts: Iterable[int | None]) -> int | None:
@@ -90,37 +98,39 @@ def _slots(rows: Iterable[Replica]) -> Mapping[ModelName, frozenset[int]]:
     return slots
 
 
-def _unpromised(ground: WorkingState, node: Node, rows: Iterable[Replica]) -> int | None:
+def _unreserved(working: WorkingState, node: Node, rows: Iterable[Replica]) -> int | None:
     total = node.capacity.vram_bytes if node.capacity.gpus else node.capacity.ram_bytes
-    return None if total is None else total - need_of(ground, node, rows)
+    return None if total is None else total - need_of(working, node, rows)
 
 
-def _unused(ground: WorkingState, node: Node) -> int | None:
-    reading, given_back = _reading(ground, node)
+def _unused(working: WorkingState, node: Node) -> int | None:
+    reading, given_back = _reading(working, node)
     if reading is None:
         return None
-    unseen = [row for row in ground.on(node) if _is_unseen(row, ground.now)]
-    return reading + given_back - need_of(ground, node, unseen)
+    unseen = [row for row in working.on(node) if _is_unseen(row, working.now)]
+    return reading + given_back - need_of(working, node, unseen)
 
 
-def _unused_soon(ground: WorkingState, node: Node) -> int | None:
+def _unused_projected(working: WorkingState, node: Node) -> int | None:
     """Where a reading is known to be outdated, only what has been promised counts."""
-    reading, _ = _reading(ground, node)
-    if reading is None or _is_outdated(ground, node):
+    reading, _ = _reading(working, node)
+    if reading is None or _is_outdated(working, node):
         return None
-    seen = [row for row in ground.on(node) if is_leaving(row) and row.observed not in COMING_UP]
-    return reading + need_of(ground, node, seen)
+    seen = [row for row in working.on(node) if is_leaving(row) and row.observed not in COMING_UP]
+    return reading + need_of(working, node, seen)
 
 
-def _reading(ground: WorkingState, node: Node) -> tuple[int | None, int]:
+def _reading(working: WorkingState, node: Node) -> tuple[int | None, int]:
     """What was told last, and what was given back since."""
-    freed = ground.remembered.freed.get(node.id)
-    return free_reading(node), freed.bytes if freed is not None and _is_outdated(ground, node) else 0
+    released = working.history.released.get(node.id)
+    return free_reading(node), released.bytes if released is not None and _is_outdated(working, node) else 0
 
 
-def _is_outdated(ground: WorkingState, node: Node) -> bool:
-    freed = ground.remembered.freed.get(node.id)
-    return freed is not None and freed.reading == free_reading(node) and ground.now < freed.at + SETTLE_SECONDS
+def _is_outdated(working: WorkingState, node: Node) -> bool:
+    released = working.history.released.get(node.id)
+    return (
+        released is not None and released.reading == free_reading(node) and working.now < released.at + SETTLE_SECONDS
+    )
 
 
 def _is_unseen(row: Replica, now: float) -> bool:

@@ -14,8 +14,8 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.feasibility import (
     FitCheck,
-    ask_now,
-    ask_soon,
+    check_current,
+    check_projected,
     free_slot,
     has_room,
     memory_after,
@@ -41,8 +41,8 @@ class Placement:
     slot: int
     scores: tuple[NodeScore, ...]
     is_free: bool = True
-    """False: it has to wait, for `evictions` or for what leaves already."""
-    evictions: tuple[Replica, ...] = ()
+    """False: it has to wait, for `victims` or for what leaves already."""
+    victims: tuple[Replica, ...] = ()
     """Those that have to go, which is to be begun now."""
     again_at: float | None = None
     """When to look again, whatever happens (registry clock)."""
@@ -64,35 +64,35 @@ class Insufficient:
 
 
 def pick_place(
-    ground: WorkingState, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_evict: bool = True
+    working: WorkingState, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_preempt: bool = True
 ) -> Placement | Insufficient:
     """The best of `nodes`, or of all nodes on which the model may run."""
-    found = ground.fitting_nodes(spec) if nodes is None else nodes
-    questions = [ask_soon(ground, node, spec) for node in found]
-    fitting = [each for each in questions if has_room(each)]
+    found = working.fitting_nodes(spec) if nodes is None else nodes
+    fits = [check_projected(working, node, spec) for node in found]
+    fitting = [each for each in fits if has_room(each)]
     return (
-        _best([_placement(now) for each in fitting if has_room(now := ask_now(ground, each.node, spec))])
+        _best([_placement(now) for each in fitting if has_room(now := check_current(working, each.node, spec))])
         or _soon(fitting)
-        or (_by_eviction(questions) if may_evict else None)
-        or _insufficient(questions, may_evict=may_evict)
+        or (_by_preemption(fits) if may_preempt else None)
+        or _insufficient(fits, may_preempt=may_preempt)
     )
 
 
-def _placement(question: FitCheck) -> Placement:
-    slot = free_slot(question)
+def _placement(fit: FitCheck) -> Placement:
+    slot = free_slot(fit)
     assert slot is not None  # noqa: S101 - nothing is lacking
-    return Placement(question.node, slot, _scores(question))
+    return Placement(fit.node, slot, _scores(fit))
 
 
-def _scores(question: FitCheck) -> tuple[NodeScore, ...]:
+def _scores(fit: FitCheck) -> tuple[NodeScore, ...]:
     """What breaks comes last; replicas of one model are spread; then the emptier node wins, and more room left."""
-    ground, node = question.ground, question.node
-    rows = ground.on(node)
+    working, node = fit.working, fit.node
+    rows = working.on(node)
     return (
-        NodeScore("doubtful", float(node.id in ground.doubtful)),
-        NodeScore("replicas of the model", float(sum(row.model == question.spec.name for row in rows))),
+        NodeScore("doubtful", float(node.id in working.doubtful)),
+        NodeScore("replicas of the model", float(sum(row.model == fit.spec.name for row in rows))),
         NodeScore("replicas", float(len(rows))),
-        NodeScore("free bytes after", -float(memory_after(question) or 0)),
+        NodeScore("free bytes after", -float(memory_after(fit) or 0)),
     )
 
 
@@ -105,40 +105,40 @@ def _soon(fitting: list[FitCheck]) -> Placement | None:
     best = min(fitting, key=lambda each: (memory_after(each) or 0, each.node.name), default=None)
     if best is None:
         return None
-    return replace(_placement(best), is_free=False, again_at=best.ground.once(settles_at, best.node))
+    return replace(_placement(best), is_free=False, again_at=best.working.cached(settles_at, best.node))
 
 
-def _by_eviction(questions: list[FitCheck]) -> Placement | None:
+def _by_preemption(fits: list[FitCheck]) -> Placement | None:
     """Finds the node on which the fewest replicas have to go, or, of several, where they are least missed."""
-    ways = [(question, found) for question in questions if (found := victims(question))]
-    best = min(ways, key=lambda way: (len(way[1]), -idlest(way[0].ground, way[1]), way[0].node.name), default=None)
+    ways = [(fit, found) for fit in fits if (found := victims(fit))]
+    best = min(ways, key=lambda way: (len(way[1]), -idlest(way[0].working, way[1]), way[0].node.name), default=None)
     if best is None:
         return None
-    question, evictions = best
-    cleared = question._replace(without=evictions)
-    return replace(_placement(cleared), is_free=False, evictions=evictions)
+    fit, chosen = best
+    cleared = fit._replace(without=chosen)
+    return replace(_placement(cleared), is_free=False, victims=chosen)
 
 
-def _insufficient(questions: list[FitCheck], *, may_evict: bool) -> Insufficient:
-    in_the_way = [(question, _worth_waiting_for(question)) for question in questions]
-    times = [at for question, rows in in_the_way for at in _times(question, rows)] if may_evict else []
-    reasons = {question.node.name: _why(question, rows) for question, rows in in_the_way}
+def _insufficient(fits: list[FitCheck], *, may_preempt: bool) -> Insufficient:
+    in_the_way = [(fit, _worth_waiting_for(fit)) for fit in fits]
+    times = [at for fit, rows in in_the_way for at in _times(fit, rows)] if may_preempt else []
+    reasons = {fit.node.name: _why(fit, rows) for fit, rows in in_the_way}
     return Insufficient(reasons, min(times, default=None))
 
 
-def _why(question: FitCheck, in_the_way: list[Replica]) -> str:
+def _why(fit: FitCheck, in_the_way: list[Replica]) -> str:
     in_use = sorted({row.model for row in in_the_way})
-    lacking = ", ".join(missing_resources(ask_now(question.ground, question.node, question.spec)))
-    return f"{lacking}; in use: {', '.join(in_use)}" if in_use else lacking
+    missing = ", ".join(missing_resources(check_current(fit.working, fit.node, fit.spec)))
+    return f"{missing}; in use: {', '.join(in_use)}" if in_use else missing
 
 
-def _times(question: FitCheck, in_the_way: list[Replica]) -> list[float]:
+def _times(fit: FitCheck, in_the_way: list[Replica]) -> list[float]:
     """When time alone may bring room: those in the way may go by then, or readings settle."""
-    ground = question.ground
-    settled_at = ground.once(settles_at, question.node)
-    return [may_leave_at(ground, row) for row in in_the_way] + ([settled_at] if settled_at else [])
+    working = fit.working
+    settled_at = working.cached(settles_at, fit.node)
+    return [may_leave_at(working, row) for row in in_the_way] + ([settled_at] if settled_at else [])
 
 
-def _worth_waiting_for(question: FitCheck) -> list[Replica]:
+def _worth_waiting_for(fit: FitCheck) -> list[Replica]:
     """Replicas that are in the way, and may go once they are not used any more."""
-    return [row for row in victims(question, later=True) or () if not is_idle(question.ground, row)]
+    return [row for row in victims(fit, later=True) or () if not is_idle(fit.working, row)]

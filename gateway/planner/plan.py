@@ -62,10 +62,10 @@ class Plan:
     """Lists what one round of planning changes, and which replicas it could not start."""
 
     start: tuple[StartReplica, ...] = ()
-    want: tuple[SetDesired, ...] = ()
-    forget: tuple[DeleteReplica, ...] = ()
-    mark: tuple[SetLoadFailure, ...] = ()
-    wait: tuple[Pending, ...] = ()
+    set_desired: tuple[SetDesired, ...] = ()
+    delete: tuple[DeleteReplica, ...] = ()
+    set_failures: tuple[SetLoadFailure, ...] = ()
+    pending: tuple[Pending, ...] = ()
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
     """Models that have fewer replicas than they have to have, for want of room (P5)."""
     again_at: float | None = None
@@ -74,16 +74,16 @@ class Plan:
     def as_write(self) -> ControlWrite:
         """Returns the plan's changes in the form in which the registry writes them."""
         return ControlWrite(
-            place=tuple(entry.replica for entry in self.start),
-            desire=tuple((entry.replica_id, entry.desired) for entry in self.want),
-            forget=tuple(entry.replica_id for entry in self.forget),
-            failures=tuple((entry.model, entry.failure) for entry in self.mark),
+            create=tuple(entry.replica for entry in self.start),
+            set_desired=tuple((entry.replica_id, entry.desired) for entry in self.set_desired),
+            delete=tuple(entry.replica_id for entry in self.delete),
+            set_failures=tuple((entry.model, entry.failure) for entry in self.set_failures),
         )
 
 
 def reasons(plan: Plan) -> Iterable[tuple[str, str, str]]:
     """(verb, subject, because) of everything the plan changes, for the log."""
     yield from (("start", f"{entry.replica.model}/{entry.replica.id}", entry.because) for entry in plan.start)
-    yield from ((entry.desired.value, entry.replica_id, entry.because) for entry in plan.want)
-    yield from (("forget", entry.replica_id, entry.because) for entry in plan.forget)
-    yield from (("mark", entry.model, entry.because) for entry in plan.mark)
+    yield from ((entry.desired.value, entry.replica_id, entry.because) for entry in plan.set_desired)
+    yield from (("forget", entry.replica_id, entry.because) for entry in plan.delete)
+    yield from (("mark", entry.model, entry.because) for entry in plan.set_failures)

@@ -39,100 +39,101 @@ class PreemptionCandidate(NamedTuple):
     """When the oldest request that waits for its model began to; None: none waits."""
 
 
-def victims(question: FitCheck, *, later: bool = False) -> tuple[Replica, ...] | None:
-    """Replicas of the node that make room by leaving, for a question of `ask_soon`; None: not even all of them would.
+def victims(fit: FitCheck, *, later: bool = False) -> tuple[Replica, ...] | None:
+    """Replicas of the node that make room by leaving, for a question of `check_projected`; None: not even all of them
+    would.
 
     `later`: also those that may go once their requests have ended and they have been there long enough.
     """
-    in_the_way = blockers(question)
-    leavers, most_bytes = question.ground.once(_all_leavers if later else _idle_leavers, question.node)
+    in_the_way = blockers(fit)
+    candidates, most_bytes = fit.working.cached(_all_candidates if later else _idle_candidates, fit.node)
     if in_the_way is None or in_the_way.missing_bytes > most_bytes:
         return None
-    chosen = _enough(question, leavers, in_the_way)
+    chosen = _enough(fit, candidates, in_the_way)
     return None if chosen is None else tuple(each.row for each in _only_needed(chosen, in_the_way))
 
 
-def may_leave_at(ground: WorkingState, row: Replica) -> float:
+def may_leave_at(working: WorkingState, row: Replica) -> float:
     """When to look at it again, if it is in the way and must not go yet."""
-    if _is_used(ground, row):
-        return ground.now + RECHECK_SECONDS
+    if _is_used(working, row):
+        return working.now + RECHECK_SECONDS
     return row.since + MIN_RESIDENCE_SECONDS
 
 
-def _all_leavers(ground: WorkingState, node: Node) -> tuple[list[PreemptionCandidate], int]:
+def _all_candidates(working: WorkingState, node: Node) -> tuple[list[PreemptionCandidate], int]:
     """Returns the node's evictable replicas, the longest unused first, and what bytes they give back together."""
-    rows = [row for row in ground.on(node) if is_preemptible(ground, row)]
-    rows.sort(key=lambda row: (-ground.idle_seconds(row), row.since, row.id))
-    return _with_sum([_leaver(ground, node, row) for row in rows])
+    rows = [row for row in working.on(node) if is_preemptible(working, row)]
+    rows.sort(key=lambda row: (-working.idle_seconds(row), row.since, row.id))
+    return _with_sum([_candidate(working, node, row) for row in rows])
 
 
-def _idle_leavers(ground: WorkingState, node: Node) -> tuple[list[PreemptionCandidate], int]:
-    return _with_sum([each for each in ground.once(_all_leavers, node)[0] if is_idle(ground, each.row)])
+def _idle_candidates(working: WorkingState, node: Node) -> tuple[list[PreemptionCandidate], int]:
+    return _with_sum([each for each in working.cached(_all_candidates, node)[0] if is_idle(working, each.row)])
 
 
-def _with_sum(leavers: list[PreemptionCandidate]) -> tuple[list[PreemptionCandidate], int]:
-    return leavers, sum(each.bytes for each in leavers)
+def _with_sum(candidates: list[PreemptionCandidate]) -> tuple[list[PreemptionCandidate], int]:
+    return candidates, sum(each.bytes for each in candidates)
 
 
-def _leaver(ground: WorkingState, node: Node, row: Replica) -> PreemptionCandidate:
-    spare = ground.beyond_floor(ground.state.models[row.model])
-    return PreemptionCandidate(row, need_of(ground, node, [row]), spare, ground.waiting_since(row.model))
+def _candidate(working: WorkingState, node: Node, row: Replica) -> PreemptionCandidate:
+    spare = working.beyond_floor(working.state.models[row.model])
+    return PreemptionCandidate(row, need_of(working, node, [row]), spare, working.waiting_since(row.model))
 
 
-def is_preemptible(ground: WorkingState, row: Replica) -> bool:
+def is_preemptible(working: WorkingState, row: Replica) -> bool:
     """Tells whether the replica is ready, up to date and one that its model could do without."""
-    spec = ground.state.models.get(row.model)
+    spec = working.state.models.get(row.model)
     if spec is None or row.revision != spec.revision or row.observed is not Observed.READY or is_leaving(row):
         return False
-    return ground.beyond_floor(spec) > 0
+    return working.beyond_floor(spec) > 0
 
 
-def _is_used(ground: WorkingState, row: Replica) -> bool:
-    use = ground.use_of(row)
-    return use.open > 0 or use.idle_seconds <= 0.0
+def _is_used(working: WorkingState, row: Replica) -> bool:
+    usage = working.usage_of(row)
+    return usage.open > 0 or usage.idle_seconds <= 0.0
 
 
-def is_idle(ground: WorkingState, row: Replica) -> bool:
+def is_idle(working: WorkingState, row: Replica) -> bool:
     """It has no request, and has been ready for long enough."""
-    return not _is_used(ground, row) and ground.now - row.since >= MIN_RESIDENCE_SECONDS
+    return not _is_used(working, row) and working.now - row.since >= MIN_RESIDENCE_SECONDS
 
 
 def _enough(
-    question: FitCheck, leavers: list[PreemptionCandidate], in_the_way: Blockers
+    fit: FitCheck, candidates: list[PreemptionCandidate], in_the_way: Blockers
 ) -> list[PreemptionCandidate] | None:
     """The first of them whose leaving is enough; None: all of them are not."""
-    model, waiting_since = question.spec.name, question.ground.waiting_since(question.spec.name)
-    missing, rivals = in_the_way.missing_bytes, set(in_the_way.rivals)
+    model, waiting_since = fit.spec.name, fit.working.waiting_since(fit.spec.name)
+    missing, conflicts = in_the_way.missing_bytes, set(in_the_way.conflicts)
     chosen, going = list[PreemptionCandidate](), dict[ModelName, int]()
-    for each in leavers:
-        if missing <= 0 and not rivals:
+    for each in candidates:
+        if missing <= 0 and not conflicts:
             break
         gone = going.get(each.row.model, 0)
         if gone < each.spare and each.row.model != model and _has_to_yield(each, waiting_since):
             chosen.append(each)
             going[each.row.model] = gone + 1
             missing -= each.bytes
-            rivals.discard(each.row.id)
-    return None if missing > 0 or rivals else chosen
+            conflicts.discard(each.row.id)
+    return None if missing > 0 or conflicts else chosen
 
 
-def _has_to_yield(leaver: PreemptionCandidate, waiting_since: float | None) -> bool:
+def _has_to_yield(candidate: PreemptionCandidate, waiting_since: float | None) -> bool:
     """Tells whether it makes room for a model whose oldest request has waited since `waiting_since`."""
-    if leaver.waiting_since is None:
+    if candidate.waiting_since is None:
         return True
-    return waiting_since is not None and waiting_since < leaver.waiting_since
+    return waiting_since is not None and waiting_since < candidate.waiting_since
 
 
 def _only_needed(chosen: list[PreemptionCandidate], in_the_way: Blockers) -> list[PreemptionCandidate]:
     """Spares those that turn out to be too small to matter, the last used first."""
     missing = in_the_way.missing_bytes - sum(each.bytes for each in chosen)
     for each in reversed(tuple(chosen)):
-        if missing + each.bytes <= 0 and each.row.id not in in_the_way.rivals:
+        if missing + each.bytes <= 0 and each.row.id not in in_the_way.conflicts:
             missing += each.bytes
             chosen.remove(each)
     return chosen
 
 
-def idlest(ground: WorkingState, rows: tuple[Replica, ...]) -> float:
+def idlest(working: WorkingState, rows: tuple[Replica, ...]) -> float:
     """Seconds for which even the one of them that was used last has been idle."""
-    return min((ground.idle_seconds(row) for row in rows), default=inf)
+    return min((working.idle_seconds(row) for row in rows), default=inf)

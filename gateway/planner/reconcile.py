@@ -1,12 +1,12 @@
 """Which replicas have to go, and why: by what became of their node and of their model. Pure.
 
-| the node is                        | its replicas                                                             |
-|------------------------------------|--------------------------------------------------------------------------|
-| healthy                            | count                                                                    |
-| draining, or not approved          | drain; others are started elsewhere at once                              |
-| unhealthy, or offline              | stay and don't count: they serve again when the node is back             |
-| offline for `FORGET_AFTER_SECONDS` | are forgotten: no report of their end will ever come (W13)               |
-| removed                            | are forgotten                                                            |
+| the node is                        | its replicas                                                 |
+|------------------------------------|--------------------------------------------------------------|
+| healthy                            | count                                                        |
+| draining, or not approved          | drain; others are started elsewhere at once                  |
+| unhealthy, or offline              | stay and don't count: they serve again when the node is back |
+| offline for `DELETE_AFTER_SECONDS` | are forgotten: no report of their end will ever come (W13)   |
+| removed                            | are forgotten                                                |
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -22,40 +22,40 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import matches_selector
 from gateway.planner.working_state import WorkingState
 
-FORGET_AFTER_SECONDS: Final = 900.0
+DELETE_AFTER_SECONDS: Final = 900.0
 """A node that is offline for so long is not waited for any more (W13)."""
 TAKES_NOTHING: Final[Mapping[NodeStatus, str]] = MappingProxyType(
     {NodeStatus.DRAINING: "its node drains", NodeStatus.PENDING: "its node is not approved"}
 )
 
 
-def forget_at(node: Node | None) -> float | None:
+def delete_at(node: Node | None) -> float | None:
     """When the node's replicas are given up if nothing changes: seconds of the registry's clock; None: never."""
     if node is None or node.condition is not NodeStatus.OFFLINE:
         return None
-    return node.since + FORGET_AFTER_SECONDS
+    return node.since + DELETE_AFTER_SECONDS
 
 
-def why_forget(replica: Replica, node: Node | None, now: float) -> str | None:
+def why_delete(replica: Replica, node: Node | None, now: float) -> str | None:
     """Why no further word of the replica is expected, or None."""
     if replica.observed in FINAL:
         return f"it is {replica.observed}"
     if node is None:
         return "its node does not exist any more"
-    given_up_at = forget_at(node)
-    if given_up_at is not None and now >= given_up_at:
-        return f"its node has been offline for {FORGET_AFTER_SECONDS / 60:.0f} minutes"
+    deleted_at = delete_at(node)
+    if deleted_at is not None and now >= deleted_at:
+        return f"its node has been offline for {DELETE_AFTER_SECONDS / 60:.0f} minutes"
     return None
 
 
-def why_drain(ground: WorkingState, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
+def why_drain(working: WorkingState, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
     """Why a replica that runs should not, or None. `newest_serving`: see `eligibility.newest_serving`."""
-    node, spec = ground.node_of(replica), ground.state.models.get(replica.model)
+    node, spec = working.node_of(replica), working.state.models.get(replica.model)
     if spec is None:
         return "its model was removed"
     if spec.revision != replica.revision and not _outlives_change(replica, spec, newest_serving):
         return "its model's spec has changed"
-    if ground.state.unloads.get(spec.name, -inf) >= replica.since:
+    if working.state.unloads.get(spec.name, -inf) >= replica.since:
         return "it was unloaded"
     if node is None:
         return None
@@ -81,17 +81,17 @@ def surplus(live: Iterable[Replica], spec: ModelSpec) -> list[tuple[Replica, str
     return [(each, "more than max_replicas") for each in staying_first[spec.max_replicas :]]
 
 
-def exclusive_group_conflicts(ground: WorkingState, on: Node) -> list[tuple[Replica, str]]:
+def exclusive_group_conflicts(working: WorkingState, on: Node) -> list[tuple[Replica, str]]:
     """Those that have to leave a node because it has, by a change of the specs, several models of one exclusive group
     (R17): the one that is used stays, or the one that has been there longest."""
     groups: dict[str, list[Replica]] = {}
-    for row in ground.on(on):
-        spec = ground.state.models.get(row.model)
+    for row in working.on(on):
+        spec = working.state.models.get(row.model)
         if spec is not None and spec.exclusive_group is not None and row.desired is Desired.RUN:
             groups.setdefault(spec.exclusive_group, []).append(row)
     found: list[tuple[Replica, str]] = []
     for group, rows in groups.items():
-        first = min(rows, key=lambda row: (not ground.use_of(row).open, row.since, row.id)).model
+        first = min(rows, key=lambda row: (not working.usage_of(row).open, row.since, row.id)).model
         because = f"'{first}' of its exclusive group '{group}' is on its node"
         found += [(row, because) for row in rows if row.model != first]
     return found
@@ -126,20 +126,22 @@ UNSEEN_SECONDS: Final = 0.5
 """How soon to look again whether they do: nothing wakes the planner when they have learned it."""
 
 
-def judge_use(ground: WorkingState, replica: Replica, limits: WatchdogLimits) -> Action:
+def check_watchdog(working: WorkingState, replica: Replica, limits: WatchdogLimits) -> Action:
     """Stops what is stuck, and what has drained."""
-    usage = ground.use_of(replica)
+    usage = working.usage_of(replica)
     if replica.observed is Observed.DRAINING and replica.desired is not Desired.STOP:
-        if replica.desired is Desired.RUN or not ground.all_know(replica):  # it drains because its worker ends
+        if replica.desired is Desired.RUN or not working.is_known_everywhere(
+            replica
+        ):  # it drains because its worker ends
             return Action(again_in=UNSEEN_SECONDS)
-        return _when(ground.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
+        return _when(working.idle_seconds(replica), DRAINED_SECONDS, Desired.STOP, "its last request has ended")
     if not usage.open or replica.observed is not Observed.READY or replica.desired is not Desired.RUN:
         return Action()
     because = f"{usage.open} requests and no piece of an answer for {usage.silent_seconds:.0f} s"
     return _when(usage.silent_seconds, limits.busy_seconds, Desired.STOP, because)
 
 
-def judge_idle(idle_seconds: float, limits: WatchdogLimits) -> Action:
+def check_idle(idle_seconds: float, limits: WatchdogLimits) -> Action:
     """Drains what its model can do without, once nobody has used it for long."""
     limit = min(limits.idle_seconds, limits.scale_down_seconds)
     return _when(idle_seconds, limit, Desired.DRAIN, f"no request for {idle_seconds:.0f} s")

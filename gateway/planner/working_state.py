@@ -36,33 +36,33 @@ class WorkingState:
     now: float
     """The registry's clock."""
     usage: Mapping[ReplicaId, Usage] = field(default_factory=lambda: NONE_USED)
-    remembered: PlanningHistory = NO_HISTORY
+    history: PlanningHistory = NO_HISTORY
     doubtful: frozenset[NodeId] = frozenset()
     """Nodes on which something has just broken: the whole node may have died without being unhealthy yet."""
     audience: Audience | None = None
     """See `plan`."""
-    claims: list[Reservation] = field(default_factory=list)
+    reservations: list[Reservation] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.replicas = dict(self.state.replicas)
-        """The replicas as they will be once the plan is carried out; changed by `put` and `drop` only."""
+        """The replicas as they will be once the plan is carried out; changed by `put` and `delete` only."""
         self._on: dict[NodeId, dict[ReplicaId, Replica]] = {}
         self._of: dict[ModelName, dict[ReplicaId, Replica]] = {}
         self._live: dict[ModelName, tuple[Replica, ...]] = {}
         self._fitting: dict[ModelName, tuple[Node, ...]] = {}
-        self._known: dict[NodeId, dict[Callable[[WorkingState, Node], object], object]] = {}
+        self._cache: dict[NodeId, dict[Callable[[WorkingState, Node], object], object]] = {}
         self._waiting: dict[ModelName, int] = {}
         self._waiting_since: dict[ModelName, float] = {}
         for replica in self.replicas.values():
             self._insert(replica)
         for demand in self.state.demand:
-            self._note_demand(demand)
+            self._add_demand(demand)
 
     def _insert(self, replica: Replica) -> None:
         self._on.setdefault(replica.node_id, {})[replica.id] = replica
         self._of.setdefault(replica.model, {})[replica.id] = replica
 
-    def _note_demand(self, demand: Demand) -> None:
+    def _add_demand(self, demand: Demand) -> None:
         self._waiting[demand.model] = self.waiting(demand.model) + demand.waiting
         if demand.waiting:
             self._waiting_since[demand.model] = min(self._waiting_since.get(demand.model, inf), demand.since)
@@ -71,32 +71,32 @@ class WorkingState:
         """Adds a replica, or replaces it by a changed one."""
         self.replicas[replica.id] = replica
         self._insert(replica)
-        self._note_change(replica)
+        self._invalidate(replica)
 
-    def drop(self, replica: Replica) -> None:
+    def delete(self, replica: Replica) -> None:
         """Removes a replica, and remembers what memory its node gets back by that."""
-        self._note_change(replica)
+        self._invalidate(replica)
         del self.replicas[replica.id], self._on[replica.node_id][replica.id], self._of[replica.model][replica.id]
-        self.remembered = record_released(self.remembered, self.state, [replica], self.now)
+        self.history = record_released(self.history, self.state, [replica], self.now)
 
-    def claim(self, spec: ModelSpec, node: Node) -> None:
+    def reserve(self, spec: ModelSpec, node: Node) -> None:
         """Nobody else gets the room that is being made."""
-        self.claims.append(Reservation(spec.name, node.id))
-        self._known.pop(node.id, None)
+        self.reservations.append(Reservation(spec.name, node.id))
+        self._cache.pop(node.id, None)
 
-    def _note_change(self, replica: Replica) -> None:
+    def _invalidate(self, replica: Replica) -> None:
         """Forgets what was worked out: whether others of its model may go depends on how many there are."""
         self._live.pop(replica.model, None)
         for each in self._of[replica.model].values():
-            self._known.pop(each.node_id, None)
+            self._cache.pop(each.node_id, None)
 
-    def once(self, work_out: Callable[["WorkingState", Node], T], node: Node) -> T:
-        """`work_out(self, node)`, anew only after a change. It may look at the replicas of the node and of their
+    def cached(self, compute: Callable[["WorkingState", Node], T], node: Node) -> T:
+        """`compute(self, node)`, anew only after a change. It may look at the replicas of the node and of their
         models, at the node's claims and at what it has given back, and at what no plan changes."""
-        known = self._known.setdefault(node.id, {})
-        if work_out not in known:
-            known[work_out] = work_out(self, node)
-        return cast("T", known[work_out])
+        cache = self._cache.setdefault(node.id, {})
+        if compute not in cache:
+            cache[compute] = compute(self, node)
+        return cast("T", cache[compute])
 
     def on(self, node: Node) -> list[Replica]:
         """Returns the replicas that are on the node once the plan is carried out."""
@@ -106,19 +106,19 @@ class WorkingState:
         """Returns the replicas that the model has once the plan is carried out."""
         return list(self._of.get(model, {}).values())
 
-    def claims_on(self, node: Node) -> list[Reservation]:
+    def reservations_on(self, node: Node) -> list[Reservation]:
         """Returns the room on the node that is reserved for models."""
-        return [claim for claim in self.claims if claim.node_id == node.id]
+        return [reservation for reservation in self.reservations if reservation.node_id == node.id]
 
     def node_of(self, replica: Replica) -> Node | None:
         """Returns the node that the replica is on. Returns None if there is no such node any more."""
         return self.state.nodes.get(replica.node_id)
 
-    def use_of(self, replica: Replica) -> Usage:
+    def usage_of(self, replica: Replica) -> Usage:
         """Returns what is known of the replica's requests; if nothing is, it counts as never used."""
         return self.usage.get(replica.id, NEVER_USED)
 
-    def all_know(self, replica: Replica) -> bool:
+    def is_known_everywhere(self, replica: Replica) -> bool:
         """Whether what is wanted of it now is written and every gateway knows it, and no request is there of one that
         can't be heard any more."""
         written = self.state.replicas.get(replica.id)
@@ -130,7 +130,7 @@ class WorkingState:
 
     def idle_seconds(self, replica: Replica) -> float:
         """Since its last request ended, or since it is what it is; 0 while it has one."""
-        return min(self.use_of(replica).idle_seconds, self.now - replica.since)
+        return min(self.usage_of(replica).idle_seconds, self.now - replica.since)
 
     def waiting(self, model: ModelName) -> int:
         """Requests that wait for it."""

@@ -94,7 +94,7 @@ async def lead(registry: Registry, gateway_id: GatewayId = GATEWAY) -> int:
 
 
 async def place(registry: Registry, *replicas: Replica) -> None:
-    await registry.apply(await lead(registry), ControlWrite(place=replicas))
+    await registry.apply(await lead(registry), ControlWrite(create=replicas))
 
 
 async def stored_node(registry: Registry, node_id: NodeId = NODE) -> Node:

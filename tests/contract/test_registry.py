@@ -42,7 +42,7 @@ FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
 
 
 async def fail_load(registry: Registry, failure: LoadFailure | None = FAILURE) -> bool:
-    return await registry.apply(await lead(registry), ControlWrite(failures=((MODEL, failure),)))
+    return await registry.apply(await lead(registry), ControlWrite(set_failures=((MODEL, failure),)))
 
 
 # Reading, waiting, versions
@@ -359,7 +359,7 @@ async def test_l13_a_former_leader_writes_nothing(registry: Registry) -> None:
     await lead(registry, OTHER_GATEWAY)
     async with bumping(registry, 0):
         with pytest.raises(StaleEpoch):
-            await registry.apply(former, ControlWrite(place=(replica(),)))
+            await registry.apply(former, ControlWrite(create=(replica(),)))
         with pytest.raises(StaleEpoch):
             await registry.apply(former, ControlWrite())
     assert (await registry.read_state()).replicas == {}
@@ -369,7 +369,7 @@ async def test_l13_a_former_leader_writes_nothing(registry: Registry) -> None:
 async def test_l13_an_epoch_that_never_was_writes_nothing(registry: Registry, epoch: int) -> None:
     await registry.declare_models([spec()])
     with pytest.raises(StaleEpoch):
-        await registry.apply(epoch, ControlWrite(failures=((MODEL, FAILURE),)))
+        await registry.apply(epoch, ControlWrite(set_failures=((MODEL, FAILURE),)))
     assert (await registry.read_state()).failures == {}
 
 
@@ -378,10 +378,10 @@ async def test_a_control_write_is_one_version(registry: Registry) -> None:
     await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
     write = ControlWrite(
-        place=(replica(ReplicaId("replica-3"), slot=2),),
-        desire=((REPLICA, Desired.DRAIN),),
-        forget=(OTHER_REPLICA,),
-        failures=((MODEL, FAILURE),),
+        create=(replica(ReplicaId("replica-3"), slot=2),),
+        set_desired=((REPLICA, Desired.DRAIN),),
+        delete=(OTHER_REPLICA,),
+        set_failures=((MODEL, FAILURE),),
     )
     async with bumping(registry, 1):
         assert await registry.apply(1, write)
@@ -408,10 +408,10 @@ async def test_unknown_rows_make_a_part_of_a_write_void_not_the_write(registry: 
     await join(registry)
     epoch = await lead(registry)
     write = ControlWrite(
-        place=(replica(OTHER_REPLICA, node_id=NodeId("never joined")), replica()),
-        desire=((ReplicaId("never placed"), Desired.STOP),),
-        forget=(ReplicaId("never placed"),),
-        failures=((ModelName("never declared"), FAILURE),),
+        create=(replica(OTHER_REPLICA, node_id=NodeId("never joined")), replica()),
+        set_desired=((ReplicaId("never placed"), Desired.STOP),),
+        delete=(ReplicaId("never placed"),),
+        set_failures=((ModelName("never declared"), FAILURE),),
     )
     assert await registry.apply(epoch, write)
     state = await registry.read_state()
@@ -433,7 +433,7 @@ async def test_r10_twenty_claims_of_a_node_with_four_slots_make_four_rows(regist
 
     async def claim(number: int) -> None:
         claimed = replica(ReplicaId(f"claim-{number}"), slot=number % 4)
-        applied.append(await registry.apply(epoch, ControlWrite(place=(claimed,))))
+        applied.append(await registry.apply(epoch, ControlWrite(create=(claimed,))))
 
     async with trio.open_nursery() as nursery:
         for number in range(20):
@@ -461,14 +461,14 @@ async def test_an_ended_replica_holds_its_slot_until_it_is_forgotten(registry: R
     successor = replica(OTHER_REPLICA)
     await place(registry, successor)
     assert list((await registry.read_state()).replicas) == [REPLICA]
-    await registry.apply(1, ControlWrite(place=(successor,), forget=(REPLICA,)))
+    await registry.apply(1, ControlWrite(create=(successor,), delete=(REPLICA,)))
     assert (await registry.read_state()).replicas == {OTHER_REPLICA: successor}
 
 
 async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
     session = await join(registry)
     await place(registry, replica())
-    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.DRAIN),)))
     await registry.observe(NODE, session, [Report(REPLICA, Observed.READY)])
     assert (await stored(registry)).desired == Desired.DRAIN
 
@@ -476,10 +476,10 @@ async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
 async def test_who_has_seen_the_version_of_a_drain_knows_of_it(registry: Registry) -> None:
     await join(registry)
     await place(registry, replica())
-    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.DRAIN),)))
     drained = await registry.read_state()
     await registry.declare_models([spec()])
-    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.DRAIN),)))
+    await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.DRAIN),)))
     assert (await stored(registry)).desired_version == drained.version
 
 
@@ -502,7 +502,7 @@ async def test_a_broken_replica_is_broken_for_every_gateway(registry: Registry) 
 async def test_l13_the_audit_trail_tells_whose_plan_it_was(registry: Registry) -> None:
     await join(registry)
     await place(registry, replica())
-    await registry.apply(await lead(registry, OTHER_GATEWAY), ControlWrite(forget=(REPLICA,)))
+    await registry.apply(await lead(registry, OTHER_GATEWAY), ControlWrite(delete=(REPLICA,)))
     planned = [(event.kind, event.epoch) for event in await registry.read_events(10) if event.epoch is not None]
     assert planned == [("replica.forgotten", 2), ("replica.placed", 1)]
 
@@ -670,8 +670,8 @@ async def test_changes_leave_one_line_each_in_the_audit_trail(registry: Store, c
     await fail_load(registry)
     clock.seconds = 1100.0
     await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error="exit code 1")])
-    await registry.apply(1, ControlWrite(desire=((REPLICA, Desired.STOP),)))
-    await registry.apply(1, ControlWrite(forget=(REPLICA,)))
+    await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.STOP),)))
+    await registry.apply(1, ControlWrite(delete=(REPLICA,)))
     await registry.declare_models([])
     events = (await registry.read_events(100))[::-1]
     assert [(event.kind, event.subject) for event in events] == [

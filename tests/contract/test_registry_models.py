@@ -21,7 +21,7 @@ NEXT_SPEC = spec(source="api", context_size=4096)
 
 async def know(registry: Registry, of: ModelSpec = API_SPEC) -> None:
     """Everything that can be known of a model, is."""
-    await registry.apply(await lead(registry), ControlWrite(failures=((MODEL, FAILURE),)))
+    await registry.apply(await lead(registry), ControlWrite(set_failures=((MODEL, FAILURE),)))
     assert await registry.note_requirement(MODEL, of.revision, ESTIMATE)
     assert await registry.unload_model(MODEL)
 
@@ -205,6 +205,6 @@ async def test_l9_a_failure_leaves_the_rest_of_the_row(registry: Registry) -> No
     await registry.put_model(API_SPEC)
     await know(registry)
     epoch = await lead(registry)
-    await registry.apply(epoch, ControlWrite(failures=((MODEL, None),)))
+    await registry.apply(epoch, ControlWrite(set_failures=((MODEL, None),)))
     state = await registry.read_state()
     assert (state.failures, state.requirements, state.unloads) == ({}, {MODEL: ESTIMATE}, {MODEL: 1000.0})

@@ -580,7 +580,7 @@ async def test_nothing_is_placed_on_a_removed_node(registry: Registry) -> None:
     await registry.remove_node(NODE)
     epoch = await lead(registry)
     async with bumping(registry, 0):
-        assert not await registry.apply(epoch, ControlWrite(place=(replica(),)))
+        assert not await registry.apply(epoch, ControlWrite(create=(replica(),)))
 
 
 async def test_a_removed_node_may_register_again_and_is_a_new_one(registry: Registry) -> None:

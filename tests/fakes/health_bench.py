@@ -132,7 +132,7 @@ class HealthBench:
             for slot, each in enumerate(replica_ids)
         ]
         await self.registry.declare_models([spec()])
-        await self.registry.apply(await lead(self.registry), ControlWrite(place=tuple(rows)))
+        await self.registry.apply(await lead(self.registry), ControlWrite(create=tuple(rows)))
         reports = [Report(each, observed, address=Address(f"127.0.0.1:{each}")) for each in replica_ids]
         session = (await self.registry.read_state()).nodes[node_id].session
         await self.registry.observe(node_id, session, reports)

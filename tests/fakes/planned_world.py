@@ -43,7 +43,7 @@ class PlannedWorld:
     requests: list[Request] = field(default_factory=list)
     served: list[Request] = field(default_factory=list)
     ended_at: dict[ReplicaId, float] = field(default_factory=dict)
-    remembered: PlanningHistory = NO_HISTORY
+    history: PlanningHistory = NO_HISTORY
     plans: list[Plan] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -114,12 +114,12 @@ class PlannedWorld:
 
     def _plan(self) -> Plan:
         seen = self.state()
-        self.remembered = record_demand(self.remembered, seen, self.now)
+        self.history = record_demand(self.history, seen, self.now)
         usage = {row: self._usage(row) for row in self.rows}
-        decided = plan(seen, self.now, self._ids, usage=usage, limits=self.limits, remembered=self.remembered)
-        gone = [self.rows.pop(entry.replica_id) for entry in decided.forget]
-        self.remembered = record_released(self.remembered, seen, gone, self.now)
-        for entry in decided.want:
+        decided = plan(seen, self.now, self._ids, usage=usage, limits=self.limits, history=self.history)
+        gone = [self.rows.pop(entry.replica_id) for entry in decided.delete]
+        self.history = record_released(self.history, seen, gone, self.now)
+        for entry in decided.set_desired:
             self.rows[entry.replica_id] = replace(self.rows[entry.replica_id], desired=entry.desired)
         self.rows |= {entry.replica.id: entry.replica for entry in decided.start}
         self.plans.append(decided)

@@ -19,7 +19,7 @@ from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import NONE_BROKEN, plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
-from gateway.planner.reconcile import DRAINED_SECONDS, FORGET_AFTER_SECONDS, WatchdogLimits
+from gateway.planner.reconcile import DELETE_AFTER_SECONDS, DRAINED_SECONDS, WatchdogLimits
 from gateway.planner.working_state import NEVER_USED, NONE_USED
 from tests.fakes.fleet import demand, node, replica, spec, state
 
@@ -30,7 +30,7 @@ REMOVED_NODE = "n4"
 LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
 AMOUNTS = st.sampled_from([None, 0, 3, 6, 12])
 """Bytes that a node has; a model needs up to five."""
-TIMES = st.sampled_from([0.0, NOW - FORGET_AFTER_SECONDS, NOW - 100, NOW - 1, NOW])
+TIMES = st.sampled_from([0.0, NOW - DELETE_AFTER_SECONDS, NOW - 100, NOW - 1, NOW])
 
 
 @st.composite
@@ -103,10 +103,10 @@ def states(draw: st.DrawFn) -> ClusterState:
 def apply(before: ClusterState, decided: Plan) -> ClusterState:
     """As a registry would."""
     write = decided.as_write()
-    rows = {key: row for key, row in before.replicas.items() if key not in write.forget}
-    rows |= {key: replace(rows[key], desired=desired) for key, desired in write.desire}
-    rows |= {row.id: row for row in write.place}
-    failures = {**before.failures, **dict(write.failures)}
+    rows = {key: row for key, row in before.replicas.items() if key not in write.delete}
+    rows |= {key: replace(rows[key], desired=desired) for key, desired in write.set_desired}
+    rows |= {row.id: row for row in write.create}
+    failures = {**before.failures, **dict(write.set_failures)}
     kept = {model: failure for model, failure in failures.items() if failure is not None}
     return replace(before, replicas=rows, failures=kept)
 
@@ -187,8 +187,8 @@ def settle(
         decided = decide(seen, broken, usage)
         if not decided.as_write():
             return seen
-        assert all(entry.because.startswith(LATER) for entry in decided.want), decided
-        assert not any((decided.start, decided.forget, decided.mark)), decided
+        assert all(entry.because.startswith(LATER) for entry in decided.set_desired), decided
+        assert not any((decided.start, decided.delete, decided.set_failures)), decided
         seen = apply(seen, decided)
     raise AssertionError("it does not come to rest")
 
@@ -220,7 +220,7 @@ def status_of(seen: ClusterState, row: Replica) -> NodeStatus | None:
 
 def given_up(seen: ClusterState, row: Replica) -> bool:
     at = seen.nodes.get(row.node_id)
-    return at is None or (at.condition is NodeStatus.OFFLINE and at.since <= NOW - FORGET_AFTER_SECONDS)
+    return at is None or (at.condition is NodeStatus.OFFLINE and at.since <= NOW - DELETE_AFTER_SECONDS)
 
 
 def counted(seen: ClusterState, of: ModelSpec) -> list[Replica]:
@@ -256,7 +256,7 @@ def test_safety(given_state: tuple[ClusterState, Mapping[ReplicaId, str]]) -> No
         assert len(counted(after, of)) <= most(after, of), "more than max"
     assert all(because for _verb, _subject, because in reasons(decided))
     over = {key for key, row in before.replicas.items() if row.observed in FINAL or given_up(before, row)}
-    assert {entry.replica_id for entry in decided.forget} == over
+    assert {entry.replica_id for entry in decided.delete} == over
 
 
 @unhurried
@@ -312,7 +312,7 @@ def test_p4_who_is_evicted_may_be(given_state: tuple[ClusterState, Mapping[Repli
     before, usage = given_state
     decided = decide(before, usage=usage)
     after = apply(before, decided)
-    evicted = [entry for entry in decided.want if entry.because.startswith("makes room for '")]
+    evicted = [entry for entry in decided.set_desired if entry.because.startswith("makes room for '")]
     for entry in evicted:
         row = before.replicas[entry.replica_id]
         of = after.models[row.model]
@@ -339,7 +339,7 @@ def test_scaling_goes_by_one_and_never_below_the_floor(
     for of in before.models.values():
         idle = [
             entry
-            for entry in decided.want
+            for entry in decided.set_desired
             if entry.because.startswith("no request for") and before.replicas[entry.replica_id].model == of.name
         ]
         assert len(idle) <= 1
@@ -373,11 +373,11 @@ def test_what_is_wanted_of_replicas(given_state: tuple[ClusterState, Mapping[Rep
 @given(states())
 def test_w13_time_alone_ends_the_wait_for_a_node(before: ClusterState) -> None:
     waiting = [
-        at.since + FORGET_AFTER_SECONDS
+        at.since + DELETE_AFTER_SECONDS
         for at in before.nodes.values()
         if at.condition is NodeStatus.OFFLINE
         and any(row.node_id == at.id and row.observed not in FINAL for row in before.replicas.values())
-        and at.since > NOW - FORGET_AFTER_SECONDS
+        and at.since > NOW - DELETE_AFTER_SECONDS
     ]
     again_at = decide(before).again_at
     assert not waiting or (again_at is not None and again_at <= min(waiting))
@@ -398,7 +398,7 @@ def test_liveness(before: ClusterState) -> None:
         else:
             wanted = min(most(after, of), max(of.min_replicas, any(each.model == of.name for each in after.demand)))
         if len(counted(after, of)) < wanted:
-            assert any(wait.model == of.name for wait in decided.wait)
+            assert any(wait.model == of.name for wait in decided.pending)
 
 
 @unhurried

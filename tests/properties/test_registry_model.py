@@ -161,7 +161,7 @@ control_writes = st.builds(
     ControlWrite,
     place=tuples(replicas),
     desire=tuples(replica_ids, st.sampled_from(Desired)),
-    forget=tuples(replica_ids),
+    delete=tuples(replica_ids),
     failures=tuples(model_names, maybe(failures)),
 )
 hellos = st.builds(

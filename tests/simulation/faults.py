@@ -229,7 +229,7 @@ class Events:
         if replicas := list(self._house.gateway.shared.views.current.state.replicas.values()):
             replica, desired = self._random.choice(replicas), self._random.choice([Desired.DRAIN, Desired.STOP])
             self._house.world.note(f"{replica.id} is to {desired}")
-            self._nursery.start_soon(self._desire, ControlWrite(desire=((replica.id, desired),)))
+            self._nursery.start_soon(self._desire, ControlWrite(set_desired=((replica.id, desired),)))
 
     async def _desire(self, write: ControlWrite) -> None:
         try:

@@ -98,7 +98,7 @@ class FleetEvents(Events):
             self._fleet.world.note(f"{replica.id} is to {desired}")
             if desired is Desired.STOP:
                 self._fleet.registry.stopped_by_fault.add(replica.id)
-            self._nursery.start_soon(self._overrule, ControlWrite(desire=((replica.id, desired),)))
+            self._nursery.start_soon(self._overrule, ControlWrite(set_desired=((replica.id, desired),)))
 
     async def _overrule(self, write: ControlWrite) -> None:
         await self._fleet.registry.overrule(write)

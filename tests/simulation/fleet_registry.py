@@ -65,9 +65,9 @@ class FleetRegistry(SimRegistry):
             self._world.object_to(f"{gateway_id} and {self._writers[epoch]} both plan with epoch {epoch}")
         if epoch != max(self._writers):
             self._world.object_to(f"a plan of epoch {epoch} came through after one of {max(self._writers)}")
-        for replica_id, _ in write.desire:
+        for replica_id, _ in write.set_desired:
             self.unwanted_at.setdefault(replica_id, trio.current_time())
-        self._check_placed(write.place)
+        self._check_placed(write.create)
         return changed
 
     async def overrule(self, write: ControlWrite) -> None:

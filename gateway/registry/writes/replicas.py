@@ -72,13 +72,13 @@ def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
     leader = tables.leadership
     if epoch != leader.epoch:
         raise StaleEpoch(f"epoch {epoch} is over: gateway {leader.gateway_id} leads with epoch {leader.epoch}")
-    replicas = {key: replica for key, replica in tables.replicas.items() if key not in write.forget}
-    replicas |= _placeable(tables, replicas.values(), write.place)
-    for replica_id, desired in write.desire:
+    replicas = {key: replica for key, replica in tables.replicas.items() if key not in write.delete}
+    replicas |= _placeable(tables, replicas.values(), write.create)
+    for replica_id, desired in write.set_desired:
         if replica_id in replicas:
             replicas[replica_id] = _desired(replicas[replica_id], desired, tables.version + 1)
     models = dict(tables.models)
-    for name, failure in write.failures:
+    for name, failure in write.set_failures:
         if name in models:
             models[name] = replace(models[name], failure=_storable_failure(failure))
     return replace(tables, replicas=replicas, models=models)

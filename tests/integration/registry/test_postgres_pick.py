@@ -59,7 +59,7 @@ async def place(registry: PostgresRegistry, slots: int) -> None:
         )
         for slot, each in enumerate(REPLICAS)
     ]
-    assert await registry.apply(epoch, ControlWrite(place=tuple(rows)))
+    assert await registry.apply(epoch, ControlWrite(create=tuple(rows)))
     assert session
 
 

@@ -89,7 +89,7 @@ async def test_r10_twenty_claims_of_a_node_with_four_slots_are_four_rows(
 
         async def claim(number: int) -> None:
             row = replica(ReplicaId(f"r{number}"), slot=number % 4)
-            if await both[number % 2].apply(epoch, ControlWrite(place=(row,))):
+            if await both[number % 2].apply(epoch, ControlWrite(create=(row,))):
                 placed.append(row)
 
         placed: list[object] = []
@@ -184,7 +184,7 @@ async def test_l13_an_epoch_that_was_taken_over_while_its_plan_waited_writes_not
 
         async def plan() -> None:
             with pytest.raises(StaleEpoch):
-                await old.apply(1, ControlWrite(place=(replica(),)))
+                await old.apply(1, ControlWrite(create=(replica(),)))
 
         async with trio.open_nursery() as nursery, held_open(pool, Mode.CONTROL):
             nursery.start_soon(new.lead, OTHER_GATEWAY, 60)
@@ -268,7 +268,7 @@ async def test_cancels_at_any_moment_leave_whole_writes_and_a_whole_pool(
             old = [row.id for row in (await registry.read_state()).replicas.values() if row.slot // 2 == lane]
             began = trio.current_time()
             with trio.move_on_after(rng.uniform(0, 2 * write_seconds)) as scope:
-                await registry.apply(1, ControlWrite(place=pair, forget=tuple(old)))
+                await registry.apply(1, ControlWrite(create=pair, delete=tuple(old)))
             if scope.cancelled_caught:
                 cancelled += 1
             else:

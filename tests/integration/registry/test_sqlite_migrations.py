@@ -105,7 +105,7 @@ async def test_l13_sessions_and_epochs_go_on_where_they_were(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         assert await registry.mark_node(NODE.id, 3, NodeStatus.OFFLINE, ended=True)
         assert await registry.lead(GatewayId("g1"), 10) == 5
-        assert await registry.apply(5, ControlWrite(forget=(REPLICA.id,)))
+        assert await registry.apply(5, ControlWrite(delete=(REPLICA.id,)))
         assert await registry.lead(GatewayId("g2"), 10) is None
         await registry.leave(GatewayId("g1"))
         assert await registry.lead(GatewayId("g2"), 10) == 6

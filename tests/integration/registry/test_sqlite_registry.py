@@ -433,7 +433,7 @@ async def test_a_transaction_that_fails_is_rolled_back_and_the_next_one_works(ur
         epoch = await lead(registry)
         too_large = replica(OTHER_REPLICA, slot=2**70)
         with pytest.raises(RegistryError, match="can't store a value"):
-            await registry.apply(epoch, ControlWrite(place=(replica(slot=1), too_large)))
+            await registry.apply(epoch, ControlWrite(create=(replica(slot=1), too_large)))
         state = await registry.read_state()
         assert (state.version, state.replicas) == (3, {})
         await place(registry, replica())

@@ -158,7 +158,7 @@ async def test_r13_what_need_not_listen_is_not_probed(autojump_clock: MockClock,
 
 async def test_r13_what_is_to_drain_is_not_probed(autojump_clock: MockClock) -> None:
     async with open_node() as bench:
-        drain = ControlWrite(desire=((A, Desired.DRAIN),))
+        drain = ControlWrite(set_desired=((A, Desired.DRAIN),))
         await bench.registry.apply(await lead(bench.registry), drain)
         await trio.testing.wait_all_tasks_blocked()
         bench.break_session()

@@ -30,12 +30,14 @@ def decide(seen: ClusterState, *hung: ReplicaId) -> Plan:
 
 def test_what_hangs_is_stopped_with_a_reason() -> None:
     decided = decide(state([replica(A)]), A)
-    assert [(want.replica_id, want.desired, want.because) for want in decided.want] == [(A, Desired.STOP, "it hangs")]
+    assert [(want.replica_id, want.desired, want.because) for want in decided.set_desired] == [
+        (A, Desired.STOP, "it hangs")
+    ]
     assert decided.start == ()
 
 
 def test_a_drain_that_hangs_is_stopped_too() -> None:
-    [want] = decide(state([replica(A, desired=Desired.DRAIN)]), A).want
+    [want] = decide(state([replica(A, desired=Desired.DRAIN)]), A).set_desired
     assert want.desired is Desired.STOP
 
 
@@ -53,13 +55,13 @@ def test_else_it_waits_for_the_slot() -> None:
     fleet = state([replica(A, TWO), replica(B, TWO, slot=1)], specs=[TWO], nodes=[node(max_replicas_per_model=2)])
     decided = decide(fleet, A)
     assert decided.start == ()
-    assert [wait.because for wait in decided.wait] == ["waiting for its room on name-n1"]
+    assert [wait.because for wait in decided.pending] == ["waiting for its room on name-n1"]
 
 
 @pytest.mark.parametrize("hung", [B, ReplicaId("long gone")])
 def test_others_stay_as_they_are(hung: ReplicaId) -> None:
     decided = decide(state([replica(A), replica(B, slot=1)]), hung)
-    assert A not in [want.replica_id for want in decided.want]
+    assert A not in [want.replica_id for want in decided.set_desired]
 
 
 @asynccontextmanager

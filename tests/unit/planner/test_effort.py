@@ -73,7 +73,7 @@ def calls_of(work: Callable[[], object]) -> int:
 def test_a_full_and_busy_fleet_is_counted_once_and_not_for_every_model(floor: int) -> None:
     fleet = Fleet(models=30, nodes=6, rows_per_node=10)
     seen = fleet.state(min_replicas=floor)
-    assert len(busy(seen).wait) == fleet.models
+    assert len(busy(seen).pending) == fleet.models
     assert calls_of(lambda: busy(seen)) <= CALLS_PER_QUESTION_MAX * fleet.models * fleet.nodes
 
 
@@ -87,5 +87,5 @@ def test_nor_does_a_fleet_that_evicts_count_more_than_what_it_changes() -> None:
     fleet = Fleet(models=40, nodes=4, rows_per_node=5)
     seen = fleet.state()
     decided = plan(seen, NOW, Ids())
-    assert decided.want
+    assert decided.set_desired
     assert calls_of(lambda: plan(seen, NOW, Ids())) <= CALLS_PER_QUESTION_MAX * fleet.models * fleet.nodes

@@ -67,11 +67,9 @@ def loaded(of: str, *, on: str = "n1", since: float = 0.0, **changes: object) ->
     return replica(f"{of}1", spec(of), node_id=NodeId(on), since=since, **changes)
 
 
-def decide(
-    seen: ClusterState, usage: Mapping[str, Usage] | None = None, remembered: PlanningHistory = NO_HISTORY
-) -> Plan:
+def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, history: PlanningHistory = NO_HISTORY) -> Plan:
     used = {ReplicaId(who): use for who, use in (usage or {}).items()}
-    return plan(seen, NOW, Ids(), usage=used, remembered=remembered)
+    return plan(seen, NOW, Ids(), usage=used, history=history)
 
 
 def places(decided: Plan) -> list[tuple[str, str]]:
@@ -79,11 +77,11 @@ def places(decided: Plan) -> list[tuple[str, str]]:
 
 
 def evicted(decided: Plan) -> list[str]:
-    return [entry.replica_id for entry in decided.want if entry.desired is Desired.DRAIN]
+    return [entry.replica_id for entry in decided.set_desired if entry.desired is Desired.DRAIN]
 
 
 def why(decided: Plan) -> list[tuple[str, bool]]:
-    return [(wait.because, wait.is_shortage) for wait in decided.wait]
+    return [(wait.because, wait.is_shortage) for wait in decided.pending]
 
 
 def test_p3_a_node_with_too_little_memory_is_not_chosen_and_the_numbers_are_told() -> None:
@@ -188,7 +186,7 @@ def test_p4_the_longest_unused_goes_and_the_newcomer_waits_until_it_is_gone() ->
     rows = [loaded(A), loaded(B)]
     seen = fleet(*rows, needs={A: 10, B: 10, MODEL: 10}, nodes=[box(free=4)])
     decided = decide(seen, {"a1": Usage(0, 50.0, 0.0), "b1": Usage(0, 20.0, 0.0)})
-    assert [(entry.replica_id, entry.because) for entry in decided.want] == [("a1", "makes room for 'm'")]
+    assert [(entry.replica_id, entry.because) for entry in decided.set_desired] == [("a1", "makes room for 'm'")]
     assert (places(decided), why(decided)) == ([], [("evicting a on name-n1", False)])
 
 
@@ -208,16 +206,16 @@ def test_w11_the_room_counts_once_the_process_is_gone_although_the_reading_is_ol
 def test_what_was_given_back_is_remembered_until_the_node_tells_anew() -> None:
     gone = loaded(A, observed=Observed.GONE)
     seen = fleet(gone, needs={A: 10, MODEL: 10, B: 10}, nodes=[box(free=4)])
-    remembered = record_released(NO_HISTORY, seen, [gone], NOW - 1)
+    history = record_released(NO_HISTORY, seen, [gone], NOW - 1)
     after = replace(seen, replicas={})
-    assert places(decide(after, remembered=remembered)) == [(MODEL, "n1")]
+    assert places(decide(after, history=history)) == [(MODEL, "n1")]
     told = box(free=5)
-    assert places(decide(replace(after, nodes={told.id: told}), remembered=remembered)) == []
-    assert places(plan_at(after, NOW + SETTLE_SECONDS, remembered)) == []
+    assert places(decide(replace(after, nodes={told.id: told}), history=history)) == []
+    assert places(plan_at(after, NOW + SETTLE_SECONDS, history)) == []
 
 
-def plan_at(seen: ClusterState, now: float, remembered: PlanningHistory) -> Plan:
-    return plan(seen, now, Ids(), remembered=remembered)
+def plan_at(seen: ClusterState, now: float, history: PlanningHistory) -> Plan:
+    return plan(seen, now, Ids(), history=history)
 
 
 def test_p4_an_innocent_is_not_evicted_for_a_reading_that_is_known_to_be_outdated() -> None:

@@ -10,7 +10,7 @@ from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.planner.builder import backoff_seconds
 from gateway.planner.plan import Plan
 from gateway.planner.planner import plan
-from gateway.planner.reconcile import FORGET_AFTER_SECONDS
+from gateway.planner.reconcile import DELETE_AFTER_SECONDS
 from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
 
 NOW = 10_000.0
@@ -30,7 +30,7 @@ def fleet(first: Node, **changes: object) -> ClusterState:
 
 
 def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
-    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.want]
+    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.set_desired]
 
 
 def places(decided: Plan) -> list[NodeId]:
@@ -50,7 +50,7 @@ def test_r13_a_node_that_takes_nothing_is_drained_and_another_one_takes_over_at_
     decided = decide(fleet(first))
     assert wanted(decided) == [(R, Desired.DRAIN, because)]
     assert places(decided) == [B]
-    assert decided.forget == ()
+    assert decided.delete == ()
 
 
 def test_r11_a_node_that_the_selector_excludes_now_is_drained() -> None:
@@ -64,8 +64,8 @@ def test_r11_a_node_that_the_selector_excludes_now_is_drained() -> None:
 @pytest.mark.parametrize("link", SILENT)
 def test_h12_what_runs_on_a_silent_node_is_left_alone_and_does_not_count(link: NodeStatus) -> None:
     decided = decide(fleet(node(A, condition=link, since=NOW)))
-    assert decided.want == ()
-    assert decided.forget == ()
+    assert decided.set_desired == ()
+    assert decided.delete == ()
     assert places(decided) == [B]
 
 
@@ -80,28 +80,28 @@ def test_demand_is_met_elsewhere_while_the_node_is_silent() -> None:
 
 
 def test_w13_an_offline_node_is_waited_for_a_quarter_of_an_hour() -> None:
-    since = NOW - FORGET_AFTER_SECONDS + 1
+    since = NOW - DELETE_AFTER_SECONDS + 1
     decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=since)))
-    assert decided.forget == ()
+    assert decided.delete == ()
     assert decided.again_at == NOW + 1
 
 
 def test_w13_then_its_replicas_are_forgotten() -> None:
-    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=NOW - FORGET_AFTER_SECONDS)))
-    [entry] = decided.forget
+    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=NOW - DELETE_AFTER_SECONDS)))
+    [entry] = decided.delete
     assert (entry.replica_id, entry.because) == (R, "its node has been offline for 15 minutes")
-    assert decided.mark == ()
+    assert decided.set_failures == ()
 
 
 def test_w13_an_unhealthy_node_is_waited_for_however_long_it_is() -> None:
     decided = decide(fleet(node(A, condition=NodeStatus.UNHEALTHY, since=0.0)))
-    assert (decided.forget, decided.again_at) == ((), None)
+    assert (decided.delete, decided.again_at) == ((), None)
 
 
 def test_w13_replicas_of_a_node_that_was_removed_are_forgotten() -> None:
     seen = state([replica(R, FLOOR, node_id=NodeId("removed"))], specs=[FLOOR])
     decided = decide(seen)
-    assert [(entry.replica_id, entry.because) for entry in decided.forget] == [(R, "its node does not exist any more")]
+    assert [(entry.replica_id, entry.because) for entry in decided.delete] == [(R, "its node does not exist any more")]
     assert places(decided) == [A]
 
 
@@ -138,7 +138,7 @@ def test_replicas_on_silent_nodes_are_not_too_much() -> None:
 def test_l9_what_breaks_before_it_was_ready_is_a_failed_load(observed: Observed) -> None:
     decided = decide(fleet(node(A), observed=observed), {R: "nothing listens"})
     assert wanted(decided) == [(R, Desired.STOP, "nothing listens")]
-    [mark] = decided.mark
+    [mark] = decided.set_failures
     assert mark.failure is not None
     assert (mark.model, mark.failure.cause) == (MODEL, "nothing listens")
     assert mark.failure.retry_at == NOW + backoff_seconds(1)
@@ -147,7 +147,7 @@ def test_l9_what_breaks_before_it_was_ready_is_a_failed_load(observed: Observed)
 
 @pytest.mark.parametrize("changes", [{}, {"desired": Desired.DRAIN, "observed": Observed.LOADING}])
 def test_what_breaks_later_or_was_not_wanted_any_more_is_none(changes: dict[str, object]) -> None:
-    assert decide(fleet(node(A), **changes), {R: "nothing listens"}).mark == ()
+    assert decide(fleet(node(A), **changes), {R: "nothing listens"}).set_failures == ()
 
 
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
@@ -155,7 +155,7 @@ def test_l3_a_load_that_is_lost_with_its_worker_is_none_and_another_node_has_it_
     decided = plan(fleet(node(A), observed=observed), NOW, Ids(), {R: "nothing listens"}, lost={R})
     assert wanted(decided) == [(R, Desired.STOP, "nothing listens")]
     assert places(decided) == [B]
-    assert decided.mark == ()
+    assert decided.set_failures == ()
 
 
 def test_the_substitute_of_a_broken_one_goes_to_another_node_if_there_is_one() -> None:

@@ -60,7 +60,7 @@ def test_p5_more_than_there_is_room_for_waits_and_says_why() -> None:
     decided = decide(state(specs=[floor], nodes=[node("n1")]))
     assert len(decided.start) == 1
     because = "no healthy node has room for it (name-n1: 1 of 1 slots taken)"
-    assert [(wait.because, wait.is_shortage) for wait in decided.wait] == [(because, True)]
+    assert [(wait.because, wait.is_shortage) for wait in decided.pending] == [(because, True)]
     assert decided.unsatisfiable == {MODEL: f"1 of 3 replicas: {because}"}
 
 
@@ -68,7 +68,7 @@ def test_p5_more_than_there_is_room_for_waits_and_says_why() -> None:
 def test_no_replica_is_placed_on_a_node_that_is_not_healthy(unfit: Node) -> None:
     decided = decide(state(nodes=[unfit], demand=[demand()]))
     assert decided.start == ()
-    assert len(decided.wait) == 1
+    assert len(decided.pending) == 1
 
 
 def test_the_selector_is_part_of_placement() -> None:
@@ -95,8 +95,10 @@ def test_r10_a_slot_is_never_used_twice() -> None:
 def test_a_failed_load_is_forgotten_and_remembered_as_a_failure() -> None:
     broken = replica("r", observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], demand=[demand()]))
-    assert [entry.replica_id for entry in decided.forget] == ["r"]
-    assert [(mark.model, mark.failure) for mark in decided.mark] == [(MODEL, LoadFailure("exit 3", 1, NOW + 10))]
+    assert [entry.replica_id for entry in decided.delete] == ["r"]
+    assert [(mark.model, mark.failure) for mark in decided.set_failures] == [
+        (MODEL, LoadFailure("exit 3", 1, NOW + 10))
+    ]
     assert decided.start == ()
     assert decided.again_at == NOW + 10
 
@@ -109,7 +111,7 @@ def test_l9_the_backoff_doubles_up_to_five_minutes(attempts: int, seconds: float
 def test_l9_failures_in_a_row_are_counted() -> None:
     broken = replica("r", observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], failures={MODEL: LoadFailure("exit 3", 2, NOW)}))
-    assert decided.mark[0].failure == LoadFailure("exit 3", 3, NOW + 40)
+    assert decided.set_failures[0].failure == LoadFailure("exit 3", 3, NOW + 40)
 
 
 def test_l9_after_its_backoff_a_model_is_tried_again() -> None:
@@ -121,7 +123,7 @@ def test_a_success_clears_the_failure() -> None:
     failed_at = NOW - 15
     failures = {MODEL: LoadFailure("exit 3", 1, failed_at + backoff_seconds(1))}
     decided = decide(state([replica("r", since=failed_at + 1)], failures=failures))
-    assert [(mark.model, mark.failure) for mark in decided.mark] == [(MODEL, None)]
+    assert [(mark.model, mark.failure) for mark in decided.set_failures] == [(MODEL, None)]
 
 
 def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> None:
@@ -129,7 +131,7 @@ def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> No
     two = spec(min_replicas=2, max_replicas=2)
     fleet = [replica("serves", two, since=NOW - 100), replica("r", two, slot=1, observed=Observed.FAILED)]
     decided = decide(state(fleet, specs=[two], nodes=[node(max_replicas_per_model=2)]))
-    assert [mark.failure and mark.failure.retry_at for mark in decided.mark] == [NOW + 10]
+    assert [mark.failure and mark.failure.retry_at for mark in decided.set_failures] == [NOW + 10]
     assert decided.start == ()
 
 
@@ -137,20 +139,20 @@ def test_a8_a_replica_of_an_old_revision_is_drained_and_replaced() -> None:
     old, new = spec(context_size=8), spec(context_size=16)
     nodes = [node(max_replicas_per_model=2)]
     decided = decide(state([replica("old", old)], specs=[new], nodes=nodes, demand=[demand()]))
-    assert [(entry.replica_id, entry.desired) for entry in decided.want] == [("old", Desired.DRAIN)]
+    assert [(entry.replica_id, entry.desired) for entry in decided.set_desired] == [("old", Desired.DRAIN)]
     assert [start.replica.revision for start in decided.start] == [new.revision]
 
 
 def test_a_failed_load_of_an_old_revision_says_nothing_of_the_new_one() -> None:
     broken = replica("r", spec(context_size=8), observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], specs=[spec(context_size=16)], demand=[demand()]))
-    assert decided.mark == ()
+    assert decided.set_failures == ()
     assert len(decided.start) == 1
 
 
 def test_a_removed_model_is_drained() -> None:
     decided = decide(state([replica("r")], specs=[spec("other")]))
-    assert [(entry.replica_id, entry.desired) for entry in decided.want] == [("r", Desired.DRAIN)]
+    assert [(entry.replica_id, entry.desired) for entry in decided.set_desired] == [("r", Desired.DRAIN)]
 
 
 def test_demand_for_a_model_that_does_not_exist_is_nothing() -> None:
@@ -168,21 +170,21 @@ def test_the_write_says_the_same_as_the_plan() -> None:
     gone = replica("gone", observed=Observed.GONE)
     old = replica("old", spec(context_size=8), node_id=NodeId("n2"))
     write = decide(state([gone, old], demand=[demand()], nodes=[node(), node("n2")])).as_write()
-    assert write.forget == ("gone",)
-    assert write.desire == (("old", Desired.DRAIN),)
-    assert [row.model for row in write.place] == [ModelName("m")]
+    assert write.delete == ("gone",)
+    assert write.set_desired == (("old", Desired.DRAIN),)
+    assert [row.model for row in write.create] == [ModelName("m")]
 
 
 def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_only() -> None:
     broke = replica(R, observed=Observed.GONE, error="was killed by SIGKILL", since=NOW)
     first = decide(state([broke], demand=[demand()]))
     assert len(first.start) == 1
-    [mark] = first.mark
+    [mark] = first.set_failures
     assert mark.failure is not None
     assert (mark.failure.attempts, mark.failure.retry_at) == (0, NOW)
     again = decide(state([broke], demand=[demand()], failures={MODEL: mark.failure}))
     assert again.start == ()
-    [mark] = again.mark
+    [mark] = again.set_failures
     assert mark.failure is not None
     assert mark.failure.retry_at == NOW + 10
 
@@ -190,11 +192,13 @@ def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_on
 def test_l9_failures_are_forgiven_once_a_replica_has_lived_for_a_while() -> None:
     failure = LoadFailure("it broke", 0, NOW - 5)
     young = state([replica(R, since=NOW - 4)], failures={MODEL: failure})
-    assert (decide(young).mark, decide(young).again_at) == ((), NOW - 4 + STABLE_SECONDS)
+    assert (decide(young).set_failures, decide(young).again_at) == ((), NOW - 4 + STABLE_SECONDS)
     old = state([replica(R, since=NOW - STABLE_SECONDS)], failures={MODEL: replace(failure, retry_at=NOW - 20)})
-    assert [mark.failure for mark in decide(old).mark] == [None]
+    assert [mark.failure for mark in decide(old).set_failures] == [None]
 
 
 def test_h14_a_stop_on_request_is_no_failure() -> None:
-    assert decide(state([replica(R, desired=Desired.STOP, observed=Observed.GONE, error="late words")])).mark == ()
-    assert decide(state([replica(R, observed=Observed.GONE)])).mark == ()
+    assert (
+        decide(state([replica(R, desired=Desired.STOP, observed=Observed.GONE, error="late words")])).set_failures == ()
+    )
+    assert decide(state([replica(R, observed=Observed.GONE)])).set_failures == ()

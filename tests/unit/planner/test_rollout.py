@@ -39,7 +39,7 @@ def decide(seen: ClusterState, usage: Mapping[ReplicaId, Usage] | None = None) -
 
 
 def ends(decided: Plan) -> list[tuple[str, Desired, str]]:
-    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.want]
+    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.set_desired]
 
 
 def routable(seen: ClusterState) -> list[str]:

@@ -39,7 +39,7 @@ def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, limits:
 
 
 def ends(decided: Plan) -> list[tuple[str, Desired]]:
-    return [(entry.replica_id, entry.desired) for entry in decided.want]
+    return [(entry.replica_id, entry.desired) for entry in decided.set_desired]
 
 
 def test_l15_when_all_are_full_one_more_is_started() -> None:
@@ -137,22 +137,22 @@ def test_p5_all_on_nodes_of_which_one_has_no_room() -> None:
 def test_a_load_that_nobody_waits_for_any_more_is_given_up(observed: Observed) -> None:
     seen = fleet(replica("r", WIDE, observed=observed, since=NOW - 900))
     asked = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS})
-    decided = plan(seen, NOW, Ids(), remembered=asked)
+    decided = plan(seen, NOW, Ids(), history=asked)
     assert [(*entry,) for entry in ends(decided)] == [("r", Desired.STOP)]
-    assert decided.want[0].because == "nobody has waited for it for 30 s"
+    assert decided.set_desired[0].because == "nobody has waited for it for 30 s"
     assert decided.start == ()
 
 
 def test_l12_not_before_its_time_and_not_what_is_wanted() -> None:
     loading = replica("r", WIDE, observed=Observed.LOADING, since=NOW - 900)
     recently = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS + 1})
-    decided = plan(fleet(loading), NOW, Ids(), remembered=recently)
+    decided = plan(fleet(loading), NOW, Ids(), history=recently)
     assert (ends(decided), decided.again_at) == ([], NOW + 1)
     long_ago = PlanningHistory({MODEL: 0.0})
-    assert ends(plan(fleet(loading, waiting_since=0.0), NOW, Ids(), remembered=long_ago)) == []
+    assert ends(plan(fleet(loading, waiting_since=0.0), NOW, Ids(), history=long_ago)) == []
     floor = spec(min_replicas=1)
     kept = fleet(replica("r", floor, observed=Observed.LOADING), of=floor)
-    assert ends(plan(kept, NOW, Ids(), remembered=long_ago)) == []
+    assert ends(plan(kept, NOW, Ids(), history=long_ago)) == []
 
 
 def test_demand_is_remembered_and_a_new_leader_takes_every_load_as_wanted() -> None:
@@ -170,7 +170,7 @@ def test_demand_is_remembered_and_a_new_leader_takes_every_load_as_wanted() -> N
 def test_what_is_older_than_an_unload_is_drained_and_what_is_younger_stays(observed: Observed) -> None:
     rows = [replica("old", WIDE, since=500.0, observed=observed), replica("new", WIDE, slot=1, since=500.1)]
     decided = decide(fleet(*rows, unloads={MODEL: 500.0}), limits=WatchdogLimits())
-    assert [(entry.replica_id, entry.desired, entry.because) for entry in decided.want] == [
+    assert [(entry.replica_id, entry.desired, entry.because) for entry in decided.set_desired] == [
         ("old", Desired.DRAIN, "it was unloaded")
     ]
 

@@ -30,7 +30,7 @@ def decide(
 
 
 def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
-    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.want]
+    return [(entry.replica_id, entry.desired, entry.because) for entry in decided.set_desired]
 
 
 def test_h1_busy_with_progress_is_left_alone_and_looked_at_again_in_time() -> None:
@@ -43,7 +43,7 @@ def test_busy_without_a_piece_of_an_answer_is_stopped_with_its_evidence_and_repl
     seen = state([replica(R)], demand=[demand()])
     decided = decide(seen, {R: Usage(4, 0.0, 300.0)})
     assert wanted(decided) == [(R, Desired.STOP, "4 requests and no piece of an answer for 300 s")]
-    assert len(decided.wait) + len(decided.start) == 1
+    assert len(decided.pending) + len(decided.start) == 1
 
 
 def test_h1_without_a_limit_nothing_is_ever_stuck() -> None:

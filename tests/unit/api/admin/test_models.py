@@ -52,7 +52,7 @@ async def run_replica(front: Front, observed: Observed) -> Replica:
 
 async def fail(front: Front) -> None:
     epoch = await lead(front.registry)
-    await front.registry.apply(epoch, ControlWrite(failures=((TINY, FAILURE),)))
+    await front.registry.apply(epoch, ControlWrite(set_failures=((TINY, FAILURE),)))
     await front.look()
 
 

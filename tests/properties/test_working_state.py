@@ -11,7 +11,7 @@ from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Capacity, Requirement
-from gateway.planner.feasibility import ask_now, ask_soon, memory_after, missing_resources
+from gateway.planner.feasibility import check_current, check_projected, memory_after, missing_resources
 from gateway.planner.node_resources import settles_at
 from gateway.planner.placement import pick_place
 from gateway.planner.preemption import victims
@@ -25,7 +25,7 @@ MODELS = ("a", "b", "c")
 
 
 @st.composite
-def grounds(draw: st.DrawFn) -> WorkingState:
+def workings(draw: st.DrawFn) -> WorkingState:
     groups, floors = st.sampled_from([None, None, "big"]), st.integers(0, 1)
     specs = [spec(name, min_replicas=draw(floors), exclusive_group=draw(groups)) for name in MODELS]
     seen = state(
@@ -50,48 +50,50 @@ def capacities() -> st.SearchStrategy[Capacity]:
     return st.builds(Capacity, ram_bytes=st.just(12), ram_free_bytes=st.integers(0, 12), disk_free_bytes=disk)
 
 
-def change(data: st.DataObject, ground: WorkingState, number: int) -> None:
+def change(data: st.DataObject, working: WorkingState, number: int) -> None:
     """As a plan does: a replica is to end, has gone, is to start, or a model gets what others leave."""
     kind = data.draw(st.sampled_from(["end", "drop", "start", "claim"]))
     of, at = (
-        ground.state.models[data.draw(st.sampled_from(list(ground.state.models)))],
+        working.state.models[data.draw(st.sampled_from(list(working.state.models)))],
         data.draw(st.sampled_from(NODES)),
     )
     if kind == "claim":
-        ground.claim(of, ground.state.nodes[at])
+        working.reserve(of, working.state.nodes[at])
     elif kind == "start":
         new = replica(f"new-{number}", of, node_id=at, slot=2 + number, observed=Observed.PLACED, since=NOW)
-        ground.put(new)
-    elif ground.replicas:
-        row = ground.replicas[data.draw(st.sampled_from(list(ground.replicas)))]
-        ground.drop(row) if kind == "drop" else ground.put(replace(row, desired=Desired.DRAIN))
+        working.put(new)
+    elif working.replicas:
+        row = working.replicas[data.draw(st.sampled_from(list(working.replicas)))]
+        working.delete(row) if kind == "drop" else working.put(replace(row, desired=Desired.DRAIN))
 
 
-def answers(ground: WorkingState) -> list[object]:
+def answers(working: WorkingState) -> list[object]:
     """All that placing a replica asks for."""
     found: list[object] = []
-    for of in ground.state.models.values():
-        for at in ground.state.nodes.values():
-            now, soon = ask_now(ground, at, of), ask_soon(ground, at, of)
+    for of in working.state.models.values():
+        for at in working.state.nodes.values():
+            now, soon = check_current(working, at, of), check_projected(working, at, of)
             found += [missing_resources(now), missing_resources(soon), memory_after(now), memory_after(soon)]
-            found += [victims(soon), victims(soon, later=True), ground.once(settles_at, at)]
-        found += [ground.live(of), ground.beyond_floor(of), pick_place(ground, of)]
+            found += [victims(soon), victims(soon, later=True), working.cached(settles_at, at)]
+        found += [working.live(of), working.beyond_floor(of), pick_place(working, of)]
     return found
 
 
-def anew(ground: WorkingState) -> WorkingState:
+def anew(working: WorkingState) -> WorkingState:
     """One that has counted nothing yet."""
-    seen: ClusterState = replace(ground.state, replicas=ground.replicas)
-    return WorkingState(seen, ground.now, ground.usage, ground.remembered, claims=list(ground.claims))
+    seen: ClusterState = replace(working.state, replicas=working.replicas)
+    return WorkingState(seen, working.now, working.usage, working.history, reservations=list(working.reservations))
 
 
 @settings(deadline=None)
-@given(grounds(), st.data())
-def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(ground: WorkingState, data: st.DataObject) -> None:
-    assert answers(ground) == answers(anew(ground))
+@given(workings(), st.data())
+def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(
+    working: WorkingState, data: st.DataObject
+) -> None:
+    assert answers(working) == answers(anew(working))
     for number in range(data.draw(st.integers(1, 5))):
-        change(data, ground, number)
-        assert answers(ground) == answers(anew(ground))
+        change(data, working, number)
+        assert answers(working) == answers(anew(working))
 
 
 def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> None:
@@ -100,7 +102,7 @@ def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> N
     full = [node(at, capacity=Capacity(ram_bytes=5, ram_free_bytes=0)) for at in NODES]
     rows_of_a = [replica(f"a-{at}", loaded, node_id=at) for at in NODES]
     needs = {of.name: Requirement(ram_bytes=5) for of in (loaded, other)}
-    ground = WorkingState(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
-    assert victims(ask_soon(ground, full[0], other)) == (rows_of_a[0],)
-    ground.put(replace(rows_of_a[1], desired=Desired.DRAIN))
-    assert victims(ask_soon(ground, full[0], other)) is None
+    working = WorkingState(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
+    assert victims(check_projected(working, full[0], other)) == (rows_of_a[0],)
+    working.put(replace(rows_of_a[1], desired=Desired.DRAIN))
+    assert victims(check_projected(working, full[0], other)) is None
