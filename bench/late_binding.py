@@ -237,11 +237,11 @@ class Simulation:
         if self._sharing.lines:
             self._lines[gateway.id] = tuple(gateway.lines())
         others = [each.id for each in self._gateways if each is not gateway]
-        gateway.hear(line for other in others for line in self._lines.get(other, ()))
+        gateway.apply_remote_queues(line for other in others for line in self._lines.get(other, ()))
         elsewhere = Counter[ReplicaId]()
         for other in others:
             elsewhere.update(self._counts.get(other, {}))
-        gateway.loads.hear(elsewhere)
+        gateway.loads.apply_peers(elsewhere)
         self._go_on(gateway)
         self._at(self._clock.now + self._setting.stale_seconds, partial(self._exchange, gateway))
 

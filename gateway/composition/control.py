@@ -39,7 +39,7 @@ class Control:
 
 def build_control(shared: SharedParts, routing: Routing) -> Control:
     """Builds the parts in the order of the control path: demand, plan, sessions, health, and the other gateways."""
-    load_requests = LoadRequests(shared.views, shared.peers.note_demand)
+    load_requests = LoadRequests(shared.views, shared.peers.report_demand)
     sessions = _build_sessions(shared, routing)
     monitor = _build_monitor(shared, routing, sessions)
     publisher = _build_publisher(shared, routing, load_requests)
@@ -59,8 +59,8 @@ def _build_reconciler(shared: SharedParts, routing: Routing) -> Reconciler:
         registry=shared.registry,
         leadership=shared.election,
         interval_seconds=config.reconciler.interval,
-        usage=lambda now: merge_usage(loads.usage(), peers.others.values(), now),
-        audience=lambda: audience(peers.own, shared.state().version, peers.heard),
+        usage=lambda now: merge_usage(loads.usage(), peers.peers.values(), now),
+        audience=lambda: audience(peers.own, shared.state().version, peers.peer_states),
         limits=WatchdogLimits(
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
         ),
@@ -102,7 +102,7 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
 
 def _is_judge_of(shared: SharedParts, node: Node) -> bool:
     """Whoever lives and holds its session is; else the leader."""
-    if node.gateway_id in shared.peers.others:
+    if node.gateway_id in shared.peers.peers:
         return False
     return node.gateway_id == shared.id or shared.is_leader()
 
@@ -128,7 +128,7 @@ def _build_publisher(shared: SharedParts, routing: Routing, load_requests: LoadR
         leadership=shared.election,
         outcome=shared.outcome,
         planner_wake=shared.planner_wake,
-        always_tells_leases=admission.loads.is_strict,
+        always_publishes_leases=admission.loads.is_strict,
     )
 
 
@@ -148,7 +148,7 @@ def _build_sync(
         ttl_seconds=registry.gateway_ttl,
         fast=publisher.fast,
         slow=publisher.slow,
-        on_heard=publisher.hear,
+        on_received=publisher.hear,
         on_cut_off=cut_off,
         clock=shared.clock,
         turn=shared.leases_lock,

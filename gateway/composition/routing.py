@@ -80,8 +80,8 @@ def _build_admission(shared: SharedParts, rng: Random, *, strict: bool) -> Admis
         outlook=shared.status,
         policy=lambda: SEVERAL if peers.has_peers else ALONE,
         strict=strict,
-        demand_changed=peers.note_demand,
-        leases_changed=peers.note_leases,
+        demand_changed=peers.report_demand,
+        leases_changed=peers.report_leases,
         record_wait=lambda model, seconds: queue_wait.labels(model).observe(seconds),
     )
 

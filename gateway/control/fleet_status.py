@@ -39,7 +39,7 @@ class FleetStatus:
         """How far a load is: whoever holds the node's session knows. None: nobody has said anything."""
         if (own := self.progress.progress_of(replica_id, self.now())) is not None:
             return own
-        told = (peer.progress.get(replica_id) for peer in self.peers.others.values())
+        told = (peer.progress.get(replica_id) for peer in self.peers.peers.values())
         return next((progress for progress in told if progress is not None), None)
 
     def unsatisfiable(self) -> Mapping[ModelName, str]:
@@ -50,7 +50,7 @@ class FleetStatus:
     def pending(self) -> Mapping[ModelName, PendingReason]:
         """Models of which a replica is wanted that can't be started now, and why, as the leader sees it."""
         leader = self._other_leader()
-        return self.outcome.pending if leader is None else leader.waits
+        return self.outcome.pending if leader is None else leader.pending
 
     def shortage_of(self, model: ModelName) -> str | None:
         """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
@@ -63,4 +63,4 @@ class FleetStatus:
 
     def _other_leader(self) -> PeerState | None:
         leader = self.view.state.leader
-        return None if leader is None or self.is_leader() else self.peers.others.get(leader)
+        return None if leader is None or self.is_leader() else self.peers.peers.get(leader)

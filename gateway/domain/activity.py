@@ -21,7 +21,7 @@ class Usage:
 
 
 def merge_usage(
-    own: Mapping[ReplicaId, Usage], bulletins: Iterable[PeerState], now: float
+    own: Mapping[ReplicaId, Usage], peer_states: Iterable[PeerState], now: float
 ) -> Mapping[ReplicaId, Usage]:
     """Returns the usage of each replica that had a request through any gateway. `now`: seconds of the registry's clock.
 
@@ -29,17 +29,17 @@ def merge_usage(
     piece of any answer.
     """
     merged = dict(own)
-    for bulletin in bulletins:
-        for replica_id in bulletin.leases.keys() | bulletin.uses.keys():
-            told = _told(bulletin, replica_id, now)
+    for peer_state in peer_states:
+        for replica_id in peer_state.leases.keys() | peer_state.uses.keys():
+            published = _published_usage(peer_state, replica_id, now)
             known = merged.get(replica_id)
-            merged[replica_id] = told if known is None else _both(known, told)
+            merged[replica_id] = published if known is None else _both(known, published)
     return merged
 
 
-def _told(bulletin: PeerState, replica_id: ReplicaId, now: float) -> Usage:
+def _published_usage(peer_state: PeerState, replica_id: ReplicaId, now: float) -> Usage:
     """One that has leases and whose use has not been told yet has just begun."""
-    open_leases, use = bulletin.leases.get(replica_id, 0), bulletin.uses.get(replica_id)
+    open_leases, use = peer_state.leases.get(replica_id, 0), peer_state.uses.get(replica_id)
     seconds = max(0.0, now - use.since) if use is not None else 0.0
     return Usage(open_leases, 0.0, seconds) if open_leases else Usage(0, seconds, 0.0)
 

@@ -53,7 +53,7 @@ class PeerState:
     """Requests that wait here: one row for each model."""
     progress: Mapping[ReplicaId, Progress] = field(default_factory=lambda: NOTHING)
     """Of loads whose node's session it holds."""
-    waits: Mapping[ModelName, PendingReason] = field(default_factory=lambda: NOTHING)
+    pending: Mapping[ModelName, PendingReason] = field(default_factory=lambda: NOTHING)
     """The leader only: models of which a replica is wanted that can't be started yet."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: NOTHING)
     """The leader only: models that lack replicas that they have to have, and the numbers (P5)."""
@@ -67,14 +67,14 @@ class PeerStates:
     """The registry's clock."""
     version: int
     """Of the state as it is now."""
-    others: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
+    peers: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The newest bulletin of each other gateway that lives."""
     silent: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The last one of each other gateway that does not count any more and has not said goodbye, for
     `SILENT_SECONDS_MAX`: it has died, or it is cut off and serves on from its last view."""
 
 
-NOTHING_HEARD: Final = PeerStates(0.0, 0)
+NO_PEERS: Final = PeerStates(0.0, 0)
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,12 @@ class Audience:
     """Replicas that had a request through a gateway when it was last heard, which nobody can ask any more."""
 
 
-def audience(own: PeerState, seen_version: int, heard: PeerStates) -> Audience:
+def audience(own: PeerState, seen_version: int, peer_states: PeerStates) -> Audience:
     """`seen_version` is that of the gateway itself, whose bulletin is `own`. One that has fallen silent is part of the
     audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at its
     address: then its process has ended."""
-    living = (own, *heard.others.values())
+    living = (own, *peer_states.peers.values())
     inhabited = {each.url for each in living if each.url}
-    silent = [each for each in heard.silent.values() if each.url not in inhabited]
-    least = min((each.seen_version for each in (*heard.others.values(), *silent)), default=seen_version)
+    silent = [each for each in peer_states.silent.values() if each.url not in inhabited]
+    least = min((each.seen_version for each in (*peer_states.peers.values(), *silent)), default=seen_version)
     return Audience(min(seen_version, least), frozenset(replica_id for each in silent for replica_id in each.leases))

@@ -12,7 +12,7 @@ class RegistryClock:
     def __init__(self) -> None:
         self._ahead_of_trio = 0.0
 
-    def note(self, now: float) -> None:
+    def update(self, now: float) -> None:
         """The registry has just said that it is `now`."""
         self._ahead_of_trio = now - trio.current_time()
 

@@ -20,29 +20,30 @@ TEXT_COLUMNS: Final = ("leases", "uses", "demand", "notes")
 PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
 
 
-def plain_values(bulletin: PeerState) -> tuple[SqlValue, ...]:
+def plain_values(peer_state: PeerState) -> tuple[SqlValue, ...]:
     """Returns the value of each of `PLAIN_COLUMNS`, in their order."""
-    return bulletin.url, bulletin.secret_fingerprint, bulletin.seen_version
+    return peer_state.url, peer_state.secret_fingerprint, peer_state.seen_version
 
 
-def bulletin_texts(bulletin: PeerState) -> dict[str, str]:
+def peer_state_texts(peer_state: PeerState) -> dict[str, str]:
     """Returns the text of each of `TEXT_COLUMNS`. Equal parts of two peer states have equal texts."""
     notes = {
         "progress": {
-            each: [told.done_bytes, told.total_bytes, told.bytes_per_second] for each, told in bulletin.progress.items()
+            each: [value.done_bytes, value.total_bytes, value.bytes_per_second]
+            for each, value in peer_state.progress.items()
         },
-        "waits": {model: [storable(hold.because), hold.is_shortage] for model, hold in bulletin.waits.items()},
-        "unsatisfiable": {model: storable(because) for model, because in bulletin.unsatisfiable.items()},
+        "waits": {model: [storable(hold.because), hold.is_shortage] for model, hold in peer_state.pending.items()},
+        "unsatisfiable": {model: storable(because) for model, because in peer_state.unsatisfiable.items()},
     }
     return {
-        "leases": _text(dict(bulletin.leases)),
-        "uses": _text({replica_id: use.since for replica_id, use in bulletin.uses.items()}),
-        "demand": _text({row.model: [row.waiting, row.since] for row in bulletin.demand}),
+        "leases": _text(dict(peer_state.leases)),
+        "uses": _text({replica_id: use.since for replica_id, use in peer_state.uses.items()}),
+        "demand": _text({row.model: [row.waiting, row.since] for row in peer_state.demand}),
         "notes": _text({name: part for name, part in notes.items() if part}),
     }
 
 
-def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerState:
+def peer_state_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerState:
     """`row` has a value for each of `PLAIN_COLUMNS` and `TEXT_COLUMNS`."""
     notes = _object(row["notes"])
     return PeerState(
@@ -53,15 +54,17 @@ def bulletin_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerStat
         leases=_each(_object(row["leases"]), lambda _, count: _number(count, int)),
         uses=_each(_object(row["uses"]), lambda _, since: Use(_number(since, int, float))),
         demand=demand_from_text(gateway_id, row["demand"]),
-        progress=_each(notes.get("progress"), lambda _, told: Progress(*told)),
-        waits=_each(notes.get("waits"), lambda _, told: PendingReason(str(told[0]), bool(told[1]))),
+        progress=_each(notes.get("progress"), lambda _, value: Progress(*value)),
+        pending=_each(notes.get("waits"), lambda _, value: PendingReason(str(value[0]), bool(value[1]))),
         unsatisfiable=_each(notes.get("unsatisfiable"), lambda _, because: str(because)),
     )
 
 
 def demand_from_text(gateway_id: GatewayId, text: str) -> tuple[Demand, ...]:
     """Parses a gateway's `demand` column, {model: [waiting, since]}, and leaves out entries that can't be read."""
-    rows = _each(_object(text), lambda model, told: Demand(gateway_id, ModelName(model), int(told[0]), float(told[1])))
+    rows = _each(
+        _object(text), lambda model, value: Demand(gateway_id, ModelName(model), int(value[0]), float(value[1]))
+    )
     return tuple(rows.values())
 
 
@@ -84,12 +87,12 @@ def _object(text: str) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else NOTHING
 
 
-def _each(said: object, read: Callable[[str, Any], Value]) -> Mapping[Any, Value]:
+def _each(document: object, read: Callable[[str, Any], Value]) -> Mapping[Any, Value]:
     """Reads the entries of a JSON object, without those that can't be read."""
-    if not isinstance(said, Mapping):
+    if not isinstance(document, Mapping):
         return NOTHING
     readable: dict[Any, Value] = {}
-    for key, value in said.items():
+    for key, value in document.items():
         try:
             readable[key] = read(key, value)
         except (TypeError, ValueError, IndexError, KeyError, OverflowError):

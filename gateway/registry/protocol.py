@@ -214,7 +214,7 @@ class Registry(Protocol):
 
         Raises `StaleEpoch` when another gateway has become the leader."""
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. One that does
         not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 

@@ -85,7 +85,7 @@ class Store(ABC):
         """Returns the registry's clock in seconds since the epoch (H11)."""
 
     @abstractmethod
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes a gateway's peer state for `ttl_seconds` and returns those of its peers. Raises `RegistryError`."""
 
     @abstractmethod

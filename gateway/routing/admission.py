@@ -251,9 +251,9 @@ class Admission:
             for first in queue.firsts():
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
-    def hear(self, lines: Iterable[RemoteQueue]) -> None:
+    def apply_remote_queues(self, lines: Iterable[RemoteQueue]) -> None:
         """Replaces what is known of the requests that wait at other gateways; `lines` has all of them."""
-        for model in self._elders.hear(lines, trio.current_time()):
+        for model in self._elders.apply(lines, trio.current_time()):
             self._serve_freed(model)
 
     def _note_free(self, model: ModelName, slots: int = 1) -> None:

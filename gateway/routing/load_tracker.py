@@ -251,7 +251,7 @@ class LoadTracker:
         """
         return {replica_id: _since(use) for replica_id, use in self._uses.items() if use.last_used > NEVER}
 
-    def hear(self, elsewhere: Mapping[ReplicaId, int]) -> None:
+    def apply_peers(self, elsewhere: Mapping[ReplicaId, int]) -> None:
         """Replaces the leases that peers have published. A replica that is not named has none.
 
         A replica of which peers have fewer leases than before may have a free slot, even if it refused a call.

@@ -57,7 +57,7 @@ class SlotDeferral:
         self._ends: dict[ModelName, Sequence[float]] = {}
         """The end of each deferral by model, in order. No list is empty."""
 
-    def hear(self, lines: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
+    def apply(self, lines: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
         """Replaces all queues of peers. Returns the models whose deferrals may have ended by that."""
         heard: dict[ModelName, dict[GatewayId, _Heard]] = {}
         for line in lines:

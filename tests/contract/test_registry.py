@@ -99,7 +99,7 @@ async def test_wait_newer_sleeps_through_writes_that_change_nothing(registry: Re
     async with trio.open_nursery() as nursery:
         nursery.start_soon(registry.wait_newer, 1)
         await registry.declare_models([spec()])
-        await registry.exchange(PeerState(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 10)
+        await registry.sync_peers(PeerState(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 10)
         await wait_all_tasks_blocked()
         assert len(nursery.child_tasks) == 1
         nursery.cancel_scope.cancel()
@@ -557,89 +557,89 @@ BULLETIN = PeerState(
     uses={REPLICA: Use(12.5), OTHER_REPLICA: Use(11.0)},
     demand=(Demand(GATEWAY, MODEL, 4, 10.0),),
     progress={OTHER_REPLICA: Progress(1, 2, 0.5), REPLICA: Progress()},
-    waits={MODEL: PendingReason("no room\0", is_shortage=True)},
+    pending={MODEL: PendingReason("no room\0", is_shortage=True)},
     unsatisfiable={MODEL: "1 of 2 replicas"},
 )
 
 
 async def test_a_gateway_hears_the_others_newest_bulletins(registry: Registry) -> None:
     async with bumping(registry, 0):
-        assert (await registry.exchange(PeerState(GATEWAY), 10)).others == {}
-        heard = await registry.exchange(PeerState(OTHER_GATEWAY, "http://two"), 10)
-        assert heard.others == {GATEWAY: PeerState(GATEWAY)}
-        await registry.exchange(BULLETIN, 10)
-        heard = await registry.exchange(PeerState(OTHER_GATEWAY), 10)
-        again = await registry.exchange(PeerState(OTHER_GATEWAY), 10)
-    assert replace(heard.others[GATEWAY], waits={}) == replace(BULLETIN, waits={})
-    assert heard.others[GATEWAY].waits[MODEL].is_shortage
-    assert again.others == heard.others
+        assert (await registry.sync_peers(PeerState(GATEWAY), 10)).peers == {}
+        peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY, "http://two"), 10)
+        assert peer_states.peers == {GATEWAY: PeerState(GATEWAY)}
+        await registry.sync_peers(BULLETIN, 10)
+        peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
+        again = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
+    assert replace(peer_states.peers[GATEWAY], pending={}) == replace(BULLETIN, pending={})
+    assert peer_states.peers[GATEWAY].pending[MODEL].is_shortage
+    assert again.peers == peer_states.peers
     changed = replace(BULLETIN, leases={}, seen_version=8)
-    await registry.exchange(changed, 10)
-    last = (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).others[GATEWAY]
+    await registry.sync_peers(changed, 10)
+    last = (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers[GATEWAY]
     assert (last.leases, last.seen_version, last.uses) == ({}, 8, BULLETIN.uses)
 
 
 async def test_the_answer_tells_the_time_and_the_version(registry: Registry, clock: SettableClock) -> None:
     await registry.declare_models([spec()])
     clock.seconds = 77.5
-    heard = await registry.exchange(PeerState(GATEWAY), 10)
-    assert (heard.now, heard.version) == (77.5, 1)
+    peer_states = await registry.sync_peers(PeerState(GATEWAY), 10)
+    assert (peer_states.now, peer_states.version) == (77.5, 1)
 
 
 async def test_a_gateway_that_has_gone_silent_is_heard_no_more_and_nobody_waits_there(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.exchange(BULLETIN, 10)
+    await registry.sync_peers(BULLETIN, 10)
     clock.seconds += 9
     assert (await registry.read_state()).demand == BULLETIN.demand
     clock.seconds += 2
-    assert (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).others == {}
+    assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers == {}
     assert (await registry.read_state()).demand == ()
 
 
 async def test_w11_what_a_silent_gateway_said_last_is_remembered_for_a_while(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.exchange(BULLETIN, 10)
-    assert (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).silent == {}
+    await registry.sync_peers(BULLETIN, 10)
+    assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
     clock.seconds += 11
-    heard = await registry.exchange(PeerState(OTHER_GATEWAY), 10)
-    said = heard.silent[GATEWAY]
-    assert (heard.others, [*heard.silent]) == ({}, [GATEWAY])
+    peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
+    said = peer_states.silent[GATEWAY]
+    assert (peer_states.peers, [*peer_states.silent]) == ({}, [GATEWAY])
     assert (said.url, said.seen_version, said.leases) == (BULLETIN.url, 7, BULLETIN.leases)
-    await registry.exchange(BULLETIN, 10)
-    heard = await registry.exchange(PeerState(OTHER_GATEWAY), 10)
-    assert ([*heard.others], heard.silent) == ([GATEWAY], {})
+    await registry.sync_peers(BULLETIN, 10)
+    peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
+    assert ([*peer_states.peers], peer_states.silent) == ([GATEWAY], {})
     clock.seconds += SILENT_SECONDS_MAX + 11
-    assert (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).silent == {}
+    assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
 
 
 async def test_w11_a_gateway_that_has_said_goodbye_is_not_silent_but_gone(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.exchange(BULLETIN, 10)
+    await registry.sync_peers(BULLETIN, 10)
     await registry.leave(GATEWAY)
     clock.seconds += 11
-    assert (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).silent == {}
+    assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
 
 
 async def test_a_gateway_that_leaves_is_heard_no_more_until_it_speaks_again(registry: Registry) -> None:
-    await registry.exchange(BULLETIN, 10)
+    await registry.sync_peers(BULLETIN, 10)
     await registry.leave(GATEWAY)
-    assert (await registry.exchange(PeerState(OTHER_GATEWAY), 10)).others == {}
+    assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers == {}
     assert (await registry.read_state()).demand == ()
-    await registry.exchange(BULLETIN, 10)
-    heard = await registry.exchange(PeerState(OTHER_GATEWAY), 10)
-    assert heard.others[GATEWAY].leases == BULLETIN.leases
+    await registry.sync_peers(BULLETIN, 10)
+    peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
+    assert peer_states.peers[GATEWAY].leases == BULLETIN.leases
 
 
 async def test_demand_is_each_gateways_own_and_no_version(registry: Registry) -> None:
     mine, theirs = Demand(GATEWAY, MODEL, 3, 10.0), Demand(OTHER_GATEWAY, MODEL, 9, 5.5)
     async with bumping(registry, 0):
-        await registry.exchange(PeerState(OTHER_GATEWAY, demand=(theirs,)), 10)
-        await registry.exchange(PeerState(GATEWAY, demand=(mine,)), 10)
+        await registry.sync_peers(PeerState(OTHER_GATEWAY, demand=(theirs,)), 10)
+        await registry.sync_peers(PeerState(GATEWAY, demand=(mine,)), 10)
     assert (await registry.read_state()).demand == (mine, theirs)
-    await registry.exchange(PeerState(OTHER_GATEWAY), 10)
+    await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
     assert (await registry.read_state()).demand == (mine,)
 
 

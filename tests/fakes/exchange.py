@@ -41,9 +41,11 @@ class FakeExchange:
             )
             for model, queue in gateway.admission.statistics().items()
         )
-        gateway.admission.hear(line for other, lines in self.lines.items() if other != number for line in lines)
+        gateway.admission.apply_remote_queues(
+            line for other, lines in self.lines.items() if other != number for line in lines
+        )
         elsewhere = Counter[ReplicaId]()
         for other, leases in self.leases.items():
             if other != number:
                 elsewhere.update(leases)
-        gateway.loads.hear(elsewhere)
+        gateway.loads.apply_peers(elsewhere)

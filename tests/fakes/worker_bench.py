@@ -101,7 +101,7 @@ class WorkerBench:
     to_worker: trio.MemorySendChannel[ToWorker]
     from_worker: trio.MemoryReceiveChannel[FromWorker]
     history: list[Report] = field(default_factory=list)
-    others: list[FromWorker] = field(default_factory=list)
+    peers: list[FromWorker] = field(default_factory=list)
     """What came besides reports."""
 
     async def want(self, *wishes: DesiredReplica, epoch: int = 1) -> None:
@@ -111,15 +111,15 @@ class WorkerBench:
         if isinstance(message, Report):
             self.history.append(message)
         else:
-            self.others.append(message)
+            self.peers.append(message)
 
     async def wait_other(self, kind: type[M]) -> M:
         """The next message of that kind, past ones included, once each."""
         with trio.fail_after(NEVER_SECONDS):
             while True:
-                for message in self.others:
+                for message in self.peers:
                     if isinstance(message, kind):
-                        self.others.remove(message)
+                        self.peers.remove(message)
                         return message
                 self._take(await self.from_worker.receive())
 

@@ -177,7 +177,7 @@ hellos = st.builds(
 )
 
 
-def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[PeerState]:
+def peer_states_of(gateway_id: GatewayId) -> st.SearchStrategy[PeerState]:
     return st.builds(
         PeerState,
         gateway_id=st.just(gateway_id),
@@ -190,12 +190,12 @@ def bulletins_of(gateway_id: GatewayId) -> st.SearchStrategy[PeerState]:
             lambda rows: tuple(Demand(gateway_id, model, *rows[model]) for model in sorted(rows))
         ),
         progress=st.dictionaries(replica_ids, st.builds(Progress, amounts, amounts, maybe(seconds)), max_size=2),
-        waits=st.dictionaries(model_names, st.builds(PendingReason, st.just("no room"), st.booleans()), max_size=2),
+        pending=st.dictionaries(model_names, st.builds(PendingReason, st.just("no room"), st.booleans()), max_size=2),
         unsatisfiable=st.dictionaries(model_names, st.just("1 of 2"), max_size=2),
     )
 
 
-bulletins = gateway_ids.flatmap(bulletins_of)
+peer_states = gateway_ids.flatmap(peer_states_of)
 terms = st.sampled_from([1.0, 5.0, 100.0])
 
 LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
@@ -217,7 +217,7 @@ some_call = st.one_of(
     calls("lead", gateway_ids, terms),
     calls("leave", gateway_ids),
     calls("apply", st.integers(1, 2), control_writes),
-    calls("exchange", bulletins, terms),
+    calls("exchange", peer_states, terms),
 )
 # Most writes need a node in session, and a leader with epoch 1.
 beginning = st.tuples(

@@ -119,11 +119,11 @@ class Door:
         changed: bool = await self._execute("apply", self._registry.apply_from, self.gateway_id, epoch, write)
         return changed
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> Any:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> Any:
         async def statement() -> Any:
-            heard = await self._registry.exchange(bulletin, ttl_seconds)
-            self.published = bulletin
-            return heard
+            peer_states = await self._registry.sync_peers(peer_state, ttl_seconds)
+            self.published = peer_state
+            return peer_states
 
         return await self._execute("exchange", statement)
 

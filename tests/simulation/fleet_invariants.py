@@ -159,7 +159,7 @@ class FleetWatch:
     def _check_cut_off(self) -> None:
         """A gateway that is dead for the others gives its workers away."""
         for post in self._fleet.posts.values():
-            unheard = trio.current_time() - post.gateway.control.sync._heard_at
+            unheard = trio.current_time() - post.gateway.control.sync._synced_at
             is_cut_off = unheard > TTL_SECONDS + CATCH_UP_SECONDS + SLACK_SECONDS
             if is_cut_off and post.door.is_cut and not post.door.is_stopped and post.gateway.control.sessions.open:
                 self._world.object_to(f"{post} holds sessions, cut off for {unheard:.1f} s")
@@ -169,7 +169,7 @@ class FleetWatch:
         has heard it last and nothing since."""
         now = trio.current_time()
         for post in self._fleet.posts.values():
-            for other in post.gateway.shared.peers.others.values():
+            for other in post.gateway.shared.peers.peers.values():
                 died_at = self._fleet.dead.get(other.gateway_id, now)
                 counts = other.leases or other.demand
                 if counts and now - died_at > 2 * TTL_SECONDS + CATCH_UP_SECONDS:

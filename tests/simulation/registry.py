@@ -34,9 +34,9 @@ class SimRegistry(MemoryRegistry):
         await self._travel()
         return await super()._transact(method, decide, scope, epoch)
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         await self._travel()
-        return await super().exchange(bulletin, ttl_seconds)
+        return await super().sync_peers(peer_state, ttl_seconds)
 
     async def _travel(self) -> None:
         if trio.current_time() < self.slow_until:

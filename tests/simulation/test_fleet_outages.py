@@ -234,7 +234,7 @@ def test_w11_a_gateway_that_is_cut_off_for_long_loses_no_stream_to_the_drains_of
         leader, cut = _the_leader(fleet), _follower(fleet)
         await _wait(lambda: len(cut.gateway.shared.views.current.candidates.get(model, ())) == 2)
         cut.door.cut(2 * OUTAGE_SECONDS)
-        await _wait(lambda: cut.gateway.shared.id not in leader.gateway.shared.peers.heard.others)
+        await _wait(lambda: cut.gateway.shared.id not in leader.gateway.shared.peers.peer_states.peers)
         requests = [
             Request(RequestId(f"q{number}"), model, "ann", "stream", 200, patience_seconds=3600, pause_seconds=0)
             for number in range(1 + also_later)

@@ -34,7 +34,7 @@ class StatusSource:
     def requested(self, model: ModelName) -> bool:
         """Whether somebody has asked for a load that has come to nothing yet, or another gateway's requests wait."""
         return self.own_wish(model) or any(
-            demand.model == model for peer in self.fleet.peers.others.values() for demand in peer.demand
+            demand.model == model for peer in self.fleet.peers.peers.values() for demand in peer.demand
         )
 
 
@@ -54,7 +54,7 @@ def _use(source: StatusSource, view: FleetView) -> _Use:
         Counter(loads.in_flight_by_model),
         Counter({model: queue.waiting for model, queue in source.queues().items()}),
     )
-    for peer in source.fleet.peers.others.values():
+    for peer in source.fleet.peers.peers.values():
         use.in_flight.update(peer.leases)
         use.queued.update({demand.model: demand.waiting for demand in peer.demand})
         for replica_id, leases in peer.leases.items():
@@ -76,7 +76,7 @@ def status_document(source: StatusSource) -> dict[str, Any]:
 def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
     """Return every gateway as a JSON object, this one first and the others sorted by id."""
     peers = source.fleet.peers
-    others = sorted(peers.others.items())
+    others = sorted(peers.peers.items())
     urls = [(peers.own.gateway_id, source.own_url()), *((gateway_id, peer.url) for gateway_id, peer in others)]
     leader = source.fleet.view.state.leader
     return [{"id": gateway_id, "leader": gateway_id == leader, "url": url or None} for gateway_id, url in urls]

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gateway.concurrency import Wake
 from gateway.domain.ids import GatewayId
-from gateway.domain.peers import NOTHING_HEARD, PeerState, PeerStates
+from gateway.domain.peers import NO_PEERS, PeerState, PeerStates
 
 
 class PeerTable:
@@ -17,7 +17,7 @@ class PeerTable:
     def __init__(self, gateway_id: GatewayId) -> None:
         self.own = PeerState(gateway_id)
         """What this gateway has put together last for the others."""
-        self.heard: PeerStates = NOTHING_HEARD
+        self.peer_states: PeerStates = NO_PEERS
         """What came last; kept while nothing comes."""
         self.connected = False
         """The last exchange came to an end."""
@@ -25,20 +25,20 @@ class PeerTable:
         """Set when this gateway has something new to tell."""
 
     @property
-    def others(self) -> Mapping[GatewayId, PeerState]:
+    def peers(self) -> Mapping[GatewayId, PeerState]:
         """Returns the newest state of each other gateway that lives."""
-        return self.heard.others
+        return self.peer_states.peers
 
     @property
     def has_peers(self) -> bool:
         """Tells whether there were other gateways at the last exchange."""
-        return bool(self.heard.others)
+        return bool(self.peer_states.peers)
 
-    def note_demand(self) -> None:
+    def report_demand(self) -> None:
         """A queue has begun or ended."""
         self.changed.set()
 
-    def note_leases(self) -> None:
+    def report_leases(self) -> None:
         """A lease has begun or ended; nobody needs to know if this gateway is alone."""
         if self.has_peers:
             self.changed.set()
@@ -47,9 +47,9 @@ class PeerTable:
         """Keeps what this gateway is about to tell the others."""
         self.own = own
 
-    def learn(self, heard: PeerStates) -> None:
+    def learn(self, peer_states: PeerStates) -> None:
         """Keeps what the others have told in an exchange that came to an end."""
-        self.heard, self.connected = heard, True
+        self.peer_states, self.connected = peer_states, True
 
     def lose_contact(self) -> None:
         """An exchange has failed; what came last is kept."""
@@ -58,6 +58,6 @@ class PeerTable:
     def forget_what_others_have(self) -> None:
         """They still live, as far as is known, but what they said is too old to count."""
         others = {
-            each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={}) for each in self.others.values()
+            each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={}) for each in self.peers.values()
         }
-        self.heard = replace(self.heard, others=others)
+        self.peer_states = replace(self.peer_states, peers=others)

@@ -50,7 +50,7 @@ class PeerStatePublisher:
     leadership: LeaderElection
     outcome: PlanOutcome
     planner_wake: Wake
-    always_tells_leases: bool = False
+    always_publishes_leases: bool = False
     """Strict mode: another gateway may pick by them before this one has heard of it."""
     _woken_for: tuple[Demand, ...] = field(default=(), init=False)
     _woken_at: float = field(default=-inf, init=False)
@@ -58,8 +58,8 @@ class PeerStatePublisher:
     def fast(self, last: PeerState, has_peers: bool) -> PeerState:
         """What others have to know soon. Leases only if somebody is there to count them."""
         since = {model: self.clock() - each.oldest_seconds for model, each in self.waiting().items()}
-        told = _steady({row.model: row.since for row in last.demand}, since)
-        leases = self.loads.published() if has_peers or self.always_tells_leases else NOTHING
+        steady = _steady({row.model: row.since for row in last.demand}, since)
+        leases = self.loads.published() if has_peers or self.always_publishes_leases else NOTHING
         # What has just got a request was idle before: with the old use it would look silent since then.
         uses = last.uses if leases.keys() == last.leases.keys() else self._uses(last)
         return replace(
@@ -68,7 +68,7 @@ class PeerStatePublisher:
             leases=leases,
             uses=uses,
             demand=tuple(
-                Demand(self.gateway_id, model, each.waiting, told[model])
+                Demand(self.gateway_id, model, each.waiting, steady[model])
                 for model, each in sorted(self.waiting().items())
             ),
         )
@@ -82,39 +82,39 @@ class PeerStatePublisher:
             secret_fingerprint=self.secret_fingerprint,
             uses=self._uses(last),
             progress=self.watch.all_progress(trio.current_time()),
-            waits=self.outcome.pending if leads else NOTHING,
+            pending=self.outcome.pending if leads else NOTHING,
             unsatisfiable=self.outcome.unsatisfiable if leads else NOTHING,
         )
 
     def _uses(self, last: PeerState) -> Mapping[ReplicaId, Use]:
         since = {replica_id: self.clock.of_trio(at) for replica_id, at in self.loads.uses().items()}
-        told = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
-        return {replica_id: Use(at) for replica_id, at in told.items()}
+        steady = _steady({replica_id: use.since for replica_id, use in last.uses.items()}, since)
+        return {replica_id: Use(at) for replica_id, at in steady.items()}
 
-    def hear(self, heard: PeerStates, own: PeerState) -> None:
+    def apply(self, peer_states: PeerStates, own: PeerState) -> None:
         """Applies the leases and waiting requests of other gateways to routing, admission and the planner."""
-        demand = tuple(row for bulletin in heard.others.values() for row in bulletin.demand)
-        self.admission.hear(
+        demand = tuple(row for peer_state in peer_states.peers.values() for row in peer_state.demand)
+        self.admission.apply_remote_queues(
             RemoteQueue(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since)
             for row in demand
         )
-        elsewhere = Counter[ReplicaId]()
-        for bulletin in heard.others.values():
-            elsewhere.update(bulletin.leases)
-        self.loads.hear(elsewhere)  # after the lines: slots that this finds free may be theirs
+        at_peers = Counter[ReplicaId]()
+        for peer_state in peer_states.peers.values():
+            at_peers.update(peer_state.leases)
+        self.loads.apply_peers(at_peers)  # after the lines: slots that this finds free may be theirs
         self._wake_planner((*own.demand, *demand))
 
     def _wake_planner(self, demand: tuple[Demand, ...]) -> None:
         """Wakes the planner at once when somebody begins or ceases to wait, and at times while the number changes."""
         now, before = trio.current_time(), self._woken_for
-        is_news = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
-        if is_news or (demand != before and now >= self._woken_at + COUNTS_SECONDS):
+        is_changed = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
+        if is_changed or (demand != before and now >= self._woken_at + COUNTS_SECONDS):
             self._woken_for, self._woken_at = demand, now
             self.planner_wake.set()
 
 
 def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:
     return {
-        key: told if (told := before.get(key)) is not None and abs(told - at) < SAME_SECONDS else at
+        key: steady if (steady := before.get(key)) is not None and abs(steady - at) < SAME_SECONDS else at
         for key, at in now.items()
     }

@@ -52,14 +52,14 @@ class PeerSync:
     """With the present leases and demand; True: there are others who want to know the leases."""
     slow: Callable[[PeerState], PeerState]
     """With the present rest."""
-    on_heard: Callable[[PeerStates, PeerState], None]
+    on_received: Callable[[PeerStates, PeerState], None]
     """With what this gateway has said."""
     on_cut_off: Callable[[], None]
     """Called when this gateway has become dead for the others."""
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
     """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
-    _heard_at: float = field(default=-inf, init=False)
+    _synced_at: float = field(default=-inf, init=False)
     _slow_at: float = field(default=-inf, init=False)
     _is_cut_off: bool = field(default=False, init=False)
     _retry_seconds: float = field(default=RETRY_FIRST_SECONDS, init=False)
@@ -75,7 +75,7 @@ class PeerSync:
             try:
                 await self._exchange()
             except RegistryError as error:
-                await self._note_failure(error)
+                await self._record_failure(error)
 
     async def _exchange(self) -> None:
         """Raises `RegistryError`."""
@@ -86,26 +86,26 @@ class PeerSync:
             async with self.turn:
                 self.peers.publish(self.fast(self.peers.own, self.peers.has_peers))
                 asked_at = trio.current_time()
-                heard = await self._ask()
-            self._note_success(heard, asked_at)
+                peer_states = await self._ask()
+            self._record_success(peer_states, asked_at)
             return
         raise RegistryError(f"nothing could be exchanged with the registry for {self.ttl_seconds:g} s")
 
     async def _ask(self) -> PeerStates:
         """Raises `RegistryError`."""
         with trio.move_on_after(self.ttl_seconds / 3):
-            return await self.registry.exchange(self.peers.own, self.ttl_seconds)
+            return await self.registry.sync_peers(self.peers.own, self.ttl_seconds)
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")
 
-    def _note_success(self, heard: PeerStates, asked_at: float) -> None:
-        if heard.others.keys() != self.peers.others.keys():
-            log.info("fleet.gateways", others=sorted(heard.others))
-        self.clock.note(heard.now)
-        self.peers.learn(heard)
-        self._heard_at, self._is_cut_off, self._retry_seconds = asked_at, False, RETRY_FIRST_SECONDS
-        self.on_heard(heard, self.peers.own)
+    def _record_success(self, peer_states: PeerStates, asked_at: float) -> None:
+        if peer_states.peers.keys() != self.peers.peers.keys():
+            log.info("fleet.gateways", peers=sorted(peer_states.peers))
+        self.clock.update(peer_states.now)
+        self.peers.learn(peer_states)
+        self._synced_at, self._is_cut_off, self._retry_seconds = asked_at, False, RETRY_FIRST_SECONDS
+        self.on_received(peer_states, self.peers.own)
 
-    async def _note_failure(self, error: RegistryError) -> None:
+    async def _record_failure(self, error: RegistryError) -> None:
         log.warning("peers.sync_failed", error=str(error), retry_seconds=self._retry_seconds)
         self.peers.lose_contact()
         retry_at = trio.current_time() + self._retry_seconds
@@ -116,22 +116,22 @@ class PeerSync:
         await trio.sleep_until(retry_at)
 
     def _note_cut_off(self) -> None:
-        log.error("fleet.cut_off", seconds=round(trio.current_time() - self._heard_at, 1))
+        log.error("fleet.cut_off", seconds=round(trio.current_time() - self._synced_at, 1))
         self._is_cut_off = True
         self.peers.forget_what_others_have()
-        self.on_heard(self.peers.heard, self.peers.own)
+        self.on_received(self.peers.peer_states, self.peers.own)
         self.on_cut_off()
 
     @property
     def _silence_ends_at(self) -> float:
         """When this gateway will be dead for the others if it can say nothing more; infinity if it is already."""
-        return inf if self._is_cut_off or self._heard_at == -inf else self._heard_at + self.ttl_seconds
+        return inf if self._is_cut_off or self._synced_at == -inf else self._synced_at + self.ttl_seconds
 
     def _pause_seconds(self) -> float:
         beat = min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL)
         if not self.peers.has_peers:
             return max(self.interval_seconds, beat)
-        said = (self.peers.own, *self.peers.others.values())
+        said = (self.peers.own, *self.peers.peers.values())
         lively = any(each.leases or each.demand for each in said)
         return (
             self.interval_seconds

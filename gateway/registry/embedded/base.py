@@ -21,7 +21,7 @@ class EmbeddedStore(Store):
     def __init__(self, clock: Clock, version: int = 0, make_id: MakeId = new_id) -> None:
         super().__init__(version, make_id)
         self._clock = clock
-        self._bulletins: dict[GatewayId, tuple[PeerState, float]] = {}
+        self._peer_states: dict[GatewayId, tuple[PeerState, float]] = {}
         """With the time until which each counts."""
         self._leader = LeaderTerm()
         """Of those that this process has seen begin."""
@@ -31,20 +31,20 @@ class EmbeddedStore(Store):
         await trio.lowlevel.checkpoint()
         return self._clock()
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Keeps the gateway's peer state for `ttl_seconds` and returns those of the other gateways of this process."""
         await trio.lowlevel.checkpoint()
         now = self._clock()
-        self._bulletins[bulletin.gateway_id] = bulletin, now + ttl_seconds
-        others = self._counting(now, bulletin.gateway_id)
-        remembered = self._counting(now - SILENT_SECONDS_MAX, bulletin.gateway_id)
+        self._peer_states[peer_state.gateway_id] = peer_state, now + ttl_seconds
+        others = self._counting(now, peer_state.gateway_id)
+        remembered = self._counting(now - SILENT_SECONDS_MAX, peer_state.gateway_id)
         silent = {gateway_id: each for gateway_id, each in remembered.items() if gateway_id not in others}
         return PeerStates(now, self._version, MappingProxyType(others), MappingProxyType(silent))
 
     async def leave(self, gateway_id: GatewayId) -> None:
         """Forgets the gateway's peer state and ends its term as leader."""
         await trio.lowlevel.checkpoint()
-        self._bulletins.pop(gateway_id, None)
+        self._peer_states.pop(gateway_id, None)
         if self._leader.gateway_id == gateway_id:
             self._leader = replace(self._leader, expires_at=0.0)
 
@@ -64,11 +64,11 @@ class EmbeddedStore(Store):
         return replace(tables, leadership=replace(tables.leadership, expires_at=self._leader.expires_at))
 
     def _demand(self) -> list[Demand]:
-        return [row for bulletin in self._counting(self._clock()).values() for row in bulletin.demand]
+        return [row for peer_state in self._counting(self._clock()).values() for row in peer_state.demand]
 
     def _counting(self, now: float, without: GatewayId | None = None) -> dict[GatewayId, PeerState]:
         return {
-            gateway_id: bulletin
-            for gateway_id, (bulletin, until) in self._bulletins.items()
+            gateway_id: peer_state
+            for gateway_id, (peer_state, until) in self._peer_states.items()
             if until > now and gateway_id != without
         }

@@ -15,14 +15,14 @@ import asyncpg
 
 from gateway.domain.ids import GatewayId
 from gateway.domain.peers import PeerState, PeerStates
-from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, bulletin_from_row, bulletin_texts, plain_values
+from gateway.registry.peer_rows import PLAIN_COLUMNS, TEXT_COLUMNS, peer_state_from_row, peer_state_texts, plain_values
 from gateway.registry.postgres.pool import PostgresTransaction
 from gateway.registry.postgres.sql import EXCHANGE, HASH_COLUMNS
 
 Value = TypeVar("Value")
 Hashes: TypeAlias = tuple[int, ...]
 """In the order of `TEXT_COLUMNS`."""
-NOTHING_SAID: Final[Hashes] = (0,) * len(TEXT_COLUMNS)
+NOTHING_SENT: Final[Hashes] = (0,) * len(TEXT_COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Known:
 
     row: Mapping[str, object]
     hashes: Hashes
-    bulletin: PeerState
+    peer_state: PeerState
 
 
 class PeerStateCache:
@@ -39,18 +39,18 @@ class PeerStateCache:
 
     def __init__(self, gateway_id: GatewayId) -> None:
         self._gateway_id = gateway_id
-        self._said = NOTHING_SAID
+        self._sent_hashes = NOTHING_SENT
         self._others: Mapping[GatewayId, Known] = {}
 
     async def exchange_aio(
-        self, transaction: PostgresTransaction, bulletin: PeerState, ttl_seconds: float, test_time: float | None
+        self, transaction: PostgresTransaction, peer_state: PeerState, ttl_seconds: float, test_time: float | None
     ) -> PeerStates:
         """Publishes this gateway's peer state for `ttl_seconds` and returns those of the others, in one statement.
 
         All texts are sent again if the row does not hold what was sent before. `test_time` replaces the server's
         clock in tests.
         """
-        texts = bulletin_texts(bulletin)
+        texts = peer_state_texts(peer_state)
         hashes = tuple(hash_of(texts[column]) for column in TEXT_COLUMNS)
         known = self._others
         rows = await transaction.rows_aio(
@@ -58,27 +58,31 @@ class PeerStateCache:
             test_time,
             self._gateway_id,
             ttl_seconds,
-            *plain_values(bulletin),
-            *self._news([texts[column] for column in TEXT_COLUMNS], hashes),
-            *self._news(hashes, hashes),
+            *plain_values(peer_state),
+            *self._changed_only([texts[column] for column in TEXT_COLUMNS], hashes),
+            *self._changed_only(hashes, hashes),
             list(known),
             *([each.hashes[index] for each in known.values()] for index in range(len(TEXT_COLUMNS))),
         )
-        if _said(rows[0]) != hashes:
-            self._said = NOTHING_SAID
-            return await self.exchange_aio(transaction, bulletin, ttl_seconds, test_time)
-        self._said = hashes
-        told = [row for row in rows if row["id"] is not None]
-        self._others = {row["id"]: _heard(row, known.get(row["id"])) for row in told}
+        if _stored_hashes(rows[0]) != hashes:
+            self._sent_hashes = NOTHING_SENT
+            return await self.exchange_aio(transaction, peer_state, ttl_seconds, test_time)
+        self._sent_hashes = hashes
+        received = [row for row in rows if row["id"] is not None]
+        self._others = {row["id"]: _received(row, known.get(row["id"])) for row in received}
         others, silent = (
-            MappingProxyType({row["id"]: self._others[row["id"]].bulletin for row in told if row["lives"] is lives})
+            MappingProxyType(
+                {row["id"]: self._others[row["id"]].peer_state for row in received if row["lives"] is lives}
+            )
             for lives in (True, False)
         )
         return PeerStates(rows[0]["now"], rows[0]["version"], others, silent)
 
-    def _news(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
+    def _changed_only(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
         """None where what was said still holds."""
-        return [None if said == new else value for value, said, new in zip(values, self._said, hashes, strict=True)]
+        return [
+            None if sent == new else value for value, sent, new in zip(values, self._sent_hashes, hashes, strict=True)
+        ]
 
 
 def hash_of(text: str) -> int:
@@ -86,14 +90,14 @@ def hash_of(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
 
-def _said(row: asyncpg.Record) -> Hashes:
+def _stored_hashes(row: asyncpg.Record) -> Hashes:
     return tuple(row[f"said_{column}"] for column in HASH_COLUMNS)
 
 
-def _heard(row: asyncpg.Record, known: Known | None) -> Known:
+def _received(row: asyncpg.Record, known: Known | None) -> Known:
     texts = {column: known.row[column] if known and row[column] is None else row[column] for column in TEXT_COLUMNS}
     complete = {**{column: row[column] for column in PLAIN_COLUMNS}, **texts}
     if known and known.row == complete:
         return known
     hashes = tuple(row[column] for column in HASH_COLUMNS)
-    return Known(complete, hashes, bulletin_from_row(row["id"], complete))
+    return Known(complete, hashes, peer_state_from_row(row["id"], complete))

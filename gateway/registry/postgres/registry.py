@@ -134,26 +134,26 @@ class PostgresRegistry(Store):
 
         return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes the gateway's peer state and returns those of the others. Raises `RegistryError`.
 
         The same transaction now and then deletes rows of dead gateways and ends stalled database sessions.
         """
-        conversation = self._conversations.setdefault(bulletin.gateway_id, PeerStateCache(bulletin.gateway_id))
+        conversation = self._conversations.setdefault(peer_state.gateway_id, PeerStateCache(peer_state.gateway_id))
 
         async def exchange_aio(transaction: PostgresTransaction) -> PeerStates:
-            heard = await conversation.exchange_aio(transaction, bulletin, ttl_seconds, self._test_time())
-            await self._forget_dead_aio(transaction, heard.now)
-            await self._end_stopped_aio(transaction, heard.now)
-            return heard
+            peer_states = await conversation.exchange_aio(transaction, peer_state, ttl_seconds, self._test_time())
+            await self._forget_dead_aio(transaction, peer_states.now)
+            await self._end_stopped_aio(transaction, peer_states.now)
+            return peer_states
 
         known = self._version
-        heard = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
-        self._server_clock.note(heard.now)
-        if heard.version < known:
-            self._set_back(heard.version)
-        self._grow(heard.version)
-        return heard
+        peer_states = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
+        self._server_clock.update(peer_states.now)
+        if peer_states.version < known:
+            self._set_back(peer_states.version)
+        self._grow(peer_states.version)
+        return peer_states
 
     async def wait_newer(self, version: int) -> None:
         """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
@@ -208,7 +208,7 @@ class PostgresRegistry(Store):
     ) -> Outcome[After]:
         row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
         now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
-        self._server_clock.note(now)
+        self._server_clock.update(now)
         after = decide(before, now)
         stored: Tables = before if after is None else after
         changes = difference(before, stored, now, epoch)
@@ -220,7 +220,7 @@ class PostgresRegistry(Store):
 
     async def _read_state_aio(self, transaction: PostgresTransaction) -> tuple[Tables, list[Demand]]:
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())
-        self._server_clock.note(row["now"])
+        self._server_clock.update(row["now"])
         self._grow(row["version"])
         return self._reader.tables(row, is_whole=True), demand_of(row)
 

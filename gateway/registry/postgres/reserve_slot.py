@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from gateway.domain.claim import SlotRequest
 from gateway.domain.ids import ReplicaId
 from gateway.domain.peers import PeerState
-from gateway.registry.peer_rows import bulletin_texts
+from gateway.registry.peer_rows import peer_state_texts
 from gateway.registry.postgres.peer_sync import hash_of
 from gateway.registry.postgres.pick_sql import PICK
 from gateway.registry.postgres.pool import Bounds, PostgresTransaction
@@ -49,7 +49,7 @@ async def claim_slot_aio(
     if picked is None or not picked.has_free_slot:
         return None
     leases = {**claim.leases, picked.replica_id: claim.leases.get(picked.replica_id, 0) + 1}
-    text = bulletin_texts(PeerState(claim.gateway_id, leases=leases))["leases"]
+    text = peer_state_texts(PeerState(claim.gateway_id, leases=leases))["leases"]
     if not await transaction.rows_aio(PUBLISH, claim.gateway_id, text, hash_of(text)):
         raise RegistryError("the registry does not know this gateway (yet)")
     return picked.replica_id

@@ -42,8 +42,8 @@ class RowReader:
 
 def demand_of(row: asyncpg.Record) -> list[Demand]:
     """Returns the demand of all gateways from the row that READ_STATE has returned."""
-    said = _table(row, "gateways", DEMAND_COLUMNS)
-    return [waiting for gateway_id, text in said for waiting in demand_from_text(gateway_id, text)]
+    rows = _table(row, "gateways", DEMAND_COLUMNS)
+    return [waiting for gateway_id, text in rows for waiting in demand_from_text(gateway_id, text)]
 
 
 def _table(row: asyncpg.Record, table: str, columns: Sequence[str]) -> Iterable[Values]:

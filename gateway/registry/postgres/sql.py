@@ -119,7 +119,7 @@ def _exchange() -> str:
     ]
     columns = ("id", "expires_at", *PLAIN_COLUMNS, *TEXT_COLUMNS, *HASH_COLUMNS)
     known_hashes = "".join(f", ${known + 1 + index}::bigint[]" for index in range(len(HASH_COLUMNS)))
-    heard = [
+    peer_states = [
         *(f"other.{column}" for column in (*PLAIN_COLUMNS, *HASH_COLUMNS)),
         *(
             f"CASE WHEN other.{column}_hash IS DISTINCT FROM known.{column}_hash THEN other.{column} END AS {column}"
@@ -134,7 +134,7 @@ said AS (
     ON CONFLICT (id) DO UPDATE SET {", ".join(kept)}
     RETURNING {", ".join(f"{column} AS said_{column}" for column in HASH_COLUMNS)}
 )
-SELECT counter.version, counter.now, said.*, other.id, other.expires_at > counter.now AS lives, {", ".join(heard)}
+SELECT counter.version, counter.now, said.*, other.id, other.expires_at > counter.now AS lives, {", ".join(peer_states)}
 FROM counter CROSS JOIN said
 LEFT JOIN gateways AS other ON other.id <> $2 AND other.expires_at > counter.now - {SILENT_SECONDS_MAX}
 LEFT JOIN unnest(${known}::text[]{known_hashes}) AS known (id, {", ".join(HASH_COLUMNS)}) ON known.id = other.id

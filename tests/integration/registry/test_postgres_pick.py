@@ -99,7 +99,7 @@ async def strict_gateways(bridge: Bridge, url: str, *, slots: int, count: int) -
         view = build_view(await both[0].read_state())
         gateways = [StrictGateway(both[number % 2], f"g{number}", view) for number in range(count)]
         for number, gateway in enumerate(gateways):
-            await both[number % 2].exchange(PeerState(gateway.id), TTL_SECONDS)
+            await both[number % 2].sync_peers(PeerState(gateway.id), TTL_SECONDS)
         yield gateways
 
 
@@ -190,7 +190,7 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
     ):
         await place(one, slots=1)
         session = (await one.read_state()).nodes[NODE].session
-        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)
+        await one.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
         counted, go_on = trio.Event(), asyncio.Event()
 
         async def hold_aio(transaction: PostgresTransaction) -> None:
@@ -204,7 +204,7 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
                 await counted.wait()
                 assert await other.note_capacity(NODE, session, replace(UNKNOWN, ram_bytes=1))
                 assert await other.note_broken(REPLICAS[0], "of no use")
-                assert (await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
+                assert (await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)).peers[GATEWAY].leases == {}
                 assert (await other.read_state()).nodes[NODE].capacity.ram_bytes == 1
                 go_on.set()
 
@@ -214,15 +214,15 @@ async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
 ) -> None:
     async with open_two(bridge, migrated_postgres_url) as (one, other):
         await place(one, slots=2)
-        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)
-        await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)
+        await one.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
+        await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)
         for leases in ({ReplicaId("r9"): 3}, {ReplicaId("r0"): 1, ReplicaId("r9"): 3}):
             picked = await one.claim_slot(SlotRequest(GATEWAY, MODEL, leases=leases))
             assert picked is not None
-            heard = await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)
-            assert heard.others[GATEWAY].leases == {**leases, picked: leases.get(picked, 0) + 1}
-        await one.exchange(PeerState(GATEWAY), TTL_SECONDS)  # says nothing that it had not said before
-        assert (await other.exchange(PeerState(OTHER_GATEWAY), TTL_SECONDS)).others[GATEWAY].leases == {}
+            peer_states = await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)
+            assert peer_states.peers[GATEWAY].leases == {**leases, picked: leases.get(picked, 0) + 1}
+        await one.sync_peers(PeerState(GATEWAY), TTL_SECONDS)  # says nothing that it had not said before
+        assert (await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)).peers[GATEWAY].leases == {}
 
 
 async def test_a_claim_of_a_gateway_that_has_said_nothing_fails(bridge: Bridge, migrated_postgres_url: str) -> None:
@@ -238,7 +238,7 @@ async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgr
         open_postgres_pool(bridge, migrated_postgres_url) as pool,
     ):
         await place(registry, slots=1)
-        await registry.exchange(PeerState(GATEWAY), TTL_SECONDS)
+        await registry.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
         async with held_open(pool, Mode.SHARED, LOCK_MODEL, MODEL):
             with trio.fail_after(PATIENCE_SECONDS / 4), pytest.raises(RegistryError):
                 await registry.claim_slot(SlotRequest(GATEWAY, MODEL))

@@ -34,11 +34,11 @@ async def live(registry: PostgresRegistry, gateway_id: GatewayId, rounds: int) -
     for number in range(rounds):
         name = f"{gateway_id}-{number}"
         assert await registry.put_model(spec(name))
-        heard = await registry.exchange(PeerState(gateway_id, leases={ReplicaId("r"): number}), 60)
+        peer_states = await registry.sync_peers(PeerState(gateway_id, leases={ReplicaId("r"): number}), 60)
         state = await registry.read_state()
-        assert heard.version <= state.version == len(state.models) + state.epoch
+        assert peer_states.version <= state.version == len(state.models) + state.epoch
         assert ModelName(name) in state.models
-        assert gateway_id not in heard.others
+        assert gateway_id not in peer_states.peers
         await registry.lead(gateway_id, 60)
 
 

@@ -139,7 +139,7 @@ async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen
         postgres_server.ask(migrated_postgres_url, "UPDATE state_version SET version = 3")
         await other.put_model(spec("after"))
         with trio.fail_after(PATIENCE_SECONDS):
-            await one.exchange(PeerState(GATEWAY), 10)
+            await one.sync_peers(PeerState(GATEWAY), 10)
             while "after" not in store.current.models:
                 await store.wait_change(store.current)
             assert store.current.version == 4
@@ -321,7 +321,7 @@ async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_o
                 one.read_state,
                 partial(put, one, "n"),
                 partial(one.lead, GATEWAY, 10),
-                partial(one.exchange, PeerState(GATEWAY), 10),
+                partial(one.sync_peers, PeerState(GATEWAY), 10),
             ):
                 with pytest.raises(RegistryError, match=r"PostgreSQL at 127\.0\.0\.1:\d+/test_\d+ can't be used"):
                     await call()
@@ -546,8 +546,8 @@ class Recorded(PostgresTransaction):
     async def rows_aio(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
         rows = await super().rows_aio(sql, *parameters)
         sent = [value for value in parameters if isinstance(value, str) and value.startswith("{")]
-        heard = [row[column] for row in rows for column in TEXT_COLUMNS if row[column] is not None]
-        self.texts += [*sent, *heard]
+        peer_states = [row[column] for row in rows for column in TEXT_COLUMNS if row[column] is not None]
+        self.texts += [*sent, *peer_states]
         return rows
 
 
@@ -558,10 +558,10 @@ async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, mig
 
     async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
 
-        async def texts(conversation: PeerStateCache, bulletin: PeerState) -> list[object]:
+        async def texts(conversation: PeerStateCache, peer_state: PeerState) -> list[object]:
             async def exchange_aio(transaction: PostgresTransaction) -> list[object]:
                 recorded = Recorded(transaction)
-                await conversation.exchange_aio(recorded, bulletin, 60, None)
+                await conversation.exchange_aio(recorded, peer_state, 60, None)
                 return recorded.texts
 
             return await pool.transaction("exchange", Mode.SHARED, exchange_aio)
@@ -580,11 +580,11 @@ async def test_a_bulletin_whose_row_was_removed_is_said_again_whole(
 ) -> None:
     said = PeerState(GATEWAY, leases={REPLICA: 3})
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
-        await registry.exchange(said, 60)
+        await registry.sync_peers(said, 60)
         postgres_server.ask(migrated_postgres_url, "DELETE FROM gateways")
-        await registry.exchange(said, 60)
-        heard = await registry.exchange(PeerState(OTHER_GATEWAY), 60)
-    assert heard.others == {GATEWAY: said}
+        await registry.sync_peers(said, 60)
+        peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 60)
+    assert peer_states.peers == {GATEWAY: said}
 
 
 async def test_rows_of_gateways_that_are_long_dead_are_removed(
@@ -592,12 +592,12 @@ async def test_rows_of_gateways_that_are_long_dead_are_removed(
 ) -> None:
     clock = SettableClock()
     async with open_postgres_registry(bridge, migrated_postgres_url, clock=clock) as registry:
-        await registry.exchange(PeerState(GATEWAY), 10)
+        await registry.sync_peers(PeerState(GATEWAY), 10)
         clock.seconds += SILENT_SECONDS_MAX
-        await registry.exchange(PeerState(OTHER_GATEWAY), 10)
+        await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
         assert postgres_server.ask(migrated_postgres_url, "SELECT count(*) FROM gateways") == ["2"]
         clock.seconds += FORGET_DEAD_EVERY_SECONDS
-        await registry.exchange(PeerState(OTHER_GATEWAY), 10)
+        await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
     assert postgres_server.ask(migrated_postgres_url, "SELECT id FROM gateways") == [OTHER_GATEWAY]
 
 
@@ -612,9 +612,9 @@ async def test_h11_the_clock_is_the_servers(
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
         before = servers()
         now = await registry.now()
-        heard = await registry.exchange(PeerState(GATEWAY), 10)
+        peer_states = await registry.sync_peers(PeerState(GATEWAY), 10)
         assert before <= now <= servers()
-        assert now <= heard.now <= servers()
+        assert now <= peer_states.now <= servers()
 
 
 async def test_a_row_that_is_as_it_was_is_not_parsed_again(bridge: Bridge, migrated_postgres_url: str) -> None:

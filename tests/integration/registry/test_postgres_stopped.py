@@ -50,7 +50,7 @@ async def test_l13_a_gateway_that_is_stopped_in_the_middle_of_a_statement_holds_
 
                     async def exchange() -> None:
                         while True:
-                            await registry.exchange(PeerState(other), 10.0)
+                            await registry.sync_peers(PeerState(other), 10.0)
                             await trio.sleep(Bounds().idle_seconds / 4)
 
                     nursery.start_soon(exchange)

@@ -92,7 +92,7 @@ async def test_l17_everything_is_there_again_after_a_restart(url: str) -> None:
 
 async def test_what_a_dead_gateway_said_and_led_is_not_taken_over(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
-        await registry.exchange(PeerState(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 1000)
+        await registry.sync_peers(PeerState(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 1000)
         assert await registry.lead(GATEWAY, 1000) == 1
     assert (await read(url)).demand == ()
     async with open_sqlite_registry(url) as registry:

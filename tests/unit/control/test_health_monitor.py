@@ -59,7 +59,7 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
         nursery.start_soon(bench.run_heartbeats, OTHER_NODE)
         nursery.start_soon(complaints.run)
         nursery.start_soon(bench.run_planner)
-        await bench.registry.exchange(PeerState(GATEWAY, demand=(demand(),)), inf)
+        await bench.registry.sync_peers(PeerState(GATEWAY, demand=(demand(),)), inf)
         assert [each.replica_id for each in bench.views.current.candidates[MODEL]] == [A]
         bench.probe.outcomes = {A: ProbeOutcome.GONE}
         bench.break_session()

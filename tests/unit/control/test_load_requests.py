@@ -24,18 +24,18 @@ FAILED_AGAIN = view(failures={MODEL: LoadFailure("exit 3", 2, 30.0)})
 @dataclass
 class Bench:
     views: SnapshotStore[FleetView]
-    wishes: LoadRequests
+    load_requests: LoadRequests
     changes: list[bool] = field(default_factory=list)
     """Whether the wish was open, at each change."""
 
     async def see(self, seen: FleetView) -> None:
         self.views.publish(seen)
-        self.wishes.wake.set()
+        self.load_requests.wake.set()
         await wait_all_tasks_blocked()
 
     @property
     def is_open(self) -> bool:
-        return self.wishes.is_open(MODEL)
+        return self.load_requests.is_open(MODEL)
 
 
 @asynccontextmanager
@@ -43,32 +43,32 @@ async def open_bench(seen: FleetView = NOT_LOADED) -> AsyncIterator[Bench]:
     views: SnapshotStore[FleetView] = SnapshotStore(seen)
     bench = Bench(views, LoadRequests(views, lambda: bench.changes.append(bench.is_open)))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.wishes.run)
+        nursery.start_soon(bench.load_requests.run)
         yield bench
         nursery.cancel_scope.cancel()
 
 
 async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await trio.sleep(3)
-        assert bench.wishes.waiting() == {MODEL: Waiting(1, 3.0)}
+        assert bench.load_requests.waiting() == {MODEL: Waiting(1, 3.0)}
         await bench.see(LOADING)
         assert bench.is_open
         await bench.see(LOADED)
-        assert bench.wishes.waiting() == {}
+        assert bench.load_requests.waiting() == {}
         assert bench.changes == [True, False]
 
 
 async def test_what_serves_already_is_no_wish() -> None:
     async with open_bench(LOADED) as bench:
-        bench.wishes.want(MODEL)
-        assert (bench.wishes.waiting(), bench.changes) == ({}, [])
+        bench.load_requests.want(MODEL)
+        assert (bench.load_requests.waiting(), bench.changes) == ({}, [])
 
 
 async def test_l10_a_failure_ends_a_wish() -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(LOADING)
         await bench.see(FAILED)
         assert not bench.is_open
@@ -76,7 +76,7 @@ async def test_l10_a_failure_ends_a_wish() -> None:
 
 async def test_l9_an_earlier_failure_is_no_answer() -> None:
     async with open_bench(FAILED) as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(view(failures=FAILED.state.failures))
         assert bench.is_open
         await bench.see(FAILED_AGAIN)
@@ -85,7 +85,7 @@ async def test_l9_an_earlier_failure_is_no_answer() -> None:
 
 async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() -> None:
     async with open_bench(view(unloads={MODEL: 5.0})) as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(view(unloads={MODEL: 5.0}))
         assert bench.is_open  # that one was before it
         await bench.see(view(replica("r", observed=Observed.LOADING), unloads={MODEL: 6.0}))
@@ -95,9 +95,9 @@ async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() 
 async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
     """Also if the unload and the second wish come before anybody has looked."""
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         bench.views.publish(view(unloads={MODEL: 6.0}))
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(view(unloads={MODEL: 6.0}))
         assert bench.is_open
         assert bench.changes == [True, False, True]
@@ -105,16 +105,16 @@ async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
 
 async def test_a_removed_model_is_not_wished_for() -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(EMPTY_VIEW)
         assert not bench.is_open
 
 
 async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await trio.sleep(WISH_SECONDS - 1)
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await trio.sleep(WISH_SECONDS - 1)
         assert bench.is_open
         await trio.sleep(2)
@@ -123,7 +123,7 @@ async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> N
 
 async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         await bench.see(LOADING)
         await trio.sleep(10 * WISH_SECONDS)
         assert bench.is_open
@@ -134,12 +134,12 @@ async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock)
 
 async def test_a_dropped_wish_lets_those_go_who_wait_for_it(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.wishes.want(MODEL)
+        bench.load_requests.want(MODEL)
         with trio.fail_after(1):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(bench.wishes.wait_over, MODEL)
+                nursery.start_soon(bench.load_requests.wait_over, MODEL)
                 await wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 1
-                bench.wishes.drop(MODEL)
-                bench.wishes.drop(MODEL)
+                bench.load_requests.drop(MODEL)
+                bench.load_requests.drop(MODEL)
         assert bench.changes == [True, False]

@@ -57,7 +57,7 @@ class Control:
 
     registry: MemoryRegistry
     reconciler: Reconciler
-    exchange: PeerSync
+    sync_peers: PeerSync
     views: SnapshotStore[FleetView]
     from_gateway: trio.MemoryReceiveChannel[ToWorker]
     to_gateway: trio.MemorySendChannel[FromWorker]
@@ -74,8 +74,8 @@ class Control:
 
     async def ask_for(self, model: ModelName = MODEL, waiting: int = 1) -> None:
         self.waiting[model] = Waiting(waiting, 0.0)
-        self.exchange.peers.note_demand()
-        await trio.sleep(self.exchange.interval_seconds)
+        self.sync_peers.peers.report_demand()
+        await trio.sleep(self.sync_peers.interval_seconds)
 
     async def report(self, replica_id: ReplicaId, observed: Observed, **fields: object) -> None:
         await self.to_gateway.send(replace(Report(replica_id, observed), **fields))  # type: ignore[arg-type]
@@ -181,7 +181,7 @@ def open_exchange(registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting]
         ttl_seconds=15,
         fast=with_demand,
         slow=lambda last: last,
-        on_heard=lambda _heard, _own: None,
+        on_received=lambda _heard, _own: None,
         on_cut_off=lambda: None,
     )
 
@@ -664,7 +664,7 @@ async def test_demand_ends_when_nobody_waits(autojump_clock: trio.testing.MockCl
         await control.ask_for(waiting=3)
         assert [row.waiting for row in (await control.state()).demand] == [3]
         control.waiting.clear()
-        control.exchange.peers.note_demand()
+        control.sync_peers.peers.report_demand()
         await trio.sleep(1)
         assert (await control.state()).demand == ()
 

@@ -32,7 +32,7 @@ class Fleet:
 
     async def ask_for(self, *models: str) -> None:
         waiting = tuple(demand(model, since=trio.current_time()) for model in models)
-        await self.registry.exchange(PeerState(GATEWAY, demand=waiting), inf)
+        await self.registry.sync_peers(PeerState(GATEWAY, demand=waiting), inf)
         await self.rest()
 
     async def rest(self) -> None:

@@ -58,7 +58,7 @@ async def test_late_binding_a_slot_is_left_to_an_older_request_elsewhere_for_a_m
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
         await waits.begin("younger")
-        bench.admission.hear([line(since=0.5)])
+        bench.admission.apply_remote_queues([line(since=0.5)])
         held.release()
     assert waits.served == {"younger": pytest.approx(1 + YIELD)}
 
@@ -73,7 +73,7 @@ async def test_late_binding_nothing_is_left_to_a_request_that_is_not_clearly_old
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
         await waits.begin("here")
-        bench.admission.hear([line(since)])
+        bench.admission.apply_remote_queues([line(since)])
         held.release()
     assert waits.served == {"here": 1}
 
@@ -83,7 +83,7 @@ async def test_late_binding_a_newcomer_does_not_overtake_an_older_request_elsewh
 ) -> None:
     bench = slots(1)
     held = await bench.lease("holder")
-    bench.admission.hear([line(since=0.0)])
+    bench.admission.apply_remote_queues([line(since=0.0)])
     await trio.sleep(1)
     held.release()
     with await bench.lease("newcomer"):
@@ -100,7 +100,7 @@ async def test_late_binding_slots_beyond_those_that_others_wait_for_are_taken_at
         waits = Waits(bench, nursery)
         for name in ("first", "second", "third"):
             await waits.begin(name)
-        bench.admission.hear([line(since=0.5, waiting=2)])
+        bench.admission.apply_remote_queues([line(since=0.5, waiting=2)])
         for lease in held:
             lease.release()
     assert waits.served == {"first": 1, "second": 1, "third": pytest.approx(1 + YIELD)}
@@ -114,7 +114,7 @@ async def test_late_binding_the_oldest_of_any_caller_counts(autojump_clock: trio
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.lease, "older", MODEL, "heavy")
         await trio.sleep(1)
-        bench.admission.hear([line(since=1.5)])
+        bench.admission.apply_remote_queues([line(since=1.5)])
         nursery.start_soon(bench.lease, "younger", MODEL, "light")
         await trio.testing.wait_all_tasks_blocked()
         held.release()
@@ -125,7 +125,7 @@ async def test_late_binding_the_oldest_of_any_caller_counts(autojump_clock: trio
 async def test_late_binding_a_slot_that_was_free_before_is_taken_at_once() -> None:
     bench = slots(2)
     held = await bench.lease("holder")
-    bench.admission.hear([line(since=trio.current_time() - 1)])
+    bench.admission.apply_remote_queues([line(since=trio.current_time() - 1)])
     held.release()
     with trio.CancelScope() as scope:
         scope.cancel()  # any checkpoint would raise
@@ -136,7 +136,7 @@ async def test_late_binding_a_slot_that_was_free_before_is_taken_at_once() -> No
 async def test_late_binding_another_model_is_no_rival(autojump_clock: trio.testing.MockClock) -> None:
     bench = slots(1)
     held = await bench.lease("holder")
-    bench.admission.hear([line(since=-1.0, model=ModelName("another"))])
+    bench.admission.apply_remote_queues([line(since=-1.0, model=ModelName("another"))])
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
@@ -157,10 +157,10 @@ async def test_late_binding_a_slot_is_taken_as_soon_as_nobody_older_waits_any_mo
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
         await waits.begin("younger")
-        bench.admission.hear([line(since=0.5)])
+        bench.admission.apply_remote_queues([line(since=0.5)])
         held.release()
         await trio.sleep(SYNC_SECONDS)
-        bench.admission.hear([])
+        bench.admission.apply_remote_queues([])
     assert waits.served == {"younger": pytest.approx(1 + SYNC_SECONDS)}
 
 
@@ -173,7 +173,9 @@ async def test_late_binding_a_gateway_that_vanished_costs_one_pause_and_not_one_
         """How long it takes to free and take the slot so often."""
         began = trio.current_time()
         for number in range(count):
-            bench.admission.hear([line(since=-5.0 + number % 2 * 0.015)._replace(told=-5.0)])  # clocks are read anew
+            bench.admission.apply_remote_queues(
+                [line(since=-5.0 + number % 2 * 0.015)._replace(told=-5.0)]
+            )  # clocks are read anew
             (await bench.lease()).release()
         return trio.current_time() - began
 
@@ -189,12 +191,12 @@ async def test_late_binding_a_gateway_that_comes_to_its_slots_late_is_left_them_
 ) -> None:
     """It lives: the request that it waited with is another one now."""
     bench = slots(1)
-    bench.admission.hear([line(since=-5.0)])
+    bench.admission.apply_remote_queues([line(since=-5.0)])
     for expected in (0.0, YIELD, 0.0):
         began = trio.current_time()
         (await bench.lease()).release()
         assert trio.current_time() == pytest.approx(began + expected)
-    bench.admission.hear([line(since=-4.0)])
+    bench.admission.apply_remote_queues([line(since=-4.0)])
     began = trio.current_time()
     await bench.lease()
     assert trio.current_time() == pytest.approx(began + YIELD)
@@ -205,7 +207,7 @@ async def test_late_binding_the_next_oldest_is_left_a_slot_although_the_oldest_n
 ) -> None:
     bench = slots(1)
     lines = [line(since=-5.0), line(since=-4.0, gateway_id=GatewayId("another"))]
-    bench.admission.hear(lines)
+    bench.admission.apply_remote_queues(lines)
     (await bench.lease("before")).release()
     for expected in (YIELD, YIELD, 0.0):
         began = trio.current_time()
@@ -218,11 +220,11 @@ async def test_late_binding_a_slot_that_was_taken_by_the_older_request_is_not_he
 ) -> None:
     """Its line is as old as before: another of its requests was served with that slot."""
     bench = slots(1)
-    bench.admission.hear([line(since=-5.0, waiting=2)])
+    bench.admission.apply_remote_queues([line(since=-5.0, waiting=2)])
     (await bench.lease("before")).release()
-    bench.loads.hear({A: 1})
+    bench.loads.apply_peers({A: 1})
     await trio.sleep(2 * YIELD)
-    bench.loads.hear({})
+    bench.loads.apply_peers({})
     began = trio.current_time()
     await bench.lease("younger")
     assert trio.current_time() == pytest.approx(began + YIELD)
@@ -237,11 +239,11 @@ async def test_late_binding_of_two_slots_the_one_that_was_not_taken_is_left_for_
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
         await waits.begin("younger")
-        bench.admission.hear([line(since=0.5, waiting=3)])
+        bench.admission.apply_remote_queues([line(since=0.5, waiting=3)])
         held[0].release()
         await trio.sleep(YIELD / 2)
         held[1].release()
-        bench.loads.hear({A: 1})
+        bench.loads.apply_peers({A: 1})
     assert waits.served == {"younger": pytest.approx(1 + YIELD * 1.5)}
 
 
@@ -249,10 +251,10 @@ async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_t
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench = slots(1)
-    bench.admission.hear([line(since=-5.0)])
+    bench.admission.apply_remote_queues([line(since=-5.0)])
     (await bench.lease("before")).release()
     await trio.sleep(YIELD / 2)
-    bench.admission.hear([line(since=-4.0)])
+    bench.admission.apply_remote_queues([line(since=-4.0)])
     for expected in (YIELD / 2, YIELD, 0.0):
         began = trio.current_time()
         (await bench.lease()).release()
@@ -261,10 +263,10 @@ async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_t
 
 def test_nothing_is_left_to_nobody() -> None:
     elders = SlotDeferral(YIELD)
-    elders.hear([line(since=0.0)], now=1.0)
+    elders.apply([line(since=0.0)], now=1.0)
     elders.note_free(MODEL, 1, free=1, now=1.0)
     assert elders.leaves_some(MODEL)
-    assert elders.hear([], now=1.0) == (MODEL,)
+    assert elders.apply([], now=1.0) == (MODEL,)
     assert not elders.leaves_some(MODEL)
 
 
@@ -293,7 +295,7 @@ async def test_late_binding_a_gateway_alone_leaves_nothing_to_anybody(autojump_c
 
 async def test_late_binding_what_others_give_back_is_asked_for_at_once(autojump_clock: trio.testing.MockClock) -> None:
     bench = slots(1)
-    bench.loads.hear({A: 1})
+    bench.loads.apply_peers({A: 1})
     ticket = bench.admission.open_ticket(MODEL, Origin(RequestId("r")))
     for _ in range(5):
         with await bench.admission.wait_lease(ticket) as lease:
@@ -302,7 +304,7 @@ async def test_late_binding_what_others_give_back_is_asked_for_at_once(autojump_
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.admission.wait_lease, ticket)
         await trio.testing.wait_all_tasks_blocked()
-        bench.loads.hear({})
+        bench.loads.apply_peers({})
         assert bench.waiting() == 0
     assert trio.current_time() == began
 
@@ -311,14 +313,14 @@ async def test_late_binding_what_others_give_back_is_left_to_the_oldest_by_every
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench = slots(1)
-    bench.loads.hear({A: 1})
+    bench.loads.apply_peers({A: 1})
     bench.loads.use_of(A).full_until = 100.0
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)
         await waits.begin("younger")
-        bench.admission.hear([line(since=0.5)])
-        bench.loads.hear({})
+        bench.admission.apply_remote_queues([line(since=0.5)])
+        bench.loads.apply_peers({})
     assert waits.served == {"younger": pytest.approx(1 + YIELD)}
 
 

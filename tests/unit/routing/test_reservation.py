@@ -114,8 +114,8 @@ async def test_r3_a_slot_that_others_give_back_is_claimed_at_once(autojump_clock
         nursery.start_soon(bench.generate)
         await trio.sleep(0.6)  # refused for the sixth time after 500 ms, and the next try is 200 ms later
         before, began = len(claims.asked), trio.current_time()
-        bench.loads.hear({B: 1})
-        bench.loads.hear({})
+        bench.loads.apply_peers({B: 1})
+        bench.loads.apply_peers({})
         await trio.testing.wait_all_tasks_blocked()
         assert (len(claims.asked), trio.current_time()) == (before + 1, began)
 
@@ -166,9 +166,9 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
 
     async def publish() -> None:
         async with bench.leases_lock:
-            bulletin = PeerState(GatewayId("g"), leases=bench.loads.published())
+            peer_state = PeerState(GatewayId("g"), leases=bench.loads.published())
             await trio.sleep(1)
-            published.append((trio.current_time(), bulletin))
+            published.append((trio.current_time(), peer_state))
 
     bench.backends.script(A, trio.Event())
     async with trio.open_nursery() as nursery:
@@ -178,7 +178,7 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
         await trio.sleep(3)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
-    assert [(at, bulletin.leases) for at, bulletin in published] == [(2, {A: 1})]
+    assert [(at, peer_state.leases) for at, peer_state in published] == [(2, {A: 1})]
     assert [claim.leases for claim in claims.asked] == [{}, {A: 1}]
     assert claims.most == 1
 
@@ -211,7 +211,7 @@ async def test_the_slot_that_a_lease_moves_from_is_given_to_who_waits_for_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench = two(FakeClaims(A, [B, B]), parallel=1)
-    bench.loads.hear({B: 1})  # and has ended since; of that the registry knows already
+    bench.loads.apply_peers({B: 1})  # and has ended since; of that the registry knows already
     bench.loads.use_of(B).full_until = 60.0
     first, second = (bench.admission.open_ticket(MODEL, ORIGIN) for _ in range(2))
     assert bench.claims is not None

@@ -31,13 +31,13 @@ class Table(LoadTracker):
     ) -> None:
         self.now = 0.0
         self.changed = 0
-        self.heard: list[Mapping[ReplicaId, int]] = []
+        self.peer_states: list[Mapping[ReplicaId, int]] = []
         super().__init__(
             lambda: self.now,
             leases_changed=leases_changed or self._note_change,
             on_free=on_free,
             on_release=on_release,
-            on_heard=self.heard.append,
+            on_heard=self.peer_states.append,
         )
 
     def _note_change(self) -> None:
@@ -96,66 +96,66 @@ def test_use_is_silence_while_there_are_requests_and_idleness_after() -> None:
 
 def test_what_others_have_is_replaced_and_only_changes_are_told() -> None:
     table = Table()
-    table.hear({A: 1, B: 2})
-    table.hear({A: 1, B: 2})
-    table.hear({B: 1, C: 1})
-    assert table.heard == [{A: 1, B: 2}, {A: -1, B: -1, C: 1}]
+    table.apply_peers({A: 1, B: 2})
+    table.apply_peers({A: 1, B: 2})
+    table.apply_peers({B: 1, C: 1})
+    assert table.peer_states == [{A: 1, B: 2}, {A: -1, B: -1, C: 1}]
     assert [table.use_of(each).elsewhere for each in (A, B, C)] == [0, 1, 1]
 
 
 def test_a_mapping_that_is_used_again_is_not_taken_for_what_was_heard_before() -> None:
     table, elsewhere = Table(), {A: 1}
-    table.hear(elsewhere)
+    table.apply_peers(elsewhere)
     elsewhere[A] = 2
-    table.hear(elsewhere)
+    table.apply_peers(elsewhere)
     assert table.use_of(A).elsewhere == 2
 
 
 def test_a_replica_of_which_others_have_fewer_is_not_full_any_more() -> None:
     table = Table()
-    table.hear({A: 2, B: 1})
+    table.apply_peers({A: 2, B: 1})
     for each in (A, B):
         table.use_of(each).full_until, table.use_of(each).refusals = 9.0, 3
-    table.hear({A: 1, B: 2})
+    table.apply_peers({A: 1, B: 2})
     assert (table.use_of(A).full_until, table.use_of(A).refusals) == (NEVER, 0)
     assert (table.use_of(B).full_until, table.use_of(B).refusals) == (9.0, 3)
 
 
 def test_leases_elsewhere_on_a_replica_that_no_view_shows_yet_are_not_forgotten() -> None:
     table = Table()
-    table.hear({A: 1})
+    table.apply_peers({A: 1})
     table.keep_only(())
-    table.hear({A: 1})
+    table.apply_peers({A: 1})
     assert table.use_of(A).elsewhere == 1
-    table.hear({})
+    table.apply_peers({})
     table.keep_only(())
     assert table._uses == {}
 
 
 async def test_others_leases_count_in_the_pick() -> None:
     bench = RoutingBench(replica(A, parallel=4), replica(B, parallel=4, slot=1))
-    bench.loads.hear({A: 2})
+    bench.loads.apply_peers({A: 2})
     picked = [(await bench.lease()).candidate.replica_id for _ in range(3)]
     assert picked[:2] == [B, B]
 
 
 async def test_a_slot_freed_elsewhere_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench(replica(A, parallel=1))
-    bench.loads.hear({A: 1, B: 1})
+    bench.loads.apply_peers({A: 1, B: 1})
     bench.loads.use_of(A).full_until = inf
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.lease)
         await trio.testing.wait_all_tasks_blocked()
-        bench.loads.hear({A: 1})  # of one that this gateway does not know
+        bench.loads.apply_peers({A: 1})  # of one that this gateway does not know
         assert bench.waiting() == 1
-        bench.loads.hear({})
+        bench.loads.apply_peers({})
         assert bench.waiting() == 0
 
 
 # Together
 
 
-def bulletin(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, float]) -> PeerState:
+def peer_state(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, float]) -> PeerState:
     return PeerState(GatewayId(name), leases=leases, uses={each: Use(since) for each, since in uses.items()})
 
 
@@ -175,6 +175,6 @@ def bulletin(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, floa
 def test_h1_usage_of_several_gateways(
     own: Usage | None, told: list[tuple[dict[ReplicaId, int], dict[ReplicaId, float]]], expected: Usage
 ) -> None:
-    bulletins = [bulletin(str(number), *each) for number, each in enumerate(told)]
+    peer_states = [peer_state(str(number), *each) for number, each in enumerate(told)]
     mine = {B: Usage(1, 0, 3)} | ({A: own} if own is not None else {})
-    assert merge_usage(mine, bulletins, now=100.0) == {A: expected, B: Usage(1, 0, 3)}
+    assert merge_usage(mine, peer_states, now=100.0) == {A: expected, B: Usage(1, 0, 3)}

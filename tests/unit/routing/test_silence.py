@@ -86,5 +86,5 @@ def test_h1_what_other_gateways_have_there_may_be_what_keeps_it_busy() -> None:
     """Idle is a replica without a request in the whole fleet."""
     loads, replica_id = LoadTracker(lambda: 0.0), ReplicaId("a")
     assert loads.in_flight(replica_id) == 0
-    loads.hear({replica_id: 2})
+    loads.apply_peers({replica_id: 2})
     assert loads.in_flight(replica_id) == 2

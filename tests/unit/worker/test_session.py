@@ -96,7 +96,7 @@ async def test_a_tail_that_nobody_reads_any_more_ends(
         await worker.to_worker.send(TailLogs(2, A, lines=9, follow=False))
         chunk = await worker.wait_other(LogChunk)
         assert (chunk.tail, chunk.lines, chunk.ended) == (2, ("unread",), True)
-        assert not [message for message in worker.others if isinstance(message, LogChunk)]
+        assert not [message for message in worker.peers if isinstance(message, LogChunk)]
 
 
 async def test_output_of_what_does_not_run_here_ends_at_once(

@@ -130,7 +130,7 @@ def test_m1_a_load_that_was_asked_for_at_another_gateway_is_asked_for() -> None:
 
 
 LEADERS: Final = PeerState(
-    B, waits={MODEL: PendingReason("no room", is_shortage=True)}, unsatisfiable={OTHER: "1 of 2"}
+    B, pending={MODEL: PendingReason("no room", is_shortage=True)}, unsatisfiable={OTHER: "1 of 2"}
 )
 
 

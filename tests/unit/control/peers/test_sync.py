@@ -32,19 +32,19 @@ class CountingRegistry(MemoryRegistry):
         self.answer_takes_seconds = 0.0
         """What was said is heard by then."""
 
-    async def exchange(self, bulletin: PeerState, ttl_seconds: float) -> PeerStates:
-        self.exchanges[bulletin.gateway_id] += 1
+    async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
+        self.exchanges[peer_state.gateway_id] += 1
         if self.hangs:
             await trio.sleep_forever()
         if self.away:
             raise RegistryError("no route to the database")
-        heard = await super().exchange(bulletin, ttl_seconds)
+        peer_states = await super().sync_peers(peer_state, ttl_seconds)
         await trio.sleep(self.answer_takes_seconds)
-        return heard
+        return peer_states
 
     def dead_at(self, gateway_id: GatewayId) -> float:
         """When the gateway is dead for the others, by Trio's clock."""
-        return self._bulletins[gateway_id][1] - self.ahead_seconds
+        return self._peer_states[gateway_id][1] - self.ahead_seconds
 
 
 @dataclass
@@ -53,24 +53,24 @@ class Member:
     gateway_id: GatewayId
     leases: dict[ReplicaId, int] = field(default_factory=dict)
     demand: tuple[Demand, ...] = ()
-    heard: list[PeerStates] = field(default_factory=list)
+    peer_states: list[PeerStates] = field(default_factory=list)
     cut_off_at: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.exchange = PeerSync(
+        self.sync_peers = PeerSync(
             self.registry,
             PeerTable(self.gateway_id),
             INTERVAL,
             TTL,
             fast=lambda last, has_peers: replace(last, leases=self.leases if has_peers else {}, demand=self.demand),
             slow=lambda last: replace(last, url="http://here"),
-            on_heard=lambda heard, _own: self.heard.append(heard),
+            on_received=lambda peer_states, _own: self.peer_states.append(peer_states),
             on_cut_off=lambda: self.cut_off_at.append(trio.current_time()),
         )
 
     def take_lease(self) -> None:
         self.leases = {REPLICA: self.leases.get(REPLICA, 0) + 1}
-        self.exchange.peers.note_leases()
+        self.sync_peers.peers.report_leases()
 
     @property
     def exchanges(self) -> int:
@@ -83,13 +83,13 @@ async def open_members(*gateway_ids: GatewayId) -> AsyncIterator[list[Member]]:
     members = [Member(registry, gateway_id) for gateway_id in gateway_ids]
     async with trio.open_nursery() as nursery:
         for member in members:
-            await nursery.start(member.exchange.run)
+            await nursery.start(member.sync_peers.run)
         yield members
         nursery.cancel_scope.cancel()
 
 
 def is_connected(member: Member) -> bool:
-    return member.exchange.peers.connected
+    return member.sync_peers.peers.connected
 
 
 async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_clock: MockClock) -> None:
@@ -99,14 +99,14 @@ async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_
             one.take_lease()
             await trio.sleep(0.01)
         assert one.exchanges - before <= 10
-        assert one.exchange.peers.own.leases == {}
+        assert one.sync_peers.peers.own.leases == {}
 
 
 async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) -> None:
     async with open_members(ONE) as [one]:
         await trio.sleep(0.5)
         one.demand = (Demand(ONE, ModelName("m"), 1, 0.0),)
-        one.exchange.peers.note_demand()
+        one.sync_peers.peers.report_demand()
         await trio.testing.wait_all_tasks_blocked()
         assert (await one.registry.read_state()).demand == one.demand
 
@@ -118,7 +118,7 @@ async def test_never_two_exchanges_within_an_interval(autojump_clock: MockClock)
         for _ in range(2000):
             for member in members:
                 member.take_lease()
-                member.exchange.peers.note_demand()
+                member.sync_peers.peers.report_demand()
             await trio.sleep(0.001)
         for member, count in zip(members, before, strict=True):
             assert 90 <= member.exchanges - count <= 101
@@ -130,7 +130,7 @@ async def test_leases_are_known_to_the_others_within_two_intervals(autojump_cloc
         one.take_lease()
         two.take_lease()  # somebody who routes
         await trio.sleep(2 * INTERVAL + 0.001)
-        assert two.exchange.peers.heard.others[ONE].leases == {REPLICA: 1}
+        assert two.sync_peers.peers.peer_states.peers[ONE].leases == {REPLICA: 1}
 
 
 async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
@@ -143,7 +143,7 @@ async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
 
 async def test_h11_the_clock_is_the_registrys_and_follows_it(autojump_clock: MockClock) -> None:
     async with open_members(ONE) as [one]:
-        clock = one.exchange.clock
+        clock = one.sync_peers.clock
         await trio.sleep(0.3)
         assert clock() == trio.current_time() + 120
         one.registry.ahead_seconds = 500.0
@@ -161,15 +161,15 @@ async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: 
         one.registry.away = True
         await trio.sleep(1)
         assert not is_connected(one)
-        assert one.exchange.peers.heard.others[TWO].leases == {REPLICA: 1}
+        assert one.sync_peers.peers.peer_states.peers[TWO].leases == {REPLICA: 1}
         await trio.sleep(60)
         [cut_off_at] = one.cut_off_at
         assert TTL - 0.1 <= cut_off_at - since <= TTL + 1.1
-        assert one.exchange.peers.heard.others == {TWO: PeerState(TWO, "http://here")}
+        assert one.sync_peers.peers.peer_states.peers == {TWO: PeerState(TWO, "http://here")}
         one.registry.away = False
         await trio.sleep(1.1)
         assert is_connected(one)
-        assert one.exchange.peers.heard.others[TWO].leases == {REPLICA: 1}
+        assert one.sync_peers.peers.peer_states.peers[TWO].leases == {REPLICA: 1}
 
 
 async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the_answer(
@@ -191,7 +191,7 @@ async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the
 CUTS: dict[str, Callable[[Member], None]] = {
     "fails": lambda one: setattr(one.registry, "away", True),
     "hangs": lambda one: setattr(one.registry, "hangs", True),
-    "is not asked": lambda one: one.exchange.turn.acquire_nowait(),
+    "is not asked": lambda one: one.sync_peers.turn.acquire_nowait(),
 }
 
 
@@ -205,7 +205,7 @@ async def test_a_gateway_knows_no_later_than_the_others_that_it_is_dead(
         async with open_members(ONE, TWO) as [one, _]:
             one.registry.answer_takes_seconds = last_answer_takes_seconds
             await trio.sleep(BEAT_SECONDS_MAX + offset / 3)
-            while one.exchange.turn.locked():  # noqa: ASYNC110 - the lock has no event for it
+            while one.sync_peers.turn.locked():  # noqa: ASYNC110 - the lock has no event for it
                 await trio.sleep(0.01)
             cut(one)
             dead_at = one.registry.dead_at(ONE)
@@ -229,4 +229,4 @@ async def test_a_registry_that_fails_at_the_start_is_an_error(autojump_clock: Mo
     registry = CountingRegistry()
     registry.away = True
     with pytest.raises(RegistryError):
-        await Member(registry, ONE).exchange.run()
+        await Member(registry, ONE).sync_peers.run()
