@@ -65,7 +65,7 @@ class SimulatedGateway(Admission):
     """An admission that puts whoever was given a lease into `served`, instead of waking a task."""
 
     def __init__(self, number: int, fleet: FleetView, setting: Setting) -> None:
-        policy = Policy(several_gateways=setting.gateways > 1)
+        policy = Policy(tie_break_by_chance=setting.gateways > 1)
         rng = Random(f"policy {setting.seed} {number}")
         super().__init__(lambda: fleet, _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy)
         self.id = GatewayId(str(number))
@@ -212,7 +212,7 @@ class Simulation:
         self._at(now + call.job.work_seconds / target.speed, partial(self._end, call, lease))
 
     def _refused(self, call: Call, lease: Lease) -> None:
-        call.gateway.note_refusal(call.ticket, lease)
+        call.gateway.record_refusal(call.ticket, lease)
         lease.release()
         call.gateway.ask(call.ticket)
         self._go_on(call.gateway)
@@ -238,10 +238,10 @@ class Simulation:
             self._lines[gateway.id] = tuple(gateway.lines())
         others = [each.id for each in self._gateways if each is not gateway]
         gateway.apply_remote_queues(line for other in others for line in self._lines.get(other, ()))
-        elsewhere = Counter[ReplicaId]()
+        at_peers = Counter[ReplicaId]()
         for other in others:
-            elsewhere.update(self._counts.get(other, {}))
-        gateway.loads.apply_peers(elsewhere)
+            at_peers.update(self._counts.get(other, {}))
+        gateway.loads.apply_peers(at_peers)
         self._go_on(gateway)
         self._at(self._clock.now + self._setting.stale_seconds, partial(self._exchange, gateway))
 

@@ -12,7 +12,7 @@ from gateway.domain.ids import RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.decisions import consider
+from gateway.routing.decisions import score_all
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.picker import Policy, pick
 from tests.fakes.fleet import MODEL, replica, spec, view
@@ -40,12 +40,12 @@ def _pick_costs(size: int) -> list[float]:
     candidates = _candidates(size)
     loads, rng, now = _table(candidates, lambda number: number % SLOTS), Random(1), float(size)
     full = _table(candidates, lambda _number: SLOTS)
-    several = Policy(several_gateways=True)
+    several = Policy(tie_break_by_chance=True)
     return [
-        _microseconds(lambda: pick(candidates, loads.use_of, now, rng)),
-        _microseconds(lambda: pick(candidates, loads.use_of, now, rng, several)),
-        _microseconds(lambda: pick(candidates, full.use_of, now, rng)),
-        _microseconds(lambda: consider(candidates, candidates[-1], loads.use_of, now)),
+        _microseconds(lambda: pick(candidates, loads.load_of, now, rng)),
+        _microseconds(lambda: pick(candidates, loads.load_of, now, rng, several)),
+        _microseconds(lambda: pick(candidates, full.load_of, now, rng)),
+        _microseconds(lambda: score_all(candidates, candidates[-1], loads.load_of, now)),
     ]
 
 

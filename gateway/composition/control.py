@@ -95,7 +95,7 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
         token_of=shared.token_of,
         note_broken=shared.failure_reporter.note_lost,
         is_judge_of=partial(_is_judge_of, shared),
-        rests=shared.status.control_rests,
+        rests=shared.status.control_paused,
         wake=shared.monitor_wake,
     )
 

@@ -24,7 +24,7 @@ from gateway.routing.reservation import ReserveSlot, StrictReservations
 from gateway.routing.router import Router
 from gateway.routing.silence import patience
 
-SEVERAL: Final = Policy(several_gateways=True)
+SEVERAL: Final = Policy(tie_break_by_chance=True)
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
                 probes=probes,
                 attempts=config.routing.attempts,
                 token_of=shared.token_of,
-                claims=_build_claims(shared, admission, slots),
+                reservations=_build_claims(shared, admission, slots),
                 calls=calls,
             )
             yield Routing(admission=admission, channels=channels, probes=probes, call_watch=call_watch, router=router)
@@ -110,21 +110,21 @@ def _build_claims(shared: SharedParts, admission: Admission, slots: SlotReserver
         gateway_id=shared.id,
         view=shared.view,
         admission=admission,
-        claim_slot=claims_at(slots),
+        reserve_slot=reservations_at(slots),
         lock=shared.leases_lock,
     )
 
 
-def claims_at(registry: SlotReserver) -> ReserveSlot:
+def reservations_at(registry: SlotReserver) -> ReserveSlot:
     """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
 
-    async def claim_slot(claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(claim: SlotRequest) -> ReplicaId | None:
         try:
-            return await registry.claim_slot(claim)
+            return await registry.reserve_slot(claim)
         except RegistryError as error:
             raise ReservationFailed(str(error)) from error
 
-    return claim_slot
+    return reserve_slot
 
 
 def context_size_of(state: ClusterState, model: ModelName) -> int | None:

@@ -84,7 +84,7 @@ async def _run_view_changes(gateway: Gateway) -> None:
     shared, routing, control = gateway.shared, gateway.routing, gateway.control
     view = shared.views.current
     while True:
-        routing.admission.note_view_change()
+        routing.admission.apply_view_change()
         routing.admission.loads.keep_only(view.state.replicas)
         routing.probes.keep_only(view.state.replicas)
         routing.call_watch.keep_only(view.state.replicas)

@@ -57,7 +57,7 @@ class FleetStatus:
         reason = self.pending().get(model)
         return reason.because if reason is not None and reason.is_shortage else None
 
-    def control_rests(self) -> bool:
+    def control_paused(self) -> bool:
         """Tells whether nothing can be loaded now, since the registry is away."""
         return not self.peers.connected
 

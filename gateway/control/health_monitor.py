@@ -56,7 +56,7 @@ class OpenSession(Protocol):
         """Returns the session number, which grows with each session of the node."""
 
     @property
-    def last_heard(self) -> float:
+    def last_contact_at(self) -> float:
         """Returns the time of the last message from the worker (Trio's clock, seconds)."""
 
     @property
@@ -232,7 +232,7 @@ class HealthMonitor:
 def _connectivity(session: OpenSession | None, seen: _Seen, now: float) -> Connectivity:
     if session is None:
         return Connectivity(connected=False, silent_seconds=now - seen.since)
-    return Connectivity(connected=True, silent_seconds=now - session.last_heard, leaving=session.leaving)
+    return Connectivity(connected=True, silent_seconds=now - session.last_contact_at, leaving=session.leaving)
 
 
 def _has_to_listen(replica: Replica, node: Node) -> bool:

@@ -229,7 +229,7 @@ class Registry(Protocol):
 class SlotReserver(Protocol):
     """A registry in which gateways can pick exactly (strict mode)."""
 
-    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(self, request: SlotRequest) -> ReplicaId | None:
         """Picks a replica for one request by what all gateways have just then, and counts it as a lease of the asking
         gateway. None: no slot is free.
 

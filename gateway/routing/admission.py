@@ -24,7 +24,7 @@ from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
-from gateway.routing.decisions import Considered, Decision, DecisionLog, consider
+from gateway.routing.decisions import Considered, Decision, DecisionLog, score_all
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import FOREVER, NEVER, LoadTracker
@@ -121,15 +121,15 @@ class Admission:
             strict=strict,
             leases_changed=leases_changed,
             on_release=self._serve,
-            on_free=self._note_free,
-            on_heard=self._note_heard,
+            on_free=self._record_free,
+            on_peers_changed=self._apply_peer_changes,
         )
         self._limits = limits
         self._wall_clock = wall_clock
         self._rng = rng
         self._numbers = count()
         self._queues: dict[ModelName, FairQueue[Ticket]] = {}
-        self._elders = SlotDeferral(limits.yield_seconds)
+        self._deferral = SlotDeferral(limits.yield_seconds)
         self._guess_at: dict[ModelName, float] = {}
         """The time of the next allowed guess. It lags behind while there are no guesses, so that several may then come
         at once."""
@@ -157,7 +157,7 @@ class Admission:
         if not queue and (lease := self._bind(ticket)) is not None:
             self._record_wait(ticket.model, 0.0)
             return lease
-        self._check_hope(ticket)
+        self._check_can_serve(ticket)
         if len(queue or ()) >= self._limits.queue_length_max:
             self._make_room(queue or FairQueue(), ticket)
         return await self._wait_in_queue(ticket)
@@ -186,7 +186,7 @@ class Admission:
                 if ticket.failure is not None:
                     raise ticket.failure
                 if ticket.lease is None:
-                    self._check_hope(ticket)
+                    self._check_can_serve(ticket)
                     self._serve(ticket.model)
             lease, ticket.lease = ticket.lease, None
             self._record_wait(ticket.model, trio.current_time() - began)
@@ -213,7 +213,7 @@ class Admission:
                 excluded=ticket.excluded,
                 progress_of=self._outlook.progress_of,
                 shortage=shortage,
-                control_rests=self._outlook.control_rests(),
+                control_paused=self._outlook.control_paused(),
             )
         ticket.wake = trio.Event()
         with trio.move_on_at(min(give_up_at, self._retry_at(ticket))):
@@ -234,34 +234,34 @@ class Admission:
             return FOREVER
         now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
         guess_at = self._guess_at.get(ticket.model, NEVER)
-        uses = [self.loads.use_of(candidate.replica_id) for candidate in candidates]
+        tracked = [self.loads.load_of(candidate.replica_id) for candidate in candidates]
         full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
         # This holds also while the refused lease still ends, because its end wakes only requests that it gives a slot.
-        told = (at for use in uses for at in (use.full_until, use.suspect_until))
-        left = self._elders.ends(ticket.model)
-        return min((at for at in (*full, *told, *left) if at > now), default=FOREVER)
+        retry_times = (at for load in tracked for at in (load.full_until, load.suspect_until))
+        deferred = self._deferral.deferred_until(ticket.model)
+        return min((at for at in (*full, *retry_times, *deferred) if at > now), default=FOREVER)
 
-    def note_refusal(self, ticket: Ticket, lease: Lease) -> None:
+    def record_refusal(self, ticket: Ticket, lease: Lease) -> None:
         """Records that the replica refused the request because it is full. That is no failure. The replica is asked
         again a little later, or when a lease on it ends here."""
-        refusals = self.loads.use_of(lease.candidate.replica_id).refusals
+        refusals = self.loads.load_of(lease.candidate.replica_id).refusals
         backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
-        self.loads.note_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
+        self.loads.record_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
         if (queue := self._queues.get(ticket.model)) is not None:
             for first in queue.firsts():
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
-    def apply_remote_queues(self, lines: Iterable[RemoteQueue]) -> None:
-        """Replaces what is known of the requests that wait at other gateways; `lines` has all of them."""
-        for model in self._elders.apply(lines, trio.current_time()):
+    def apply_remote_queues(self, queues: Iterable[RemoteQueue]) -> None:
+        """Replaces what is known of the requests that wait at other gateways; `queues` has all of them."""
+        for model in self._deferral.apply(queues, trio.current_time()):
             self._serve_freed(model)
 
-    def _note_free(self, model: ModelName, slots: int = 1) -> None:
-        if self._elders.wait_for(model):
-            self._elders.note_free(model, slots, self._free_slots(model), trio.current_time())
+    def _record_free(self, model: ModelName, slots: int = 1) -> None:
+        if self._deferral.has_waiting(model):
+            self._deferral.record_free(model, slots, self._free_slots(model), trio.current_time())
         self._serve_freed(model)
 
-    def _note_heard(self, changes: Mapping[ReplicaId, int]) -> None:
+    def _apply_peer_changes(self, changes: Mapping[ReplicaId, int]) -> None:
         """Wakes requests whose replica has fewer leases of other gateways than before, since that may have freed
         slots."""
         replicas, freed = self._view().state.replicas, Counter[ModelName]()
@@ -269,23 +269,23 @@ class Admission:
             if change < 0 and replica_id in replicas:
                 freed[replicas[replica_id].model] -= change
         for model, slots in freed.items():
-            self._note_free(model, slots)
+            self._record_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
         """Does what `_serve` does, and sets the timers of waiting requests that are blocked by a deferred slot or a
         suspect replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
-            self._elders.leaves_some(model) or self._some_are_suspect(model)
+            self._deferral.is_deferring(model) or self._some_are_suspect(model)
         ):
             for first in queue.firsts():
                 first.wake.set()
 
     def _some_are_suspect(self, model: ModelName) -> bool:
         now, candidates = trio.current_time(), self._view().candidates.get(model, ())
-        return any(self.loads.use_of(candidate.replica_id).phantoms(now) for candidate in candidates)
+        return any(self.loads.load_of(candidate.replica_id).penalties(now) for candidate in candidates)
 
-    def note_view_change(self) -> None:
+    def apply_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""
         for model in tuple(self._queues):
             self._serve(model)
@@ -312,25 +312,25 @@ class Admission:
 
     def _bind(self, ticket: Ticket) -> Lease | None:
         now, candidates = trio.current_time(), self._candidates(ticket)
-        choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
+        choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
         if choice is not None and not choice.has_free_slot:
             choice = self._guess(ticket.model, candidates, now)
-        elif choice is not None and self._elders.leaves_some(ticket.model) and self._is_left(ticket, now):
+        elif choice is not None and self._deferral.is_deferring(ticket.model) and self._is_deferred(ticket, now):
             return None
         if choice is None:
             return None
-        considered = consider(candidates, choice.candidate, self.loads.use_of, now, self._policy())
+        considered = score_all(candidates, choice.candidate, self.loads.load_of, now, self._policy())
         lease = self.loads.lease(choice.candidate, ticket.origin, now)
         ticket.decision.picked(choice.candidate, considered, now)
         return lease
 
-    def _is_left(self, ticket: Ticket, now: float) -> bool:
+    def _is_deferred(self, ticket: Ticket, now: float) -> bool:
         """Returns whether all free slots are left to older requests at other gateways."""
         firsts = self._queues[ticket.model].firsts() if ticket.model in self._queues else ()
         oldest = min((first.since for first in firsts), default=ticket.since)
         free = self._free_slots(ticket.model)
-        left = self._elders.left(ticket.model, min(oldest, ticket.since), free, now)
-        return left > 0 and free <= left
+        deferred = self._deferral.deferred_slots(ticket.model, min(oldest, ticket.since), free, now)
+        return deferred > 0 and free <= deferred
 
     def _free_slots(self, model: ModelName) -> int:
         now, candidates = trio.current_time(), self._view().candidates.get(model, ())
@@ -347,7 +347,7 @@ class Admission:
             return None
         loads = self.loads
         doubtful = [each for each in candidates if loads.is_doubtful(each) and loads.ask_at(each, guess_at) <= now]
-        choice = pick(doubtful, self.loads.use_of, now, self._rng)
+        choice = pick(doubtful, self.loads.load_of, now, self._rng)
         if choice is not None:
             period = self._limits.retry_interval_seconds * RETRY_BACKOFF_MAX
             self._guess_at[model] = max(guess_at, now - period) + period / GUESSES_MAX
@@ -360,9 +360,9 @@ class Admission:
         if model not in view.state.models:
             raise ModelNotFound(model)
         candidates = view.candidates.get(model, ())
-        choice = pick(candidates, self.loads.use_of, now, self._rng, self._policy())
+        choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
         chosen = choice.candidate if choice is not None and choice.has_free_slot else None
-        return chosen, consider(candidates, chosen, self.loads.use_of, now, self._policy()), now
+        return chosen, score_all(candidates, chosen, self.loads.load_of, now, self._policy()), now
 
     def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
         """Returns the replicas of the model that may take no request, each with the first reason."""
@@ -381,7 +381,7 @@ class Admission:
             return candidates
         return tuple(each for each in candidates if each.replica_id not in ticket.excluded)
 
-    def _check_hope(self, ticket: Ticket) -> None:
+    def _check_can_serve(self, ticket: Ticket) -> None:
         error: GatewayError | None = immediate_rejection(self._view(), ticket.model, self._wall_clock())
         if error is not None:
             raise error

@@ -60,32 +60,32 @@ class Passage:
         """Returns the replica of the lease. In strict mode it may change before the call."""
         return self.lease.candidate
 
-    def note_progress(self, *, done: bool) -> None:
+    def record_progress(self, *, done: bool) -> None:
         """Records an answer of the backend, which proves that it lives. `done` says that it was the last part."""
         if self.is_over:
             return
-        self.probes.note_alive(self.target.replica_id)
-        self.loads.note_success(self.candidate)
+        self.probes.record_alive(self.target.replica_id)
+        self.loads.record_success(self.candidate)
         if done:
             self.attempt.end("served")
 
-    def note_failure(self, cause: str) -> None:
+    def record_failure(self, cause: str) -> None:
         """Records a failure that the replica caused. It counts as load on the replica for a while."""
         if self.is_over:
             return
-        self.probes.note_failure(self.target.replica_id)
-        self.loads.note_failure(self.target.replica_id, trio.current_time())
+        self.probes.record_failure(self.target.replica_id)
+        self.loads.record_failure(self.target.replica_id, trio.current_time())
         self.attempt.end(cause)
 
     def end_call(self, error: RouteError | GatewayError | None) -> None:
         """Ends the lease, because the backend has finished the call (`OnEnd`). Its slot is free, whatever the client
         has read so far."""
         if error is None:
-            self.note_progress(done=True)
+            self.record_progress(done=True)
         elif isinstance(error, RouteError):
-            self.note_failure("lost")
+            self.record_failure("lost")
         else:
-            self._judge(error)
+            self._record_error(error)
         self.is_over = True
         self._close_call()
         self.lease.release()
@@ -102,20 +102,20 @@ class Passage:
     ) -> None:
         self._close_call()
         if self.attempt.outcome == "running":
-            self._judge(error)
+            self._record_error(error)
         may_go_on = self.attempt.outcome == "left" and self.lease.called and not self.candidate.refuses_when_full
         if may_go_on:
             self.probes.hold_until_answered(self.lease, self.target)
         else:
             self.lease.release()
 
-    def _judge(self, error: BaseException | None) -> None:
+    def _record_error(self, error: BaseException | None) -> None:
         """Records the outcome of a call whose outcome nobody has recorded yet."""
         match error:
             case BackendFailed():
-                self.note_failure("failed")
+                self.record_failure("failed")
             case BadRequest():
-                self.probes.note_alive(self.target.replica_id)  # A replica that refuses a request is alive.
+                self.probes.record_alive(self.target.replica_id)  # A replica that refuses a request is alive.
                 self.attempt.end("refused")
             case _:
                 self.attempt.end("left")
@@ -142,19 +142,19 @@ class RetryState:
         replica_id = passage.target.replica_id
         passage.attempt.probe = outcome.value
         if outcome is ProbeOutcome.BUSY:
-            self._admission.loads.note_busy(replica_id, trio.current_time() + BUSY_SECONDS)
+            self._admission.loads.record_busy(replica_id, trio.current_time() + BUSY_SECONDS)
             if replica_id not in self._found_busy:
                 self._found_busy.add(replica_id)
                 passage.attempt.end("busy")
                 self._reroute("busy", passage, "it did not answer a probe")
                 return False
         if not outcome.may_serve:
-            self.note(Unreachable(f"the probe said {outcome}"), passage)
+            self.record(Unreachable(f"the probe said {outcome}"), passage)
             return False
         passage.lease.called = True
         return True
 
-    def note(self, error: RouteError, passage: Passage) -> None:
+    def record(self, error: RouteError, passage: Passage) -> None:
         """Prepares the next attempt, or raises `BackendFailed` if there is to be none.
 
         - refused, full: no attempt; the replica is asked again later;
@@ -166,13 +166,13 @@ class RetryState:
         self._reroute(cause, passage, str(error))
         if isinstance(error, Refused):
             passage.attempt.end(cause)
-            passage.probes.note_alive(passage.target.replica_id)
+            passage.probes.record_alive(passage.target.replica_id)
             if error.draining:
                 self.ticket.excluded.add(passage.target.replica_id)
             else:
-                self._admission.note_refusal(self.ticket, passage.lease)
+                self._admission.record_refusal(self.ticket, passage.lease)
             return
-        passage.note_failure(cause)
+        passage.record_failure(cause)
         if isinstance(error, Stale):
             passage.probes.report_broken(
                 passage.target.replica_id, f"it answers, but not as the replica it was: {error}"
@@ -183,7 +183,7 @@ class RetryState:
         if self._attempts_left <= 0 or self._reruns_left < 0:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 
-    def note_no_slot(self, passage: Passage) -> None:
+    def record_no_slot(self, passage: Passage) -> None:
         """Records that the registry knows no free slot (strict mode). This is no attempt, and the request keeps
         waiting."""
         passage.attempt.end("full")

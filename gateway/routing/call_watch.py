@@ -18,10 +18,10 @@ from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.silence import (
     AGAIN_SECONDS,
     LOOK_SECONDS_MIN,
-    Patience,
+    Evidence,
     Silence,
+    Tolerance,
     Verdict,
-    Witness,
     hung_after_seconds,
 )
 
@@ -44,14 +44,14 @@ class CallWatch:
         loads: LoadTracker,
         probes: ProbeCache,
         *,
-        patience: Patience,
+        tolerance: Tolerance,
         is_offline: Callable[[ReplicaId], bool],
     ) -> None:
         """`is_offline` says whether the node of a replica is offline."""
         self._calls = calls
         self._loads = loads
         self._probes = probes
-        self._patience = patience
+        self._tolerance = tolerance
         self._is_offline = is_offline
         self._silences: dict[ReplicaId, Silence] = {}
         self._asked: set[ReplicaId] = set()
@@ -87,16 +87,16 @@ class CallWatch:
         silence.seen_at = now
         due = now >= silence.ask_at and replica_id not in self._asked
         if due or silence.unanswered:
-            self._loads.note_busy(replica_id, now + ASIDE_SECONDS)
+            self._loads.record_busy(replica_id, now + ASIDE_SECONDS)
         return due
 
     def _silence_of(self, replica_id: ReplicaId, calls: Iterable[OpenCall]) -> Silence:
         """Returns the silence of the replica. A silence begins with the last sign of life or with the first wait, and
         no other wait begins or ends it."""
-        heard_at, known = self._probes.heard_at(replica_id), self._silences.get(replica_id)
-        if known is not None and heard_at <= known.since:
+        last_contact_at, known = self._probes.last_contact_at(replica_id), self._silences.get(replica_id)
+        if known is not None and last_contact_at <= known.since:
             return known
-        since = max(heard_at, min(call.waits_since for call in calls))
+        since = max(last_contact_at, min(call.waiting_since for call in calls))
         expected = self._calls.first_answers_of(replica_id).expected_seconds
         silence = self._silences[replica_id] = Silence(since, since + expected, seen_at=since)
         return silence
@@ -106,7 +106,7 @@ class CallWatch:
         if not calls:
             return
         settled = {
-            call: call.waits_since for call in calls if trio.current_time() - call.waits_since >= LOOK_SECONDS_MIN
+            call: call.waiting_since for call in calls if trio.current_time() - call.waiting_since >= LOOK_SECONDS_MIN
         }
         self._asked.add(replica_id)
         try:
@@ -114,25 +114,25 @@ class CallWatch:
         finally:
             self._asked.discard(replica_id)
         if outcome is ProbeOutcome.ALIVE:
-            self._note_alive(replica_id, silence, settled)
-        elif self._probes.heard_at(replica_id) <= silence.since:
-            silence.note_silence(outcome, trio.current_time())
-            self._judge(calls[0], silence, outcome)
+            self._record_alive(replica_id, silence, settled)
+        elif self._probes.last_contact_at(replica_id) <= silence.since:
+            silence.record_silence(outcome, trio.current_time())
+            self._apply_outcome(calls[0], silence, outcome)
 
-    def _note_alive(self, replica_id: ReplicaId, silence: Silence, settled: dict[OpenCall, float]) -> None:
+    def _record_alive(self, replica_id: ReplicaId, silence: Silence, settled: dict[OpenCall, float]) -> None:
         """Records that the replica answered. `settled` has the calls that had arrived there before the probe; the
         replica works on those that still wait."""
         still = self._calls.waiting.get(replica_id, set())
-        beside = sum(call in still and call.waits_since == since for call, since in settled.items())
+        beside = sum(call in still and call.waiting_since == since for call, since in settled.items())
         self._answered_beside[replica_id] = max(beside, self._answered_beside.get(replica_id, 0))
-        self._loads.note_busy(replica_id, NEVER)
-        silence.note_answer(trio.current_time())
+        self._loads.record_busy(replica_id, NEVER)
+        silence.record_answer(trio.current_time())
 
-    def _judge(self, asked_for: OpenCall, silence: Silence, outcome: ProbeOutcome) -> None:
+    def _apply_outcome(self, asked_for: OpenCall, silence: Silence, outcome: ProbeOutcome) -> None:
         """Acts on a failed probe. A call need not be waiting at this moment: the one that waited may have left, and the
         next one is on its way."""
         replica_id, now = asked_for.target.replica_id, trio.current_time()
-        verdict = silence.verdict(self._witness(asked_for), self._patience, now)
+        verdict = silence.verdict(self._evidence(asked_for), self._tolerance, now)
         if silence.unanswered == 1:
             log.info("calls.replica_suspect", replica_id=replica_id, probe=outcome.value)
         if verdict is Verdict.SUSPECT:
@@ -146,14 +146,14 @@ class CallWatch:
         if verdict is Verdict.HUNG:
             self._probes.report_broken(replica_id, f"it hangs: {because}")
 
-    def _witness(self, call: OpenCall) -> Witness:
+    def _evidence(self, call: OpenCall) -> Evidence:
         replica_id = call.target.replica_id
         after = hung_after_seconds(
-            self._patience,
+            self._tolerance,
             answers_always=call.answers_always,
             calls=self._loads.in_flight(replica_id),
             answered_beside=self._answered_beside.get(replica_id, 0),
             silent_when_idle=self._probes.was_silent_when_idle(replica_id),
             longest_seconds=self._calls.first_answers_of(replica_id).longest_seconds,
         )
-        return Witness(after, self._is_offline(replica_id))
+        return Evidence(after, self._is_offline(replica_id))

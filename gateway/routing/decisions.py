@@ -14,7 +14,7 @@ import trio
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.picker import ALONE, LoadView, Policy, Score, score, why_not_chosen
+from gateway.routing.picker import ALONE, LoadView, Policy, Score, score_of, why_not_chosen
 
 DECISIONS_KEPT: Final = 1024
 CANDIDATES_KEPT: Final = 16
@@ -27,7 +27,7 @@ class Considered(NamedTuple):
     """One candidate with the numbers that it had when a pick was made."""
 
     candidate: Candidate
-    standing: Score
+    score: Score
 
 
 @dataclass(slots=True)
@@ -89,7 +89,7 @@ class DecisionLog:
         return self._decisions.get(request_id)
 
 
-def consider(
+def score_all(
     candidates: Sequence[Candidate],
     chosen: Candidate | None,
     load_of: Callable[[ReplicaId], LoadView],
@@ -100,7 +100,7 @@ def consider(
     kept = list(candidates[:CANDIDATES_KEPT])
     if chosen is not None and all(each.replica_id != chosen.replica_id for each in kept):
         kept[-1] = chosen
-    return tuple(Considered(each, score(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
+    return tuple(Considered(each, score_of(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
 
 
 def describe(decision: Decision) -> dict[str, Any]:
@@ -130,18 +130,18 @@ def describe_candidates(
     considered: Iterable[Considered], chosen: Candidate | None, now: float
 ) -> Iterator[dict[str, Any]]:
     """Yields each candidate with its numbers and the reason why it lost. The chosen one comes first."""
-    ordered = sorted(considered, key=lambda each: (each.candidate != chosen, each.standing))
+    ordered = sorted(considered, key=lambda each: (each.candidate != chosen, each.score))
     for each in ordered:
-        standing, winner = each.standing, ordered[0].standing
+        score, winner = each.score, ordered[0].score
         is_chosen = each.candidate == chosen
         yield {
             "replica": each.candidate.replica_id,
             "node": each.candidate.node_name,
-            "verdict": "chosen" if is_chosen else why_not_chosen(standing, winner) if chosen else "no free slot",
-            "load": standing.load,
+            "verdict": "chosen" if is_chosen else why_not_chosen(score, winner) if chosen else "no free slot",
+            "load": score.load,
             "slots": each.candidate.slots,
-            "free_slot": not standing.taken,
-            "answers": not standing.busy,
-            "unused_seconds": None if standing.last_used == float("-inf") else round(now - standing.last_used, 3),
+            "free_slot": not score.taken,
+            "answers": not score.busy,
+            "unused_seconds": None if score.last_used == float("-inf") else round(now - score.last_used, 3),
             "free_vram_bytes": each.candidate.free_vram_bytes,
         }

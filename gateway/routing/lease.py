@@ -12,7 +12,7 @@ class Lease:
     """The right to have one request on a replica, held by the scope of that request. Ending it is synchronous and
     idempotent, so no cancel can skip it (pitfall 13)."""
 
-    __slots__ = ("_end", "called", "candidate", "claimed", "opened_at", "origin", "refused")
+    __slots__ = ("_end", "called", "candidate", "confirmed", "opened_at", "origin", "refused")
 
     def __init__(self, candidate: Candidate, origin: Origin, opened_at: float, end: "Callable[[Lease], None]") -> None:
         self.candidate = candidate
@@ -22,7 +22,7 @@ class Lease:
         self.called = False
         """Whether the replica has the request, or may have it. Before that, the request still waits for a probe of the
         replica."""
-        self.claimed = True
+        self.confirmed = True
         """Whether peers count the lease. It is False in strict mode until the registry has confirmed the replica."""
         self.refused = False
         """Whether the replica refused the request because it is full. Then the end of this lease frees no slot."""

@@ -21,9 +21,9 @@ from gateway.routing.lease import Lease
 
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
-PHANTOM_FIRST_SECONDS: Final = 1.0
+PENALTY_FIRST_SECONDS: Final = 1.0
 """How long the first failure counts as load. Each further failure in a row counts twice as long."""
-PHANTOM_MAX_SECONDS: Final = 60.0
+PENALTY_MAX_SECONDS: Final = 60.0
 
 
 @dataclass
@@ -31,12 +31,12 @@ class ReplicaLoad:
     """The load of one replica, as the picker reads it."""
 
     leases: set[Lease] = field(default_factory=set)
-    elsewhere: int = 0
+    at_peers: int = 0
     """The leases of this replica that peers have published."""
     last_used: float = NEVER
     ended_at: float = NEVER
     """When the last lease ended."""
-    heard_at: float = NEVER
+    last_contact_at: float = NEVER
     """When the last piece of an answer came."""
     full_until: float = NEVER
     refusals: int = 0
@@ -50,14 +50,14 @@ class ReplicaLoad:
     @property
     def open_leases(self) -> int:
         """Returns the number of leases on the replica, here and at peers as far as they have published them."""
-        return len(self.leases) + self.elsewhere
+        return len(self.leases) + self.at_peers
 
     @property
     def suspect_until(self) -> float:
         """When its last phantom ends."""
         return max(self.expiries, default=NEVER)
 
-    def phantoms(self, now: float) -> int:
+    def penalties(self, now: float) -> int:
         """Returns the number of recent failures that still count as load at `now`, and forgets those that have
         expired."""
         if not self.expiries:
@@ -88,101 +88,101 @@ class LoadTracker:
         leases_changed: Callable[[], None] = lambda: None,
         on_release: Callable[[ModelName], None] = lambda _model: None,
         on_free: Callable[[ModelName], None] = lambda _model: None,
-        on_heard: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None,
+        on_peers_changed: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None,
     ) -> None:
         """`strict`: leases begin unclaimed (see `StrictReservations`). The others are called when something happens:
 
         - `leases_changed`: a lease has begun or ended, so `published` may have changed;
         - `on_release`: free slots of a model have become good again, or may be asked for again;
         - `on_free`: a slot of a model has become free;
-        - `on_heard`: other gateways have so many leases more (less: negative) on each of these replicas.
+        - `on_peers_changed`: other gateways have so many leases more (less: negative) on each of these replicas.
         """
         self._clock = clock
-        self._uses: dict[ReplicaId, ReplicaLoad] = {}
-        self._elsewhere: Mapping[ReplicaId, int] = {}
+        self._loads: dict[ReplicaId, ReplicaLoad] = {}
+        self._at_peers: Mapping[ReplicaId, int] = {}
         self.is_strict = strict
         self.leases_changed = leases_changed
         self._on_release = on_release
         self._on_free = on_free
-        self._on_heard = on_heard
+        self._on_heard = on_peers_changed
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
         """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
         configuration."""
 
-    def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
+    def load_of(self, replica_id: ReplicaId) -> ReplicaLoad:
         """Returns the load of the replica. A new replica gets an empty one."""
-        use = self._uses.get(replica_id)
-        if use is None:
-            use = self._uses[replica_id] = ReplicaLoad()
-        return use
+        load = self._loads.get(replica_id)
+        if load is None:
+            load = self._loads[replica_id] = ReplicaLoad()
+        return load
 
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease. The scope that takes it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
-        self.use_of(candidate.replica_id).leases.add(lease)
+        self.load_of(candidate.replica_id).leases.add(lease)
         self._turns[candidate.model, origin.caller] = next(self._turn)
-        lease.claimed = False
+        lease.confirmed = False
         if not self.is_strict:
-            self.claim(lease, now)
+            self.confirm(lease, now)
         return lease
 
-    def claim(self, lease: Lease, now: float) -> None:
+    def confirm(self, lease: Lease, now: float) -> None:
         """Confirms that the lease is for this replica. From now on peers count it."""
-        lease.claimed = True
-        self.use_of(lease.candidate.replica_id).last_used = now
+        lease.confirmed = True
+        self.load_of(lease.candidate.replica_id).last_used = now
         self.leases_changed()
 
     def move(self, lease: Lease, candidate: Candidate) -> None:
         """Moves the lease to another replica of the model."""
-        self.use_of(lease.candidate.replica_id).leases.discard(lease)
-        self.use_of(candidate.replica_id).leases.add(lease)
+        self.load_of(lease.candidate.replica_id).leases.discard(lease)
+        self.load_of(candidate.replica_id).leases.add(lease)
         lease.candidate = candidate
         self._on_release(candidate.model)
 
-    def note_none_free(self, candidates: Iterable[Candidate], until: float, refusals: int) -> None:
+    def record_none_free(self, candidates: Iterable[Candidate], until: float, refusals: int) -> None:
         """Records that none of the candidates has a free slot. Each counts as full until `until`, or until a lease on
         it ends."""
         for candidate in candidates:
-            use = self.use_of(candidate.replica_id)
-            use.full_until, use.refusals = max(use.full_until, until), max(use.refusals, refusals)
+            load = self.load_of(candidate.replica_id)
+            load.full_until, load.refusals = max(load.full_until, until), max(load.refusals, refusals)
 
     def _end(self, lease: Lease) -> None:
-        use = self.use_of(lease.candidate.replica_id)
-        use.leases.discard(lease)
-        use.ended_at = self._clock()
-        if lease.claimed:
+        load = self.load_of(lease.candidate.replica_id)
+        load.leases.discard(lease)
+        load.ended_at = self._clock()
+        if lease.confirmed:
             self.leases_changed()
         if lease.refused:
             self._on_release(lease.candidate.model)
         else:
-            use.full_until, use.refusals = NEVER, 0
+            load.full_until, load.refusals = NEVER, 0
             self._on_free(lease.candidate.model)
 
     def in_flight(self, replica_id: ReplicaId) -> int:
         """Returns the number of requests that the replica has or may have, those of peers included. A lease of this
         gateway whose request still waits for a probe does not count, because it cannot be what keeps the replica
         busy."""
-        use = self._uses.get(replica_id)
-        return sum(lease.called for lease in use.leases) + use.elsewhere if use is not None else 0
+        load = self._loads.get(replica_id)
+        return sum(lease.called for lease in load.leases) + load.at_peers if load is not None else 0
 
     def share_of(self, model: ModelName, candidates: tuple[Candidate, ...], caller: str) -> Share:
         """Returns the share of `caller` in `model`, whose replicas are `candidates`."""
-        uses = (self._uses.get(candidate.replica_id) for candidate in candidates)
-        held = sum(lease.origin.caller == caller for use in uses if use is not None for lease in use.leases)
+        loads = (self._loads.get(candidate.replica_id) for candidate in candidates)
+        held = sum(lease.origin.caller == caller for load in loads if load is not None for lease in load.leases)
         return Share(held, self._turns.get((model, caller), 0))
 
     def is_doubtful(self, candidate: Candidate) -> bool:
         """Returns whether the replica is full only according to peers. The replica itself knows better."""
-        use = self.use_of(candidate.replica_id)
-        return candidate.refuses_when_full and len(use.leases) < candidate.slots <= use.open_leases
+        load = self.load_of(candidate.replica_id)
+        return candidate.refuses_when_full and len(load.leases) < candidate.slots <= load.open_leases
 
     def free_slots(self, candidate: Candidate, now: float) -> int:
         """Returns the number of slots that requests could get now."""
-        use = self.use_of(candidate.replica_id)
-        if now < use.full_until or use.phantoms(now):
+        load = self.load_of(candidate.replica_id)
+        if now < load.full_until or load.penalties(now):
             return 0
-        return max(0, candidate.slots - use.open_leases)
+        return max(0, candidate.slots - load.open_leases)
 
     def ask_at(self, candidate: Candidate, guess_at: float) -> float:
         """Returns the time from which on the replica may be asked: it has a free slot, or a guess that it has one is
@@ -190,42 +190,42 @@ class LoadTracker:
 
         Only the counts of peers can be doubted, and only if the replica refuses calls when it is full.
         """
-        use = self.use_of(candidate.replica_id)
-        if use.open_leases < candidate.slots:
-            return use.full_until
+        load = self.load_of(candidate.replica_id)
+        if load.open_leases < candidate.slots:
+            return load.full_until
         if self.is_doubtful(candidate):
-            return max(guess_at, use.full_until)
+            return max(guess_at, load.full_until)
         return FOREVER
 
-    def note_full(self, lease: Lease, until: float) -> None:
+    def record_full(self, lease: Lease, until: float) -> None:
         """Records that the replica refused because it is full. It counts as full until `until`, or until another lease
         on it ends here."""
         lease.refused = True
-        use = self.use_of(lease.candidate.replica_id)
-        use.full_until = until
-        use.refusals += 1
+        load = self.load_of(lease.candidate.replica_id)
+        load.full_until = until
+        load.refusals += 1
 
-    def note_busy(self, replica_id: ReplicaId, until: float) -> None:
+    def record_busy(self, replica_id: ReplicaId, until: float) -> None:
         """Records that the replica did not answer a probe. Until `until` other replicas are preferred."""
-        self.use_of(replica_id).busy_until = until
+        self.load_of(replica_id).busy_until = until
 
-    def note_failure(self, replica_id: ReplicaId, now: float) -> None:
+    def record_failure(self, replica_id: ReplicaId, now: float) -> None:
         """Records a failed call. It counts as load on the replica for 1 s, doubled with each failure in a row, at most
         60 s."""
-        use = self.use_of(replica_id)
-        seconds = min(PHANTOM_FIRST_SECONDS * 2.0 ** min(use.failures, 30), PHANTOM_MAX_SECONDS)
-        use.failures += 1
-        use.expiries.append(now + seconds)
+        load = self.load_of(replica_id)
+        seconds = min(PENALTY_FIRST_SECONDS * 2.0 ** min(load.failures, 30), PENALTY_MAX_SECONDS)
+        load.failures += 1
+        load.expiries.append(now + seconds)
 
-    def note_success(self, candidate: Candidate) -> None:
+    def record_success(self, candidate: Candidate) -> None:
         """Records an answer. It clears the failures of the replica, and its free slots count as any others from now
         on."""
-        use = self.use_of(candidate.replica_id)
-        use.heard_at = self._clock()
-        use.failures = use.refusals = 0
-        use.busy_until = NEVER
-        if use.expiries:
-            use.expiries = []
+        load = self.load_of(candidate.replica_id)
+        load.last_contact_at = self._clock()
+        load.failures = load.refusals = 0
+        load.busy_until = NEVER
+        if load.expiries:
+            load.expiries = []
             self._on_release(candidate.model)
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
@@ -233,13 +233,15 @@ class LoadTracker:
 
         A replica with a lease at a peer may be so new that only that peer knows it yet.
         """
-        for replica_id in [each for each, use in self._uses.items() if each not in known and not use.open_leases]:
-            del self._uses[replica_id]
+        for replica_id in [each for each, load in self._loads.items() if each not in known and not load.open_leases]:
+            del self._loads[replica_id]
 
     def published(self) -> dict[ReplicaId, int]:
         """Returns the number of leases that peers have to count for each replica that has any. A lease counts while its
         probe is pending, but not before it is confirmed (strict mode)."""
-        counts = ((replica_id, sum(lease.claimed for lease in use.leases)) for replica_id, use in self._uses.items())
+        counts = (
+            (replica_id, sum(lease.confirmed for lease in load.leases)) for replica_id, load in self._loads.items()
+        )
         return {replica_id: open_leases for replica_id, open_leases in counts if open_leases}
 
     def uses(self) -> dict[ReplicaId, float]:
@@ -249,52 +251,52 @@ class LoadTracker:
         Use it together with `published` of the same moment. With an older one, an idle replica that has just got a
         request would look as if it had been silent all the time.
         """
-        return {replica_id: _since(use) for replica_id, use in self._uses.items() if use.last_used > NEVER}
+        return {replica_id: _since(load) for replica_id, load in self._loads.items() if load.last_used > NEVER}
 
-    def apply_peers(self, elsewhere: Mapping[ReplicaId, int]) -> None:
+    def apply_peers(self, at_peers: Mapping[ReplicaId, int]) -> None:
         """Replaces the leases that peers have published. A replica that is not named has none.
 
         A replica of which peers have fewer leases than before may have a free slot, even if it refused a call.
         """
-        changed = {replica_id for replica_id, _ in self._elsewhere.items() ^ elsewhere.items()}
+        changed = {replica_id for replica_id, _ in self._at_peers.items() ^ at_peers.items()}
         if changed:
-            self._elsewhere = dict(elsewhere)
-            self._on_heard({each: self._note_elsewhere(each, elsewhere.get(each, 0)) for each in changed})
+            self._at_peers = dict(at_peers)
+            self._on_heard({each: self._set_at_peers(each, at_peers.get(each, 0)) for each in changed})
 
-    def _note_elsewhere(self, replica_id: ReplicaId, open_leases: int) -> int:
-        use = self.use_of(replica_id)
-        change, use.elsewhere = open_leases - use.elsewhere, open_leases
+    def _set_at_peers(self, replica_id: ReplicaId, open_leases: int) -> int:
+        load = self.load_of(replica_id)
+        change, load.at_peers = open_leases - load.at_peers, open_leases
         if change < 0:
-            use.full_until, use.refusals = NEVER, 0
+            load.full_until, load.refusals = NEVER, 0
         return change
 
     def usage(self) -> dict[ReplicaId, Usage]:
         """Returns the usage of each replica that had a request here since it came up."""
         now = self._clock()
-        return {replica_id: _usage(use, now) for replica_id, use in self._uses.items() if use.last_used > NEVER}
+        return {replica_id: _usage(load, now) for replica_id, load in self._loads.items() if load.last_used > NEVER}
 
     def statistics(self) -> LoadStatistics:
         """Counts the open leases of this gateway by replica and by model, and failures in a row by replica."""
         by_model: dict[ModelName, int] = {}
-        for use in self._uses.values():
-            for lease in use.leases:
+        for load in self._loads.values():
+            for lease in load.leases:
                 by_model[lease.candidate.model] = by_model.get(lease.candidate.model, 0) + 1
         return LoadStatistics(
-            {replica_id: len(use.leases) for replica_id, use in self._uses.items() if use.leases},
+            {replica_id: len(load.leases) for replica_id, load in self._loads.items() if load.leases},
             by_model,
-            {replica_id: use.failures for replica_id, use in self._uses.items() if use.failures},
+            {replica_id: load.failures for replica_id, load in self._loads.items() if load.failures},
         )
 
 
-def _since(use: ReplicaLoad) -> float:
-    if not use.leases:
-        return use.ended_at
-    called = [lease.opened_at for lease in use.leases if lease.called]
-    return max(min(called or (lease.opened_at for lease in use.leases)), use.heard_at)
+def _since(load: ReplicaLoad) -> float:
+    if not load.leases:
+        return load.ended_at
+    called = [lease.opened_at for lease in load.leases if lease.called]
+    return max(min(called or (lease.opened_at for lease in load.leases)), load.last_contact_at)
 
 
-def _usage(use: ReplicaLoad, now: float) -> Usage:
-    called = [lease.opened_at for lease in use.leases if lease.called]
+def _usage(load: ReplicaLoad, now: float) -> Usage:
+    called = [lease.opened_at for lease in load.leases if lease.called]
     if not called:
-        return Usage(0, 0.0 if use.leases else now - use.ended_at, 0.0)
-    return Usage(len(called), 0.0, now - max(min(called), use.heard_at))
+        return Usage(0, 0.0 if load.leases else now - load.ended_at, 0.0)
+    return Usage(len(called), 0.0, now - max(min(called), load.last_contact_at))

@@ -21,7 +21,7 @@ NOT_IN_FLEET: Final = "its replica is not in the fleet any more"
 class OpenCall:
     """One call to one backend, from its beginning to its end."""
 
-    __slots__ = ("_because", "_calls", "_has_begun", "_on_lost", "_scope", "answers_always", "target", "waits_since")
+    __slots__ = ("_because", "_calls", "_has_begun", "_on_lost", "_scope", "answers_always", "target", "waiting_since")
 
     def __init__(
         self, calls: "OpenCalls", target: Target, *, answers_always: bool, on_lost: Callable[[Lost], None]
@@ -35,7 +35,7 @@ class OpenCall:
         self.target = target
         self.answers_always = answers_always
         """Whether its backend answers Health whatever it works on."""
-        self.waits_since = 0.0
+        self.waiting_since = 0.0
         """The beginning of the current wait (Trio's clock, seconds). It has no meaning while the call does not wait."""
         calls.add(self)
 
@@ -45,22 +45,22 @@ class OpenCall:
         if self._because:
             raise Lost(self._because)
         scope = self._scope = trio.CancelScope()
-        self.waits_since = trio.current_time()
+        self.waiting_since = trio.current_time()
         self._calls.begin_wait(self)
         try:
             with scope:
                 result = await answer()
-                self._note_answer()
+                self._record_answer()
                 return result
         finally:
             self._scope = None
             self._calls.end_wait(self)
         raise Lost(self._because)
 
-    def _note_answer(self) -> None:
+    def _record_answer(self) -> None:
         if not self._has_begun:
             self._has_begun = True
-            self._calls.first_answers_of(self.target.replica_id).note(trio.current_time() - self.waits_since)
+            self._calls.first_answers_of(self.target.replica_id).record(trio.current_time() - self.waiting_since)
 
     def end_lost(self, because: str) -> None:
         """Ends the current wait, or else the next one, with `Lost`. Its lease then need not wait for a client that

@@ -10,7 +10,7 @@ oldest request, which asks at once. The costs are limited:
   can be taken at once.
 - A deferral ends early if no older request waits any more, or no slot is free any more.
 - A request may keep waiting although slots were left to it, because its gateway is dead or slow, or because it has
-  tried the replica in vain. It is left nothing for `DEAF_SECONDS`, so a dead gateway costs one such pause per second
+  tried the replica in vain. It is left nothing for `IGNORED_SECONDS`, so a dead gateway costs one such pause per second
   and not one per slot.
 
 Pure: it gets the time as an argument.
@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 
 from gateway.domain.ids import GatewayId, ModelName
 
-DEAF_SECONDS: Final = 1.0
+IGNORED_SECONDS: Final = 1.0
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
 
@@ -36,16 +36,16 @@ class RemoteQueue(NamedTuple):
     waiting: int
     since: float
     """The time when the oldest of them began to wait (seconds of this gateway's clock)."""
-    told: float
+    published_since: float
     """The same time as the peer published it. It identifies the request, however clocks are converted."""
 
 
 @dataclass
-class _Heard:
-    line: RemoteQueue
+class _KnownQueue:
+    queue: RemoteQueue
     first_at: float
     """The time since which this gateway knows this request as the oldest of its queue."""
-    deaf_until: float = NEVER
+    ignored_until: float = NEVER
 
 
 class SlotDeferral:
@@ -53,72 +53,72 @@ class SlotDeferral:
 
     def __init__(self, yield_seconds: float) -> None:
         self._yield_seconds = yield_seconds
-        self._lines: dict[ModelName, dict[GatewayId, _Heard]] = {}
+        self._queues: dict[ModelName, dict[GatewayId, _KnownQueue]] = {}
         self._ends: dict[ModelName, Sequence[float]] = {}
         """The end of each deferral by model, in order. No list is empty."""
 
-    def apply(self, lines: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
+    def apply(self, queues: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
         """Replaces all queues of peers. Returns the models whose deferrals may have ended by that."""
-        heard: dict[ModelName, dict[GatewayId, _Heard]] = {}
-        for line in lines:
-            heard.setdefault(line.model, {})[line.gateway_id] = self._note(line, now)
-        self._lines, affected = heard, tuple(self._ends)
-        for model in self._ends.keys() - heard.keys():
+        known_queues: dict[ModelName, dict[GatewayId, _KnownQueue]] = {}
+        for queue in queues:
+            known_queues.setdefault(queue.model, {})[queue.gateway_id] = self._update(queue, now)
+        self._queues, affected = known_queues, tuple(self._ends)
+        for model in self._ends.keys() - known_queues.keys():
             del self._ends[model]
         return affected
 
-    def _note(self, line: RemoteQueue, now: float) -> _Heard:
-        known = self._lines.get(line.model, {}).get(line.gateway_id)
-        if known is None or known.line.told != line.told:
-            return _Heard(line, now)
-        return _Heard(line, known.first_at, known.deaf_until)
+    def _update(self, queue: RemoteQueue, now: float) -> _KnownQueue:
+        known = self._queues.get(queue.model, {}).get(queue.gateway_id)
+        if known is None or known.queue.published_since != queue.published_since:
+            return _KnownQueue(queue, now)
+        return _KnownQueue(queue, known.first_at, known.ignored_until)
 
-    def wait_for(self, model: ModelName) -> bool:
+    def has_waiting(self, model: ModelName) -> bool:
         """Returns whether requests for the model wait at peers. It is cheap."""
-        return model in self._lines
+        return model in self._queues
 
-    def note_free(self, model: ModelName, count: int, free: int, now: float) -> None:
+    def record_free(self, model: ModelName, count: int, free: int, now: float) -> None:
         """Records that `count` slots have become free, which makes `free` in all."""
         self._settle(model, FOREVER, max(0, free - count), now)
-        self._keep(model, [*self.ends(model), *[now + self._yield_seconds] * count], free)
+        self._set_ends(model, [*self.deferred_until(model), *[now + self._yield_seconds] * count], free)
 
-    def leaves_some(self, model: ModelName) -> bool:
+    def is_deferring(self, model: ModelName) -> bool:
         """Returns whether any slots are left to peers. It is cheap."""
         return model in self._ends
 
-    def ends(self, model: ModelName) -> Sequence[float]:
+    def deferred_until(self, model: ModelName) -> Sequence[float]:
         """Returns the end of each deferral of the model, in order."""
         return self._ends.get(model, ())
 
-    def left(self, model: ModelName, oldest: float, free: int, now: float) -> int:
+    def deferred_slots(self, model: ModelName, oldest: float, free: int, now: float) -> int:
         """Returns how many of the free slots are left to peers. `oldest` is the time since which the oldest request
         here waits."""
         self._settle(model, oldest, free, now)
-        waiting = sum(each.line.waiting for each in self._older(model, oldest) if now >= each.deaf_until)
-        return min(len(self.ends(model)), waiting)
+        waiting = sum(each.queue.waiting for each in self._older(model, oldest) if now >= each.ignored_until)
+        return min(len(self.deferred_until(model)), waiting)
 
     def _settle(self, model: ModelName, oldest: float, free: int, now: float) -> None:
         """Forgets slots that were taken by any gateway, and those whose deferral is over. The requests that they were
         left to did not want the latter."""
-        self._keep(model, self.ends(model), free)
-        ends = self.ends(model)
-        in_vain = bisect_right(ends, now)
-        if in_vain:
-            self._keep(model, ends[in_vain:], free)
-            self._judge(model, oldest, ends[in_vain - 1] - self._yield_seconds, now)
+        self._set_ends(model, self.deferred_until(model), free)
+        ends = self.deferred_until(model)
+        expired = bisect_right(ends, now)
+        if expired:
+            self._set_ends(model, ends[expired:], free)
+            self._ignore_unresponsive(model, oldest, ends[expired - 1] - self._yield_seconds, now)
 
-    def _judge(self, model: ModelName, oldest: float, freed_at: float, now: float) -> None:
+    def _ignore_unresponsive(self, model: ModelName, oldest: float, freed_at: float, now: float) -> None:
         """Records that a peer's oldest request does not want a slot, if it has known of the slot since `freed_at`."""
-        older = [each for each in self._older(model, oldest) if now >= each.deaf_until]
-        eldest = min(older, key=lambda each: each.line.since, default=None)
-        if eldest is not None and eldest.first_at <= freed_at:
-            eldest.deaf_until = now + DEAF_SECONDS
+        older = [each for each in self._older(model, oldest) if now >= each.ignored_until]
+        oldest_queue = min(older, key=lambda each: each.queue.since, default=None)
+        if oldest_queue is not None and oldest_queue.first_at <= freed_at:
+            oldest_queue.ignored_until = now + IGNORED_SECONDS
 
-    def _older(self, model: ModelName, oldest: float) -> Iterator[_Heard]:
-        several = self._lines.get(model, {}).values()
-        return (each for each in several if each.line.since < oldest - self._yield_seconds)
+    def _older(self, model: ModelName, oldest: float) -> Iterator[_KnownQueue]:
+        several = self._queues.get(model, {}).values()
+        return (each for each in several if each.queue.since < oldest - self._yield_seconds)
 
-    def _keep(self, model: ModelName, ends: Sequence[float], free: int) -> None:
+    def _set_ends(self, model: ModelName, ends: Sequence[float], free: int) -> None:
         """Keeps the newest deferrals, and no more of them than there are free slots."""
         if ends and free:
             self._ends[model] = ends[-free:]

@@ -30,7 +30,7 @@ class LoadView(Protocol):
     def busy_until(self) -> float:
         """The time until which other replicas are preferred, because this one did not answer a probe."""
 
-    def phantoms(self, now: float) -> int:
+    def penalties(self, now: float) -> int:
         """Returns the number of recent failures that count as load. They take no slot."""
 
 
@@ -58,7 +58,7 @@ class Score(NamedTuple):
     chance: float
 
 
-WORDS: Final[Mapping[str, str]] = MappingProxyType(
+REASONS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "suspect": "it has failed lately",
         "taken": "no free slot",
@@ -85,7 +85,7 @@ class Choice:
 class Policy:
     """The settings that change the order."""
 
-    several_gateways: bool = False
+    tie_break_by_chance: bool = False
     """Whether ties are broken by chance before `last_used`. Gateways that share an outdated order would all pick the
     same replica otherwise."""
 
@@ -105,7 +105,7 @@ def pick(
     A replica that has not failed recently comes first, then one with a free slot, then one that answers. Then the least
     load decides, the longest time without use (R2), the most free VRAM, and chance.
     """
-    decisive = DECIDES_FOR_SEVERAL if policy.several_gateways else None
+    decisive = DECIDES_FOR_SEVERAL if policy.tie_break_by_chance else None
     tied: list[Candidate] = []
     best: tuple[float, ...] = ()
     for candidate in candidates:
@@ -122,27 +122,27 @@ def pick(
 def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
     """Returns a plain tuple, because a named one takes as long as all the rest, and every candidate of every pick needs
     one."""
-    in_use, phantoms = load.open_leases, load.phantoms(now)
+    in_use, penalties = load.open_leases, load.penalties(now)
     return (
-        phantoms > 0,
+        penalties > 0,
         in_use >= candidate.slots or now < load.full_until,
         now < load.busy_until,
-        in_use + phantoms,
+        in_use + penalties,
         load.last_used,
         -(candidate.free_vram_bytes or 0),
     )
 
 
-def score(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
+def score_of(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
     """Returns the score of the candidate in a pick at `now`. `rng` breaks ties."""
     rank = _rank(candidate, load, now)
-    chance_first = rng.random() if policy.several_gateways else 0.0
+    chance_first = rng.random() if policy.tie_break_by_chance else 0.0
     return Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
 
 
-def why_not_chosen(standing: Score, winner: Score) -> str:
-    """Returns why `standing` lost against `winner`: the first value in which they differ, in words."""
-    for name, mine, best in zip(Score._fields, standing, winner, strict=True):
+def why_not_chosen(score: Score, winner: Score) -> str:
+    """Returns why `score` lost against `winner`: the first value in which they differ, in words."""
+    for name, mine, best in zip(Score._fields, score, winner, strict=True):
         if mine != best:
-            return WORDS[name].format(mine=mine, best=best)
-    return WORDS["chance"]
+            return REASONS[name].format(mine=mine, best=best)
+    return REASONS["chance"]

@@ -41,7 +41,7 @@ first of them, before it counts as hanging."""
 class _Known:
     """The knowledge about one replica."""
 
-    heard_at: float = float("-inf")
+    last_contact_at: float = float("-inf")
     """The time of its last sign of life (Trio's clock, seconds)."""
     alive_at: float = float("-inf")
     """The same, or minus infinity if a failure has contradicted it since."""
@@ -96,20 +96,20 @@ class ProbeCache:
         self._shared = 0
         self.report_broken = report_broken
 
-    def note_alive(self, replica_id: ReplicaId) -> None:
+    def record_alive(self, replica_id: ReplicaId) -> None:
         """Records that the replica answered something just now."""
         known = self._of(replica_id)
-        known.heard_at = known.alive_at = trio.current_time()
+        known.last_contact_at = known.alive_at = trio.current_time()
         known.busy_until = float("-inf")
         known.idle_busy_probes = 0
 
-    def note_failure(self, replica_id: ReplicaId) -> None:
+    def record_failure(self, replica_id: ReplicaId) -> None:
         """Records that a call failed, so that nothing known before counts any more."""
         self._of(replica_id).alive_at = float("-inf")
 
-    def heard_at(self, replica_id: ReplicaId) -> float:
+    def last_contact_at(self, replica_id: ReplicaId) -> float:
         """Returns the time of its last sign of life (Trio's clock, seconds), or minus infinity if there was none."""
-        return self._of(replica_id).heard_at
+        return self._of(replica_id).last_contact_at
 
     def was_silent_when_idle(self, replica_id: ReplicaId) -> bool:
         """Returns whether a probe since its last sign of life found it busy although it had no request."""
@@ -165,15 +165,15 @@ class ProbeCache:
         self._outcomes[outcome] += 1
         known = self._of(replica_id)
         if outcome is ProbeOutcome.ALIVE:
-            self.note_alive(replica_id)
+            self.record_alive(replica_id)
             return
-        if known.heard_at <= began_at:
+        if known.last_contact_at <= began_at:
             known.alive_at = float("-inf")  # No request may be sent there because of earlier knowledge.
         if outcome is ProbeOutcome.BUSY:
             known.busy_until = trio.current_time() + BUSY_SECONDS
-            self._note_busy(replica_id, known, idle=idle)
+            self._record_busy(replica_id, known, idle=idle)
 
-    def _note_busy(self, replica_id: ReplicaId, known: _Known, *, idle: bool) -> None:
+    def _record_busy(self, replica_id: ReplicaId, known: _Known, *, idle: bool) -> None:
         """Records that the replica is busy. This proves nothing if it has a request, and it does not clear earlier
         evidence either: a request that waits for a hanging replica is no sign of life."""
         known.idle_busy_probes += idle

@@ -42,7 +42,7 @@ class LoadOutlook(Protocol):
     def shortage_of(self, model: ModelName) -> str | None:
         """Returns why the fleet has no room for the model. Returns None if that is not what the model waits for."""
 
-    def control_rests(self) -> bool:
+    def control_paused(self) -> bool:
         """Tells whether nothing can be loaded now, since the registry is away."""
 
 
@@ -57,7 +57,7 @@ class UnknownOutlook:
         """Returns None for each model."""
         return None
 
-    def control_rests(self) -> bool:
+    def control_paused(self) -> bool:
         """Returns False."""
         return False
 
@@ -89,10 +89,10 @@ def timeout_rejection(
     progress_of: ProgressOf = no_progress,
     shortage: str | None = None,
     *,
-    control_rests: bool = False,
+    control_paused: bool = False,
 ) -> GatewayError:
     """Returns the error of a request that has waited long enough. `shortage` says why no node has room for the model,
-    if the request waits for room. `control_rests` says that nothing can be loaded now, for whatever reason."""
+    if the request waits for room. `control_paused` says that nothing can be loaded now, for whatever reason."""
     candidates = [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]
     if candidates:
         slots = sum(candidate.slots for candidate in candidates)
@@ -101,7 +101,7 @@ def timeout_rejection(
         )
     if view.candidates.get(model) and not coming_up(view, model):
         return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
-    if control_rests and not coming_up(view, model):
+    if control_paused and not coming_up(view, model):
         return Unavailable(
             f"The model '{model}' is not loaded, and nothing could be for {waited_seconds:.0f} s: the gateway's "
             "registry can't be used now.",
@@ -163,30 +163,30 @@ def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
 def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = no_progress) -> dict[str, object]:
     """Returns the `loading` object of a 503 `model_loading`. What is not known is absent, never guessed (L11)."""
     state: dict[str, object] = {"model": str(model), "state": "waiting"}
-    for replica in sorted(coming_up(view, model), key=_how_far, reverse=True)[:1]:
+    for replica in sorted(coming_up(view, model), key=_load_state, reverse=True)[:1]:
         if replica.observed in COMING_UP:
             state["state"] = replica.observed.value
         if (node := view.state.nodes.get(replica.node_id)) is not None:
             state["node"] = node.name
-        state |= _told(progress_of(replica.id))
+        state |= _progress_text(progress_of(replica.id))
     if (failure := view.state.failures.get(model)) is not None:
         state["error"] = failure.cause
     return state
 
 
-def _how_far(replica: Replica) -> int:
+def _load_state(replica: Replica) -> int:
     """Returns the sort key of a replica: a replica that loads comes before one whose node is silent."""
     return tuple(Observed).index(replica.observed) if replica.observed in COMING_UP else -1
 
 
-def _told(progress: Progress | None) -> dict[str, object]:
+def _progress_text(progress: Progress | None) -> dict[str, object]:
     if progress is None:
         return {}
     fraction, eta = progress.fraction, progress.eta_seconds
-    told = {
+    text = {
         "progress": None if fraction is None else round(fraction, 4),
         "bytes_done": progress.done_bytes,
         "bytes_total": progress.total_bytes,
         "eta_seconds": None if eta is None else round(eta, 1),
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in text.items() if value is not None}

@@ -18,7 +18,7 @@ from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.routability import Candidate, FleetView
 from gateway.routing.admission import Admission, Ticket
-from gateway.routing.decisions import consider
+from gateway.routing.decisions import score_all
 from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import NEVER
 
@@ -31,7 +31,7 @@ AWAY_SECONDS: Final = 5.0
 class ReserveSlot(Protocol):
     """The call that has the registry pick a replica with a free slot for one request."""
 
-    async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
+    async def __call__(self, request: SlotRequest) -> ReplicaId | None:
         """Returns the replica for the request, which counts as this gateway's from now on. Returns None if no slot is
         free.
 
@@ -47,7 +47,7 @@ class StrictReservations:
         gateway_id: GatewayId,
         view: Callable[[], FleetView],
         admission: Admission,
-        claim_slot: ReserveSlot,
+        reserve_slot: ReserveSlot,
         lock: trio.Lock,
     ) -> None:
         """`lock` is held while the registry is asked. Who publishes this gateway's leases has to hold it, too, from
@@ -56,7 +56,7 @@ class StrictReservations:
         self._view = view
         self._admission = admission
         self._loads = admission.loads
-        self._claim_slot = claim_slot
+        self._reserve_slot = reserve_slot
         self._away_until = NEVER
         self._queue = trio.Lock()
         """Requests wait here for their turn, so that another task that wants the lock waits for one of them only."""
@@ -66,64 +66,64 @@ class StrictReservations:
         """Returns whether the request has a slot. `lease` is then on the replica that has it."""
         async with self._queue, self._lock:
             if trio.current_time() < self._away_until:
-                return self._keep(ticket, lease, "away")
+                return self._confirm(ticket, lease, "away")
             try:
-                chosen = await self._claim_slot(self._claim(ticket))
+                chosen = await self._reserve_slot(self._request(ticket))
             except ReservationFailed as error:
                 log.warning("strict.not_confirmed", model=ticket.model, error=str(error))
                 self._away_until = trio.current_time() + AWAY_SECONDS
-                return self._keep(ticket, lease, f"away: {error}")
+                return self._confirm(ticket, lease, f"away: {error}")
             except BaseException:
                 self._loads.leases_changed()  # Nobody may count what the registry may have written.
                 raise
-            return self._note(ticket, lease, chosen)
+            return self._apply(ticket, lease, chosen)
 
-    def _claim(self, ticket: Ticket) -> SlotRequest:
+    def _request(self, ticket: Ticket) -> SlotRequest:
         now = trio.current_time()
-        uses = {each.replica_id: self._loads.use_of(each.replica_id) for each in self._candidates(ticket)}
+        loads = {each.replica_id: self._loads.load_of(each.replica_id) for each in self._candidates(ticket)}
         return SlotRequest(
             self._gateway_id,
             ticket.model,
             leases=self._loads.published(),
-            unused_seconds={each: now - use.last_used for each, use in uses.items() if use.last_used > NEVER},
+            unused_seconds={each: now - load.last_used for each, load in loads.items() if load.last_used > NEVER},
             excluded=tuple(ticket.excluded),
-            suspect=[each for each, use in uses.items() if use.phantoms(now)],
-            full=[each for each, use in uses.items() if now < use.full_until],
-            busy=[each for each, use in uses.items() if now < use.busy_until],
+            suspect=[each for each, load in loads.items() if load.penalties(now)],
+            full=[each for each, load in loads.items() if now < load.full_until],
+            busy=[each for each, load in loads.items() if now < load.busy_until],
         )
 
-    def _note(self, ticket: Ticket, lease: Lease, chosen: ReplicaId | None) -> bool:
+    def _apply(self, ticket: Ticket, lease: Lease, chosen: ReplicaId | None) -> bool:
         if chosen is None:
             self._refuse(ticket, lease)
             return False
         if chosen == lease.candidate.replica_id:
-            return self._keep(ticket, lease, "agreed")
+            return self._confirm(ticket, lease, "agreed")
         candidate = next((each for each in self._candidates(ticket) if each.replica_id == chosen), None)
         if candidate is None:
-            return self._keep(ticket, lease, f"picked {chosen}, which is not known here yet")
+            return self._confirm(ticket, lease, f"picked {chosen}, which is not known here yet")
         return self._move(ticket, lease, candidate)
 
-    def _keep(self, ticket: Ticket, lease: Lease, said: str) -> bool:
-        ticket.decision.attempts[-1].registry = said
-        self._loads.claim(lease, trio.current_time())
+    def _confirm(self, ticket: Ticket, lease: Lease, result: str) -> bool:
+        ticket.decision.attempts[-1].registry = result
+        self._loads.confirm(lease, trio.current_time())
         return True
 
     def _move(self, ticket: Ticket, lease: Lease, candidate: Candidate) -> bool:
         now, attempt = trio.current_time(), ticket.decision.attempts[-1]
         attempt.registry = f"moved from {attempt.chosen.replica_id}"
         attempt.chosen = candidate
-        attempt.considered = consider(self._candidates(ticket), candidate, self._loads.use_of, now)
+        attempt.considered = score_all(self._candidates(ticket), candidate, self._loads.load_of, now)
         self._loads.move(lease, candidate)
-        self._loads.claim(lease, now)
+        self._loads.confirm(lease, now)
         return True
 
     def _refuse(self, ticket: Ticket, lease: Lease) -> None:
         """Does what a refusal of the replica does, but for all replicas that the request could use."""
         ticket.decision.attempts[-1].registry = "no free slot"
-        self._admission.note_refusal(ticket, lease)
-        use = self._loads.use_of(lease.candidate.replica_id)
+        self._admission.record_refusal(ticket, lease)
+        load = self._loads.load_of(lease.candidate.replica_id)
         candidates = [each for each in self._candidates(ticket) if each.replica_id not in ticket.excluded]
-        self._loads.note_none_free(candidates, use.full_until, use.refusals)
+        self._loads.record_none_free(candidates, load.full_until, load.refusals)
 
     def _candidates(self, ticket: Ticket) -> tuple[Candidate, ...]:
         return self._view().candidates.get(ticket.model, ())

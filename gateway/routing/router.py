@@ -2,7 +2,7 @@
 fails.
 
 Nothing in here outlives a request (R1). A call may be sent to another replica only while no byte of its answer has
-come; `RetryState.note` says what each `RouteError` means for the request.
+come; `RetryState.record` says what each `RouteError` means for the request.
 """
 
 from collections import Counter
@@ -62,7 +62,7 @@ class RoutedStream:
                 batch.append(self._rest.receive_nowait())
         except (trio.WouldBlock, RouteError, GatewayError):
             pass  # There is nothing more now. A stream that has ended says so again at the next call.
-        self._passage.note_progress(done=isinstance(batch[-1], Completion))
+        self._passage.record_progress(done=isinstance(batch[-1], Completion))
         return batch
 
     async def _next(self) -> Delta | Completion:
@@ -72,7 +72,7 @@ class RoutedStream:
         try:
             return await self._passage.wait(self._rest.receive)
         except RouteError as error:
-            self._passage.note_failure("lost")
+            self._passage.record_failure("lost")
             raise BackendFailed(f"The backend was lost in the middle of its answer ({error}).") from error
 
 
@@ -87,17 +87,17 @@ class Router:
         *,
         attempts: int,
         token_of: Callable[[ReplicaId], str],
-        claims: StrictReservations | None = None,
+        reservations: StrictReservations | None = None,
         calls: OpenCalls | None = None,
     ) -> None:
-        """`claims` is given in strict mode only. `calls` is the list in which calls are entered while they wait, for
-        the call watch."""
+        """`reservations` is given in strict mode only. `calls` is the list in which calls are entered while they wait,
+        for the call watch."""
         self._admission = admission
         self._backends = backends
         self._probes = probes
         self._attempts = attempts
         self._token_of = token_of
-        self._claims = claims
+        self._reservations = reservations
         self._calls = calls or OpenCalls()
         self._picks: Counter[tuple[ModelName, str]] = Counter()
         self._reroutes: Counter[str] = Counter()
@@ -113,10 +113,10 @@ class Router:
 
     async def _start_stream(self, held: AsyncExitStack, generation: Generation, origin: Origin) -> RoutedStream:
         """Starts the answer. `held` gets the call and the lease, and has to be closed when the answer has ended."""
-        route = self._route(generation.model, origin)
+        retry = self._route(generation.model, origin)
         while True:
             async with AsyncExitStack() as attempt:
-                passage = await self._take(attempt, route)
+                passage = await self._take(attempt, retry)
                 if passage is None:
                     continue
                 call = self._backends.open_stream(passage.target, generation, origin.request_id, passage.end_call)
@@ -124,7 +124,7 @@ class Router:
                 try:
                     first = await passage.wait(stream.receive)
                 except RouteError as error:
-                    route.note(error, passage)
+                    retry.record(error, passage)
                     continue
                 held.push_async_exit(attempt.pop_all())
                 return RoutedStream(passage, first, stream)
@@ -148,29 +148,29 @@ class Router:
     async def _unary(
         self, model: ModelName, origin: Origin, call: Callable[[Target], Awaitable[R]]
     ) -> tuple[R, Candidate]:
-        route = self._route(model, origin)
+        retry = self._route(model, origin)
         while True:
             async with AsyncExitStack() as attempt:
-                passage = await self._take(attempt, route)
+                passage = await self._take(attempt, retry)
                 if passage is None:
                     continue
                 try:
                     answer = await passage.wait(partial(call, passage.target))
                 except RouteError as error:
-                    route.note(error, passage)
+                    retry.record(error, passage)
                     continue
-                passage.note_progress(done=True)
+                passage.record_progress(done=True)
                 return answer, passage.candidate
 
-    async def _take(self, attempt: AsyncExitStack, route: RetryState) -> Passage | None:
+    async def _take(self, attempt: AsyncExitStack, retry: RetryState) -> Passage | None:
         """Returns a lease on a replica that is alive or at least busy, or None if that replica was neither and another
         one has to be picked.
 
         The lease lives in `attempt`. If the call is cancelled on a backend that may not notice it, the probe cache
         takes the lease.
         """
-        lease = await self._admission.wait_lease(route.ticket)
-        decided, target = route.ticket.decision.attempts[-1], self._target(lease.candidate)
+        lease = await self._admission.wait_lease(retry.ticket)
+        decided, target = retry.ticket.decision.attempts[-1], self._target(lease.candidate)
         passage = Passage(
             lease=lease,
             target=target,
@@ -180,14 +180,14 @@ class Router:
             calls=self._calls,
         )
         attempt.enter_context(passage)
-        if self._claims is not None:
-            if not await self._claims.confirm(route.ticket, lease):
-                route.note_no_slot(passage)
+        if self._reservations is not None:
+            if not await self._reservations.confirm(retry.ticket, lease):
+                retry.record_no_slot(passage)
                 return None
             passage.target = self._target(lease.candidate)
-        self._picks[lease.candidate.model, route.reason] += 1
+        self._picks[lease.candidate.model, retry.reason] += 1
         outcome = await self._probes.check(passage.target)
-        return passage if route.accepts(outcome, passage) else None
+        return passage if retry.accepts(outcome, passage) else None
 
     def _target(self, candidate: Candidate) -> Target:
         token = self._token_of(candidate.replica_id)

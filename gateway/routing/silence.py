@@ -3,12 +3,12 @@ Pure.
 
 Two silences together are evidence, however many calls wait: the silence of the calls and that of Health.
 
-| Health, asked `misses` times in a row or more | the calls are silent for     | then the replica                    |
-|-----------------------------------------------|------------------------------|-------------------------------------|
-| answers                                       | any time                     | works: they wait on                 |
-| is nowhere, or its machine is not             | `Patience.silence_seconds`   | is out of reach: its calls are lost |
-| is silent in any way, and its node is offline | any time                     | the same                            |
-| is silent, though connections are taken       | `Witness.hung_after_seconds` | hangs: the same, and it is replaced |
+| Health, asked `misses` times in a row or more | the calls are silent for      | then the replica                    |
+|-----------------------------------------------|-------------------------------|-------------------------------------|
+| answers                                       | any time                      | works: they wait on                 |
+| is nowhere, or its machine is not             | `Tolerance.silence_seconds`   | is out of reach: its calls are lost |
+| is silent in any way, and its node is offline | any time                      | the same                            |
+| is silent, though connections are taken       | `Evidence.hung_after_seconds` | hangs: the same, and it is replaced |
 
 The last row is for replicas that could answer. Many backends of other projects have one thread, which works on the
 call. Their silence is no evidence, unless they were silent before they had a call, or have answered beside as many
@@ -56,7 +56,7 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
-class Patience:
+class Tolerance:
     """The patience with silent replicas. It follows from the settings for silent nodes (`[health]` in the
     configuration)."""
 
@@ -65,9 +65,9 @@ class Patience:
     silence_seconds: float
 
 
-def patience(misses: int, heartbeat_seconds: float) -> Patience:
+def tolerance(misses: int, heartbeat_seconds: float) -> Tolerance:
     """Derives the patience with silent replicas from the settings for silent nodes (seconds)."""
-    return Patience(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
+    return Tolerance(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
 
 
 @dataclass
@@ -78,7 +78,7 @@ class FirstAnswers:
     _mean_seconds: float | None = None
     _deviation_seconds: float = 0.0
 
-    def note(self, seconds: float) -> None:
+    def record(self, seconds: float) -> None:
         """Records how many seconds the replica took to begin one more answer."""
         self.longest_seconds = max(self.longest_seconds, seconds)
         if self._mean_seconds is None:
@@ -97,7 +97,7 @@ class FirstAnswers:
 
 
 @dataclass(frozen=True)
-class Witness:
+class Evidence:
     """The knowledge about a replica besides its silence."""
 
     hung_after_seconds: float = inf
@@ -120,11 +120,11 @@ class Silence:
     """The number of results in a row that agree whether the machine is there."""
     _alike_since: float = field(default=0.0, init=False)
 
-    def note_answer(self, now: float) -> None:
+    def record_answer(self, now: float) -> None:
         """Records that the replica has answered a probe. The next probe is due only when that answer has become old."""
         self.since, self.ask_at, self.unanswered, self._alike = now, now + LOOK_SECONDS_MAX, 0, 0
 
-    def note_silence(self, outcome: ProbeOutcome, now: float) -> None:
+    def record_silence(self, outcome: ProbeOutcome, now: float) -> None:
         """Records a probe without an answer. `outcome` is any but alive."""
         if not self._alike:
             self._alike_since = self.since
@@ -135,20 +135,20 @@ class Silence:
         self.unanswered += 1
         self.ask_at = now + (AGAIN_SECONDS if now - self.since < SELDOM_AFTER_SECONDS else SELDOM_SECONDS)
 
-    def verdict(self, witness: Witness, patience: Patience, now: float) -> Verdict:
+    def verdict(self, evidence: Evidence, tolerance: Tolerance, now: float) -> Verdict:
         """Returns the verdict after an unanswered probe."""
-        if witness.is_offline and self.unanswered >= patience.misses:
+        if evidence.is_offline and self.unanswered >= tolerance.misses:
             return Verdict.LOST
-        if self._alike < patience.misses:
+        if self._alike < tolerance.misses:
             return Verdict.SUSPECT
         silent_seconds = now - self._alike_since
         if self._outcome is ProbeOutcome.BUSY:
-            return Verdict.HUNG if silent_seconds >= witness.hung_after_seconds else Verdict.SUSPECT
-        return Verdict.LOST if silent_seconds >= patience.silence_seconds else Verdict.SUSPECT
+            return Verdict.HUNG if silent_seconds >= evidence.hung_after_seconds else Verdict.SUSPECT
+        return Verdict.LOST if silent_seconds >= tolerance.silence_seconds else Verdict.SUSPECT
 
 
 def hung_after_seconds(
-    patience: Patience,
+    tolerance: Tolerance,
     *,
     answers_always: bool,
     calls: int,
@@ -163,8 +163,8 @@ def hung_after_seconds(
     is the longest time that it has taken to begin an answer, or 0 if it never had to.
     """
     if answers_always:
-        return patience.silence_seconds
-    least = max(patience.silence_seconds, FOREIGN_HUNG_SECONDS)
+        return tolerance.silence_seconds
+    least = max(tolerance.silence_seconds, FOREIGN_HUNG_SECONDS)
     if calls <= answered_beside:
         return least
     if silent_when_idle:

@@ -44,8 +44,8 @@ class FakeExchange:
         gateway.admission.apply_remote_queues(
             line for other, lines in self.lines.items() if other != number for line in lines
         )
-        elsewhere = Counter[ReplicaId]()
+        at_peers = Counter[ReplicaId]()
         for other, leases in self.leases.items():
             if other != number:
-                elsewhere.update(leases)
-        gateway.loads.apply_peers(elsewhere)
+                at_peers.update(leases)
+        gateway.loads.apply_peers(at_peers)

@@ -51,7 +51,7 @@ class MarkedRegistry(MemoryRegistry):
 @dataclass
 class FakeSession:
     number: int
-    last_heard: float
+    last_contact_at: float
     leaving: bool = False
 
 
@@ -104,7 +104,7 @@ class HealthBench:
         return number
 
     def hear(self, node_id: NodeId = NODE) -> None:
-        self.sessions[node_id].last_heard = trio.current_time()
+        self.sessions[node_id].last_contact_at = trio.current_time()
         self.monitor.wake.set()
 
     def break_session(self, node_id: NodeId = NODE) -> None:
@@ -115,7 +115,7 @@ class HealthBench:
         """For as long as the session is the same."""
         session = self.sessions[node_id]
         while self.sessions.get(node_id) is session:
-            session.last_heard = trio.current_time()
+            session.last_contact_at = trio.current_time()
             await trio.sleep(SETTINGS.heartbeat_seconds)
 
     async def run_planner(self) -> None:

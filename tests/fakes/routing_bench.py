@@ -53,14 +53,14 @@ class RoutingBench:
         *replicas: Replica,
         limits: AdmissionLimits = LIMITS,
         attempts: int = 3,
-        claim_slot: ReserveSlot | None = None,
+        reserve_slot: ReserveSlot | None = None,
         gateway_id: GatewayId = GATEWAY,
         outlook: LoadOutlook | None = None,
         demand_changed: Callable[[], None] = lambda: None,
         leases_changed: Callable[[], None] = lambda: None,
         report_broken: ReportBroken = lambda _replica_id, _because: None,
     ) -> None:
-        """`claim_slot`: strict mode."""
+        """`reserve_slot`: strict mode."""
         self.view: FleetView = view(*replicas)
         self.wall_now = 1000.0
         self.admission = Admission(
@@ -69,7 +69,7 @@ class RoutingBench:
             wall_clock=lambda: self.wall_now,
             rng=Random(7),
             outlook=outlook,
-            strict=claim_slot is not None,
+            strict=reserve_slot is not None,
             demand_changed=demand_changed,
             leases_changed=leases_changed,
         )
@@ -83,10 +83,10 @@ class RoutingBench:
         )
         self.calls = OpenCalls()
         self.leases_lock = trio.Lock()
-        self.claims = None
-        if claim_slot is not None:
-            self.claims = StrictReservations(
-                gateway_id, lambda: self.view, self.admission, claim_slot, self.leases_lock
+        self.reservations = None
+        if reserve_slot is not None:
+            self.reservations = StrictReservations(
+                gateway_id, lambda: self.view, self.admission, reserve_slot, self.leases_lock
             )
         self.router = Router(
             self.admission,
@@ -94,13 +94,13 @@ class RoutingBench:
             self.probes,
             attempts=attempts,
             token_of=lambda replica: f"t-{replica}",
-            claims=self.claims,
+            reservations=self.reservations,
             calls=self.calls,
         )
 
     def show(self, changed: FleetView) -> None:
         self.view = changed
-        self.admission.note_view_change()
+        self.admission.apply_view_change()
 
     async def lease(self, name: str = "request", model: ModelName = MODEL, caller: str = ANYBODY) -> Lease:
         return await self.admission.wait_lease(self.admission.open_ticket(model, Origin(RequestId(name), caller)))

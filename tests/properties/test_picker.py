@@ -20,7 +20,7 @@ class Load:
         self.full_until = full_until
         self.busy_until = busy_until
 
-    def phantoms(self, now: float) -> int:
+    def penalties(self, now: float) -> int:
         return self.ghosts
 
 

@@ -28,7 +28,7 @@ from gateway.registry.postgres.reserve_slot import Picked, pick_aio
 from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
 from gateway.routing.load_tracker import NEVER, ReplicaLoad
-from gateway.routing.picker import Score, pick, score
+from gateway.routing.picker import Score, pick, score_of
 from tests.fakes.postgres_server import PostgresServer
 
 Row = Mapping[str, SqlValue]
@@ -51,7 +51,7 @@ class Fleet:
     nodes: Sequence[Row] = ()
     replicas: Sequence[Row] = ()
     gateways: Sequence[Row] = ()
-    claim: SlotRequest = OURS
+    request: SlotRequest = OURS
     """What the asking gateway says of itself."""
 
 
@@ -195,7 +195,7 @@ def fleets(draw: st.DrawFn) -> Fleet:
         [draw(nodes(node_id, mappings)) for node_id in node_ids],
         [draw(replicas(replica_id, slot, node_ids)) for slot, replica_id in enumerate(replica_ids)],
         [draw(gateways(name, replica_ids)) for name in (ASKING, "g0", "g1", "g2")],
-        draw(claims(replica_ids)),
+        draw(reservations(replica_ids)),
     )
 
 
@@ -209,7 +209,7 @@ def gateways(draw: st.DrawFn, name: str, replica_ids: Sequence[str]) -> Row:
 
 
 @st.composite
-def claims(draw: st.DrawFn, replica_ids: Sequence[str]) -> SlotRequest:
+def reservations(draw: st.DrawFn, replica_ids: Sequence[str]) -> SlotRequest:
     ids = st.sampled_from([ReplicaId(each) for each in (*replica_ids, "forgotten")])
     few = st.lists(ids, max_size=2)
     return SlotRequest(
@@ -292,8 +292,8 @@ class Database:
             insert = f"INSERT INTO gateways ({', '.join(said)}) VALUES ({places})"
             await self._connection.execute(insert, *said.values())
 
-    def pick(self, claim: SlotRequest) -> Picked | None:
-        return self._runner.run(pick_aio(claim, NOW, PostgresTransaction(self._connection)))
+    def pick(self, request: SlotRequest) -> Picked | None:
+        return self._runner.run(pick_aio(request, NOW, PostgresTransaction(self._connection)))
 
     def close(self) -> None:
         self._pool.terminate()
@@ -311,8 +311,8 @@ class Stored:
         self._candidates = build_view(_tables(fleet).state(())).candidates
 
     def pick(self, model: ModelName, excluded: Collection[ReplicaId] = ()) -> Picked | None:
-        claim = self._fleet.claim
-        return self._database.pick(replace(claim, model=model, excluded=[*claim.excluded, *excluded]))
+        request = self._fleet.request
+        return self._database.pick(replace(request, model=model, excluded=[*request.excluded, *excluded]))
 
     def pick_until_none_is_left(self, model: ModelName) -> list[ReplicaId]:
         found = list[ReplicaId]()
@@ -323,17 +323,17 @@ class Stored:
 
     def candidates(self, model: ModelName) -> tuple[Candidate, ...]:
         candidates = self._candidates.get(model, ())
-        return tuple(each for each in candidates if each.replica_id not in self._fleet.claim.excluded)
+        return tuple(each for each in candidates if each.replica_id not in self._fleet.request.excluded)
 
-    def use_of(self, replica_id: ReplicaId) -> ReplicaLoad:
-        claim = self._fleet.claim
-        used = [NOW - claim.unused_seconds[replica_id]] if replica_id in claim.unused_seconds else []
+    def load_of(self, replica_id: ReplicaId) -> ReplicaLoad:
+        request = self._fleet.request
+        used = [NOW - request.unused_seconds[replica_id]] if replica_id in request.unused_seconds else []
         return ReplicaLoad(
-            elsewhere=claim.leases.get(replica_id, 0) + sum(self._said("leases", replica_id)),
+            at_peers=request.leases.get(replica_id, 0) + sum(self._said("leases", replica_id)),
             last_used=max([*used, *self._said("uses", replica_id)], default=NEVER),
-            full_until=NOW + 1 if replica_id in claim.full else NEVER,
-            busy_until=NOW + 1 if replica_id in claim.busy else NEVER,
-            expiries=[NOW + 1] if replica_id in claim.suspect else [],
+            full_until=NOW + 1 if replica_id in request.full else NEVER,
+            busy_until=NOW + 1 if replica_id in request.busy else NEVER,
+            expiries=[NOW + 1] if replica_id in request.suspect else [],
         )
 
     def _said(self, column: str, replica_id: ReplicaId) -> Iterator[Any]:
@@ -343,10 +343,10 @@ class Stored:
             if type(value) is int or (column == "uses" and type(value) is float):
                 yield value if column == "uses" else max(value, 0)
 
-    def standings(self, model: ModelName) -> dict[ReplicaId, Score]:
+    def scores(self, model: ModelName) -> dict[ReplicaId, Score]:
         """By candidate, chance left out: what stands alike is equally good."""
         return {
-            each.replica_id: score(each, self.use_of(each.replica_id), NOW, Random(0))._replace(chance=0.0)
+            each.replica_id: score_of(each, self.load_of(each.replica_id), NOW, Random(0))._replace(chance=0.0)
             for each in self.candidates(model)
         }
 
@@ -380,12 +380,12 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 def test_both_choose_alike_up_to_chance(database: Database, fleet: Fleet, seed: int) -> None:
     stored = Stored(database, fleet)
     for model in (MODEL, OTHER, UNKNOWN):
-        in_sql, pure = stored.pick(model), pick(stored.candidates(model), stored.use_of, NOW, Random(seed))
+        in_sql, pure = stored.pick(model), pick(stored.candidates(model), stored.load_of, NOW, Random(seed))
         if in_sql is None or pure is None:
             assert (in_sql, pure) == (None, None)
             continue
-        standings = stored.standings(model)
-        assert standings[in_sql.replica_id] == standings[pure.candidate.replica_id] == min(standings.values())
+        scores = stored.scores(model)
+        assert scores[in_sql.replica_id] == scores[pure.candidate.replica_id] == min(scores.values())
         assert in_sql.has_free_slot == pure.has_free_slot
 
 
@@ -394,8 +394,8 @@ def test_both_choose_alike_up_to_chance(database: Database, fleet: Fleet, seed: 
 def test_the_whole_order_is_one_and_the_id_stands_for_chance(database: Database, fleet: Fleet) -> None:
     stored = Stored(database, fleet)
     for model in (MODEL, OTHER):
-        standings = stored.standings(model)
-        expected = sorted(standings, key=lambda replica_id: (standings[replica_id], replica_id))
+        scores = stored.scores(model)
+        expected = sorted(scores, key=lambda replica_id: (scores[replica_id], replica_id))
         assert stored.pick_until_none_is_left(model) == expected
 
 
@@ -463,10 +463,10 @@ def test_what_the_asking_gateway_knows_of_replicas_counts(database: Database) ->
     """Each replica beats the next by one thing only, whatever the ids say; one is excluded."""
     several = [replica_row(f"r{number}", number) for number in range(6)]
     full, suspect, busy, used, unused, failed = (ReplicaId(f"r{number}") for number in range(6))
-    claim = replace(
+    request = replace(
         OURS, excluded=[failed], suspect=[suspect], full=[full], busy=[busy], unused_seconds={used: 1.0, unused: 2.0}
     )
-    stored = Stored(database, replace(SOUND, replicas=several, claim=claim))
+    stored = Stored(database, replace(SOUND, replicas=several, request=request))
     assert stored.pick_until_none_is_left(MODEL) == [unused, used, busy, full, suspect]
     assert stored.pick(MODEL, [unused, used, busy]) == Picked(full, has_free_slot=False)
 

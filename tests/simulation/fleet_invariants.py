@@ -64,7 +64,9 @@ class GatewayWatch(Watch):
 
     def _is_free(self, candidate: Candidate, now: float) -> bool:
         """A slot may be left to an older request elsewhere, for a moment."""
-        is_left = any(until >= now for until in self._gateway.routing.admission._elders.ends(candidate.model))
+        is_left = any(
+            until >= now for until in self._gateway.routing.admission._deferral.deferred_until(candidate.model)
+        )
         return super()._is_free(candidate, now) and not is_left
 
 
@@ -236,7 +238,7 @@ class FleetWatch:
             watch.check_end()
             self._check_views(post)
             if elsewhere := {
-                name: use.elsewhere for name, use in post.gateway.routing.admission.loads._uses.items() if use.elsewhere
+                name: use.at_peers for name, use in post.gateway.routing.admission.loads._loads.items() if use.at_peers
             }:
                 self._world.object_to(f"{post} counts leases elsewhere: {elsewhere}")
         self._world.raise_violations()

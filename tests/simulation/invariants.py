@@ -76,7 +76,7 @@ class Watch:
         loads.lease = leasing  # type: ignore[method-assign]
 
     def _check_pick(self, candidate: Candidate, ticket: Ticket, now: float) -> None:
-        replica_id, use = candidate.replica_id, self._gateway.routing.admission.loads.use_of(candidate.replica_id)
+        replica_id, use = candidate.replica_id, self._gateway.routing.admission.loads.load_of(candidate.replica_id)
         picked = f"{ticket.origin.request_id} is bound to {replica_id}, which"
         if not routable(self._gateway.shared.views.current.state, replica_id, ticket.model):
             self._world.object_to(f"{picked} is not routable")
@@ -92,7 +92,7 @@ class Watch:
                 self._world.object_to(f"{picked} {earlier.origin.request_id} has waited for longer")
 
     def _may_have_room(self, candidate: Candidate) -> bool:
-        return self._gateway.routing.admission.loads.use_of(candidate.replica_id).open_leases < candidate.slots
+        return self._gateway.routing.admission.loads.load_of(candidate.replica_id).open_leases < candidate.slots
 
     def check(self) -> None:
         """To be called at each rest. Raises `Violation`."""
@@ -121,7 +121,7 @@ class Watch:
                 self._replica_of[self._gateway.shared.token_of(replica.id)] = replica.id
 
     def _leases(self) -> list[Lease]:
-        return [lease for use in self._gateway.routing.admission.loads._uses.values() for lease in use.leases]
+        return [lease for use in self._gateway.routing.admission.loads._loads.values() for lease in use.leases]
 
     def _waiting(self, model: ModelName) -> list[Ticket]:
         return list(self._gateway.routing.admission._queues.get(model, ()))
@@ -194,13 +194,13 @@ class Watch:
                 self._world.object_to(f"{lease} is kept though its machine has been out of reach for {cut_seconds} s")
 
     def _is_free(self, candidate: Candidate, now: float) -> bool:
-        use = self._gateway.routing.admission.loads.use_of(candidate.replica_id)
+        use = self._gateway.routing.admission.loads.load_of(candidate.replica_id)
         return use.open_leases < candidate.slots and now >= use.full_until
 
     def _trusted(self, candidates: Sequence[Candidate], now: float) -> Sequence[Candidate]:
         """While some have not failed lately, requests wait for those."""
         loads = self._gateway.routing.admission.loads
-        return [each for each in candidates if not loads.use_of(each.replica_id).phantoms(now)] or candidates
+        return [each for each in candidates if not loads.load_of(each.replica_id).penalties(now)] or candidates
 
     def _check_exclusions(self, ticket: Ticket) -> None:
         """A replica that was merely full or busy is asked again."""

@@ -174,16 +174,16 @@ def test_r4_a_killed_gateways_leases_count_no_longer_than_gateway_ttl(tmp_path: 
         request = Request(RequestId("long"), WARM, "ann", "stream", 400, patience_seconds=3600, pause_seconds=0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dying.house.send, request)
-            await _wait(lambda: _elsewhere(other) == 1)
+            await _wait(lambda: _at_peers(other) == 1)
             dying.kill()
-            await _wait(lambda: _elsewhere(other) == 0, TTL_SECONDS + PAUSE_SECONDS + 1.0)
+            await _wait(lambda: _at_peers(other) == 0, TTL_SECONDS + PAUSE_SECONDS + 1.0)
 
     _run(tmp_path, scene)
 
 
-def _elsewhere(post: Post) -> int:
+def _at_peers(post: Post) -> int:
     """Leases that this gateway counts for the others."""
-    return sum(use.elsewhere for use in post.gateway.routing.admission.loads._uses.values())
+    return sum(use.at_peers for use in post.gateway.routing.admission.loads._loads.values())
 
 
 def test_l17_a_fleet_whose_gateways_all_died_serves_again_with_what_its_machines_run(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_l17_a_fleet_whose_gateways_all_died_serves_again_with_what_its_machines
             post.kill()
         await _wait(lambda: not fleet.posts)
         await _wait(lambda: len(fleet.posts) == 2 and _leader(fleet) is not None)
-        await _wait(lambda: _is_loaded(fleet) and not any(map(_elsewhere, fleet.posts.values())))
+        await _wait(lambda: _is_loaded(fleet) and not any(map(_at_peers, fleet.posts.values())))
         await _ask_for(fleet, 10.0)
         assert {process.backend.token for process in fleet.processes()} == running
 

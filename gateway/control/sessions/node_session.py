@@ -105,7 +105,7 @@ class NodeSession:
         self.node_id = hello.node_id
         self.is_embedded = is_embedded
         self.number = number
-        self.last_heard = trio.current_time()
+        self.last_contact_at = trio.current_time()
         self.leaving = False
         """The worker has said that it drains and ends."""
         self._living: set[ReplicaId] = set()
@@ -153,7 +153,7 @@ class NodeSession:
                 for report in self._hello.replicas:
                     self._take_report(report)
                 async for message in self._from_worker:
-                    self.last_heard = trio.current_time()
+                    self.last_contact_at = trio.current_time()
                     self._take(message)
                 nursery.cancel_scope.cancel()
         finally:

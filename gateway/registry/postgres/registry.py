@@ -42,7 +42,7 @@ from gateway.registry.postgres.pool import (
     PostgresTransaction,
     open_postgres_pool,
 )
-from gateway.registry.postgres.reserve_slot import CLAIM_BOUNDS, claim_slot_aio
+from gateway.registry.postgres.reserve_slot import CLAIM_BOUNDS, reserve_slot_aio
 from gateway.registry.postgres.rows import RowReader, demand_of
 from gateway.registry.postgres.schema import check_schema, migrate
 from gateway.registry.protocol import Event, RegistryError
@@ -171,12 +171,12 @@ class PostgresRegistry(Store):
         self._lost_version = self._version
         self._wake(version)
 
-    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(self, request: SlotRequest) -> ReplicaId | None:
         """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.
 
         Raises `RegistryError`; the lease may be counted all the same, until the gateway publishes again.
         """
-        work = partial(claim_slot_aio, claim, self._test_time())
+        work = partial(reserve_slot_aio, request, self._test_time())
         return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
 
     async def leave(self, gateway_id: GatewayId) -> None:

@@ -37,35 +37,35 @@ class Picked(NamedTuple):
     has_free_slot: bool
 
 
-async def claim_slot_aio(
-    claim: SlotRequest, test_time: float | None, transaction: PostgresTransaction
+async def reserve_slot_aio(
+    request: SlotRequest, test_time: float | None, transaction: PostgresTransaction
 ) -> ReplicaId | None:
     """The replica that the request is to use, counted as this gateway's lease from now on; None: no slot is free.
 
     Raises `RegistryError` when the gateway has published no bulletin yet, so that nobody would count its lease.
     """
-    await transaction.rows_aio(LOCK_MODEL, claim.model)
-    picked = await pick_aio(claim, test_time, transaction)
+    await transaction.rows_aio(LOCK_MODEL, request.model)
+    picked = await pick_aio(request, test_time, transaction)
     if picked is None or not picked.has_free_slot:
         return None
-    leases = {**claim.leases, picked.replica_id: claim.leases.get(picked.replica_id, 0) + 1}
-    text = peer_state_texts(PeerState(claim.gateway_id, leases=leases))["leases"]
-    if not await transaction.rows_aio(PUBLISH, claim.gateway_id, text, hash_of(text)):
+    leases = {**request.leases, picked.replica_id: request.leases.get(picked.replica_id, 0) + 1}
+    text = peer_state_texts(PeerState(request.gateway_id, leases=leases))["leases"]
+    if not await transaction.rows_aio(PUBLISH, request.gateway_id, text, hash_of(text)):
         raise RegistryError("the registry does not know this gateway (yet)")
     return picked.replica_id
 
 
-async def pick_aio(claim: SlotRequest, test_time: float | None, transaction: PostgresTransaction) -> Picked | None:
+async def pick_aio(request: SlotRequest, test_time: float | None, transaction: PostgresTransaction) -> Picked | None:
     """The best replica by the rows as they are now; None if none is routable."""
     found = await transaction.rows_aio(
         PICK,
         test_time,
-        claim.model,
-        claim.gateway_id,
-        list(claim.leases.keys()),
-        list(claim.leases.values()),
-        list(claim.unused_seconds.keys()),
-        list(claim.unused_seconds.values()),
-        *map(list, (claim.excluded, claim.suspect, claim.full, claim.busy)),
+        request.model,
+        request.gateway_id,
+        list(request.leases.keys()),
+        list(request.leases.values()),
+        list(request.unused_seconds.keys()),
+        list(request.unused_seconds.values()),
+        *map(list, (request.excluded, request.suspect, request.full, request.busy)),
     )
     return Picked(*found[0]) if found else None

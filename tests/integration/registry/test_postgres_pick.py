@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from gateway.bridge import Bridge, open_bridge
-from gateway.composition.routing import claims_at
+from gateway.composition.routing import reservations_at
 from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -20,7 +20,7 @@ from gateway.domain.resources import UNKNOWN
 from gateway.domain.routability import FleetView, build_view
 from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, open_postgres_pool
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
-from gateway.registry.postgres.reserve_slot import LOCK_MODEL, claim_slot_aio
+from gateway.registry.postgres.reserve_slot import LOCK_MODEL, reserve_slot_aio
 from gateway.registry.protocol import RegistryError
 from gateway.routing.lease import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
@@ -70,21 +70,21 @@ class StrictGateway:
         self.id = GatewayId(name)
         self.leases: list[Lease] = []
         self.asked = 0
-        self._claim_slot = claims_at(registry)
+        self._reserve_slot = reservations_at(registry)
         limits = replace(LIMITS, queue_length_max=1000)
-        self.bench = RoutingBench(limits=limits, claim_slot=self.claim_slot, gateway_id=self.id)
+        self.bench = RoutingBench(limits=limits, reserve_slot=self.reserve_slot, gateway_id=self.id)
         self.bench.view = view
 
-    async def claim_slot(self, claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(self, request: SlotRequest) -> ReplicaId | None:
         self.asked += 1
-        return await self._claim_slot(claim)
+        return await self._reserve_slot(request)
 
     async def request(self) -> None:
-        assert self.bench.claims is not None
+        assert self.bench.reservations is not None
         ticket = self.bench.admission.open_ticket(MODEL, ORIGIN)
         while True:
             lease = await self.bench.admission.wait_lease(ticket)
-            if await self.bench.claims.confirm(ticket, lease):
+            if await self.bench.reservations.confirm(ticket, lease):
                 self.leases.append(lease)
                 return
             lease.release()
@@ -156,7 +156,7 @@ async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Brid
         counted, go_on = trio.Event(), asyncio.Event()
 
         async def first_aio(transaction: PostgresTransaction) -> None:
-            picked.append(await claim_slot_aio(SlotRequest(GatewayId("g0"), MODEL), None, transaction))
+            picked.append(await reserve_slot_aio(SlotRequest(GatewayId("g0"), MODEL), None, transaction))
             counted.set()
             await go_on.wait()
 
@@ -165,7 +165,7 @@ async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Brid
                 await pool.transaction(
                     "claim",
                     Mode.SHARED,
-                    lambda each: claim_slot_aio(SlotRequest(GatewayId("g1"), MODEL), None, each),
+                    lambda each: reserve_slot_aio(SlotRequest(GatewayId("g1"), MODEL), None, each),
                     HELD,
                 )
             )
@@ -194,7 +194,7 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
         counted, go_on = trio.Event(), asyncio.Event()
 
         async def hold_aio(transaction: PostgresTransaction) -> None:
-            assert await claim_slot_aio(SlotRequest(GATEWAY, MODEL), None, transaction) == "r0"
+            assert await reserve_slot_aio(SlotRequest(GATEWAY, MODEL), None, transaction) == "r0"
             counted.set()
             await go_on.wait()
 
@@ -217,7 +217,7 @@ async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
         await one.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
         await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)
         for leases in ({ReplicaId("r9"): 3}, {ReplicaId("r0"): 1, ReplicaId("r9"): 3}):
-            picked = await one.claim_slot(SlotRequest(GATEWAY, MODEL, leases=leases))
+            picked = await one.reserve_slot(SlotRequest(GATEWAY, MODEL, leases=leases))
             assert picked is not None
             peer_states = await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)
             assert peer_states.peers[GATEWAY].leases == {**leases, picked: leases.get(picked, 0) + 1}
@@ -229,7 +229,7 @@ async def test_a_claim_of_a_gateway_that_has_said_nothing_fails(bridge: Bridge, 
     async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
         await place(registry, slots=1)
         with pytest.raises(ReservationFailed, match="does not know this gateway"):
-            await claims_at(registry)(SlotRequest(GATEWAY, MODEL))
+            await reservations_at(registry)(SlotRequest(GATEWAY, MODEL))
 
 
 async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgres_url: str) -> None:
@@ -241,5 +241,5 @@ async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgr
         await registry.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
         async with held_open(pool, Mode.SHARED, LOCK_MODEL, MODEL):
             with trio.fail_after(PATIENCE_SECONDS / 4), pytest.raises(RegistryError):
-                await registry.claim_slot(SlotRequest(GATEWAY, MODEL))
-        assert await registry.claim_slot(SlotRequest(GATEWAY, MODEL)) == "r0"
+                await registry.reserve_slot(SlotRequest(GATEWAY, MODEL))
+        assert await registry.reserve_slot(SlotRequest(GATEWAY, MODEL)) == "r0"

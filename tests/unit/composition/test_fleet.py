@@ -40,7 +40,7 @@ async def one_registry(registry: MemoryRegistry) -> AsyncIterator[MemoryRegistry
 class PickingRegistry(MemoryRegistry):
     """Strict mode's: it picks whatever there is."""
 
-    async def claim_slot(self, _claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(self, _claim: SlotRequest) -> ReplicaId | None:
         return min((await self.read_state()).replicas, default=None)
 
 
@@ -123,11 +123,11 @@ async def test_leases_of_one_gateway_count_at_the_other_until_they_end(fleet: Fl
         async with trio.open_nursery() as requests:
             for _ in range(3):
                 requests.start_soon(chat, one)
-            await eventually(lambda: two.routing.admission.loads.use_of(replica_id).elsewhere == 3)
+            await eventually(lambda: two.routing.admission.loads.load_of(replica_id).at_peers == 3)
             assert two.control.reconciler.usage(two.shared.clock())[replica_id].open == 3
-            assert one.routing.admission.loads.use_of(replica_id).elsewhere == 0
+            assert one.routing.admission.loads.load_of(replica_id).at_peers == 0
             fleet.may_answer.set()
-        await eventually(lambda: two.routing.admission.loads.use_of(replica_id).elsewhere == 0)
+        await eventually(lambda: two.routing.admission.loads.load_of(replica_id).at_peers == 0)
 
 
 @pytest.mark.parametrize("mode", ["snapshot", "strict"])

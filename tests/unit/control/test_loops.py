@@ -414,7 +414,7 @@ async def test_a_report_of_any_kind_proves_life(autojump_clock: trio.testing.Moc
         await trio.sleep(20)
         await control.to_gateway.send(Heartbeat())
         await trio.testing.wait_all_tasks_blocked()
-        assert control.sessions.open[NODE].last_heard == trio.current_time()
+        assert control.sessions.open[NODE].last_contact_at == trio.current_time()
 
 
 async def test_what_the_node_has_is_written_down(autojump_clock: trio.testing.MockClock) -> None:

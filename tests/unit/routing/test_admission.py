@@ -380,7 +380,7 @@ async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(later)
         await trio.testing.wait_all_tasks_blocked()
-        bench.admission.note_refusal(ticket, lease)
+        bench.admission.record_refusal(ticket, lease)
         lease.release()
         with await bench.admission.wait_lease(ticket):
             served.append("earlier")
@@ -405,7 +405,7 @@ async def test_who_waits_behind_a_refused_request_that_hangs_up_asks_in_its_plac
             served_at.append(trio.current_time())
 
     with await bench.admission.wait_lease(ticket) as lease:
-        bench.admission.note_refusal(ticket, lease)
+        bench.admission.record_refusal(ticket, lease)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refused)
         await trio.testing.wait_all_tasks_blocked()
@@ -438,7 +438,7 @@ async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_
             for request in (leaver, later):
                 nursery.start_soon(request)
                 await trio.testing.wait_all_tasks_blocked()
-            bench.admission.note_refusal(ticket, lease)
+            bench.admission.record_refusal(ticket, lease)
         await trio.testing.wait_all_tasks_blocked()
         assert bench.waiting() == 2
         scope.cancel()
@@ -453,7 +453,7 @@ async def test_a_refused_replica_is_asked_again_as_soon_as_another_lease_on_it_e
     ticket, running = bench.admission.open_ticket(MODEL, ORIGIN), await bench.lease("running")
     for _ in range(10):  # each pause is longer than the one before
         with await bench.admission.wait_lease(ticket) as lease:
-            bench.admission.note_refusal(ticket, lease)
+            bench.admission.record_refusal(ticket, lease)
     asked_at = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.admission.wait_lease, ticket)
@@ -470,7 +470,7 @@ async def test_a_replica_that_only_others_fill_is_asked_when_none_is_free(
 ) -> None:
     """What they published may be over."""
     bench = RoutingBench(replica("a", parallel=1))
-    bench.loads.use_of(replica("a").id).elsewhere = 1
+    bench.loads.load_of(replica("a").id).at_peers = 1
     with await bench.lease() as lease:
         assert lease.candidate.replica_id == "a"
 
@@ -479,7 +479,7 @@ async def test_a_replica_that_would_not_refuse_is_not_put_to_that_test(autojump_
     bench = RoutingBench(replica("a", parallel=1))
     [candidate] = bench.view.candidates[MODEL]
     bench.view = FleetView(bench.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
-    bench.loads.use_of(candidate.replica_id).elsewhere = 1
+    bench.loads.load_of(candidate.replica_id).at_peers = 1
     with pytest.raises(Overloaded):
         await bench.lease()
 
@@ -490,12 +490,12 @@ async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
     fleet = [replica(f"r{number:02}", parallel=1, slot=number) for number in range(40)]
     bench, asked = RoutingBench(*fleet), list[str]()
     for each in fleet:
-        bench.loads.use_of(each.id).elsewhere = 1
+        bench.loads.load_of(each.id).at_peers = 1
     ticket = bench.admission.open_ticket(MODEL, ORIGIN)
     for _ in range(41):
         with await bench.admission.wait_lease(ticket) as lease:
             asked.append(lease.candidate.replica_id)
-            bench.admission.note_refusal(ticket, lease)
+            bench.admission.record_refusal(ticket, lease)
         if len(asked) == 32:
             assert trio.current_time() == 0
     assert len(set(asked[:40])) == 40
@@ -512,11 +512,11 @@ async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
         began = trio.current_time()
         with await bench.admission.wait_lease(ticket) as lease:
             pauses.append(trio.current_time() - began)
-            bench.admission.note_refusal(ticket, lease)
+            bench.admission.record_refusal(ticket, lease)
     assert pauses == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.2])
     (await bench.admission.wait_lease(ticket)).release()  # it took that one
     with await bench.admission.wait_lease(ticket) as lease:
-        bench.admission.note_refusal(ticket, lease)
+        bench.admission.record_refusal(ticket, lease)
     began = trio.current_time()
     (await bench.admission.wait_lease(ticket)).release()
     assert trio.current_time() - began == pytest.approx(0.02)

@@ -38,8 +38,8 @@ class RouteBench(RoutingBench):
         return Passage(lease, target, ticket.decision.attempts[-1], self.loads, self.probes)
 
     @property
-    def phantoms(self) -> int:
-        return self.loads.use_of(A).phantoms(trio.current_time())
+    def penalties(self) -> int:
+        return self.loads.load_of(A).penalties(trio.current_time())
 
     @property
     def outcomes(self) -> list[str]:
@@ -62,17 +62,17 @@ async def test_h2_a_busy_replica_is_left_once_and_taken_when_the_pick_comes_back
         assert not bench.route.accepts(ProbeOutcome.BUSY, first)
     with await bench.passage() as second:
         assert bench.route.accepts(ProbeOutcome.BUSY, second)
-        second.note_progress(done=True)
+        second.record_progress(done=True)
     assert bench.outcomes == ["busy", "served"]
     assert bench.reroutes == {"busy": 1}
-    assert bench.phantoms == 0
+    assert bench.penalties == 0
 
 
 async def test_h2_busy_is_no_failure_and_uses_up_no_attempt(autojump_clock: trio.testing.MockClock) -> None:
     bench = RouteBench(attempts=1)
     with await bench.passage() as passage:
         bench.route.accepts(ProbeOutcome.BUSY, passage)
-    use = bench.loads.use_of(A)
+    use = bench.loads.load_of(A)
     assert (use.failures, use.busy_until) == (0, trio.current_time() + BUSY_SECONDS)
     assert bench.route.ticket.excluded == set()
 
@@ -84,11 +84,11 @@ async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOut
         bench.route.accepts(outcome, passage)
     assert bench.route.ticket.excluded == {A}
     assert bench.outcomes == ["unreachable"]
-    assert bench.phantoms == 1
+    assert bench.penalties == 1
 
 
 @pytest.mark.parametrize(
-    ("error", "cause", "excluded", "phantoms"),
+    ("error", "cause", "excluded", "penalties"),
     [
         (Refused(draining=False), "full", False, 0),
         (Refused(draining=True), "draining", True, 0),
@@ -97,16 +97,16 @@ async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOut
         (Lost("reset"), "lost", True, 1),
     ],
 )
-async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded: bool, phantoms: int) -> None:
+async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded: bool, penalties: int) -> None:
     bench = RouteBench()
     with await bench.passage() as passage:
         bench.route.accepts(ProbeOutcome.ALIVE, passage)
-        bench.route.note(error, passage)
+        bench.route.record(error, passage)
     assert bench.outcomes == [cause]
     assert bench.route.reason == cause
     assert bench.reroutes == {cause: 1}
     assert (A in bench.route.ticket.excluded) == excluded
-    assert bench.phantoms == phantoms
+    assert bench.penalties == penalties
     assert bench.in_flight() == 0
 
 
@@ -114,10 +114,10 @@ async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded:
 async def test_a_failure_is_asked_about_before_the_next_call_and_a_refusal_is_not(error: RouteError) -> None:
     bench = RouteBench()
     with await bench.passage() as passage:
-        bench.route.note(Refused(draining=False), passage)
+        bench.route.record(Refused(draining=False), passage)
         assert await bench.probes.check(passage.target) is ProbeOutcome.ALIVE
         assert bench.probe.asked == []
-        bench.route.note(error, passage)
+        bench.route.record(error, passage)
         await bench.probes.check(passage.target)
         assert bench.probe.asked == [A]
 
@@ -127,10 +127,10 @@ async def test_m7_attempts_end_and_a_loss_is_repeated_once(error: RouteError, tr
     bench = RouteBench(attempts=3)
     for _ in range(tries - 1):
         with await bench.passage() as passage:
-            bench.route.note(error, passage)
+            bench.route.record(error, passage)
         bench.route.ticket.excluded.clear()
     with await bench.passage() as passage, pytest.raises(BackendFailed, match=str(error)):
-        bench.route.note(error, passage)
+        bench.route.record(error, passage)
     assert bench.in_flight() == 0
 
 
@@ -138,18 +138,18 @@ async def test_refusals_are_no_attempts(autojump_clock: trio.testing.MockClock) 
     bench = RouteBench(attempts=1)
     for _ in range(50):
         with await bench.passage() as passage:
-            bench.route.note(Refused(draining=False), passage)
+            bench.route.record(Refused(draining=False), passage)
     assert bench.outcomes == ["full"] * 50
 
 
 async def test_progress_ends_the_attempt_only_when_it_was_the_last_thing() -> None:
     bench = RouteBench()
-    bench.loads.note_failure(A, trio.current_time())
+    bench.loads.record_failure(A, trio.current_time())
     with await bench.passage() as passage:
-        passage.note_progress(done=False)
+        passage.record_progress(done=False)
         assert bench.outcomes == ["running"]
-        assert bench.phantoms == 0
-        passage.note_progress(done=True)
+        assert bench.penalties == 0
+        passage.record_progress(done=True)
     assert bench.outcomes == ["served"]
 
 
@@ -165,7 +165,7 @@ async def test_a_backends_failure_weighs_on_it(error: BackendFailed) -> None:
     bench = RouteBench(refuses_when_full=False)
     await leave(bench, error)
     assert bench.outcomes == ["failed"]
-    assert bench.phantoms == 1
+    assert bench.penalties == 1
     assert bench.in_flight() == 0  # it has ended the call itself: there is nothing to hold
 
 
@@ -173,7 +173,7 @@ async def test_a_request_that_was_refused_for_itself_speaks_for_the_replica() ->
     bench = RouteBench(refuses_when_full=False)
     await leave(bench, BadRequest("too long"))
     assert bench.outcomes == ["refused"]
-    assert bench.phantoms == bench.in_flight() == 0
+    assert bench.penalties == bench.in_flight() == 0
     assert bench.probes.statistics().running == 0
     with await bench.passage() as passage:
         await bench.probes.check(passage.target)

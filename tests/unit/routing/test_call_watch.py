@@ -17,7 +17,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Completion, Delta
 from gateway.domain.routability import FleetView
 from gateway.routing.call_watch import CallWatch
-from gateway.routing.silence import FOREIGN_HUNG_SECONDS, FOREIGN_HUNG_SECONDS_MAX, LOOK_SECONDS_MAX, Patience
+from gateway.routing.silence import FOREIGN_HUNG_SECONDS, FOREIGN_HUNG_SECONDS_MAX, LOOK_SECONDS_MAX, Tolerance
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench, generation
@@ -71,7 +71,7 @@ async def open_bench(*several: ReplicaId, refuses: bool = True, parallel: int = 
         routing.calls,
         routing.loads,
         routing.probes,
-        patience=Patience(3, SILENCE_SECONDS),
+        tolerance=Tolerance(3, SILENCE_SECONDS),
         is_offline=lambda each: each in offline,
     )
     bench = Bench(routing, watch, hung, offline)
@@ -151,8 +151,8 @@ async def test_a_stream_that_has_begun_ends_with_an_error_when_its_machine_has_v
         bench.routing.backends.script(B, Delta("one"), trio.Event(), DONE)
         bench.says(A, ProbeOutcome.UNREACHABLE)
         bench.says(B, ProbeOutcome.UNREACHABLE)
-        bench.routing.probes.note_alive(A)
-        bench.routing.probes.note_alive(B)
+        bench.routing.probes.record_alive(A)
+        bench.routing.probes.record_alive(B)
         ends = Ends(bench.routing)
         nursery.start_soon(ends.stream)
         await bench.wait_for(lambda: ends.all, LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS)
@@ -230,7 +230,7 @@ async def test_calls_of_a_replica_that_has_left_the_fleet_end(autojump_clock: Mo
 async def test_a_frozen_replica_is_found_out_however_many_wait_for_it(autojump_clock: MockClock) -> None:
     """Stopped while it is idle, and then sent requests that overlap: there is no moment without one."""
     async with open_bench(A, parallel=64) as bench, trio.open_nursery() as nursery:
-        bench.routing.probes.note_alive(A)
+        bench.routing.probes.record_alive(A)
         bench.falls_silent(A)
         bench.says(A, ProbeOutcome.BUSY)
         ends, sent = Ends(bench.routing), 0
@@ -253,7 +253,7 @@ async def test_requests_that_come_and_go_do_not_hide_that_a_replica_hangs(autoju
             await Ends(bench.routing).ask()
 
     async with open_bench(A, parallel=64) as bench, trio.open_nursery() as nursery:
-        bench.routing.probes.note_alive(A)
+        bench.routing.probes.record_alive(A)
         bench.falls_silent(A)
         bench.says(A, ProbeOutcome.BUSY)
         with trio.fail_after(LOOK_SECONDS_MAX + SILENCE_SECONDS + SLACK_SECONDS):
@@ -313,7 +313,7 @@ async def test_a_foreign_backend_that_was_silent_before_its_request_hangs_by_its
 ) -> None:
     async with open_bench(A, refuses=False) as bench, trio.open_nursery() as nursery:
         if usual_seconds is not None:
-            bench.routing.calls.first_answers_of(A).note(usual_seconds)
+            bench.routing.calls.first_answers_of(A).record(usual_seconds)
         bench.falls_silent(A)
         bench.says(A, ProbeOutcome.BUSY)
         nursery.start_soon(Ends(bench.routing).ask)
@@ -367,7 +367,7 @@ async def test_health_that_answers_lets_a_call_wait_for_an_hour_and_is_asked_now
 async def test_a_client_that_reads_slowly_is_no_silence_of_the_backend(autojump_clock: MockClock) -> None:
     async with open_bench(A) as bench:
         bench.says(A, ProbeOutcome.UNREACHABLE)
-        bench.routing.probes.note_alive(A)
+        bench.routing.probes.record_alive(A)
         async with bench.routing.router.open_stream(generation(), ORIGIN) as stream:
             await trio.sleep(600)
             batch = await stream.receive_batch()
@@ -385,13 +385,13 @@ async def test_new_requests_go_to_others_once_a_call_is_silent_for_longer_than_u
     async with open_bench(A, B) as bench, trio.open_nursery() as nursery:
         if usual_seconds is not None:
             for _ in range(10):
-                bench.routing.calls.first_answers_of(A).note(usual_seconds)
+                bench.routing.calls.first_answers_of(A).record(usual_seconds)
         bench.routing.backends.on_call = lambda target: target_called.append(target)
         target_called = list[Target]()
         bench.falls_silent(A)
         bench.falls_silent(B)
         for each in (A, B):
-            bench.routing.probes.note_alive(each)
+            bench.routing.probes.record_alive(each)
         bench.says(A, ProbeOutcome.BUSY)
         ends = Ends(bench.routing)
         bench.routing.show(view(replica(A)))

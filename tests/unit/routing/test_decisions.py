@@ -12,7 +12,7 @@ from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, consider, describe, describe_candidates
+from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, describe, describe_candidates, score_all
 from gateway.routing.load_tracker import ReplicaLoad
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
@@ -31,7 +31,7 @@ def verdict(loser: ReplicaLoad, winner: ReplicaLoad, *, vram: int | None = None,
     """What is said of `b`, which lost against `a`."""
     chosen, other = candidate("a", vram=8), candidate("b", vram=vram)
     uses = {A: winner, B: loser}
-    considered = consider([chosen, other], chosen, uses.__getitem__, NOW, policy or Policy())
+    considered = score_all([chosen, other], chosen, uses.__getitem__, NOW, policy or Policy())
     first, second = describe_candidates(considered, chosen, NOW)
     assert (first["replica"], first["verdict"]) == (A, "chosen")
     assert second["replica"] == B
@@ -39,7 +39,7 @@ def verdict(loser: ReplicaLoad, winner: ReplicaLoad, *, vram: int | None = None,
 
 
 def used(*, leases: int = 0, **fields: Any) -> ReplicaLoad:
-    return ReplicaLoad(elsewhere=leases, **fields)
+    return ReplicaLoad(at_peers=leases, **fields)
 
 
 def test_every_way_to_lose_has_its_words() -> None:
@@ -55,12 +55,12 @@ def test_every_way_to_lose_has_its_words() -> None:
 
 
 def test_chance_between_several_gateways_is_told_as_such() -> None:
-    words = verdict(used(last_used=1.0), used(last_used=2.0), policy=Policy(several_gateways=True))
+    words = verdict(used(last_used=1.0), used(last_used=2.0), policy=Policy(tie_break_by_chance=True))
     assert words == "chance, since several gateways pick from one view"
 
 
 def test_nobody_chosen_means_no_free_slot() -> None:
-    considered = consider([candidate("a", slots=1)], None, lambda _: used(leases=1), NOW)
+    considered = score_all([candidate("a", slots=1)], None, lambda _: used(leases=1), NOW)
     (told,) = describe_candidates(considered, None, NOW)
     assert told == {
         "replica": "a",
@@ -77,7 +77,7 @@ def test_nobody_chosen_means_no_free_slot() -> None:
 
 def test_a_large_fleet_is_kept_in_part_and_the_chosen_one_always() -> None:
     fleet = [candidate(f"r{number}") for number in range(1000)]
-    considered = consider(fleet, fleet[-1], lambda _: used(), NOW)
+    considered = score_all(fleet, fleet[-1], lambda _: used(), NOW)
     assert len(considered) == CANDIDATES_KEPT
     assert fleet[-1] in [each.candidate for each in considered]
 
@@ -116,7 +116,7 @@ def told(bench: RoutingBench) -> dict[str, Any]:
 
 async def test_each_attempt_is_told_with_its_cause_and_times(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.loads.use_of(B).last_used = 0.0
+    bench.loads.load_of(B).last_used = 0.0
     bench.backends.script(A, Unreachable("refused"))
     await trio.sleep(10)
     await bench.generate()
@@ -146,7 +146,7 @@ async def test_a_running_attempt_and_one_whose_client_left(autojump_clock: trio.
 
 async def test_a_refusal_and_a_busy_probe_are_told() -> None:
     bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.loads.use_of(B).last_used = 0.0
+    bench.loads.load_of(B).last_used = 0.0
     bench.probe.outcomes[A] = ProbeOutcome.BUSY
     await bench.generate()
     assert [(each["replica"], each["probe"], each["outcome"]) for each in told(bench)["attempts"]] == [
@@ -154,8 +154,8 @@ async def test_a_refusal_and_a_busy_probe_are_told() -> None:
         (B, "alive", "served"),
     ]
     bench.probe.outcomes[A] = ProbeOutcome.ALIVE
-    bench.probes.note_alive(A)
-    bench.loads.note_success(bench.view.candidates[MODEL][0])
+    bench.probes.record_alive(A)
+    bench.loads.record_success(bench.view.candidates[MODEL][0])
     bench.backends.script(A, Refused(draining=False))
     await bench.generate()
     assert [each["outcome"] for each in told(bench)["attempts"]] == ["full", "served"]
@@ -168,7 +168,7 @@ async def test_an_explanation_takes_nothing_and_leaves_nothing() -> None:
     assert chosen.replica_id == A
     assert [each.candidate.replica_id for each in considered] == [A]
     assert bench.in_flight() == 0
-    assert bench.loads.use_of(A).last_used == float("-inf")
+    assert bench.loads.load_of(A).last_used == float("-inf")
 
 
 async def test_an_explanation_says_why_a_replica_may_not_serve() -> None:
@@ -179,7 +179,7 @@ async def test_an_explanation_says_why_a_replica_may_not_serve() -> None:
 async def test_the_same_chance_is_told_as_was_had(autojump_clock: trio.testing.MockClock) -> None:
     """With several gateways the pick is by chance before `last_used`, and so is what is told of it."""
     bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.admission._policy = lambda: Policy(several_gateways=True)
+    bench.admission._policy = lambda: Policy(tie_break_by_chance=True)
     bench.admission._rng = Random(3)
     for _ in range(20):
         await trio.sleep(1)

@@ -10,7 +10,7 @@ import trio.testing
 from gateway.backends.protocol import Refused, Target
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.routing.peer_fairness import DEAF_SECONDS, RemoteQueue, SlotDeferral
+from gateway.routing.peer_fairness import IGNORED_SECONDS, RemoteQueue, SlotDeferral
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica
@@ -174,14 +174,14 @@ async def test_late_binding_a_gateway_that_vanished_costs_one_pause_and_not_one_
         began = trio.current_time()
         for number in range(count):
             bench.admission.apply_remote_queues(
-                [line(since=-5.0 + number % 2 * 0.015)._replace(told=-5.0)]
+                [line(since=-5.0 + number % 2 * 0.015)._replace(published_since=-5.0)]
             )  # clocks are read anew
             (await bench.lease()).release()
         return trio.current_time() - began
 
     assert await serve(10) == pytest.approx(YIELD)
     with await bench.lease():
-        await trio.sleep(DEAF_SECONDS)
+        await trio.sleep(IGNORED_SECONDS)
     assert await serve(10) == pytest.approx(YIELD)
     assert bench.waiting() == bench.in_flight() == 0
 
@@ -262,12 +262,12 @@ async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_t
 
 
 def test_nothing_is_left_to_nobody() -> None:
-    elders = SlotDeferral(YIELD)
-    elders.apply([line(since=0.0)], now=1.0)
-    elders.note_free(MODEL, 1, free=1, now=1.0)
-    assert elders.leaves_some(MODEL)
-    assert elders.apply([], now=1.0) == (MODEL,)
-    assert not elders.leaves_some(MODEL)
+    deferral = SlotDeferral(YIELD)
+    deferral.apply([line(since=0.0)], now=1.0)
+    deferral.record_free(MODEL, 1, free=1, now=1.0)
+    assert deferral.is_deferring(MODEL)
+    assert deferral.apply([], now=1.0) == (MODEL,)
+    assert not deferral.is_deferring(MODEL)
 
 
 # Alone
@@ -283,7 +283,7 @@ async def test_late_binding_a_gateway_alone_leaves_nothing_to_anybody(autojump_c
         held.release()
         assert bench.waiting() == 0, "served in the moment of the release"
     assert waits.served == {"waiter": 1}
-    bench.loads.use_of(A).leases.copy().pop().release()
+    bench.loads.load_of(A).leases.copy().pop().release()
     with trio.CancelScope() as scope:
         scope.cancel()  # any checkpoint would raise
         await bench.lease("newcomer")
@@ -299,7 +299,7 @@ async def test_late_binding_what_others_give_back_is_asked_for_at_once(autojump_
     ticket = bench.admission.open_ticket(MODEL, Origin(RequestId("r")))
     for _ in range(5):
         with await bench.admission.wait_lease(ticket) as lease:
-            bench.admission.note_refusal(ticket, lease)
+            bench.admission.record_refusal(ticket, lease)
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.admission.wait_lease, ticket)
@@ -314,7 +314,7 @@ async def test_late_binding_what_others_give_back_is_left_to_the_oldest_by_every
 ) -> None:
     bench = slots(1)
     bench.loads.apply_peers({A: 1})
-    bench.loads.use_of(A).full_until = 100.0
+    bench.loads.load_of(A).full_until = 100.0
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         waits = Waits(bench, nursery)

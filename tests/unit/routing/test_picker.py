@@ -5,7 +5,7 @@ from random import Random
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.routability import Candidate
 from gateway.routing.load_tracker import LoadTracker, ReplicaLoad
-from gateway.routing.picker import ALONE, Choice, Policy, pick, score, why_not_chosen
+from gateway.routing.picker import ALONE, Choice, Policy, pick, score_of, why_not_chosen
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_bench import ORIGIN
 
@@ -74,7 +74,7 @@ def test_r2_sequential_picks_rotate_over_unequal_replicas() -> None:
     candidates = [candidate("a", vram=24), candidate("b", vram=16), candidate("c", vram=8)]
     picked = []
     for turn in range(9):
-        choice = pick(candidates, table.use_of, float(turn), Random(turn))
+        choice = pick(candidates, table.load_of, float(turn), Random(turn))
         assert choice is not None
         with table.lease(choice.candidate, ORIGIN, float(turn)):
             picked.append(choice.candidate.replica_id)
@@ -108,9 +108,9 @@ def test_h1_busy_is_preferred_against_for_a_moment_only() -> None:
 
 
 def test_leases_at_other_gateways_count_like_our_own() -> None:
-    uses = {"a": ReplicaLoad(elsewhere=2), "b": busy(1)}
+    uses = {"a": ReplicaLoad(at_peers=2), "b": busy(1)}
     assert chosen(choose([candidate("a"), candidate("b")], uses)) == "b"
-    choice = choose([candidate("a")], {"a": ReplicaLoad(elsewhere=4)})
+    choice = choose([candidate("a")], {"a": ReplicaLoad(at_peers=4)})
     assert choice is not None
     assert not choice.has_free_slot
 
@@ -126,7 +126,7 @@ def test_a_phantom_weighs_like_a_lease_and_takes_no_slot() -> None:
 def test_several_gateways_break_ties_by_chance_before_last_use() -> None:
     candidates = [candidate("a"), candidate("b")]
     uses = {"a": busy(0, last_used=1.0), "b": busy(0, last_used=2.0)}
-    for policy, expected in ((ALONE, {"a"}), (Policy(several_gateways=True), {"a", "b"})):
+    for policy, expected in ((ALONE, {"a"}), (Policy(tie_break_by_chance=True), {"a", "b"})):
         found = {chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), policy)) for seed in range(20)}
         assert found == expected
 
@@ -134,12 +134,12 @@ def test_several_gateways_break_ties_by_chance_before_last_use() -> None:
 def test_chance_between_several_gateways_comes_after_the_load() -> None:
     candidates, uses = [candidate("a"), candidate("b")], {"a": busy(1), "b": busy(0)}
     for seed in range(20):
-        assert chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), Policy(several_gateways=True))) == "b"
+        assert chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), Policy(tie_break_by_chance=True))) == "b"
 
 
 def test_what_a_loser_is_told_is_the_first_difference() -> None:
     rng = Random(1)
-    winner = score(candidate("a"), busy(1, last_used=5.0), NOW, rng)
-    loser = score(candidate("b"), busy(2, last_used=1.0), NOW, rng)
+    winner = score_of(candidate("a"), busy(1, last_used=5.0), NOW, rng)
+    loser = score_of(candidate("b"), busy(2, last_used=1.0), NOW, rng)
     assert why_not_chosen(loser, winner) == "more load (2 against 1)"
     assert why_not_chosen(winner, winner) == "chance"

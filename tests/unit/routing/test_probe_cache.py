@@ -70,13 +70,13 @@ async def test_a_ttl_of_zero_probes_every_time(autojump_clock: MockClock) -> Non
     async with open_bench(ttl_seconds=0) as bench:
         for _ in range(3):
             await bench.check()
-            bench.cache.note_alive(A)
+            bench.cache.record_alive(A)
         assert bench.probes == 3
 
 
 async def test_what_is_known_is_told_without_even_a_checkpoint(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.cache.note_alive(A)
+        bench.cache.record_alive(A)
         with trio.CancelScope() as scope:
             scope.cancel()  # any checkpoint would raise
             assert await bench.check() is ProbeOutcome.ALIVE
@@ -86,7 +86,7 @@ async def test_what_is_known_is_told_without_even_a_checkpoint(autojump_clock: M
 async def test_h3_whatever_it_answers_makes_it_known_as_alive(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
         for _ in range(4):  # a stream of two minutes that says something now and then
-            bench.cache.note_alive(A)
+            bench.cache.record_alive(A)
             await trio.sleep(TTL_SECONDS - 1)
             assert await bench.check() is ProbeOutcome.ALIVE
         assert bench.probes == 0
@@ -95,7 +95,7 @@ async def test_h3_whatever_it_answers_makes_it_known_as_alive(autojump_clock: Mo
 async def test_a_failed_call_ends_what_was_known(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
         await bench.check()
-        bench.cache.note_failure(A)
+        bench.cache.record_failure(A)
         bench.says(ProbeOutcome.GONE)
         assert await bench.check() is ProbeOutcome.GONE
         assert bench.probes == 2
@@ -125,7 +125,7 @@ async def test_an_answer_ends_busy_at_once(autojump_clock: MockClock) -> None:
     async with open_bench(ttl_seconds=0) as bench:  # so that "alive" does not hide it
         bench.says(ProbeOutcome.BUSY)
         await bench.check()
-        bench.cache.note_alive(A)
+        bench.cache.record_alive(A)
         bench.says(ProbeOutcome.ALIVE)
         assert await bench.check() is ProbeOutcome.ALIVE
 
@@ -235,7 +235,7 @@ async def test_a_probe_that_was_not_answered_ends_what_was_known(
 async def test_what_it_answered_while_it_was_probed_counts_more_than_the_probe(autojump_clock: MockClock) -> None:
     async def answer_meanwhile() -> None:
         await trio.sleep(1)
-        bench.cache.note_alive(A)
+        bench.cache.record_alive(A)
         await trio.sleep(1)
 
     async with open_bench() as bench:
@@ -249,7 +249,7 @@ async def test_what_it_answered_while_it_was_probed_counts_more_than_the_probe(a
 async def test_an_answer_in_between_starts_the_count_of_busy_probes_again(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
         await find_busy(bench, HUNG_PROBES - 1)
-        bench.cache.note_alive(A)
+        bench.cache.record_alive(A)
         await trio.sleep(TTL_SECONDS)
         await find_busy(bench, HUNG_PROBES - 1)
         assert bench.hung == []

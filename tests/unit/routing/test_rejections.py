@@ -88,10 +88,10 @@ def test_p4_a_model_for_which_there_is_no_room_is_refused_with_the_numbers() -> 
 
 
 def test_who_waits_for_a_load_while_the_registry_is_away_is_told_so() -> None:
-    error = timeout_rejection(view(), MODEL, 60, (), control_rests=True)
+    error = timeout_rejection(view(), MODEL, 60, (), control_paused=True)
     assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
     loading = view(replica("r", observed=Observed.LOADING))
-    assert timeout_rejection(loading, MODEL, 60, (), control_rests=True).code == "model_loading"
+    assert timeout_rejection(loading, MODEL, 60, (), control_paused=True).code == "model_loading"
 
 
 def test_p4_what_serves_or_comes_up_has_no_shortage_of_room() -> None:

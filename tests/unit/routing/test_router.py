@@ -18,7 +18,7 @@ A, B = ReplicaId("a"), ReplicaId("b")
 def two() -> RoutingBench:
     """`a` is picked first: it has the longest been unused."""
     bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.loads.use_of(B).last_used = 0.0
+    bench.loads.load_of(B).last_used = 0.0
     return bench
 
 
@@ -230,9 +230,9 @@ async def test_what_is_read_behind_the_end_of_a_call_says_nothing_of_its_replica
         assert await stream.receive_batch() == [Delta("hel")]
         bench.backends.ends[A](error)
         assert bench.in_flight() == 0
-        assert bench.loads.use_of(A).failures == 1
+        assert bench.loads.load_of(A).failures == 1
         later.set()
         assert await stream.receive_batch() == [Delta("lo")]
         with pytest.raises(BackendFailed):
             await stream.receive_batch()
-    assert bench.loads.use_of(A).failures == 1
+    assert bench.loads.load_of(A).failures == 1

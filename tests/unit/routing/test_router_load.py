@@ -199,8 +199,8 @@ class Chaos:
     async def request(self, number: int) -> None:
         origin = Origin(RequestId(f"request {number}"), self.rng.choice("xyz"))
         call = self.rng.choice((self.unary, self.stream, self.embedding))
-        patience = self.rng.choice((0.05, 1, 10))
-        with trio.move_on_after(patience) as scope:
+        tolerance = self.rng.choice((0.05, 1, 10))
+        with trio.move_on_after(tolerance) as scope:
             try:
                 await call(origin)
                 self.endings["served"] += 1
@@ -271,7 +271,7 @@ async def test_who_waits_for_a_full_replica_is_served_as_soon_as_a_doubtful_one_
     bench = RoutingBench(replica("a"), replica("b", slot=1, parallel=1))
     doubtful = next(each for each in bench.view.candidates[MODEL] if each.replica_id == "a")
     for _ in range(5):
-        bench.loads.note_failure(ReplicaId("a"), trio.current_time())
+        bench.loads.record_failure(ReplicaId("a"), trio.current_time())
     with await bench.lease("first") as held:
         assert held.candidate.replica_id == "b"
         begin = trio.current_time()
@@ -284,5 +284,5 @@ async def test_who_waits_for_a_full_replica_is_served_as_soon_as_a_doubtful_one_
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             assert bench.waiting() == 1
-            bench.loads.note_success(doubtful)
+            bench.loads.record_success(doubtful)
         assert trio.current_time() == begin

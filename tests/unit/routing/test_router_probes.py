@@ -11,7 +11,7 @@ from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, Overloaded
 from gateway.domain.ids import ReplicaId
 from gateway.domain.inference import Delta, EmbeddingInput
-from gateway.routing.load_tracker import PHANTOM_MAX_SECONDS
+from gateway.routing.load_tracker import PENALTY_MAX_SECONDS
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ReportBroken
 from tests.fakes.backends import DONE
 from tests.fakes.fleet import MODEL, replica, spec, view
@@ -23,7 +23,7 @@ A, B = ReplicaId("a"), ReplicaId("b")
 def two(report_broken: ReportBroken = lambda _replica_id, _because: None) -> RoutingBench:
     """`a` is picked first: it has the longest been unused."""
     bench = RoutingBench(replica(A), replica(B, slot=1), report_broken=report_broken)
-    bench.loads.use_of(B).last_used = 0.0
+    bench.loads.load_of(B).last_used = 0.0
     return bench
 
 
@@ -41,7 +41,7 @@ async def test_h1_a_busy_replica_is_left_for_another_one_and_keeps_its_place() -
     _, served_by = await bench.generate()
     assert served_by == B
     assert bench.probe.asked == [A, B]
-    assert bench.loads.use_of(A).phantoms(trio.current_time()) == 0
+    assert bench.loads.load_of(A).penalties(trio.current_time()) == 0
     assert bench.router.statistics().reroutes == {"busy": 1}
     assert bench.router.statistics().picks == {(MODEL, "first"): 1, (MODEL, "busy"): 1}
 
@@ -56,7 +56,7 @@ async def test_h2_a_busy_replica_is_used_when_there_is_no_other() -> None:
 
 async def test_h2_a_busy_replica_is_used_when_the_others_have_no_room() -> None:
     bench = RoutingBench(replica(A), replica(B, slot=1, parallel=1))
-    bench.loads.use_of(B).last_used = 0.0
+    bench.loads.load_of(B).last_used = 0.0
     bench.probe.outcomes[A] = ProbeOutcome.BUSY
     bench.backends.script(B, trio.Event())
     async with trio.open_nursery() as nursery:
@@ -97,7 +97,7 @@ async def test_h1_a_replica_that_is_busy_with_a_call_is_not_taken_for_hung(
         for _ in range(10):
             _, served_by = await bench.generate()
             assert served_by == B
-            bench.loads.use_of(B).last_used = bench.loads.use_of(A).last_used + 1
+            bench.loads.load_of(B).last_used = bench.loads.load_of(A).last_used + 1
             await trio.sleep(3)
         assert bench.backends.calls.count(A) == 1
         assert bench.in_flight() == 1
@@ -134,7 +134,7 @@ async def test_h4_a_client_that_leaves_a_shared_probe_harms_no_other(autojump_cl
 
 async def test_h3_a_probe_that_has_no_answer_yet_keeps_nobody_from_another_replica() -> None:
     bench, answered = two(), trio.Event()
-    bench.probes.note_alive(B)
+    bench.probes.record_alive(B)
     bench.probe.wait = answered.wait
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.generate)
@@ -189,7 +189,7 @@ async def test_r8_a_foreign_backend_that_ignores_a_cancel_keeps_its_slot_taken(
     """It works on for nobody; the next request must not be bound to a slot that is not free."""
     bench = foreign(replica_slots=1)
     bench.backends.script(A, *([Delta("x")] if stream else []), trio.Event())
-    bench.probes.note_alive(A)
+    bench.probes.record_alive(A)
     with trio.move_on_after(1):
         if stream:
             async with bench.router.open_stream(generation(), ORIGIN):
@@ -223,20 +223,20 @@ async def test_a_foreign_backend_that_has_answered_has_its_slot_back_at_once() -
 async def test_phantoms_double_expire_and_are_forgiven(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench(replica(A))
     bench.backends.script(A, BackendFailed("broke"))
-    use = bench.loads.use_of(A)
-    for phantoms in (1, 2, 3):
+    use = bench.loads.load_of(A)
+    for penalties in (1, 2, 3):
         with pytest.raises(BackendFailed):
             await bench.generate()
-        assert use.phantoms(trio.current_time()) == phantoms
+        assert use.penalties(trio.current_time()) == penalties
     for until, left in ((0.9, 3), (1.0, 2), (2.0, 1), (3.9, 1), (4.0, 0)):
-        assert use.phantoms(until) == left
+        assert use.penalties(until) == left
     for _ in range(20):
         with pytest.raises(BackendFailed):
             await bench.generate()
-    assert max(use.expiries) == trio.current_time() + PHANTOM_MAX_SECONDS
+    assert max(use.expiries) == trio.current_time() + PENALTY_MAX_SECONDS
     bench.backends.script(A, DONE)
     await bench.generate()
-    assert (use.failures, use.phantoms(trio.current_time())) == (0, 0)
+    assert (use.failures, use.penalties(trio.current_time())) == (0, 0)
 
 
 async def test_the_deadline_of_a_request_is_kept_over_reroutes(autojump_clock: trio.testing.MockClock) -> None:

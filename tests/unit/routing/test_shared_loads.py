@@ -37,7 +37,7 @@ class Table(LoadTracker):
             leases_changed=leases_changed or self._note_change,
             on_free=on_free,
             on_release=on_release,
-            on_heard=self.peer_states.append,
+            on_peers_changed=self.peer_states.append,
         )
 
     def _note_change(self) -> None:
@@ -69,7 +69,7 @@ def test_a_refused_lease_frees_no_slot_when_it_ends() -> None:
     freed, again = list[str](), list[str]()
     table = Table(on_free=freed.append, on_release=again.append)
     lease = table.lease(CANDIDATE, ORIGIN, 0.0)
-    table.note_full(lease, 1.0)
+    table.record_full(lease, 1.0)
     lease.release()
     assert (freed, again) == ([], [MODEL])
 
@@ -84,7 +84,7 @@ def test_use_is_silence_while_there_are_requests_and_idleness_after() -> None:
     first.called = True
     assert table.uses() == {A: 1.0}
     table.now = 5.0
-    table.note_success(CANDIDATE)
+    table.record_success(CANDIDATE)
     assert table.uses() == {A: 5.0}
     table.now = 6.0
     first.release()
@@ -100,25 +100,25 @@ def test_what_others_have_is_replaced_and_only_changes_are_told() -> None:
     table.apply_peers({A: 1, B: 2})
     table.apply_peers({B: 1, C: 1})
     assert table.peer_states == [{A: 1, B: 2}, {A: -1, B: -1, C: 1}]
-    assert [table.use_of(each).elsewhere for each in (A, B, C)] == [0, 1, 1]
+    assert [table.load_of(each).at_peers for each in (A, B, C)] == [0, 1, 1]
 
 
 def test_a_mapping_that_is_used_again_is_not_taken_for_what_was_heard_before() -> None:
-    table, elsewhere = Table(), {A: 1}
-    table.apply_peers(elsewhere)
-    elsewhere[A] = 2
-    table.apply_peers(elsewhere)
-    assert table.use_of(A).elsewhere == 2
+    table, at_peers = Table(), {A: 1}
+    table.apply_peers(at_peers)
+    at_peers[A] = 2
+    table.apply_peers(at_peers)
+    assert table.load_of(A).at_peers == 2
 
 
 def test_a_replica_of_which_others_have_fewer_is_not_full_any_more() -> None:
     table = Table()
     table.apply_peers({A: 2, B: 1})
     for each in (A, B):
-        table.use_of(each).full_until, table.use_of(each).refusals = 9.0, 3
+        table.load_of(each).full_until, table.load_of(each).refusals = 9.0, 3
     table.apply_peers({A: 1, B: 2})
-    assert (table.use_of(A).full_until, table.use_of(A).refusals) == (NEVER, 0)
-    assert (table.use_of(B).full_until, table.use_of(B).refusals) == (9.0, 3)
+    assert (table.load_of(A).full_until, table.load_of(A).refusals) == (NEVER, 0)
+    assert (table.load_of(B).full_until, table.load_of(B).refusals) == (9.0, 3)
 
 
 def test_leases_elsewhere_on_a_replica_that_no_view_shows_yet_are_not_forgotten() -> None:
@@ -126,10 +126,10 @@ def test_leases_elsewhere_on_a_replica_that_no_view_shows_yet_are_not_forgotten(
     table.apply_peers({A: 1})
     table.keep_only(())
     table.apply_peers({A: 1})
-    assert table.use_of(A).elsewhere == 1
+    assert table.load_of(A).at_peers == 1
     table.apply_peers({})
     table.keep_only(())
-    assert table._uses == {}
+    assert table._loads == {}
 
 
 async def test_others_leases_count_in_the_pick() -> None:
@@ -142,7 +142,7 @@ async def test_others_leases_count_in_the_pick() -> None:
 async def test_a_slot_freed_elsewhere_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
     bench = RoutingBench(replica(A, parallel=1))
     bench.loads.apply_peers({A: 1, B: 1})
-    bench.loads.use_of(A).full_until = inf
+    bench.loads.load_of(A).full_until = inf
     async with trio.open_nursery() as nursery:
         nursery.start_soon(bench.lease)
         await trio.testing.wait_all_tasks_blocked()

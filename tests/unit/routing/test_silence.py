@@ -11,25 +11,25 @@ from gateway.routing.silence import (
     LOOK_SECONDS_MAX,
     LOOK_SECONDS_MIN,
     SILENCE_SECONDS_MIN,
+    Evidence,
     FirstAnswers,
-    Patience,
     Silence,
+    Tolerance,
     Verdict,
-    Witness,
     hung_after_seconds,
-    patience,
+    tolerance,
 )
 
-PATIENCE = Patience(misses=3, silence_seconds=15.0)
+PATIENCE = Tolerance(misses=3, silence_seconds=15.0)
 BUSY, UNREACHABLE, GONE = ProbeOutcome.BUSY, ProbeOutcome.UNREACHABLE, ProbeOutcome.GONE
 
 
-def verdict_after(*outcomes: tuple[float, ProbeOutcome], witness: Witness | None = None) -> Verdict:
+def verdict_after(*outcomes: tuple[float, ProbeOutcome], witness: Evidence | None = None) -> Verdict:
     """Of questions that were answered so, at those seconds of a silence."""
     silence, now = Silence(0.0, 5.0, 0.0), 0.0
     for now, outcome in outcomes:
-        silence.note_silence(outcome, now)
-    return silence.verdict(witness or Witness(15.0), PATIENCE, now)
+        silence.record_silence(outcome, now)
+    return silence.verdict(witness or Evidence(15.0), PATIENCE, now)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_machine_that_is_back_is_no_replica_that_hangs_at_once() -> None:
 
 
 def test_a_node_that_is_offline_needs_no_more_time() -> None:
-    offline = Witness(inf, is_offline=True)
+    offline = Evidence(inf, is_offline=True)
     assert verdict_after((1, BUSY), (2, UNREACHABLE), witness=offline) is Verdict.SUSPECT
     assert verdict_after((1, BUSY), (2, UNREACHABLE), (3, BUSY), witness=offline) is Verdict.LOST
 
@@ -63,20 +63,20 @@ def test_a_replica_is_asked_after_as_long_as_its_answers_usually_take_to_begin()
     answers = FirstAnswers()
     assert answers.expected_seconds == LOOK_SECONDS_MAX
     for _ in range(20):
-        answers.note(0.05)
+        answers.record(0.05)
     assert answers.expected_seconds == LOOK_SECONDS_MIN
     for seconds in (1.0, 2.0, 3.0):
-        answers.note(seconds)
+        answers.record(seconds)
     assert LOOK_SECONDS_MIN < answers.expected_seconds <= LOOK_SECONDS_MAX
-    answers.note(600.0)
+    answers.record(600.0)
     assert answers.expected_seconds == LOOK_SECONDS_MAX
     assert answers.longest_seconds == 600.0
 
 
 def test_short_heartbeats_end_no_call_in_a_moment() -> None:
-    hasty = patience(3, 0.1)
+    hasty = tolerance(3, 0.1)
     assert hasty.silence_seconds == SILENCE_SECONDS_MIN
-    assert patience(3, 5.0) == PATIENCE
+    assert tolerance(3, 5.0) == PATIENCE
     known = {"calls": 1, "answered_beside": 0, "silent_when_idle": False, "longest_seconds": 0.0}
     assert hung_after_seconds(hasty, answers_always=True, **known) == SILENCE_SECONDS_MIN  # type: ignore[arg-type]
     assert hung_after_seconds(hasty, answers_always=False, **known) == inf  # type: ignore[arg-type]

@@ -5,7 +5,7 @@ import trio.testing
 
 from gateway.domain.ids import ReplicaId
 from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import PHANTOM_FIRST_SECONDS
+from gateway.routing.load_tracker import PENALTY_FIRST_SECONDS
 from tests.fakes.fleet import replica
 from tests.fakes.routing_bench import RoutingBench
 
@@ -23,11 +23,11 @@ async def test_who_waits_asks_a_replica_that_failed_another_as_soon_as_it_is_tru
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(wait)
-        await trio.sleep(PHANTOM_FIRST_SECONDS / 2)
-        bench.loads.note_failure(ReplicaId("r1"), trio.current_time())
+        await trio.sleep(PENALTY_FIRST_SECONDS / 2)
+        bench.loads.record_failure(ReplicaId("r1"), trio.current_time())
         taken[ReplicaId("r1")].release()
-        await trio.sleep(PHANTOM_FIRST_SECONDS / 2)
+        await trio.sleep(PENALTY_FIRST_SECONDS / 2)
         assert not got
-        await trio.sleep(PHANTOM_FIRST_SECONDS)
+        await trio.sleep(PENALTY_FIRST_SECONDS)
         assert [lease.candidate.replica_id for lease in got] == ["r1"]
         nursery.cancel_scope.cancel()

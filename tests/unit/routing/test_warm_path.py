@@ -113,7 +113,7 @@ async def test_a_cold_call_starts_the_one_task_of_its_probe() -> None:
 
 async def test_a_warm_request_has_its_replica_without_a_checkpoint() -> None:
     bench, called = RoutingBench(replica(A)), list[bool]()
-    bench.probes.note_alive(A)
+    bench.probes.record_alive(A)
     with trio.CancelScope() as scope:
         bench.backends.on_call = lambda _target: called.append(scope.cancel_called)
         scope.cancel()  # any checkpoint before the call would raise

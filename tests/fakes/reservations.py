@@ -12,7 +12,7 @@ Answer = ReplicaId | ReservationFailed | None
 
 
 @dataclass
-class FakeClaims:
+class FakeReservations:
     """Answers in turn with what is in `answers`, and when there is nothing left with `default`."""
 
     default: Answer = None
@@ -23,8 +23,8 @@ class FakeClaims:
     """Claims at once."""
     wait: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
 
-    async def __call__(self, claim: SlotRequest) -> ReplicaId | None:
-        self.asked.append(claim)
+    async def __call__(self, request: SlotRequest) -> ReplicaId | None:
+        self.asked.append(request)
         self.running += 1
         self.most = max(self.most, self.running)
         try:
