@@ -76,10 +76,10 @@ def _build_sessions(shared: SharedParts, routing: Routing) -> Sessions:
         views=shared.views,
         token_of=shared.token_of,
         probe=routing.probes.ask,
-        note_broken=shared.failure_reporter.note_broken,
+        report_broken=shared.failure_reporter.report_broken,
         heartbeat_seconds=shared.config.health.heartbeat,
         node_changed=shared.monitor_wake.set,
-        watch=shared.progress,
+        load_progress=shared.progress,
     )
     return Sessions(settings)
 
@@ -93,14 +93,14 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
         sessions=lambda: sessions.open,
         probe=routing.probes.ask,
         token_of=shared.token_of,
-        note_broken=shared.failure_reporter.note_lost,
-        is_judge_of=partial(_is_judge_of, shared),
-        rests=shared.status.control_paused,
+        report_broken=shared.failure_reporter.report_lost,
+        is_responsible_for=partial(_is_responsible_for, shared),
+        is_paused=shared.status.control_paused,
         wake=shared.monitor_wake,
     )
 
 
-def _is_judge_of(shared: SharedParts, node: Node) -> bool:
+def _is_responsible_for(shared: SharedParts, node: Node) -> bool:
     """Whoever lives and holds its session is; else the leader."""
     if node.gateway_id in shared.peers.peers:
         return False
@@ -124,7 +124,7 @@ def _build_publisher(shared: SharedParts, routing: Routing, load_requests: LoadR
         loads=admission.loads,
         admission=admission,
         waiting=waiting,
-        watch=shared.progress,
+        load_progress=shared.progress,
         leadership=shared.election,
         outcome=shared.outcome,
         planner_wake=shared.planner_wake,
@@ -138,8 +138,8 @@ def _build_sync(
     registry = shared.config.registry
 
     def cut_off() -> None:
-        monitor.begin_anew()
-        sessions.send_away(CUT_OFF)
+        monitor.restart()
+        sessions.end_all(CUT_OFF)
 
     return PeerSync(
         registry=shared.registry,

@@ -65,7 +65,7 @@ def _http_parts(
         loads=admission.loads.statistics,
         queues=admission.statistics,
         clock=shared.clock,
-        own_wish=control.load_requests.is_open,
+        own_load_request=control.load_requests.is_open,
         own_url=listeners.peer_url,
     )
     return HttpParts(

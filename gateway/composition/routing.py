@@ -48,7 +48,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
             GrpcProbe(shared.bridge, config.routing.probe_timeout, dial),
             ttl_seconds=config.routing.probe_ttl,
             in_flight=admission.loads.in_flight,
-            report_broken=shared.failure_reporter.note_broken,
+            report_broken=shared.failure_reporter.report_broken,
         ) as probes:
             calls = OpenCalls()
             call_watch = CallWatch(

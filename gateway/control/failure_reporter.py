@@ -37,16 +37,16 @@ class FailureReporter:
     """All replicas that were reported. The value is True if the replica was lost with its worker."""
     _wake: Wake = field(default_factory=Wake, init=False)
 
-    def note_broken(self, replica_id: ReplicaId, because: str) -> None:
+    def report_broken(self, replica_id: ReplicaId, because: str) -> None:
         """Reports that the replica is broken and has to be replaced."""
-        self._note(replica_id, because, lost=False)
+        self._record(replica_id, because, lost=False)
 
-    def note_lost(self, replica_id: ReplicaId, because: str) -> None:
+    def report_lost(self, replica_id: ReplicaId, because: str) -> None:
         """Reports that the process of the replica is gone although its worker does not say so. The worker is probably
         gone, too."""
-        self._note(replica_id, because, lost=True)
+        self._record(replica_id, because, lost=True)
 
-    def _note(self, replica_id: ReplicaId, because: str, *, lost: bool) -> None:
+    def _record(self, replica_id: ReplicaId, because: str, *, lost: bool) -> None:
         if self._known.get(replica_id) in (True, lost):
             return
         self._known[replica_id] = lost
@@ -64,7 +64,7 @@ class FailureReporter:
             while self._unwritten:
                 replica_id, complaint = next(iter(self._unwritten.items()))
                 try:
-                    await self.registry.note_broken(replica_id, complaint.because, lost=complaint.lost)
+                    await self.registry.record_broken(replica_id, complaint.because, lost=complaint.lost)
                 except RegistryError as error:
                     log.warning("failure_report.write_failed", replica_id=replica_id, error=str(error))
                     await trio.sleep(RETRY_SECONDS)

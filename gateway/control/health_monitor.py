@@ -85,7 +85,7 @@ class _Change:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Round:
     """The result of one look at all nodes."""
 
     changes: tuple[_Change, ...]
@@ -107,11 +107,11 @@ class HealthMonitor:
     """Returns the open sessions of this gateway."""
     probe: Probe
     token_of: Callable[[ReplicaId], str]
-    note_broken: Callable[[ReplicaId, str], None]
+    report_broken: Callable[[ReplicaId, str], None]
     """Called with a replica whose process is gone, and the evidence for that."""
-    is_judge_of: Callable[[Node], bool] = lambda _node: True
+    is_responsible_for: Callable[[Node], bool] = lambda _node: True
     """Returns whether this gateway judges a node that has no session here."""
-    rests: Callable[[], bool] = lambda: False
+    is_paused: Callable[[], bool] = lambda: False
     """Returns whether the registry is unreachable. While it is, nodes without a session here are not judged."""
     wake: Wake = field(default_factory=Wake)
     _seen: dict[NodeId, _Seen] = field(default_factory=dict, init=False)
@@ -129,30 +129,30 @@ class HealthMonitor:
         async with trio.open_nursery() as nursery:
             task_status.started()
             while True:
-                look = self._look(trio.current_time())
-                for target in self._due(look.suspects, trio.current_time()):
+                found = self._assess_nodes(trio.current_time())
+                for target in self._due(found.suspects, trio.current_time()):
                     nursery.start_soon(self._examine, target)
-                retry_at = await self._write(look.changes)
-                again_at = min(look.again_at, retry_at, *self._probe_at.values())
+                retry_at = await self._write(found.changes)
+                again_at = min(found.again_at, retry_at, *self._probe_at.values())
                 await self.wake.wait_until(max(again_at, trio.current_time() + PAUSE_SECONDS_MIN))
 
-    def begin_anew(self) -> None:
+    def restart(self) -> None:
         """Starts all silence timers at zero, because after a long outage of the registry the earlier ones mean nothing
         (H9)."""
         sessions = self.sessions()
         self._seen = {node_id: seen for node_id, seen in self._seen.items() if node_id in sessions}
 
-    def _look(self, now: float) -> _Look:
+    def _assess_nodes(self, now: float) -> _Round:
         state, sessions = self.views.current.state, self.sessions()
         changes, suspects, pause = list[_Change](), list[Node](), self.settings.heartbeat_seconds
         for node in state.nodes.values():
             session = sessions.get(node.id)
-            if session is None and self.rests():
+            if session is None and self.is_paused():
                 continue
-            if session is None and not self.is_judge_of(node):
+            if session is None and not self.is_responsible_for(node):
                 self._seen.pop(node.id, None)
                 continue
-            seen = self._note(node, session, now)
+            seen = self._see(node, session, now)
             assessment = assess(node.condition, _connectivity(session, seen, now), self.settings)
             pause = min(pause, assessment.again_in)
             if assessment.condition is not node.condition and self._is_up_to_date(node, session, state.version):
@@ -160,9 +160,9 @@ class HealthMonitor:
             if assessment.suspect:
                 suspects.append(node)
         self._keep_only(state, suspects)
-        return _Look(tuple(changes), tuple(suspects), now + pause)
+        return _Round(tuple(changes), tuple(suspects), now + pause)
 
-    def _note(self, node: Node, session: OpenSession | None, now: float) -> _Seen:
+    def _see(self, node: Node, session: OpenSession | None, now: float) -> _Seen:
         """Updates the session of a node. Each session that begins or breaks starts the node's silence timer at zero."""
         number, connected = (node.session, False) if session is None else (session.number, True)
         seen = self._seen.get(node.id)
@@ -213,7 +213,7 @@ class HealthMonitor:
         finally:
             self._examined.discard(target.replica_id)
         because = f"its worker does not answer and nothing listens at {target.address} any more"
-        self.note_broken(target.replica_id, because)
+        self.report_broken(target.replica_id, because)
 
     async def _write(self, changes: tuple[_Change, ...]) -> float:
         """Writes the changes. Returns when to try again (Trio's clock, seconds): infinity if everything is written."""

@@ -80,7 +80,7 @@ class LeaderElection:
         epoch: int | None = None
         try:
             with trio.move_on_after(self.term_seconds):
-                epoch = await self.registry.lead(self.gateway_id, self.term_seconds)
+                epoch = await self.registry.acquire_or_renew(self.gateway_id, self.term_seconds)
         except RegistryError as error:
             log.warning("leadership.unknown", error=str(error))
             epoch = self.epoch  # until its term is over

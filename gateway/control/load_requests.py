@@ -1,7 +1,7 @@
 """Loads that were requested without a waiting request. Each counts as demand until it has ended.
 
 A load request ends when a replica serves, when a load has failed since, when an unload was requested since at any
-gateway, when the model is gone, or when no replica came up for `WISH_SECONDS`: then there is no room for it, and
+gateway, when the model is gone, or when no replica came up for `REQUEST_SECONDS`: then there is no room for it, and
 perhaps nobody wants it any more.
 """
 
@@ -19,7 +19,7 @@ from gateway.domain.routability import FleetView
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.rejections import coming_up
 
-WISH_SECONDS: Final = 600.0
+REQUEST_SECONDS: Final = 600.0
 
 
 @dataclass(frozen=True)
@@ -50,65 +50,65 @@ class LoadRequests:
         """`changed` is called when a load request begins or ends."""
         self._views = views
         self._changed = changed
-        self._wishes: dict[ModelName, _LoadRequest] = {}
+        self._requests: dict[ModelName, _LoadRequest] = {}
         self.wake = Wake()
         """Has to be set when the view has changed."""
 
-    def want(self, model: ModelName) -> None:
+    def request(self, model: ModelName) -> None:
         """Requests a load of a model of the current view, which contains all earlier writes. A second request extends
         the first."""
         now, view = trio.current_time(), self._views.current
-        self._drop_if_over(model, view, now)
+        self._cancel_if_over(model, view, now)
         if view.candidates.get(model):
             return
         known = view.state.failures.get(model), view.state.unloads.get(model)
-        wish = self._wishes.setdefault(model, _LoadRequest(now, now, *known))
-        wish.until = now + WISH_SECONDS
+        request = self._requests.setdefault(model, _LoadRequest(now, now, *known))
+        request.until = now + REQUEST_SECONDS
         self.wake.set()
         self._changed()
 
-    def drop(self, model: ModelName) -> None:
+    def cancel(self, model: ModelName) -> None:
         """Withdraws the load request of the model and wakes `wait_over`. Does nothing if there is none."""
-        wish = self._wishes.pop(model, None)
-        if wish is not None:
-            wish.over.set()
+        request = self._requests.pop(model, None)
+        if request is not None:
+            request.over.set()
             self._changed()
 
     async def wait_over(self, model: ModelName) -> None:
         """Waits until there is no load request for the model."""
-        if (wish := self._wishes.get(model)) is not None:
-            await wish.over.wait()
+        if (request := self._requests.get(model)) is not None:
+            await request.over.wait()
 
-    def _drop_if_over(self, model: ModelName, view: FleetView, now: float) -> None:
-        wish = self._wishes.get(model)
-        if wish is not None and _is_over(wish, model, view, now):
-            self.drop(model)
+    def _cancel_if_over(self, model: ModelName, view: FleetView, now: float) -> None:
+        request = self._requests.get(model)
+        if request is not None and _is_over(request, model, view, now):
+            self.cancel(model)
 
     def is_open(self, model: ModelName) -> bool:
         """Returns whether there is an open load request for the model."""
-        return model in self._wishes
+        return model in self._requests
 
     def waiting(self) -> dict[ModelName, Waiting]:
         """Returns the open load requests, each as if one request waited."""
         now = trio.current_time()
-        return {model: Waiting(1, now - wish.since) for model, wish in self._wishes.items()}
+        return {model: Waiting(1, now - request.since) for model, request in self._requests.items()}
 
     async def run(self) -> NoReturn:
         """Ends load requests that are over, until cancelled. `wake` makes it look again."""
         while True:
             view, now = self._views.current, trio.current_time()
-            for model in tuple(self._wishes):
-                self._drop_if_over(model, view, now)
-            await self.wake.wait_until(min((wish.until for wish in self._wishes.values()), default=inf))
+            for model in tuple(self._requests):
+                self._cancel_if_over(model, view, now)
+            await self.wake.wait_until(min((request.until for request in self._requests.values()), default=inf))
 
 
-def _is_over(wish: _LoadRequest, model: ModelName, view: FleetView, now: float) -> bool:
+def _is_over(request: _LoadRequest, model: ModelName, view: FleetView, now: float) -> bool:
     if model not in view.state.models or view.candidates.get(model):
         return True
-    if view.state.unloads.get(model) != wish.known_unload:
+    if view.state.unloads.get(model) != request.known_unload:
         return True
     if coming_up(view, model):
-        wish.until = now + WISH_SECONDS
+        request.until = now + REQUEST_SECONDS
         return False
     failure = view.state.failures.get(model)
-    return (failure is not None and failure != wish.known_failure) or now >= wish.until
+    return (failure is not None and failure != request.known_failure) or now >= request.until

@@ -76,7 +76,7 @@ class RequirementEstimates:
     async def _write(self, spec: ModelSpec, requirement: Requirement) -> None:
         while True:
             try:
-                await self._registry.note_requirement(spec.name, spec.revision, requirement)
+                await self._registry.record_requirement(spec.name, spec.revision, requirement)
             except RegistryError as error:
                 log.warning("model.estimate_not_written", model=spec.name, error=str(error))
                 await trio.sleep(RETRY_SECONDS)

@@ -98,8 +98,8 @@ class RegistryStatistics:
 class Registry(Protocol):
     """Durable state of the fleet.
 
-    What callers guarantee: one gateway id per process; `apply` is called only with an epoch from `lead`; times are
-    never compared with a clock other than the registry's (`now`).
+    What callers guarantee: one gateway id per process; `apply` is called only with an epoch from `acquire_or_renew`;
+    times are never compared with a clock other than the registry's (`now`).
 
     What every store guarantees:
     - Each method is one transaction. When it returns, the change survives kill -9 of this process (the memory store
@@ -146,7 +146,7 @@ class Registry(Protocol):
         """Somebody wishes that what is loaded of a model now be loaded no more: `ClusterState.unloads` has the present
         time from now on. False: no such model."""
 
-    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+    async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """What a replica of the model takes; what is None in it leaves what is stored. False: `revision` is not the
         model's present one, or an estimate would replace a measurement; nothing was written."""
 
@@ -174,8 +174,8 @@ class Registry(Protocol):
         gateway holds its session. Returns the session number, which grows with each session of the node. Its name is
         the one that it was registered with.
 
-        Replicas are not touched: `hello.replicas` are for `observe`. Raises `NotRegistered` when there is no such node
-        or it has another boot id."""
+        Replicas are not touched: `hello.replicas` are for `record_reports`. Raises `NotRegistered` when there is no
+        such node or it has another boot id."""
 
     async def mark_node(
         self, node_id: NodeId, session: int, condition: NodeStatus | None, *, ended: bool = False
@@ -184,7 +184,7 @@ class Registry(Protocol):
         False: `session` is not the node's newest, or it has ended and would make the node healthy again; nothing was
         written (H9)."""
 
-    async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
+    async def record_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
         """What the node has now. False: `session` is not the node's newest; nothing was written (H9)."""
 
     async def edit_node(self, node_id: NodeId, edit: NodeEdit) -> bool:
@@ -194,17 +194,17 @@ class Registry(Protocol):
         """Forgets the node and its replicas: it stands in for the exit reports that can never come. False: no such
         node."""
 
-    async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
+    async def record_reports(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
         """Writes what a worker reports. False when `session` is not the node's newest: nothing was written.
 
         A report for an unknown replica, or one that `lifecycle.may_follow` forbids, is dropped. Fields of a report
         that are None leave what is stored."""
 
-    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+    async def record_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
         """A gateway has found out that a replica is of no use: let the leader replace it. See `Replica.broken` and
         `Replica.lost`. False: no such replica."""
 
-    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+    async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Becomes the leader for a term, or stays it for another one. Returns the epoch, which grows whenever the
         leader changes; None: another gateway leads, and its term is not over. Only a change of the leader bumps the
         version."""

@@ -32,7 +32,7 @@ from gateway.registry.tables import Declared, ModelRow, NodeRow
 
 SqlValue = str | int | float | None
 State = TypeVar("State", bound=StrEnum)
-Said = TypeVar("Said", Declared, NodeOverrides)
+Declaration = TypeVar("Declaration", Declared, NodeOverrides)
 
 MODEL_COLUMNS: Final = (
     "name",
@@ -83,7 +83,7 @@ REPLICA_COLUMNS: Final = (
 )
 
 SPEC_KEYS: Final = frozenset(field.name for field in fields(ModelSpec)) - {"name", "source"}
-SAID_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
+DECLARATION_KEYS: Final = frozenset(field.name for field in (*fields(Declared), *fields(NodeOverrides)))
 BUDGET_KEYS: Final = frozenset(field.name for field in fields(VramBudget))
 _SPEC: Final = TypeAdapter(ModelSpec)
 _REQUIREMENT: Final = TypeAdapter(Requirement)
@@ -169,7 +169,7 @@ def node_to_row(row: NodeRow) -> dict[str, SqlValue]:
 def node_from_row(row: SqlRow) -> NodeRow:
     """Reads a node from its SQL row; the module's docstring says what replaces values that can't be read."""
     labels = _labels(row["labels"])
-    declared, overrides = _said(_DECLARED, row["declared"]), _said(_OVERRIDES, row["overrides"])
+    declared, overrides = _declaration(_DECLARED, row["declared"]), _declaration(_OVERRIDES, row["overrides"])
     is_readable = labels is not None and declared is not None
     node = Node(
         id=row["id"],
@@ -197,16 +197,16 @@ def _capacity(text: str) -> Capacity:
         return UNKNOWN
 
 
-def _said(kind: TypeAdapter[Said], text: str) -> Said | None:
+def _declaration(kind: TypeAdapter[Declaration], text: str) -> Declaration | None:
     """None: this version can't read it. One key it does not know is enough: who said it wanted it to count."""
     try:
         stored = json.loads(text)
-        said = kind.validate_python(stored)
+        stored_value = kind.validate_python(stored)
     except (ValidationError, TypeError, ValueError):
         return None
-    if not SAID_KEYS.issuperset(stored) or not BUDGET_KEYS.issuperset(stored.get("vram_budget") or ()):
+    if not DECLARATION_KEYS.issuperset(stored) or not BUDGET_KEYS.issuperset(stored.get("vram_budget") or ()):
         return None
-    return replace(said, labels=MappingProxyType(said.labels))
+    return replace(stored_value, labels=MappingProxyType(stored_value.labels))
 
 
 def _labels(text: str) -> Mapping[str, str] | None:

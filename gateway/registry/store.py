@@ -62,7 +62,7 @@ class Store(ABC):
     def __init__(self, version: int = 0, make_id: MakeId = new_id) -> None:
         self._make_id = make_id
         self._version = version
-        self._grown = trio.Event()
+        self._advanced = trio.Event()
         self._statements = Counter[str]()
 
     @abstractmethod
@@ -77,8 +77,8 @@ class Store(ABC):
     async def _transact(
         self, method: str, decide: Decision[After], scope: RowScope, epoch: int | None = None
     ) -> Outcome[After]:
-        """One transaction: read, decide, write the difference, bump the version if there is one (then call `_grow`).
-        What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
+        """One transaction: read, decide, write the difference, bump the version if there is one (then call
+        `_advance_version`). What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
 
     @abstractmethod
     async def now(self) -> float:
@@ -100,7 +100,7 @@ class Store(ABC):
         """Waits until this process knows a version above `version`; returns at once if it already does."""
         await trio.lowlevel.checkpoint()
         while self._version <= version:
-            await self._grown.wait()
+            await self._advanced.wait()
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
         """Makes `specs` the exact set of models whose source is `file`. Raises `RegistryError`."""
@@ -127,11 +127,11 @@ class Store(ABC):
         )
         return outcome.after is not None
 
-    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+    async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """Stores what a replica takes. Returns False if `revision` is old or a measurement would become an estimate."""
         outcome = await self._transact(
             "note_requirement",
-            lambda tables, _: model_writes.requirement_noted(tables, name, revision, requirement),
+            lambda tables, _: model_writes.requirement_recorded(tables, name, revision, requirement),
             RowScope(model=name),
         )
         return outcome.after is not None
@@ -170,11 +170,11 @@ class Store(ABC):
         )
         return outcome.after is not None
 
-    async def note_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
+    async def record_capacity(self, node_id: NodeId, session: int, capacity: Capacity) -> bool:
         """Stores a node's capacity. Returns False if `session` is not the node's newest (H9)."""
         outcome = await self._transact(
             "note_capacity",
-            lambda tables, _: node_writes.noted(tables, node_id, session, capacity),
+            lambda tables, _: node_writes.capacity_recorded(tables, node_id, session, capacity),
             RowScope(node=node_id),
         )
         return outcome.after is not None
@@ -193,29 +193,29 @@ class Store(ABC):
         )
         return outcome.after is not None
 
-    async def observe(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
+    async def record_reports(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
         """Stores what a worker reports of its replicas. Returns False if `session` is not the node's newest."""
         outcome = await self._transact(
             "observe",
-            lambda tables, now: writes.observed(tables, node_id, session, reports, now),
+            lambda tables, now: writes.reports_recorded(tables, node_id, session, reports, now),
             RowScope(node=node_id),
         )
         return outcome.after is not None
 
-    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+    async def record_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
         """Marks a replica as broken so that the leader replaces it. Returns False if there is no such replica."""
         outcome = await self._transact(
             "note_broken", lambda tables, _: writes.broken(tables, replica_id, because, lost=lost), EVERYTHING
         )
         return outcome.after is not None
 
-    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+    async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Takes or renews the leader's term. Returns the epoch; None if another gateway's term is not over."""
         epoch = await self._renew_term(gateway_id, term_seconds)
         if epoch is not None:
             return epoch
         outcome = await self._transact(
-            "lead", lambda tables, now: writes.led(tables, gateway_id, now + term_seconds, now), NO_ROWS
+            "lead", lambda tables, now: writes.term_acquired(tables, gateway_id, now + term_seconds, now), NO_ROWS
         )
         return None if outcome.after is None else outcome.after.leadership.epoch
 
@@ -230,7 +230,7 @@ class Store(ABC):
         """Returns the known version and the counts of statements, without any I/O."""
         return RegistryStatistics(self._version, dict(self._statements))
 
-    def _grow(self, version: int) -> None:
+    def _advance_version(self, version: int) -> None:
         """Wakes `wait_newer`. Called once a change is durable, and without an `await` in between; two calls may come
         in the wrong order, since two callers may resume in any order."""
         if version > self._version:
@@ -238,5 +238,5 @@ class Store(ABC):
 
     def _wake(self, version: int) -> None:
         self._version = version
-        self._grown.set()
-        self._grown = trio.Event()
+        self._advanced.set()
+        self._advanced = trio.Event()

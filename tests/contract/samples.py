@@ -88,7 +88,7 @@ async def lead(registry: Registry, gateway_id: GatewayId = GATEWAY) -> int:
     """The epoch of a gateway that leads from now on; whoever did so far has left."""
     for other in {GATEWAY, OTHER_GATEWAY} - {gateway_id}:
         await registry.leave(other)
-    epoch = await registry.lead(gateway_id, TERM_SECONDS)
+    epoch = await registry.acquire_or_renew(gateway_id, TERM_SECONDS)
     assert epoch is not None
     return epoch
 

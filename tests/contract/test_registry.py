@@ -229,8 +229,8 @@ async def test_h9_a_stale_session_reports_nothing(registry: Registry) -> None:
     await place(registry, replica())
     await join(registry, gateway_id=OTHER_GATEWAY)
     async with bumping(registry, 0):
-        assert not await registry.observe(NODE, old, [Report(REPLICA, Observed.FETCHING)])
-        assert not await registry.observe(NodeId("nobody"), 1, [Report(REPLICA, Observed.FETCHING)])
+        assert not await registry.record_reports(NODE, old, [Report(REPLICA, Observed.FETCHING)])
+        assert not await registry.record_reports(NodeId("nobody"), 1, [Report(REPLICA, Observed.FETCHING)])
     assert await stored(registry) == replica()
 
 
@@ -238,7 +238,7 @@ async def test_h9_a_late_report_does_not_revive_a_node(registry: Registry) -> No
     session = await join(registry)
     await place(registry, replica())
     await registry.mark_node(NODE, session, NodeStatus.OFFLINE, ended=True)
-    await registry.observe(NODE, session, [Report(REPLICA, Observed.FETCHING)])
+    await registry.record_reports(NODE, session, [Report(REPLICA, Observed.FETCHING)])
     assert (await stored_node(registry)).status == NodeStatus.OFFLINE
 
 
@@ -248,7 +248,7 @@ async def test_a_report_is_written_with_its_time(registry: Registry, clock: Sett
     clock.seconds = 1234.5
     report = Report(REPLICA, Observed.READY, address=Address("127.0.0.1:20100"), pid=77, parallel=2)
     async with bumping(registry, 1):
-        assert await registry.observe(NODE, session, [report])
+        assert await registry.record_reports(NODE, session, [report])
     assert await stored(registry) == replica(
         observed=Observed.READY, address="127.0.0.1:20100", pid=77, parallel=2, since=1234.5
     )
@@ -259,7 +259,7 @@ async def test_what_a_report_does_not_say_stays(registry: Registry, clock: Setta
     running = replica(observed=Observed.READY, address="127.0.0.1:20100", pid=77, parallel=2)
     await place(registry, running)
     clock.seconds = 1500.0
-    await registry.observe(NODE, session, [Report(REPLICA, Observed.GONE, exit_code=-9, error="killed")])
+    await registry.record_reports(NODE, session, [Report(REPLICA, Observed.GONE, exit_code=-9, error="killed")])
     gone = replace(running, observed=Observed.GONE, exit_code=-9, error="killed", since=1500.0)
     assert await stored(registry) == gone
 
@@ -271,7 +271,7 @@ async def test_since_is_when_the_state_changed_not_when_it_was_last_told(
     await place(registry, replica(observed=Observed.LOADING))
     clock.seconds = 1500.0
     async with bumping(registry, 1):
-        await registry.observe(NODE, session, [Report(REPLICA, Observed.LOADING, pid=5)])
+        await registry.record_reports(NODE, session, [Report(REPLICA, Observed.LOADING, pid=5)])
     assert await stored(registry) == replica(observed=Observed.LOADING, pid=5)
 
 
@@ -279,11 +279,11 @@ async def test_a_repeated_report_changes_nothing(registry: Registry, clock: Sett
     session = await join(registry)
     await place(registry, replica())
     report = Report(REPLICA, Observed.LOADING, pid=5)
-    await registry.observe(NODE, session, [report])
+    await registry.record_reports(NODE, session, [report])
     clock.seconds = 1500.0
     async with bumping(registry, 0):
-        assert await registry.observe(NODE, session, [report])
-        assert await registry.observe(NODE, session, [])
+        assert await registry.record_reports(NODE, session, [report])
+        assert await registry.record_reports(NODE, session, [])
 
 
 @pytest.mark.parametrize(
@@ -299,13 +299,13 @@ async def test_a_report_that_goes_back_is_dropped(registry: Registry, current: O
     session = await join(registry)
     await place(registry, replica(observed=current))
     async with bumping(registry, 0):
-        assert await registry.observe(NODE, session, [Report(REPLICA, reported, pid=1)])
+        assert await registry.record_reports(NODE, session, [Report(REPLICA, reported, pid=1)])
 
 
 async def test_r9_a_report_for_an_unknown_replica_is_dropped(registry: Registry) -> None:
     session = await join(registry)
     async with bumping(registry, 0):
-        assert await registry.observe(NODE, session, [Report(ReplicaId("never placed"), Observed.READY)])
+        assert await registry.record_reports(NODE, session, [Report(ReplicaId("never placed"), Observed.READY)])
     assert (await registry.read_state()).replicas == {}
 
 
@@ -314,7 +314,7 @@ async def test_a_node_cant_speak_for_another_nodes_replica(registry: Registry) -
     session = await join(registry, hello(OTHER_NODE))
     await place(registry, replica())
     async with bumping(registry, 0):
-        assert await registry.observe(OTHER_NODE, session, [Report(REPLICA, Observed.GONE)])
+        assert await registry.record_reports(OTHER_NODE, session, [Report(REPLICA, Observed.GONE)])
 
 
 async def test_reports_of_one_call_are_one_version_in_their_order(registry: Registry) -> None:
@@ -327,7 +327,7 @@ async def test_reports_of_one_call_are_one_version_in_their_order(registry: Regi
         Report(REPLICA, Observed.DRAINING),
     ]
     async with bumping(registry, 1):
-        await registry.observe(NODE, session, reports)
+        await registry.record_reports(NODE, session, reports)
     assert (await stored(registry)).observed == Observed.DRAINING
     assert (await stored(registry)).pid == 1
     assert (await stored(registry, OTHER_REPLICA)).exit_code == 1
@@ -337,7 +337,7 @@ async def test_an_error_with_bytes_that_are_no_text_is_stored(registry: Registry
     session = await join(registry)
     await place(registry, replica())
     error = b"bad \xff byte, \0 too".decode(errors="surrogateescape")
-    assert await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error=error)])
+    assert await registry.record_reports(NODE, session, [Report(REPLICA, Observed.FAILED, error=error)])
     assert (await stored(registry)).error == "bad ? byte, \ufffd too"
 
 
@@ -469,7 +469,7 @@ async def test_a_late_report_cant_undo_a_drain(registry: Registry) -> None:
     session = await join(registry)
     await place(registry, replica())
     await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.DRAIN),)))
-    await registry.observe(NODE, session, [Report(REPLICA, Observed.READY)])
+    await registry.record_reports(NODE, session, [Report(REPLICA, Observed.READY)])
     assert (await stored(registry)).desired == Desired.DRAIN
 
 
@@ -487,11 +487,11 @@ async def test_a_broken_replica_is_broken_for_every_gateway(registry: Registry) 
     await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1))
     async with bumping(registry, 1):
-        assert await registry.note_broken(REPLICA, "it hangs\0")
+        assert await registry.record_broken(REPLICA, "it hangs\0")
     async with bumping(registry, 0):
-        assert await registry.note_broken(REPLICA, "it is gone")
-    assert await registry.note_broken(OTHER_REPLICA, "nothing listens", lost=True)
-    assert not await registry.note_broken(ReplicaId("replica-3"), "who?")
+        assert await registry.record_broken(REPLICA, "it is gone")
+    assert await registry.record_broken(OTHER_REPLICA, "nothing listens", lost=True)
+    assert not await registry.record_broken(ReplicaId("replica-3"), "who?")
     state = await registry.read_state()
     assert state.replicas == {
         REPLICA: replica(broken="it hangs\ufffd"),
@@ -513,37 +513,37 @@ async def test_l13_the_audit_trail_tells_whose_plan_it_was(registry: Registry) -
 async def test_l15_another_gateway_leads_only_once_the_leaders_term_is_over(
     registry: Registry, clock: SettableClock
 ) -> None:
-    assert await registry.lead(GATEWAY, 10) == 1
+    assert await registry.acquire_or_renew(GATEWAY, 10) == 1
     clock.seconds += 9
     async with bumping(registry, 0):
-        assert await registry.lead(OTHER_GATEWAY, 10) is None
-        assert await registry.lead(GATEWAY, 10) == 1
+        assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) is None
+        assert await registry.acquire_or_renew(GATEWAY, 10) == 1
     clock.seconds += 9
-    assert await registry.lead(OTHER_GATEWAY, 10) is None
+    assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) is None
     clock.seconds += 2
     async with bumping(registry, 1):
-        assert await registry.lead(OTHER_GATEWAY, 10) == 2
+        assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) == 2
     state = await registry.read_state()
     assert (state.leader, state.epoch) == (OTHER_GATEWAY, 2)
-    assert await registry.lead(GATEWAY, 10) is None
+    assert await registry.acquire_or_renew(GATEWAY, 10) is None
 
 
 async def test_a_leader_whose_term_ran_out_goes_on_if_nobody_else_wanted_to(
     registry: Registry, clock: SettableClock
 ) -> None:
-    assert await registry.lead(GATEWAY, 10) == 1
+    assert await registry.acquire_or_renew(GATEWAY, 10) == 1
     clock.seconds += 1000
     async with bumping(registry, 0):
-        assert await registry.lead(GATEWAY, 10) == 1
-    assert await registry.lead(OTHER_GATEWAY, 10) is None
+        assert await registry.acquire_or_renew(GATEWAY, 10) == 1
+    assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) is None
 
 
 async def test_a_leader_that_leaves_makes_room_at_once(registry: Registry) -> None:
-    assert await registry.lead(GATEWAY, 10) == 1
+    assert await registry.acquire_or_renew(GATEWAY, 10) == 1
     await registry.leave(OTHER_GATEWAY)
-    assert await registry.lead(OTHER_GATEWAY, 10) is None
+    assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) is None
     await registry.leave(GATEWAY)
-    assert await registry.lead(OTHER_GATEWAY, 10) == 2
+    assert await registry.acquire_or_renew(OTHER_GATEWAY, 10) == 2
 
 
 # Bulletins
@@ -669,7 +669,7 @@ async def test_changes_leave_one_line_each_in_the_audit_trail(registry: Store, c
     await place(registry, replica())
     await fail_load(registry)
     clock.seconds = 1100.0
-    await registry.observe(NODE, session, [Report(REPLICA, Observed.FAILED, error="exit code 1")])
+    await registry.record_reports(NODE, session, [Report(REPLICA, Observed.FAILED, error="exit code 1")])
     await registry.apply(1, ControlWrite(set_desired=((REPLICA, Desired.STOP),)))
     await registry.apply(1, ControlWrite(delete=(REPLICA,)))
     await registry.declare_models([])

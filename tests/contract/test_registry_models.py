@@ -22,7 +22,7 @@ NEXT_SPEC = spec(source="api", context_size=4096)
 async def know(registry: Registry, of: ModelSpec = API_SPEC) -> None:
     """Everything that can be known of a model, is."""
     await registry.apply(await lead(registry), ControlWrite(set_failures=((MODEL, FAILURE),)))
-    assert await registry.note_requirement(MODEL, of.revision, ESTIMATE)
+    assert await registry.record_requirement(MODEL, of.revision, ESTIMATE)
     assert await registry.unload_model(MODEL)
 
 
@@ -170,34 +170,34 @@ async def test_w12_a_file_model_can_be_unloaded_and_an_unknown_one_can_not(regis
 async def test_an_estimate_is_kept_and_told_by_no_event(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
     async with bumping(registry, 1):
-        assert await registry.note_requirement(MODEL, API_SPEC.revision, ESTIMATE)
+        assert await registry.record_requirement(MODEL, API_SPEC.revision, ESTIMATE)
     assert await requirement(registry) == ESTIMATE
     assert [event.kind for event in await registry.read_events(9)] == ["model.declared"]
     async with bumping(registry, 0):
-        assert await registry.note_requirement(MODEL, API_SPEC.revision, ESTIMATE)
+        assert await registry.record_requirement(MODEL, API_SPEC.revision, ESTIMATE)
 
 
 async def test_p1_a_measurement_replaces_what_it_has_measured(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
-    await registry.note_requirement(MODEL, API_SPEC.revision, ESTIMATE)
-    assert await registry.note_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
+    await registry.record_requirement(MODEL, API_SPEC.revision, ESTIMATE)
+    assert await registry.record_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
     assert await requirement(registry) == replace(ESTIMATE, ram_bytes=25, measured=True)
 
 
 async def test_p1_an_estimate_does_not_replace_a_measurement(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
-    await registry.note_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
+    await registry.record_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
     async with bumping(registry, 0):
-        assert not await registry.note_requirement(MODEL, API_SPEC.revision, ESTIMATE)
-    assert await registry.note_requirement(MODEL, API_SPEC.revision, replace(MEASUREMENT, ram_bytes=27))
+        assert not await registry.record_requirement(MODEL, API_SPEC.revision, ESTIMATE)
+    assert await registry.record_requirement(MODEL, API_SPEC.revision, replace(MEASUREMENT, ram_bytes=27))
     assert await requirement(registry) == replace(MEASUREMENT, ram_bytes=27)
 
 
 async def test_a8_a_requirement_of_another_revision_is_void(registry: Registry) -> None:
     await registry.put_model(NEXT_SPEC)
     async with bumping(registry, 0):
-        assert not await registry.note_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
-        assert not await registry.note_requirement(spec("other").name, API_SPEC.revision, MEASUREMENT)
+        assert not await registry.record_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
+        assert not await registry.record_requirement(spec("other").name, API_SPEC.revision, MEASUREMENT)
     assert await requirement(registry) is None
 
 

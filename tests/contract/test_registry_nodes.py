@@ -201,8 +201,8 @@ async def test_h9_a_new_boot_id_supersedes_the_earlier_agents_session(registry: 
     await registry.register_node(registration(boot_id="boot-2"))
     async with bumping(registry, 0):
         assert not await registry.mark_node(NODE, session, UP)
-        assert not await registry.note_capacity(NODE, session, PAIR)
-        assert not await registry.observe(NODE, session, [])
+        assert not await registry.record_capacity(NODE, session, PAIR)
+        assert not await registry.record_reports(NODE, session, [])
     node = await stored_node(registry)
     assert (node.condition, node.since) == (OFF, 2000.0)
     assert await registry.join_node(hello(boot_id="boot-2"), GATEWAY) > node.session > session
@@ -376,8 +376,8 @@ async def test_h9_a_late_report_does_not_revive_a_node(registry: Registry) -> No
     session = await join(registry)
     await place(registry, replica())
     await leave(registry, session)
-    await registry.observe(NODE, session, [Report(REPLICA, Observed.FETCHING)])
-    await registry.note_capacity(NODE, session, PAIR)
+    await registry.record_reports(NODE, session, [Report(REPLICA, Observed.FETCHING)])
+    await registry.record_capacity(NODE, session, PAIR)
     assert (await stored_node(registry)).status == OFF
 
 
@@ -385,8 +385,10 @@ HolderWrite = Callable[[Registry, NodeId, int], Awaitable[bool]]
 HOLDER_WRITES: dict[str, HolderWrite] = {
     "mark_node": lambda registry, node_id, session: registry.mark_node(node_id, session, OFF),
     "mark_node, ended": lambda registry, node_id, session: registry.mark_node(node_id, session, UP, ended=True),
-    "note_capacity": lambda registry, node_id, session: registry.note_capacity(node_id, session, PAIR),
-    "observe": lambda registry, node_id, session: registry.observe(node_id, session, [Report(REPLICA, Observed.GONE)]),
+    "note_capacity": lambda registry, node_id, session: registry.record_capacity(node_id, session, PAIR),
+    "observe": lambda registry, node_id, session: registry.record_reports(
+        node_id, session, [Report(REPLICA, Observed.GONE)]
+    ),
 }
 
 
@@ -422,10 +424,10 @@ async def test_the_capacity_is_noted_with_what_follows_from_it(registry: Registr
     assert (await stored_node(registry)).free_vram_bytes == 11 * GIB
     less = replace(PAIR, gpus=(replace(PAIR.gpus[0], vram_free_bytes=15 * GIB), PAIR.gpus[1]), ram_free_bytes=7)
     async with bumping(registry, 1):
-        assert await registry.note_capacity(NODE, session, less)
+        assert await registry.record_capacity(NODE, session, less)
     node = await stored_node(registry)
     assert (node.capacity, node.free_vram_bytes, node.labels["gpu.count"]) == (less, 6 * GIB, "2")
-    await registry.note_capacity(NODE, session, UNKNOWN)
+    await registry.record_capacity(NODE, session, UNKNOWN)
     node = await stored_node(registry)
     assert (node.capacity, node.free_vram_bytes, node.labels) == (UNKNOWN, None, {"node.name": node.name})
 
@@ -433,14 +435,14 @@ async def test_the_capacity_is_noted_with_what_follows_from_it(registry: Registr
 async def test_a_capacity_that_changes_nothing_is_no_version(registry: Registry) -> None:
     session = await join(registry, hello(capacity=PAIR))
     async with bumping(registry, 0):
-        assert await registry.note_capacity(NODE, session, PAIR)
+        assert await registry.record_capacity(NODE, session, PAIR)
 
 
 async def test_a_capacity_is_a_version_but_no_event(registry: Store) -> None:
     session = await join(registry)
     before = await registry.read_events(100)
     async with bumping(registry, 1):
-        await registry.note_capacity(NODE, session, PAIR)
+        await registry.record_capacity(NODE, session, PAIR)
     assert await registry.read_events(100) == before
 
 
@@ -450,7 +452,7 @@ async def test_a_waiter_hears_of_a_capacity(registry: Registry) -> None:
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(registry.wait_newer, version)
-            await registry.note_capacity(NODE, session, PAIR)
+            await registry.record_capacity(NODE, session, PAIR)
 
 
 # An admin's wishes
@@ -539,7 +541,7 @@ async def test_an_admins_wishes_outlive_sessions_and_restarts(registry: Registry
     await registry.edit_node(NODE, wishes)
     for boot_id in ("boot-1", "boot-2"):
         session = await join(registry, hello(boot_id=boot_id, labels={"tier": "gpu"}))
-        await registry.note_capacity(NODE, session, PAIR)
+        await registry.record_capacity(NODE, session, PAIR)
         node = await stored_node(registry)
         assert (node.approved, node.draining, node.status) == (False, True, NodeStatus.PENDING)
         assert (node.labels["tier"], node.max_replicas_per_model, node.free_vram_bytes) == ("a", 5, 1 * GIB)
@@ -611,7 +613,7 @@ async def test_odd_characters_break_no_store(registry: Registry, odd: str) -> No
     assert await registry.edit_node(NODE, NodeEdit(overrides=overrides))
     async with bumping(registry, 0):
         assert (await registry.register_node(registration(name=odd))).status == UP
-        assert await registry.note_capacity(NODE, session, introduction.capacity)
+        assert await registry.record_capacity(NODE, session, introduction.capacity)
         assert await registry.edit_node(NODE, NodeEdit(overrides=overrides))
     node = await stored_node(registry)
     clean = odd.replace("\0", "\ufffd").replace("\ud800", "?")

@@ -82,10 +82,10 @@ class FakeLoads:
     def __init__(self) -> None:
         self.wanted: dict[ModelName, trio.Event] = {}
 
-    def want(self, model: ModelName) -> None:
+    def request(self, model: ModelName) -> None:
         self.wanted[model] = trio.Event()
 
-    def drop(self, model: ModelName) -> None:
+    def cancel(self, model: ModelName) -> None:
         if (over := self.wanted.pop(model, None)) is not None:
             over.set()
 
@@ -130,7 +130,7 @@ class Front:
             loads=self.load_table.statistics,
             queues=self.admission.statistics,
             clock=lambda: NOW + 60,
-            own_wish=lambda model: model in self.loads.wanted,
+            own_load_request=lambda model: model in self.loads.wanted,
             own_url=lambda: self.url,
         )
         parts = HttpParts(

@@ -63,7 +63,7 @@ class HealthBench:
     sessions: dict[NodeId, FakeSession] = field(default_factory=dict)
     judges: bool = True
     """Whether nodes without a session here are for this gateway to judge."""
-    rests: bool = False
+    is_paused: bool = False
     """The registry is away."""
     broken: dict[ReplicaId, tuple[float, str]] = field(default_factory=dict)
     """When the monitor said so first (trio clock, seconds), and why."""
@@ -76,9 +76,9 @@ class HealthBench:
             sessions=lambda: self.sessions,
             probe=self.probe,
             token_of=lambda who: f"t-{who}",
-            note_broken=self._note_broken,
-            is_judge_of=lambda _node: self.judges,
-            rests=lambda: self.rests,
+            report_broken=self._note_broken,
+            is_responsible_for=lambda _node: self.judges,
+            is_paused=lambda: self.is_paused,
         )
 
     def _note_broken(self, replica_id: ReplicaId, because: str) -> None:
@@ -135,7 +135,7 @@ class HealthBench:
         await self.registry.apply(await lead(self.registry), ControlWrite(create=tuple(rows)))
         reports = [Report(each, observed, address=Address(f"127.0.0.1:{each}")) for each in replica_ids]
         session = (await self.registry.read_state()).nodes[node_id].session
-        await self.registry.observe(node_id, session, reports)
+        await self.registry.record_reports(node_id, session, reports)
         await trio.testing.wait_all_tasks_blocked()
 
 

@@ -39,8 +39,8 @@ class FleetRegistry(SimRegistry):
     def disturbed_until(self) -> float:
         return max(self.away_until, self.slow_until)
 
-    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
-        epoch = await super().lead(gateway_id, term_seconds)
+    async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        epoch = await super().acquire_or_renew(gateway_id, term_seconds)
         if epoch is not None:
             self._note_leader(epoch, gateway_id)
         return epoch

@@ -26,14 +26,14 @@ class StatusSource:
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
     clock: Callable[[], float]
     """Seconds of the registry's clock: ages are told by it (H11)."""
-    own_wish: Callable[[ModelName], bool] = lambda _model: False
+    own_load_request: Callable[[ModelName], bool] = lambda _model: False
     """Whether somebody has asked for a load here that has come to nothing yet."""
     own_url: Callable[[], str] = str
     """Where other gateways reach this one; empty: nowhere."""
 
     def requested(self, model: ModelName) -> bool:
         """Whether somebody has asked for a load that has come to nothing yet, or another gateway's requests wait."""
-        return self.own_wish(model) or any(
+        return self.own_load_request(model) or any(
             demand.model == model for peer in self.fleet.peers.peers.values() for demand in peer.demand
         )
 

@@ -34,10 +34,10 @@ VIEW_SECONDS: Final = 2.0
 class Loads(Protocol):
     """Loads that were asked for at this gateway and have come to nothing yet."""
 
-    def want(self, model: ModelName) -> None:
+    def request(self, model: ModelName) -> None:
         """Ask for a load of the model, as a request for it would; nothing happens if a replica already serves."""
 
-    def drop(self, model: ModelName) -> None:
+    def cancel(self, model: ModelName) -> None:
         """It is not asked for any more."""
 
     async def wait_over(self, model: ModelName) -> None:
@@ -86,14 +86,14 @@ class ModelService:
                 raise ModelNotFound(name)
         except DeclaredInFile as error:
             raise _declared_in_file(name) from error
-        self.loads.drop(name)
+        self.loads.cancel(name)
         await self._follow(await self.registry.read_state())
         return json_response({"removed": name})
 
     async def load(self, name: ModelName, wait_seconds: float) -> Response:
         """202 until it has come to something, if anybody waits for that."""
         await self._find(name)
-        self.loads.want(name)
+        self.loads.request(name)
         is_over = False
         with trio.move_on_after(wait_seconds):
             await self.loads.wait_over(name)
@@ -108,7 +108,7 @@ class ModelService:
         spec = await self._find(name)
         if spec.min_replicas or spec.on_every_node:
             raise _always_loaded(spec)
-        self.loads.drop(name)
+        self.loads.cancel(name)
         if not await self.registry.unload_model(name):
             raise ModelNotFound(name)
         return await self._answer(name)

@@ -46,7 +46,7 @@ class PeerStatePublisher:
     loads: LoadTracker
     admission: Admission
     waiting: Callable[[], Mapping[ModelName, Waiting]]
-    watch: LoadProgress
+    load_progress: LoadProgress
     leadership: LeaderElection
     outcome: PlanOutcome
     planner_wake: Wake
@@ -81,7 +81,7 @@ class PeerStatePublisher:
             url=self.url(),
             secret_fingerprint=self.secret_fingerprint,
             uses=self._uses(last),
-            progress=self.watch.all_progress(trio.current_time()),
+            progress=self.load_progress.all_progress(trio.current_time()),
             pending=self.outcome.pending if leads else NOTHING,
             unsatisfiable=self.outcome.unsatisfiable if leads else NOTHING,
         )

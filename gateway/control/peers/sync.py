@@ -112,10 +112,10 @@ class PeerSync:
         self._retry_seconds = min(2 * self._retry_seconds, RETRY_MAX_SECONDS)
         if self._silence_ends_at <= retry_at:
             await trio.sleep_until(self._silence_ends_at)
-            self._note_cut_off()
+            self._apply_cut_off()
         await trio.sleep_until(retry_at)
 
-    def _note_cut_off(self) -> None:
+    def _apply_cut_off(self) -> None:
         log.error("fleet.cut_off", seconds=round(trio.current_time() - self._synced_at, 1))
         self._is_cut_off = True
         self.peers.forget_what_others_have()

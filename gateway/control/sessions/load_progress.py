@@ -27,7 +27,7 @@ class _Load:
     fetch_from: tuple[float, int] | None = None
     """When the first number of bytes was told, and how many."""
 
-    def take(self, report: Report, now: float) -> None:
+    def update(self, report: Report, now: float) -> None:
         self.newest = report
         if self.fetch_from is None and report.done_bytes is not None:
             self.fetch_from = now, report.done_bytes
@@ -55,13 +55,13 @@ class LoadProgress:
         self._ended: set[ReplicaId] = set()
         """A report may come again: each load ends once."""
 
-    def note(self, report: Report, now: float) -> None:
+    def record(self, report: Report, now: float) -> None:
         """A replica that is not at its end, as far as the registry knows, has reported."""
         replica_id = report.replica_id
         if replica_id in self._ended:
             return
         if report.observed in COMING_UP:
-            self._loads.setdefault(replica_id, _Load(now, report)).take(report, now)
+            self._loads.setdefault(replica_id, _Load(now, report)).update(report, now)
             return
         self._ended.add(replica_id)
         load = self._loads.pop(replica_id, None)

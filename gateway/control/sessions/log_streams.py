@@ -36,15 +36,15 @@ class LogStreams:
         self._readers[number] = send
         try:
             async with receive:
-                await self._tell(TailLogs(number, replica_id, lines, follow))
+                await self._send(TailLogs(number, replica_id, lines, follow))
                 yield receive
         finally:
             if self._readers.pop(number, None) is not None:
                 self._skipped.pop(number, None)
                 with trio.move_on_after(END_SECONDS, shield=True):
-                    await self._tell(EndTail(number))
+                    await self._send(EndTail(number))
 
-    async def _tell(self, message: TailLogs | EndTail) -> None:
+    async def _send(self, message: TailLogs | EndTail) -> None:
         try:
             await self._to_worker.send(message)
         except (trio.BrokenResourceError, trio.ClosedResourceError):

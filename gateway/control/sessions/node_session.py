@@ -82,11 +82,11 @@ class SessionSettings:
     token_of: Callable[[ReplicaId], str]
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
     """Asks one replica at its advertised address; never raises."""
-    note_broken: Callable[[ReplicaId, str], None]
+    report_broken: Callable[[ReplicaId, str], None]
     heartbeat_seconds: float
     node_changed: Callable[[], None]
     """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
-    watch: LoadProgress = field(default_factory=LoadProgress)
+    load_progress: LoadProgress = field(default_factory=LoadProgress)
 
 
 class NodeSession:
@@ -124,7 +124,7 @@ class NodeSession:
         """What replicas take, as far as that is not in the registry yet."""
         self._written = Wake()
         self._pace = TokenBucket(WRITES_PER_SECOND, WRITES_BURST)
-        self._ready_check = ReadinessGate(settings.probe, self._target_of, self._put, settings.note_broken)
+        self._readiness_gate = ReadinessGate(settings.probe, self._target_of, self._put, settings.report_broken)
 
     @property
     def has_left(self) -> bool:
@@ -148,13 +148,13 @@ class NodeSession:
         problems: list[SessionOver] = []
         try:
             async with trio.open_nursery() as nursery:
-                for task in (self._run_desired, self._run_heartbeats, self._run_writer, self._ready_check.run):
+                for task in (self._run_desired, self._run_heartbeats, self._run_writer, self._readiness_gate.run):
                     nursery.start_soon(self._run_until_over, task, problems, nursery.cancel_scope)
                 for report in self._hello.replicas:
-                    self._take_report(report)
+                    self._handle_report(report)
                 async for message in self._from_worker:
                     self.last_contact_at = trio.current_time()
-                    self._take(message)
+                    self._handle(message)
                 nursery.cancel_scope.cancel()
         finally:
             self.tails.close()
@@ -175,10 +175,10 @@ class NodeSession:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             scope.cancel()  # the worker's end is closed; what it sent before has been lost or is in the registry
 
-    def _take(self, message: FromWorker) -> None:
+    def _handle(self, message: FromWorker) -> None:
         match message:
             case Report():
-                self._take_report(message)
+                self._handle_report(message)
             case Capacity():
                 self._capacity = message
                 self._written.set()
@@ -191,35 +191,35 @@ class NodeSession:
             case Heartbeat():
                 pass
 
-    def _take_report(self, report: Report) -> None:
+    def _handle_report(self, report: Report) -> None:
         (self._living.discard if report.observed in FINAL else self._living.add)(report.replica_id)
-        self._ready_check.forget(report.replica_id)
+        self._readiness_gate.forget(report.replica_id)
         stored = self._stored(report.replica_id)
         if report.observed is Observed.FAILED and stored is not None and stored.observed in UP:
             # What was up can't fail to come up. It may still run, so it is ended as one that is of no use (L8).
-            self._settings.note_broken(report.replica_id, report.error or "its worker says that it failed")
+            self._settings.report_broken(report.replica_id, report.error or "its worker says that it failed")
         elif report.observed is Observed.READY:
-            self._take_ready(report, stored)
+            self._handle_ready(report, stored)
         else:
             self._put(report)
 
-    def _take_ready(self, report: Report, stored: Replica | None) -> None:
+    def _handle_ready(self, report: Report, stored: Replica | None) -> None:
         """Asks the replica, unless it has answered at this very address before."""
         address = report.address or (stored.address if stored is not None else None)
         if address is None:
             self._put(Report(report.replica_id, Observed.FAILED, error="its worker calls it ready at no address"))
         elif stored is not None and stored.observed is Observed.READY and stored.address == address:
             self._put(report)
-        elif len(self._ready_check) >= UNWRITTEN_MAX:
+        elif len(self._readiness_gate) >= UNWRITTEN_MAX:
             self.end(f"its worker calls more than {UNWRITTEN_MAX} replicas ready at a time")
         else:
-            self._ready_check.ask(replace(report, address=address))
+            self._readiness_gate.ask(replace(report, address=address))
 
     def _put(self, report: Report) -> None:
         """To be written, unless it only says how far a fetch is: that is watched and not stored."""
         replica = self._stored(report.replica_id)
         if replica is not None and replica.observed not in FINAL:
-            self._settings.watch.note(report, trio.current_time())
+            self._settings.load_progress.record(report, trio.current_time())
             if report.observed is Observed.FETCHING and replica.observed is Observed.FETCHING:
                 return
             self._measure(report, replica)
@@ -295,17 +295,17 @@ class NodeSession:
     async def _write(self) -> None:
         """Writes all that is unwritten; what fails stays so. Raises `RegistryError`, `SessionOver`."""
         batch, registry = tuple(self._unwritten.values()), self._settings.registry
-        written = not batch or await registry.observe(self.node_id, self.number, batch)
+        written = not batch or await registry.record_reports(self.node_id, self.number, batch)
         for report in batch:
             if self._unwritten.get(report.replica_id) is report:
                 del self._unwritten[report.replica_id]
         if written and (capacity := self._capacity) is not None:
-            written = await registry.note_capacity(self.node_id, self.number, capacity)
+            written = await registry.record_capacity(self.node_id, self.number, capacity)
             if self._capacity is capacity:
                 self._capacity = None
         if not written:
             raise SessionOver(SUPERSEDED)
         for (model, revision), requirement in tuple(self._measured.items()):
-            await registry.note_requirement(model, revision, requirement)
+            await registry.record_requirement(model, revision, requirement)
             if self._measured.get((model, revision)) is requirement:
                 del self._measured[model, revision]

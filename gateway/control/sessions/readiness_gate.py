@@ -30,7 +30,7 @@ class ReadinessGate:
     target_of: Callable[[Report], Target | None]
     """None: nobody knows the replica yet, or any more."""
     accept: Callable[[Report], None]
-    note_broken: Callable[[ReplicaId, str], None]
+    report_broken: Callable[[ReplicaId, str], None]
     _asked: dict[ReplicaId, trio.CancelScope] = field(default_factory=dict, init=False)
     _waiting: list[Report] = field(default_factory=list, init=False)
     _wake: Wake = field(default_factory=Wake, init=False)
@@ -74,7 +74,7 @@ class ReadinessGate:
                         break
                     await trio.sleep(PAUSE_SECONDS)
             if outcome is not None and outcome is not ProbeOutcome.ALIVE:
-                self.note_broken(
+                self.report_broken(
                     report.replica_id,
                     f"its worker calls it ready, but from this gateway it is {outcome} at {report.address}; "
                     "worker.advertise has to name a host that gateways reach",

@@ -59,7 +59,7 @@ class Sessions:
                 raise
             finally:
                 with trio.move_on_after(LEAVE_SECONDS, shield=True):
-                    await self._leave(session, gone=ends_with_us or session.has_left)
+                    await self._end_session(session, gone=ends_with_us or session.has_left)
 
     @contextmanager
     def _holding(self, session: NodeSession) -> Iterator[None]:
@@ -74,7 +74,7 @@ class Sessions:
                 del self.open[session.node_id]
             self.settings.node_changed()
 
-    async def _leave(self, session: NodeSession, *, gone: bool) -> None:
+    async def _end_session(self, session: NodeSession, *, gone: bool) -> None:
         """A worker that said goodbye is offline at once; one whose session broke stays what it was for now."""
         condition = NodeStatus.OFFLINE if gone else None
         try:
@@ -83,7 +83,7 @@ class Sessions:
             log.warning("session.end_not_written", node=session.node_id, error=str(error))
         log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
 
-    def send_away(self, why: str) -> None:
+    def end_all(self, why: str) -> None:
         """Workers of other machines are told, and look for another gateway. The embedded one has no other."""
         for session in self.open.values():
             if not session.is_embedded:

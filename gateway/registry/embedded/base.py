@@ -48,14 +48,14 @@ class EmbeddedStore(Store):
         if self._leader.gateway_id == gateway_id:
             self._leader = replace(self._leader, expires_at=0.0)
 
-    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+    async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Takes or renews the leader's term. Returns the epoch; None if another gateway's term is not over."""
-        epoch = await super().lead(gateway_id, term_seconds)
+        epoch = await super().acquire_or_renew(gateway_id, term_seconds)
         if epoch is not None:
             self._leader = LeaderTerm(gateway_id, epoch, self._clock() + term_seconds)
         return epoch
 
-    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:  # noqa: ARG002 - `lead` does
+    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:  # noqa: ARG002 - `acquire_or_renew` does
         await trio.lowlevel.checkpoint()
         return self._leader.epoch if self._leader.gateway_id == gateway_id else None
 

@@ -62,5 +62,5 @@ class MemoryRegistry(EmbeddedStore):
         if changes:
             self._tables = replace(stored, version=self._version + 1)
             self._events.extend(changes.events)
-            self._grow(self._version + 1)
+            self._advance_version(self._version + 1)
         return Outcome(before, after, changed=bool(changes))

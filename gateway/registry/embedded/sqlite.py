@@ -65,7 +65,7 @@ async def open_sqlite_registry(
     path = database_path(url)
     file = await trio.to_thread.run_sync(SqliteFile.open, path)
     try:
-        version, unreadable = await trio.to_thread.run_sync(_look, file)
+        version, unreadable = await trio.to_thread.run_sync(_load_version, file)
         if unreadable:
             log.warning(
                 "registry.models_unreadable", registry=str(path), models=unreadable, cause="written by a newer gateway"
@@ -102,7 +102,7 @@ class SqliteRegistry(EmbeddedStore):
         epoch: int | None = None,
     ) -> Outcome[After]:
         outcome, version = await self._run(method, partial(self._decide, decide, epoch))
-        self._grow(version)
+        self._advance_version(version)
         return outcome
 
     def _decide(
@@ -127,7 +127,7 @@ class SqliteRegistry(EmbeddedStore):
         return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
 
 
-def _look(file: SqliteFile) -> tuple[int, list[str]]:
+def _load_version(file: SqliteFile) -> tuple[int, list[str]]:
     with file.transaction("DEFERRED") as transaction:
         tables = _RowReader().tables(transaction)
         return tables.version, sorted(tables.unreadable)

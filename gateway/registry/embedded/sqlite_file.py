@@ -83,7 +83,7 @@ class SqliteFile:
         lock = _lock(path)
         try:
             _keep_private(path)
-            with _told_by_name(path):
+            with _named_by_link(path):
                 return cls(path, lock, _connect(path))
         except BaseException:
             os.close(lock)
@@ -92,7 +92,7 @@ class SqliteFile:
     def close(self) -> None:
         """Closes the database and releases the lock on its file. Raises `RegistryError` if SQLite can't close it."""
         try:
-            with _told_by_name(self.path):
+            with _named_by_link(self.path):
                 self._connection.close()
         finally:
             os.close(self._lock)
@@ -100,7 +100,7 @@ class SqliteFile:
     @contextmanager
     def transaction(self, mode: str = "IMMEDIATE") -> Iterator[SqliteTransaction]:
         """All or nothing: an exception inside rolls back. Raises `RegistryError` for what SQLite can't do."""
-        with _told_by_name(self.path):
+        with _named_by_link(self.path):
             self._connection.execute(f"BEGIN {mode}")
             try:
                 yield SqliteTransaction(self._connection)
@@ -194,7 +194,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _told_by_name(path: Path) -> Iterator[None]:
+def _named_by_link(path: Path) -> Iterator[None]:
     """SQLite's errors as `RegistryError`, with the file and, where there is one, the remedy."""
     try:
         yield

@@ -34,15 +34,16 @@ FROM state_version
 
 
 class VersionListener:
-    """Calls `note_version`, on the asyncio side, with versions that the state has reached; each may come late or twice.
+    """Calls `advance_version`, on the asyncio side, with versions that the state has reached; each may come late or
+    twice.
 
     One is never missed for longer than `ASK_EVERY_SECONDS` while the server answers.
     """
 
-    def __init__(self, url: str, note_version: Callable[[int], None]) -> None:
+    def __init__(self, url: str, advance_version: Callable[[int], None]) -> None:
         self._url = url
         self._server = server_of(url)
-        self._note_version = note_version
+        self._advance_version = advance_version
         self._pause_seconds = RETRY_FIRST_SECONDS
         self._is_lost = False
         self._is_deaf = False
@@ -71,10 +72,10 @@ class VersionListener:
         ended = asyncio.Event()
         try:
             connection.add_termination_listener(lambda _: ended.set())
-            await connection.add_listener(CHANNEL, self._hear)
+            await connection.add_listener(CHANNEL, self._apply_notification)
             while not ended.is_set():
                 await self._ask_aio(connection)
-                self._note_success()
+                self._record_success()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ASK_EVERY_SECONDS):
                         await ended.wait()
@@ -85,19 +86,19 @@ class VersionListener:
         # Behind a transaction pooler, what belongs together has to be one transaction.
         async with connection.transaction():
             (row,) = await connection.fetch(ASK)
-        self._note_version(row["version"])
+        self._advance_version(row["version"])
         # A pooler answers for the process that it has at hand, under a number that it has made up.
         is_deaf = not row["is_listening"] or row["pid"] != connection.get_server_pid()
         if is_deaf and not self._is_deaf:
             log.warning("registry.listener_stalled", remedy="let registry.listen_url name the server, not a pooler")
         self._is_deaf = is_deaf
 
-    def _note_success(self) -> None:
+    def _record_success(self) -> None:
         self._pause_seconds = RETRY_FIRST_SECONDS
         if self._is_lost:
             log.info("registry.listener_back")
         self._is_lost = False
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
+    def _apply_notification(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
         with suppress(ValueError):  # anybody may notify
-            self._note_version(int(str(payload)))
+            self._advance_version(int(str(payload)))

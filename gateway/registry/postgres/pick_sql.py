@@ -26,7 +26,7 @@ from typing import Final
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.registry.postgres.sql import now
-from gateway.registry.rows import BUDGET_KEYS, SAID_KEYS, SPEC_KEYS
+from gateway.registry.rows import BUDGET_KEYS, DECLARATION_KEYS, SPEC_KEYS
 
 
 def _has_only(document: str, keys: frozenset[str]) -> str:
@@ -49,7 +49,7 @@ _SPEC_IS_READABLE: Final = f"""
 """
 _NODE_IS_READABLE: Final = " AND ".join(
     f"""
-    {_has_only(f"n.{column}", SAID_KEYS)}
+    {_has_only(f"n.{column}", DECLARATION_KEYS)}
     AND (coalesce(json_typeof(n.{column} -> 'vram_budget'), 'null') <> 'object'
          OR {_has_only(f"(n.{column} -> 'vram_budget')", BUDGET_KEYS)})
     """

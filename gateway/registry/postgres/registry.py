@@ -78,9 +78,9 @@ async def open_postgres_registry(
     async with open_postgres_pool(bridge, url, size=pool_size) as pool:
         await (migrate(pool) if apply_migrations else check_schema(pool))
         registry = PostgresRegistry(pool, clock, make_id)
-        await registry.look()
+        await registry.load_version()
         pool.statements.clear()
-        listener = VersionListener(listen_url or url, registry.note_version)
+        listener = VersionListener(listen_url or url, registry.advance_version)
         async with bridge.open_task(listener.run_aio):
             yield registry
 
@@ -97,11 +97,11 @@ class PostgresRegistry(Store):
         self._server_clock = RegistryClock()
         self._lost_version = -1
         """Versions up to this one, and above the present one, were read of a past that is no more."""
-        self._conversations: dict[GatewayId, PeerStateCache] = {}
+        self._peer_caches: dict[GatewayId, PeerStateCache] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0
 
-    async def look(self) -> None:
+    async def load_version(self) -> None:
         """Learns the time and the version, and says what it can't read."""
         tables, _ = await self._pool.transaction("look", Mode.SHARED, self._read_state_aio)
         if tables.unreadable:
@@ -112,9 +112,9 @@ class PostgresRegistry(Store):
                 cause="written by a newer gateway",
             )
 
-    def note_version(self, version: int) -> None:
+    def advance_version(self, version: int) -> None:
         """The version is at least this one."""
-        self._grow(version)
+        self._advance_version(version)
 
     async def now(self) -> float:
         """Returns the server's clock, read last and counted on since, in seconds since the epoch; without I/O (H11)."""
@@ -139,10 +139,10 @@ class PostgresRegistry(Store):
 
         The same transaction now and then deletes rows of dead gateways and ends stalled database sessions.
         """
-        conversation = self._conversations.setdefault(peer_state.gateway_id, PeerStateCache(peer_state.gateway_id))
+        cache = self._peer_caches.setdefault(peer_state.gateway_id, PeerStateCache(peer_state.gateway_id))
 
         async def exchange_aio(transaction: PostgresTransaction) -> PeerStates:
-            peer_states = await conversation.exchange_aio(transaction, peer_state, ttl_seconds, self._test_time())
+            peer_states = await cache.exchange_aio(transaction, peer_state, ttl_seconds, self._test_time())
             await self._forget_dead_aio(transaction, peer_states.now)
             await self._end_stopped_aio(transaction, peer_states.now)
             return peer_states
@@ -152,7 +152,7 @@ class PostgresRegistry(Store):
         self._server_clock.update(peer_states.now)
         if peer_states.version < known:
             self._set_back(peer_states.version)
-        self._grow(peer_states.version)
+        self._advance_version(peer_states.version)
         return peer_states
 
     async def wait_newer(self, version: int) -> None:
@@ -163,7 +163,7 @@ class PostgresRegistry(Store):
                 raise RegistryError(
                     f"{self._pool.server} is at an earlier version than it was: it was restored or replaced"
                 )
-            await self._grown.wait()
+            await self._advanced.wait()
 
     def _set_back(self, version: int) -> None:
         """A standby took over that had not heard of the last commits, or a backup was restored."""
@@ -200,7 +200,7 @@ class PostgresRegistry(Store):
     ) -> Outcome[After]:
         work = partial(self._decide_aio, decide, scope, epoch)
         outcome = await self._pool.transaction(method, Mode.CONTROL, work)
-        self._grow(outcome.before.version + outcome.changed)
+        self._advance_version(outcome.before.version + outcome.changed)
         return outcome
 
     async def _decide_aio(
@@ -221,7 +221,7 @@ class PostgresRegistry(Store):
     async def _read_state_aio(self, transaction: PostgresTransaction) -> tuple[Tables, list[Demand]]:
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())
         self._server_clock.update(row["now"])
-        self._grow(row["version"])
+        self._advance_version(row["version"])
         return self._reader.tables(row, is_whole=True), demand_of(row)
 
     async def _forget_dead_aio(self, transaction: PostgresTransaction, now: float) -> None:

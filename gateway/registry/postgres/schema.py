@@ -69,7 +69,7 @@ async def migrate(pool: PostgresPool) -> tuple[int, ...]:
 
     Raises `RegistryError` when the server is too old, the tables too new, or a right is missing.
     """
-    found = await pool.transaction(METHOD, Mode.PLAIN, partial(_look_aio, server=pool.server))
+    found = await pool.transaction(METHOD, Mode.PLAIN, partial(_load_version_aio, server=pool.server))
     missing = migrations()[found.version :]
     done = [await pool.transaction(METHOD, Mode.PLAIN, partial(_apply_aio, each), BOUNDS) for each in missing]
     return tuple(each.number for each, applied in zip(missing, done, strict=True) if applied)
@@ -77,7 +77,7 @@ async def migrate(pool: PostgresPool) -> tuple[int, ...]:
 
 async def check_schema(pool: PostgresPool) -> None:
     """Raises `RegistryError` unless this gateway can work with the tables as they are."""
-    found = await pool.transaction(METHOD, Mode.PLAIN, partial(_look_aio, server=pool.server))
+    found = await pool.transaction(METHOD, Mode.PLAIN, partial(_load_version_aio, server=pool.server))
     if found.version < len(migrations()):
         known = len(migrations())
         raise RegistryError(
@@ -85,7 +85,7 @@ async def check_schema(pool: PostgresPool) -> None:
         )
 
 
-async def _look_aio(transaction: PostgresTransaction, server: str) -> Schema:
+async def _load_version_aio(transaction: PostgresTransaction, server: str) -> Schema:
     row = await transaction.row_aio(
         "SELECT current_setting('server_version_num')::int / 10000 AS server, current_schema() AS schema"
     )

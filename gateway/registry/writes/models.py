@@ -55,7 +55,9 @@ def unloaded(tables: Tables, name: ModelName, now: float) -> Tables | None:
     return None if row is None else _with(tables, replace(row, unload_at=now))
 
 
-def requirement_noted(tables: Tables, name: ModelName, revision: Revision, requirement: Requirement) -> Tables | None:
+def requirement_recorded(
+    tables: Tables, name: ModelName, revision: Revision, requirement: Requirement
+) -> Tables | None:
     """None: of another revision, or it knows less than what is stored."""
     row = tables.models.get(name)
     if row is None or row.spec.revision != revision:
@@ -63,16 +65,16 @@ def requirement_noted(tables: Tables, name: ModelName, revision: Revision, requi
     known = row.requirement or UNKNOWN_REQUIREMENT
     if known.measured and not requirement.measured:
         return None
-    said = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
-    told = {name: value for name, value in said.items() if value is not None}
+    changes = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
+    told = {name: value for name, value in changes.items() if value is not None}
     return _with(tables, replace(row, requirement=replace(known, **told)))
 
 
 def _storable_spec(spec: ModelSpec, source: Literal["file", "api"]) -> ModelSpec:
-    said: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(ModelSpec)}
-    texts = {name: storable(value) for name, value in said.items() if isinstance(value, str)}
+    changes: dict[str, Any] = {field.name: getattr(spec, field.name) for field in fields(ModelSpec)}
+    texts = {name: storable(value) for name, value in changes.items() if isinstance(value, str)}
     mappings = {"options": _storable_texts(spec.options), "selector": _storable_texts(spec.selector)}
-    return ModelSpec(**{**said, **texts, **mappings, "source": source, "artifact": without_user(texts["artifact"])})
+    return ModelSpec(**{**changes, **texts, **mappings, "source": source, "artifact": without_user(texts["artifact"])})
 
 
 def _storable_texts(texts: Mapping[str, str]) -> Mapping[str, str]:

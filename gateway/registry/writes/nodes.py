@@ -168,7 +168,7 @@ def marked(
     return _with(tables, replace(row, node=replace(node, gateway_id=None) if ended else node))
 
 
-def noted(tables: Tables, node_id: NodeId, session: int, capacity: Capacity) -> Tables | None:
+def capacity_recorded(tables: Tables, node_id: NodeId, session: int, capacity: Capacity) -> Tables | None:
     """None: the session is not the node's newest (H9)."""
     row = held(tables, node_id, session)
     if row is None:

@@ -21,7 +21,9 @@ from gateway.registry.writes.nodes import held
 REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
 
 
-def observed(tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float) -> Tables | None:
+def reports_recorded(
+    tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float
+) -> Tables | None:
     """The reports, in order, are written over what is stored. None: the session is not the node's newest (H9).
 
     A node speaks for its own replicas only: a report about another node's replica is one about an unknown replica.
@@ -43,7 +45,7 @@ def _reported(replica: Replica, report: Report, now: float) -> Replica:
     return replace(replica, observed=report.observed, since=since, **told)
 
 
-def led(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
+def term_acquired(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
     """`gateway_id` leads until `until`; the epoch is a new one unless it led already. None: another one leads."""
     leader = tables.leadership
     if leader.gateway_id == gateway_id:

@@ -45,7 +45,7 @@ async def place(registry: PostgresRegistry, slots: int) -> None:
     """Four idle replicas of `MODEL`."""
     session = await join(registry)
     await registry.declare_models([spec()])
-    epoch = await registry.lead(GATEWAY, TTL_SECONDS)
+    epoch = await registry.acquire_or_renew(GATEWAY, TTL_SECONDS)
     assert epoch is not None
     rows = [
         replica(
@@ -202,8 +202,8 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(pool.transaction, "claim", Mode.SHARED, hold_aio, HELD)
                 await counted.wait()
-                assert await other.note_capacity(NODE, session, replace(UNKNOWN, ram_bytes=1))
-                assert await other.note_broken(REPLICAS[0], "of no use")
+                assert await other.record_capacity(NODE, session, replace(UNKNOWN, ram_bytes=1))
+                assert await other.record_broken(REPLICAS[0], "of no use")
                 assert (await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)).peers[GATEWAY].leases == {}
                 assert (await other.read_state()).nodes[NODE].capacity.ram_bytes == 1
                 go_on.set()

@@ -39,7 +39,7 @@ async def live(registry: PostgresRegistry, gateway_id: GatewayId, rounds: int) -
         assert peer_states.version <= state.version == len(state.models) + state.epoch
         assert ModelName(name) in state.models
         assert gateway_id not in peer_states.peers
-        await registry.lead(gateway_id, 60)
+        await registry.acquire_or_renew(gateway_id, 60)
 
 
 async def test_l16_two_gateways_with_eight_connections_share_two_of_the_server(

@@ -84,7 +84,7 @@ async def test_r10_twenty_claims_of_a_node_with_four_slots_are_four_rows(
 ) -> None:
     async with open_two(bridge, migrated_postgres_url) as both:
         await join(both[0])
-        epoch = await both[0].lead(GATEWAY, 60)
+        epoch = await both[0].acquire_or_renew(GATEWAY, 60)
         assert epoch is not None
 
         async def claim(number: int) -> None:
@@ -180,14 +180,14 @@ async def test_l13_an_epoch_that_was_taken_over_while_its_plan_waited_writes_not
         open_postgres_pool(bridge, migrated_postgres_url) as pool,
     ):
         await join(old)
-        assert await old.lead(GATEWAY, 0) == 1
+        assert await old.acquire_or_renew(GATEWAY, 0) == 1
 
         async def plan() -> None:
             with pytest.raises(StaleEpoch):
                 await old.apply(1, ControlWrite(create=(replica(),)))
 
         async with trio.open_nursery() as nursery, held_open(pool, Mode.CONTROL):
-            nursery.start_soon(new.lead, OTHER_GATEWAY, 60)
+            nursery.start_soon(new.acquire_or_renew, OTHER_GATEWAY, 60)
             await until_waiting(pool, 1)
             nursery.start_soon(plan)
             await until_waiting(pool, 2)
@@ -202,11 +202,11 @@ async def test_l15_a_term_that_is_prolonged_in_the_last_moment_is_not_taken(
         open_two(bridge, migrated_postgres_url, clock=clock) as (old, new),
         open_postgres_pool(bridge, migrated_postgres_url) as pool,
     ):
-        assert await old.lead(GATEWAY, 10) == 1
+        assert await old.acquire_or_renew(GATEWAY, 10) == 1
         clock.seconds += 11
 
         async def take_over() -> None:
-            taken.append(await new.lead(OTHER_GATEWAY, 10))
+            taken.append(await new.acquire_or_renew(OTHER_GATEWAY, 10))
 
         async with (
             trio.open_nursery() as nursery,
@@ -215,7 +215,7 @@ async def test_l15_a_term_that_is_prolonged_in_the_last_moment_is_not_taken(
             nursery.start_soon(take_over)
             await until_waiting(pool, 1)
         assert taken == [None]
-        assert await old.lead(GATEWAY, 10) == 1
+        assert await old.acquire_or_renew(GATEWAY, 10) == 1
 
 
 # A process that stops, a caller that leaves
@@ -279,7 +279,7 @@ async def test_cancels_at_any_moment_leave_whole_writes_and_a_whole_pool(
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_postgres_registry(bridge, migrated_postgres_url, pool_size=size) as registry:
             await join(registry)
-            assert await registry.lead(GATEWAY, 600) == 1
+            assert await registry.acquire_or_renew(GATEWAY, 600) == 1
             async with trio.open_nursery() as nursery:
                 for lane in range(6):
                     nursery.start_soon(write_pairs, registry, lane)
@@ -320,7 +320,7 @@ async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_o
             for call in (
                 one.read_state,
                 partial(put, one, "n"),
-                partial(one.lead, GATEWAY, 10),
+                partial(one.acquire_or_renew, GATEWAY, 10),
                 partial(one.sync_peers, PeerState(GATEWAY), 10),
             ):
                 with pytest.raises(RegistryError, match=r"PostgreSQL at 127\.0\.0\.1:\d+/test_\d+ can't be used"):

@@ -54,7 +54,7 @@ async def test_l13_a_gateway_that_is_stopped_in_the_middle_of_a_statement_holds_
                             await trio.sleep(Bounds().idle_seconds / 4)
 
                     nursery.start_soon(exchange)
-                    assert await registry.lead(one, 10.0) == 1
+                    assert await registry.acquire_or_renew(one, 10.0) == 1
                     nursery.cancel_scope.cancel()
         finally:
             stopped.kill()

@@ -104,11 +104,11 @@ async def test_l17_a_file_of_an_earlier_schema_keeps_all_but_the_demand(path: Pa
 async def test_l13_sessions_and_epochs_go_on_where_they_were(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         assert await registry.mark_node(NODE.id, 3, NodeStatus.OFFLINE, ended=True)
-        assert await registry.lead(GatewayId("g1"), 10) == 5
+        assert await registry.acquire_or_renew(GatewayId("g1"), 10) == 5
         assert await registry.apply(5, ControlWrite(delete=(REPLICA.id,)))
-        assert await registry.lead(GatewayId("g2"), 10) is None
+        assert await registry.acquire_or_renew(GatewayId("g2"), 10) is None
         await registry.leave(GatewayId("g1"))
-        assert await registry.lead(GatewayId("g2"), 10) == 6
+        assert await registry.acquire_or_renew(GatewayId("g2"), 10) == 6
         assert registry.statistics().version == 44
 
 

@@ -84,7 +84,7 @@ async def test_a_second_process_is_told_who_has_the_file_and_takes_over_when_tha
         holder.send_signal(signal.SIGKILL)
         holder.wait()
         async with open_sqlite_registry(url) as registry:
-            assert await registry.lead(GatewayId("successor"), 10) == 1
+            assert await registry.acquire_or_renew(GatewayId("successor"), 10) == 1
     path = url.removeprefix("sqlite:///")
     assert str(refused.value) == (
         f"registry {path} is in use by another gateway process (pid {holder.pid}); "
@@ -117,6 +117,6 @@ async def test_l12_a_writer_killed_in_its_loop_loses_no_acknowledged_write(url: 
             assert state.version - int(version) in (0, 1)
             assert len(state.replicas) == 2
             assert (set(state.replicas) == set(pair)) == (state.version == int(version))
-            assert await registry.lead(GatewayId(f"reader-{generation}"), 10) == 2 * generation
+            assert await registry.acquire_or_renew(GatewayId(f"reader-{generation}"), 10) == 2 * generation
         assert int(version) > previous_version
         previous_version = state.version

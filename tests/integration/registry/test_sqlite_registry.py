@@ -93,10 +93,10 @@ async def test_l17_everything_is_there_again_after_a_restart(url: str) -> None:
 async def test_what_a_dead_gateway_said_and_led_is_not_taken_over(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         await registry.sync_peers(PeerState(GATEWAY, demand=(Demand(GATEWAY, MODEL, 1, 1.0),)), 1000)
-        assert await registry.lead(GATEWAY, 1000) == 1
+        assert await registry.acquire_or_renew(GATEWAY, 1000) == 1
     assert (await read(url)).demand == ()
     async with open_sqlite_registry(url) as registry:
-        assert await registry.lead(OTHER_GATEWAY, 1000) == 2
+        assert await registry.acquire_or_renew(OTHER_GATEWAY, 1000) == 2
 
 
 async def test_a_relative_url_is_relative_to_the_working_folder(
@@ -265,7 +265,7 @@ async def test_everything_that_is_said_of_a_node_survives_a_restart(url: str) ->
         assert await registry.read_state() == before
         async with bumping(registry, 0):
             await registry.edit_node(NODE, NodeEdit(approved=False, draining=True, overrides=overrides))
-            await registry.note_capacity(NODE, session, capacity)
+            await registry.record_capacity(NODE, session, capacity)
         await registry.edit_node(NODE, NodeEdit(overrides=NodeOverrides()))
         node = await stored_node(registry)
     # What the worker said was kept beneath the overrides: half of the memory, of which 4 GiB are in use.
@@ -315,7 +315,7 @@ async def test_p3_a_requirement_is_read_as_far_as_it_is_understood(
 async def test_what_is_known_of_a_model_survives_a_restart(url: str) -> None:
     async with open_sqlite_registry(url) as registry:
         await registry.put_model(spec(rollout="surge"))
-        await registry.note_requirement(MODEL, spec().revision, Requirement(1, 2, 3, measured=True))
+        await registry.record_requirement(MODEL, spec().revision, Requirement(1, 2, 3, measured=True))
         await registry.unload_model(MODEL)
         before = await registry.read_state()
     assert await read(url) == before

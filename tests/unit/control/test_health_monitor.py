@@ -54,7 +54,7 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
 ) -> None:
     async with open_node() as bench, trio.open_nursery() as nursery:
         complaints = FailureReporter(bench.registry)
-        bench.monitor.note_broken = complaints.note_lost
+        bench.monitor.report_broken = complaints.report_lost
         await bench.join(OTHER_NODE)
         nursery.start_soon(bench.run_heartbeats, OTHER_NODE)
         nursery.start_soon(complaints.run)
@@ -294,9 +294,9 @@ async def test_h9_while_the_registry_is_away_nobody_is_judged_and_a_short_absenc
     async with open_node() as bench:
         bench.break_session()
         await trio.sleep(STALE_AFTER - 10)
-        bench.rests = True
+        bench.is_paused = True
         await trio.sleep(8)
-        bench.rests = False
+        bench.is_paused = False
         await trio.sleep(2 + SETTINGS.heartbeat_seconds)
         assert bench.marks == [NodeStatus.UNHEALTHY]
 
@@ -307,10 +307,10 @@ async def test_h9_after_a_long_absence_of_the_registry_a_node_has_its_full_time_
     async with open_node() as bench:
         bench.break_session()
         await trio.sleep(20)
-        bench.rests = True
+        bench.is_paused = True
         await trio.sleep(OFFLINE_AFTER)
-        bench.monitor.begin_anew()
-        bench.rests = False
+        bench.monitor.restart()
+        bench.is_paused = False
         await trio.sleep(STALE_AFTER - 0.1)
         assert bench.marks == []
         await trio.sleep(2 * SETTINGS.heartbeat_seconds)

@@ -75,7 +75,7 @@ async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, Failur
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
         nursery.start_soon(complaints.run)
         [only] = (await registry.read_state()).replicas
-        await registry.observe(NODE, session, [Report(only, Observed.READY)])
+        await registry.record_reports(NODE, session, [Report(only, Observed.READY)])
         yield registry, reconciler, complaints, session
         nursery.cancel_scope.cancel()
 
@@ -87,7 +87,7 @@ async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
         [hung] = (await registry.read_state()).replicas
         version = (await registry.read_state()).version
         for because in ("it hangs", "it still does"):
-            complaints.note_broken(hung, because)
+            complaints.report_broken(hung, because)
             await trio.testing.wait_all_tasks_blocked()
         assert (await registry.read_state()).version == version + 1
         assert (await registry.read_state()).replicas[hung].broken == "it hangs"
@@ -98,7 +98,7 @@ async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
         [successor] = replicas.keys() - {hung}
         assert replicas[successor].desired is Desired.RUN
 
-        await registry.observe(NODE, session, [Report(hung, Observed.GONE)])
+        await registry.record_reports(NODE, session, [Report(hung, Observed.GONE)])
         await trio.sleep(61)
         assert list((await registry.read_state()).replicas) == [successor]
 
@@ -108,11 +108,11 @@ async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.M
     complaints = FailureReporter(registry)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(complaints.run)
-        complaints.note_broken(A, "it hangs")
-        complaints.note_lost(B, "nothing listens")
+        complaints.report_broken(A, "it hangs")
+        complaints.report_lost(B, "nothing listens")
         await trio.sleep(10)
         assert registry.peer_states == []
-        complaints.note_lost(A, "nothing listens")
+        complaints.report_lost(A, "nothing listens")
         registry.down = False
         await trio.sleep(2 * RETRY_SECONDS)
         nursery.cancel_scope.cancel()
@@ -127,8 +127,8 @@ class FlakyRegistry(MemoryRegistry):
         self.down = True
         self.peer_states: list[tuple[ReplicaId, str, bool]] = []
 
-    async def note_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
+    async def record_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
         if self.down:
             raise RegistryError("the disk is full")
         self.peer_states.append((replica_id, because, lost))
-        return await super().note_broken(replica_id, because, lost=lost)
+        return await super().record_broken(replica_id, because, lost=lost)

@@ -27,11 +27,11 @@ class FarRegistry(MemoryRegistry):
         self.answer_takes: dict[GatewayId, float] = {}
         """Seconds for which an answer is under way; what was asked for is done by then."""
 
-    async def lead(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+    async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         await trio.sleep_until(self.answers_at.get(gateway_id, 0.0))
         if gateway_id in self.away_for:
             raise RegistryError("no route to the database")
-        epoch = await super().lead(gateway_id, term_seconds)
+        epoch = await super().acquire_or_renew(gateway_id, term_seconds)
         await trio.sleep(self.answer_takes.get(gateway_id, 0.0))
         return epoch
 
@@ -164,7 +164,7 @@ async def test_who_leads_again_after_a_lapse_says_so(autojump_clock: MockClock) 
 async def test_who_has_lost_asks_again_at_once(autojump_clock: MockClock) -> None:
     async with open_two() as two:
         await two.registry.leave(ONE)
-        assert await two.registry.lead(TWO, 9) == 2
+        assert await two.registry.acquire_or_renew(TWO, 9) == 2
         two.one.lose()
         assert two.one.epoch is None
         await two.registry.leave(TWO)

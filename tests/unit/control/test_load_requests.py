@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.control.load_requests import WISH_SECONDS, LoadRequests, Waiting
+from gateway.control.load_requests import REQUEST_SECONDS, LoadRequests, Waiting
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.lifecycle import Observed
 from gateway.domain.routability import EMPTY_VIEW, FleetView
@@ -50,7 +50,7 @@ async def open_bench(seen: FleetView = NOT_LOADED) -> AsyncIterator[Bench]:
 
 async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await trio.sleep(3)
         assert bench.load_requests.waiting() == {MODEL: Waiting(1, 3.0)}
         await bench.see(LOADING)
@@ -62,13 +62,13 @@ async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock
 
 async def test_what_serves_already_is_no_wish() -> None:
     async with open_bench(LOADED) as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         assert (bench.load_requests.waiting(), bench.changes) == ({}, [])
 
 
 async def test_l10_a_failure_ends_a_wish() -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(LOADING)
         await bench.see(FAILED)
         assert not bench.is_open
@@ -76,7 +76,7 @@ async def test_l10_a_failure_ends_a_wish() -> None:
 
 async def test_l9_an_earlier_failure_is_no_answer() -> None:
     async with open_bench(FAILED) as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(view(failures=FAILED.state.failures))
         assert bench.is_open
         await bench.see(FAILED_AGAIN)
@@ -85,7 +85,7 @@ async def test_l9_an_earlier_failure_is_no_answer() -> None:
 
 async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() -> None:
     async with open_bench(view(unloads={MODEL: 5.0})) as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(view(unloads={MODEL: 5.0}))
         assert bench.is_open  # that one was before it
         await bench.see(view(replica("r", observed=Observed.LOADING), unloads={MODEL: 6.0}))
@@ -95,9 +95,9 @@ async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() 
 async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
     """Also if the unload and the second wish come before anybody has looked."""
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         bench.views.publish(view(unloads={MODEL: 6.0}))
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(view(unloads={MODEL: 6.0}))
         assert bench.is_open
         assert bench.changes == [True, False, True]
@@ -105,17 +105,17 @@ async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
 
 async def test_a_removed_model_is_not_wished_for() -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(EMPTY_VIEW)
         assert not bench.is_open
 
 
 async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
-        await trio.sleep(WISH_SECONDS - 1)
-        bench.load_requests.want(MODEL)
-        await trio.sleep(WISH_SECONDS - 1)
+        bench.load_requests.request(MODEL)
+        await trio.sleep(REQUEST_SECONDS - 1)
+        bench.load_requests.request(MODEL)
+        await trio.sleep(REQUEST_SECONDS - 1)
         assert bench.is_open
         await trio.sleep(2)
         assert not bench.is_open
@@ -123,23 +123,23 @@ async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> N
 
 async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         await bench.see(LOADING)
-        await trio.sleep(10 * WISH_SECONDS)
+        await trio.sleep(10 * REQUEST_SECONDS)
         assert bench.is_open
         await bench.see(NOT_LOADED)
-        await trio.sleep(WISH_SECONDS + 1)
+        await trio.sleep(REQUEST_SECONDS + 1)
         assert not bench.is_open
 
 
 async def test_a_dropped_wish_lets_those_go_who_wait_for_it(autojump_clock: MockClock) -> None:
     async with open_bench() as bench:
-        bench.load_requests.want(MODEL)
+        bench.load_requests.request(MODEL)
         with trio.fail_after(1):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(bench.load_requests.wait_over, MODEL)
                 await wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 1
-                bench.load_requests.drop(MODEL)
-                bench.load_requests.drop(MODEL)
+                bench.load_requests.cancel(MODEL)
+                bench.load_requests.cancel(MODEL)
         assert bench.changes == [True, False]

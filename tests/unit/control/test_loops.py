@@ -123,10 +123,10 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             views=views,
             token_of=lambda who: f"t-{who}",
             probe=probe,
-            note_broken=complaints.note_broken,
+            report_broken=complaints.report_broken,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             node_changed=lambda: None,
-            watch=progress,
+            load_progress=progress,
         )
     )
     scope, ended, over = trio.CancelScope(), trio.Event(), list[str]()
@@ -265,7 +265,7 @@ async def test_l13_a_leader_that_was_replaced_stops_planning_and_takes_over_anew
         leadership = control.reconciler.leadership
         epochs = [leadership.epoch]
         await control.registry.leave(GATEWAY)  # as if it had been stopped for longer than its term
-        assert await control.registry.lead(GatewayId("other"), 10) == 2
+        assert await control.registry.acquire_or_renew(GatewayId("other"), 10) == 2
         await control.ask_for()
         assert (await control.state()).replicas == {}
         epochs.append(leadership.epoch)
@@ -355,7 +355,7 @@ async def test_a_session_says_nothing_before_its_view_shows_that_it_has_begun(
         views=views,
         token_of=str,
         probe=_alive,
-        note_broken=lambda _who, _why: None,
+        report_broken=lambda _who, _why: None,
         heartbeat_seconds=HEARTBEAT_SECONDS,
         node_changed=lambda: None,
     )
@@ -396,7 +396,7 @@ async def test_h9_a_session_ends_when_its_node_has_a_newer_one_at_another_gatewa
 async def test_a_gateway_that_lost_its_registry_sends_its_workers_away(autojump_clock: trio.testing.MockClock) -> None:
     async with open_control() as control:
         await trio.testing.wait_all_tasks_blocked()
-        control.sessions.send_away("this gateway has lost its registry")
+        control.sessions.end_all("this gateway has lost its registry")
         with trio.fail_after(60):
             await control.ended.wait()
         assert (control.over, control.sessions.open) == (["this gateway has lost its registry"], {})
@@ -728,7 +728,7 @@ async def test_p1_what_a_replica_takes_is_kept_while_the_registry_fails(
             raise RegistryError("busy")
 
         with monkeypatch.context() as patch:
-            patch.setattr(control.registry, "note_requirement", fail)
+            patch.setattr(control.registry, "record_requirement", fail)
             await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"), ram_bytes=7)
             state = await control.state()
             assert (state.replicas[replica_id].observed, state.requirements) == (Observed.READY, {})

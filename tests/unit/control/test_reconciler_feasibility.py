@@ -40,7 +40,7 @@ class Fleet:
         await trio.testing.wait_all_tasks_blocked()
 
     async def report(self, replica: Replica, observed: Observed) -> None:
-        await self.registry.observe(NODE, self.session, [Report(replica.id, observed, address=Address("h:1"))])
+        await self.registry.record_reports(NODE, self.session, [Report(replica.id, observed, address=Address("h:1"))])
         await self.rest()
 
     async def only(self) -> Replica:
@@ -54,7 +54,7 @@ async def open_fleet(min_replicas: int = 0) -> AsyncIterator[Fleet]:
     specs = [spec(min_replicas=min_replicas, max_replicas=2), spec(OTHER)]
     await fleet.registry.declare_models(specs)
     for each in specs:
-        await fleet.registry.note_requirement(each.name, each.revision, Requirement(ram_bytes=8))
+        await fleet.registry.record_requirement(each.name, each.revision, Requirement(ram_bytes=8))
     await fleet.registry.register_node(Registration("box", BootId("boot"), NODE))
     memory = Capacity(ram_bytes=10, ram_free_bytes=10)
     hello = Hello(NODE, "box", BootId("boot"), capacity=memory, max_replicas_per_model=2)
@@ -66,7 +66,7 @@ async def open_fleet(min_replicas: int = 0) -> AsyncIterator[Fleet]:
 async def another_leads(registry: MemoryRegistry) -> None:
     """As after a takeover that the former leader does not know of yet."""
     await registry.leave(GATEWAY)
-    assert await registry.lead(GatewayId("another"), inf) is not None
+    assert await registry.acquire_or_renew(GatewayId("another"), inf) is not None
 
 
 async def test_p5_a_floor_that_cannot_be_met_is_kept_for_whoever_asks(autojump_clock: trio.testing.MockClock) -> None:
@@ -89,7 +89,7 @@ async def test_w11_an_evicted_model_has_gone_before_the_other_is_placed(autojump
         await fleet.ask_for(OTHER)
         victim = await fleet.only()
         await fleet.report(victim, Observed.READY)
-        await fleet.registry.note_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
+        await fleet.registry.record_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
         await fleet.ask_for(MODEL)
         wait = fleet.reconciler.outcome.pending[MODEL]
         assert "in use: other" in wait.because
@@ -124,7 +124,7 @@ async def test_w11_what_a_model_gave_back_is_there_for_the_next_although_no_read
         await fleet.ask_for(OTHER)
         loaded = await fleet.only()
         await fleet.report(loaded, Observed.READY)
-        await fleet.registry.note_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
+        await fleet.registry.record_capacity(NODE, fleet.session, Capacity(ram_bytes=10, ram_free_bytes=2))
         await fleet.ask_for()
         await fleet.report(loaded, Observed.GONE)
         await trio.sleep(1)

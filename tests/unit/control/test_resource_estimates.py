@@ -54,11 +54,11 @@ class FailingRegistry(MemoryRegistry):
 
     failures = 0
 
-    async def note_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
+    async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         if self.failures:
             self.failures -= 1
             raise RegistryError("busy")
-        return await super().note_requirement(name, revision, requirement)
+        return await super().record_requirement(name, revision, requirement)
 
 
 @dataclass
@@ -105,7 +105,7 @@ async def test_what_this_machine_can_not_read_is_not_asked_for(artifact: str, au
 async def test_p1_what_is_known_is_left_alone(autojump_clock: MockClock) -> None:
     bench = Bench()
     await bench.registry.declare_models([spec("a")])
-    await bench.registry.note_requirement(ModelName("a"), spec().revision, Requirement(ram_bytes=7, measured=True))
+    await bench.registry.record_requirement(ModelName("a"), spec().revision, Requirement(ram_bytes=7, measured=True))
     async with open_bench(bench):
         await bench.requirements()
         assert bench.asked == []

@@ -125,7 +125,7 @@ def test_l11_progress_of_which_nobody_has_heard_is_not_told() -> None:
 def test_m1_a_load_that_was_asked_for_at_another_gateway_is_asked_for() -> None:
     nothing = view()
     assert load_status(at_a(PeerState(B, demand=(demand(MODEL, 1),)), fleet=nothing), MODEL)["requested"]
-    assert load_status(at_a(fleet=nothing, own_wish=lambda _model: True), MODEL)["requested"]
+    assert load_status(at_a(fleet=nothing, own_load_request=lambda _model: True), MODEL)["requested"]
     assert not load_status(at_a(PeerState(B, demand=(demand(OTHER, 1),)), fleet=nothing), MODEL)["requested"]
 
 

@@ -69,7 +69,7 @@ async def load_status(front: Front) -> dict[str, Any]:
 async def test_a_model_says_all_that_is_known_of_it(front: Front) -> None:
     await put(front, {**BODY, "options": {"a": True}, "max_replicas": 2, "load_timeout": "1.5m"})
     model = (await front.registry.read_state()).models[TINY]
-    await front.registry.note_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
+    await front.registry.record_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
     await fail(front)
     assert (await front.ask("GET", f"/api/models/{TINY}")).json == {
         "name": TINY,
@@ -290,7 +290,7 @@ async def test_who_puts_a_model_sees_it_as_soon_as_this_gateway_does(autojump_cl
 
 async def test_a_removed_model_is_not_there_any_more(front: Front) -> None:
     await put(front, BODY)
-    front.loads.want(TINY)
+    front.loads.request(TINY)
     assert (await front.ask("DELETE", f"/api/models/{TINY}")).json == {"removed": TINY}
     assert (await front.registry.read_state()).models == {}
     assert front.loads.wanted == {}
@@ -330,7 +330,7 @@ async def test_a_load_is_waited_for_until_it_is_over(front: Front) -> None:
         await wait_all_tasks_blocked()
         assert request.sent == []
         await run_replica(front, Observed.READY)
-        front.loads.drop(TINY)
+        front.loads.cancel(TINY)
     assert (request.status, request.json["state"], request.json["node"]) == (200, "ready", "name of node-1")
 
 
@@ -431,7 +431,7 @@ async def test_p4_a_model_without_room_says_so(front: Front) -> None:
 
 async def test_w12_a_model_is_unloaded_by_whichever_gateway_is_asked(front: Front) -> None:
     await declare(front)
-    front.loads.want(TINY)
+    front.loads.request(TINY)
     for _ in range(2):
         request = await front.ask("POST", f"/api/models/{TINY}/unload")
         assert (request.status, request.json["name"]) == (200, TINY)

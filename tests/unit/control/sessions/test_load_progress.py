@@ -33,24 +33,24 @@ def told(watch: LoadProgress, now: float) -> Progress:
 
 def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadProgress) -> None:
     assert watch.progress_of(R, 0) is None
-    watch.note(fetching(), 0)
+    watch.record(fetching(), 0)
     assert told(watch, 5) == Progress()
     assert (Progress().fraction, Progress().eta_seconds) == (None, None)
     assert (Progress(5).fraction, Progress(5, 10).eta_seconds, Progress(5, 0).fraction) == (None, None, None)
 
 
 def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadProgress) -> None:
-    watch.note(fetching(), 0)
-    watch.note(fetching(100, 1000), 10)
+    watch.record(fetching(), 0)
+    watch.record(fetching(100, 1000), 10)
     assert told(watch, 10) == Progress(100, 1000)
-    watch.note(fetching(300, 1000), 20)
+    watch.record(fetching(300, 1000), 20)
     assert told(watch, 20) == Progress(300, 1000, 20.0)
     assert (told(watch, 20).fraction, told(watch, 20).eta_seconds) == (0.3, 35.0)
 
 
 def test_l11_a_fetch_that_stalls_is_told_to_take_longer(watch: LoadProgress) -> None:
-    watch.note(fetching(0, 1000), 0)
-    watch.note(fetching(500, 1000), 10)
+    watch.record(fetching(0, 1000), 0)
+    watch.record(fetching(500, 1000), 10)
     assert (told(watch, 10).eta_seconds, told(watch, 40).eta_seconds) == (10.0, 40.0)
 
 
@@ -69,11 +69,11 @@ def test_more_than_all_is_all() -> None:
 def test_a_load_ends_once(
     watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]], end: Observed, outcome: LoadOutcome
 ) -> None:
-    watch.note(fetching(), 2)
-    watch.note(Report(R, Observed.LOADING), 5)
+    watch.record(fetching(), 2)
+    watch.record(Report(R, Observed.LOADING), 5)
     for _ in range(2):
-        watch.note(Report(R, end), 12)
-    watch.note(Report(R, Observed.GONE), 20)
+        watch.record(Report(R, end), 12)
+    watch.record(Report(R, Observed.GONE), 20)
     assert ends == [(R, outcome, 10.0)]
     assert watch.progress_of(R, 20) is None
 
@@ -81,20 +81,20 @@ def test_a_load_ends_once(
 def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
     watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
-    watch.note(Report(R, Observed.READY), 1)
-    watch.note(Report(R, Observed.GONE), 2)
+    watch.record(Report(R, Observed.READY), 1)
+    watch.record(Report(R, Observed.GONE), 2)
     assert ends == []
 
 
 def test_l10_a_failure_counts_even_if_nothing_was_heard_before(
     watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
-    watch.note(Report(R, Observed.FAILED), 1)
+    watch.record(Report(R, Observed.FAILED), 1)
     assert ends == [(R, LoadOutcome.FAILED, None)]
 
 
 def test_forgotten_replicas_are_forgotten(watch: LoadProgress) -> None:
-    watch.note(fetching(1, 2), 0)
+    watch.record(fetching(1, 2), 0)
     watch.keep_only({R})
     assert watch.progress_of(R, 0) is not None
     watch.keep_only(())
