@@ -52,7 +52,7 @@ class Bridge:
         """
         ended = trio.Event()
         task = self._loop.create_task(_coroutine(function, *args))
-        task.add_done_callback(lambda done: _note_end(done, ended))
+        task.add_done_callback(lambda done: _record_end(done, ended))
         try:
             yield
         finally:
@@ -118,7 +118,7 @@ async def _coroutine(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> 
     await function(*args)
 
 
-def _note_end(task: "asyncio.Task[None]", ended: trio.Event) -> None:
+def _record_end(task: "asyncio.Task[None]", ended: trio.Event) -> None:
     ended.set()
     if not task.cancelled() and (error := task.exception()) is not None:
         log.error("bridge.task_failed", exc_info=error)

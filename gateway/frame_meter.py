@@ -119,11 +119,11 @@ class FrameMeter:
             self._to_skip, self._head = size, b""
         return [*steps, data[begin:]] if begin < len(data) else steps
 
-    def note_sent_data(self) -> None:
+    def record_sent_data(self) -> None:
         """A DATA frame was sent, which the peer may acknowledge."""
         self._window_updates.give(WINDOW_UPDATES_PER_DATA)
 
-    def note_reset_stream(self, now: float) -> None:
+    def record_reset_stream(self, now: float) -> None:
         """A stream has ended by a reset, whoever sent it. Raises `Flood`."""
         self._reset_streams.take(1, now)
 

@@ -66,8 +66,8 @@ class GrpcBackends:
         reader = self._reader(generation)
         call = _Call("Predict")
         reply = await self._unary(target, request, call, pb.Reply)
-        piece = reader.piece(reply)
-        return reader.completion(call.trailers.get(names.FINISH_REASON), text=piece.text, reasoning=piece.reasoning)
+        delta = reader.delta(reply)
+        return reader.completion(call.trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
 
     def _reader(self, generation: Generation) -> translate.ReplyReader:
         return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
@@ -101,7 +101,7 @@ class GrpcBackends:
 
         async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> str | None:
             async for reply in stream:
-                await answer.pieces.put_aio(reader.piece(reply))
+                await answer.deltas.put_aio(reader.delta(reply))
                 if reader.is_endless:
                     log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
                     await _cancel_aio(stream)
@@ -110,14 +110,14 @@ class GrpcBackends:
             return call.trailers.get(names.FINISH_REASON)
 
         try:
-            finish = await self._call_aio(target, request, call, relay)
-            answer.complete(reader.completion(finish))
+            finish_reason = await self._call_aio(target, request, call, relay)
+            answer.complete(reader.completion(finish_reason))
         except ReaderLeft:
             pass  # and it is not interested in how the call ends
         except (RouteError, GatewayError) as error:
             answer.fail(error)
         finally:
-            answer.pieces.end(None)
+            answer.deltas.end(None)
 
     async def _call_aio(
         self,
@@ -186,34 +186,34 @@ class _GrpcAnswerStream:
     """A relayed generation: its reading end, and how the relay says that the call has ended."""
 
     def __init__(self, on_end: OnEnd) -> None:
-        self.pieces = UnreadAnswer()
+        self.deltas = UnreadAnswer()
         self._on_end = on_end
         self._error: RouteError | GatewayError | None = None
 
     def close(self) -> None:
         """The reader leaves."""
-        self.pieces.leave()
+        self.deltas.leave()
 
     def complete(self, completion: Completion) -> None:
         """All of the answer has arrived, and the trailers behind it: the backend is done, whatever is still unread."""
-        self.pieces.end(completion)
+        self.deltas.end(completion)
         self._on_end(None)
 
     def fail(self, error: RouteError | GatewayError) -> None:
         """The call broke. Before its first piece the reader has to judge that; it may send the request elsewhere."""
         self._error = error
-        if self.pieces.has_begun:
+        if self.deltas.has_begun:
             self._on_end(error)
 
     async def receive(self) -> Delta | Completion:
         try:
-            return await self.pieces.receive()
+            return await self.deltas.receive()
         except trio.EndOfChannel:
             self._raise_end()
 
     def receive_nowait(self) -> Delta | Completion:
         try:
-            return self.pieces.receive_nowait()
+            return self.deltas.receive_nowait()
         except trio.EndOfChannel:
             self._raise_end()
 

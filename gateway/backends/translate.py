@@ -163,7 +163,7 @@ class ReplyReader:
         self._completion_tokens = 0
         self._tool_calls: list[ToolCallDelta] = []
 
-    def piece(self, reply: pb.Reply) -> Delta:
+    def delta(self, reply: pb.Reply) -> Delta:
         """Turns the next reply into a piece of the answer; its token counts are totals so far."""
         self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
         self._completion_tokens = max(self._completion_tokens, reply.tokens)
@@ -193,7 +193,7 @@ class ReplyReader:
     def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
         """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""
         return Completion(
-            finish=self._finish(finish_reason),
+            finish_reason=self._finish_reason(finish_reason),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             text=text + self._decoder.decode(b"", final=True),
@@ -201,7 +201,7 @@ class ReplyReader:
             tool_calls=_whole_tool_calls(self._tool_calls),
         )
 
-    def _finish(self, reason: str | None) -> FinishReason:
+    def _finish_reason(self, reason: str | None) -> FinishReason:
         """Returns what the backend says; one that says nothing has reached the limit if it made that many tokens."""
         if reason in tuple(FinishReason):
             return FinishReason(reason)

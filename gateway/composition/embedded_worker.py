@@ -90,7 +90,7 @@ async def _start_embedded_session(
         incoming=from_gateway,
         heartbeat_seconds=heartbeat,
         read_capacity=read_capacity,
-        told=told.capacity,
+        reported_capacity=told.capacity,
     )
     nursery.start_soon(session.run)
     await nursery.start(

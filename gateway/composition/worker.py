@@ -151,7 +151,7 @@ class Membership:
                 if not self._is_leaving:
                     log.warning("worker.not_joined", url=url, error=str(error))
             except (JoinRefused, SessionRefused) as error:
-                self._note_refusal(url, error)
+                self._record_refusal(url, error)
             if self._is_leaving:
                 self._ended.set()
                 return
@@ -159,7 +159,7 @@ class Membership:
                 pauses = _pauses()
             await trio.sleep(next(pauses))
 
-    def _note_refusal(self, url: str, error: JoinRefused | SessionRefused) -> None:
+    def _record_refusal(self, url: str, error: JoinRefused | SessionRefused) -> None:
         """A worker that has never been let in ends with the reason; one that runs replicas goes on trying."""
         self._answers.pop(url, None)
         if isinstance(error, JoinRefused) and not self._has_joined:
@@ -197,7 +197,7 @@ class Membership:
                 incoming=link.receive,
                 heartbeat_seconds=health.heartbeat,
                 read_capacity=self._read_capacity,
-                told=hello.capacity,
+                reported_capacity=hello.capacity,
             )
             self._connected.set()
             self._connected = trio.Event()
@@ -237,8 +237,8 @@ class Membership:
         return await register(self._http, url, self._join.token, request)
 
     async def _hello(self, node_id: NodeId) -> Hello:
-        told = hello_of(self._config, node_id, self._boot_id, await self._read_capacity())
-        return replace(told, replicas=self._agent.all_reports(), advertise=self._settings.advertise_host)
+        hello = hello_of(self._config, node_id, self._boot_id, await self._read_capacity())
+        return replace(hello, replicas=self._agent.all_reports(), advertise=self._settings.advertise_host)
 
 
 def _http_context(config: Config) -> ssl.SSLContext:

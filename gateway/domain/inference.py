@@ -136,7 +136,7 @@ class Completion:
     `tool_calls` are whole in both cases: they can be acted on only when all of them are there.
     """
 
-    finish: FinishReason
+    finish_reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     text: str = ""

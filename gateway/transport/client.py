@@ -75,8 +75,8 @@ async def open_session(
         hello=hello,
         silence_seconds=silence_seconds,
         tls=tls,
-        inlet=AioReceiver(outgoing),
-        outlet=AioSender(incoming),
+        receiver=AioReceiver(outgoing),
+        sender=AioSender(incoming),
         link=link,
     )
     with send, receive, outgoing, incoming:
@@ -102,20 +102,20 @@ class _AttachCall:
     hello: Hello
     silence_seconds: float
     tls: ssl.SSLContext | None
-    inlet: AioReceiver[FromWorker]
-    outlet: AioSender[ToWorker]
+    receiver: AioReceiver[FromWorker]
+    sender: AioSender[ToWorker]
     link: WorkerLink
 
     def __post_init__(self) -> None:
-        self._heard = False
-        self._heard_or_ended = trio.Event()
+        self._first_message = False
+        self._first_message_or_end = trio.Event()
         self.ended = trio.Event()
 
     async def wait_welcome(self) -> None:
         """Raises `SessionLost`, `SessionRefused`."""
         with trio.move_on_after(WELCOME_SECONDS):
-            await self._heard_or_ended.wait()
-        if not self._heard:
+            await self._first_message_or_end.wait()
+        if not self._first_message:
             raise self.link.error or SessionLost(
                 f"the gateway at {self.address} did not answer within {WELCOME_SECONDS:g} s"
             )
@@ -126,9 +126,9 @@ class _AttachCall:
         except Exception as error:  # noqa: BLE001 - `_reason` logs what it does not know
             self.link.error = _reason(error, self.address)
         finally:
-            self.inlet.close()
-            self.outlet.close()
-            self._heard_or_ended.set()
+            self.receiver.close()
+            self.sender.close()
+            self._first_message_or_end.set()
             self.ended.set()
 
     async def _call_aio(self) -> None:
@@ -148,19 +148,19 @@ class _AttachCall:
         try:
             await pump.send_aio(stream, wire.hello_message(self.hello), self.silence_seconds)
             await pump.run_until_read_aio(
-                pump.read_aio(stream, self._read, self.outlet, self.silence_seconds), self._write_aio(stream)
+                pump.read_aio(stream, self._read, self.sender, self.silence_seconds), self._write_aio(stream)
             )
         finally:
             cut(stream)  # the call is over or given up, so nothing that is still on its way matters
         raise _Ended("the gateway ended the session")
 
     async def _write_aio(self, stream: Stream[pb.FromWorker, pb.ToWorker]) -> None:
-        await pump.write_aio(stream, wire.from_worker_message, self.inlet, self.silence_seconds)
+        await pump.write_aio(stream, wire.from_worker_message, self.receiver, self.silence_seconds)
         await stream.end()
 
     def _read(self, message: pb.ToWorker) -> ToWorker | None:
-        self._heard = True
-        self._heard_or_ended.set()
+        self._first_message = True
+        self._first_message_or_end.set()
         return wire.read_to_worker(message)
 
 

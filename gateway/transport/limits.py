@@ -119,7 +119,7 @@ class BoundedServer(Server):
 
     def _make_room(self) -> None:
         """The oldest connection that has shown no credential gives way to a new one."""
-        strangers = [each for each in self._open if each.is_stranger]
+        strangers = [each for each in self._open if each.is_unauthenticated]
         if len(strangers) > STRANGERS_MAX:
             min(strangers, key=lambda each: each.opened_at).transport.abort()
 
@@ -159,7 +159,7 @@ class _BoundedConnection(H2Protocol):
         self._make_room()
 
     @property
-    def is_stranger(self) -> bool:
+    def is_unauthenticated(self) -> bool:
         """No session is on it."""
         return not self._uses
 

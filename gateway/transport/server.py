@@ -40,7 +40,7 @@ SESSIONS_MAX: Final = 1024
 """Open at a time, those included whose hello has not come yet."""
 HELLO_SECONDS: Final = 10.0
 """For a worker that was let in to say who it is."""
-TELL_SECONDS: Final = 1.0
+END_SECONDS: Final = 1.0
 """For the end of a session to be told; a worker that does not read is hung up on."""
 CLOSE_SECONDS: Final = 5.0
 """For the server to close: told, flushed, hung up. Never reached unless something is wrong."""
@@ -83,8 +83,8 @@ class SessionServer:
                     await self._bridge.run(self._close_aio, server)
 
     async def _close_aio(self, server: BoundedServer) -> None:
-        await self._attachments.wait_told_aio()
-        await server.close_aio(TELL_SECONDS)
+        await self._attachments.wait_sessions_ended_aio()
+        await server.close_aio(END_SECONDS)
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
@@ -118,17 +118,17 @@ class _Attachments(WorkerSessionBase):
             if session is not None:
                 session.end(CLOSING)
 
-    async def wait_told_aio(self) -> None:
+    async def wait_sessions_ended_aio(self) -> None:
         """Until the workers know. Those that do not read are hung up on in between."""
-        told = [task for task, session in self._open.items() if session is not None]
-        if told:
-            await asyncio.wait(told, timeout=2 * TELL_SECONDS)
+        tasks = [task for task, session in self._open.items() if session is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=2 * END_SECONDS)
 
     async def Attach(self, stream: AttachStream) -> None:  # noqa: N802 - named by worker.proto
         with ExitStack() as use:
             verdict = await self._attach_aio(stream, use)
             try:
-                async with asyncio.timeout(TELL_SECONDS):
+                async with asyncio.timeout(END_SECONDS):
                     await stream.send_trailing_metadata(status=verdict.status, status_message=verdict.message or None)
             except (TimeoutError, ProtocolError):
                 cut(stream)

@@ -52,7 +52,7 @@ class Session:
         self._advertised = advertised
         self._to_worker, outgoing = trio.open_memory_channel[ToWorker](WAITING_MAX)
         incoming, self._from_worker = trio.open_memory_channel[FromWorker](WAITING_MAX)
-        self._inlet, self._outlet = AioReceiver(outgoing), AioSender(incoming)
+        self._receiver, self._sender = AioReceiver(outgoing), AioSender(incoming)
         self._scope = trio.CancelScope()
         self._verdict: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
         self._served = False
@@ -74,7 +74,7 @@ class Session:
         finally:
             reading.cancel()
             writing.cancel()
-            self._note_end_of_stream()  # before anything waits: a connection that breaks besides cancels this again
+            self._record_end_of_stream()  # before anything waits: a connection that breaks besides cancels this again
             await pump.end_tasks_aio(reading, writing)
 
     async def run(self, serve: Serve) -> None:
@@ -98,11 +98,11 @@ class Session:
 
     async def _read_aio(self, stream: AttachStream, silence_seconds: float) -> None:
         try:
-            await pump.read_aio(stream, self._read, self._outlet, silence_seconds)
+            await pump.read_aio(stream, self._read, self._sender, silence_seconds)
         except Exception as error:  # noqa: BLE001 - `_fail` logs it
             self._fail(error)
         finally:
-            self._outlet.close()
+            self._sender.close()
             self._expect_end()
 
     def _read(self, message: pb.FromWorker) -> FromWorker | None:
@@ -112,11 +112,11 @@ class Session:
 
     async def _write_aio(self, stream: AttachStream, silence_seconds: float) -> None:
         try:
-            await pump.write_aio(stream, wire.to_worker_message, self._inlet, silence_seconds)
+            await pump.write_aio(stream, wire.to_worker_message, self._receiver, silence_seconds)
         except Exception as error:  # noqa: BLE001 - `_fail` logs it
             self._fail(error)
         finally:
-            self._inlet.close()
+            self._receiver.close()
 
     def _fail(self, error: Exception) -> None:
         """Reading or writing ended early."""
@@ -128,9 +128,9 @@ class Session:
             log.error("session.failed", node=self.hello.name, exc_info=error)
             self.end(SessionEnd(Status.INTERNAL, "the gateway failed to handle this session; its log says why"))
 
-    def _note_end_of_stream(self) -> None:
-        self._outlet.close()
-        self._inlet.close()
+    def _record_end_of_stream(self) -> None:
+        self._sender.close()
+        self._receiver.close()
         self._expect_end()
 
     def _expect_end(self) -> None:

@@ -57,7 +57,7 @@ class MessageSink(Protocol[M_contra]):
 
 
 async def read_aio(
-    stream: MessageSource[M], read: Callable[[M], R | None], outlet: AioSender[R], silence_seconds: float
+    stream: MessageSource[M], read: Callable[[M], R | None], sender: AioSender[R], silence_seconds: float
 ) -> None:
     """Hands over what comes until the peer ends its side. A slow reader slows the peer and is no silence of it.
 
@@ -71,7 +71,7 @@ async def read_aio(
         if record is None or not wanted:
             continue
         try:
-            await outlet.send_aio(record)
+            await sender.send_aio(record)
         except trio.BrokenResourceError:
             wanted = False  # what comes still says that the peer lives, and how the stream ends
 
@@ -85,15 +85,15 @@ def understood(read: Callable[[M], R | None], message: M) -> R | None:
 
 
 async def write_aio(
-    stream: MessageSink[M], message_of: Callable[[R], M], inlet: AioReceiver[R], patience_seconds: float
+    stream: MessageSink[M], message_of: Callable[[R], M], receiver: AioReceiver[R], timeout_seconds: float
 ) -> None:
     """Sends what is put into the channel until that ends. Raises what `send_aio` raises."""
     while True:
         try:
-            record = await inlet.receive_aio()
+            record = await receiver.receive_aio()
         except trio.EndOfChannel:
             return
-        await send_aio(stream, message_of(record), patience_seconds)
+        await send_aio(stream, message_of(record), timeout_seconds)
 
 
 async def receive_aio(stream: MessageSource[M], silence_seconds: float) -> M | None:
@@ -112,14 +112,14 @@ async def receive_aio(stream: MessageSource[M], silence_seconds: float) -> M | N
         raise StreamTerminatedError("the stream ended in the middle of a message") from error
 
 
-async def send_aio(stream: MessageSink[M], message: M, patience_seconds: float) -> None:
+async def send_aio(stream: MessageSink[M], message: M, timeout_seconds: float) -> None:
     """Raises `StreamFailed` when the peer takes nothing or never would, `StreamTerminatedError` for a closed stream."""
     check_size(message.ByteSize())
     try:
-        async with asyncio.timeout(patience_seconds):
+        async with asyncio.timeout(timeout_seconds):
             await stream.send_message(message)
     except TimeoutError:
-        raise StreamFailed(Status.DEADLINE_EXCEEDED, f"nothing was taken for {patience_seconds:g} s") from None
+        raise StreamFailed(Status.DEADLINE_EXCEEDED, f"nothing was taken for {timeout_seconds:g} s") from None
     except ProtocolError as error:
         raise StreamTerminatedError(f"the stream is closed: {error}") from error
 

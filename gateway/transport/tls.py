@@ -26,7 +26,9 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     try:
         context.load_cert_chain(cert, key, password=refuse_to_ask)
     except ssl.SSLError as error:
-        raise TlsError(f"the certificate {cert} and the key {key} can't be used together: {_words(error)}") from error
+        raise TlsError(
+            f"the certificate {cert} and the key {key} can't be used together: {_describe_error(error)}"
+        ) from error
     return context
 
 
@@ -40,7 +42,7 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
     except ssl.SSLError as error:
-        raise TlsError(f"{ca} holds no certificate (PEM): {_words(error)}") from error
+        raise TlsError(f"{ca} holds no certificate (PEM): {_describe_error(error)}") from error
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(HTTP2)
     return context
@@ -59,7 +61,7 @@ def peer_context(trusted: Iterable[Path]) -> ssl.SSLContext:
         try:
             context.load_verify_locations(path)
         except ssl.SSLError as error:
-            raise TlsError(f"{path} holds no certificate (PEM): {_words(error)}") from error
+            raise TlsError(f"{path} holds no certificate (PEM): {_describe_error(error)}") from error
     return context
 
 
@@ -71,5 +73,5 @@ def _check_readable(path: Path) -> None:
         raise TlsError(f"{path} can't be read: {error.strerror or error}") from error
 
 
-def _words(error: ssl.SSLError) -> str:
+def _describe_error(error: ssl.SSLError) -> str:
     return (error.reason or str(error)).replace("_", " ").lower()

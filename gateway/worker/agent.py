@@ -48,11 +48,11 @@ class AgentStatistics:
 class Agent:
     """The replicas of this machine. Made by `run_agent`; a `WorkerSession` feeds it and tells of it."""
 
-    def __init__(self, workshop: ReplicaContext, nursery: trio.Nursery) -> None:
+    def __init__(self, context: ReplicaContext, nursery: trio.Nursery) -> None:
         self.outbox = Outbox()
         self.leaving = trio.Event()
         """Set: the worker takes no new replica and drains those it has."""
-        self._workshop = workshop
+        self._context = context
         self._nursery = nursery
         self._epoch = NO_EPOCH
         self._living: dict[ReplicaId, ReplicaTask] = {}
@@ -81,22 +81,22 @@ class Agent:
         replica = self._living.get(replica_id)
         return replica.output if replica is not None else None
 
-    def converge(self, wanted: DesiredSet) -> None:
+    def converge(self, desired_set: DesiredSet) -> None:
         """Starts what is new, tells the others what is wanted of them, stops what is not listed (W12)."""
-        if wanted.epoch < self._epoch:
-            log.warning("worker.stale_desired_set", epoch=wanted.epoch, newest=self._epoch)
+        if desired_set.epoch < self._epoch:
+            log.warning("worker.stale_desired_set", epoch=desired_set.epoch, newest=self._epoch)
             return
-        self._epoch = wanted.epoch
-        listed = {wish.replica_id: wish for wish in wanted.replicas}
+        self._epoch = desired_set.epoch
+        listed = {desired.replica_id: desired for desired in desired_set.replicas}
         self._forget(each for each in tuple(self._newest) if each not in listed and each not in self._living)
         for replica_id, replica in self._living.items():
             replica.desire(listed[replica_id].desired if replica_id in listed else Desired.STOP)
-        for wish in listed.values():
-            self._meet(wish)
+        for desired in listed.values():
+            self._apply_desired(desired)
 
-    def _forget(self, unlisted: Iterable[ReplicaId]) -> None:
+    def _forget(self, gone: Iterable[ReplicaId]) -> None:
         """All but how they ended."""
-        for replica_id in unlisted:
+        for replica_id in gone:
             self._ended[replica_id] = self._newest.pop(replica_id).observed
         while len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
@@ -113,22 +113,24 @@ class Agent:
         while self._living:
             await self._changed.wait()
 
-    def _meet(self, wish: DesiredReplica) -> None:
-        if wish.replica_id in self._living:
+    def _apply_desired(self, desired: DesiredReplica) -> None:
+        if desired.replica_id in self._living:
             return
-        if wish.replica_id in self._newest:
-            self.outbox.put(self._newest[wish.replica_id])  # whoever still lists it may have missed its end
-        elif wish.replica_id in self._ended:
-            self._note(Report(wish.replica_id, self._ended[wish.replica_id]))
-        elif wish.desired is not Desired.RUN:
-            self._note(Report(wish.replica_id, Observed.GONE))  # never started here, so there is nothing to end
+        if desired.replica_id in self._newest:
+            self.outbox.put(self._newest[desired.replica_id])  # whoever still lists it may have missed its end
+        elif desired.replica_id in self._ended:
+            self._record_report(Report(desired.replica_id, self._ended[desired.replica_id]))
+        elif desired.desired is not Desired.RUN:
+            self._record_report(
+                Report(desired.replica_id, Observed.GONE)
+            )  # never started here, so there is nothing to end
         elif not self.leaving.is_set():
-            self._begin(wish)
+            self._start_replica(desired)
 
-    def _begin(self, wish: DesiredReplica) -> None:
-        replica = ReplicaTask(wish, self._workshop, self._note)
-        self._living[wish.replica_id] = replica
-        self._nursery.start_soon(self._run_replica, replica, name=f"replica {wish.replica_id}")
+    def _start_replica(self, desired: DesiredReplica) -> None:
+        replica = ReplicaTask(desired, self._context, self._record_report)
+        self._living[desired.replica_id] = replica
+        self._nursery.start_soon(self._run_replica, replica, name=f"replica {desired.replica_id}")
 
     async def _run_replica(self, replica: ReplicaTask) -> None:
         try:
@@ -138,7 +140,7 @@ class Agent:
             self._changed.set()
             self._changed = trio.Event()
 
-    def _note(self, report: Report) -> None:
+    def _record_report(self, report: Report) -> None:
         self._newest[report.replica_id] = report
         self.outbox.put(report)
 
@@ -159,10 +161,10 @@ async def run_agent(
     """
     records = ProcessJournal(settings.state_folder)
     await records.reap_leftovers()
-    workshop = ReplicaContext(
+    context = ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, settings.port_lock_folder),
-        records=records,
+        journal=records,
         artifacts=ArtifactStore(
             settings.models_dir,
             cache_bytes_max=settings.cache_bytes_max,
@@ -174,5 +176,5 @@ async def run_agent(
         measure_usage=measure_usage,
     )
     async with trio.open_nursery() as nursery:
-        task_status.started(Agent(workshop, nursery))
+        task_status.started(Agent(context, nursery))
         await trio.sleep_forever()

@@ -68,7 +68,7 @@ class ReplicaContext:
 
     settings: WorkerSettings
     ports: PortAllocator
-    records: ProcessJournal
+    journal: ProcessJournal
     artifacts: ArtifactStore
     spawn: SpawnProcess
     control: BackendControl
@@ -94,12 +94,12 @@ class ReplicaTask:
     `report` is called at each change of state and must not block.
     """
 
-    def __init__(self, wish: DesiredReplica, workshop: ReplicaContext, report: Callable[[Report], None]) -> None:
-        self._wish = wish
-        self._workshop = workshop
-        self._settings = workshop.settings
+    def __init__(self, desired: DesiredReplica, context: ReplicaContext, report: Callable[[Report], None]) -> None:
+        self._desired = desired
+        self._context = context
+        self._settings = context.settings
         self._send_report = report
-        self._log = log.bind(replica_id=wish.replica_id, model=wish.spec.name)
+        self._log = log.bind(replica_id=desired.replica_id, model=desired.spec.name)
         self._observed = Observed.PLACED
         self._port: int | None = None
         self._pid: int | None = None
@@ -115,11 +115,11 @@ class ReplicaTask:
     @property
     def replica_id(self) -> ReplicaId:
         """The id that the planner gave the replica."""
-        return self._wish.replica_id
+        return self._desired.replica_id
 
     def __repr__(self) -> str:
         wanted = "stop" if self._stop.is_set() else "drain" if self._unwanted.is_set() else "run"
-        name = f"{self._wish.spec.name} {self.replica_id}"
+        name = f"{self._desired.spec.name} {self.replica_id}"
         return f"<ReplicaTask {name} {self._observed.value} desired={wanted} pid={self._pid}>"
 
     def statistics(self) -> ReplicaStatistics:
@@ -150,11 +150,11 @@ class ReplicaTask:
 
     async def _live(self) -> None:
         try:
-            program = program_of(self._wish.spec.backend, self._settings.backends)
+            program = program_of(self._desired.spec.backend, self._settings.backends)
         except UnknownBackend as error:
             raise CouldNotStart(str(error)) from error
         with ExitStack() as held:
-            held.enter_context(self._workshop.artifacts.keeping(self._wish.spec))
+            held.enter_context(self._context.artifacts.keeping(self._desired.spec))
             artifact = await self._fetch()
             if artifact is None:
                 return
@@ -192,7 +192,7 @@ class ReplicaTask:
         self._report(Observed.FETCHING)
         with self._fetching:
             try:
-                return await self._workshop.artifacts.fetch(self._wish.spec, DownloadProgress(self._report_fetched))
+                return await self._context.artifacts.fetch(self._desired.spec, DownloadProgress(self._report_fetched))
             except (ArtifactError, OSError) as error:
                 raise CouldNotStart(str(error)) from error
         return None
@@ -204,18 +204,18 @@ class ReplicaTask:
     def _start(self, program: BackendProgram, held: ExitStack) -> BackendProcess:
         """Starts the process; `held` keeps its port and its record until it was reaped."""
         if secrets := withheld(os.environ, program.pass_env):
-            self._log.info("worker.environment_withheld", variables=secrets, backend=self._wish.spec.backend)
+            self._log.info("worker.environment_withheld", variables=secrets, backend=self._desired.spec.backend)
         try:
-            self._port = held.enter_context(self._workshop.ports.reserve())
-            process = self._workshop.spawn(
+            self._port = held.enter_context(self._context.ports.reserve())
+            process = self._context.spawn(
                 command_line(program, address_of(self._settings.bind_host, self._port)),
-                env=environment(program, self._wish.token, os.environ),
+                env=environment(program, self._desired.token, os.environ),
                 cwd=working_folder(program),
             )
         except (NoFreePort, OSError) as error:
             raise CouldNotStart(f"the backend process could not be started: {error}") from error
         self._pid = process.pid
-        held.enter_context(self._workshop.records.recording(process.pid, self.replica_id, self._port))
+        held.enter_context(self._context.journal.recording(process.pid, self.replica_id, self._port))
         self._report(Observed.STARTING)
         return process
 
@@ -259,13 +259,13 @@ class ReplicaTask:
         assert self._port is not None  # noqa: S101 - the process has been started on it
         assert self._pid is not None  # noqa: S101
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
-        backend = BackendClient(self._workshop.control, listens, self._wish.token)
+        backend = BackendClient(self._context.control, listens, self._desired.token)
         with self._coming_up:
             try:
                 await backend.wait_healthy(program.ready_timeout_seconds)
                 self._report(Observed.LOADING)
-                await backend.load(self._wish.spec, artifact)
-                usage = await self._workshop.measure_usage(self._pid)
+                await backend.load(self._desired.spec, artifact)
+                usage = await self._context.measure_usage(self._pid)
             except (BackendNotReady, LoadFailed) as error:
                 self._failure = str(error)
                 await trio.sleep(CRASH_NOTICE_SECONDS)
@@ -313,7 +313,7 @@ class ReplicaTask:
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
         with trio.move_on_after(FREE_SECONDS_MAX):
             try:
-                await self._workshop.control.free(listens, self._wish.token, FREE_SECONDS_MAX)
+                await self._context.control.free(listens, self._desired.token, FREE_SECONDS_MAX)
             except Exception:  # noqa: BLE001 - a bug there must not let the process live on
                 self._log.exception("worker.free_failed")
 
@@ -322,7 +322,7 @@ class ReplicaTask:
         limit = self._settings.memory_limit_bytes
         if limit is None:
             return
-        used = await self._workshop.wait_memory_above(process.pid, limit)
+        used = await self._context.wait_memory_above(process.pid, limit)
         self._failure = describe_excess(used, limit)
         self.desire(Desired.STOP)  # which ends a load too: that it breaks then is not the cause
 

@@ -26,11 +26,11 @@ class WorkerSession:
     incoming: trio.MemoryReceiveChannel[ToWorker]
     heartbeat_seconds: float
     read_capacity: Callable[[], Awaitable[Capacity]]
-    told: Capacity
+    reported_capacity: Capacity
     """What the gateway knows of the machine: as the hello said, then as last sent."""
     _tails: dict[int, trio.CancelScope] = field(default_factory=dict, init=False)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope, init=False)
-    _said_leaving: trio.Event = field(default_factory=trio.Event, init=False)
+    _leaving_sent: trio.Event = field(default_factory=trio.Event, init=False)
 
     async def run(self) -> None:
         """Returns when the gateway is gone."""
@@ -57,7 +57,7 @@ class WorkerSession:
         session that breaks meanwhile takes no report any more."""
         if not self._scope.cancel_called:
             if self.agent.leaving.is_set():
-                await self._said_leaving.wait()
+                await self._leaving_sent.wait()
             await self.agent.outbox.wait_empty()
             self._scope.cancel()
 
@@ -77,15 +77,15 @@ class WorkerSession:
         """Apart from the heartbeats: a driver that hangs is no reason to be taken for dead."""
         while True:
             capacity = await self.read_capacity()
-            if capacity != self.told:
-                self.told = capacity
+            if capacity != self.reported_capacity:
+                self.reported_capacity = capacity
                 await self._send(capacity)
             await trio.sleep(self.heartbeat_seconds)
 
     async def _run_leaving(self) -> None:
         await self.agent.leaving.wait()
         await self._send(Leaving())
-        self._said_leaving.set()
+        self._leaving_sent.set()
 
     async def _run_tail(self, request: TailLogs) -> None:
         """One reader of a backend's output, at the pace of the connection."""

@@ -87,7 +87,7 @@ class Script:
     token_interval: float = 0.0
     first_token_delay: float = 0.0
     prompt_tokens: int = 5
-    finish: str | None = "stop"
+    finish_reason: str | None = "stop"
     """None: no trailer, as foreign backends."""
     split_utf8: bool = False
     """Two-byte letters that arrive in two messages."""
@@ -324,10 +324,10 @@ class ScriptedBackend:
             await asyncio.Event().wait()
 
     def _trailers(self, method: str, options: pb.PredictOptions) -> dict[str, str]:
-        if self._script.finish is None or method == "Embedding":
+        if self._script.finish_reason is None or method == "Embedding":
             return {}
         cut = self._token_count(options) < self._script.tokens
-        return {names.FINISH_REASON: "length" if cut else self._script.finish}
+        return {names.FINISH_REASON: "length" if cut else self._script.finish_reason}
 
 
 async def unimplemented(stream: ServerStream) -> None:

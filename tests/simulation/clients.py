@@ -23,7 +23,7 @@ class Request:
     caller: str
     kind: Kind
     tokens: int
-    patience_seconds: float
+    timeout_seconds: float
     pause_seconds: float
     """Between two reads of a stream."""
     prompt: str = "hello"
@@ -52,7 +52,7 @@ class Clients:
         self._world.note(f"{request} begins")
         request.begun_at = trio.current_time()
         self.live[request.id] = request
-        request.leave.deadline = request.begun_at + request.patience_seconds
+        request.leave.deadline = request.begun_at + request.timeout_seconds
         with request.leave:
             try:
                 await self._ask(request)

@@ -125,7 +125,7 @@ class Events:
             caller or self._random.choice(CALLERS),
             self._random.choice(["stream", "stream", "unary", "embedding"]),
             tokens=self._random.randint(1, 8),
-            patience_seconds=self._random.choice([FOR_EVER, FOR_EVER, FOR_EVER if is_last else self._patience()]),
+            timeout_seconds=self._random.choice([FOR_EVER, FOR_EVER, FOR_EVER if is_last else self._patience()]),
             pause_seconds=0.0 if is_last else self._random.choice([0.0, 0.0, 0.5, STALL_SECONDS]),
             prompt=POISON if not is_last and self._random.random() < POISON_PROBABILITY else "hello",
         )

@@ -80,7 +80,7 @@ async def _ask_for(fleet: Fleet, seconds: float) -> None:
         while trio.current_time() < until:
             for post in fleet.posts.values():
                 name = RequestId(f"warm{next(numbers)}")
-                requests.append(Request(name, WARM, "ann", "stream", 4, patience_seconds=3600, pause_seconds=0))
+                requests.append(Request(name, WARM, "ann", "stream", 4, timeout_seconds=3600, pause_seconds=0))
                 nursery.start_soon(post.house.send, requests[-1])
             await trio.sleep(1.0)
     for request in requests:
@@ -171,7 +171,7 @@ def test_l13_what_a_stopped_leader_had_under_way_is_void_when_it_goes_on(tmp_pat
 def test_r4_a_killed_gateways_leases_count_no_longer_than_gateway_ttl(tmp_path: Path) -> None:
     async def scene(fleet: Fleet) -> None:
         dying, other = _the_leader(fleet), _follower(fleet)
-        request = Request(RequestId("long"), WARM, "ann", "stream", 400, patience_seconds=3600, pause_seconds=0)
+        request = Request(RequestId("long"), WARM, "ann", "stream", 400, timeout_seconds=3600, pause_seconds=0)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(dying.house.send, request)
             await _wait(lambda: _at_peers(other) == 1)
@@ -213,7 +213,7 @@ def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_repli
         async with trio.open_nursery() as nursery:
             while trio.current_time() < other.door.disturbed_until:
                 name = RequestId(f"q{len(requests)}")
-                requests.append(Request(name, FOREIGN_MODEL, "ann", "unary", 8, patience_seconds=3600, pause_seconds=0))
+                requests.append(Request(name, FOREIGN_MODEL, "ann", "unary", 8, timeout_seconds=3600, pause_seconds=0))
                 nursery.start_soon(other.house.send, requests[-1])
                 await trio.sleep(0.7)
         assert [request.outcome for request in requests] == ["answered"] * len(requests)
@@ -236,7 +236,7 @@ def test_w11_a_gateway_that_is_cut_off_for_long_loses_no_stream_to_the_drains_of
         cut.door.cut(2 * OUTAGE_SECONDS)
         await _wait(lambda: cut.gateway.shared.id not in leader.gateway.shared.peers.peer_states.peers)
         requests = [
-            Request(RequestId(f"q{number}"), model, "ann", "stream", 200, patience_seconds=3600, pause_seconds=0)
+            Request(RequestId(f"q{number}"), model, "ann", "stream", 200, timeout_seconds=3600, pause_seconds=0)
             for number in range(1 + also_later)
         ]
         async with trio.open_nursery() as nursery:

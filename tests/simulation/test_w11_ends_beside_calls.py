@@ -77,7 +77,7 @@ class Callers:
             "ann",
             random.choice(["stream", "unary", "embedding"]),
             random.randint(1, 3),
-            patience_seconds=3600,
+            timeout_seconds=3600,
             pause_seconds=0,
         )
         self.requests.append(request)

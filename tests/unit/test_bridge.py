@@ -115,12 +115,12 @@ async def test_a_function_that_does_not_obey_is_left_behind(autojump_clock: trio
 
 async def test_the_outlet_hands_over_and_waits_only_for_a_full_channel() -> None:
     send, receive = trio.open_memory_channel[int](2)
-    outlet = AioSender(send)
+    sender = AioSender(send)
     put: list[int] = []
 
     async def work() -> None:
         for number in range(4):
-            await outlet.send_aio(number)
+            await sender.send_aio(number)
             put.append(number)
 
     async with open_bridge() as bridge, bridge.open_task(work):
@@ -133,11 +133,11 @@ async def test_a_cancel_in_the_moment_in_which_an_item_is_taken_is_not_lost(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     send, receive = trio.open_memory_channel[int](0)
-    outlet = AioSender(send)
+    sender = AioSender(send)
 
     async def work() -> None:
         while True:
-            await outlet.send_aio(1)
+            await sender.send_aio(1)
 
     async with open_bridge() as bridge:
         async with bridge.open_task(work):
@@ -162,16 +162,16 @@ async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
 
 async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_end() -> None:
     send, receive = trio.open_memory_channel[int](2)
-    inlet = AioReceiver(receive)
+    receiver = AioReceiver(receive)
     taken: list[int] = []
 
     async def work() -> None:
         try:
             while True:
-                taken.append(await inlet.receive_aio())
+                taken.append(await receiver.receive_aio())
         except trio.EndOfChannel:
             taken.append(-1)
-            inlet.close()
+            receiver.close()
 
     send.send_nowait(1)
     async with open_bridge() as bridge, bridge.open_task(work):
@@ -186,13 +186,13 @@ async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_
 
 async def test_a_cancel_ends_a_wait_at_the_inlet() -> None:
     send, receive = trio.open_memory_channel[int](0)
-    inlet = AioReceiver(receive)
+    receiver = AioReceiver(receive)
 
     async def work() -> None:
         try:
-            await inlet.receive_aio()
+            await receiver.receive_aio()
         finally:
-            inlet.close()
+            receiver.close()
 
     async with open_bridge() as bridge:
         async with bridge.open_task(work):

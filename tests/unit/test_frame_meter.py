@@ -81,7 +81,7 @@ def test_what_was_sent_may_be_acknowledged() -> None:
     meter = started()
     for _ in range(100):
         meter.read(COUNTED["window"] * 2, 0)
-        meter.note_sent_data()
+        meter.record_sent_data()
     with pytest.raises(Flood):
         meter.read(COUNTED["window"] * 11, 0)
 
@@ -89,9 +89,9 @@ def test_what_was_sent_may_be_acknowledged() -> None:
 def test_streams_that_were_reset_are_counted_as_they_are_told() -> None:
     meter = started()
     for _ in range(10):
-        meter.note_reset_stream(0)
+        meter.record_reset_stream(0)
     with pytest.raises(Flood):
-        meter.note_reset_stream(0.4)
+        meter.record_reset_stream(0.4)
 
 
 def test_requests_that_are_reset_in_the_same_moment_are_few() -> None:

@@ -223,10 +223,10 @@ def _telling_of(peer: PeerState, what: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise PeerFailed(peer, f"{what}: {_words(error)}") from error
+        raise PeerFailed(peer, f"{what}: {_describe_error(error)}") from error
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """The words of the innermost cause that has any: on Trio, httpx has no words for what TLS found."""
     cause: BaseException | None = error
     while cause is not None:

@@ -111,11 +111,11 @@ class BodyCharge:
         """Whether the body, as far as it was announced, has arrived or is kept, exceeds `SMALL_BYTES`."""
         return self.promised_bytes > SMALL_BYTES
 
-    def note_arrived(self, size_bytes: int) -> None:
+    def record_arrived(self, size_bytes: int) -> None:
         """So much of the body is here by now. Raises `NoRoomForBody`."""
         self._budget.hold(self, size_bytes, max(size_bytes, self.promised_bytes))
 
-    def note_kept(self, size_bytes: int) -> None:
+    def record_kept(self, size_bytes: int) -> None:
         """So much is kept of what was made of the body, instead of the body. Raises `NoRoomForBody`."""
         self._budget.hold(self, size_bytes, size_bytes)
 

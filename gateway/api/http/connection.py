@@ -186,14 +186,14 @@ class _Tasks(TaskGroup):
     ) -> Callable[[Any], Awaitable[None]]:
         inbox = Inbox(config.max_app_queue_size)
 
-        async def send_and_note(message: Any) -> None:  # noqa: ANN401 - ASGI
+        async def send_and_record(message: Any) -> None:  # noqa: ANN401 - ASGI
             if message is not None and message["type"] == "http.response.start":
-                inbox.note_answer()
+                inbox.record_answer()
             await send(message)
 
         threads = (trio.to_thread.run_sync, trio.from_thread.run)
         assert self._nursery is not None  # noqa: S101 - it is open while the connection is
-        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send_and_note, *threads)
+        self._nursery.start_soon(_handle, app, config, scope, inbox.receive, send_and_record, *threads)
         return inbox.put
 
 
@@ -222,7 +222,7 @@ class Inbox:
             self._messages.clear()
             message = {**message, "body": b""}
         self._messages.append(message)
-        self._note_change()
+        self._signal_change()
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI
         """Wait for the request's next ASGI message; once all are read and the client has left, it is the disconnect."""
@@ -232,18 +232,18 @@ class Inbox:
         if not self._messages:
             return self._disconnect
         message = self._messages.popleft()
-        self._note_change()
+        self._signal_change()
         return message
 
-    def note_answer(self) -> None:
+    def record_answer(self) -> None:
         """Note that the handler has begun to answer: the rest of the request's body is thrown away."""
         self._drop_rest()
 
     def _drop_rest(self) -> None:
         self._is_answered = True
         self._messages.clear()
-        self._note_change()
+        self._signal_change()
 
-    def _note_change(self) -> None:
+    def _signal_change(self) -> None:
         self._changed.set()
         self._changed = trio.Event()

@@ -139,7 +139,7 @@ class Exchange:
             buffer.write(message.get("body", b""))
             if buffer.tell() > bytes_max:
                 self._refuse_size(bytes_max)
-            charge.note_arrived(buffer.tell())
+            charge.record_arrived(buffer.tell())
             if not self._unread:
                 return buffer.getvalue()
 

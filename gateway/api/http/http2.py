@@ -113,7 +113,7 @@ class BoundedH2Protocol(H2Protocol):
         """A request that was reset in the same step is not even begun."""
         gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
         for _ in gone:
-            self._meter.note_reset_stream(trio.current_time())
+            self._meter.record_reset_stream(trio.current_time())
         await super()._handle_events(
             [event for event in events if not isinstance(event, RequestReceived) or event.stream_id not in gone]
         )
@@ -124,7 +124,7 @@ class BoundedH2Protocol(H2Protocol):
         """What hypercorn would fail over, or what could be read in two ways, is refused, for this stream alone."""
         if not _is_well_formed(request):
             self.connection.reset_stream(request.stream_id, ErrorCodes.PROTOCOL_ERROR)
-            self._meter.note_reset_stream(trio.current_time())
+            self._meter.record_reset_stream(trio.current_time())
             return
         await super()._create_stream(request)
 
@@ -151,7 +151,7 @@ class BoundedH2Protocol(H2Protocol):
         elif len(buffer.buffer) != before:
             self._unread_since[stream_id] = trio.current_time()
         if before:
-            self._meter.note_sent_data()
+            self._meter.record_sent_data()
 
     async def _watch_readers(self) -> None:
         """Ends streams whose clients take nothing for too long; hypercorn's own limit is for the whole connection."""

@@ -158,7 +158,7 @@ class HttpApp:
         try:
             await self._guarded(exchange, partial(self._dispatch, exchange, scope))
         finally:
-            self._note_end(exchange)
+            self._record_end(exchange)
 
     async def _guarded(self, exchange: Exchange, answer: Callable[[], Awaitable[None]]) -> None:
         """Runs `answer`; whatever it raises becomes an error that the client can read, except a cancel.
@@ -278,7 +278,7 @@ class HttpApp:
                 retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS,
             )
 
-    def _note_end(self, exchange: Exchange) -> None:
+    def _record_end(self, exchange: Exchange) -> None:
         seconds = trio.current_time() - exchange.started_at
         self._metrics.requests.labels(exchange.model or UNKNOWN_MODEL, exchange.route, exchange.outcome).inc()
         self._metrics.duration.labels(exchange.route).observe(seconds)

@@ -43,7 +43,7 @@ class ChunkEncoder(ABC):
 
     def ending(self, answer: Completion) -> list[bytes]:
         """The chunks after the last text: the finish reason, then the token counts if they are wanted."""
-        reason = b',"logprobs":null,"finish_reason":' + to_json(answer.finish)
+        reason = b',"logprobs":null,"finish_reason":' + to_json(answer.finish_reason)
         chunks = [self._before + self._nothing + self._close + reason + self._after_reason]
         if self._include_usage:
             counts = to_json(usage(answer.prompt_tokens, answer.completion_tokens))

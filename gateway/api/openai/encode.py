@@ -28,7 +28,7 @@ def chat_completion(request_id: RequestId, model: ModelName, created: int, answe
     if answer.tool_calls:
         message["content"] = answer.text or None
         message["tool_calls"] = [_tool_call(request_id, index, call) for index, call in enumerate(answer.tool_calls)]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish}
+    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
     return _answer(
         answer_id=chat_id(request_id),
         kind="chat.completion",
@@ -52,7 +52,7 @@ def tool_call_id(request_id: RequestId, index: int) -> str:
 def text_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
     """The object has no field for reasoning: it stays part of the text, as the model wrote it."""
     text = answer.reasoning + answer.text
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish}
+    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish_reason}
     return _answer(
         answer_id=completion_id(request_id),
         kind="text_completion",

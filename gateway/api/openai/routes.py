@@ -102,27 +102,27 @@ class OpenAiApi:
             limiter = self._large if len(body) < HUGE_BYTES else self._huge
             call = await trio.to_thread.run_sync(parse, body, limiter=limiter)
         if exchange.charge is not None:
-            exchange.charge.note_kept(kept_bytes(call))
+            exchange.charge.record_kept(kept_bytes(call))
         return call
 
     async def _generate(
         self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, chunks: Chunks, answer: Answer
     ) -> None:
         model, created = call.generation.model, int(self._wall_clock())
-        self._note_model(exchange, model, call.user)
+        self._record_model(exchange, model, call.user)
         if call.stream:
             encoder = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
             async with self._router.open_stream(call.generation, origin) as stream:
                 await self._relay(exchange, model, encoder, stream)
         else:
             completion, candidate = await self._router.generate(call.generation, origin)
-            headers = self._note_replica(exchange, candidate)
-            self._note_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
+            headers = self._record_replica(exchange, candidate)
+            self._record_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
 
     async def _relay(self, exchange: Exchange, model: ModelName, encoder: ChunkEncoder, stream: RoutedStream) -> None:
         """Writes what has arrived in one send, and never waits for more than has (architecture, streaming relay)."""
-        headers = self._note_replica(exchange, stream.candidate)
+        headers = self._record_replica(exchange, stream.candidate)
         self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
         await exchange.start_event_stream(headers)
         frames = [event(chunk) for chunk in encoder.opening()]
@@ -139,18 +139,18 @@ class OpenAiApi:
             if frames:
                 await exchange.send_part(b"".join(frames))
                 frames = []
-        self._note_tokens(exchange, model, last.prompt_tokens, last.completion_tokens)
+        self._record_tokens(exchange, model, last.prompt_tokens, last.completion_tokens)
         frames += [event(chunk) for chunk in encoder.ending(last)]
         await exchange.end_stream(b"".join(frames) + DONE)
 
     async def _embeddings(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await self._parse(exchange, schema.parse_embeddings, body)
         del body
-        self._note_model(exchange, call.model, call.user)
+        self._record_model(exchange, call.model, call.user)
         found = await self._embed_all(call.inputs, origin_of(exchange, caller))
         vectors = [embedding for embedding, _ in found]
-        headers = self._note_replica(exchange, found[-1][1])
-        self._note_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
+        headers = self._record_replica(exchange, found[-1][1])
+        self._record_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
         size = sum(NUMBER_BYTES * len(each.vector) for each in vectors)
         answer = await run_off_loop_if_large(size, encode.embeddings, call.model, vectors, call.encoding_format)
         await exchange.respond(200, answer, headers=headers)
@@ -189,14 +189,14 @@ class OpenAiApi:
             raise ModelNotFound(name)
         await exchange.respond(200, encode.model_object(name, self._started))
 
-    def _note_model(self, exchange: Exchange, model: ModelName, user: str | None) -> None:
+    def _record_model(self, exchange: Exchange, model: ModelName, user: str | None) -> None:
         exchange.notes["model"] = model
         if user is not None:
             exchange.notes["user"] = user
         if model in self._views.current.state.models:
             exchange.count_for(model)
 
-    def _note_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:
+    def _record_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:
         exchange.notes["replica_id"] = candidate.replica_id
         exchange.notes["node"] = candidate.node_name
         if not self._expose_replica:
@@ -204,7 +204,7 @@ class OpenAiApi:
         node = candidate.node_name.encode("ascii", "replace")
         return [(b"x-gateway-replica", candidate.replica_id.encode()), (b"x-gateway-node", node)]
 
-    def _note_tokens(self, exchange: Exchange, model: ModelName, prompt: int, completion: int) -> None:
+    def _record_tokens(self, exchange: Exchange, model: ModelName, prompt: int, completion: int) -> None:
         exchange.notes["prompt_tokens"], exchange.notes["completion_tokens"] = prompt, completion
         self._metrics.tokens.labels(model, "prompt").inc(prompt)
         self._metrics.tokens.labels(model, "completion").inc(completion)

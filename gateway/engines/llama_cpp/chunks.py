@@ -30,7 +30,7 @@ class Chunk:
     completion_tokens: int = 0
     prompt_ms: float = 0.0
     generation_ms: float = 0.0
-    finish: str | None = None
+    finish_reason: str | None = None
     """`stop`, `length` or `tool_calls` in the chunk that says why the generation ended."""
 
     @property
@@ -51,7 +51,7 @@ def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
         text=delta.get("content") or delta.get("text") or "",
         reasoning=delta.get("reasoning_content") or "",
         tool_calls=tuple(_tool_call(call) for call in delta.get("tool_calls") or ()),
-        finish=choice.get("finish_reason"),
+        finish_reason=choice.get("finish_reason"),
         # Only the last chunk has the usage; until then the timings count what was read from the cache separately.
         prompt_tokens=usage.get("prompt_tokens", timings.get("cache_n", 0) + timings.get("prompt_n", 0)),
         completion_tokens=usage.get("completion_tokens", timings.get("predicted_n", 0)),

@@ -130,19 +130,19 @@ class EngineService:
                     if chunk.has_content:
                         await call.send(_reply([chunk]))
         await call.send(_last_reply(last, []))
-        call.trailers[FINISH_REASON] = last.finish or "stop"
+        call.trailers[FINISH_REASON] = last.finish_reason or "stop"
 
     async def predict(self, call: Call[pb.PredictOptions]) -> None:
         """Answers with the whole generation in one reply; like a stream it can be cancelled at any time."""
-        last, pieces = Chunk(), list[Chunk]()
+        last, deltas = Chunk(), list[Chunk]()
         async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
                 for chunk in chunks:
                     last = _later(last, chunk)
                     if chunk.has_content:
-                        pieces.append(chunk)
-        await call.send(_last_reply(last, pieces))
-        call.trailers[FINISH_REASON] = last.finish or "stop"
+                        deltas.append(chunk)
+        await call.send(_last_reply(last, deltas))
+        call.trailers[FINISH_REASON] = last.finish_reason or "stop"
 
     @asynccontextmanager
     async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
@@ -188,29 +188,29 @@ class EngineService:
 
 def _later(known: Chunk, chunk: Chunk) -> Chunk:
     """What is known of the whole answer after `chunk`; its counts are totals, the finish reason is said only once."""
-    return replace(chunk, finish=chunk.finish or known.finish)
+    return replace(chunk, finish_reason=chunk.finish_reason or known.finish_reason)
 
 
-def _reply(pieces: Sequence[Chunk]) -> pb.Reply:
+def _reply(deltas: Sequence[Chunk]) -> pb.Reply:
     """The next part of an answer, and the counts of its last piece.
 
     `message` has the text. What is no text has its place in `chat_deltas`, and brings the text along, since whoever
     reads those reads nothing else.
     """
-    text = "".join(piece.text for piece in pieces)
-    reasoning = "".join(piece.reasoning for piece in pieces)
-    tool_calls = [call for piece in pieces for call in piece.tool_calls]
+    text = "".join(delta.text for delta in deltas)
+    reasoning = "".join(delta.reasoning for delta in deltas)
+    tool_calls = [call for delta in deltas for call in delta.tool_calls]
     reply = pb.Reply(message=text.encode())
     if reasoning or tool_calls:
         reply.chat_deltas.add(content=text, reasoning_content=reasoning, tool_calls=tool_calls)
-    if pieces:
-        reply.tokens, reply.prompt_tokens = pieces[-1].completion_tokens, pieces[-1].prompt_tokens
+    if deltas:
+        reply.tokens, reply.prompt_tokens = deltas[-1].completion_tokens, deltas[-1].prompt_tokens
     return reply
 
 
-def _last_reply(whole: Chunk, pieces: Sequence[Chunk]) -> pb.Reply:
+def _last_reply(whole: Chunk, deltas: Sequence[Chunk]) -> pb.Reply:
     """Totals and timings, and what has not been sent yet."""
-    reply = _reply(pieces)
+    reply = _reply(deltas)
     reply.tokens, reply.prompt_tokens = whole.completion_tokens, whole.prompt_tokens
     reply.timing_prompt_processing, reply.timing_token_generation = whole.prompt_ms, whole.generation_ms
     return reply

@@ -23,7 +23,7 @@ import trio
 from gateway.worker.artifacts.disk_space import CachedFile, Disk, describe_shortage, plan_disk_space
 from gateway.worker.artifacts.download import Download, HttpClient, OnProgress
 from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.partial_file import NOTE_SUFFIX, PART_SUFFIX, PartialFile, remove_part
+from gateway.worker.artifacts.partial_file import PART_SUFFIX, STATE_SUFFIX, PartialFile, remove_part
 from gateway.worker.artifacts.source import Source
 
 log = structlog.get_logger(__name__)
@@ -39,7 +39,7 @@ def cache_name(url: str, sha256: str | None) -> str:
     """File name for what `url` gives, if that has to have the hash `sha256`. Backends may go by its ending."""
     digest = hashlib.sha256(f"{url}\n{(sha256 or '').lower()}".encode()).hexdigest()
     ending = PurePosixPath(unquote(urlsplit(url).path)).suffix
-    kept = ending if _ENDING.fullmatch(ending) and ending not in {PART_SUFFIX, NOTE_SUFFIX} else ""
+    kept = ending if _ENDING.fullmatch(ending) and ending not in {PART_SUFFIX, STATE_SUFFIX} else ""
     return digest[:40] + kept
 
 
@@ -58,7 +58,7 @@ class _Flight:
         """Reserved and not on the disk yet, where it is seen: what waits in memory to be written belongs to it."""
         return max(0, self.reserved_bytes - self.part.size) if self.part is not None else 0
 
-    def note(self, done: int, total: int | None) -> None:
+    def record(self, done: int, total: int | None) -> None:
         for tell in self.listeners:
             tell(done, total)
 
@@ -69,7 +69,7 @@ class Cache:
 
     folder: Path
     bytes_max: int | None = None
-    dialler: HttpClient = field(default_factory=HttpClient)
+    http_client: HttpClient = field(default_factory=HttpClient)
     read_disk: Callable[[Path], Disk] = field(default=lambda folder: _read_disk(folder))
     _held: Counter[str] = field(default_factory=Counter, init=False)
     _flights: dict[str, _Flight] = field(default_factory=dict, init=False)
@@ -108,12 +108,12 @@ class Cache:
         flight.part = part
         try:
             transfer = Download(
-                dialler=self.dialler,
+                http_client=self.http_client,
                 locate=locate,
                 part=part,
                 sha256=sha256,
                 make_room=partial(self._make_room, name),
-                on_progress=flight.note,
+                on_progress=flight.record,
             )
             await transfer.run()
             await trio.to_thread.run_sync(part.promote)
@@ -183,7 +183,7 @@ def _remove_left_over(part: PartialFile) -> None:
 
 def _look(folder: Path, held: frozenset[str]) -> Iterator[CachedFile]:
     for entry in os.scandir(folder):
-        if not entry.is_file(follow_symlinks=False) or entry.name.endswith((NOTE_SUFFIX, NOTE_SUFFIX + ".new")):
+        if not entry.is_file(follow_symlinks=False) or entry.name.endswith((STATE_SUFFIX, STATE_SUFFIX + ".new")):
             continue
         status = entry.stat(follow_symlinks=False)
         is_free = entry.name.removesuffix(PART_SUFFIX) not in held

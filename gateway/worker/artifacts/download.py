@@ -87,7 +87,7 @@ class HttpClient:
         raise ArtifactError(f"{shown(source.url)} redirects more than {source.redirects_max} times")
 
 
-def _words(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """Of the innermost cause that has any: a failed TLS handshake arrives as a connection error without a word."""
     words: str = str(error)
     cause: BaseException | None = error
@@ -116,7 +116,7 @@ async def _target_of(response: httpx.Response, url: httpx.URL) -> httpx.URL:
 class Download:
     """Brings one file into its part; `run` returns when it is whole and has the hash that was asked for."""
 
-    dialler: HttpClient
+    http_client: HttpClient
     locate: Callable[[], Source]
     """Asked anew at each attempt, since a gateway's place may change. Raises `ArtifactError`, `Interrupted`."""
     part: PartialFile
@@ -144,7 +144,7 @@ class Download:
         """Seconds until the next attempt. Raises `ArtifactError` when there is none."""
         self._failures = 1 if self.part.size > self._best else self._failures + 1
         self._best = max(self._best, self.part.size)
-        reason = _words(error)
+        reason = _describe_error(error)
         if self._failures >= FAILURES_MAX:
             raise ArtifactError(f"{self._url} could not be fetched in {FAILURES_MAX} attempts: {reason}") from error
         log.info("worker.fetch_interrupted", url=self._url, reason=reason, done_bytes=self.part.size)
@@ -166,7 +166,7 @@ class Download:
         return asked.total is not None and asked.offset == asked.total > 0
 
     async def _ask(self, source: Source, asked: Asked) -> None:
-        async with self.dialler.open_response(source, asked, self._failures) as response:
+        async with self.http_client.open_response(source, asked, self._failures) as response:
             match read_answer(response.status_code, response.headers, asked):
                 case Body() as body:
                     await self._take(response, body)

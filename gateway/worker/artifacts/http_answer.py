@@ -137,5 +137,5 @@ def strong(etag: str | None) -> str | None:
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
     """The form in seconds; a date is for those who trust clocks."""
-    said = headers.get("retry-after", "").strip()
-    return min(float(said), RETRY_AFTER_SECONDS_MAX) if re.fullmatch(r"\d{1,9}", said) else None
+    value = headers.get("retry-after", "").strip()
+    return min(float(value), RETRY_AFTER_SECONDS_MAX) if re.fullmatch(r"\d{1,9}", value) else None

@@ -16,7 +16,7 @@ import trio
 from gateway.worker.artifacts.http_answer import Asked, strong
 
 PART_SUFFIX = ".part"
-NOTE_SUFFIX = ".note"
+STATE_SUFFIX = ".note"
 
 
 class PartialFile:
@@ -25,10 +25,10 @@ class PartialFile:
     def __init__(self, target: Path, descriptor: int) -> None:
         self._target = target
         self._path = part_of(target)
-        self._note_path = note_of(target)
+        self._note_path = state_file_of(target)
         self._descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
-        self.etag, self.total = _read_note(self._note_path)
+        self.etag, self.total = _read_state(self._note_path)
         self._digest = hashlib.sha256() if self.size == 0 else None
         """Of all that is here; None: not known without reading it."""
 
@@ -57,7 +57,7 @@ class PartialFile:
         os.ftruncate(self._descriptor, 0)
         self.size, self._digest = 0, hashlib.sha256()
         self.etag, self.total = etag, total
-        _write_note(self._note_path, etag, total)
+        _write_state(self._note_path, etag, total)
 
     def append(self, data: bytes) -> None:
         """Raises `OSError`; then nothing, or a part of `data`, has been added."""
@@ -95,9 +95,9 @@ def part_of(target: Path) -> Path:
     return target.with_name(target.name + PART_SUFFIX)
 
 
-def note_of(target: Path) -> Path:
+def state_file_of(target: Path) -> Path:
     """Returns the path of the note beside the part of `target`, `NAME.note`."""
-    return target.with_name(target.name + NOTE_SUFFIX)
+    return target.with_name(target.name + STATE_SUFFIX)
 
 
 def remove_part(part: Path) -> bool:
@@ -108,7 +108,7 @@ def remove_part(part: Path) -> bool:
         return False
     try:
         part.unlink(missing_ok=True)
-        note_of(target).unlink(missing_ok=True)
+        state_file_of(target).unlink(missing_ok=True)
     finally:
         held.close()
     return True
@@ -122,7 +122,7 @@ def _is_still_there(descriptor: int, path: Path) -> bool:
     return os.path.samestat(os.fstat(descriptor), there)
 
 
-def _read_note(path: Path) -> tuple[str | None, int | None]:
+def _read_state(path: Path) -> tuple[str | None, int | None]:
     try:
         note: Any = json.loads(path.read_text())
         etag, total = note["etag"], note["total"]
@@ -131,7 +131,7 @@ def _read_note(path: Path) -> tuple[str | None, int | None]:
     return strong(etag) if isinstance(etag, str) else None, total if isinstance(total, int) else None
 
 
-def _write_note(path: Path, etag: str | None, total: int | None) -> None:
+def _write_state(path: Path, etag: str | None, total: int | None) -> None:
     made = path.with_name(path.name + ".new")  # nobody else does: we hold the part
     made.write_text(json.dumps({"etag": etag, "total": total}))
     made.replace(path)

@@ -13,10 +13,10 @@ class DownloadProgress:
 
     def __init__(self, tell: Callable[[int, int | None], None]) -> None:
         self._tell = tell
-        self._told_at = float("-inf")
+        self._reported_at = float("-inf")
 
     def __call__(self, done: int, total: int | None) -> None:
         now = trio.current_time()
-        if now - self._told_at >= TELL_SECONDS:
-            self._told_at = now
+        if now - self._reported_at >= TELL_SECONDS:
+            self._reported_at = now
             self._tell(done, total)

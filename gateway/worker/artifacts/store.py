@@ -36,7 +36,7 @@ class Artifact:
     size_bytes: int
 
 
-def _not_told(_done: int, _total: int | None) -> None:
+def _ignore_progress(_done: int, _total: int | None) -> None:
     pass
 
 
@@ -75,7 +75,7 @@ class ArtifactStore:
         name = _cache_name(reference, spec.sha256)
         return self.cache.keeping(name) if name is not None else nullcontext()
 
-    async def fetch(self, spec: ModelSpec, on_progress: OnProgress = _not_told) -> Artifact:
+    async def fetch(self, spec: ModelSpec, on_progress: OnProgress = _ignore_progress) -> Artifact:
         """Raises `ArtifactError`, `OSError`."""
         match self._parse(spec):
             case None:

@@ -149,7 +149,7 @@ async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(mo
 async def test_the_end_of_a_refused_body_ends_its_connection() -> None:
     """Nothing waits for more of it."""
     inbox = Inbox(messages_max=2)
-    inbox.note_answer()
+    inbox.record_answer()
     for number in range(4):
         await inbox.put({"type": "http.request", "body": b"much", "more_body": number < 3})
     with trio.fail_after(PATIENCE):

@@ -129,9 +129,9 @@ async def test_what_is_sent() -> None:
 async def test_a_backend_that_says_no_finish_reason_is_judged_by_its_count() -> None:
     async with open_bench() as bench:
         bench.service.answer = replies(pb.Reply(message=b"x", tokens=5), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is FinishReason.LENGTH
+        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.LENGTH
         bench.service.answer = replies(pb.Reply(message=b"x", tokens=4), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish is FinishReason.STOP
+        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.STOP
 
 
 async def test_an_embedding() -> None:
@@ -370,7 +370,7 @@ async def test_an_answer_beyond_its_end_is_cut_although_its_call_is_over_already
                 last = await stream.receive()
                 while not isinstance(last, Completion):
                     last = await stream.receive()
-    assert last.finish is FinishReason.LENGTH
+    assert last.finish_reason is FinishReason.LENGTH
 
 
 async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_cancelled() -> None:
@@ -386,7 +386,7 @@ async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_canc
             await bench.service.idle.wait()
     last = items[-1]
     assert isinstance(last, Completion)
-    assert (last.finish, len(items) - 1) == (FinishReason.LENGTH, 5 + 64 + 1)
+    assert (last.finish_reason, len(items) - 1) == (FinishReason.LENGTH, 5 + 64 + 1)
     assert bench.service.cancelled == 1
 
 

@@ -115,32 +115,32 @@ def test_text_survives_any_split_into_replies(text: str, data: st.DataObject) ->
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
     parts = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     reader = ReplyReader(None)
-    read = "".join(reader.piece(pb.Reply(message=part)).text for part in parts) + reader.completion("stop").text
+    read = "".join(reader.delta(pb.Reply(message=part)).text for part in parts) + reader.completion("stop").text
     assert read == text
 
 
 def test_the_rest_of_a_split_character_is_part_of_what_ends_the_answer() -> None:
     """Nobody sends its end any more; that something was there is told all the same."""
     streamed = ReplyReader(None)
-    assert streamed.piece(pb.Reply(message="a🙂".encode()[:-1])).text == "a"
+    assert streamed.delta(pb.Reply(message="a🙂".encode()[:-1])).text == "a"
     assert streamed.completion("length").text == "\ufffd"
     whole = ReplyReader(None)
-    piece = whole.piece(pb.Reply(message="é".encode()[:1]))
+    piece = whole.delta(pb.Reply(message="é".encode()[:1]))
     assert whole.completion("length", text="ab" + piece.text).text == "ab\ufffd"
 
 
 def test_counts_never_go_back() -> None:
     """Some backends send a total in the last reply only, some count up, some send 0 after it."""
     reader = ReplyReader(None)
-    reader.piece(pb.Reply(tokens=5, prompt_tokens=3))
-    reader.piece(pb.Reply())
+    reader.delta(pb.Reply(tokens=5, prompt_tokens=3))
+    reader.delta(pb.Reply())
     completion = reader.completion(None)
     assert (completion.prompt_tokens, completion.completion_tokens) == (3, 5)
-    assert completion.finish is FinishReason.STOP
+    assert completion.finish_reason is FinishReason.STOP
 
 
 def test_an_unknown_finish_reason_is_none() -> None:
-    assert ReplyReader(None).completion("content_filter").finish is FinishReason.STOP
+    assert ReplyReader(None).completion("content_filter").finish_reason is FinishReason.STOP
 
 
 def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
@@ -151,10 +151,10 @@ def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
     """Of two calls at once, of which one begins later; some backends repeat the id and the name."""
     reader = ReplyReader(None)
     pieces = [
-        reader.piece(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='{"a'), content="Well.")),
-        reader.piece(reply(pb.ToolCallDelta(index=1, name="g", arguments="{}"))),
-        reader.piece(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='": '))),
-        reader.piece(reply(pb.ToolCallDelta(index=0, arguments="1}"))),
+        reader.delta(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='{"a'), content="Well.")),
+        reader.delta(reply(pb.ToolCallDelta(index=1, name="g", arguments="{}"))),
+        reader.delta(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='": '))),
+        reader.delta(reply(pb.ToolCallDelta(index=0, arguments="1}"))),
     ]
     assert [(piece.text, piece.tool_calls) for piece in pieces] == [
         ("Well.", (ToolCallDelta(0, "c1", "f", '{"a'),)),
@@ -163,7 +163,7 @@ def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
         ("", (ToolCallDelta(0, "", "", "1}"),)),
     ]
     completion = reader.completion("tool_calls")
-    assert completion.finish is FinishReason.TOOL_CALLS
+    assert completion.finish_reason is FinishReason.TOOL_CALLS
     assert completion.tool_calls == (ToolCall("c1", "f", '{"a": 1}'), ToolCall("", "g", "{}"))
 
 
@@ -180,8 +180,8 @@ def test_an_answer_that_calls_says_so_unless_the_backend_knows_better(
     said: str | None, max_tokens: int | None, finish: FinishReason
 ) -> None:
     reader = ReplyReader(max_tokens)
-    reader.piece(pb.Reply(tokens=5, chat_deltas=[pb.ChatDelta(tool_calls=[pb.ToolCallDelta(name="f")])]))
-    assert reader.completion(said).finish is finish
+    reader.delta(pb.Reply(tokens=5, chat_deltas=[pb.ChatDelta(tool_calls=[pb.ToolCallDelta(name="f")])]))
+    assert reader.completion(said).finish_reason is finish
 
 
 def test_h5_a_token_belongs_to_one_replica_and_one_cluster() -> None:
@@ -204,13 +204,13 @@ def test_a_vector_of_numbers_and_a_count_that_is_none() -> None:
 
 def test_counts_that_can_not_be_are_none() -> None:
     reader = ReplyReader(5)
-    piece = reader.piece(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
+    piece = reader.delta(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
     assert (piece.prompt_tokens, piece.completion_tokens) == (0, 0)
 
 
 def pieces_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) -> int:
     for number in range(1, 10_000_000):
-        reader.piece(reply(number))
+        reader.delta(reply(number))
         if reader.is_endless:
             return number
     raise AssertionError("it never ends")
@@ -224,7 +224,7 @@ def test_an_answer_ends_at_what_was_asked_for_and_a_little_more() -> None:
 def test_a_backend_that_counts_may_send_a_token_in_parts_but_not_for_ever() -> None:
     halves = ReplyReader(100)
     for number in range(1, 201):
-        halves.piece(pb.Reply(message=b"x", tokens=(number + 1) // 2))
+        halves.delta(pb.Reply(message=b"x", tokens=(number + 1) // 2))
         assert not halves.is_endless
     assert pieces_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
 

@@ -58,7 +58,7 @@ def test_a_call_begins_with_its_name_and_goes_on_with_its_arguments() -> None:
         (Chunk("a"), True),
         (Chunk(reasoning="a"), True),
         (Chunk(tool_calls=(pb.ToolCallDelta(index=0),)), True),
-        (Chunk(finish="stop", completion_tokens=5), False),
+        (Chunk(finish_reason="stop", completion_tokens=5), False),
     ],
 )
 def test_what_a_chunk_has_to_be_sent_for(chunk: Chunk, has: bool) -> None:
@@ -82,7 +82,7 @@ def test_a_tool_without_a_grammar_is_the_tools_fault(message: str, told: str) ->
 
 
 def test_the_finish_reason() -> None:
-    assert read_chunk({"choices": [{"delta": {}, "finish_reason": "length"}]}, "messages").finish == "length"
+    assert read_chunk({"choices": [{"delta": {}, "finish_reason": "length"}]}, "messages").finish_reason == "length"
 
 
 def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:

@@ -403,7 +403,7 @@ async def test_w10_a_port_stays_taken_until_its_process_was_reaped(tmp_path: Pat
         (replica,) = worker.agent.statistics().replicas
         await worker.want()
         await wait_all_tasks_blocked()
-        allocator = worker.agent._workshop.ports
+        allocator = worker.agent._context.ports
         assert replica.port is not None
         assert allocator._try_lock(replica.port) is None
         await worker.wait_report("a", Observed.GONE)

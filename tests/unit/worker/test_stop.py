@@ -196,17 +196,17 @@ async def test_a_replica_above_its_memory_limit_ends_and_says_why(
         await trio.sleep(1000 if stage is Observed.LOADING else 1)
 
     settings = replace(settings_in(tmp_path), memory_limit_bytes=LIMIT_BYTES)
-    workshop = ReplicaContext(
+    context = ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, tmp_path),
-        records=ProcessJournal(settings.state_folder),
+        journal=ProcessJournal(settings.state_folder),
         artifacts=ArtifactStore(settings.models_dir),
         spawn=spawn,
         control=FakeControl(spawn, load=load),
         wait_memory_above=outgrow,
     )
     reports: list[Report] = []
-    await ReplicaTask(wish("a"), workshop, reports.append).run()
+    await ReplicaTask(wish("a"), context, reports.append).run()
     assert watched == [(spawn.started[0].pid, LIMIT_BYTES)]
     assert [report.observed for report in reports[-2:]] == [stage, final]
     assert reports[-1].error == describe_excess(USED_BYTES, LIMIT_BYTES)

@@ -90,11 +90,11 @@ async def test_a_driver_that_hangs_keeps_nobody_from_serving(
     assert await measure_usage(1) == UNKNOWN_USAGE
 
 
-def workshop_in(settings: WorkerSettings, spawn: FakeSpawn, measure: Measure = measure_usage) -> ReplicaContext:
+def context_in(settings: WorkerSettings, spawn: FakeSpawn, measure: Measure = measure_usage) -> ReplicaContext:
     return ReplicaContext(
         settings=settings,
         ports=PortAllocator(settings.port_range, settings.bind_host, settings.state_folder.parent),
-        records=ProcessJournal(settings.state_folder),
+        journal=ProcessJournal(settings.state_folder),
         artifacts=ArtifactStore(
             settings.models_dir, gateway=settings.gateway, cache_bytes_max=settings.cache_bytes_max
         ),
@@ -118,7 +118,7 @@ async def test_a_ready_replica_says_what_it_holds(tmp_path: Path, autojump_clock
             states.append(repr(task))
 
     spawn, reports, states = FakeSpawn(), list[Report](), list[str]()
-    task = ReplicaTask(wish("a"), workshop_in(settings_in(tmp_path), spawn, measure), note)
+    task = ReplicaTask(wish("a"), context_in(settings_in(tmp_path), spawn, measure), note)
     await task.run()
     pid, model = spawn.started[0].pid, wish("a").spec.name
     assert states == [f"<ReplicaTask {model} a ready desired={wanted} pid={pid}>" for wanted in ("run", "stop")]
@@ -147,7 +147,7 @@ async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, cloc
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
         gateway.point_at(server.origin, {})
         wished = wish("a", artifact="file:w", sha256=sha256_of(FILE))
-        task = ReplicaTask(wished, workshop_in(settings, spawn), reports.append)
+        task = ReplicaTask(wished, context_in(settings, spawn), reports.append)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.run)
@@ -163,7 +163,7 @@ async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, cloc
 async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_path: Path, clock: MockClock) -> None:
     gateway, spawn, is_ready = GatewaySource(), FakeSpawn(), trio.Event()
     settings = replace(settings_in(tmp_path), gateway=gateway, cache_bytes_max=len(FILE))
-    workshop = workshop_in(settings, spawn)
+    context = context_in(settings, spawn)
     wished, other = (wish("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))
 
     def note(report: Report) -> None:
@@ -172,11 +172,11 @@ async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_p
 
     async with open_file_server(FILE) as server:
         gateway.point_at(server.origin, {})
-        task = ReplicaTask(wished, workshop, note)
+        task = ReplicaTask(wished, context, note)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.run)
             await is_ready.wait()
             with pytest.raises(ArtifactError, match=r"worker\.cache_size"):
-                await workshop.artifacts.fetch(other.spec)
+                await context.artifacts.fetch(other.spec)
             task.desire(Desired.STOP)
-        await workshop.artifacts.fetch(other.spec)
+        await context.artifacts.fetch(other.spec)

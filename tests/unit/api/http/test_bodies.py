@@ -29,7 +29,7 @@ def held() -> Iterator[ExitStack]:
 def arrive(held: ExitStack, budget: BodyBudget, caller: str, size_bytes: int) -> BodyCharge:
     """A body of that size that has arrived whole."""
     charge = held.enter_context(budget.open(caller, size_bytes))
-    charge.note_arrived(size_bytes)
+    charge.record_arrived(size_bytes)
     return charge
 
 
@@ -48,9 +48,9 @@ def fill(budget: BodyBudget, add: Callable[[int], object]) -> None:
 
 def test_what_has_arrived_is_counted_and_given_back(budget: BodyBudget) -> None:
     with budget.open("ann", 10 * MIB) as charge:
-        charge.note_arrived(3 * MIB)
+        charge.record_arrived(3 * MIB)
         assert budget.statistics() == BodyStatistics(bodies=1, held_bytes=3 * MIB)
-        charge.note_kept(MIB)
+        charge.record_kept(MIB)
         assert budget.statistics() == BodyStatistics(bodies=1, held_bytes=MIB)
     assert budget.statistics() == BodyStatistics(bodies=0, held_bytes=0)
 
@@ -72,9 +72,9 @@ def test_one_that_does_not_say_its_size_is_refused_as_soon_as_it_does_not_fit(
     for caller in "abc":
         arrive(held, budget, caller, BODY_BYTES_MAX)
     charge = held.enter_context(budget.open("d", None))
-    charge.note_arrived(8 * MIB)
+    charge.record_arrived(8 * MIB)
     with pytest.raises(NoRoomForBody):
-        charge.note_arrived(8 * MIB + 1)
+        charge.record_arrived(8 * MIB + 1)
     assert budget.statistics().held_bytes == 56 * MIB
 
 
@@ -106,14 +106,14 @@ def test_small_bodies_are_bounded_as_well(budget: BodyBudget, held: ExitStack) -
 
 def test_what_was_made_of_a_body_counts_as_it_is(budget: BodyBudget, held: ExitStack) -> None:
     charges = [arrive(held, budget, str(number), SMALL_BYTES) for number in range(20)]
-    fill(budget, lambda number: charges[number].note_kept(4 * MIB))
+    fill(budget, lambda number: charges[number].record_kept(4 * MIB))
     assert budget.statistics().held_bytes <= BUDGET_BYTES
 
 
 def test_the_largest_body_fits_into_a_budget_that_is_no_larger() -> None:
     budget = BodyBudget(BODY_BYTES_MAX, BODY_BYTES_MAX)
     with budget.open("ann", BODY_BYTES_MAX) as charge:
-        charge.note_arrived(BODY_BYTES_MAX)
+        charge.record_arrived(BODY_BYTES_MAX)
         assert budget.statistics().held_bytes == BODY_BYTES_MAX
 
 
@@ -136,7 +136,7 @@ def test_whatever_happens_the_budget_holds_and_all_is_given_back(steps: list[Ste
         budget.close(charge)
     assert budget.statistics() == BodyStatistics(0, 0)
     for caller in ("caller-0", "caller-1"):  # nothing of anybody's share is left behind
-        budget.open(caller, BODY_BYTES_MAX).note_arrived(BODY_BYTES_MAX)
+        budget.open(caller, BODY_BYTES_MAX).record_arrived(BODY_BYTES_MAX)
 
 
 def take_step(budget: BodyBudget, charges: dict[int, BodyCharge], body: int, what: int, size: int) -> None:
@@ -146,6 +146,6 @@ def take_step(budget: BodyBudget, charges: dict[int, BodyCharge], body: int, wha
     elif what == 0:
         budget.close(charges.pop(body))
     elif what == 1:
-        charge.note_arrived(max(size, charge.held_bytes))
+        charge.record_arrived(max(size, charge.held_bytes))
     else:
-        charge.note_kept(size)
+        charge.record_kept(size)

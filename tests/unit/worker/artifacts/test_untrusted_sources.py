@@ -183,7 +183,7 @@ async def test_the_server_at_the_checked_address_has_to_be_the_one_of_the_name(
     server_tls, client_tls = contexts(authority, "other.example")
     async with open_file_server(b"file", tls=server_tls) as server:
         source = Source(f"https://models.example:{server.port}/a", public_only=True)
-        cache = Cache(tmp_path, dialler=HttpClient(client_tls, Names(["127.0.0.1"])))
+        cache = Cache(tmp_path, http_client=HttpClient(client_tls, Names(["127.0.0.1"])))
         with pytest.raises(ArtifactError, match=r"Hostname mismatch, certificate is not valid for 'models\.example'"):
             await cache.fetch("a", lambda: source, None, lambda done, total: None)
         assert server.requests == []
