@@ -13,7 +13,7 @@ from gateway.api.admin.models import Loads, ModelService
 from gateway.api.admin.peer_client import PeerClient
 from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import OpenTail, ReplicaLogs
-from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_pages
+from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.openai.routes import OpenAiApi
@@ -91,7 +91,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         backends=tuple(settings.backends),
         models_dir=settings.models_dir.absolute(),
     )
-    pages = build_pages(
+    admin_app = build_admin_app(
         source=parts.source,
         admission=parts.admission,
         metrics=parts.metrics,
@@ -103,7 +103,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
     return HttpApp(
         (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
         PAGE_ROUTES,
-        pages,
+        admin_app,
         authenticator=settings.authenticator,
         metrics=parts.metrics.requests,
         limits=settings.limits,

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from gateway.config.environment import Override, read_overrides
 from gateway.config.model import Config
-from gateway.config.partial import Refusal, read_draft
+from gateway.config.partial import Refusal, read_partial
 from gateway.config.problems import ConfigError, Loc, Problem, format_path
-from gateway.config.rules import check_draft
+from gateway.config.rules import check_partial
 from gateway.config.secret_files import read_secret_files
 from gateway.config.toml_lines import find_line, locate_keys
 
@@ -50,14 +50,14 @@ def parse_config(
     """`load_config` for the text of a file called `source` that lies in `folder`. Raises `ConfigError`."""
     document = _parse_toml(text, source)
     problems, origins = _apply_overrides(document, environ, overrides)
-    draft, refused = read_draft(document)
-    refused += [(finding.loc, finding.message) for finding in check_draft(draft, [loc for loc, _ in refused])]
-    auth, unreadable = read_secret_files(draft.config.auth, folder)
+    partial, refused = read_partial(document)
+    refused += [(finding.loc, finding.message) for finding in check_partial(partial, [loc for loc, _ in refused])]
+    auth, unreadable = read_secret_files(partial.config.auth, folder)
     problems += _locate([*refused, *unreadable], text, source, origins)
     if problems:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line or 0))
     return Config.model_validate(
-        {**dict(draft.config), "auth": auth, "backends": draft.backends, "models": draft.models}
+        {**dict(partial.config), "auth": auth, "backends": partial.backends, "models": partial.models}
     )
 
 

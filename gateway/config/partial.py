@@ -34,7 +34,7 @@ class PartialConfig:
                 yield index, model
 
 
-def read_draft(document: Mapping[str, Any]) -> tuple[PartialConfig, list[Refusal]]:
+def read_partial(document: Mapping[str, Any]) -> tuple[PartialConfig, list[Refusal]]:
     """The usable part of `document`, and every refusal."""
     refused: list[Refusal] = []
     sections: dict[str, Section | None] = {}

@@ -36,22 +36,22 @@ def _overlap(one: Loc, other: Loc) -> bool:
     return one[:shared] == other[:shared]
 
 
-def check_draft(draft: PartialConfig, broken: Collection[Loc]) -> Iterator[Finding]:
+def check_partial(partial: PartialConfig, broken: Collection[Loc]) -> Iterator[Finding]:
     """What the rules find. Silent about anything that rests on a `broken` place, one that has a problem already."""
-    for finding in _all_findings(draft):
+    for finding in _all_findings(partial):
         if not any(finding.rests_on(place) for place in broken):
             yield finding
 
 
-def _all_findings(draft: PartialConfig) -> Iterator[Finding]:
-    yield from _check_server(draft.config.server, draft.config.auth)
-    yield from _check_auth(draft.config.auth)
-    yield from _check_api_keys(draft.config.auth)
-    yield from _check_registry(draft.config)
-    yield from _check_health(draft.config.health)
-    yield from _check_model_names(draft)
-    for index, model in draft.known_models():
-        yield from check_model(model, ("models", index), draft.backends)
+def _all_findings(partial: PartialConfig) -> Iterator[Finding]:
+    yield from _check_server(partial.config.server, partial.config.auth)
+    yield from _check_auth(partial.config.auth)
+    yield from _check_api_keys(partial.config.auth)
+    yield from _check_registry(partial.config)
+    yield from _check_health(partial.config.health)
+    yield from _check_model_names(partial)
+    for index, model in partial.known_models():
+        yield from check_model(model, ("models", index), partial.backends)
 
 
 def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]:
@@ -106,9 +106,9 @@ def _check_health(health: HealthSection) -> Iterator[Finding]:
         yield Finding(("health", "stale_after"), "must be longer than health.heartbeat", (("health", "heartbeat"),))
 
 
-def _check_model_names(draft: PartialConfig) -> Iterator[Finding]:
+def _check_model_names(partial: PartialConfig) -> Iterator[Finding]:
     seen: dict[str, int] = {}
-    for index, model in draft.known_models():
+    for index, model in partial.known_models():
         if (first := seen.setdefault(model.name, index)) != index:
             yield Finding(("models", index, "name"), f"{quote(model.name)} is the name of models[{first}] already")
 

@@ -49,24 +49,24 @@ class LoadSettings:
         return round_up(min(self.cells, window + self.batch), CELLS_STEP)
 
 
-def layer_cache_bytes(shape: Shape, layer: Layer, use: LoadSettings) -> int:
+def layer_cache_bytes(shape: Shape, layer: Layer, settings: LoadSettings) -> int:
     """Returns the bytes of one layer's KV cache and recurrent state, for all parallel requests together."""
-    return _kv_bytes(shape, layer, use) + (_state_bytes(shape, use) if layer.recurrent else 0)
+    return _kv_bytes(shape, layer, settings) + (_state_bytes(shape, settings) if layer.recurrent else 0)
 
 
-def _kv_bytes(shape: Shape, layer: Layer, use: LoadSettings) -> int:
+def _kv_bytes(shape: Shape, layer: Layer, settings: LoadSettings) -> int:
     keys = layer.kv_heads * (shape.window_key_length if layer.windowed else shape.key_length)
-    values = _values(shape, layer, use)
-    cells = use.window_cells(shape.window) if layer.windowed else use.cells
-    row = _row_bytes(keys, use.cache_type_k) + _row_bytes(values, use.cache_type_v)
-    return row * cells * use.parallel
+    values = _values(shape, layer, settings)
+    cells = settings.window_cells(shape.window) if layer.windowed else settings.cells
+    row = _row_bytes(keys, settings.cache_type_k) + _row_bytes(values, settings.cache_type_v)
+    return row * cells * settings.parallel
 
 
-def _values(shape: Shape, layer: Layer, use: LoadSettings) -> int:
+def _values(shape: Shape, layer: Layer, settings: LoadSettings) -> int:
     """Without flash attention values are stored transposed, and then all layers are as wide as the widest."""
     if shape.latent or not layer.kv_heads:
         return 0
-    heads = layer.kv_heads if use.flash_attention else max(each.kv_heads for each in shape.layers)
+    heads = layer.kv_heads if settings.flash_attention else max(each.kv_heads for each in shape.layers)
     return heads * (shape.window_value_length if layer.windowed else shape.value_length)
 
 
@@ -75,8 +75,8 @@ def _row_bytes(values: int, kind: str) -> int:
     return -(-values // block) * size
 
 
-def _state_bytes(shape: Shape, use: LoadSettings) -> int:
-    return shape.state_values * STATE_VALUE_BYTES * use.parallel
+def _state_bytes(shape: Shape, settings: LoadSettings) -> int:
+    return shape.state_values * STATE_VALUE_BYTES * settings.parallel
 
 
 def round_up(value: int, step: int) -> int:

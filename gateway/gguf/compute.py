@@ -24,26 +24,31 @@ TOKEN_BYTES: Final = 64
 """Positions, ids and indices."""
 
 
-def compute_bytes(shape: Shape, use: LoadSettings) -> int:
+def compute_bytes(shape: Shape, settings: LoadSettings) -> int:
     """Returns the most bytes that llama.cpp needs, besides weights and cache, while it computes a batch."""
-    return _widest_moment(shape, use) + mask_bytes(shape, use) + TOKEN_BYTES * use.batch + output_bytes(shape, use)
+    return (
+        _widest_moment(shape, settings)
+        + mask_bytes(shape, settings)
+        + TOKEN_BYTES * settings.batch
+        + output_bytes(shape, settings)
+    )
 
 
-def mask_bytes(shape: Shape, use: LoadSettings) -> int:
+def mask_bytes(shape: Shape, settings: LoadSettings) -> int:
     """Returns the bytes of the attention masks: one for full and one for windowed attention, if the model has them."""
     attending = [layer.windowed for layer in shape.layers if layer.kv_heads]
-    cells = use.cells * (False in attending) + use.window_cells(shape.window) * (True in attending)
-    return cells * use.batch * (2 if use.flash_attention else VALUE_BYTES)
+    cells = settings.cells * (False in attending) + settings.window_cells(shape.window) * (True in attending)
+    return cells * settings.batch * (2 if settings.flash_attention else VALUE_BYTES)
 
 
-def output_bytes(shape: Shape, use: LoadSettings) -> int:
+def output_bytes(shape: Shape, settings: LoadSettings) -> int:
     """Returns the bytes of the logits and embeddings that are handed out, which are always in main memory."""
-    return (shape.vocabulary + shape.embedding) * use.parallel * VALUE_BYTES
+    return (shape.vocabulary + shape.embedding) * settings.parallel * VALUE_BYTES
 
 
-def _widest_moment(shape: Shape, use: LoadSettings) -> int:
-    attention = shape.heads * (2 * shape.key_length + (0 if use.flash_attention else use.cells))
-    recurrent = 5 * shape.state_inner + shape.state_values * use.parallel // use.batch
+def _widest_moment(shape: Shape, settings: LoadSettings) -> int:
+    attention = shape.heads * (2 * shape.key_length + (0 if settings.flash_attention else settings.cells))
+    recurrent = 5 * shape.state_inner + shape.state_values * settings.parallel // settings.batch
     per_token = max(3 * shape.feed_forward, attention, recurrent)
-    logits = shape.vocabulary * (use.batch if use.embeddings else min(use.parallel, use.batch))
-    return (max(per_token * use.batch, logits) + 5 * shape.embedding * use.batch) * VALUE_BYTES
+    logits = shape.vocabulary * (settings.batch if settings.embeddings else min(settings.parallel, settings.batch))
+    return (max(per_token * settings.batch, logits) + 5 * shape.embedding * settings.batch) * VALUE_BYTES

@@ -51,19 +51,19 @@ class Estimate:
 
 
 def estimate(
-    header: Header, use: LoadSettings = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
+    header: Header, settings: LoadSettings = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
 ) -> Estimate:
     """`gpu_layers`: how many go to a GPU, None for all; `companion_bytes`: the size of files that are loaded
     beside, such as an mmproj. Raises `BrokenHeader`."""
     shape = shape_of(header)
-    caches = [layer_cache_bytes(shape, layer, use) for layer in shape.layers]
-    working = compute_bytes(shape, use)
+    caches = [layer_cache_bytes(shape, layer, settings) for layer in shape.layers]
+    working = compute_bytes(shape, settings)
     layers = len(shape.layers) + 1
     offloaded = layers if gpu_layers is None else max(0, min(gpu_layers, layers))
     weights = header.weights.total + companion_bytes
-    vram = _vram_bytes(header, shape, caches, use, offloaded) + (companion_bytes if offloaded else 0)
+    vram = _vram_bytes(header, shape, caches, settings, offloaded) + (companion_bytes if offloaded else 0)
     moved = _moved_bytes(header, caches, offloaded) + (companion_bytes if offloaded else 0)
-    host = _host_compute_bytes(shape, use) if offloaded == layers else working
+    host = _host_compute_bytes(shape, settings) if offloaded == layers else working
     return Estimate(
         weights_bytes=weights,
         kv_bytes=sum(caches),
@@ -77,14 +77,14 @@ def estimate(
 
 
 def fit_layers(
-    header: Header, vram_free_bytes: int, use: LoadSettings = DEFAULT_USE, *, companion_bytes: int = 0
+    header: Header, vram_free_bytes: int, settings: LoadSettings = DEFAULT_USE, *, companion_bytes: int = 0
 ) -> int:
     """The most layers that may go to GPUs with so much free memory; the output counts as one. Raises `BrokenHeader`."""
     most = len(shape_of(header).layers) + 1
     fits, fails = 0, most + 1
     while fails - fits > 1:
         middle = (fits + fails) // 2
-        needed = estimate(header, use, gpu_layers=middle, companion_bytes=companion_bytes).vram_bytes
+        needed = estimate(header, settings, gpu_layers=middle, companion_bytes=companion_bytes).vram_bytes
         fits, fails = (middle, fails) if needed <= vram_free_bytes else (fits, middle)
     return fits
 
@@ -97,11 +97,11 @@ def estimate_other(size_bytes: int) -> Requirement:
 
 def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companion_bytes: int = 0) -> Requirement:
     """Returns what one replica takes in VRAM, RAM and disk; `size_bytes` is the artifact's. Raises `BrokenHeader`."""
-    found = estimate(header, use_of(spec), gpu_layers=_gpu_layers(spec), companion_bytes=companion_bytes)
+    found = estimate(header, load_settings_of(spec), gpu_layers=_gpu_layers(spec), companion_bytes=companion_bytes)
     return Requirement(vram_bytes=found.vram_bytes, ram_bytes=found.total_bytes + PROCESS_BYTES, disk_bytes=size_bytes)
 
 
-def use_of(spec: ModelSpec) -> LoadSettings:
+def load_settings_of(spec: ModelSpec) -> LoadSettings:
     """How a backend loads it; options that it would refuse count as not given."""
     return LoadSettings(
         context_size=spec.context_size or DEFAULT_USE.context_size,
@@ -122,12 +122,12 @@ def _gpu_layers(spec: ModelSpec) -> int | None:
     return spec.gpu_layers if spec.gpu_layers is not None and spec.gpu_layers > 0 else None
 
 
-def _vram_bytes(header: Header, shape: Shape, caches: list[int], use: LoadSettings, offloaded: int) -> int:
+def _vram_bytes(header: Header, shape: Shape, caches: list[int], settings: LoadSettings, offloaded: int) -> int:
     if offloaded == 0:
         return 0
     # llama.cpp copies a token embedding that is the output matrix as well.
     copied = header.weights.embedding if header.weights.tied else 0
-    working = compute_bytes(shape, use) - output_bytes(shape, use)
+    working = compute_bytes(shape, settings) - output_bytes(shape, settings)
     return _moved_bytes(header, caches, offloaded) + copied + working + GPU_PROCESS_BYTES
 
 
@@ -140,9 +140,9 @@ def _moved_bytes(header: Header, caches: list[int], offloaded: int) -> int:
     return header.weights.output + weights + sum(caches[first:])
 
 
-def _host_compute_bytes(shape: Shape, use: LoadSettings) -> int:
+def _host_compute_bytes(shape: Shape, settings: LoadSettings) -> int:
     """Returns the bytes in main memory for what goes in and what comes out when every layer is on a GPU."""
-    return 2 * shape.embedding * use.batch * 4 + mask_bytes(shape, use) + output_bytes(shape, use)
+    return 2 * shape.embedding * settings.batch * 4 + mask_bytes(shape, settings) + output_bytes(shape, settings)
 
 
 def _notes(header: Header) -> tuple[str, ...]:

@@ -104,8 +104,8 @@ class AsgiRequest:
         return found
 
 
-class FakePages:
-    """Answers with the path; stays in `/pages/stay` until it is cancelled."""
+class FakeAdminApp:
+    """Answers with the path; stays in `/admin_app/stay` until it is cancelled."""
 
     def __init__(self) -> None:
         self.lifespans = 0

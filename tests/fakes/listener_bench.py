@@ -12,7 +12,7 @@ from trio.testing import MockClock
 
 from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.models import ModelService
-from gateway.api.admin.routes import PAGE_ROUTES, build_pages
+from gateway.api.admin.routes import PAGE_ROUTES, build_admin_app
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.exchange import Exchange
 from gateway.api.http.http_app import BodyLimits, HttpApp, Route
@@ -116,7 +116,7 @@ class Handlers:
 def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
     source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    service = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
     return HttpApp(
         [
             Route("POST", "/do", Role.INFERENCE, handlers.answer),
@@ -124,7 +124,7 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
             Route("POST", "/stream", Role.INFERENCE, handlers.stream),
         ],
         PAGE_ROUTES,
-        build_pages(source, idle_admission(), Metrics(), tuple, lambda: READY, registry, desk),
+        build_admin_app(source, idle_admission(), Metrics(), tuple, lambda: READY, registry, service),
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(body_bytes_max, NEVER, budget_bytes=BODIES_AT_ONCE * body_bytes_max),

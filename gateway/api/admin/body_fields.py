@@ -6,7 +6,7 @@ from typing import Annotated, Final, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from gateway.api.http.json_body import INVALID_VALUE, complaint, wrong_type, wrong_value
+from gateway.api.http.json_body import INVALID_VALUE, validation_error, wrong_type, wrong_value
 from gateway.config.fields import INT32_MAX, check_name
 from gateway.config.units import Percent, parse_budget
 from gateway.domain.resources import VramBudget
@@ -34,7 +34,7 @@ def _as_the_configuration(check: Callable[[str], Value]) -> Callable[[str], Valu
         try:
             return check(text)
         except ValueError as error:
-            raise complaint(INVALID_VALUE, f"Invalid value for '{{param}}': {error}.") from None
+            raise validation_error(INVALID_VALUE, f"Invalid value for '{{param}}': {error}.") from None
 
     return checked
 

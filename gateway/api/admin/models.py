@@ -152,33 +152,33 @@ def _always_loaded(spec: ModelSpec) -> Conflict:
     )
 
 
-def add_model_pages(pages: AdminApp, desk: ModelService) -> None:
+def add_model_routes(admin_app: AdminApp, service: ModelService) -> None:
     """Add the routes of models (`/api/models` and below) to the Quart application."""
 
-    @pages.get("/api/models")
+    @admin_app.get("/api/models")
     async def models() -> Response:
-        return json_response({"models": model_objects(desk.source)})
+        return json_response({"models": model_objects(service.source)})
 
-    @pages.get("/api/models/<path:name>")
+    @admin_app.get("/api/models/<path:name>")
     async def model(name: str) -> Response:
-        return desk.show(ModelName(name))
+        return service.show(ModelName(name))
 
-    @pages.put("/api/models/<path:name>")
+    @admin_app.put("/api/models/<path:name>")
     async def put_model(name: str) -> Response:
-        return await desk.put(ModelName(name), await read_object())
+        return await service.put(ModelName(name), await read_object())
 
-    @pages.delete("/api/models/<path:name>")
+    @admin_app.delete("/api/models/<path:name>")
     async def remove_model(name: str) -> Response:
-        return await desk.remove(ModelName(name))
+        return await service.remove(ModelName(name))
 
-    @pages.post("/api/models/<path:name>/load")
+    @admin_app.post("/api/models/<path:name>/load")
     async def load_model(name: str) -> Response:
-        return await desk.load(ModelName(name), count_of(request.args, "wait", 0, WAIT_SECONDS_MAX))
+        return await service.load(ModelName(name), count_of(request.args, "wait", 0, WAIT_SECONDS_MAX))
 
-    @pages.post("/api/models/<path:name>/unload")
+    @admin_app.post("/api/models/<path:name>/unload")
     async def unload_model(name: str) -> Response:
-        return await desk.unload(ModelName(name))
+        return await service.unload(ModelName(name))
 
-    @pages.get("/api/models/<path:name>/load-status")
+    @admin_app.get("/api/models/<path:name>/load-status")
     async def model_load_status(name: str) -> Response:
-        return json_response(load_status(desk.source, ModelName(name)))
+        return json_response(load_status(service.source, ModelName(name)))

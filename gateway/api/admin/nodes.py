@@ -107,54 +107,54 @@ def replica_not_found(replica_id: str) -> NotFound:
     return NotFound(message, code="replica_not_found")
 
 
-def add_node_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
+def add_node_routes(admin_app: AdminApp, registry: Registry, source: StatusSource) -> None:
     """Add the routes of nodes (`/api/nodes` and below) to the Quart application."""
-    desk = NodeService(registry, source)
+    service = NodeService(registry, source)
 
-    @pages.get("/api/nodes")
+    @admin_app.get("/api/nodes")
     async def nodes() -> Response:
         return json_response({"nodes": node_objects(source)})
 
-    @pages.get("/api/nodes/<name>")
+    @admin_app.get("/api/nodes/<name>")
     async def node(name: str) -> Response:
-        return desk.show(name)
+        return service.show(name)
 
-    @pages.patch("/api/nodes/<name>")
+    @admin_app.patch("/api/nodes/<name>")
     async def patch_node(name: str) -> Response:
-        return await desk.edit(name, (await read_json(NodePatch)).to_edit())
+        return await service.edit(name, (await read_json(NodePatch)).to_edit())
 
-    @pages.delete("/api/nodes/<name>")
+    @admin_app.delete("/api/nodes/<name>")
     async def remove_node(name: str) -> Response:
-        return await desk.remove(name, force=flag_of(request.args, "force"))
+        return await service.remove(name, force=flag_of(request.args, "force"))
 
-    @pages.post("/api/nodes/<name>/approve")
+    @admin_app.post("/api/nodes/<name>/approve")
     async def approve_node(name: str) -> Response:
-        return await desk.edit(name, NodeEdit(approved=True))
+        return await service.edit(name, NodeEdit(approved=True))
 
-    @pages.post("/api/nodes/<name>/drain")
+    @admin_app.post("/api/nodes/<name>/drain")
     async def drain_node(name: str) -> Response:
-        return await desk.edit(name, NodeEdit(draining=True))
+        return await service.edit(name, NodeEdit(draining=True))
 
-    @pages.post("/api/nodes/<name>/resume")
+    @admin_app.post("/api/nodes/<name>/resume")
     async def resume_node(name: str) -> Response:
-        return await desk.edit(name, NodeEdit(draining=False))
+        return await service.edit(name, NodeEdit(draining=False))
 
 
-def add_fleet_pages(pages: AdminApp, registry: Registry, source: StatusSource) -> None:
+def add_fleet_routes(admin_app: AdminApp, registry: Registry, source: StatusSource) -> None:
     """Add the routes of replicas and of the audit trail (`/api/events`) to the Quart application."""
 
-    @pages.get("/api/replicas")
+    @admin_app.get("/api/replicas")
     async def replicas() -> Response:
         return json_response({"replicas": replica_objects(source)})
 
-    @pages.get("/api/replicas/<replica_id>")
+    @admin_app.get("/api/replicas/<replica_id>")
     async def replica(replica_id: str) -> Response:
         found = next((each for each in replica_objects(source) if each["id"] == replica_id), None)
         if found is None:
             raise replica_not_found(replica_id)
         return json_response(found)
 
-    @pages.get("/api/events")
+    @admin_app.get("/api/events")
     async def events() -> Response:
         limit = count_of(request.args, "limit", EVENTS_DEFAULT, EVENTS_MAX)
         return json_response({"events": [asdict(event) for event in await registry.read_events(limit)]})

@@ -119,7 +119,7 @@ class PeerClient:
         verify = await self._trust(peer)
         # A proxy of the environment is for the world outside, and may hold a stream back.
         async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False) as http:
-            with _telling_of(peer, "can't be reached"):
+            with _naming_peer(peer, "can't be reached"):
                 response = await _answer(http, _request(exchange, peer), peer)
             try:
                 yield response
@@ -176,7 +176,7 @@ async def _pass_on(exchange: Exchange, response: httpx.Response, peer: PeerState
     await exchange.send_head(response.status_code, headers, is_event_stream=_is_event_stream(response))
     parts = response.aiter_raw()
     try:
-        with _telling_of(peer, "was lost"):
+        with _naming_peer(peer, "was lost"):
             await _send_parts(exchange, parts, peer)
     except BaseException:
         await _end(parts)
@@ -218,7 +218,7 @@ async def _end(parts: AsyncIterator[bytes]) -> None:
 
 
 @contextmanager
-def _telling_of(peer: PeerState, what: str) -> Iterator[None]:
+def _naming_peer(peer: PeerState, what: str) -> Iterator[None]:
     """Raises `PeerFailed` for what httpx raises."""
     try:
         yield

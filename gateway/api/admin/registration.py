@@ -73,11 +73,11 @@ class NodeRegistration:
 
     async def _register(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:
         self._check_pace(exchange.peer)
-        wish = parse_json(RegistrationBody, body)
+        request = parse_json(RegistrationBody, body)
         session_address = self._session_address(exchange.header("host"))
-        proved = proved_node_id(wish, self.cluster_secret)
-        proof_boot_id = None if proved is None else BootId(wish.previous_boot_id or "")
-        registration = Registration(wish.name, BootId(wish.boot_id), proved, self.auto_approve, proof_boot_id)
+        proved = proved_node_id(request, self.cluster_secret)
+        proof_boot_id = None if proved is None else BootId(request.previous_boot_id or "")
+        registration = Registration(request.name, BootId(request.boot_id), proved, self.auto_approve, proof_boot_id)
         node = await self._write(registration)
         exchange.notes["node"] = node.name
         answer = {
@@ -130,18 +130,18 @@ class NodeRegistration:
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def proved_node_id(wish: RegistrationBody, cluster_secret: bytes) -> NodeId | None:
+def proved_node_id(request: RegistrationBody, cluster_secret: bytes) -> NodeId | None:
     """The node that the worker was at its last start; None if it does not claim to be one. Pure.
 
     Raises `Unauthenticated` when the proof is wrong, `BadRequest` when a part of it is missing.
     """
-    if wish.previous_credential is None:
+    if request.previous_credential is None:
         return None
-    if wish.node_id is None or wish.previous_boot_id is None:
-        missing = "node_id" if wish.node_id is None else "previous_boot_id"
+    if request.node_id is None or request.previous_boot_id is None:
+        missing = "node_id" if request.node_id is None else "previous_boot_id"
         raise BadRequest(f"'previous_credential' proves nothing without '{missing}'.", param=missing, code=MISSING)
-    node_id = NodeId(wish.node_id)
-    if not is_credential(cluster_secret, node_id, BootId(wish.previous_boot_id), wish.previous_credential):
+    node_id = NodeId(request.node_id)
+    if not is_credential(cluster_secret, node_id, BootId(request.previous_boot_id), request.previous_credential):
         raise _wrong_proof(
             f"'previous_credential' is not that of node '{node_id}' at this fleet. Register without it to join anew."
         )

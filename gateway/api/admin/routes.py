@@ -12,8 +12,8 @@ from quart import Response
 
 from gateway.api.admin.app import AdminApp, json_response, read_json
 from gateway.api.admin.documents import StatusSource, status_document
-from gateway.api.admin.models import ModelService, add_model_pages
-from gateway.api.admin.nodes import add_fleet_pages, add_node_pages
+from gateway.api.admin.models import ModelService, add_model_routes
+from gateway.api.admin.nodes import add_fleet_routes, add_node_routes
 from gateway.api.http.auth import Role
 from gateway.api.http.http_app import AdminRoute
 from gateway.api.http.json_body import JsonBody
@@ -52,7 +52,7 @@ class Readiness:
         return "ready" if all(self.checks.values()) else "degraded"
 
 
-def build_pages(
+def build_admin_app(
     source: StatusSource,
     admission: Admission,
     metrics: Metrics,
@@ -62,35 +62,35 @@ def build_pages(
     models: ModelService,
 ) -> AdminApp:
     """Build the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
-    pages = AdminApp()
+    admin_app = AdminApp()
 
-    @pages.get("/healthz")
+    @admin_app.get("/healthz")
     async def healthz() -> Response:
         return json_response({"status": "ok"})
 
-    @pages.get("/readyz")
+    @admin_app.get("/readyz")
     async def readyz() -> Response:
         now = ready()
         document = {"status": now.status, "checks": dict(now.checks)}
         return json_response(document, status=200 if now.can_serve else 503)
 
-    @pages.get("/metrics")
+    @admin_app.get("/metrics")
     async def exposition() -> Response:
         return Response(metrics.exposition(read()), content_type=CONTENT_TYPE_LATEST)
 
-    @pages.get("/api/status")
+    @admin_app.get("/api/status")
     async def status() -> Response:
         return json_response(status_document(source))
 
-    @pages.post("/api/explain")
+    @admin_app.post("/api/explain")
     async def explain() -> Response:
         body = await read_json(ExplainBody)
         return json_response(explanation(admission, ModelName(body.model)))
 
-    add_model_pages(pages, models)
-    add_node_pages(pages, registry, source)
-    add_fleet_pages(pages, registry, source)
-    return pages
+    add_model_routes(admin_app, models)
+    add_node_routes(admin_app, registry, source)
+    add_fleet_routes(admin_app, registry, source)
+    return admin_app
 
 
 class ExplainBody(JsonBody):

@@ -1,6 +1,6 @@
 """The ASGI application in front of everything: guards, roles, errors, the log line of each request.
 
-What streams or is hot is a plain ASGI handler (`Route`); every other path goes to `pages`, the Quart application. A
+What streams or is hot is a plain ASGI handler (`Route`); every other path goes to `admin_app`, the Quart application. A
 request passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
 """
 
@@ -65,7 +65,7 @@ class AdminRoute:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One way in: who wants to know that all of them are guarded goes through `HttpApp.doors`."""
+    """One way in: who wants to know that all of them are guarded goes through `HttpApp.endpoints`."""
 
     method: str
     path: str
@@ -73,7 +73,7 @@ class Endpoint:
     role: Role
 
 
-class AdminPages(Protocol):
+class AdminAsgiApp(Protocol):
     """The application behind the page routes."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `asgi.App`
@@ -98,16 +98,16 @@ class HttpApp:
     def __init__(
         self,
         routes: Sequence[Route],
-        page_routes: Sequence[AdminRoute],
-        pages: AdminPages,
+        admin_routes: Sequence[AdminRoute],
+        admin_app: AdminAsgiApp,
         *,
         authenticator: Authenticator,
         metrics: RequestMetrics,
         limits: BodyLimits,
     ) -> None:
         self._routes = tuple(routes)
-        self._page_routes = tuple(page_routes)
-        self._pages = pages
+        self._admin_routes = tuple(admin_routes)
+        self._admin_app = admin_app
         self._authenticator = authenticator
         self._metrics = metrics
         self._limits = limits
@@ -120,7 +120,7 @@ class HttpApp:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            await self._pages(scope, receive, send)
+            await self._admin_app(scope, receive, send)
         elif scope["type"] == "websocket":
             await receive()
             await send({"type": "websocket.close", "code": 1000})
@@ -140,19 +140,21 @@ class HttpApp:
         for scope in tuple(self._scopes):
             scope.cancel()
 
-    def doors(self) -> Sequence[Endpoint]:
+    def endpoints(self) -> Sequence[Endpoint]:
         """Every method and path that something answers, with the role that it asks for."""
         return (
             *(Endpoint(route.method, route.path, route.role) for route in self._routes),
-            *(Endpoint(method, path, self._page_role(path)) for method, path in self._pages.rules()),
+            *(Endpoint(method, path, self._admin_role(path)) for method, path in self._admin_app.rules()),
         )
 
-    def _page_role(self, path: str) -> Role:
-        page = self._page_of(path)
-        return page.role if page is not None else Role.INFERENCE
+    def _admin_role(self, path: str) -> Role:
+        admin_route = self._admin_route_of(path)
+        return admin_route.role if admin_route is not None else Role.INFERENCE
 
-    def _page_of(self, path: str) -> AdminRoute | None:
-        return next((page for page in self._page_routes if match_path(page.path, path) is not None), None)
+    def _admin_route_of(self, path: str) -> AdminRoute | None:
+        return next(
+            (admin_route for admin_route in self._admin_routes if match_path(admin_route.path, path) is not None), None
+        )
 
     async def _serve(self, exchange: Exchange, scope: Scope) -> None:
         try:
@@ -188,13 +190,13 @@ class HttpApp:
     async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
         exchange.check_headers()
         routes = [route for route in self._routes if match_path(route.path, exchange.path) is not None]
-        page = self._page_of(exchange.path)
-        role = routes[0].role if routes else self._page_role(exchange.path)
+        admin_route = self._admin_route_of(exchange.path)
+        role = routes[0].role if routes else self._admin_role(exchange.path)
         caller = self._admit(exchange, role)
         if routes:
             await self._run_route(exchange, routes, caller)
-        elif page is not None:
-            await self._run_page(exchange, page, scope)
+        elif admin_route is not None:
+            await self._run_admin_route(exchange, admin_route, scope)
         else:
             raise NotFound(
                 f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
@@ -214,10 +216,10 @@ class HttpApp:
             return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
         return self._authenticator.authorize(authorization, role)
 
-    async def _run_page(self, exchange: Exchange, page: AdminRoute, scope: Scope) -> None:
-        exchange.route = page.path
+    async def _run_admin_route(self, exchange: Exchange, admin_route: AdminRoute, scope: Scope) -> None:
+        exchange.route = admin_route.path
         _check_declared(exchange)
-        await self._run_until_drained(partial(self._pages, scope, exchange.receive, exchange.send_message))
+        await self._run_until_drained(partial(self._admin_app, scope, exchange.receive, exchange.send_message))
 
     async def _run_route(self, exchange: Exchange, routes: list[Route], caller: Caller) -> None:
         exchange.route = routes[0].path

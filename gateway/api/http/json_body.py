@@ -93,7 +93,7 @@ class JsonBody(BaseModel):
     def _check_without_effect(cls, key: str, value: object) -> None:
         accepted = cls.without_effect.get(key)
         if accepted is None:
-            raise complaint(UNKNOWN, "Unrecognized request argument supplied: {param}", key)
+            raise validation_error(UNKNOWN, "Unrecognized request argument supplied: {param}", key)
         if value is not None and not any(type(value) is type(other) and value == other for other in accepted):
             raise unsupported(key)
 
@@ -123,7 +123,7 @@ def parse_json(model_type: type[Body], body: bytes) -> Body:
         raise _bad_request(error.errors(include_url=False)[0]) from None
 
 
-def complaint(code: str, message: str, *at: str | int) -> PydanticCustomError:
+def validation_error(code: str, message: str, *at: str | int) -> PydanticCustomError:
     """What a validator raises to say something of its own.
 
     In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` leads on
@@ -143,18 +143,18 @@ def text_or_array(expected: str) -> Discriminator:
 
 
 def wrong_type(expected: str, got: object, *at: str | int) -> PydanticCustomError:
-    """Return the complaint that a value is not of the JSON type `expected`; `at` is that of `complaint`."""
-    return complaint(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
+    """Return the complaint that a value is not of the JSON type `expected`; `at` is that of `validation_error`."""
+    return validation_error(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
 
 
 def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
     """Return the complaint that a value breaks a rule; `must` is a verb phrase, such as `not be empty`."""
-    return complaint(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
+    return validation_error(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
 
 
 def unsupported(*at: str | int) -> PydanticCustomError:
     """Return the complaint that the gateway knows a parameter but does not support it yet."""
-    return complaint(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
+    return validation_error(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
 
 
 def json_kind(value: object) -> str:
@@ -207,12 +207,12 @@ def _bad_request(error: ErrorDetails) -> BadRequest:
     if error["type"] == _COMPLAINT:
         code, message = context.get("code", INVALID_TYPE), error["msg"]
     else:
-        code, message = _in_plain_words(error, context)
+        code, message = _plain_message(error, context)
     message = message.replace("{got}", json_kind(error["input"])).replace("{param}", param)
     return BadRequest(message, param=param, code=code)
 
 
-def _in_plain_words(error: ErrorDetails, context: Mapping[str, Any]) -> tuple[str, str]:
+def _plain_message(error: ErrorDetails, context: Mapping[str, Any]) -> tuple[str, str]:
     """Code and message for one of pydantic's own errors."""
     kind, got = error["type"], error["input"]
     if kind == "missing":

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from gateway.api.http.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, complaint, text_or_array
+from gateway.api.http.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, text_or_array, validation_error
 from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
 from gateway.domain.inference import ChatMessage, kept_text
 
@@ -65,10 +65,10 @@ class Message(JsonBody):
     @model_validator(mode="after")
     def _check_role(self) -> Self:
         if self.role == "tool" and self.tool_call_id is None:
-            raise complaint(MISSING, "Missing required parameter: '{param}'.", "tool_call_id")
+            raise validation_error(MISSING, "Missing required parameter: '{param}'.", "tool_call_id")
         if self.role != "assistant" and self.tool_calls:
             message = "Invalid value for '{param}': only messages of the role 'assistant' have tool calls."
-            raise complaint(INVALID_VALUE, message, "tool_calls")
+            raise validation_error(INVALID_VALUE, message, "tool_calls")
         return self
 
     def as_chat_message(self) -> ChatMessage:

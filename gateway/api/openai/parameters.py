@@ -17,8 +17,8 @@ from gateway.api.http.json_body import (
     TEXT,
     UNSUPPORTED_VALUE,
     JsonBody,
-    complaint,
     text_or_array,
+    validation_error,
     wrong_type,
     wrong_value,
 )
@@ -50,7 +50,9 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 
 def _single_answer(n: int) -> int:
     if n > 1:
-        raise complaint(UNSUPPORTED_VALUE, "Invalid value for '{param}': n > 1 is not supported by this gateway yet.")
+        raise validation_error(
+            UNSUPPORTED_VALUE, "Invalid value for '{param}': n > 1 is not supported by this gateway yet."
+        )
     return n
 
 
@@ -66,7 +68,7 @@ def _as_bias(value: object) -> object:
 def _token_id(key: str) -> int:
     if _TOKEN_ID.fullmatch(key) and (token := int(key)) <= INT32_MAX:
         return token
-    raise complaint(INVALID_VALUE, "Invalid key in 'logit_bias': '{param}' does not name a token id.", key)
+    raise validation_error(INVALID_VALUE, "Invalid key in 'logit_bias': '{param}' does not name a token id.", key)
 
 
 def _bias(key: str, value: object) -> float:

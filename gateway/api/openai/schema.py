@@ -17,8 +17,8 @@ from gateway.api.http.json_body import (
     INVALID_VALUE,
     UNSUPPORTED_VALUE,
     JsonBody,
-    complaint,
     parse_json,
+    validation_error,
     wrong_type,
     wrong_value,
 )
@@ -124,10 +124,12 @@ def _as_prompt(value: object) -> object:
     if not value:
         raise wrong_value("not be empty")
     if type(value[0]) in {int, list}:
-        raise complaint(UNSUPPORTED_VALUE, "Invalid value for '{param}': token arrays are not supported; send text.")
+        raise validation_error(
+            UNSUPPORTED_VALUE, "Invalid value for '{param}': token arrays are not supported; send text."
+        )
     if len(value) > 1:
         message = "Invalid value for '{param}': several prompts in one request are not supported; send one for each."
-        raise complaint(UNSUPPORTED_VALUE, message)
+        raise validation_error(UNSUPPORTED_VALUE, message)
     return value[0]
 
 

@@ -17,8 +17,8 @@ from gateway.api.http.json_body import (
     MISSING,
     UNSUPPORTED_VALUE,
     JsonBody,
-    complaint,
     json_kind,
+    validation_error,
     wrong_type,
     wrong_value,
 )
@@ -44,7 +44,7 @@ def refuse_other_kind(data: object, known: str, things: str) -> None:
     kind = data.get("type") if isinstance(data, dict) else None
     if isinstance(kind, str) and kind != known:
         message = f"Invalid value for '{{param}}': {things} of type '{kind[:64]}' are not supported."
-        raise complaint(UNSUPPORTED_VALUE, message, "type")
+        raise validation_error(UNSUPPORTED_VALUE, message, "type")
 
 
 def _check_function_name(name: str) -> str:
@@ -86,7 +86,7 @@ def _check_unique(tools: list[Tool]) -> list[Tool]:
     for index, tool in enumerate(tools):
         if tool.function.name in seen:
             message = "Invalid value for '{param}': another tool has this name."
-            raise complaint(INVALID_VALUE, message, index, "function", "name")
+            raise validation_error(INVALID_VALUE, message, index, "function", "name")
         seen.add(tool.function.name)
     return tools
 
@@ -123,7 +123,7 @@ class ToolChoice(JsonBody):
     @model_validator(mode="after")
     def _check_function(self) -> Self:
         if self.type == "function" and self.function is None:
-            raise complaint(MISSING, "Missing required parameter: '{param}'.", "function")
+            raise validation_error(MISSING, "Missing required parameter: '{param}'.", "function")
         return self
 
 

@@ -20,7 +20,7 @@ DEFAULTS: Final = LoadSettings()
 def estimate_command(arguments: argparse.Namespace) -> int:
     """Prints how much memory a GGUF file takes. Returns the exit code, 2 for bad arguments and 1 for a bad file."""
     try:
-        use = use_of(arguments)
+        use = settings_of(arguments)
     except ValueError as error:
         print_error(str(error))
         return USAGE
@@ -34,7 +34,7 @@ def estimate_command(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def use_of(arguments: argparse.Namespace) -> LoadSettings:
+def settings_of(arguments: argparse.Namespace) -> LoadSettings:
     """Reads the load settings from the command's arguments. Raises `ValueError` for a number out of range."""
     given = {"context": arguments.context, "parallel": arguments.parallel}
     for name, number in given.items():

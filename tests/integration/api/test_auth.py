@@ -38,7 +38,7 @@ allow_anonymous = true
 
 
 DOORS: Final[Sequence[Endpoint]] = (
-    *Front().app.doors(),
+    *Front().app.endpoints(),
     Endpoint("GET", "/api/nothing", Role.ADMIN),
     Endpoint("GET", "/nothing", Role.INFERENCE),
     Endpoint("POST", "/", Role.INFERENCE),
@@ -228,7 +228,9 @@ def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> No
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> None:
-    writing = [door for door in Front().app.doors() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN]
+    writing = [
+        door for door in Front().app.endpoints() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN
+    ]
     assert {door.path for door in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
     for door in writing:
         assert knock(keyless, door, **{"content-type": content_type}).status_code == 415

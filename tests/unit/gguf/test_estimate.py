@@ -20,8 +20,8 @@ from gateway.gguf.estimate import (
     estimate,
     estimate_other,
     fit_layers,
+    load_settings_of,
     requirement_of,
-    use_of,
 )
 from gateway.gguf.files import read_file
 from gateway.gguf.header import Header
@@ -189,12 +189,12 @@ def test_a_requirement_is_of_one_replica(header: Header) -> None:
 
 
 def test_a_spec_is_used_as_the_engine_uses_it() -> None:
-    assert use_of(SPEC) == LoadSettings()
+    assert load_settings_of(SPEC) == LoadSettings()
     options = {"batch": "64", "embeddings": "false", "flash_attention": "off"}
-    assert use_of(replace(SPEC, options=options)) == LoadSettings(
+    assert load_settings_of(replace(SPEC, options=options)) == LoadSettings(
         batch_tokens=64, embeddings=False, flash_attention=False
     )
-    assert use_of(replace(SPEC, options={"batch": "9" * 5000})) == LoadSettings()
+    assert load_settings_of(replace(SPEC, options={"batch": "9" * 5000})) == LoadSettings()
 
 
 def test_another_format_is_estimated_by_its_size() -> None:

@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.api.admin.app import AdminApp
 from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.models import ModelService
-from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_pages
+from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.domain.errors import Conflict
@@ -56,18 +56,18 @@ def metrics() -> Metrics:
 
 
 @pytest.fixture
-def pages(parts: Parts, metrics: Metrics) -> AdminApp:
+def admin_app(parts: Parts, metrics: Metrics) -> AdminApp:
     source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    desk = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
-    return build_pages(source, idle_admission(), metrics, readings, parts.ready, registry, desk)
+    service = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    return build_admin_app(source, idle_admission(), metrics, readings, parts.ready, registry, service)
 
 
 @pytest.fixture
-def app(pages: AdminApp, metrics: Metrics) -> HttpApp:
+def app(admin_app: AdminApp, metrics: Metrics) -> HttpApp:
     authenticator = Authenticator((), allow_anonymous=False)
     limits = BodyLimits(1000, 1.0, 1000)
-    return HttpApp((), PAGE_ROUTES, pages, authenticator=authenticator, metrics=metrics.requests, limits=limits)
+    return HttpApp((), PAGE_ROUTES, admin_app, authenticator=authenticator, metrics=metrics.requests, limits=limits)
 
 
 async def get(app: HttpApp, path: str, method: str = "GET") -> AsgiRequest:
@@ -142,8 +142,8 @@ async def test_a_wrong_method_is_told_the_right_ones(app: HttpApp) -> None:
     assert request.headers["content-type"] == "application/json"
 
 
-async def test_an_error_of_ours_keeps_its_status(app: HttpApp, pages: AdminApp) -> None:
-    @pages.get("/api/taken")
+async def test_an_error_of_ours_keeps_its_status(app: HttpApp, admin_app: AdminApp) -> None:
+    @admin_app.get("/api/taken")
     async def taken() -> Response:
         raise Conflict("Declared in the file.")
 
@@ -151,21 +151,23 @@ async def test_an_error_of_ours_keeps_its_status(app: HttpApp, pages: AdminApp) 
     assert (request.status, request.error["message"]) == (409, "Declared in the file.")
 
 
-async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, pages: AdminApp) -> None:
-    @pages.post("/api/echo")
+async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, admin_app: AdminApp) -> None:
+    @admin_app.post("/api/echo")
     async def echo() -> Response:
         await quart_request.get_data()
         raise AssertionError("it is too large to be read")
 
-    pages.config["MAX_CONTENT_LENGTH"] = 3
+    admin_app.config["MAX_CONTENT_LENGTH"] = 3
     headers = {"host": "localhost", "content-length": "4"}
     request = await AsgiRequest("POST", "/api/echo", headers, [b"body"]).run(app)
     assert (request.status, request.error["type"]) == (413, "invalid_request_error")
 
 
 @pytest.mark.parametrize("bug", [ValueError("secret detail"), ExceptionGroup("several", [ValueError("secret detail")])])
-async def test_a_bug_is_told_without_its_text_and_logged_with_it(app: HttpApp, pages: AdminApp, bug: Exception) -> None:
-    @pages.get("/api/bug")
+async def test_a_bug_is_told_without_its_text_and_logged_with_it(
+    app: HttpApp, admin_app: AdminApp, bug: Exception
+) -> None:
+    @admin_app.get("/api/bug")
     async def fail() -> Response:
         raise bug
 
@@ -176,7 +178,7 @@ async def test_a_bug_is_told_without_its_text_and_logged_with_it(app: HttpApp, p
     assert [entry["event"] for entry in logs] == ["request.failed", "request"]
 
 
-async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: AdminApp) -> None:
+async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, admin_app: AdminApp) -> None:
     """Quart alone would drop it (pitfall 2)."""
 
     async def clean_up_badly() -> None:
@@ -185,7 +187,7 @@ async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: AdminApp) ->
         finally:
             raise ValueError("broken clean-up")
 
-    @pages.get("/api/stay")
+    @admin_app.get("/api/stay")
     async def stay() -> Response:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(clean_up_badly)
@@ -206,9 +208,9 @@ async def test_a_bug_beside_a_cancel_is_logged(app: HttpApp, pages: AdminApp) ->
     assert logs[0]["exc_info"].subgroup(ValueError) is not None
 
 
-def test_every_page_has_a_role(pages: AdminApp) -> None:
+def test_every_page_has_a_role(admin_app: AdminApp) -> None:
     """A page that no `PageRoute` covers would never be reached."""
     prefixes = tuple(route.path for route in PAGE_ROUTES)
-    paths = [rule.rule for rule in pages.url_map.iter_rules()]
+    paths = [rule.rule for rule in admin_app.url_map.iter_rules()]
     assert "/api/status" in paths
     assert [path for path in paths if not path.startswith(prefixes)] == []

@@ -13,7 +13,7 @@ from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.exchange import LINGER_IDLE_SECONDS, Exchange
 from gateway.api.http.http_app import BodyLimits, Handler, HttpApp, Route
 from gateway.observability.metrics import RequestMetrics
-from tests.fakes.asgi import AsgiRequest, FakePages
+from tests.fakes.asgi import AsgiRequest, FakeAdminApp
 
 MIB = 1024 * 1024
 BODY_BYTES_MAX = 8 * MIB
@@ -34,7 +34,7 @@ def build(handler: Handler = answer_ok) -> HttpApp:
     return HttpApp(
         [Route("POST", "/do", Role.INFERENCE, handler)],
         [],
-        FakePages(),
+        FakeAdminApp(),
         authenticator=Authenticator([], allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(BODY_BYTES_MAX, timeout_seconds=5.0, budget_bytes=BUDGET_BYTES),

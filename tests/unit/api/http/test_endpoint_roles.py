@@ -13,7 +13,7 @@ from gateway.transport.credentials import BOOT, NODE, node_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, Front
 
-DOORS: Final = Front().app.doors()
+DOORS: Final = Front().app.endpoints()
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
 NODE_ID: Final = NodeId("node-1")
 BOOT_ID: Final = BootId("boot-1")

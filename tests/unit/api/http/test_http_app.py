@@ -15,7 +15,7 @@ from gateway.api.http.exchange import Exchange
 from gateway.api.http.http_app import AdminRoute, BodyLimits, Handler, HttpApp, Route, match_path
 from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
-from tests.fakes.asgi import AsgiRequest, FakePages
+from tests.fakes.asgi import AsgiRequest, FakeAdminApp
 
 JSON = {"host": "localhost", "content-type": "application/json"}
 KEY = Key("someone", b"\0" * 32, Role.ADMIN)
@@ -27,8 +27,8 @@ Logs = list[MutableMapping[str, Any]]
 
 
 @pytest.fixture
-def pages() -> FakePages:
-    return FakePages()
+def admin_app() -> FakeAdminApp:
+    return FakeAdminApp()
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ Build = Callable[..., HttpApp]
 
 
 @pytest.fixture
-def build(pages: FakePages, registry: CollectorRegistry) -> Build:
+def build(admin_app: FakeAdminApp, registry: CollectorRegistry) -> Build:
     metrics = RequestMetrics(registry)
 
     def build_app(handler: Handler | None = None, *, keys: Sequence[Key] = ()) -> HttpApp:
@@ -61,11 +61,11 @@ def build(pages: FakePages, registry: CollectorRegistry) -> Build:
             Route("DELETE", "/thing/{id}", Role.INFERENCE, run),
             Route("GET", "/service", Role.INFERENCE, run, ends_with_service=True),
         ]
-        page_routes = [AdminRoute("/health", Role.PUBLIC), AdminRoute("/pages/", Role.ADMIN)]
+        admin_routes = [AdminRoute("/health", Role.PUBLIC), AdminRoute("/pages/", Role.ADMIN)]
         return HttpApp(
             routes,
-            page_routes,
-            pages,
+            admin_routes,
+            admin_app,
             authenticator=Authenticator(keys, allow_anonymous=False),
             metrics=metrics,
             limits=LIMITS,
@@ -157,11 +157,11 @@ async def test_a_wrong_method_is_told_the_right_one(build: Build, path: str, met
 
 
 def test_every_way_in_is_listed_with_its_role(build: Build) -> None:
-    doors = {(door.method, door.path): door.role for door in build().doors()}
-    assert doors["DELETE", "/thing/{id}"] is Role.INFERENCE
-    assert doors["GET", "/admin"] is Role.ADMIN
-    assert doors["GET", "/health"] is Role.PUBLIC
-    assert doors["GET", "/pages/stay"] is Role.ADMIN
+    endpoints = {(door.method, door.path): door.role for door in build().endpoints()}
+    assert endpoints["DELETE", "/thing/{id}"] is Role.INFERENCE
+    assert endpoints["GET", "/admin"] is Role.ADMIN
+    assert endpoints["GET", "/health"] is Role.PUBLIC
+    assert endpoints["GET", "/pages/stay"] is Role.ADMIN
 
 
 @pytest.mark.parametrize(
@@ -228,12 +228,12 @@ async def test_pages_get_what_no_route_names_first(build: Build) -> None:
     assert "x-request-id" in request.headers
 
 
-async def test_the_lifespan_is_that_of_the_pages(build: Build, pages: FakePages) -> None:
+async def test_the_lifespan_is_that_of_the_pages(build: Build, admin_app: FakeAdminApp) -> None:
     async def none_sent(_message: Message) -> None:
         raise AssertionError
 
     await build()({"type": "lifespan"}, trio.sleep_forever, none_sent)
-    assert pages.lifespans == 1
+    assert admin_app.lifespans == 1
 
 
 async def test_a_websocket_is_refused(build: Build) -> None:
