@@ -33,7 +33,7 @@ from gateway.routing.router import Router
 from gateway.transport.credentials import is_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fleet_status import KnownProgress, peer_table
-from tests.fakes.routing_bench import idle_admission
+from tests.fakes.routing_harness import idle_admission
 
 INFERENCE_KEY: Final = "sk-inference"
 ADMIN_KEY: Final = "sk-admin"

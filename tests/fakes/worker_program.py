@@ -13,7 +13,7 @@ from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.domain.session import Report
 from gateway.worker.process.spawn import spawn_process
-from tests.fakes.worker_bench import open_worker, scripted, settings_in, wish
+from tests.fakes.worker_harness import desired_replica, open_worker, scripted, settings_in
 
 
 async def run_worker(folder: Path) -> None:
@@ -21,7 +21,7 @@ async def run_worker(folder: Path) -> None:
         open_bridge() as bridge,
         open_worker(settings_in(folder, scripted()), spawn_process, GrpcBackendControl(bridge)) as worker,
     ):
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         async for message in worker.from_worker:
             if isinstance(message, Report):
                 sys.stdout.write(json.dumps({"observed": message.observed, "pid": message.pid}) + "\n")

@@ -21,7 +21,7 @@ from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.session import WorkerSession
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, nothing_known, settings_in, wish
+from tests.fakes.worker_harness import HEARTBEAT_SECONDS, desired_replica, nothing_known, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
 SEEDS: Final = 40
@@ -130,10 +130,12 @@ class World:
             if self.peer_states.get(ReplicaId(name)) in FINAL and self._rng.random() < 0.7:
                 self._ids[place] = self._new_id()
         listed = [name for name in self._ids if self._rng.random() < 0.8]
-        wishes = [wish(name, self._further(name)) for name in listed]
-        wishes += self._rng.sample(wishes, k=min(len(wishes), self._rng.choice((0, 0, 2))))
-        self._rng.shuffle(wishes)
-        return tuple(wishes)
+        desired_replicas = [desired_replica(name, self._further(name)) for name in listed]
+        desired_replicas += self._rng.sample(
+            desired_replicas, k=min(len(desired_replicas), self._rng.choice((0, 0, 2)))
+        )
+        self._rng.shuffle(desired_replicas)
+        return tuple(desired_replicas)
 
     def _further(self, name: str) -> Desired:
         order = list(Desired)
@@ -155,8 +157,8 @@ class World:
         wanted = {self._new_id(), self._new_id(), *kept}
         unheard = {each for each, observed in self.peer_states.items() if observed not in FINAL} - wanted
         self._epoch += 1
-        wishes = (*map(wish, wanted), *(wish(each, Desired.STOP) for each in unheard))
-        self._put(DesiredSet(self._epoch, wishes))
+        desired_replicas = (*map(desired_replica, wanted), *(desired_replica(each, Desired.STOP) for each in unheard))
+        self._put(DesiredSet(self._epoch, desired_replicas))
         return wanted
 
 

@@ -17,7 +17,7 @@ from gateway.backends import metadata as names
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import Address
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream
-from tests.simulation.ledger import Ledger, Visit
+from tests.simulation.call_ledger import CallLedger, Visit
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
@@ -75,7 +75,7 @@ class SimBackend:
         self,
         world: World,
         network: Network,
-        ledger: Ledger,
+        call_ledger: CallLedger,
         address: Address,
         token: str,
         *,
@@ -85,7 +85,7 @@ class SimBackend:
     ) -> None:
         self._world = world
         self._network = network
-        self._ledger = ledger
+        self._call_ledger = call_ledger
         self.address = address
         self.token = token
         self.refuses = refuses
@@ -141,7 +141,7 @@ class SimBackend:
         given = dict(stream.metadata or {}).get(names.AUTHORIZATION)
         if given != f"Bearer {self.token}" or self.mood is Mood.STRANGER:
             if isinstance(request, pb.PredictOptions):
-                self._ledger.visit(request.CorrelationId, self.token).outcome = "stale"
+                self._call_ledger.visit(request.CorrelationId, self.token).outcome = "stale"
             raise GRPCError(Status.UNAUTHENTICATED, "wrong or missing token")
         match request:
             case pb.HealthMessage() if method == "Free":
@@ -179,7 +179,7 @@ class SimBackend:
         await stream.send_message(pb.Result(success=True))
 
     async def _answer_call(self, method: str, stream: ServerStream, options: pb.PredictOptions) -> None:
-        visit = self._ledger.visit(options.CorrelationId, self.token)
+        visit = self._call_ledger.visit(options.CorrelationId, self.token)
         if (why := self._why_refused()) is not None:
             visit.outcome = why
             await stream.send_trailing_metadata(

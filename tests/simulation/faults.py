@@ -15,7 +15,7 @@ from gateway.domain.plan_write import ControlWrite
 from gateway.registry.protocol import NodeEdit, StaleEpoch
 from tests.simulation.backend import POISON, Mood, SimBackend
 from tests.simulation.clients import CALLERS, Request
-from tests.simulation.house import MODELS
+from tests.simulation.installation import MODELS
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.network import Network
 from tests.simulation.registry import SimRegistry
@@ -79,13 +79,13 @@ class Site(Protocol):
 class Events:
     """`happen` makes one event happen. Everything that takes time runs in `nursery`."""
 
-    def __init__(self, house: Site, nursery: trio.Nursery) -> None:
-        self._house = house
+    def __init__(self, installation: Site, nursery: trio.Nursery) -> None:
+        self._installation = installation
         self._nursery = nursery
-        self._random = house.world.random
+        self._random = installation.world.random
         self._numbers = count(1)
         self.next_at = trio.current_time()
-        house.watch_picks(self.maybe_leave_now)
+        installation.watch_picks(self.maybe_leave_now)
         self._kinds: dict[Callable[[], None], int] = {
             self.send_request: 50,
             self.send_burst: 3,
@@ -129,7 +129,7 @@ class Events:
             pause_seconds=0.0 if is_last else self._random.choice([0.0, 0.0, 0.5, STALL_SECONDS]),
             prompt=POISON if not is_last and self._random.random() < POISON_PROBABILITY else "hello",
         )
-        self._nursery.start_soon(self._house.send, request)
+        self._nursery.start_soon(self._installation.send, request)
 
     def _patience(self) -> float:
         return self._random.expovariate(1 / 2)
@@ -141,62 +141,62 @@ class Events:
             self.send_request(model, caller)
 
     def leave(self) -> None:
-        if live := list(self._house.live.values()):
+        if live := list(self._installation.live.values()):
             request = self._random.choice(live)
-            self._house.world.note(f"{request} is about to leave")
+            self._installation.world.note(f"{request} is about to leave")
             request.leave.cancel()
 
     def maybe_leave_now(self, request_id: RequestId) -> None:
         """In the moment in which it gets what it waited for."""
-        request = self._house.live[request_id]
+        request = self._installation.live[request_id]
         if request.caller != LAST_CALLER and self._random.random() < LEAVE_AT_PICK_PROBABILITY:
-            self._house.world.note(f"{request} is about to leave with a lease")
+            self._installation.world.note(f"{request} is about to leave with a lease")
             request.leave.cancel()
 
     def change_mood(self) -> None:
-        if backends := self._house.backends():
+        if backends := self._installation.backends():
             backend, mood = self._random.choice(backends), self._random.choice(list(Mood))
             seconds = self._fault_seconds()
-            self._house.world.note(f"{backend.token[:6]} is {mood} for {seconds:.3f} s")
+            self._installation.world.note(f"{backend.token[:6]} is {mood} for {seconds:.3f} s")
             backend.be(mood, seconds)
 
     def kill_process(self) -> None:
-        if processes := self._house.processes():
+        if processes := self._installation.processes():
             process = self._random.choice(processes)
-            self._house.world.note(f"{process.backend.token[:6]} is killed")
+            self._installation.world.note(f"{process.backend.token[:6]} is killed")
             process.end(-9)
 
     def crash_machine(self) -> None:
-        self._random.choice(self._house.machines).crash.set()
+        self._random.choice(self._installation.machines).crash.set()
 
     def cut_machine(self) -> None:
-        machine, seconds = self._random.choice(self._house.machines), self._fault_seconds()
-        self._house.world.note(f"{machine.name} is cut off for {seconds:.3f} s")
-        for backend in self._house.backends():
+        machine, seconds = self._random.choice(self._installation.machines), self._fault_seconds()
+        self._installation.world.note(f"{machine.name} is cut off for {seconds:.3f} s")
+        for backend in self._installation.backends():
             if backend.address.startswith(machine.host):
                 backend.disturbed = True
-        self._nursery.start_soon(self._house.network.run_cut, machine.host, seconds)
+        self._nursery.start_soon(self._installation.network.run_cut, machine.host, seconds)
 
     def vanish_machine(self) -> None:
         """It loses its power and its place in the network: nobody is told that any connection has ended."""
-        machine, seconds = self._random.choice(self._house.machines), self._random.uniform(*VANISHED_SECONDS)
-        self._house.world.note(f"{machine.name} vanishes for {seconds:.3f} s")
+        machine, seconds = self._random.choice(self._installation.machines), self._random.uniform(*VANISHED_SECONDS)
+        self._installation.world.note(f"{machine.name} vanishes for {seconds:.3f} s")
         machine.down_until = trio.current_time() + seconds
-        self._house.network.cut(machine.host, seconds)
-        self._nursery.start_soon(self._house.network.run_cut, machine.host, seconds)
+        self._installation.network.cut(machine.host, seconds)
+        self._nursery.start_soon(self._installation.network.run_cut, machine.host, seconds)
         machine.crash.set()
 
     def lag_machine(self) -> None:
-        machine = self._random.choice(self._house.machines)
+        machine = self._random.choice(self._installation.machines)
         machine.lag_seconds = self._random.choice([0.0, 0.0, 0.5, 3.0])
-        self._house.world.note(f"{machine.name} lags by {machine.lag_seconds} s")
+        self._installation.world.note(f"{machine.name} lags by {machine.lag_seconds} s")
 
     def slow_registry(self) -> None:
-        self._house.registry.slow_until = trio.current_time() + self._fault_seconds()
-        self._house.world.note(f"the registry is slow until {self._house.registry.slow_until:.3f}")
+        self._installation.registry.slow_until = trio.current_time() + self._fault_seconds()
+        self._installation.world.note(f"the registry is slow until {self._installation.registry.slow_until:.3f}")
 
     def fail_loads(self) -> None:
-        self._random.choice(self._house.machines).load_failures += self._random.randint(1, 3)
+        self._random.choice(self._installation.machines).load_failures += self._random.randint(1, 3)
 
     def edit_model(self) -> None:
         spec = self._random.choice(MODELS)
@@ -207,65 +207,65 @@ class Events:
                 {"min_replicas": self._random.randint(0, 3), "max_replicas": 3},
             ]
         )
-        self._house.world.note(f"{spec.name} is edited: {changes}")
-        current = self._house.specs.get(spec.name, spec)
+        self._installation.world.note(f"{spec.name} is edited: {changes}")
+        current = self._installation.specs.get(spec.name, spec)
         self._declare(replace(current, **changes))  # type: ignore[arg-type]
 
     def remove_model(self) -> None:
         spec = self._random.choice(MODELS)
-        self._house.world.note(f"{spec.name} is removed")
-        self._house.specs.pop(spec.name, None)
+        self._installation.world.note(f"{spec.name} is removed")
+        self._installation.specs.pop(spec.name, None)
         self._declare()
 
     def restore_models(self) -> None:
         """Those that were removed come back; edits stay."""
-        self._declare(*(spec for spec in MODELS if spec.name not in self._house.specs))
+        self._declare(*(spec for spec in MODELS if spec.name not in self._installation.specs))
 
     def _declare(self, *changed: ModelSpec) -> None:
-        self._house.specs.update({spec.name: spec for spec in changed})
-        self._nursery.start_soon(self._house.declare)
+        self._installation.specs.update({spec.name: spec for spec in changed})
+        self._nursery.start_soon(self._installation.declare)
 
     def retire_replica(self) -> None:
-        if replicas := list(self._house.gateway.shared.views.current.state.replicas.values()):
+        if replicas := list(self._installation.gateway.shared.views.current.state.replicas.values()):
             replica, desired = self._random.choice(replicas), self._random.choice([Desired.DRAIN, Desired.STOP])
-            self._house.world.note(f"{replica.id} is to {desired}")
+            self._installation.world.note(f"{replica.id} is to {desired}")
             self._nursery.start_soon(self._desire, ControlWrite(set_desired=((replica.id, desired),)))
 
     async def _desire(self, write: ControlWrite) -> None:
         try:
-            await self._house.registry.apply(self._house.gateway.shared.election.epoch or 0, write)
+            await self._installation.registry.apply(self._installation.gateway.shared.election.epoch or 0, write)
         except StaleEpoch:
-            self._house.world.object_to("the only gateway has lost the leadership")
+            self._installation.world.object_to("the only gateway has lost the leadership")
 
     def drain_node(self) -> None:
         """An admin drains a machine, and thinks better of it later."""
-        machine = self._random.choice(self._house.machines)
+        machine = self._random.choice(self._installation.machines)
         self._nursery.start_soon(self._drain, machine.name, self._fault_seconds())
 
     async def _drain(self, name: str, seconds: float) -> None:
-        self._house.world.note(f"{name} is drained for {seconds:.3f} s")
-        await self._house.registry.edit_node(NodeId(name), NodeEdit(draining=True))
+        self._installation.world.note(f"{name} is drained for {seconds:.3f} s")
+        await self._installation.registry.edit_node(NodeId(name), NodeEdit(draining=True))
         await trio.sleep(seconds)
-        await self._house.registry.edit_node(NodeId(name), NodeEdit(draining=False))
-        self._house.world.note(f"{name} is resumed")
+        await self._installation.registry.edit_node(NodeId(name), NodeEdit(draining=False))
+        self._installation.world.note(f"{name} is resumed")
 
     def silence_machine(self) -> None:
         """Its session is as if half open, for as long as it takes to be unhealthy and more."""
-        machine = self._random.choice(self._house.machines)
+        machine = self._random.choice(self._installation.machines)
         machine.lag_seconds = self._random.choice([20.0, 50.0, 70.0])
-        self._house.world.note(f"{machine.name} falls silent for {machine.lag_seconds} s")
+        self._installation.world.note(f"{machine.name} falls silent for {machine.lag_seconds} s")
 
     def leave_machine(self) -> None:
         """Its worker is told to end, and started again."""
-        machine = self._random.choice(self._house.machines)
-        self._house.world.note(f"{machine.name} leaves")
+        machine = self._random.choice(self._installation.machines)
+        self._installation.world.note(f"{machine.name} leaves")
         machine.leave()
 
     def stop_faults(self) -> None:
         """From now on everything is as it should be; what is under way takes its time."""
-        self._house.world.note("the faults end")
-        for machine in self._house.machines:
+        self._installation.world.note("the faults end")
+        for machine in self._installation.machines:
             machine.lag_seconds, machine.load_failures = 0.0, 0
-        for backend in self._house.backends():
+        for backend in self._installation.backends():
             backend.be(Mood.WELL, 0)
         self._declare(*MODELS)

@@ -25,15 +25,15 @@ from gateway.domain.session import Hello, Registration
 from gateway.registry.protocol import RegistryError
 from tests.fakes.worker_parts import FakeSpawn
 from tests.simulation.backend import SimBackend
+from tests.simulation.call_ledger import CallLedger
 from tests.simulation.clients import Clients, Request
-from tests.simulation.door import Door
+from tests.simulation.faulty_registry import FaultyRegistry
 from tests.simulation.fleet_registry import FleetRegistry
-from tests.simulation.house import CONFIG, MODELS, SECRET, House
-from tests.simulation.ledger import Ledger
+from tests.simulation.installation import CONFIG, MODELS, SECRET, Installation
 from tests.simulation.machine import SimProcess
-from tests.simulation.member import Member
 from tests.simulation.membership import Host, Link
 from tests.simulation.network import Network, find_no_file
+from tests.simulation.sim_worker import SimWorker
 from tests.simulation.world import World
 
 SYNC_SECONDS: Final = 0.2
@@ -50,11 +50,13 @@ FLEET_CONFIG: Final = CONFIG.replace(
 class Post:
     """One gateway, for as long as it lives."""
 
-    def __init__(self, number: int, house: House, door: Door, services: trio.Nursery) -> None:
+    def __init__(
+        self, number: int, installation: Installation, faulty_registry: FaultyRegistry, services: trio.Nursery
+    ) -> None:
         self.number = number
-        self.house = house
-        self.gateway: Gateway = house.gateway
-        self.door = door
+        self.installation = installation
+        self.gateway: Gateway = installation.gateway
+        self.faulty_registry = faulty_registry
         self.ends = trio.Event()
         """It is told to end."""
         self.is_gone = False
@@ -67,14 +69,14 @@ class Post:
 
     @property
     def is_well(self) -> bool:
-        return not self.door.is_dead and trio.current_time() >= self.door.disturbed_until
+        return not self.faulty_registry.is_dead and trio.current_time() >= self.faulty_registry.disturbed_until
 
     @property
     def takes_requests(self) -> bool:
         return not self.ends.is_set()
 
     async def wait_continued(self) -> None:
-        await self.door.wait_continued()
+        await self.faulty_registry.wait_continued()
 
     async def register(self, registration: Registration) -> None:
         await self.gateway.shared.registry.register_node(registration)
@@ -93,17 +95,17 @@ class Post:
                 with link.at_gateway:
                     await self.gateway.control.sessions.run_session(hello, link.orders_out, link.reports)
         except (SessionOver, RegistryError) as error:
-            self.house.world.note(f"{self} ends the session of {hello.name}: {error}")
+            self.installation.world.note(f"{self} ends the session of {hello.name}: {error}")
         finally:
             link.ended.set()
 
     def kill(self) -> None:
         """As SIGKILL: whatever it would still say or do, nobody hears."""
-        self.door.die()
+        self.faulty_registry.die()
         self.ends.set()
         for link in self._links:
             link.cut()
-        for request in list(self.house.clients.live.values()):
+        for request in list(self.installation.clients.live.values()):
             request.leave.cancel()
 
 
@@ -112,13 +114,13 @@ class Fleet:
     world: World
     network: Network
     registry: FleetRegistry
-    ledger: Ledger
+    call_ledger: CallLedger
     folder: Path
     bridge: Bridge
     places: int
     """Gateways that there are when all is well."""
     config: str = FLEET_CONFIG
-    machines: tuple[Member, ...] = ()
+    machines: tuple[SimWorker, ...] = ()
     posts: dict[int, Post] = field(default_factory=dict)
     """By place: those that live."""
     specs: dict[ModelName, ModelSpec] = field(default_factory=lambda: {spec.name: spec for spec in MODELS})
@@ -135,17 +137,17 @@ class Fleet:
 
     @property
     def live(self) -> dict[RequestId, Request]:
-        return {name: each for post in self.posts.values() for name, each in post.house.clients.live.items()}
+        return {name: each for post in self.posts.values() for name, each in post.installation.clients.live.items()}
 
     @property
     def ended(self) -> dict[RequestId, Request]:
-        return {name: each for post in self.posts.values() for name, each in post.house.clients.ended.items()}
+        return {name: each for post in self.posts.values() for name, each in post.installation.clients.ended.items()}
 
     async def send(self, request: Request) -> None:
         """To any that takes requests; with none of them there is nobody who has accepted it."""
         takers = [post for post in self.posts.values() if post.takes_requests]
         if takers:
-            await self.world.random.choice(takers).house.send(request)
+            await self.world.random.choice(takers).installation.send(request)
 
     def watch_picks(self, notify: Callable[[RequestId], None]) -> None:
         self._on_pick = notify
@@ -166,7 +168,7 @@ class Fleet:
     def take_registry_away(self, seconds: float) -> None:
         self.registry.away_until = max(self.registry.away_until, trio.current_time() + seconds)
         for post in self.posts.values():
-            post.door.note_break()
+            post.faulty_registry.note_break()
 
     def join_list(self, first: int) -> Iterator[Host | None]:
         for number in count(first):
@@ -184,10 +186,10 @@ class Fleet:
     async def _run_gateway(self, number: int) -> None:
         """Raises `RegistryError`, in a group, if it does not come up."""
         config = parse_config(self.config.format(folder=self.folder), {})
-        door = Door(self.world, self.registry, lambda: list(self.specs.values()))
+        faulty_registry = FaultyRegistry(self.world, self.registry, lambda: list(self.specs.values()))
         rng = Random(self.world.seed + number)
-        async with open_parts(config, door.as_registry(), self.bridge, self.network.dial, rng) as gateway:
-            door.gateway_id = gateway.shared.id
+        async with open_parts(config, faulty_registry.as_registry(), self.bridge, self.network.dial, rng) as gateway:
+            faulty_registry.gateway_id = gateway.shared.id
             try:
                 async with trio.open_nursery() as services:
                     await start_services(
@@ -197,17 +199,19 @@ class Fleet:
                         spawn=FakeSpawn(),
                         estimate=find_no_file,
                     )
-                    await self._serve(self._post(number, gateway, door, services))
+                    await self._serve(self._post(number, gateway, faulty_registry, services))
                     services.cancel_scope.cancel()
             finally:
-                if not door.is_dead:
+                if not faulty_registry.is_dead:
                     await leave_fleet(gateway)
 
-    def _post(self, number: int, gateway: Gateway, door: Door, services: trio.Nursery) -> Post:
+    def _post(self, number: int, gateway: Gateway, faulty_registry: FaultyRegistry, services: trio.Nursery) -> Post:
         clients = Clients(self.world, gateway.routing.router)
-        house = House(self.world, self.network, gateway, self.registry, self.ledger, self.machines, clients, self.specs)
-        house.watch_picks(self._note_pick)
-        return Post(number, house, door, services)
+        installation = Installation(
+            self.world, self.network, gateway, self.registry, self.call_ledger, self.machines, clients, self.specs
+        )
+        installation.watch_picks(self._note_pick)
+        return Post(number, installation, faulty_registry, services)
 
     def _note_pick(self, request_id: RequestId) -> None:
         if request_id in self.live:  # else its gateway is just being killed
@@ -219,23 +223,23 @@ class Fleet:
         self.on_post(post)
         try:
             await post.ends.wait()
-            if not post.door.is_dead:
+            if not post.faulty_registry.is_dead:
                 await self._drain(post)
         finally:
             self.world.note(f"{post} ends")
             self.dead[post.gateway.shared.id] = trio.current_time()
             del self.posts[post.number]
             post.is_gone = True
-        while post.house.clients.live:  # noqa: ASYNC110 - of one that is killed, which are all cancelled
+        while post.installation.clients.live:  # noqa: ASYNC110 - of one that is killed, which are all cancelled
             await trio.sleep(0.001)
 
     async def _drain(self, post: Post) -> None:
         """As the listener does: what is there may end, for a while."""
         post.gateway.shared.stop.set()
         with trio.move_on_after(DRAIN_SECONDS):
-            while post.house.clients.live and not post.door.is_dead:  # noqa: ASYNC110 - requests have no event
+            while post.installation.clients.live and not post.faulty_registry.is_dead:  # noqa: ASYNC110 - requests have no event
                 await trio.sleep(0.5)
-        for request in list(post.house.clients.live.values()):
+        for request in list(post.installation.clients.live.values()):
             request.leave.cancel()
 
 
@@ -250,11 +254,11 @@ async def open_fleet(
     config: str = FLEET_CONFIG,
 ) -> AsyncIterator[Fleet]:
     """`prepare` is called before anything begins."""
-    network, ledger, registry = Network(world), Ledger(world), FleetRegistry(world)
+    network, call_ledger, registry = Network(world), CallLedger(world), FleetRegistry(world)
     async with open_bridge() as bridge:
-        fleet = Fleet(world, network, registry, ledger, folder, bridge, gateways, config)
+        fleet = Fleet(world, network, registry, call_ledger, folder, bridge, gateways, config)
         fleet.specs = {spec.name: spec for spec in specs}
-        fleet.machines = tuple(_member(fleet, number) for number in range(3))
+        fleet.machines = tuple(_sim_worker(fleet, number) for number in range(3))
         prepare(fleet)
         with network.replacing_sockets(), patch("time.time", world.skewed_clock):
             async with trio.open_nursery() as places:
@@ -262,7 +266,7 @@ async def open_fleet(
                 for number in range(gateways):
                     places.start_soon(fleet.run_place, number)
                 for number, machine in enumerate(fleet.machines):
-                    places.start_soon(machine.run_member, bridge, lambda first=number: fleet.join_list(first))
+                    places.start_soon(machine.run_sim_worker, bridge, lambda first=number: fleet.join_list(first))
                 try:
                     yield fleet
                 finally:
@@ -270,8 +274,10 @@ async def open_fleet(
                     places.cancel_scope.cancel()
 
 
-def _member(fleet: Fleet, number: int) -> Member:
+def _sim_worker(fleet: Fleet, number: int) -> SimWorker:
     """The port allocator really binds its ports, so each machine of each run needs a loopback address of its own."""
     host = f"127.{110 + number}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
     name = f"machine{number}"
-    return Member(fleet.world, fleet.network, fleet.ledger, name, host, fleet.folder, 1 + (number == 0), fleet.places)
+    return SimWorker(
+        fleet.world, fleet.network, fleet.call_ledger, name, host, fleet.folder, 1 + (number == 0), fleet.places
+    )

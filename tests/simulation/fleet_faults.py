@@ -59,19 +59,19 @@ class FleetEvents(Events):
 
     def _cut(self, post: Post, seconds: float) -> None:
         self._fleet.world.note(f"{post} is cut from the registry for {seconds} s")
-        post.door.cut(seconds)
+        post.faulty_registry.cut(seconds)
 
     def stop_gateway(self) -> None:
         self._stop(self._gateway(), self._random.choice(STOP_SECONDS))
 
     def _stop(self, post: Post, seconds: float) -> None:
         self._fleet.world.note(f"{post} is stopped for {seconds} s")
-        post.door.stop(seconds)
+        post.faulty_registry.stop(seconds)
 
     def slow_gateway(self) -> None:
         post = self._gateway()
-        post.door.slow_until = trio.current_time() + self._fault_seconds()
-        self._fleet.world.note(f"{post} is slow until {post.door.slow_until:.3f}")
+        post.faulty_registry.slow_until = trio.current_time() + self._fault_seconds()
+        self._fleet.world.note(f"{post} is slow until {post.faulty_registry.slow_until:.3f}")
 
     def trap_gateway(self) -> None:
         post, method = self._gateway(), self._random.choice(TRAPS)
@@ -81,7 +81,7 @@ class FleetEvents(Events):
             post.kill,
         ]
         self._fleet.world.note(f"{post}'s next {method} is waited for")
-        post.door.trap(method, self._random.choice(faults))
+        post.faulty_registry.trap(method, self._random.choice(faults))
 
     def take_registry_away(self) -> None:
         seconds = self._random.choice(CUT_SECONDS)
@@ -116,4 +116,4 @@ class FleetEvents(Events):
             trio.current_time(), self._fleet.registry.away_until
         )
         for post in self._fleet.posts.values():
-            post.door.clear()
+            post.faulty_registry.clear()

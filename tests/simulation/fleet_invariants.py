@@ -14,10 +14,10 @@ from gateway.domain.routability import Candidate
 from gateway.registry.snapshot import RETRY_MAX_SECONDS
 from tests.simulation.clients import Request
 from tests.simulation.fleet import TTL_SECONDS, Fleet, Post
-from tests.simulation.house import LOAD_WAIT_SECONDS
+from tests.simulation.installation import LOAD_WAIT_SECONDS
 from tests.simulation.invariants import ROUNDING_SECONDS, Watch
 from tests.simulation.machine import DRAIN_TIMEOUT_SECONDS
-from tests.simulation.member import Member, OrderedProcess
+from tests.simulation.sim_worker import OrderedProcess, SimWorker
 
 CATCH_UP_SECONDS: Final = RETRY_MAX_SECONDS + 2.5
 """Until a gateway whose registry answers again has learned of everything: its longest pause, and a last failure."""
@@ -32,7 +32,7 @@ class GatewayWatch(Watch):
     """One gateway of several."""
 
     def __init__(self, post: Post) -> None:
-        super().__init__(post.house)
+        super().__init__(post.installation)
         self._post = post
 
     def _checks(self) -> Iterator[Callable[[], None]]:
@@ -43,8 +43,8 @@ class GatewayWatch(Watch):
 
     def well_for(self) -> float:
         """Seconds for which its registry has answered it."""
-        since = max(self._post.door.disturbed_until, self._post.began_at)
-        return 0.0 if self._post.door.is_dead else trio.current_time() - since
+        since = max(self._post.faulty_registry.disturbed_until, self._post.began_at)
+        return 0.0 if self._post.faulty_registry.is_dead else trio.current_time() - since
 
     def _check_view_is_current(self) -> None:
         if self.well_for() > CATCH_UP_SECONDS:
@@ -163,7 +163,12 @@ class FleetWatch:
         for post in self._fleet.posts.values():
             unheard = trio.current_time() - post.gateway.control.sync._synced_at
             is_cut_off = unheard > TTL_SECONDS + CATCH_UP_SECONDS + SLACK_SECONDS
-            if is_cut_off and post.door.is_cut and not post.door.is_stopped and post.gateway.control.sessions.open:
+            if (
+                is_cut_off
+                and post.faulty_registry.is_cut
+                and not post.faulty_registry.is_stopped
+                and post.gateway.control.sessions.open
+            ):
                 self._world.object_to(f"{post} holds sessions, cut off for {unheard:.1f} s")
 
     def _check_peers(self) -> None:
@@ -181,7 +186,7 @@ class FleetWatch:
         """R4 to R9: what the others count of a gateway is what it has."""
         now = trio.current_time()
         for post, watch in self._watches.items():
-            said = post.door.published
+            said = post.faulty_registry.published
             differs = said is not None and dict(said.leases) != post.gateway.routing.admission.loads.published()
             if not differs or not post.gateway.shared.peers.has_peers or watch.well_for() <= CATCH_UP_SECONDS:
                 self._unpublished_since.pop(post, None)
@@ -199,10 +204,10 @@ class FleetWatch:
                 self._world.object_to(f"{node_id} is {link} though it was in touch {silent:.1f} s before")
         self._marks_seen = len(given_up)
 
-    def _machine(self, node_id: NodeId) -> Member:
+    def _machine(self, node_id: NodeId) -> SimWorker:
         return next(machine for machine in self._fleet.machines if machine.name == node_id)
 
-    def _check_end(self, machine: Member, process: OrderedProcess) -> None:
+    def _check_end(self, machine: SimWorker, process: OrderedProcess) -> None:
         """W11: no leader ends a replica that has requests through any gateway. To be called before the end."""
         calls = {visit.request_id for visit in process.backend.calls if visit.outcome == "running"}
         cut = [request for request in sorted(calls) if self._may_not_be_cut(request)]
@@ -211,9 +216,9 @@ class FleetWatch:
 
     def _may_not_be_cut(self, request_id: str) -> bool:
         """Also if its gateway can't be heard: it may serve on all the same."""
-        return any(request_id in post.house.clients.live for post in self._fleet.posts.values())
+        return any(request_id in post.installation.clients.live for post in self._fleet.posts.values())
 
-    def _why_unfounded_end(self, machine: Member, process: OrderedProcess) -> str | None:
+    def _why_unfounded_end(self, machine: SimWorker, process: OrderedProcess) -> str | None:
         """None: there is another good reason."""
         self._learn_replicas()
         known = self._replicas.get(process.backend.token)

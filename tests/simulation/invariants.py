@@ -24,9 +24,9 @@ from gateway.domain.routability import Candidate
 from gateway.routing.admission import Ticket
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
+from tests.simulation.call_ledger import RERUNS_AFTER_LOSS_MAX
 from tests.simulation.clients import Request
-from tests.simulation.house import LOAD_WAIT_SECONDS, QUEUE_SECONDS, House
-from tests.simulation.ledger import RERUNS_AFTER_LOSS_MAX
+from tests.simulation.installation import LOAD_WAIT_SECONDS, QUEUE_SECONDS, Installation
 
 ROUNDING_SECONDS: Final = 1e-6
 GIVEN_UP_SECONDS: Final = 25.0
@@ -39,10 +39,10 @@ EXCLUDING_ATTEMPTS: Final = FAILED_ATTEMPTS | {"draining"}
 class Watch:
     """Sees every pick as it is made, and everything else at each rest."""
 
-    def __init__(self, house: House) -> None:
-        self._house = house
-        self._gateway = house.gateway
-        self._world = house.world
+    def __init__(self, installation: Installation) -> None:
+        self._installation = installation
+        self._gateway = installation.gateway
+        self._world = installation.world
         self._tickets: dict[RequestId, Ticket] = {}
         self._rows: dict[ReplicaId, Replica] = {}
         self._replica_of: dict[str, ReplicaId] = {}
@@ -50,7 +50,7 @@ class Watch:
         self._judged: set[RequestId] = set()
         self._overfull: set[ModelName] = set()
         """Models whose queue has been full."""
-        house.clients.on_error = self._judge_error
+        installation.clients.on_error = self._judge_error
         self._watch_admission()
 
     def _watch_admission(self) -> None:
@@ -68,7 +68,7 @@ class Watch:
 
         def leasing(candidate: Candidate, origin: Origin, now: float) -> Lease:
             self._check_pick(candidate, self._tickets[origin.request_id], now)
-            self._house.on_pick(origin.request_id)
+            self._installation.on_pick(origin.request_id)
             return lease(candidate, origin, now)
 
         admission.open_ticket = opening_ticket  # type: ignore[method-assign]
@@ -99,7 +99,7 @@ class Watch:
         self._learn_replicas()
         for check in self._checks():
             check()
-        for request in list(self._house.clients.ended.values()):
+        for request in list(self._installation.clients.ended.values()):
             if request.id not in self._judged:
                 self._judged.add(request.id)
                 self._judge_visits(request)
@@ -115,7 +115,7 @@ class Watch:
         yield self._check_one_probe_per_replica
 
     def _learn_replicas(self) -> None:
-        for replica in self._house.registry._tables.replicas.values():
+        for replica in self._installation.registry._tables.replicas.values():
             if replica.id not in self._rows:
                 self._rows[replica.id] = replica
                 self._replica_of[self._gateway.shared.token_of(replica.id)] = replica.id
@@ -127,9 +127,9 @@ class Watch:
         return list(self._gateway.routing.admission._queues.get(model, ()))
 
     def _check_view_is_current(self) -> None:
-        if not self._house.registry.is_at_rest:
+        if not self._installation.registry.is_at_rest:
             return
-        seen, stored = self._gateway.shared.views.current.state.version, self._house.registry._version
+        seen, stored = self._gateway.shared.views.current.state.version, self._installation.registry._version
         if seen != stored:
             self._world.object_to(f"the view shows version {seen} of {stored}")
 
@@ -140,7 +140,7 @@ class Watch:
         queued = {
             ticket.origin.request_id for queue in self._gateway.routing.admission._queues.values() for ticket in queue
         }
-        live = self._house.clients.live
+        live = self._installation.clients.live
         for request in live.values():
             if held[request.id] + (request.id in queued) not in self._owed(request):
                 self._world.object_to(f"{request} holds {held[request.id]} leases; queued: {request.id in queued}")
@@ -156,7 +156,7 @@ class Watch:
         None once its call was answered, however long its client still takes to read: a lease outlives neither its
         call nor, since that is cancelled with the connection, its client's connection. The end of a call may be on its
         way for as long as a machine is cut off."""
-        visits = self._house.ledger.visits[request.id]
+        visits = self._installation.call_ledger.visits[request.id]
         match visits[-1].outcome if visits else "waiting":
             case "answered":
                 return (0,)
@@ -168,8 +168,8 @@ class Watch:
     def _check_calls_are_covered(self) -> None:
         """What a backend works on has a lease. Behind a cut the backend can't know yet that a call was cancelled."""
         leases = {(lease.candidate.replica_id, str(lease.origin.request_id)) for lease in self._leases()}
-        for backend in self._house.backends():
-            if self._house.network.host(backend.address).is_holding:
+        for backend in self._installation.backends():
+            if self._installation.network.host(backend.address).is_holding:
                 continue
             for visit in backend.calls:
                 if (self._replica_of.get(backend.token), visit.request_id) not in leases:
@@ -189,7 +189,7 @@ class Watch:
     def _check_nobody_waits_for_the_vanished(self) -> None:
         """A call that is neither answered nor refused ends all the same."""
         for lease in self._leases():
-            cut_seconds = self._house.network.cut_seconds(lease.candidate.address)
+            cut_seconds = self._installation.network.cut_seconds(lease.candidate.address)
             if lease.called and min(cut_seconds, trio.current_time() - lease.opened_at) > GIVEN_UP_SECONDS:
                 self._world.object_to(f"{lease} is kept though its machine has been out of reach for {cut_seconds} s")
 
@@ -212,7 +212,7 @@ class Watch:
         """R10: never two loads of one model in one place."""
         places = Counter(
             (row.node_id, row.model, row.slot)
-            for process in self._house.processes()
+            for process in self._installation.processes()
             if (row := self._rows.get(self._replica_of.get(process.backend.token, ReplicaId("")))) is not None
         )
         for place, processes in places.items():
@@ -220,12 +220,12 @@ class Watch:
                 self._world.object_to(f"{processes} processes for {place}")
 
     def _check_one_probe_per_replica(self) -> None:
-        for backend in self._house.backends():
-            if backend.probes_now > 1 and not self._house.network.host(backend.address).is_holding:
+        for backend in self._installation.backends():
+            if backend.probes_now > 1 and not self._installation.network.host(backend.address).is_holding:
                 self._world.object_to(f"{backend.probes_now} probes at a time of {backend.address}")
 
     def _judge_visits(self, request: Request) -> None:
-        visits = self._house.ledger.visits[request.id]
+        visits = self._installation.call_ledger.visits[request.id]
         ends = [visit.outcome for visit in visits]
         if request.outcome == "answered" and ("answered" in ends[:-1] or ends[-1] not in ("answered", "unheard")):
             self._world.object_to(f"{request} was answered though its visits ended as {ends}")
@@ -260,7 +260,7 @@ class Watch:
         ends = [attempt.outcome for attempt in self._tickets[request.id].decision.attempts]
         failures = [end for end in ends if end in FAILED_ATTEMPTS]
         if ends[-1] == "failed":
-            visits = [visit.outcome for visit in self._house.ledger.visits[request.id]]
+            visits = [visit.outcome for visit in self._installation.call_ledger.visits[request.id]]
             return None if visits[-1:] == ["broken"] else f"its visits ended as {visits}"
         if request.words or len(failures) >= self._gateway.shared.config.routing.attempts:
             return None
@@ -274,10 +274,10 @@ class Watch:
         """When nothing is asked for any more, nothing is left. Raises `Violation`."""
         self.check()
         left = {
-            "requests": self._house.clients.live,
+            "requests": self._installation.clients.live,
             "leases": self._gateway.routing.admission.loads.statistics().in_flight,
             "queues": self._gateway.routing.admission.statistics(),
-            "calls": [visit for backend in self._house.backends() for visit in backend.calls],
+            "calls": [visit for backend in self._installation.backends() for visit in backend.calls],
             "probes": self._gateway.routing.probes.statistics().running,
         }
         for name, remaining in left.items():

@@ -20,10 +20,10 @@ from gateway.worker.agent import Agent, run_agent
 from gateway.worker.process.command import BackendProgram
 from gateway.worker.session import WorkerSession
 from gateway.worker.settings import WorkerSettings
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, no_usage, nothing_known
+from tests.fakes.worker_harness import HEARTBEAT_SECONDS, LEAVE_SECONDS, no_usage, nothing_known
 from tests.fakes.worker_parts import FakeProcess, FakeSpawn
 from tests.simulation.backend import Load, SimBackend
-from tests.simulation.ledger import Ledger
+from tests.simulation.call_ledger import CallLedger
 from tests.simulation.network import Network
 from tests.simulation.world import World
 
@@ -69,7 +69,7 @@ class SimProcess(FakeProcess):
 class Machine:
     world: World
     network: Network
-    ledger: Ledger
+    call_ledger: CallLedger
     name: str
     host: str
     """Its address; the ports of two machines, and of two runs at a time, never meet."""
@@ -172,7 +172,7 @@ class Machine:
         process.backend = SimBackend(
             self.world,
             self.network,
-            self.ledger,
+            self.call_ledger,
             Address(address),
             env[TOKEN_VARIABLE],
             refuses=program == OURS,

@@ -11,11 +11,11 @@ from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent
 from gateway.worker.session import WorkerSession
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
+from tests.fakes.worker_harness import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
 from tests.simulation.machine import MESSAGES_MAX
 
 if TYPE_CHECKING:
-    from tests.simulation.member import Member
+    from tests.simulation.sim_worker import SimWorker
 
 T = TypeVar("T")
 
@@ -74,11 +74,11 @@ class Link:
 class Membership:
     """Of one boot of one machine."""
 
-    def __init__(self, member: "Member", agent: Agent, gateways: Iterator[Host | None]) -> None:
+    def __init__(self, sim_worker: "SimWorker", agent: Agent, gateways: Iterator[Host | None]) -> None:
         """`gateways` gives those of the join list, again and again; None is one that does not answer."""
         self.link: Link | None = None
         """Of the present session."""
-        self._member = member
+        self._sim_worker = sim_worker
         self._agent = agent
         self._gateways = gateways
         self._boot_id = BootId(new_id())
@@ -110,14 +110,14 @@ class Membership:
 
     async def _attend(self, gateway: Host) -> None:
         """One session, from the registration to its end."""
-        name, node_id = self._member.name, NodeId(self._member.name)
+        name, node_id = self._sim_worker.name, NodeId(self._sim_worker.name)
         try:
             with trio.fail_after(JOIN_SECONDS):
                 await gateway.register(Registration(name, self._boot_id, node_id))
         except (RegistryError, trio.TooSlowError) as error:
-            self._member.world.note(f"{name} does not join: {error!r}")
+            self._sim_worker.world.note(f"{name} does not join: {error!r}")
             return
-        replicas, most = self._agent.all_reports(), self._member.replicas_max
+        replicas, most = self._agent.all_reports(), self._sim_worker.replicas_max
         link = Link(gateway)
         gateway.serve(link, Hello(node_id, name, self._boot_id, max_replicas_per_model=most, replicas=replicas))
         try:
@@ -126,7 +126,7 @@ class Membership:
         finally:
             self.link = self._session = None
             link.at_gateway.cancel()
-        self._member.world.note(f"{name} has no session any more")
+        self._sim_worker.world.note(f"{name} has no session any more")
 
     async def _hold(self, link: Link) -> None:
         heartbeat = HEARTBEAT_SECONDS
@@ -156,7 +156,7 @@ class Membership:
                 link.reported_at = trio.current_time()
 
     async def _carry(self, link: Link, item: T, onward: trio.MemorySendChannel[T]) -> None:
-        await trio.sleep(self._member.lag_seconds)
+        await trio.sleep(self._sim_worker.lag_seconds)
         await link.gateway.wait_continued()
         try:
             await onward.send(item)
@@ -166,11 +166,11 @@ class Membership:
     async def _watch_silence(self, link: Link) -> None:
         while (until := link.heard_at + SILENCE_SECONDS) > trio.current_time():  # noqa: ASYNC110
             await trio.sleep_until(until)
-        self._member.world.note(f"{self._member.name} does not hear its gateway any more")
+        self._sim_worker.world.note(f"{self._sim_worker.name} does not hear its gateway any more")
         link.at_worker.cancel()
 
     def _pauses(self) -> Iterator[float]:
         pause = PAUSE_FIRST_SECONDS
         while True:
-            yield pause * self._member.world.random.uniform(0.5, 1.0)
+            yield pause * self._sim_worker.world.random.uniform(0.5, 1.0)
             pause = min(2 * pause, PAUSE_MAX_SECONDS)

@@ -81,7 +81,7 @@ async def _ask_for(fleet: Fleet, seconds: float) -> None:
             for post in fleet.posts.values():
                 name = RequestId(f"warm{next(numbers)}")
                 requests.append(Request(name, WARM, "ann", "stream", 4, timeout_seconds=3600, pause_seconds=0))
-                nursery.start_soon(post.house.send, requests[-1])
+                nursery.start_soon(post.installation.send, requests[-1])
             await trio.sleep(1.0)
     for request in requests:
         if request.outcome != "answered":
@@ -135,7 +135,7 @@ def test_h9_a_gateway_that_is_cut_off_serves_on_and_its_workers_move(tmp_path: P
         before, starts = _links(fleet), _starts(fleet)
         cut = next(post for post in fleet.posts.values() if post.gateway.control.sessions.open)
         others = [post for post in fleet.posts.values() if post is not cut]
-        cut.door.cut(2 * OUTAGE_SECONDS)
+        cut.faulty_registry.cut(2 * OUTAGE_SECONDS)
         await _ask_for(fleet, OUTAGE_SECONDS)
         assert not cut.gateway.control.sessions.open
         assert sum(len(post.gateway.control.sessions.open) for post in others) == len(fleet.machines)
@@ -155,9 +155,9 @@ def test_l13_what_a_stopped_leader_had_under_way_is_void_when_it_goes_on(tmp_pat
 
     async def scene(fleet: Fleet) -> None:
         leader, other, registry = _the_leader(fleet), _follower(fleet), fleet.registry
-        leader.door.trap("apply", lambda: leader.door.stop(2 * TTL_SECONDS))
+        leader.faulty_registry.trap("apply", lambda: leader.faulty_registry.stop(2 * TTL_SECONDS))
         fleet.processes()[0].end(-9)
-        await _wait(lambda: leader.door.is_stopped)
+        await _wait(lambda: leader.faulty_registry.is_stopped)
         await _wait(lambda: other.gateway.shared.election.epoch is not None, TTL_SECONDS)
         await _wait(lambda: registry.refused > 0, 3 * TTL_SECONDS)
         await _wait(lambda: _is_loaded(fleet))
@@ -173,7 +173,7 @@ def test_r4_a_killed_gateways_leases_count_no_longer_than_gateway_ttl(tmp_path: 
         dying, other = _the_leader(fleet), _follower(fleet)
         request = Request(RequestId("long"), WARM, "ann", "stream", 400, timeout_seconds=3600, pause_seconds=0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(dying.house.send, request)
+            nursery.start_soon(dying.installation.send, request)
             await _wait(lambda: _at_peers(other) == 1)
             dying.kill()
             await _wait(lambda: _at_peers(other) == 0, TTL_SECONDS + PAUSE_SECONDS + 1.0)
@@ -206,18 +206,18 @@ def test_w11_a_gateway_that_is_cut_off_for_a_moment_is_waited_for_before_a_repli
     async def scene(fleet: Fleet) -> None:
         leader, other = _the_leader(fleet), _follower(fleet)
         await _wait(lambda: len(other.gateway.shared.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
-        other.door.cut(TTL_SECONDS / 2)
+        other.faulty_registry.cut(TTL_SECONDS / 2)
         await fleet.registry.unload_model(FOREIGN_MODEL)
         await _wait(lambda: not leader.gateway.shared.views.current.candidates.get(FOREIGN_MODEL))
         requests = list[Request]()
         async with trio.open_nursery() as nursery:
-            while trio.current_time() < other.door.disturbed_until:
+            while trio.current_time() < other.faulty_registry.disturbed_until:
                 name = RequestId(f"q{len(requests)}")
                 requests.append(Request(name, FOREIGN_MODEL, "ann", "unary", 8, timeout_seconds=3600, pause_seconds=0))
-                nursery.start_soon(other.house.send, requests[-1])
+                nursery.start_soon(other.installation.send, requests[-1])
                 await trio.sleep(0.7)
         assert [request.outcome for request in requests] == ["answered"] * len(requests)
-        assert len({visit.token for visits in fleet.ledger.visits.values() for visit in visits[:1]}) == 2
+        assert len({visit.token for visits in fleet.call_ledger.visits.values() for visit in visits[:1]}) == 2
         await _wait(lambda: len(other.gateway.shared.views.current.candidates.get(FOREIGN_MODEL, ())) == 2)
 
     _run(tmp_path, scene)
@@ -233,20 +233,20 @@ def test_w11_a_gateway_that_is_cut_off_for_long_loses_no_stream_to_the_drains_of
     async def scene(fleet: Fleet) -> None:
         leader, cut = _the_leader(fleet), _follower(fleet)
         await _wait(lambda: len(cut.gateway.shared.views.current.candidates.get(model, ())) == 2)
-        cut.door.cut(2 * OUTAGE_SECONDS)
+        cut.faulty_registry.cut(2 * OUTAGE_SECONDS)
         await _wait(lambda: cut.gateway.shared.id not in leader.gateway.shared.peers.peer_states.peers)
         requests = [
             Request(RequestId(f"q{number}"), model, "ann", "stream", 200, timeout_seconds=3600, pause_seconds=0)
             for number in range(1 + also_later)
         ]
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(cut.house.send, requests[0])
+            nursery.start_soon(cut.installation.send, requests[0])
             await _wait(lambda: bool(cut.gateway.routing.admission.loads.published()))
             await fleet.registry.unload_model(model)
             await _wait(lambda: not leader.gateway.shared.views.current.candidates.get(model))
             for later in requests[1:]:
-                nursery.start_soon(cut.house.send, later)
+                nursery.start_soon(cut.installation.send, later)
         assert [each.outcome for each in requests] == ["answered"] * len(requests)
-        assert [len(fleet.ledger.visits[each.id]) for each in requests] == [1] * len(requests)
+        assert [len(fleet.call_ledger.visits[each.id]) for each in requests] == [1] * len(requests)
 
     _run(tmp_path, scene)

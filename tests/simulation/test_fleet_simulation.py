@@ -16,7 +16,7 @@ from tests.simulation.faults import LAST_CALLER
 from tests.simulation.fleet import Fleet, open_fleet
 from tests.simulation.fleet_faults import FleetEvents
 from tests.simulation.fleet_invariants import FleetWatch
-from tests.simulation.house import MODELS
+from tests.simulation.installation import MODELS
 from tests.simulation.test_simulation import SETTLE_SECONDS
 from tests.simulation.world import Violation, World, run_seeded, step
 

@@ -9,7 +9,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.simulation.faults import LAST_CALLER, Events
-from tests.simulation.house import MODELS, House, open_house
+from tests.simulation.installation import MODELS, Installation, open_installation
 from tests.simulation.invariants import Watch
 from tests.simulation.world import Violation, World, run_seeded, step
 
@@ -24,35 +24,35 @@ def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:
     world = World(seed)
 
     async def main() -> None:
-        async with open_house(world, folder) as house, trio.open_nursery() as happenings:
-            await _live(house, Events(house, happenings), events)
+        async with open_installation(world, folder) as installation, trio.open_nursery() as happenings:
+            await _live(installation, Events(installation, happenings), events)
 
     run_seeded(world, main)
     return world
 
 
-async def _live(house: House, events: Events, number: int) -> None:
-    watch = Watch(house)
+async def _live(installation: Installation, events: Events, number: int) -> None:
+    watch = Watch(installation)
     for _ in range(number):
-        await _pass_time(house, watch, events.next_at)
+        await _pass_time(installation, watch, events.next_at)
         events.happen()
     events.stop_faults()
-    await _pass_time(house, watch, trio.current_time() + SETTLE_SECONDS)
+    await _pass_time(installation, watch, trio.current_time() + SETTLE_SECONDS)
     watch.check_end()
     for spec in MODELS:
         events.send_request(spec.name, LAST_CALLER)
-    await _pass_time(house, watch, trio.current_time() + SETTLE_SECONDS)
+    await _pass_time(installation, watch, trio.current_time() + SETTLE_SECONDS)
     watch.check_end()
-    for request in house.clients.ended.values():
+    for request in installation.clients.ended.values():
         if request.caller == LAST_CALLER and request.outcome != "answered":
             raise Violation(f"{request} ended as {request.outcome} though all is well again")
 
 
-async def _pass_time(house: House, watch: Watch, until: float) -> None:
+async def _pass_time(installation: Installation, watch: Watch, until: float) -> None:
     while True:
         await wait_all_tasks_blocked()
         watch.check()
-        if await step(house.world, until):
+        if await step(installation.world, until):
             return
 
 

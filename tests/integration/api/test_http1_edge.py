@@ -6,7 +6,7 @@ from typing import Final
 import pytest
 import trio
 
-from tests.fakes.listener_bench import DO, open_listener, read_response, read_to_end
+from tests.fakes.listener_harness import DO, open_listener, read_response, read_to_end
 
 
 def request(*lines: str, first: str = "POST /do HTTP/1.1", body: str = "", host: str | None = "Host: localhost") -> str:
@@ -91,21 +91,21 @@ REFUSED: Final[dict[str, tuple[str, int]]] = {
 @pytest.mark.parametrize(("sent", "status"), REFUSED.values(), ids=REFUSED)
 async def test_a_request_that_could_be_read_in_two_ways_is_refused(sent: str, status: int) -> None:
     """With one answer, whatever comes behind it, and the connection is closed."""
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(sent.encode("latin-1"))
         answer = await read_to_end(client)
         assert re.findall(rb"HTTP/1\.1 (\d{3})", answer) == [str(status).encode()]
         assert b"connection: close" in answer.lower()
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 @pytest.mark.parametrize("cut", [1, 7, 40])
 async def test_it_is_refused_however_it_arrives(cut: int) -> None:
     """Also as the second request of a connection."""
     sent = DO + REFUSED["fold_of_the_framing"][0].encode()
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         answers = bytearray()
         async with trio.open_nursery() as nursery:
 
@@ -141,12 +141,12 @@ BODIES: Final = {
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 async def test_a_chunked_body_that_could_be_read_in_two_ways_ends_the_connection(body: str) -> None:
     """Nothing behind it is taken for a request."""
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(request(CHUNKED, body=body).encode())
         answer = await read_to_end(client)
         assert b" 200 " not in answer
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 ALLOWED: Final = {
@@ -168,7 +168,7 @@ ALLOWED: Final = {
 
 @pytest.mark.parametrize("sent", ALLOWED.values(), ids=ALLOWED)
 async def test_what_is_odd_and_clear_is_answered(sent: str) -> None:
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(sent.encode("latin-1"))
         assert await read_response(client) == 200

@@ -13,7 +13,7 @@ import trio
 from gateway.api.http.http2 import LIMITS, STREAMS_MAX
 from tests.fakes.certificates import make_authority
 from tests.fakes.h2_client import HEAD, H2Client, raw_frame
-from tests.fakes.listener_bench import NEVER, SOON, ListenerBench, open_listener, read_to_end
+from tests.fakes.listener_harness import NEVER, SOON, ListenerHarness, open_listener, read_to_end
 from tests.integration.harness import WAIT_SECONDS, running_gateway
 
 CALM: Final = 11
@@ -23,8 +23,8 @@ DATA, HEADERS, PRIORITY, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUAT
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-async def connect(bench: ListenerBench, window_bytes: int | None = None) -> H2Client:
-    client = H2Client(await bench.connect())
+async def connect(harness: ListenerHarness, window_bytes: int | None = None) -> H2Client:
+    client = H2Client(await harness.connect())
     await client.start(window_bytes)
     return client
 
@@ -40,11 +40,11 @@ def abort(client: H2Client) -> None:
 @pytest.mark.parametrize("end", ["fin", "abort", "goaway", "reset"])
 async def test_no_handler_outlives_its_connection_or_stream(path: str, end: str) -> None:
     """Also one that has said all, and waits only for its client to read it."""
-    async with open_listener() as bench:
-        client = await connect(bench, window_bytes=0)
+    async with open_listener() as harness:
+        client = await connect(harness, window_bytes=0)
         streams = [await client.ask(path) for _ in range(4)]
         await client.read_until(lambda: len(client.statuses) == 4)
-        await bench.handlers.wait(running=4, done=0)
+        await harness.handlers.wait(running=4, done=0)
         match end:
             case "reset":
                 for stream in streams:
@@ -57,19 +57,19 @@ async def test_no_handler_outlives_its_connection_or_stream(path: str, end: str)
                 if end == "abort":
                     abort(client)
                 await client.stream.aclose()
-        await bench.handlers.wait(running=0, done=4)
+        await harness.handlers.wait(running=0, done=4)
         if end != "reset":
-            await bench.wait_connections(0)
+            await harness.wait_connections(0)
 
 
 @pytest.mark.parametrize("path", ["/do", "/flood", "/stream"])
 async def test_a_stream_whose_client_reads_nothing_is_reset_and_no_other(path: str) -> None:
-    async with open_listener(write_timeout_seconds=SOON) as bench:
-        client = await connect(bench, window_bytes=0)
+    async with open_listener(write_timeout_seconds=SOON) as harness:
+        client = await connect(harness, window_bytes=0)
         stalled = await client.ask(path)
         await client.read_until(lambda: stalled in client.resets)
         assert client.resets == {stalled: CANCEL}
-        await bench.handlers.wait(running=0, done=1)
+        await harness.handlers.wait(running=0, done=1)
         client.connection.increment_flow_control_window(65535)
         other = await client.begin("/do")
         client.connection.increment_flow_control_window(100, other)
@@ -80,8 +80,8 @@ async def test_a_stream_whose_client_reads_nothing_is_reset_and_no_other(path: s
 
 
 async def test_a_stream_that_is_quiet_is_not_one_that_is_not_read() -> None:
-    async with open_listener(write_timeout_seconds=SOON) as bench:
-        client = await connect(bench)
+    async with open_listener(write_timeout_seconds=SOON) as harness:
+        client = await connect(harness)
         quiet = await client.ask("/stream")
         await client.read_until(lambda: client.bodies[quiet] == b"part")
         stalled = await client.begin("/do")
@@ -89,7 +89,7 @@ async def test_a_stream_that_is_quiet_is_not_one_that_is_not_read() -> None:
         await client.flush()
         await client.read_until(lambda: stalled in client.ended)
         await trio.sleep(2 * SOON)
-        await bench.handlers.wait(running=1, done=1)
+        await harness.handlers.wait(running=1, done=1)
         assert not client.resets
 
 
@@ -97,8 +97,8 @@ async def test_a_stream_that_is_quiet_is_not_one_that_is_not_read() -> None:
 @pytest.mark.parametrize("end", ["fin", "timeout"])
 async def test_a_body_that_nobody_reads_holds_no_connection(path: str, end: str) -> None:
     """It is refused (404, 413), the client does not read that, and sends on."""
-    async with open_listener(write_timeout_seconds=SOON if end == "timeout" else NEVER) as bench:
-        client = await connect(bench, window_bytes=0)
+    async with open_listener(write_timeout_seconds=SOON if end == "timeout" else NEVER) as harness:
+        client = await connect(harness, window_bytes=0)
         refused = await client.begin(path)
         for _ in range(30):
             client.connection.send_data(refused, bytes(100))
@@ -108,7 +108,7 @@ async def test_a_body_that_nobody_reads_holds_no_connection(path: str, end: str)
             await client.read_until(lambda: refused in client.resets)
         else:
             await client.stream.aclose()
-            await bench.wait_connections(0)
+            await harness.wait_connections(0)
 
 
 # Floods
@@ -136,8 +136,8 @@ ENOUGH: Final = 2000
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 async def test_a_flood_of_frames_is_sent_away(flood: bytes) -> None:
     """And what its connection had open ends with it."""
-    async with open_listener(body_bytes_max=10**6) as bench:
-        client = await connect(bench)
+    async with open_listener(body_bytes_max=10**6) as harness:
+        client = await connect(harness)
         running = await client.begin("/do")
         assert running == 1
         other = await client.ask("/stream")
@@ -145,13 +145,13 @@ async def test_a_flood_of_frames_is_sent_away(flood: bytes) -> None:
         await client.stream.send_all(flood * ENOUGH)
         await client.read_to_end()
         assert client.goaway == CALM
-        await bench.handlers.wait(running=0, done=1)
-        await bench.wait_connections(0)
+        await harness.handlers.wait(running=0, done=1)
+        await harness.wait_connections(0)
 
 
 async def test_a_header_block_without_end_is_sent_away() -> None:
-    async with open_listener() as bench:
-        client = await connect(bench)
+    async with open_listener() as harness:
+        client = await connect(harness)
         await client.stream.send_all(raw_frame(HEADERS, b"", stream=1))
         with trio.CancelScope() as scope:
             try:
@@ -159,14 +159,14 @@ async def test_a_header_block_without_end_is_sent_away() -> None:
                     await client.stream.send_all(raw_frame(CONTINUATION, b"\x00\x01x\x7f\x00" + bytes(127), stream=1))
             except trio.BrokenResourceError:
                 scope.cancel()
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 @pytest.mark.parametrize("body", [b"", b"{}"])
 async def test_rapid_resets_are_sent_away_before_they_are_worked_on(body: bytes) -> None:
     """CVE-2023-44487: what was reset in the same moment is not even begun."""
-    async with open_listener() as bench:
-        client = await connect(bench)
+    async with open_listener() as harness:
+        client = await connect(harness)
         for _ in range(int(LIMITS.reset_streams.at_once) + 50):
             stream = client.connection.get_next_available_stream_id()
             client.connection.send_headers(stream, [*HEAD, (":path", "/stream")])
@@ -176,14 +176,14 @@ async def test_rapid_resets_are_sent_away_before_they_are_worked_on(body: bytes)
         await client.flush()
         await client.read_to_end()
         assert client.goaway == CALM
-        await bench.wait_connections(0)
-        assert bench.handlers.running == 0
+        await harness.wait_connections(0)
+        assert harness.handlers.running == 0
 
 
 async def test_resets_that_a_client_provokes_are_its_own() -> None:
     """CVE-2025-8671: here by letting a window overflow."""
-    async with open_listener() as bench:
-        client = await connect(bench)
+    async with open_listener() as harness:
+        client = await connect(harness)
         overflow = struct.pack(">I", 2**31 - 1)
         try:
             for _ in range(int(LIMITS.reset_streams.at_once) + 50):
@@ -193,21 +193,21 @@ async def test_resets_that_a_client_provokes_are_its_own() -> None:
             pass
         await client.read_to_end()
         assert client.goaway == CALM
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 async def test_a_flood_holds_up_nobody_else() -> None:
     """By the order of events: the other client has its answer while the flood is still being sent."""
-    async with open_listener() as bench:
-        good = await connect(bench)
-        floods = [await connect(bench) for _ in range(10)]
+    async with open_listener() as harness:
+        good = await connect(harness)
+        floods = [await connect(harness) for _ in range(10)]
         async with trio.open_nursery() as nursery:
             for client in floods:
                 nursery.start_soon(send_without_end, client, raw_frame(PING, bytes(8)) * 200)
             for _ in range(20):
                 stream = await good.ask("/do")
                 await good.read_until(lambda stream=stream: stream in good.ended)  # type: ignore[misc]
-            await bench.wait_connections(1)
+            await harness.wait_connections(1)
 
 
 async def send_without_end(client: H2Client, frames: bytes) -> None:
@@ -235,8 +235,8 @@ async def send_without_end(client: H2Client, frames: bytes) -> None:
     ids=["connect", "path", "method", "authorization_twice"],
 )
 async def test_an_odd_request_ends_its_own_stream_alone(request_head: list[tuple[str, str]]) -> None:
-    async with open_listener() as bench:
-        client = await connect(bench)
+    async with open_listener() as harness:
+        client = await connect(harness)
         running = await client.ask("/stream")
         await client.read_until(lambda: client.bodies[running] == b"part")
         odd = client.connection.get_next_available_stream_id()
@@ -245,7 +245,7 @@ async def test_an_odd_request_ends_its_own_stream_alone(request_head: list[tuple
         await client.read_until(lambda: odd in client.resets)
         assert client.resets == {odd: PROTOCOL_ERROR}
         await client.read_until(lambda: True)
-        await bench.handlers.wait(running=1, done=0)
+        await harness.handlers.wait(running=1, done=0)
 
 
 # Connections without requests
@@ -253,8 +253,8 @@ async def test_an_odd_request_ends_its_own_stream_alone(request_head: list[tuple
 
 @pytest.mark.parametrize("begin", ["nothing", "ping", "reset"])
 async def test_a_connection_without_a_request_is_closed(begin: str) -> None:
-    async with open_listener(header_timeout_seconds=SOON) as bench:
-        client = await connect(bench)
+    async with open_listener(header_timeout_seconds=SOON) as harness:
+        client = await connect(harness)
         if begin == "ping":
             client.connection.ping(bytes(8))
         elif begin == "reset":
@@ -262,12 +262,12 @@ async def test_a_connection_without_a_request_is_closed(begin: str) -> None:
             await client.read_until(lambda: client.bodies[stream] == b"part")
             client.connection.reset_stream(stream)
         await client.flush()
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 async def test_without_http2_its_preface_is_a_bad_request() -> None:
-    async with open_listener(http2=False) as bench:
-        client = await bench.connect()
+    async with open_listener(http2=False) as harness:
+        client = await harness.connect()
         await client.send_all(PREFACE + raw_frame(SETTINGS))
         assert (await read_to_end(client)).startswith(b"HTTP/1.1 505 ")
 
@@ -277,10 +277,10 @@ async def test_without_http2_its_preface_is_a_bad_request() -> None:
 
 async def test_a_hundred_streams_at_a_time_and_large_bodies_both_ways() -> None:
     size = 3_000_000
-    async with open_listener(body_bytes_max=size) as bench:
-        url, json = f"http://127.0.0.1:{bench.port}/do", {"content-type": "application/json"}
+    async with open_listener(body_bytes_max=size) as harness:
+        url, json = f"http://127.0.0.1:{harness.port}/do", {"content-type": "application/json"}
         async with httpx.AsyncClient(http1=False, http2=True, timeout=60) as client:
-            assert len(bench.listener._connections) == 0
+            assert len(harness.listener._connections) == 0
             answers: list[tuple[str, int, int]] = []
 
             async def ask(body: bytes) -> None:
@@ -294,19 +294,19 @@ async def test_a_hundred_streams_at_a_time_and_large_bodies_both_ways() -> None:
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(ask, bytes(size))
-            assert len(bench.listener._connections) == 1
+            assert len(harness.listener._connections) == 1
     assert sorted(answers) == [("HTTP/2", 200, 2), *[("HTTP/2", 200, 2000)] * 100, *[("HTTP/2", 200, size)] * 3]
 
 
 async def test_a_client_may_give_up_all_that_it_has_at_once() -> None:
-    async with open_listener() as bench:
-        client = await connect(bench)
+    async with open_listener() as harness:
+        client = await connect(harness)
         streams = [await client.ask("/stream") for _ in range(STREAMS_MAX)]
-        await bench.handlers.wait(running=STREAMS_MAX, done=0)
+        await harness.handlers.wait(running=STREAMS_MAX, done=0)
         for stream in streams:
             client.connection.reset_stream(stream)
         await client.flush()
-        await bench.handlers.wait(running=0, done=STREAMS_MAX)
+        await harness.handlers.wait(running=0, done=STREAMS_MAX)
         last = await client.ask("/do")
         await client.read_until(lambda: last in client.ended)
         assert client.goaway is None

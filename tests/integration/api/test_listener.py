@@ -10,7 +10,7 @@ from trio.testing import MockClock
 
 from gateway.api.http.connection import Inbox
 from gateway.api.http.exchange import LINGER_IDLE_SECONDS
-from tests.fakes.listener_bench import (
+from tests.fakes.listener_harness import (
     DO,
     FLOOD,
     FLOOD_PART,
@@ -28,8 +28,8 @@ from tests.fakes.listener_bench import (
 async def test_a_connection_without_a_whole_head_is_closed_and_blocks_nobody(
     head: bytes, mock_clock: MockClock
 ) -> None:
-    async with open_listener(header_timeout_seconds=SOON) as bench:
-        slow, quick = await bench.connect(), await bench.connect()
+    async with open_listener(header_timeout_seconds=SOON) as harness:
+        slow, quick = await harness.connect(), await harness.connect()
         await slow.send_all(head)
         await quick.send_all(HEALTH)
         assert await read_response(quick) == 200
@@ -39,8 +39,8 @@ async def test_a_connection_without_a_whole_head_is_closed_and_blocks_nobody(
 
 @pytest.mark.parametrize("request_bytes", [HEALTH, DO])
 async def test_a_connection_that_is_idle_after_a_request_is_closed(request_bytes: bytes, mock_clock: MockClock) -> None:
-    async with open_listener(header_timeout_seconds=SOON) as bench:
-        client = await bench.connect()
+    async with open_listener(header_timeout_seconds=SOON) as harness:
+        client = await harness.connect()
         await client.send_all(request_bytes)
         assert await read_response(client) == 200
         let_time_pass(mock_clock)
@@ -55,8 +55,8 @@ CLOSING: Final = b"\r\nConnection: close\r\n"
     [HEALTH.replace(b"\r\n", CLOSING, 1), DO.replace(b"\r\n", CLOSING, 1), HEALTH.replace(b"1.1", b"1.0")],
 )
 async def test_a_connection_that_is_not_to_be_kept_is_closed(request_bytes: bytes) -> None:
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(request_bytes)
         assert await read_response(client) == 200
         assert await read_to_end(client) == b""
@@ -64,70 +64,70 @@ async def test_a_connection_that_is_not_to_be_kept_is_closed(request_bytes: byte
 
 @pytest.mark.parametrize("request_bytes", [HEALTH, DO])
 async def test_an_idle_connection_does_not_hold_the_drain(request_bytes: bytes) -> None:
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(request_bytes)
         assert await read_response(client) == 200
-        bench.listener.stop.set()
-        await bench.ended.wait()
+        harness.listener.stop.set()
+        await harness.ended.wait()
 
 
 @pytest.mark.parametrize("request_bytes", [b"", HEALTH, DO])
 async def test_what_a_client_has_closed_is_given_back_at_once(request_bytes: bytes) -> None:
-    async with open_listener() as bench:
-        client = await bench.connect()
-        await bench.wait_connections(1)
+    async with open_listener() as harness:
+        client = await harness.connect()
+        await harness.wait_connections(1)
         if request_bytes:
             await client.send_all(request_bytes)
             assert await read_response(client) == 200
         await client.aclose()
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 async def test_a_reader_that_stalls_loses_its_connection(mock_clock: MockClock) -> None:
-    async with open_listener(write_timeout_seconds=SOON) as bench:
-        stalled = await bench.connect()
+    async with open_listener(write_timeout_seconds=SOON) as harness:
+        stalled = await harness.connect()
         await stalled.send_all(FLOOD)
         await stalled.receive_some(1)
         let_time_pass(mock_clock)
-        await bench.wait_connections(0)
+        await harness.wait_connections(0)
 
 
 async def test_a_reader_that_stalls_does_not_hold_the_end(mock_clock: MockClock) -> None:
-    async with open_listener(drain_seconds=SOON) as bench:
-        stalled = await bench.connect()
+    async with open_listener(drain_seconds=SOON) as harness:
+        stalled = await harness.connect()
         await stalled.send_all(FLOOD)
         await stalled.receive_some(1)
-        bench.listener.stop.set()
+        harness.listener.stop.set()
         let_time_pass(mock_clock)
-        await bench.ended.wait()
+        await harness.ended.wait()
 
 
 async def test_one_connection_too_many_is_closed_and_a_free_place_is_used_again() -> None:
-    async with open_listener(connections_max=2) as bench:
-        first, second = await bench.connect(), await bench.connect()
-        await bench.wait_connections(2)
-        assert await read_to_end(await bench.connect()) == b""
+    async with open_listener(connections_max=2) as harness:
+        first, second = await harness.connect(), await harness.connect()
+        await harness.wait_connections(2)
+        assert await read_to_end(await harness.connect()) == b""
         await second.send_all(HEALTH)
         assert await read_response(second) == 200
         await first.aclose()
-        await bench.wait_connections(1)
-        third = await bench.connect()
+        await harness.wait_connections(1)
+        third = await harness.connect()
         await third.send_all(HEALTH)
         assert await read_response(third) == 200
 
 
 async def test_clients_that_have_left_before_they_are_served_are_no_failure() -> None:
     with capture_logs() as logs:
-        async with open_listener() as bench:
+        async with open_listener() as harness:
             for _ in range(50):
-                rude = socket.create_connection(("127.0.0.1", bench.port))
+                rude = socket.create_connection(("127.0.0.1", harness.port))
                 rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
                 rude.close()
-            client = await bench.connect()
+            client = await harness.connect()
             await client.send_all(HEALTH)
             assert await read_response(client) == 200
-            await bench.wait_connections(1)
+            await harness.wait_connections(1)
     assert [each["event"] for each in logs if each["log_level"] == "error"] == []
 
 
@@ -135,8 +135,8 @@ async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(mo
     """However long that takes, if more comes all the time: each part is more than the sockets of both sides hold, so
     the gateway has taken some of it when the client has written it."""
     parts = 3
-    async with open_listener() as bench:
-        client = await bench.connect()
+    async with open_listener() as harness:
+        client = await harness.connect()
         await client.send_all(DO.replace(b"Length: 2\r\n\r\n{}", b"Length: %d\r\n\r\n" % (parts * len(FLOOD_PART))))
         for _ in range(parts):
             await client.send_all(FLOOD_PART)

@@ -20,7 +20,7 @@ LOGS: Final = "/api/replicas/r1/logs"
 
 
 @dataclass
-class House:
+class Installation:
     front: Front
     client: httpx.AsyncClient
     listener: Listener
@@ -35,7 +35,7 @@ class House:
 
 
 @asynccontextmanager
-async def open_house() -> AsyncIterator[House]:
+async def open_installation() -> AsyncIterator[Installation]:
     front, ended = Front(), trio.Event()
     settings = ListenerSettings(drain_seconds=NEVER, write_timeout_seconds=NEVER, connections_max=10)
     listener = Listener(front.app, settings, on_drain=front.app.drain, on_drain_end=front.app.end_streams)
@@ -49,7 +49,7 @@ async def open_house() -> AsyncIterator[House]:
             url = await nursery.start(run)
             headers = {"authorization": f"Bearer {ADMIN_KEY}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=math.inf) as client:
-                yield House(front, client, listener, ended)
+                yield Installation(front, client, listener, ended)
             nursery.cancel_scope.cancel()
 
 
@@ -64,50 +64,56 @@ async def read_until(lines: AsyncIterator[str], wanted: str) -> list[str]:
 
 
 async def test_a_reader_gets_each_line_when_it_is_written() -> None:
-    async with open_house() as house, house.client.stream("GET", f"{LOGS}?follow=true") as response:
+    async with (
+        open_installation() as installation,
+        installation.client.stream("GET", f"{LOGS}?follow=true") as response,
+    ):
         assert response.headers["content-type"].startswith("text/event-stream")
         lines = response.aiter_lines()
         await read_until(lines, ": nothing new")
-        house.write("one")
+        installation.write("one")
         await read_until(lines, 'data: {"lines":["one"],"skipped":0}')
-        house.write("two", ended=True)
+        installation.write("two", ended=True)
         await read_until(lines, "event: end")
         assert [line async for line in lines] == ['data: {"lines":[],"skipped":0}', ""]
-        await house.wait_tails(0)
+        await installation.wait_tails(0)
 
 
 async def test_text_keeps_the_connection() -> None:
-    async with open_house() as house:
-        house.front.tails.ready = (LogChunk(1, ("one", "two"), ended=True),)
+    async with open_installation() as installation:
+        installation.front.tails.ready = (LogChunk(1, ("one", "two"), ended=True),)
         for _ in range(3):
-            assert (await house.client.get(LOGS)).text == "one\ntwo\n"
-        assert len(house.listener._connections) == 1
+            assert (await installation.client.get(LOGS)).text == "one\ntwo\n"
+        assert len(installation.listener._connections) == 1
 
 
 @pytest.mark.parametrize("query", ["follow=true", "follow=false"])
 async def test_r4_a_client_that_leaves_ends_its_tail(query: str) -> None:
-    async with open_house() as house:
+    async with open_installation() as installation:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(house.client.get, f"{LOGS}?{query}")
-            await house.wait_tails(1)
+            nursery.start_soon(installation.client.get, f"{LOGS}?{query}")
+            await installation.wait_tails(1)
             nursery.cancel_scope.cancel()
-        await house.wait_tails(0)
+        await installation.wait_tails(0)
 
 
 async def test_a_stop_does_not_wait_for_a_reader_and_tells_it() -> None:
-    async with open_house() as house, house.client.stream("GET", f"{LOGS}?follow=true") as response:
+    async with (
+        open_installation() as installation,
+        installation.client.stream("GET", f"{LOGS}?follow=true") as response,
+    ):
         lines = response.aiter_lines()
         await read_until(lines, ": nothing new")
-        house.listener.stop.set()
+        installation.listener.stop.set()
         rest = [line async for line in lines if line.startswith("data: ")]
         assert len(rest) == 1
         assert '"code":"shutting_down"' in rest[0]
-        await house.ended.wait()
+        await installation.ended.wait()
 
 
 async def test_a11_output_is_for_admins() -> None:
-    async with open_house() as house:
+    async with open_installation() as installation:
         for key, status in ((INFERENCE_KEY, 403), ("sk-wrong", 401)):
-            response = await house.client.get(LOGS, headers={"authorization": f"Bearer {key}"})
+            response = await installation.client.get(LOGS, headers={"authorization": f"Bearer {key}"})
             assert response.status_code == status
-        assert house.front.tails.asked == []
+        assert installation.front.tails.asked == []

@@ -23,7 +23,7 @@ SECONDS_MAX: Final = 20.0
 
 
 @dataclass
-class Bench:
+class Harness:
     backend: RawBackend
     channel: Channel
 
@@ -42,33 +42,33 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(streams_max: int | None = None) -> AsyncIterator[Bench]:
+async def open_harness(streams_max: int | None = None) -> AsyncIterator[Harness]:
     async with open_raw_backend(streams_max=streams_max) as backend:
         channel = dial(Address(f"127.0.0.1:{backend.port}"))
         try:
-            yield Bench(backend, channel)
+            yield Harness(backend, channel)
         finally:
             channel.close()
 
 
-def run(scene: Callable[[Bench], Awaitable[None]], streams_max: int | None = None) -> None:
+def run(scene: Callable[[Harness], Awaitable[None]], streams_max: int | None = None) -> None:
     async def main() -> None:
-        async with asyncio.timeout(SECONDS_MAX), open_bench(streams_max) as bench:
-            await scene(bench)
+        async with asyncio.timeout(SECONDS_MAX), open_harness(streams_max) as harness:
+            await scene(harness)
 
     asyncio.run(main())
 
 
 def test_r13_a_call_outlives_both_goaways_and_the_ping_between_them() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.begin(stream)
         raw.say(stream, "one")
         raw.go_away(ANY_STREAM)
         raw.ping()
         raw.flush()
         await raw.wait(lambda: raw.pings_answered == 1)
-        second, moved, its_stream = await bench.begin(connection=1)
+        second, moved, its_stream = await harness.begin(connection=1)
         raw.say(stream, "two")
         raw.go_away(stream)
         raw.say(stream, "three")
@@ -88,8 +88,8 @@ def test_r13_a_call_outlives_both_goaways_and_the_ping_between_them() -> None:
 
 
 def test_r13_a_backend_may_hang_up_with_its_last_word() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.go_away(stream)
         raw.begin(stream)
         raw.say(stream, "all")
@@ -102,9 +102,9 @@ def test_r13_a_backend_may_hang_up_with_its_last_word() -> None:
 
 
 def test_a_call_above_the_last_stream_was_not_begun_with() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, kept, first = await bench.begin()
-        _, dropped, _ = await bench.begin(calls=2)
+    async def scene(harness: Harness) -> None:
+        raw, kept, first = await harness.begin()
+        _, dropped, _ = await harness.begin(calls=2)
         raw.go_away(first)
         raw.flush()
         with pytest.raises(NotProcessed):
@@ -119,10 +119,10 @@ def test_a_call_above_the_last_stream_was_not_begun_with() -> None:
 
 
 def test_a_call_that_waits_for_its_turn_does_not_wait_for_ever() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, kept, stream = await bench.begin()
-        waits = asyncio.create_task(bench.call())
-        await until(lambda: bench.channel._calls_started == 2)
+    async def scene(harness: Harness) -> None:
+        raw, kept, stream = await harness.begin()
+        waits = asyncio.create_task(harness.call())
+        await until(lambda: harness.channel._calls_started == 2)
         raw.go_away(stream)
         raw.begin(stream)
         raw.flush()
@@ -137,8 +137,8 @@ def test_a_call_that_waits_for_its_turn_does_not_wait_for_ever() -> None:
 
 
 def test_a_refused_stream_was_not_begun_with() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.refuse(stream)
         raw.flush()
         with pytest.raises(NotProcessed):
@@ -148,8 +148,8 @@ def test_a_refused_stream_was_not_begun_with() -> None:
 
 
 def test_m7_a_goaway_with_an_error_is_the_end() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.begin(stream)
         raw.say(stream, "one")
         raw.go_away(stream, ErrorCodes.ENHANCE_YOUR_CALM)
@@ -163,8 +163,8 @@ def test_m7_a_goaway_with_an_error_is_the_end() -> None:
 
 
 def test_m7_a_backend_that_breaks_off_after_its_goaway_has_lost_the_call() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.go_away(stream)
         raw.begin(stream)
         raw.say(stream, "one")
@@ -178,16 +178,16 @@ def test_m7_a_backend_that_breaks_off_after_its_goaway_has_lost_the_call() -> No
 
 
 def test_a_new_call_finds_out_that_nobody_listens_any_more() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, kept, stream = await bench.begin()
-        bench.backend.stop_listening()
+    async def scene(harness: Harness) -> None:
+        raw, kept, stream = await harness.begin()
+        harness.backend.stop_listening()
         raw.go_away(stream)
         raw.begin(stream)
         raw.ping()
         raw.flush()
         await raw.wait(lambda: raw.pings_answered == 1)
         with pytest.raises(ConnectionRefusedError):
-            await bench.call()
+            await harness.call()
         raw.end(stream)
         raw.flush()
         assert await kept == []
@@ -196,8 +196,8 @@ def test_a_new_call_finds_out_that_nobody_listens_any_more() -> None:
 
 
 def test_an_idle_connection_that_is_left_is_closed() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, call, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, call, stream = await harness.begin()
         raw.begin(stream)
         raw.end(stream)
         raw.flush()
@@ -205,7 +205,7 @@ def test_an_idle_connection_that_is_left_is_closed() -> None:
         raw.go_away(stream)
         raw.flush()
         await raw.wait(lambda: raw.is_closed)
-        second, following, its_stream = await bench.begin(connection=1)
+        second, following, its_stream = await harness.begin(connection=1)
         second.begin(its_stream)
         second.end(its_stream)
         second.flush()
@@ -215,13 +215,13 @@ def test_an_idle_connection_that_is_left_is_closed() -> None:
 
 
 def test_closing_the_channel_ends_what_goes_on_where_it_was_left() -> None:
-    async def scene(bench: Bench) -> None:
-        raw, left, stream = await bench.begin()
+    async def scene(harness: Harness) -> None:
+        raw, left, stream = await harness.begin()
         raw.go_away(stream)
         raw.flush()
-        await until(lambda: bench.channel._protocol.handler.connection_lost)  # type: ignore[union-attr]
-        second, moved, _ = await bench.begin(connection=1)
-        bench.channel.close()
+        await until(lambda: harness.channel._protocol.handler.connection_lost)  # type: ignore[union-attr]
+        second, moved, _ = await harness.begin(connection=1)
+        harness.channel.close()
         for call in (left, moved):
             with pytest.raises(StreamTerminatedError):
                 await call

@@ -16,7 +16,7 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.worker.process.command import BackendProgram
 from gateway.worker.process.spawn import kill_group, spawn_process
 from tests.fakes.localai_backend.install import install_backend
-from tests.fakes.worker_bench import open_worker, settings_in, wish
+from tests.fakes.worker_harness import desired_replica, open_worker, settings_in
 from tests.integration.harness import GatewayProcess, RawClient, chat_request, events_in, running_gateway, wait_for
 from tests.integration.localai import (
     ASKED,
@@ -242,7 +242,7 @@ def test_w8_free_holds_nothing_up(script: Path, tmp_path: Path, free: str) -> No
 async def test_w8_a_replica_is_freed_before_its_end(script: Path, tmp_path: Path, free: str, exit_code: int) -> None:
     events = tmp_path / "events"
     program = BackendProgram((str(script),), {"BACKEND_EVENTS": str(events)})
-    wanted = wish("a")
+    wanted = desired_replica("a")
     wanted = replace(wanted, spec=replace(wanted.spec, options={"free": free}))
     async with (
         open_bridge() as bridge,

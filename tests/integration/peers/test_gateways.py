@@ -351,12 +351,12 @@ def test_h11_a_gateway_whose_clock_is_wrong_changes_nothing(
 
 
 def test_a_gateway_with_another_cluster_secret_does_not_start(fleet: Gateways) -> None:
-    stranger = fleet.start_gateway("stranger", config=fleet.config.replace(SECRET, f"{SECRET}-not"))
+    unknown_peer = fleet.start_gateway("stranger", config=fleet.config.replace(SECRET, f"{SECRET}-not"))
     del fleet.gateways["stranger"]
-    assert stranger.process.wait(WAIT_SECONDS) == 1
-    wait_for(lambda: stranger.lines and stranger.lines[-1].startswith("gateway: "), "its last words")
-    line = stranger.lines[-1]
+    assert unknown_peer.process.wait(WAIT_SECONDS) == 1
+    wait_for(lambda: unknown_peer.lines and unknown_peer.lines[-1].startswith("gateway: "), "its last words")
+    line = unknown_peer.lines[-1]
     assert "auth.cluster_secret" in line
     assert any(gateway.url in line for gateway in both(fleet))
-    assert SECRET not in stranger.log
+    assert SECRET not in unknown_peer.log
     fleet.wait_whole()

@@ -25,7 +25,7 @@ from gateway.registry.protocol import RegistryError
 from gateway.routing.lease import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
 from tests.fakes.postgres_fleet import held_open, open_two, until_waiting
-from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
+from tests.fakes.routing_harness import LIMITS, ORIGIN, RoutingHarness
 
 PATIENCE_SECONDS = 60.0
 TTL_SECONDS = 600.0
@@ -72,19 +72,19 @@ class StrictGateway:
         self.asked = 0
         self._reserve_slot = reservations_at(registry)
         limits = replace(LIMITS, queue_length_max=1000)
-        self.bench = RoutingBench(limits=limits, reserve_slot=self.reserve_slot, gateway_id=self.id)
-        self.bench.view = view
+        self.harness = RoutingHarness(limits=limits, reserve_slot=self.reserve_slot, gateway_id=self.id)
+        self.harness.view = view
 
     async def reserve_slot(self, request: SlotRequest) -> ReplicaId | None:
         self.asked += 1
         return await self._reserve_slot(request)
 
     async def request(self) -> None:
-        assert self.bench.reservations is not None
-        ticket = self.bench.admission.open_ticket(MODEL, ORIGIN)
+        assert self.harness.reservations is not None
+        ticket = self.harness.admission.open_ticket(MODEL, ORIGIN)
         while True:
-            lease = await self.bench.admission.wait_lease(ticket)
-            if await self.bench.reservations.confirm(ticket, lease):
+            lease = await self.harness.admission.wait_lease(ticket)
+            if await self.harness.reservations.confirm(ticket, lease):
                 self.leases.append(lease)
                 return
             lease.release()

@@ -176,7 +176,7 @@ def test_h5_a_port_that_another_backend_took_over_gives_no_wrong_answer(tmp_path
         gateway.send_signal(signal.SIGSTOP)
         waiting.send(chat_request("scripted", stream=False))
         os.kill(victim["pid"], signal.SIGKILL)
-        with stranger(victim["address"]):
+        with unknown_peer(victim["address"]):
             gateway.send_signal(signal.SIGCONT)
             assert b'"tok0 "' in waiting.read_until(b"}}")
             body = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}]}
@@ -185,7 +185,7 @@ def test_h5_a_port_that_another_backend_took_over_gives_no_wrong_answer(tmp_path
 
 
 @contextmanager
-def stranger(address: str) -> Iterator[None]:
+def unknown_peer(address: str) -> Iterator[None]:
     """A backend of somebody else, which speaks only é."""
     environment = {"SCRIPT": '{"split_utf8": true, "ignore_stdin": true}', "LOCALAI_GRPC_AUTH_TOKEN": "another"}
     command = [sys.executable, "-m", "tests.fakes.scripted_backend", "--addr", address]

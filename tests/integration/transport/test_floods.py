@@ -9,8 +9,8 @@ import trio
 from gateway.domain.session import Leaving
 from gateway.transport import limits as connections
 from tests.fakes.h2_client import H2Client, raw_frame
-from tests.fakes.link_gateway import Desk, open_desk
 from tests.fakes.raw_grpc import ATTACH
+from tests.fakes.session_gateway import SessionGateway, open_session_gateway
 
 CALM: Final = 11
 HEADERS, PRIORITY, RESET, SETTINGS, PING, WINDOW_UPDATE, CONTINUATION = 1, 2, 3, 4, 6, 8, 9
@@ -27,9 +27,9 @@ CALL: Final = [
 ]
 
 
-async def connect(desk: Desk, held: AsyncExitStack) -> H2Client:
+async def connect(session_gateway: SessionGateway, held: AsyncExitStack) -> H2Client:
     """Until the end of the test at the latest."""
-    client = H2Client(await held.enter_async_context(await trio.open_tcp_stream("127.0.0.1", desk.port)))
+    client = H2Client(await held.enter_async_context(await trio.open_tcp_stream("127.0.0.1", session_gateway.port)))
     await client.start()
     return client
 
@@ -43,9 +43,9 @@ async def call(client: H2Client, *more: tuple[str, str]) -> int:
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 async def test_a_flood_of_frames_is_sent_away_and_a_session_goes_on(flood: bytes) -> None:
-    async with open_desk() as desk, AsyncExitStack() as held, desk.attach() as link:
-        served = await desk.next_session()
-        client = await connect(desk, held)
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
+        client = await connect(session_gateway, held)
         await client.stream.send_all(flood * 8000)
         await client.read_to_end()
         assert client.goaway == CALM
@@ -55,8 +55,8 @@ async def test_a_flood_of_frames_is_sent_away_and_a_session_goes_on(flood: bytes
 
 
 async def test_frames_of_a_kind_that_is_not_known_are_no_failure() -> None:
-    async with open_desk() as desk, AsyncExitStack() as held:
-        client = await connect(desk, held)
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
+        client = await connect(session_gateway, held)
         await client.stream.send_all(raw_frame(0xBB, b"x") * 3)
         refused = await call(client)
         await client.read_until(lambda: refused in client.statuses)
@@ -64,8 +64,8 @@ async def test_frames_of_a_kind_that_is_not_known_are_no_failure() -> None:
 
 @pytest.mark.parametrize("resets", [False, True])
 async def test_calls_without_a_credential_are_few(resets: bool) -> None:
-    async with open_desk() as desk, AsyncExitStack() as held:
-        client = await connect(desk, held)
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
+        client = await connect(session_gateway, held)
         try:
             for _ in range(100):
                 stream = await call(client)
@@ -80,8 +80,8 @@ async def test_calls_without_a_credential_are_few(resets: bool) -> None:
 
 async def test_a_stranger_has_its_time_once_however_often_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", 0.2)
-    async with open_desk() as desk, AsyncExitStack() as held:
-        client = await connect(desk, held)
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
+        client = await connect(session_gateway, held)
         for _ in range(3):
             await call(client, ("authorization", "Bearer wrong"))
         await client.read_to_end()
@@ -89,24 +89,24 @@ async def test_a_stranger_has_its_time_once_however_often_it_tries(monkeypatch: 
 
 async def test_the_oldest_stranger_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "STRANGERS_MAX", 2)
-    async with open_desk() as desk, AsyncExitStack() as held:
-        async with desk.attach():
-            served = await desk.next_session()
-            strangers = [await connect(desk, held) for _ in range(2)]
-            for stranger in strangers:
-                await stranger.read_until(lambda stranger=stranger: stranger.settled)  # type: ignore[misc]
-            newest = await connect(desk, held)
-            await strangers[0].read_to_end()
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
+        async with session_gateway.attach():
+            served = await session_gateway.next_session()
+            unknown_peers = [await connect(session_gateway, held) for _ in range(2)]
+            for unknown_peer in unknown_peers:
+                await unknown_peer.read_until(lambda unknown_peer=unknown_peer: unknown_peer.settled)  # type: ignore[misc]
+            newest = await connect(session_gateway, held)
+            await unknown_peers[0].read_to_end()
             await newest.read_until(lambda: newest.settled)
             served.end.set()
-        async with desk.attach():
-            (await desk.next_session()).end.set()
+        async with session_gateway.attach():
+            (await session_gateway.next_session()).end.set()
 
 
 @pytest.mark.parametrize("size", [20_000, 70_000])
 async def test_the_headers_of_a_call_are_bounded(size: int) -> None:
-    async with open_desk() as desk, AsyncExitStack() as held:
-        client = await connect(desk, held)
+    async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
+        client = await connect(session_gateway, held)
         await call(client, ("authorization", "\xff" * size))
         await client.read_to_end()
         assert client.goaway == CALM

@@ -35,8 +35,8 @@ from gateway.transport.client import WorkerLink
 from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
 from gateway.transport.tls import client_context, server_context
 from tests.fakes.certificates import Authority, make_authority
-from tests.fakes.link_gateway import credential, hello, open_desk
 from tests.fakes.relay import open_relay
+from tests.fakes.session_gateway import credential, hello, open_session_gateway
 
 TERSE_SECONDS = 1.0
 """Silence that a test waits for."""
@@ -84,8 +84,8 @@ async def collect(receive: trio.MemoryReceiveChannel[Any], count: int) -> tuple[
 
 
 async def test_all_that_is_said_arrives_in_order() -> None:
-    async with open_desk() as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
         assert served.hello == hello()
         assert await link.receive.receive() == Heartbeat()
         for said in SAID:
@@ -98,8 +98,8 @@ async def test_all_that_is_said_arrives_in_order() -> None:
 
 
 async def test_a_big_desired_set_arrives() -> None:
-    async with open_desk() as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
         wanted = desired_set(5000)
         await served.to_worker.send(wanted)
         assert (await collect(link.receive, 2))[1] == wanted
@@ -114,7 +114,7 @@ async def test_twenty_workers_at_once() -> None:
             await to_worker.send(TailLogs(record.pid or 0, ReplicaId(said.node_id), 1, follow=False))
 
     async def work(number: int) -> None:
-        async with desk.attach(hello(f"node-{number}")) as link:
+        async with session_gateway.attach(hello(f"node-{number}")) as link:
             waiting.discard(number)
             if not waiting:
                 together.set()
@@ -123,7 +123,7 @@ async def test_twenty_workers_at_once() -> None:
             answers.append((await collect(link.receive, 2))[1])
 
     waiting, together, answers = set(range(20)), trio.Event(), list[ToWorker]()
-    async with open_desk(echo) as desk, trio.open_nursery() as nursery:
+    async with open_session_gateway(echo) as session_gateway, trio.open_nursery() as nursery:
         for number in range(20):
             nursery.start_soon(work, number)
     assert {(answer.tail, answer.replica_id) for answer in answers if isinstance(answer, TailLogs)} == {
@@ -133,8 +133,8 @@ async def test_twenty_workers_at_once() -> None:
 
 async def test_a_slow_reader_slows_the_worker_and_is_no_silence_of_it() -> None:
     chunk = LogChunk(1, ("x" * 2**20,))
-    async with open_desk(silence_seconds=TERSE_SECONDS) as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
         sent = 0
         with trio.move_on_after(3 * TERSE_SECONDS):
             while sent < 1000:
@@ -153,9 +153,9 @@ async def test_a11_a_wrong_credential_is_refused_and_may_be_renewed(given: str) 
     async def nobody(*_: object) -> None:
         raise AssertionError("served")
 
-    async with open_desk(nobody) as desk:
+    async with open_session_gateway(nobody) as session_gateway:
         with pytest.raises(SessionRefused, match="credential is not valid") as caught:
-            async with desk.attach(credential_=given):
+            async with session_gateway.attach(credential_=given):
                 pass
     assert caught.value.register_again
 
@@ -164,10 +164,10 @@ async def test_a_node_that_is_unknown_now_registers_again_and_one_that_is_not_wa
     async def refuse(said: Hello, *_: object) -> None:
         raise SessionRefused(f"no {said.node_id}", register_again=said.node_id == "node-1")
 
-    async with open_desk(refuse) as desk:
+    async with open_session_gateway(refuse) as session_gateway:
         for node_id, again in (("node-1", True), ("node-2", False)):
             with pytest.raises(SessionRefused, match=f"no {node_id}") as caught:
-                async with desk.attach(hello(node_id)):
+                async with session_gateway.attach(hello(node_id)):
                     pass
             assert caught.value.register_again is again
 
@@ -179,7 +179,7 @@ async def test_a_session_may_be_refused_in_its_middle() -> None:
         async with trio.open_nursery():  # so that it arrives in a group
             raise SessionRefused("the node was removed", register_again=True)
 
-    async with open_desk(refuse_later) as desk, desk.attach() as link:
+    async with open_session_gateway(refuse_later) as session_gateway, session_gateway.attach() as link:
         await link.send.send(Heartbeat())
         error = await wait_end(link)
     assert isinstance(error, SessionRefused)
@@ -189,14 +189,14 @@ async def test_a_session_may_be_refused_in_its_middle() -> None:
 
 async def test_the_number_of_sessions_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "SESSIONS_MAX", 1)
-    async with open_desk() as desk:
-        async with desk.attach():
+    async with open_session_gateway() as session_gateway:
+        async with session_gateway.attach():
             with pytest.raises(SessionLost, match="limit"):
-                async with desk.attach(hello("node-2")):
+                async with session_gateway.attach(hello("node-2")):
                     pass
-            (await desk.next_session()).end.set()
-        async with desk.attach(hello("node-2")):
-            (await desk.next_session()).end.set()
+            (await session_gateway.next_session()).end.set()
+        async with session_gateway.attach(hello("node-2")):
+            (await session_gateway.next_session()).end.set()
 
 
 # How it ends: properly
@@ -209,16 +209,16 @@ async def test_what_was_sent_before_leaving_arrives() -> None:
         await to_worker.send(Heartbeat())
         got.extend([record async for record in from_worker])
 
-    async with open_desk(listen) as desk:
-        async with desk.attach() as link:
+    async with open_session_gateway(listen) as session_gateway:
+        async with session_gateway.attach() as link:
             for said in SAID:
                 link.send.send_nowait(said)
         assert tuple(got) == SAID, "the gateway has them by the time the worker has left"
 
 
 async def test_when_serving_ends_what_it_sent_arrives_and_senders_are_told() -> None:
-    async with open_desk() as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
         for asked in ASKED:
             served.to_worker.send_nowait(asked)
         served.end.set()
@@ -240,39 +240,39 @@ async def test_a_gateway_that_stops_tells_every_worker_at_once() -> None:
                 await release.wait()
 
     async with (
-        open_desk(slow_to_end) as desk,
-        desk.attach(hello("node-1")) as one,
-        desk.attach(hello("node-2")) as two,
+        open_session_gateway(slow_to_end) as session_gateway,
+        session_gateway.attach(hello("node-1")) as one,
+        session_gateway.attach(hello("node-2")) as two,
     ):
-        desk.scope.cancel()
+        session_gateway.scope.cancel()
         for link in (one, two):
             error = await wait_end(link)
             assert isinstance(error, SessionLost)
             assert "the gateway stops" in str(error)
-        assert not desk.closed.is_set(), "the workers need not wait for what the gateway still does"
+        assert not session_gateway.closed.is_set(), "the workers need not wait for what the gateway still does"
         release.set()
-        await desk.closed.wait()
+        await session_gateway.closed.wait()
         with pytest.raises(SessionLost, match="can't connect"):
-            async with desk.attach(hello("node-3")):
+            async with session_gateway.attach(hello("node-3")):
                 pass
 
 
 async def test_an_exception_of_the_worker_stays_what_it_was() -> None:
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         with pytest.raises(KeyError, match="mine"):
-            async with desk.attach():
+            async with session_gateway.attach():
                 raise KeyError("mine")
-        served = await desk.next_session()
+        served = await session_gateway.next_session()
         with pytest.raises(trio.EndOfChannel):
             await served.from_worker.receive()
         served.end.set()
 
 
 async def test_a_cancelled_worker_leaves_at_once_though_the_gateway_does_not_end() -> None:
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         with trio.CancelScope() as scope:
-            async with desk.attach():
-                served = await desk.next_session()
+            async with session_gateway.attach():
+                served = await session_gateway.next_session()
                 scope.cancel()
                 await trio.sleep_forever()
         assert not served.over.is_set()
@@ -282,10 +282,10 @@ async def test_a_cancelled_worker_leaves_at_once_though_the_gateway_does_not_end
 async def test_leaving_a_gateway_that_does_not_end_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FLUSH_SECONDS", 0.1)
     monkeypatch.setattr(session, "END_SECONDS", 0.1)
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         with capture_logs() as logs:
-            async with desk.attach():
-                served = await desk.next_session()
+            async with session_gateway.attach():
+                served = await session_gateway.next_session()
             await served.over.wait()
             await trio.testing.wait_all_tasks_blocked()
     assert [line["event"] for line in logs] == ["session.handler_timeout"]
@@ -302,9 +302,9 @@ async def test_a_session_that_fails_hurts_no_other() -> None:
                 raise ValueError("a bug")
             await to_worker.send(EndTail(1))
 
-    async with open_desk(serve) as desk, desk.attach(hello("node-2")) as other:
+    async with open_session_gateway(serve) as session_gateway, session_gateway.attach(hello("node-2")) as other:
         with capture_logs() as logs:
-            async with desk.attach(hello("node-1")) as link:
+            async with session_gateway.attach(hello("node-1")) as link:
                 await link.send.send(Heartbeat())
                 error = await wait_end(link)
         assert isinstance(error, SessionLost)
@@ -315,10 +315,14 @@ async def test_a_session_that_fails_hurts_no_other() -> None:
 
 
 async def test_a_worker_that_vanishes_ends_its_session_only() -> None:
-    async with open_desk() as desk, open_relay(desk.port) as relay, desk.attach(hello("node-2")) as other:
-        stays = await desk.next_session()
-        async with desk.attach(hello("node-1"), address=relay.address) as link:
-            goes = await desk.next_session()
+    async with (
+        open_session_gateway() as session_gateway,
+        open_relay(session_gateway.port) as relay,
+        session_gateway.attach(hello("node-2")) as other,
+    ):
+        stays = await session_gateway.next_session()
+        async with session_gateway.attach(hello("node-1"), address=relay.address) as link:
+            goes = await session_gateway.next_session()
             await relay.hang_up()
             with pytest.raises(trio.EndOfChannel):
                 await goes.from_worker.receive()
@@ -333,12 +337,12 @@ async def test_a_worker_that_vanishes_ends_its_session_only() -> None:
 
 @pytest.mark.parametrize("end", ["worker vanishes", "gateway stops"])
 async def test_an_end_while_nobody_takes_what_was_sent_is_an_end_all_the_same(end: str) -> None:
-    async with open_desk() as desk, open_relay(desk.port) as relay:
-        async with desk.attach(address=relay.address) as link:
-            served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
+        async with session_gateway.attach(address=relay.address) as link:
+            served = await session_gateway.next_session()
             with trio.move_on_after(TERSE_SECONDS):
                 await chatter(link.send, LogChunk(1, ("x" * 2**20,)))
-            await (relay.hang_up() if end == "worker vanishes" else cancel(desk.scope))
+            await (relay.hang_up() if end == "worker vanishes" else cancel(session_gateway.scope))
             served.end.set()
             assert isinstance(await wait_end(link), SessionLost)
         await served.over.wait()
@@ -351,8 +355,11 @@ async def cancel(scope: trio.CancelScope) -> None:
 async def test_a_gateway_that_only_talks_keeps_its_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """What it does not take is dropped, and still says that the worker lives."""
     monkeypatch.setattr(session, "END_SECONDS", 0.1)
-    async with open_desk(silence_seconds=LASTING_SECONDS) as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with (
+        open_session_gateway(silence_seconds=LASTING_SECONDS) as session_gateway,
+        session_gateway.attach() as link,
+    ):
+        served = await session_gateway.next_session()
         served.from_worker.close()
         with trio.move_on_after(1.25 * LASTING_SECONDS):
             await chatter(link.send, Heartbeat())
@@ -373,12 +380,12 @@ async def chatter(send: trio.MemorySendChannel[Any], record: object) -> None:
 
 async def test_h8_a_worker_that_is_not_heard_is_given_up_and_told() -> None:
     async with (
-        open_desk(silence_seconds=TERSE_SECONDS) as desk,
-        open_relay(desk.port) as relay,
-        desk.attach(address=relay.address) as link,
+        open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
+        open_relay(session_gateway.port) as relay,
+        session_gateway.attach(address=relay.address) as link,
         trio.open_nursery() as nursery,
     ):
-        served = await desk.next_session()
+        served = await session_gateway.next_session()
         relay.up.hold()
         nursery.start_soon(chatter, link.send, Heartbeat())
         nursery.start_soon(chatter, served.to_worker, Heartbeat())
@@ -389,12 +396,12 @@ async def test_h8_a_worker_that_is_not_heard_is_given_up_and_told() -> None:
 
 
 async def test_h8_a_gateway_that_is_not_heard_is_given_up() -> None:
-    async with open_desk() as desk, open_relay(desk.port) as relay:
+    async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
         async with (
-            desk.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
+            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
             trio.open_nursery() as nursery,
         ):
-            served = await desk.next_session()
+            served = await session_gateway.next_session()
             relay.down.hold()
             nursery.start_soon(chatter, link.send, Heartbeat())
             error = await wait_end(link)
@@ -408,12 +415,12 @@ async def test_h8_a_gateway_that_is_not_heard_is_given_up() -> None:
 async def test_h8_a_worker_that_takes_nothing_is_given_up() -> None:
     """It still says that it lives, so silence would not tell; and as it does not read, the connection is cut."""
     async with (
-        open_desk(silence_seconds=TERSE_SECONDS) as desk,
-        open_relay(desk.port) as relay,
-        desk.attach(address=relay.address) as link,
+        open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
+        open_relay(session_gateway.port) as relay,
+        session_gateway.attach(address=relay.address) as link,
         trio.open_nursery() as nursery,
     ):
-        served = await desk.next_session()
+        served = await session_gateway.next_session()
         relay.down.hold()
         nursery.start_soon(chatter, link.send, Heartbeat())
         nursery.start_soon(chatter, served.to_worker, desired_set(20_000))
@@ -425,12 +432,12 @@ async def test_h8_a_worker_that_takes_nothing_is_given_up() -> None:
 
 
 async def test_h8_a_gateway_that_takes_nothing_is_given_up() -> None:
-    async with open_desk() as desk, open_relay(desk.port) as relay:
+    async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
         async with (
-            desk.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
+            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
             trio.open_nursery() as nursery,
         ):
-            served = await desk.next_session()
+            served = await session_gateway.next_session()
             relay.up.hold()
             nursery.start_soon(chatter, served.to_worker, Heartbeat())
             nursery.start_soon(chatter, link.send, LogChunk(1, ("x" * 2**22,)))
@@ -450,9 +457,9 @@ async def test_a_gateway_that_stands_still_does_not_count_as_one(monkeypatch: py
     """Pitfall 38: the kernel makes the connection for it."""
     monkeypatch.setattr(client, "WELCOME_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as still:
-        async with open_desk() as desk:
+        async with open_session_gateway() as session_gateway:
             with pytest.raises(SessionLost, match="did not answer within"):
-                async with desk.attach(address=f"127.0.0.1:{still.getsockname()[1]}"):
+                async with session_gateway.attach(address=f"127.0.0.1:{still.getsockname()[1]}"):
                     pass
 
 
@@ -462,31 +469,31 @@ async def test_a_gateway_that_never_welcomes_does_not_count_as_one(monkeypatch: 
     async def say_nothing(*_: object) -> None:
         await trio.sleep_forever()
 
-    async with open_desk(say_nothing) as desk:
+    async with open_session_gateway(say_nothing) as session_gateway:
         with pytest.raises(SessionLost, match="did not answer within"):
-            async with desk.attach():
+            async with session_gateway.attach():
                 pass
 
 
 @pytest.mark.parametrize("address", ["", "nowhere", ":80", "host:", "host:99999", "host:-1"])
 async def test_an_address_that_is_none_is_named(address: str) -> None:
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         with pytest.raises(SessionLost, match="no address of a gateway"):
-            async with desk.attach(address=address or "x"):
+            async with session_gateway.attach(address=address or "x"):
                 pass
 
 
 async def test_a_port_that_is_taken_is_an_error_of_the_server() -> None:
-    async with open_desk() as desk:
-        other = server.SessionServer(desk.bridge, desk.serve, lambda *_: True, silence_seconds=1)
+    async with open_session_gateway() as session_gateway:
+        other = server.SessionServer(session_gateway.bridge, session_gateway.serve, lambda *_: True, silence_seconds=1)
         with pytest.raises(OSError, match="in use") as caught:
-            await other.run("127.0.0.1", desk.port)
+            await other.run("127.0.0.1", session_gateway.port)
     assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_too_large_a_message_is_not_sent() -> None:
-    async with open_desk() as desk, desk.attach() as link:
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+        served = await session_gateway.next_session()
         await served.to_worker.send(TailLogs(1, ReplicaId("r" * (pump.MESSAGE_BYTES_MAX + 1)), 1, follow=False))
         assert "ended the session: a message of" in str(await wait_end(link)), "the gateway itself has refused it"
         served.end.set()
@@ -502,18 +509,18 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 
 async def test_a_session_over_tls(authority: Authority) -> None:
     tls = server_context(*authority.issue("127.0.0.1"))
-    async with open_desk(tls=tls) as desk:
-        async with desk.attach(tls=client_context(authority.cert)) as link:
-            served = await desk.next_session()
+    async with open_session_gateway(tls=tls) as session_gateway:
+        async with session_gateway.attach(tls=client_context(authority.cert)) as link:
+            served = await session_gateway.next_session()
             await served.to_worker.send(desired_set(2000))
             assert (await collect(link.receive, 2))[1] == desired_set(2000)
             await link.send.send(Leaving())
             assert await served.from_worker.receive() == Leaving()
             served.end.set()
-        async with desk.attach(tls=client_context(authority.cert)) as link:
-            desk.scope.cancel()
+        async with session_gateway.attach(tls=client_context(authority.cert)) as link:
+            session_gateway.scope.cancel()
             assert "the gateway stops" in str(await wait_end(link))
-        await desk.closed.wait()
+        await session_gateway.closed.wait()
 
 
 def connections_to(address: str) -> list[int]:
@@ -526,10 +533,10 @@ def connections_to(address: str) -> list[int]:
 async def test_a_worker_that_leaves_hangs_up_though_the_gateway_stands_still(authority: Authority) -> None:
     """TLS would wait for the good-bye of the other side."""
     tls = server_context(*authority.issue("127.0.0.1"))
-    async with open_desk(tls=tls) as desk, open_relay(desk.port) as relay:
+    async with open_session_gateway(tls=tls) as session_gateway, open_relay(session_gateway.port) as relay:
         with trio.CancelScope() as scope:
-            async with desk.attach(address=relay.address, tls=client_context(authority.cert)):
-                (await desk.next_session()).end.set()
+            async with session_gateway.attach(address=relay.address, tls=client_context(authority.cert)):
+                (await session_gateway.next_session()).end.set()
                 relay.down.hold()
                 relay.up.hold()
                 assert connections_to(relay.address)
@@ -541,18 +548,18 @@ async def test_a_worker_that_leaves_hangs_up_though_the_gateway_stands_still(aut
 
 async def test_a_certificate_of_a_stranger_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     tls = server_context(*authority.issue("127.0.0.1"))
-    stranger = make_authority(tmp_path / "stranger")
-    async with open_desk(tls=tls) as desk:
+    unknown_peer = make_authority(tmp_path / "stranger")
+    async with open_session_gateway(tls=tls) as session_gateway:
         with pytest.raises(SessionLost, match=r"certificate .* is not to be trusted.*worker\.tls_ca"):
-            async with desk.attach(tls=client_context(stranger.cert)):
+            async with session_gateway.attach(tls=client_context(unknown_peer.cert)):
                 pass
 
 
 async def test_a_certificate_of_another_host_is_not_trusted(authority: Authority) -> None:
     tls = server_context(*authority.issue("127.0.0.2"))
-    async with open_desk(tls=tls) as desk:
+    async with open_session_gateway(tls=tls) as session_gateway:
         with pytest.raises(SessionLost, match=r"certificate .* is not to be trusted"):
-            async with desk.attach(tls=client_context(authority.cert)):
+            async with session_gateway.attach(tls=client_context(authority.cert)):
                 pass
 
 
@@ -560,7 +567,7 @@ async def test_a_certificate_of_another_host_is_not_trusted(authority: Authority
 async def test_tls_on_one_side_only_is_no_session(authority: Authority, side: str) -> None:
     of_server: ssl.SSLContext | None = server_context(*authority.issue("127.0.0.1")) if side == "gateway" else None
     of_client = client_context(authority.cert) if side == "worker" else None
-    async with open_desk(tls=of_server) as desk:
+    async with open_session_gateway(tls=of_server) as session_gateway:
         with pytest.raises(SessionLost):
-            async with desk.attach(tls=of_client):
+            async with session_gateway.attach(tls=of_client):
                 pass

@@ -22,9 +22,9 @@ from gateway.transport import stream_pump as pump
 from gateway.transport.credentials import session_metadata
 from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
 from gateway.transport.pb import worker_pb2 as pb
-from tests.fakes.link_gateway import Desk, credential, hello, open_desk
 from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker
 from tests.fakes.relay import Relay, open_relay
+from tests.fakes.session_gateway import SessionGateway, credential, hello, open_session_gateway
 
 METADATA = session_metadata(credential(hello()), hello().node_id, hello().boot_id)
 HELLO = wire.hello_message(hello()).SerializeToString()
@@ -63,8 +63,8 @@ async def says_hello(stream: RawWorkerStream) -> None:
     ],
 )
 async def test_a11_who_has_no_credential_is_refused_before_anything_is_read(metadata: dict[str, str]) -> None:
-    async with open_desk() as desk:
-        status, _ = await play_worker(desk.bridge, desk.port, says_nothing, metadata)
+    async with open_session_gateway() as session_gateway:
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, says_nothing, metadata)
     assert status is Status.UNAUTHENTICATED
 
 
@@ -75,15 +75,15 @@ async def test_a11_a_node_can_not_speak_for_another(node_id: str, boot_id: str) 
     async def says_another_hello(stream: RawWorkerStream) -> None:
         await stream.send_message(wire.hello_message(other).SerializeToString())
 
-    async with open_desk() as desk:
-        status, _ = await play_worker(desk.bridge, desk.port, says_another_hello, METADATA)
+    async with open_session_gateway() as session_gateway:
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, says_another_hello, METADATA)
     assert status is Status.PERMISSION_DENIED
 
 
 async def test_a_worker_that_does_not_say_hello_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HELLO_SECONDS", 0.1)
-    async with open_desk() as desk:
-        status, _ = await play_worker(desk.bridge, desk.port, says_nothing, METADATA)
+    async with open_session_gateway() as session_gateway:
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, says_nothing, METADATA)
     assert status is Status.DEADLINE_EXCEEDED
 
 
@@ -109,8 +109,8 @@ async def test_what_is_no_hello_begins_no_session(first: bytes | None, expected:
         else:
             await stream.send_message(first)
 
-    async with open_desk() as desk:
-        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+    async with open_session_gateway() as session_gateway:
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
     assert status is expected
 
 
@@ -123,11 +123,11 @@ async def test_a_message_that_is_none_ends_its_session_only(bad: bytes, expected
         await stream.send_message(HELLO)
         await stream.send_message(bad)
 
-    async with open_desk() as desk, desk.attach(hello("node-2")) as other:
-        stays = await desk.next_session()
-        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+    async with open_session_gateway() as session_gateway, session_gateway.attach(hello("node-2")) as other:
+        stays = await session_gateway.next_session()
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
         assert status is expected
-        goes = await desk.next_session()
+        goes = await session_gateway.next_session()
         with pytest.raises(trio.EndOfChannel):
             await goes.from_worker.receive()
         goes.end.set()
@@ -143,8 +143,8 @@ async def test_the_head_of_too_large_a_message_is_enough() -> None:
         head = b"\0" + (2**32 - 1).to_bytes(4, "big")
         await stream._stream.send_data(head)
 
-    async with open_desk() as desk:
-        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
+    async with open_session_gateway() as session_gateway:
+        status, message = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
     assert (status, "at most 16777216 are allowed" in message) == (Status.RESOURCE_EXHAUSTED, True)
 
 
@@ -170,8 +170,8 @@ async def test_a_hello_that_says_what_can_not_be_begins_no_session(first: bytes,
     async def play(stream: RawWorkerStream) -> None:
         await stream.send_message(first)
 
-    async with open_desk() as desk:
-        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
+    async with open_session_gateway() as session_gateway:
+        status, message = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
     assert (status, named in message) == (Status.INVALID_ARGUMENT, True)
 
 
@@ -180,9 +180,9 @@ async def test_a_capacity_that_can_not_be_ends_its_session() -> None:
         await stream.send_message(HELLO)
         await stream.send_message(pb.FromWorker(capacity=pb.Capacity(disk_bytes=-1)).SerializeToString())
 
-    async with open_desk() as desk:
-        status, message = await play_worker(desk.bridge, desk.port, play, METADATA)
-        (await desk.next_session()).end.set()
+    async with open_session_gateway() as session_gateway:
+        status, message = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
+        (await session_gateway.next_session()).end.set()
     assert (status, "Capacity.disk_bytes" in message) == (Status.INVALID_ARGUMENT, True)
 
 
@@ -200,9 +200,9 @@ async def test_a_report_that_can_not_be_is_the_end_of_its_replica_and_of_nothing
             await stream.send_message(pb.FromWorker(report=report).SerializeToString())
         await stream.end()
 
-    async with open_desk() as desk, trio.open_nursery() as nursery:
-        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, session_gateway.bridge, session_gateway.port, play, METADATA)
+        served = await session_gateway.next_session()
         said = [record async for record in served.from_worker]
         assert said == list(served.hello.replicas)
         assert [(each.replica_id, each.observed) for each in served.hello.replicas] == [
@@ -230,9 +230,9 @@ async def test_who_sends_too_fast_is_read_slowly_and_loses_nothing(monkeypatch: 
             await stream.send_message(message)
         await stream.end()
 
-    async with open_desk() as desk, trio.open_nursery() as nursery:
-        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
-        served = await desk.next_session()
+    async with open_session_gateway() as session_gateway, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, session_gateway.bridge, session_gateway.port, play, METADATA)
+        served = await session_gateway.next_session()
         assert [record async for record in served.from_worker] == [Heartbeat()] * 30
         served.end.set()
     assert len([seconds for seconds in waits if seconds > 3600]) > 15
@@ -247,9 +247,9 @@ async def test_a_newer_worker_says_by_unknown_messages_that_it_lives() -> None:
         await stream.send_message(HEARTBEAT)
         await stream.end()
 
-    async with open_desk(silence_seconds=LASTING_SECONDS) as desk, trio.open_nursery() as nursery:
-        nursery.start_soon(play_worker, desk.bridge, desk.port, play, METADATA)
-        served = await desk.next_session()
+    async with open_session_gateway(silence_seconds=LASTING_SECONDS) as session_gateway, trio.open_nursery() as nursery:
+        nursery.start_soon(play_worker, session_gateway.bridge, session_gateway.port, play, METADATA)
+        served = await session_gateway.next_session()
         assert [record async for record in served.from_worker] == [Heartbeat()]
         served.end.set()
 
@@ -262,25 +262,29 @@ async def test_a_worker_that_ends_its_side_is_served_to_the_end() -> None:
         await stream.end()
         got.extend([await stream.recv_message() for _ in range(2)])
 
-    async def serve(desk: Desk) -> None:
-        served = await desk.next_session()
+    async def serve(session_gateway: SessionGateway) -> None:
+        served = await session_gateway.next_session()
         with pytest.raises(trio.EndOfChannel):
             await served.from_worker.receive()
         await served.to_worker.send(EndTail(1))
         served.end.set()
 
-    async with open_desk() as desk, trio.open_nursery() as nursery:
-        nursery.start_soon(serve, desk)
-        status, _ = await play_worker(desk.bridge, desk.port, play, METADATA)
+    async with open_session_gateway() as session_gateway, trio.open_nursery() as nursery:
+        nursery.start_soon(serve, session_gateway)
+        status, _ = await play_worker(session_gateway.bridge, session_gateway.port, play, METADATA)
     assert status is Status.OK
     assert got == [WELCOME, wire.to_worker_message(EndTail(1)).SerializeToString()]
 
 
 async def test_no_other_method_exists() -> None:
     """grpclib's answer to it lacks a header, so that its client may find it without a known status."""
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         status, _ = await play_worker(
-            desk.bridge, desk.port, says_nothing, METADATA, "/gateway.worker.v1.WorkerSession/Detach"
+            session_gateway.bridge,
+            session_gateway.port,
+            says_nothing,
+            METADATA,
+            "/gateway.worker.v1.WorkerSession/Detach",
         )
     assert status in {Status.UNIMPLEMENTED, Status.UNKNOWN}
 
@@ -299,60 +303,60 @@ async def test_a_connection_without_a_session_is_cut(said: bytes, monkeypatch: p
     """One with a session that says nothing is not cut, though it is there for longer: it has its own bound."""
     monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", IDLE_SECONDS)
     monkeypatch.setattr(connections, "IDLE_SECONDS", IDLE_SECONDS)
-    async with open_desk() as desk, desk.attach() as link:
-        async with await trio.open_tcp_stream("127.0.0.1", desk.port) as idle:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+        async with await trio.open_tcp_stream("127.0.0.1", session_gateway.port) as idle:
             if said:
                 await idle.send_all(said)
             await end_of(idle)
         await link.send.send(Leaving())
-        served = await desk.next_session()
+        served = await session_gateway.next_session()
         assert await served.from_worker.receive() == Leaving()
         served.end.set()
 
 
 async def test_the_number_of_connections_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "CONNECTIONS_MAX", 1)
-    async with open_desk() as desk:
-        async with desk.attach():
-            async with await trio.open_tcp_stream("127.0.0.1", desk.port) as further:
+    async with open_session_gateway() as session_gateway:
+        async with session_gateway.attach():
+            async with await trio.open_tcp_stream("127.0.0.1", session_gateway.port) as further:
                 await end_of(further)
-            (await desk.next_session()).end.set()
-        async with desk.attach():
-            (await desk.next_session()).end.set()
+            (await session_gateway.next_session()).end.set()
+        async with session_gateway.attach():
+            (await session_gateway.next_session()).end.set()
 
 
 async def test_a_worker_that_hangs_up_the_hard_way_is_nothing_special() -> None:
-    async with open_desk() as desk:
+    async with open_session_gateway() as session_gateway:
         for _ in range(3):
-            rude = socket.create_connection(("127.0.0.1", desk.port))
+            rude = socket.create_connection(("127.0.0.1", session_gateway.port))
             rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             rude.close()
-        async with desk.attach():
-            (await desk.next_session()).end.set()
+        async with session_gateway.attach():
+            (await session_gateway.next_session()).end.set()
 
 
 async def test_h8_a_worker_that_stands_still_on_a_full_connection_is_cut() -> None:
     """Not even the status gets through to it."""
 
-    async def send_much(desk: Desk, relay: Relay) -> None:
-        served = await desk.next_session()
+    async def send_much(session_gateway: SessionGateway, relay: Relay) -> None:
+        served = await session_gateway.next_session()
         relay.down.hold()
         with contextlib.suppress(trio.BrokenResourceError):
             while True:
                 await served.to_worker.send(TailLogs(1, ReplicaId("r" * 2**20), 1, follow=False))
         served.end.set()
-        while server_connections(desk.port):  # noqa: ASYNC110 - nothing tells of it
+        while server_connections(session_gateway.port):  # noqa: ASYNC110 - nothing tells of it
             await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
 
     async with (
-        open_desk(silence_seconds=TERSE_SECONDS) as desk,
-        open_relay(desk.port) as relay,
+        open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
+        open_relay(session_gateway.port) as relay,
         trio.open_nursery() as nursery,
     ):
         port = int(relay.address.rpartition(":")[2])
-        nursery.start_soon(play_worker, desk.bridge, port, says_hello, METADATA)
-        await send_much(desk, relay)
+        nursery.start_soon(play_worker, session_gateway.bridge, port, says_hello, METADATA)
+        await send_much(session_gateway, relay)
 
 
 def server_connections(port: int) -> int:
@@ -374,9 +378,9 @@ async def test_a_gateway_that_sends_garbage_is_left() -> None:
     async def play(stream: RawGatewayStream) -> None:
         await send_first(stream, GARBAGE)
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+    async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with pytest.raises(SessionLost, match="no message of a session"):
-            async with desk.attach(address=address):
+            async with session_gateway.attach(address=address):
                 pass
 
 
@@ -384,9 +388,9 @@ async def test_a_gateway_that_sends_too_much_is_left() -> None:
     async def play(stream: RawGatewayStream) -> None:
         await send_first(stream, b"x" * (pump.MESSAGE_BYTES_MAX + 1))
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+    async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with pytest.raises(SessionLost, match="at most 16777216 are allowed"):
-            async with desk.attach(address=address):
+            async with session_gateway.attach(address=address):
                 pass
 
 
@@ -394,9 +398,9 @@ async def test_a_newer_gateway_may_welcome_by_an_unknown_message() -> None:
     async def play(stream: RawGatewayStream) -> None:
         await send_first(stream, BEYOND)
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+    async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with trio.CancelScope() as scope:
-            async with desk.attach(address=address) as link:
+            async with session_gateway.attach(address=address) as link:
                 with pytest.raises(trio.WouldBlock):
                     link.receive.receive_nowait()
                 scope.cancel()
@@ -411,9 +415,9 @@ async def test_leaving_a_gateway_that_never_ends_is_bounded(monkeypatch: pytest.
         await send_first(stream, WELCOME)
 
     async with (
-        open_desk() as desk,
-        open_gateway_play(desk.bridge, play) as address,
-        desk.attach(address=address) as link,
+        open_session_gateway() as session_gateway,
+        open_gateway_play(session_gateway.bridge, play) as address,
+        session_gateway.attach(address=address) as link,
     ):
         await link.send.send(Leaving())
 
@@ -434,9 +438,9 @@ async def test_what_a_gateways_status_means(status: Status, refused: bool, again
     async def play(stream: RawGatewayStream) -> None:
         raise GRPCError(status, "the gateway's words")
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+    async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with pytest.raises(SessionRefused if refused else SessionLost, match="the gateway's words") as caught:
-            async with desk.attach(address=address):
+            async with session_gateway.attach(address=address):
                 pass
     assert getattr(caught.value, "register_again", False) is again
 
@@ -445,9 +449,12 @@ async def test_what_has_no_sessions_is_no_gateway() -> None:
     async def play(_: RawGatewayStream) -> None:
         pass
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play, "/backend.Backend/Health") as address:
+    async with (
+        open_session_gateway() as session_gateway,
+        open_gateway_play(session_gateway.bridge, play, "/backend.Backend/Health") as address,
+    ):
         with pytest.raises(SessionEnded):
-            async with desk.attach(address=address):
+            async with session_gateway.attach(address=address):
                 pass
 
 
@@ -455,7 +462,7 @@ async def test_a_gateway_that_ends_at_once_is_lost() -> None:
     async def play(_: RawGatewayStream) -> None:
         pass
 
-    async with open_desk() as desk, open_gateway_play(desk.bridge, play) as address:
+    async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with pytest.raises(SessionLost, match="ended the session"):
-            async with desk.attach(address=address):
+            async with session_gateway.attach(address=address):
                 pass

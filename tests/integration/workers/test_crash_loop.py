@@ -27,7 +27,7 @@ from gateway.worker.process.output import OutputLog
 from gateway.worker.process.spawn import spawn_process
 from gateway.worker.replica import ReplicaTask
 from tests.fakes.own_processes import own_children
-from tests.fakes.worker_bench import WorkerBench, open_worker, settings_in, wish
+from tests.fakes.worker_harness import WorkerHarness, desired_replica, open_worker, settings_in
 from tests.integration.harness import events_in, loads_allowed, running_gateway, scripted_config, together
 
 CRASHES: Final = 1000
@@ -99,7 +99,7 @@ def recorded_pids(folder: Path) -> set[int]:
 class CrashLoop:
     """Wants a few replicas at a time, each of a new id; looks at what is held whenever one has ended."""
 
-    def __init__(self, worker: WorkerBench, folder: Path) -> None:
+    def __init__(self, worker: WorkerHarness, folder: Path) -> None:
         self._worker = worker
         self._folder = folder
         self._names = (f"r{number}" for number in count())
@@ -109,7 +109,7 @@ class CrashLoop:
         """Returns what is held when no replica is left."""
         self._wanted = [next(self._names) for _ in range(AT_A_TIME)]
         for _ in range(crashes):
-            await self._worker.want(*map(wish, self._wanted))
+            await self._worker.want(*map(desired_replica, self._wanted))
             report = await self._next_end()
             self._wanted.remove(report.replica_id)
             self._wanted.append(next(self._names))

@@ -23,7 +23,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.worker.process.journal import ProcessRecord, start_mark
 from gateway.worker.process.spawn import BackendProcess, SpawnProcess, spawn_process, wait_exit
-from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish
+from tests.fakes.worker_harness import REPOSITORY, WorkerHarness, desired_replica, open_worker, scripted, settings_in
 
 PATIENCE_SECONDS = 60
 """A watchdog, far above what anything here takes: reaching it means "never"."""
@@ -38,7 +38,7 @@ async def open_real_worker(
     *,
     stop_timeout_seconds: float = 5.0,
     spawn: SpawnProcess = spawn_process,
-) -> AsyncIterator[WorkerBench]:
+) -> AsyncIterator[WorkerHarness]:
     settings = replace(
         settings_in(folder, scripted(script, folder / "events.jsonl")), stop_timeout_seconds=stop_timeout_seconds
     )
@@ -81,12 +81,12 @@ async def wait_event(folder: Path, name: str) -> dict[str, Any]:
 
 async def test_a_replica_comes_up_with_its_token_and_stops(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         ready = await worker.wait_report("a", Observed.READY)
         assert ready.pid is not None
         assert "token-of-a" not in " ".join(psutil.Process(ready.pid).cmdline())
         assert psutil.Process(ready.pid).environ()["LOCALAI_GRPC_AUTH_TOKEN"] == "token-of-a"
-        await worker.want(wish("a", Desired.STOP))
+        await worker.want(desired_replica("a", Desired.STOP))
         gone = await worker.wait_report("a", Observed.GONE)
     assert (gone.exit_code, gone.error) == (0, None)
     assert [event["model"] for event in events(tmp_path, "LoadModel")] == ["a"]
@@ -99,7 +99,7 @@ async def test_a_port_that_another_program_has_taken_meanwhile_is_given_up_for_a
 ) -> None:
     with closing(Rival()) as rival:
         async with open_real_worker(tmp_path, {}, spawn=rival.spawn) as worker:
-            await worker.want(wish("a", backend=backend, artifact=artifact))
+            await worker.want(desired_replica("a", backend=backend, artifact=artifact))
             ready = await worker.wait_report("a", Observed.READY)
             first = next(report for report in worker.history if report.observed is Observed.STARTING)
         assert ready.address != first.address
@@ -110,20 +110,20 @@ async def test_a_port_that_another_program_has_taken_meanwhile_is_given_up_for_a
 
 async def test_w7_a_killed_replica_is_reported_gone_and_its_successor_runs(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         ready = await worker.wait_report("a", Observed.READY)
         assert ready.pid is not None
         os.kill(ready.pid, signal.SIGKILL)
         gone = await worker.wait_report("a", Observed.GONE)
         assert gone.exit_code == -signal.SIGKILL
         assert gone.error == "the backend process was killed by SIGKILL while ready"
-        await worker.want(wish("b"))
+        await worker.want(desired_replica("b"))
         await worker.wait_report("b", Observed.READY)
 
 
 async def test_a_process_that_ignores_term_is_killed_after_the_bound(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"ignore_term": True}, stop_timeout_seconds=0.2) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         await worker.want()
         gone = await worker.wait_report("a", Observed.GONE)
@@ -132,7 +132,7 @@ async def test_a_process_that_ignores_term_is_killed_after_the_bound(tmp_path: P
 
 async def test_l22_a_failing_start_shows_exit_code_and_stderr(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"stderr": "no such device: cuda:7", "exit_at_start": 3}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.exit_code == 3
     assert failed.error == (
@@ -157,7 +157,7 @@ async def test_l22_a_missing_program_is_named(tmp_path: Path) -> None:
             open_bridge() as bridge,
             open_worker(settings, spawn_process, GrpcBackendControl(bridge)) as worker,
         ):
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error is not None
     assert "cannot start 'fake-backend': No such file or directory" in failed.error
@@ -166,14 +166,14 @@ async def test_l22_a_missing_program_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", [{"load_fails": "bad magic"}, {"load_error": "bad magic"}])
 async def test_l20_a_failing_load_shows_the_backends_message(tmp_path: Path, script: Mapping[str, object]) -> None:
     async with open_real_worker(tmp_path, script) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error == "bad magic"
 
 
 async def test_l22_a_crash_in_the_load_is_told_by_its_exit(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"load_exits": 9}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.exit_code == 9
     assert failed.error is not None
@@ -182,7 +182,7 @@ async def test_l22_a_crash_in_the_load_is_told_by_its_exit(tmp_path: Path) -> No
 
 async def test_l8_a_replica_removed_during_its_load_leaves_no_process(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"load_delay": 600}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await wait_event(tmp_path, "LoadModel")
         await worker.want()
         gone = await worker.wait_report("a", Observed.GONE)
@@ -193,9 +193,9 @@ async def test_l8_a_replica_removed_during_its_load_leaves_no_process(tmp_path: 
 
 async def test_a_stop_during_the_start_leaves_no_process(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"listen_delay": 600}, stop_timeout_seconds=0.2) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.STARTING)
-        await worker.want(wish("a", Desired.STOP))
+        await worker.want(desired_replica("a", Desired.STOP))
         gone = await worker.wait_report("a", Observed.GONE)
         assert gone.error is None
         assert gone.pid is not None
@@ -204,7 +204,7 @@ async def test_a_stop_during_the_start_leaves_no_process(tmp_path: Path) -> None
 
 async def test_what_a_backend_has_started_ends_with_it(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"grandchild": True}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         ready = await worker.wait_report("a", Observed.READY)
         grandchild = events(tmp_path, "grandchild")[0]["child"]
         assert ready.pid is not None
@@ -216,7 +216,7 @@ async def test_what_a_backend_has_started_ends_with_it(tmp_path: Path) -> None:
 async def test_w5_twenty_replicas_start_at_once(tmp_path: Path) -> None:
     names = [f"model-{number // 2}-{number % 2}" for number in range(20)]
     async with open_real_worker(tmp_path, {}) as worker:
-        await worker.want(*map(wish, names))
+        await worker.want(*map(desired_replica, names))
         ready = [await worker.wait_report(name, Observed.READY) for name in names]
         assert len({report.address for report in ready}) == 20
         assert len(events(tmp_path, "LoadModel")) == 20
@@ -226,14 +226,14 @@ async def test_w5_twenty_replicas_start_at_once(tmp_path: Path) -> None:
 
 async def test_a_flood_of_output_holds_nothing_up(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"stderr": "loading layer", "stderr_repeat": 50_000}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
 
 
 async def test_output_is_read_while_the_worker_shuts_down(tmp_path: Path) -> None:
     """A process whose last words fill the pipe would else wait for SIGKILL."""
     async with open_real_worker(tmp_path, {"farewell": "bye", "farewell_repeat": 50_000}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
     assert worker.states_of("a")[-1] is Observed.GONE
     assert worker.history[-1].exit_code == 0
@@ -278,7 +278,7 @@ async def test_h13_the_next_worker_ends_what_was_left_behind(tmp_path: Path) -> 
 async def test_h13_an_idle_backend_is_still_alive_after_trios_threads_have_ended(tmp_path: Path) -> None:
     """Pitfall 29: a child of a pooled thread is killed when that thread ends, after 10 s without work."""
     async with open_real_worker(tmp_path, {}) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         await trio.sleep(13)
         assert worker.states_of("a")[-1] is Observed.READY

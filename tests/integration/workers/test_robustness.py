@@ -24,7 +24,7 @@ from gateway.worker.process.ports import can_bind
 from gateway.worker.process.spawn import spawn_process
 from gateway.worker.settings import WorkerSettings
 from tests.fakes.own_processes import own_children
-from tests.fakes.worker_bench import REPOSITORY, WorkerBench, open_worker, scripted, settings_in, wish
+from tests.fakes.worker_harness import REPOSITORY, WorkerHarness, desired_replica, open_worker, scripted, settings_in
 from tests.integration.harness import events_in, is_alive, running_gateway, scripted_config, together, wait_for
 
 PATIENCE_SECONDS: Final = 90
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pidfd, PR_SET_P
 
 
 @asynccontextmanager
-async def open_real_worker(settings: WorkerSettings) -> AsyncIterator[WorkerBench]:
+async def open_real_worker(settings: WorkerSettings) -> AsyncIterator[WorkerHarness]:
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
             open_bridge() as bridge,
@@ -85,7 +85,7 @@ async def test_h6_twenty_starts_on_two_ports_are_two_processes(tmp_path: Path) -
     settings = replace(settings_in(tmp_path, scripted({}, log)), port_range=free_ports(23000))
     names = [f"r{number}" for number in range(MANY)]
     async with open_real_worker(settings) as worker:
-        await worker.want(*map(wish, names))
+        await worker.want(*map(desired_replica, names))
         reports = [await worker.wait_report(name, Observed.READY, Observed.FAILED) for name in names]
         ready = [report for report in reports if report.observed is Observed.READY]
         failed = [report for report in reports if report.observed is Observed.FAILED]
@@ -96,9 +96,11 @@ async def test_h6_twenty_starts_on_two_ports_are_two_processes(tmp_path: Path) -
         assert own_processes() == recorded_pids(tmp_path) == set(map(pid_of, ready))
         assert len(events_in(log, "start")) == SLOTS
         ending, staying = ready
-        await worker.want(wish(staying.replica_id))
+        await worker.want(desired_replica(staying.replica_id))
         await worker.wait_report(ending.replica_id, Observed.GONE)
-        await worker.want(wish(staying.replica_id), wish("later"))  # a port is free again once its process is gone
+        await worker.want(
+            desired_replica(staying.replica_id), desired_replica("later")
+        )  # a port is free again once its process is gone
         assert (await worker.wait_report("later", Observed.READY)).address == ending.address
     assert own_processes() == set()
 
@@ -145,17 +147,19 @@ async def test_l8_a_stop_in_any_phase_ends_that_process_only(tmp_path: Path, pha
     with (tmp_path / "models" / "large").open("wb") as file:
         file.truncate(2**40)  # its hash takes hours
     programs = {**scripted({}), "deaf": scripted(PHASES[phase], tmp_path / "events")["fake"]}
-    one = wish("a", backend="deaf", artifact="file:large" if phase is Observed.FETCHING else "", sha256="0" * 64)
+    one = desired_replica(
+        "a", backend="deaf", artifact="file:large" if phase is Observed.FETCHING else "", sha256="0" * 64
+    )
     settings = replace(settings_in(tmp_path, programs), stop_timeout_seconds=0.3)
     async with open_real_worker(settings) as worker:
-        await worker.want(wish("neighbour"))
+        await worker.want(desired_replica("neighbour"))
         neighbour = pid_of(await worker.wait_report("neighbour", Observed.READY))
-        await worker.want(wish("neighbour"), one)
+        await worker.want(desired_replica("neighbour"), one)
         await worker.wait_report("a", phase)
         if phase is Observed.LOADING:
             await wait_event(tmp_path / "events", "LoadModel")
         ends = () if is_deleted else (replace(one, desired=Desired.STOP),)
-        await worker.want(wish("neighbour"), *ends)
+        await worker.want(desired_replica("neighbour"), *ends)
         assert (await worker.wait_report("a", Observed.GONE)).error is None
         assert own_processes() == recorded_pids(tmp_path) == {neighbour}
         assert worker.states_of("neighbour")[-1] is Observed.READY
@@ -192,13 +196,13 @@ async def test_w3_a_replaced_program_is_what_the_next_replica_runs(tmp_path: Pat
     backend = Installation(tmp_path)
     backend.install("old")
     async with open_real_worker(settings_in(tmp_path, {"fake": backend.program})) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         first = pid_of(await worker.wait_report("a", Observed.READY))
         backend.install("new")
-        await worker.want(wish("a"), wish("b"))
+        await worker.want(desired_replica("a"), desired_replica("b"))
         second = pid_of(await worker.wait_report("b", Observed.READY))
         assert (backend.started("old"), backend.started("new")) == ({first}, {second})
-        await worker.want(wish("b"))
+        await worker.want(desired_replica("b"))
         assert (await worker.wait_report("a", Observed.GONE)).error is None
         assert own_processes() == {second}
 
@@ -207,16 +211,16 @@ async def test_w2_a_folder_that_is_removed_under_its_process_fails_no_later_load
     backend = Installation(tmp_path)
     backend.install("old")
     async with open_real_worker(settings_in(tmp_path, {"fake": backend.program})) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         first = pid_of(await worker.wait_report("a", Observed.READY))
         backend.remove()
         assert folder_of(first) == f"{tmp_path / 'backend'} (deleted)"
-        await worker.want(wish("a"), wish("b"))
+        await worker.want(desired_replica("a"), desired_replica("b"))
         failed = await worker.wait_report("b", Observed.FAILED)
         assert failed.error is not None
         assert str(tmp_path / "backend") in failed.error
         backend.install("new")
-        await worker.want(wish("a"), wish("c"))
+        await worker.want(desired_replica("a"), desired_replica("c"))
         second = pid_of(await worker.wait_report("c", Observed.READY))
         assert backend.started("new") == {second}
         assert own_processes() == {first, second}
@@ -238,9 +242,9 @@ async def test_a_replica_that_outgrows_its_memory_ends_and_its_neighbour_does_no
     programs = {**scripted({}), "hungry": scripted({**script, "gate": str(gate)})["fake"]}
     settings = replace(settings_in(tmp_path, programs), memory_limit_bytes=200 * MIB)
     async with open_real_worker(settings) as worker:
-        await worker.want(wish("neighbour"))
+        await worker.want(desired_replica("neighbour"))
         neighbour = pid_of(await worker.wait_report("neighbour", Observed.READY))
-        await worker.want(wish("neighbour"), wish("a", backend="hungry"))
+        await worker.want(desired_replica("neighbour"), desired_replica("a", backend="hungry"))
         if final is Observed.GONE:
             await worker.wait_report("a", Observed.READY)
             gate.touch()
@@ -272,7 +276,7 @@ def test_l9_a_model_that_outgrows_its_memory_while_it_loads_is_left_alone_for_a_
 async def test_w8_a_backend_is_freed_when_its_worker_ends(tmp_path: Path) -> None:
     log = tmp_path / "events"
     async with open_real_worker(settings_in(tmp_path, scripted({}, log))) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
     assert len(events_in(log, "Free")) == 1
     assert (await worker.wait_report("a", Observed.GONE)).exit_code == 0

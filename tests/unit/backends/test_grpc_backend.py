@@ -37,7 +37,7 @@ def unheard(_error: RouteError | GatewayError | None) -> None:
 
 
 @dataclass
-class Bench:
+class Harness:
     bridge: Bridge
     service: InMemoryBackend
     backends: GrpcBackends
@@ -52,11 +52,11 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench() -> AsyncIterator[Bench]:
+async def open_harness() -> AsyncIterator[Harness]:
     service = InMemoryBackend()
     async with open_bridge() as bridge, open_in_memory(bridge, service) as channel:
         backends = GrpcBackends(bridge, ChannelPool(lambda _address: channel))
-        yield Bench(bridge, service, backends, GrpcBackendControl(bridge, lambda _address: channel))
+        yield Harness(bridge, service, backends, GrpcBackendControl(bridge, lambda _address: channel))
 
 
 def replies(*messages: pb.Reply, finish: str | None = "stop") -> Any:
@@ -80,13 +80,13 @@ def fails(status: Status, text: str = "", *, first: pb.Reply | None = None, **tr
 
 
 async def test_a_stream_is_pieces_and_a_completion_with_true_counts() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(
+    async with open_harness() as harness:
+        harness.service.answer = replies(
             pb.Reply(message=b"hel", tokens=1, prompt_tokens=7),
             pb.Reply(message=b"lo", tokens=2, prompt_tokens=7),
             finish="length",
         )
-        assert await bench.collect() == [
+        assert await harness.collect() == [
             Delta("hel", "", 7, 1),
             Delta("lo", "", 7, 2),
             Completion(FinishReason.LENGTH, 7, 2),
@@ -95,31 +95,31 @@ async def test_a_stream_is_pieces_and_a_completion_with_true_counts() -> None:
 
 async def test_utf8_split_between_replies_arrives_whole() -> None:
     raw = "héllo 🙂".encode()
-    async with open_bench() as bench:
-        bench.service.answer = replies(*(pb.Reply(message=raw[i : i + 1]) for i in range(len(raw))))
-        items = await bench.collect()
+    async with open_harness() as harness:
+        harness.service.answer = replies(*(pb.Reply(message=raw[i : i + 1]) for i in range(len(raw))))
+        items = await harness.collect()
     assert "".join(item.text for item in items) == "héllo 🙂"
 
 
 async def test_a_character_that_never_ends_is_replaced_in_the_completion() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(pb.Reply(message="é".encode()[:1]))
-        items = await bench.collect()
+    async with open_harness() as harness:
+        harness.service.answer = replies(pb.Reply(message="é".encode()[:1]))
+        items = await harness.collect()
     assert "".join(item.text for item in items) == "\ufffd"
 
 
 async def test_reasoning_is_kept_apart() -> None:
     reply = pb.Reply(message=b"ignored", chat_deltas=[pb.ChatDelta(content="4", reasoning_content="2+2")])
-    async with open_bench() as bench:
-        bench.service.answer = replies(reply)
-        assert (await bench.collect())[0] == Delta("4", "2+2")
+    async with open_harness() as harness:
+        harness.service.answer = replies(reply)
+        assert (await harness.collect())[0] == Delta("4", "2+2")
 
 
 async def test_what_is_sent() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(pb.Reply(message=b"x"))
-        completion = await bench.backends.generate(TARGET, ASKED, REQUEST)
-    [request], [metadata] = bench.service.requests, bench.service.metadata
+    async with open_harness() as harness:
+        harness.service.answer = replies(pb.Reply(message=b"x"))
+        completion = await harness.backends.generate(TARGET, ASKED, REQUEST)
+    [request], [metadata] = harness.service.requests, harness.service.metadata
     assert completion.text == "x"
     assert (request.Prompt, request.CorrelationId, request.ModelIdentity) == ("hello", "req-1", "m")
     assert request.Metadata[names.SAMPLING_KEY] == '{"max_tokens": 5}'
@@ -127,23 +127,23 @@ async def test_what_is_sent() -> None:
 
 
 async def test_a_backend_that_says_no_finish_reason_is_judged_by_its_count() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(pb.Reply(message=b"x", tokens=5), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.LENGTH
-        bench.service.answer = replies(pb.Reply(message=b"x", tokens=4), finish=None)
-        assert (await bench.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.STOP
+    async with open_harness() as harness:
+        harness.service.answer = replies(pb.Reply(message=b"x", tokens=5), finish=None)
+        assert (await harness.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.LENGTH
+        harness.service.answer = replies(pb.Reply(message=b"x", tokens=4), finish=None)
+        assert (await harness.backends.generate(TARGET, ASKED, REQUEST)).finish_reason is FinishReason.STOP
 
 
 async def test_an_embedding() -> None:
     async def answer(stream: ServerStream, request: pb.PredictOptions) -> None:
         await stream.send_message(pb.EmbeddingResult(embeddings=[0.5, 0.25], prompt_tokens=3))
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
-        found = await bench.backends.embed(TARGET, EmbeddingInput(MODEL, (1, 2)), REQUEST)
+    async with open_harness() as harness:
+        harness.service.answer = answer
+        found = await harness.backends.embed(TARGET, EmbeddingInput(MODEL, (1, 2)), REQUEST)
     assert found.vector == (0.5, 0.25)
     assert found.prompt_tokens == 3
-    assert list(bench.service.requests[0].EmbeddingTokens) == [1, 2]
+    assert list(harness.service.requests[0].EmbeddingTokens) == [1, 2]
 
 
 @pytest.mark.parametrize(
@@ -164,12 +164,12 @@ async def test_an_embedding() -> None:
     ],
 )
 async def test_what_a_status_means(answer: Any, kind: type[Exception], text: str) -> None:
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with pytest.raises(kind, match=text):
-            await bench.backends.generate(TARGET, ASKED, REQUEST)
+            await harness.backends.generate(TARGET, ASKED, REQUEST)
         with pytest.raises(kind, match=text):
-            await bench.collect()
+            await harness.collect()
 
 
 async def test_a_wrong_parameter_is_named() -> None:
@@ -179,17 +179,17 @@ async def test_a_wrong_parameter_is_named() -> None:
         x_gateway_error_param="max_tokens",
         x_gateway_error_code="too_large",
     )
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with pytest.raises(BadRequest) as caught:
-            await bench.backends.generate(TARGET, ASKED, REQUEST)
+            await harness.backends.generate(TARGET, ASKED, REQUEST)
     assert (caught.value.param, caught.value.code) == ("max_tokens", "too_large")
 
 
 async def test_what_came_before_an_error_is_delivered_first() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
+    async with open_harness() as harness:
+        harness.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             assert await stream.receive() == Delta("hel")
             with pytest.raises(BackendFailed, match="boom"):
                 await stream.receive()
@@ -202,27 +202,27 @@ async def test_leaving_a_stream_cancels_the_call() -> None:
         await stream.send_message(pb.Reply(message=b"x"))
         await asyncio.Event().wait()
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
+    async with open_harness() as harness:
+        harness.service.answer = answer
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:
             await stream.receive()
-            assert bench.service.running == 1
+            assert harness.service.running == 1
         with trio.fail_after(5):
-            await bench.service.idle.wait()
-        assert bench.service.cancelled == 1
+            await harness.service.idle.wait()
+        assert harness.service.cancelled == 1
 
 
 async def test_a_cancel_reaches_a_unary_call(autojump_clock: trio.testing.MockClock) -> None:
     async def answer(stream: ServerStream, request: Any) -> None:
         await asyncio.Event().wait()
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with trio.move_on_after(1) as scope:
-            await bench.backends.generate(TARGET, ASKED, REQUEST)
+            await harness.backends.generate(TARGET, ASKED, REQUEST)
         assert scope.cancelled_caught
         with trio.fail_after(5):
-            await bench.service.idle.wait()
+            await harness.service.idle.wait()
 
 
 async def test_a_slow_reader_holds_its_backend_back() -> None:
@@ -235,9 +235,9 @@ async def test_a_slow_reader_holds_its_backend_back() -> None:
             await stream.send_message(pb.Reply(message=b"x" * 20_000))
             sent += 1
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, unheard):
+    async with open_harness() as harness:
+        harness.service.answer = answer
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, unheard):
             before = -1
             while sent != before:  # until it stands still
                 before = sent
@@ -256,9 +256,9 @@ async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int
         ends.append(error)
         ended.set()
 
-    async with open_bench() as bench:
-        bench.service.answer = replies(*[pb.Reply(message=b"x" * size)] * (90_000 // (size + 100)))
-        async with bench.backends.open_stream(TARGET, asked, REQUEST, note_end) as stream:
+    async with open_harness() as harness:
+        harness.service.answer = replies(*[pb.Reply(message=b"x" * size)] * (90_000 // (size + 100)))
+        async with harness.backends.open_stream(TARGET, asked, REQUEST, note_end) as stream:
             with trio.fail_after(20):
                 await ended.wait()
                 items = [await stream.receive()]
@@ -275,9 +275,9 @@ async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_i
         ends.append(error)
         ended.set()
 
-    async with open_bench() as bench:
-        bench.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, note_end):
+    async with open_harness() as harness:
+        harness.service.answer = fails(Status.INTERNAL, "boom", first=pb.Reply(message=b"hel"))
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, note_end):
             with trio.fail_after(20):
                 await ended.wait()
     assert [type(end) for end in ends] == [BackendFailed]
@@ -285,9 +285,9 @@ async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_i
 
 async def test_a_call_that_breaks_before_its_first_piece_is_its_readers_to_judge() -> None:
     ends = list[RouteError | GatewayError | None]()
-    async with open_bench() as bench:
-        bench.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", x_gateway_refused="full")
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, ends.append) as stream:
+    async with open_harness() as harness:
+        harness.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", x_gateway_refused="full")
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, ends.append) as stream:
             with pytest.raises(Refused):
                 await stream.receive()
     assert ends == []
@@ -320,51 +320,51 @@ def test_a_call_that_the_backend_has_not_begun_with_is_not_lost(sent: bool) -> N
 
 
 async def test_unary_answers_without_a_message_are_an_error() -> None:
-    async with open_bench() as bench:
+    async with open_harness() as harness:
         with pytest.raises(BackendFailed):
-            await bench.backends.generate(TARGET, ASKED, REQUEST)
+            await harness.backends.generate(TARGET, ASKED, REQUEST)
 
 
 async def test_health() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(pb.Reply(message=b"OK"))
-        await bench.control.health(TARGET.address, "t", 1)
-    assert bench.service.metadata[0][names.AUTHORIZATION] == "Bearer t"
+    async with open_harness() as harness:
+        harness.service.answer = replies(pb.Reply(message=b"OK"))
+        await harness.control.health(TARGET.address, "t", 1)
+    assert harness.service.metadata[0][names.AUTHORIZATION] == "Bearer t"
 
 
 async def test_health_that_answers_something_else_is_not_ready() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies(pb.Reply(message=b"LATER"))
+    async with open_harness() as harness:
+        harness.service.answer = replies(pb.Reply(message=b"LATER"))
         with pytest.raises(BackendNotReady, match="LATER"):
-            await bench.control.health(TARGET.address, "t", 1)
+            await harness.control.health(TARGET.address, "t", 1)
 
 
 async def test_l20_a_load_is_a_success_only_if_the_result_says_so() -> None:
     async def answer(stream: ServerStream, request: pb.ModelOptions) -> None:
         await stream.send_message(pb.Result(success=False, message="no such file"))
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with pytest.raises(LoadFailed, match="no such file"):
-            await bench.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 1)
+            await harness.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 1)
 
 
 async def test_l8_a_load_that_takes_too_long_fails(autojump_clock: trio.testing.MockClock) -> None:
     async def answer(stream: ServerStream, request: pb.ModelOptions) -> None:
         await asyncio.Event().wait()
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with pytest.raises(LoadFailed, match="within 30 s"):
-            await bench.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 30)
+            await harness.control.load_model(TARGET.address, "t", pb.ModelOptions(Model="m"), 30)
 
 
 async def test_an_answer_beyond_its_end_is_cut_although_its_call_is_over_already() -> None:
     """All of it has arrived with the end of the call, so that there is nothing left to cancel."""
     ended = trio.Event()
-    async with open_bench() as bench:
-        bench.service.answer = replies(*[pb.Reply(message=b"x")] * 500)
-        async with bench.backends.open_stream(TARGET, ASKED, REQUEST, lambda _error: ended.set()) as stream:
+    async with open_harness() as harness:
+        harness.service.answer = replies(*[pb.Reply(message=b"x")] * 500)
+        async with harness.backends.open_stream(TARGET, ASKED, REQUEST, lambda _error: ended.set()) as stream:
             with trio.fail_after(20):
                 await ended.wait()
                 last = await stream.receive()
@@ -379,22 +379,22 @@ async def test_an_endless_answer_is_cut_where_it_was_to_end_and_its_call_is_canc
             await stream.send_message(pb.Reply(message=b"x"))
             await asyncio.sleep(0)
 
-    async with open_bench() as bench:
-        bench.service.answer = answer
+    async with open_harness() as harness:
+        harness.service.answer = answer
         with trio.fail_after(30):
-            items = await bench.collect()
-            await bench.service.idle.wait()
+            items = await harness.collect()
+            await harness.service.idle.wait()
     last = items[-1]
     assert isinstance(last, Completion)
     assert (last.finish_reason, len(items) - 1) == (FinishReason.LENGTH, 5 + 64 + 1)
-    assert bench.service.cancelled == 1
+    assert harness.service.cancelled == 1
 
 
 async def test_a_vector_that_holds_no_number_is_a_failed_backend() -> None:
-    async with open_bench() as bench:
-        bench.service.answer = replies_embedding(float("nan"))
+    async with open_harness() as harness:
+        harness.service.answer = replies_embedding(float("nan"))
         with pytest.raises(BackendFailed, match="NaN"):
-            await bench.backends.embed(TARGET, EmbeddingInput(MODEL, "text"), REQUEST)
+            await harness.backends.embed(TARGET, EmbeddingInput(MODEL, "text"), REQUEST)
 
 
 def replies_embedding(*vector: float) -> Any:

@@ -22,7 +22,7 @@ FAILED_AGAIN = view(failures={MODEL: LoadFailure("exit 3", 2, 30.0)})
 
 
 @dataclass
-class Bench:
+class Harness:
     views: SnapshotStore[FleetView]
     load_requests: LoadRequests
     changes: list[bool] = field(default_factory=list)
@@ -39,107 +39,107 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(seen: FleetView = NOT_LOADED) -> AsyncIterator[Bench]:
+async def open_harness(seen: FleetView = NOT_LOADED) -> AsyncIterator[Harness]:
     views: SnapshotStore[FleetView] = SnapshotStore(seen)
-    bench = Bench(views, LoadRequests(views, lambda: bench.changes.append(bench.is_open)))
+    harness = Harness(views, LoadRequests(views, lambda: harness.changes.append(harness.is_open)))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.load_requests.run)
-        yield bench
+        nursery.start_soon(harness.load_requests.run)
+        yield harness
         nursery.cancel_scope.cancel()
 
 
 async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
         await trio.sleep(3)
-        assert bench.load_requests.waiting() == {MODEL: Waiting(1, 3.0)}
-        await bench.see(LOADING)
-        assert bench.is_open
-        await bench.see(LOADED)
-        assert bench.load_requests.waiting() == {}
-        assert bench.changes == [True, False]
+        assert harness.load_requests.waiting() == {MODEL: Waiting(1, 3.0)}
+        await harness.see(LOADING)
+        assert harness.is_open
+        await harness.see(LOADED)
+        assert harness.load_requests.waiting() == {}
+        assert harness.changes == [True, False]
 
 
 async def test_what_serves_already_is_no_wish() -> None:
-    async with open_bench(LOADED) as bench:
-        bench.load_requests.request(MODEL)
-        assert (bench.load_requests.waiting(), bench.changes) == ({}, [])
+    async with open_harness(LOADED) as harness:
+        harness.load_requests.request(MODEL)
+        assert (harness.load_requests.waiting(), harness.changes) == ({}, [])
 
 
 async def test_l10_a_failure_ends_a_wish() -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
-        await bench.see(LOADING)
-        await bench.see(FAILED)
-        assert not bench.is_open
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
+        await harness.see(LOADING)
+        await harness.see(FAILED)
+        assert not harness.is_open
 
 
 async def test_l9_an_earlier_failure_is_no_answer() -> None:
-    async with open_bench(FAILED) as bench:
-        bench.load_requests.request(MODEL)
-        await bench.see(view(failures=FAILED.state.failures))
-        assert bench.is_open
-        await bench.see(FAILED_AGAIN)
-        assert not bench.is_open
+    async with open_harness(FAILED) as harness:
+        harness.load_requests.request(MODEL)
+        await harness.see(view(failures=FAILED.state.failures))
+        assert harness.is_open
+        await harness.see(FAILED_AGAIN)
+        assert not harness.is_open
 
 
 async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() -> None:
-    async with open_bench(view(unloads={MODEL: 5.0})) as bench:
-        bench.load_requests.request(MODEL)
-        await bench.see(view(unloads={MODEL: 5.0}))
-        assert bench.is_open  # that one was before it
-        await bench.see(view(replica("r", observed=Observed.LOADING), unloads={MODEL: 6.0}))
-        assert not bench.is_open
+    async with open_harness(view(unloads={MODEL: 5.0})) as harness:
+        harness.load_requests.request(MODEL)
+        await harness.see(view(unloads={MODEL: 5.0}))
+        assert harness.is_open  # that one was before it
+        await harness.see(view(replica("r", observed=Observed.LOADING), unloads={MODEL: 6.0}))
+        assert not harness.is_open
 
 
 async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
     """Also if the unload and the second wish come before anybody has looked."""
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
-        bench.views.publish(view(unloads={MODEL: 6.0}))
-        bench.load_requests.request(MODEL)
-        await bench.see(view(unloads={MODEL: 6.0}))
-        assert bench.is_open
-        assert bench.changes == [True, False, True]
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
+        harness.views.publish(view(unloads={MODEL: 6.0}))
+        harness.load_requests.request(MODEL)
+        await harness.see(view(unloads={MODEL: 6.0}))
+        assert harness.is_open
+        assert harness.changes == [True, False, True]
 
 
 async def test_a_removed_model_is_not_wished_for() -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
-        await bench.see(EMPTY_VIEW)
-        assert not bench.is_open
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
+        await harness.see(EMPTY_VIEW)
+        assert not harness.is_open
 
 
 async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
         await trio.sleep(REQUEST_SECONDS - 1)
-        bench.load_requests.request(MODEL)
+        harness.load_requests.request(MODEL)
         await trio.sleep(REQUEST_SECONDS - 1)
-        assert bench.is_open
+        assert harness.is_open
         await trio.sleep(2)
-        assert not bench.is_open
+        assert not harness.is_open
 
 
 async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
-        await bench.see(LOADING)
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
+        await harness.see(LOADING)
         await trio.sleep(10 * REQUEST_SECONDS)
-        assert bench.is_open
-        await bench.see(NOT_LOADED)
+        assert harness.is_open
+        await harness.see(NOT_LOADED)
         await trio.sleep(REQUEST_SECONDS + 1)
-        assert not bench.is_open
+        assert not harness.is_open
 
 
 async def test_a_dropped_wish_lets_those_go_who_wait_for_it(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.load_requests.request(MODEL)
+    async with open_harness() as harness:
+        harness.load_requests.request(MODEL)
         with trio.fail_after(1):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(bench.load_requests.wait_over, MODEL)
+                nursery.start_soon(harness.load_requests.wait_over, MODEL)
                 await wait_all_tasks_blocked()
                 assert len(nursery.child_tasks) == 1
-                bench.load_requests.cancel(MODEL)
-                bench.load_requests.cancel(MODEL)
-        assert bench.changes == [True, False]
+                harness.load_requests.cancel(MODEL)
+                harness.load_requests.cancel(MODEL)
+        assert harness.changes == [True, False]

@@ -204,9 +204,13 @@ async def test_demand_becomes_a_row_and_reaches_the_worker(autojump_clock: trio.
     async with open_control() as control:
         await control.ask_for(waiting=100)
         wanted = await received(control)
-        [wish] = wanted.replicas
-        assert wish.replica_id == await control.only_replica()
-        assert (wish.spec, wish.desired, wish.token) == (spec(), Desired.RUN, f"t-{wish.replica_id}")
+        [desired_replica] = wanted.replicas
+        assert desired_replica.replica_id == await control.only_replica()
+        assert (desired_replica.spec, desired_replica.desired, desired_replica.token) == (
+            spec(),
+            Desired.RUN,
+            f"t-{desired_replica.replica_id}",
+        )
         assert wanted.epoch == control.reconciler.leadership.epoch
 
 
@@ -680,7 +684,7 @@ def test_the_desired_set_is_complete_and_only_the_nodes_own() -> None:
         nodes=[node(), node("n2")],
     )
     wanted = desired_set(replace(seen, epoch=7), NODE, lambda who: f"t-{who}")
-    assert (wanted.epoch, [wish.replica_id for wish in wanted.replicas]) == (7, ["mine"])
+    assert (wanted.epoch, [desired_replica.replica_id for desired_replica in wanted.replicas]) == (7, ["mine"])
 
 
 def test_a_token_does_not_show() -> None:

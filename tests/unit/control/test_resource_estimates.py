@@ -62,7 +62,7 @@ class FailingRegistry(MemoryRegistry):
 
 
 @dataclass
-class Bench:
+class Harness:
     registry: FailingRegistry = field(default_factory=lambda: FailingRegistry(trio.current_time))
     views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     asked: list[ModelSpec] = field(default_factory=list)
@@ -79,50 +79,50 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(bench: Bench) -> AsyncIterator[Bench]:
-    estimates = RequirementEstimates(bench.registry, bench.views, bench.ask)
+async def open_harness(harness: Harness) -> AsyncIterator[Harness]:
+    estimates = RequirementEstimates(harness.registry, harness.views, harness.ask)
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, bench.registry, bench.views, build_view)
+        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
         nursery.start_soon(estimates.run)
-        yield bench
+        yield harness
         nursery.cancel_scope.cancel()
 
 
 async def test_p1_what_nothing_is_known_of_is_estimated(autojump_clock: MockClock) -> None:
-    async with open_bench(Bench()) as bench:
-        await bench.registry.declare_models([spec("a"), spec("b", artifact="file:b.gguf")])
-        assert await bench.requirements() == {"a": ESTIMATE, "b": ESTIMATE}
+    async with open_harness(Harness()) as harness:
+        await harness.registry.declare_models([spec("a"), spec("b", artifact="file:b.gguf")])
+        assert await harness.requirements() == {"a": ESTIMATE, "b": ESTIMATE}
 
 
 @pytest.mark.parametrize("artifact", ["", "https://host/x.gguf", "hf://o/r/f"])
 async def test_what_this_machine_can_not_read_is_not_asked_for(artifact: str, autojump_clock: MockClock) -> None:
-    async with open_bench(Bench()) as bench:
-        await bench.registry.declare_models([spec("a", artifact=artifact)])
-        assert await bench.requirements() == {}
-        assert bench.asked == []
+    async with open_harness(Harness()) as harness:
+        await harness.registry.declare_models([spec("a", artifact=artifact)])
+        assert await harness.requirements() == {}
+        assert harness.asked == []
 
 
 async def test_p1_what_is_known_is_left_alone(autojump_clock: MockClock) -> None:
-    bench = Bench()
-    await bench.registry.declare_models([spec("a")])
-    await bench.registry.record_requirement(ModelName("a"), spec().revision, Requirement(ram_bytes=7, measured=True))
-    async with open_bench(bench):
-        await bench.requirements()
-        assert bench.asked == []
+    harness = Harness()
+    await harness.registry.declare_models([spec("a")])
+    await harness.registry.record_requirement(ModelName("a"), spec().revision, Requirement(ram_bytes=7, measured=True))
+    async with open_harness(harness):
+        await harness.requirements()
+        assert harness.asked == []
 
 
 async def test_a8_each_revision_is_asked_for_once(autojump_clock: MockClock) -> None:
-    async with open_bench(Bench(estimate=None)) as bench:
+    async with open_harness(Harness(estimate=None)) as harness:
         for model in (spec("a"), spec("a", min_replicas=1), spec("a", context_size=9)):
-            await bench.registry.declare_models([model])
-            assert await bench.requirements() == {}
-        assert [each.context_size for each in bench.asked] == [None, 9]
+            await harness.registry.declare_models([model])
+            assert await harness.requirements() == {}
+        assert [each.context_size for each in harness.asked] == [None, 9]
 
 
 async def test_an_estimate_that_can_not_be_written_is_written_later(autojump_clock: MockClock) -> None:
-    async with open_bench(Bench()) as bench:
-        bench.registry.failures = 3
+    async with open_harness(Harness()) as harness:
+        harness.registry.failures = 3
         with capture_logs() as logs:
-            await bench.registry.declare_models([spec("a")])
-            assert await bench.requirements() == {"a": ESTIMATE}
+            await harness.registry.declare_models([spec("a")])
+            assert await harness.requirements() == {"a": ESTIMATE}
         assert sum(entry["event"] == "model.estimate_not_written" for entry in logs) == 3

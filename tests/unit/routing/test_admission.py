@@ -14,27 +14,27 @@ from gateway.domain.routability import FleetView
 from gateway.routing.lease import Lease
 from gateway.routing.rejections import UnknownOutlook
 from tests.fakes.fleet import MODEL, node, replica, spec, view
-from tests.fakes.routing_bench import LIMITS, ORIGIN, RoutingBench
+from tests.fakes.routing_harness import LIMITS, ORIGIN, RoutingHarness
 
 
-def one_slot(name: str = "a") -> RoutingBench:
-    return RoutingBench(replica(name, parallel=1))
+def one_slot(name: str = "a") -> RoutingHarness:
+    return RoutingHarness(replica(name, parallel=1))
 
 
 async def test_a_free_slot_is_taken_without_waiting() -> None:
-    bench = one_slot()
+    harness = one_slot()
     with trio.CancelScope() as scope:
         scope.cancel()  # any checkpoint would raise
-        lease = await bench.lease()
+        lease = await harness.lease()
     assert lease.candidate.replica_id == "a"
-    assert bench.in_flight() == 1
+    assert harness.in_flight() == 1
 
 
 async def test_waiters_are_served_in_order(autojump_clock: trio.testing.MockClock) -> None:
-    bench, served = one_slot(), list[str]()
+    harness, served = one_slot(), list[str]()
 
     async def request(name: str) -> None:
-        with await bench.lease(name):
+        with await harness.lease(name):
             served.append(name)
             await trio.sleep(1)
 
@@ -43,15 +43,15 @@ async def test_waiters_are_served_in_order(autojump_clock: trio.testing.MockCloc
             nursery.start_soon(request, name)
             await trio.testing.wait_all_tasks_blocked()
     assert served == ["first", "second", "third"]
-    assert bench.in_flight() == bench.waiting() == 0
+    assert harness.in_flight() == harness.waiting() == 0
 
 
 async def test_a_newcomer_does_not_overtake_the_queue(autojump_clock: trio.testing.MockClock) -> None:
-    bench, served = one_slot(), list[str]()
-    held = await bench.lease("holder")
+    harness, served = one_slot(), list[str]()
+    held = await harness.lease("holder")
 
     async def request(name: str) -> None:
-        with await bench.lease(name):
+        with await harness.lease(name):
             served.append(name)
 
     async with trio.open_nursery() as nursery:
@@ -63,67 +63,67 @@ async def test_a_newcomer_does_not_overtake_the_queue(autojump_clock: trio.testi
 
 
 async def test_r4_a_cancelled_waiter_leaves_no_trace(autojump_clock: trio.testing.MockClock) -> None:
-    bench = one_slot()
-    with await bench.lease("holder"):
+    harness = one_slot()
+    with await harness.lease("holder"):
         with trio.move_on_after(5) as scope:
-            await bench.lease("leaver")
+            await harness.lease("leaver")
         assert scope.cancelled_caught
-        assert bench.waiting() == 0
-    assert bench.in_flight() == 0
+        assert harness.waiting() == 0
+    assert harness.in_flight() == 0
 
 
 async def test_r4_a_lease_given_in_the_moment_of_a_cancel_is_released() -> None:
-    bench = one_slot()
-    held = await bench.lease("holder")
+    harness = one_slot()
+    held = await harness.lease("holder")
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bench.lease, "leaver")
+            nursery.start_soon(harness.lease, "leaver")
             await trio.testing.wait_all_tasks_blocked()
             scope.cancel()  # both are pending when the waiter runs again ...
             held.release()  # ... the cancel and the lease
-    assert bench.in_flight() == bench.waiting() == 0
+    assert harness.in_flight() == harness.waiting() == 0
 
 
 async def test_all_free_slots_are_given_at_once_when_a_replica_appears(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, leases = RoutingBench(), list[Lease]()
+    harness, leases = RoutingHarness(), list[Lease]()
 
     async def request() -> None:
-        leases.append(await bench.lease())
+        leases.append(await harness.lease())
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
             nursery.start_soon(request)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 5
-        bench.show(view(replica("a", parallel=3)))
+        assert harness.waiting() == 5
+        harness.show(view(replica("a", parallel=3)))
         await trio.testing.wait_all_tasks_blocked()
         assert len(leases) == 3
         leases[0].release()
         leases[1].release()
     assert len(leases) == 5
-    assert bench.waiting() == 0
+    assert harness.waiting() == 0
 
 
 async def test_waits_for_a_slot_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    bench = one_slot()
-    with await bench.lease(), pytest.raises(Overloaded, match="All 1 slots") as caught:
-        await bench.lease()
+    harness = one_slot()
+    with await harness.lease(), pytest.raises(Overloaded, match="All 1 slots") as caught:
+        await harness.lease()
     assert trio.current_time() == pytest.approx(30)
     assert caught.value.retry_after_seconds == 1
-    assert bench.waiting() == 0
+    assert harness.waiting() == 0
 
 
 async def test_the_queue_is_bounded(autojump_clock: trio.testing.MockClock) -> None:
-    bench = one_slot()
+    harness = one_slot()
     async with trio.open_nursery() as nursery:
-        held = await bench.lease()
+        held = await harness.lease()
         for _ in range(8):
-            nursery.start_soon(bench.lease)
+            nursery.start_soon(harness.lease)
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Overloaded, match="8 requests"):
-            await bench.lease()
+            await harness.lease()
         held.release()
         nursery.cancel_scope.cancel()
 
@@ -131,29 +131,29 @@ async def test_the_queue_is_bounded(autojump_clock: trio.testing.MockClock) -> N
 async def test_l11_a_wait_for_a_load_is_bounded_and_says_how_far_it_is(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = RoutingBench(replica("a", observed=Observed.LOADING))
+    harness = RoutingHarness(replica("a", observed=Observed.LOADING))
     with pytest.raises(ModelLoading) as caught:
-        await bench.lease()
+        await harness.lease()
     assert trio.current_time() == pytest.approx(60)
     assert caught.value.loading == {"model": "m", "state": "loading", "node": "name-n1"}
 
 
 async def test_no_healthy_node_is_waited_for_and_then_named(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench()
-    bench.view = view(nodes=[node(condition=NodeStatus.OFFLINE)])
+    harness = RoutingHarness()
+    harness.view = view(nodes=[node(condition=NodeStatus.OFFLINE)])
     with pytest.raises(NoNode):
-        await bench.lease()
+        await harness.lease()
     assert trio.current_time() == pytest.approx(60)
 
 
 async def test_l10_a_load_failure_answers_all_waiters_with_its_cause(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, causes = RoutingBench(), list[str]()
+    harness, causes = RoutingHarness(), list[str]()
 
     async def request() -> None:
         with pytest.raises(ModelLoadFailed) as caught:
-            await bench.lease()
+            await harness.lease()
         causes.append(caught.value.message)
         assert caught.value.retry_after_seconds == 10
 
@@ -161,69 +161,69 @@ async def test_l10_a_load_failure_answers_all_waiters_with_its_cause(
         for _ in range(3):
             nursery.start_soon(request)
         await trio.testing.wait_all_tasks_blocked()
-        bench.show(view(failures={MODEL: LoadFailure("exit 3", 1, bench.wall_now + 10)}))
+        harness.show(view(failures={MODEL: LoadFailure("exit 3", 1, harness.wall_now + 10)}))
     assert causes == ["The model 'm' could not be loaded: exit 3"] * 3
     assert trio.current_time() == 0
 
 
 async def test_l9_a_failure_is_not_told_once_it_may_be_tried_again(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench()
-    bench.view = view(failures={MODEL: LoadFailure("exit 3", 1, bench.wall_now)})
+    harness = RoutingHarness()
+    harness.view = view(failures={MODEL: LoadFailure("exit 3", 1, harness.wall_now)})
     with pytest.raises(ModelLoading):
-        await bench.lease()
+        await harness.lease()
 
 
 async def test_a_failure_does_not_matter_while_a_replica_serves() -> None:
-    bench = RoutingBench()
-    bench.view = view(replica("a"), failures={MODEL: LoadFailure("exit 3", 1, bench.wall_now + 10)})
-    assert (await bench.lease()).candidate.replica_id == "a"
+    harness = RoutingHarness()
+    harness.view = view(replica("a"), failures={MODEL: LoadFailure("exit 3", 1, harness.wall_now + 10)})
+    assert (await harness.lease()).candidate.replica_id == "a"
 
 
 async def test_an_unknown_model_is_refused_at_once() -> None:
     with pytest.raises(ModelNotFound):
-        RoutingBench().admission.open_ticket(ModelName("nope"), ORIGIN)
+        RoutingHarness().admission.open_ticket(ModelName("nope"), ORIGIN)
 
 
 async def test_a_model_that_is_removed_ends_its_waiters(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench()
+    harness = RoutingHarness()
 
     async def request() -> None:
         with pytest.raises(ModelNotFound):
-            await bench.lease()
+            await harness.lease()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(request)
         await trio.testing.wait_all_tasks_blocked()
-        bench.show(view(specs=[spec("other")]))
+        harness.show(view(specs=[spec("other")]))
     assert trio.current_time() == 0
 
 
 async def test_a_model_that_is_removed_ends_all_its_waiters_at_once(autojump_clock: trio.testing.MockClock) -> None:
     """Of all callers: nobody's end tells the next caller's line."""
-    bench, answered = RoutingBench(), list[str]()
+    harness, answered = RoutingHarness(), list[str]()
 
     async def request(caller: str) -> None:
         with pytest.raises(ModelNotFound):
-            await bench.lease(caller=caller)
+            await harness.lease(caller=caller)
         answered.append(caller)
 
     async with trio.open_nursery() as nursery:
         for caller in ("x", "y", "z", "x", "y", "z"):
             nursery.start_soon(request, caller)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 6
-        bench.show(view(specs=[spec("other")]))
+        assert harness.waiting() == 6
+        harness.show(view(specs=[spec("other")]))
     assert sorted(answered) == ["x", "x", "y", "y", "z", "z"]
     assert trio.current_time() == 0
-    assert bench.waiting() == 0
+    assert harness.waiting() == 0
 
 
 async def test_demand_begins_and_ends_with_the_queue(autojump_clock: trio.testing.MockClock) -> None:
     seen = list[int]()
-    bench = RoutingBench(demand_changed=lambda: seen.append(bench.waiting()))
+    harness = RoutingHarness(demand_changed=lambda: seen.append(harness.waiting()))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.lease)
-        nursery.start_soon(bench.lease)
+        nursery.start_soon(harness.lease)
+        nursery.start_soon(harness.lease)
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert seen == [1, 0]
@@ -233,17 +233,17 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The first has tried the only replica in vain, the second has not."""
-    bench, served = one_slot(), list[str]()
-    held = await bench.lease("holder")
-    first = bench.admission.open_ticket(MODEL, ORIGIN)
+    harness, served = one_slot(), list[str]()
+    held = await harness.lease("holder")
+    first = harness.admission.open_ticket(MODEL, ORIGIN)
 
     async def second() -> None:
-        with await bench.lease("second"):
+        with await harness.lease("second"):
             served.append("second")
 
     async with trio.open_nursery() as nursery:
         first.excluded.add(replica("a").id)
-        nursery.start_soon(bench.admission.wait_lease, first)
+        nursery.start_soon(harness.admission.wait_lease, first)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(second)
         await trio.testing.wait_all_tasks_blocked()
@@ -254,26 +254,26 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
 
 
 async def test_a_queue_of_no_length_lets_nobody_wait() -> None:
-    bench = RoutingBench(replica("a", parallel=1), limits=replace(LIMITS, queue_length_max=0))
-    with await bench.lease(), pytest.raises(Overloaded, match="0 requests"):
-        await bench.lease()
+    harness = RoutingHarness(replica("a", parallel=1), limits=replace(LIMITS, queue_length_max=0))
+    with await harness.lease(), pytest.raises(Overloaded, match="0 requests"):
+        await harness.lease()
 
 
-def flooded(queue_length_max: int = 256) -> RoutingBench:
+def flooded(queue_length_max: int = 256) -> RoutingHarness:
     """One slot, and a queue as long as configured by default."""
     limits = replace(LIMITS, queue_length_max=queue_length_max, queue_timeout_seconds=10_000)
-    return RoutingBench(replica("a", parallel=1), limits=limits)
+    return RoutingHarness(replica("a", parallel=1), limits=limits)
 
 
 async def test_one_callers_flood_does_not_delay_anothers_single_request(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Each request takes a second. The flood gets what the queue holds, the rest of it is refused."""
-    bench, served, refused = flooded(), list[str](), list[str]()
+    harness, served, refused = flooded(), list[str](), list[str]()
 
     async def request(caller: str) -> None:
         try:
-            with await bench.lease(caller=caller):
+            with await harness.lease(caller=caller):
                 served.append(caller)
                 await trio.sleep(1)
         except Overloaded:
@@ -283,7 +283,7 @@ async def test_one_callers_flood_does_not_delay_anothers_single_request(
         for _ in range(1000):
             nursery.start_soon(request, "heavy")
         await trio.sleep(10.5)
-        assert (len(refused), bench.waiting()) == (1000 - 1 - 256, 256 - 10)
+        assert (len(refused), harness.waiting()) == (1000 - 1 - 256, 256 - 10)
         begun = len(served)
         await request("light")
         assert served[begun:] == ["light"]
@@ -295,11 +295,11 @@ async def test_one_callers_flood_does_not_delay_anothers_single_request(
 async def test_a_full_queue_makes_room_for_another_caller_by_its_latest_request(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, ended = flooded(queue_length_max=4), list[tuple[str, str]]()
+    harness, ended = flooded(queue_length_max=4), list[tuple[str, str]]()
 
     async def request(name: str, caller: str) -> None:
         try:
-            with await bench.lease(name, caller=caller):
+            with await harness.lease(name, caller=caller):
                 ended.append((name, "served"))
                 await trio.sleep(1)
         except Overloaded:
@@ -312,18 +312,18 @@ async def test_a_full_queue_makes_room_for_another_caller_by_its_latest_request(
         nursery.start_soon(request, "light", "light")
         await trio.testing.wait_all_tasks_blocked()
         assert ended == [("heavy 0", "served"), ("heavy 4", "refused")]
-        assert bench.waiting() == 4
+        assert harness.waiting() == 4
     assert [name for name, _ in ended[2:]] == ["light", "heavy 1", "heavy 2", "heavy 3"]
 
 
 async def test_two_callers_that_both_wait_get_a_slot_in_turn(autojump_clock: trio.testing.MockClock) -> None:
     limits = replace(LIMITS, queue_length_max=100, queue_timeout_seconds=10_000)
-    bench, most = RoutingBench(replica("a", parallel=4), limits=limits), dict[str, int]()
+    harness, most = RoutingHarness(replica("a", parallel=4), limits=limits), dict[str, int]()
 
     async def request(caller: str) -> None:
-        with await bench.lease(caller=caller):
-            held = bench.loads.share_of(MODEL, bench.view.candidates[MODEL], caller).held
-            if min(waiting_of(bench, "x"), waiting_of(bench, "y")) > 0:
+        with await harness.lease(caller=caller):
+            held = harness.loads.share_of(MODEL, harness.view.candidates[MODEL], caller).held
+            if min(waiting_of(harness, "x"), waiting_of(harness, "y")) > 0:
                 most[caller] = max(most.get(caller, 0), held)
             await trio.sleep(1)
 
@@ -333,21 +333,21 @@ async def test_two_callers_that_both_wait_get_a_slot_in_turn(autojump_clock: tri
     assert most == {"x": 2, "y": 2}
 
 
-def waiting_of(bench: RoutingBench, caller: str) -> int:
-    return sum(ticket.caller == caller for queue in bench.admission._queues.values() for ticket in queue)
+def waiting_of(harness: RoutingHarness, caller: str) -> int:
+    return sum(ticket.caller == caller for queue in harness.admission._queues.values() for ticket in queue)
 
 
 async def test_r4_waiters_that_leave_one_by_one_leave_the_order_of_the_rest(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, served = flooded(), list[int]()
+    harness, served = flooded(), list[int]()
     scopes = [trio.CancelScope() for _ in range(20)]
 
     async def request(number: int) -> None:
-        with scopes[number], await bench.lease(str(number)):
+        with scopes[number], await harness.lease(str(number)):
             served.append(number)
 
-    held = await bench.lease("holder")
+    held = await harness.lease("holder")
     async with trio.open_nursery() as nursery:
         for number in range(20):
             nursery.start_soon(request, number)
@@ -355,34 +355,34 @@ async def test_r4_waiters_that_leave_one_by_one_leave_the_order_of_the_rest(
         for number in (0, 19, *range(1, 19, 3)):
             scopes[number].cancel()
             await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 12
+        assert harness.waiting() == 12
         held.release()
     assert served == [number for number in range(2, 19) if number % 3 != 1]
-    assert bench.waiting() == bench.in_flight() == 0
-    assert bench.admission._queues == {}
+    assert harness.waiting() == harness.in_flight() == 0
+    assert harness.admission._queues == {}
 
 
 async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """The replica is the arbiter: what it turned away goes to the head again, not to the end."""
-    bench, served = one_slot(), list[str]()
+    harness, served = one_slot(), list[str]()
 
     async def later() -> None:
-        with await bench.lease("later"):
+        with await harness.lease("later"):
             served.append("later")
 
-    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
     said = f"<Ticket {ticket.number} open model={MODEL} request={ORIGIN.request_id} attempts="
     assert repr(ticket) == f"{said}0>"
-    lease = await bench.admission.wait_lease(ticket)
+    lease = await harness.admission.wait_lease(ticket)
     assert repr(ticket) == f"{said}1>"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(later)
         await trio.testing.wait_all_tasks_blocked()
-        bench.admission.record_refusal(ticket, lease)
+        harness.admission.record_refusal(ticket, lease)
         lease.release()
-        with await bench.admission.wait_lease(ticket):
+        with await harness.admission.wait_lease(ticket):
             served.append("earlier")
             assert trio.current_time() == pytest.approx(0.02)
     assert served == ["earlier", "later"]
@@ -393,28 +393,28 @@ async def test_who_waits_behind_a_refused_request_that_hangs_up_asks_in_its_plac
     autojump_clock: trio.testing.MockClock, caller: str
 ) -> None:
     """Only the first of a line watches when the replica may be asked again."""
-    bench, served_at, scope = one_slot(), list[float](), trio.CancelScope()
-    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    harness, served_at, scope = one_slot(), list[float](), trio.CancelScope()
+    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
 
     async def refused() -> None:
         with scope:
-            await bench.admission.wait_lease(ticket)
+            await harness.admission.wait_lease(ticket)
 
     async def later() -> None:
-        with await bench.lease("later", caller=caller):
+        with await harness.lease("later", caller=caller):
             served_at.append(trio.current_time())
 
-    with await bench.admission.wait_lease(ticket) as lease:
-        bench.admission.record_refusal(ticket, lease)
+    with await harness.admission.wait_lease(ticket) as lease:
+        harness.admission.record_refusal(ticket, lease)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(refused)
         await trio.testing.wait_all_tasks_blocked()
         nursery.start_soon(later)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 2
+        assert harness.waiting() == 2
         scope.cancel()
     assert served_at == [pytest.approx(LIMITS.retry_interval_seconds)]
-    assert bench.in_flight() == bench.waiting() == 0
+    assert harness.in_flight() == harness.waiting() == 0
 
 
 async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_up(
@@ -422,46 +422,46 @@ async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_
 ) -> None:
     """It does not come back to the queue, so nobody there is told by its leaving. The one who was first there hangs up,
     too, and those of other callers are told nothing by that."""
-    bench, served_at, scope = one_slot(), list[float](), trio.CancelScope()
-    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    harness, served_at, scope = one_slot(), list[float](), trio.CancelScope()
+    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
 
     async def leaver() -> None:
         with scope:
-            await bench.lease(caller="x")
+            await harness.lease(caller="x")
 
     async def later() -> None:
-        with await bench.lease(caller="y"):
+        with await harness.lease(caller="y"):
             served_at.append(trio.current_time())
 
     async with trio.open_nursery() as nursery:
-        with await bench.admission.wait_lease(ticket) as lease:
+        with await harness.admission.wait_lease(ticket) as lease:
             for request in (leaver, later):
                 nursery.start_soon(request)
                 await trio.testing.wait_all_tasks_blocked()
-            bench.admission.record_refusal(ticket, lease)
+            harness.admission.record_refusal(ticket, lease)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 2
+        assert harness.waiting() == 2
         scope.cancel()
     assert served_at == [pytest.approx(LIMITS.retry_interval_seconds)]
-    assert bench.in_flight() == bench.waiting() == 0
+    assert harness.in_flight() == harness.waiting() == 0
 
 
 async def test_a_refused_replica_is_asked_again_as_soon_as_another_lease_on_it_ends(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = RoutingBench(replica("a", parallel=2))
-    ticket, running = bench.admission.open_ticket(MODEL, ORIGIN), await bench.lease("running")
+    harness = RoutingHarness(replica("a", parallel=2))
+    ticket, running = harness.admission.open_ticket(MODEL, ORIGIN), await harness.lease("running")
     for _ in range(10):  # each pause is longer than the one before
-        with await bench.admission.wait_lease(ticket) as lease:
-            bench.admission.record_refusal(ticket, lease)
+        with await harness.admission.wait_lease(ticket) as lease:
+            harness.admission.record_refusal(ticket, lease)
     asked_at = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.admission.wait_lease, ticket)
+        nursery.start_soon(harness.admission.wait_lease, ticket)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 1
+        assert harness.waiting() == 1
         running.release()
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.waiting() == 0
+        assert harness.waiting() == 0
     assert trio.current_time() == asked_at
 
 
@@ -469,33 +469,33 @@ async def test_a_replica_that_only_others_fill_is_asked_when_none_is_free(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """What they published may be over."""
-    bench = RoutingBench(replica("a", parallel=1))
-    bench.loads.load_of(replica("a").id).at_peers = 1
-    with await bench.lease() as lease:
+    harness = RoutingHarness(replica("a", parallel=1))
+    harness.loads.load_of(replica("a").id).at_peers = 1
+    with await harness.lease() as lease:
         assert lease.candidate.replica_id == "a"
 
 
 async def test_a_replica_that_would_not_refuse_is_not_put_to_that_test(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench(replica("a", parallel=1))
-    [candidate] = bench.view.candidates[MODEL]
-    bench.view = FleetView(bench.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
-    bench.loads.load_of(candidate.replica_id).at_peers = 1
+    harness = RoutingHarness(replica("a", parallel=1))
+    [candidate] = harness.view.candidates[MODEL]
+    harness.view = FleetView(harness.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
+    harness.loads.load_of(candidate.replica_id).at_peers = 1
     with pytest.raises(Overloaded):
-        await bench.lease()
+        await harness.lease()
 
 
 async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     fleet = [replica(f"r{number:02}", parallel=1, slot=number) for number in range(40)]
-    bench, asked = RoutingBench(*fleet), list[str]()
+    harness, asked = RoutingHarness(*fleet), list[str]()
     for each in fleet:
-        bench.loads.load_of(each.id).at_peers = 1
-    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+        harness.loads.load_of(each.id).at_peers = 1
+    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
     for _ in range(41):
-        with await bench.admission.wait_lease(ticket) as lease:
+        with await harness.admission.wait_lease(ticket) as lease:
             asked.append(lease.candidate.replica_id)
-            bench.admission.record_refusal(ticket, lease)
+            harness.admission.record_refusal(ticket, lease)
         if len(asked) == 32:
             assert trio.current_time() == 0
     assert len(set(asked[:40])) == 40
@@ -506,19 +506,19 @@ async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
 async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench, pauses = one_slot(), list[float]()
-    ticket = bench.admission.open_ticket(MODEL, ORIGIN)
+    harness, pauses = one_slot(), list[float]()
+    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
     for _ in range(6):
         began = trio.current_time()
-        with await bench.admission.wait_lease(ticket) as lease:
+        with await harness.admission.wait_lease(ticket) as lease:
             pauses.append(trio.current_time() - began)
-            bench.admission.record_refusal(ticket, lease)
+            harness.admission.record_refusal(ticket, lease)
     assert pauses == pytest.approx([0, 0.02, 0.04, 0.08, 0.16, 0.2])
-    (await bench.admission.wait_lease(ticket)).release()  # it took that one
-    with await bench.admission.wait_lease(ticket) as lease:
-        bench.admission.record_refusal(ticket, lease)
+    (await harness.admission.wait_lease(ticket)).release()  # it took that one
+    with await harness.admission.wait_lease(ticket) as lease:
+        harness.admission.record_refusal(ticket, lease)
     began = trio.current_time()
-    (await bench.admission.wait_lease(ticket)).release()
+    (await harness.admission.wait_lease(ticket)).release()
     assert trio.current_time() - began == pytest.approx(0.02)
 
 
@@ -530,7 +530,7 @@ class NoRoom(UnknownOutlook):
 async def test_p4_a_request_for_what_has_no_room_is_told_the_shortage_once_it_has_waited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = RoutingBench(outlook=NoRoom())
+    harness = RoutingHarness(outlook=NoRoom())
     with pytest.raises(InsufficientCapacity, match="no room for m"):
-        await bench.lease()
+        await harness.lease()
     assert trio.current_time() == LIMITS.load_wait_seconds

@@ -14,14 +14,14 @@ from gateway.domain.ids import ReplicaId
 from gateway.routing.attempt import Passage, RetryState
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS
 from tests.fakes.fleet import MODEL, replica, spec, view
-from tests.fakes.routing_bench import ORIGIN, RoutingBench
+from tests.fakes.routing_harness import ORIGIN, RoutingHarness
 
 A = ReplicaId("a")
 ENDINGS = (None, ValueError("a bug"), KeyboardInterrupt())
 """Ways to leave a call which its backend has not ended."""
 
 
-class RouteBench(RoutingBench):
+class RouteHarness(RoutingHarness):
     """One replica, one request, one lease at a time."""
 
     def __init__(self, *, attempts: int = 3, refuses_when_full: bool = True) -> None:
@@ -48,43 +48,43 @@ class RouteBench(RoutingBench):
 
 @pytest.mark.parametrize("outcome", ProbeOutcome)
 async def test_what_a_probe_means(outcome: ProbeOutcome) -> None:
-    bench = RouteBench()
-    with await bench.passage() as passage:
-        assert bench.route.accepts(outcome, passage) == (outcome is ProbeOutcome.ALIVE)
+    harness = RouteHarness()
+    with await harness.passage() as passage:
+        assert harness.route.accepts(outcome, passage) == (outcome is ProbeOutcome.ALIVE)
         assert passage.attempt.probe == outcome.value
         assert passage.lease.called == (outcome is ProbeOutcome.ALIVE)
-    assert bench.in_flight() == 0
+    assert harness.in_flight() == 0
 
 
 async def test_h2_a_busy_replica_is_left_once_and_taken_when_the_pick_comes_back() -> None:
-    bench = RouteBench()
-    with await bench.passage() as first:
-        assert not bench.route.accepts(ProbeOutcome.BUSY, first)
-    with await bench.passage() as second:
-        assert bench.route.accepts(ProbeOutcome.BUSY, second)
+    harness = RouteHarness()
+    with await harness.passage() as first:
+        assert not harness.route.accepts(ProbeOutcome.BUSY, first)
+    with await harness.passage() as second:
+        assert harness.route.accepts(ProbeOutcome.BUSY, second)
         second.record_progress(done=True)
-    assert bench.outcomes == ["busy", "served"]
-    assert bench.reroutes == {"busy": 1}
-    assert bench.penalties == 0
+    assert harness.outcomes == ["busy", "served"]
+    assert harness.reroutes == {"busy": 1}
+    assert harness.penalties == 0
 
 
 async def test_h2_busy_is_no_failure_and_uses_up_no_attempt(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RouteBench(attempts=1)
-    with await bench.passage() as passage:
-        bench.route.accepts(ProbeOutcome.BUSY, passage)
-    use = bench.loads.load_of(A)
+    harness = RouteHarness(attempts=1)
+    with await harness.passage() as passage:
+        harness.route.accepts(ProbeOutcome.BUSY, passage)
+    use = harness.loads.load_of(A)
     assert (use.failures, use.busy_until) == (0, trio.current_time() + BUSY_SECONDS)
-    assert bench.route.ticket.excluded == set()
+    assert harness.route.ticket.excluded == set()
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
 async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOutcome) -> None:
-    bench = RouteBench()
-    with await bench.passage() as passage:
-        bench.route.accepts(outcome, passage)
-    assert bench.route.ticket.excluded == {A}
-    assert bench.outcomes == ["unreachable"]
-    assert bench.penalties == 1
+    harness = RouteHarness()
+    with await harness.passage() as passage:
+        harness.route.accepts(outcome, passage)
+    assert harness.route.ticket.excluded == {A}
+    assert harness.outcomes == ["unreachable"]
+    assert harness.penalties == 1
 
 
 @pytest.mark.parametrize(
@@ -98,101 +98,101 @@ async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOut
     ],
 )
 async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded: bool, penalties: int) -> None:
-    bench = RouteBench()
-    with await bench.passage() as passage:
-        bench.route.accepts(ProbeOutcome.ALIVE, passage)
-        bench.route.record(error, passage)
-    assert bench.outcomes == [cause]
-    assert bench.route.reason == cause
-    assert bench.reroutes == {cause: 1}
-    assert (A in bench.route.ticket.excluded) == excluded
-    assert bench.penalties == penalties
-    assert bench.in_flight() == 0
+    harness = RouteHarness()
+    with await harness.passage() as passage:
+        harness.route.accepts(ProbeOutcome.ALIVE, passage)
+        harness.route.record(error, passage)
+    assert harness.outcomes == [cause]
+    assert harness.route.reason == cause
+    assert harness.reroutes == {cause: 1}
+    assert (A in harness.route.ticket.excluded) == excluded
+    assert harness.penalties == penalties
+    assert harness.in_flight() == 0
 
 
 @pytest.mark.parametrize("error", [Stale("x"), Unreachable("x"), Lost("x")])
 async def test_a_failure_is_asked_about_before_the_next_call_and_a_refusal_is_not(error: RouteError) -> None:
-    bench = RouteBench()
-    with await bench.passage() as passage:
-        bench.route.record(Refused(draining=False), passage)
-        assert await bench.probes.check(passage.target) is ProbeOutcome.ALIVE
-        assert bench.probe.asked == []
-        bench.route.record(error, passage)
-        await bench.probes.check(passage.target)
-        assert bench.probe.asked == [A]
+    harness = RouteHarness()
+    with await harness.passage() as passage:
+        harness.route.record(Refused(draining=False), passage)
+        assert await harness.probes.check(passage.target) is ProbeOutcome.ALIVE
+        assert harness.probe.asked == []
+        harness.route.record(error, passage)
+        await harness.probes.check(passage.target)
+        assert harness.probe.asked == [A]
 
 
 @pytest.mark.parametrize(("error", "tries"), [(Unreachable("refused"), 3), (Lost("reset"), 2)])
 async def test_m7_attempts_end_and_a_loss_is_repeated_once(error: RouteError, tries: int) -> None:
-    bench = RouteBench(attempts=3)
+    harness = RouteHarness(attempts=3)
     for _ in range(tries - 1):
-        with await bench.passage() as passage:
-            bench.route.record(error, passage)
-        bench.route.ticket.excluded.clear()
-    with await bench.passage() as passage, pytest.raises(BackendFailed, match=str(error)):
-        bench.route.record(error, passage)
-    assert bench.in_flight() == 0
+        with await harness.passage() as passage:
+            harness.route.record(error, passage)
+        harness.route.ticket.excluded.clear()
+    with await harness.passage() as passage, pytest.raises(BackendFailed, match=str(error)):
+        harness.route.record(error, passage)
+    assert harness.in_flight() == 0
 
 
 async def test_refusals_are_no_attempts(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RouteBench(attempts=1)
+    harness = RouteHarness(attempts=1)
     for _ in range(50):
-        with await bench.passage() as passage:
-            bench.route.record(Refused(draining=False), passage)
-    assert bench.outcomes == ["full"] * 50
+        with await harness.passage() as passage:
+            harness.route.record(Refused(draining=False), passage)
+    assert harness.outcomes == ["full"] * 50
 
 
 async def test_progress_ends_the_attempt_only_when_it_was_the_last_thing() -> None:
-    bench = RouteBench()
-    bench.loads.record_failure(A, trio.current_time())
-    with await bench.passage() as passage:
+    harness = RouteHarness()
+    harness.loads.record_failure(A, trio.current_time())
+    with await harness.passage() as passage:
         passage.record_progress(done=False)
-        assert bench.outcomes == ["running"]
-        assert bench.penalties == 0
+        assert harness.outcomes == ["running"]
+        assert harness.penalties == 0
         passage.record_progress(done=True)
-    assert bench.outcomes == ["served"]
+    assert harness.outcomes == ["served"]
 
 
-async def leave(bench: RouteBench, ending: BaseException | None, *, called: bool = True) -> None:
+async def leave(harness: RouteHarness, ending: BaseException | None, *, called: bool = True) -> None:
     """A passage that is left by `ending`."""
-    passage = await bench.passage()
+    passage = await harness.passage()
     passage.lease.called = called
     passage.__exit__(None, ending, None)
 
 
 @pytest.mark.parametrize("error", [BackendFailed("broke"), Timeout("late")])
 async def test_a_backends_failure_weighs_on_it(error: BackendFailed) -> None:
-    bench = RouteBench(refuses_when_full=False)
-    await leave(bench, error)
-    assert bench.outcomes == ["failed"]
-    assert bench.penalties == 1
-    assert bench.in_flight() == 0  # it has ended the call itself: there is nothing to hold
+    harness = RouteHarness(refuses_when_full=False)
+    await leave(harness, error)
+    assert harness.outcomes == ["failed"]
+    assert harness.penalties == 1
+    assert harness.in_flight() == 0  # it has ended the call itself: there is nothing to hold
 
 
 async def test_a_request_that_was_refused_for_itself_speaks_for_the_replica() -> None:
-    bench = RouteBench(refuses_when_full=False)
-    await leave(bench, BadRequest("too long"))
-    assert bench.outcomes == ["refused"]
-    assert bench.penalties == bench.in_flight() == 0
-    assert bench.probes.statistics().running == 0
-    with await bench.passage() as passage:
-        await bench.probes.check(passage.target)
-    assert bench.probe.asked == []
+    harness = RouteHarness(refuses_when_full=False)
+    await leave(harness, BadRequest("too long"))
+    assert harness.outcomes == ["refused"]
+    assert harness.penalties == harness.in_flight() == 0
+    assert harness.probes.statistics().running == 0
+    with await harness.passage() as passage:
+        await harness.probes.check(passage.target)
+    assert harness.probe.asked == []
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: type(ending).__name__)
 async def test_r8_the_lease_of_a_call_that_was_left_is_held_until_a_foreign_backend_answers(
     autojump_clock: trio.testing.MockClock, ending: BaseException | None
 ) -> None:
-    bench = RouteBench(refuses_when_full=False)
-    bench.probe.outcomes[A] = ProbeOutcome.BUSY
-    await leave(bench, ending, called=True)
+    harness = RouteHarness(refuses_when_full=False)
+    harness.probe.outcomes[A] = ProbeOutcome.BUSY
+    await leave(harness, ending, called=True)
     await trio.sleep(60)
-    assert bench.in_flight() == bench.loads.in_flight(A) == 1
-    bench.probe.outcomes[A] = ProbeOutcome.ALIVE
+    assert harness.in_flight() == harness.loads.in_flight(A) == 1
+    harness.probe.outcomes[A] = ProbeOutcome.ALIVE
     await trio.sleep(HOLD_PAUSE_SECONDS)
-    assert bench.in_flight() == 0
-    assert bench.outcomes == ["left"]
+    assert harness.in_flight() == 0
+    assert harness.outcomes == ["left"]
 
 
 @pytest.mark.parametrize("ending", ENDINGS, ids=lambda ending: type(ending).__name__)
@@ -200,21 +200,21 @@ async def test_r8_the_lease_of_a_call_that_was_left_is_held_until_a_foreign_back
 async def test_a_lease_ends_at_once_without_a_call_or_where_cancels_are_noticed(
     ending: BaseException | None, called: bool, refuses_when_full: bool
 ) -> None:
-    bench = RouteBench(refuses_when_full=refuses_when_full)
-    await leave(bench, ending, called=called)
-    assert bench.in_flight() == 0
-    assert bench.outcomes == ["left"]
-    assert bench.probe.asked == []
+    harness = RouteHarness(refuses_when_full=refuses_when_full)
+    await leave(harness, ending, called=called)
+    assert harness.in_flight() == 0
+    assert harness.outcomes == ["left"]
+    assert harness.probe.asked == []
 
 
 async def test_a_lease_that_waits_for_a_probe_is_no_request_of_the_replica() -> None:
     """Else nothing could ever be found to hang: whoever asks has a lease already."""
-    bench = RouteBench()
-    with await bench.passage() as passage:
-        assert bench.in_flight() == 1
-        assert bench.loads.in_flight(A) == 0
-        bench.route.accepts(ProbeOutcome.ALIVE, passage)
-        assert bench.loads.in_flight(A) == 1
+    harness = RouteHarness()
+    with await harness.passage() as passage:
+        assert harness.in_flight() == 1
+        assert harness.loads.in_flight(A) == 0
+        harness.route.accepts(ProbeOutcome.ALIVE, passage)
+        assert harness.loads.in_flight(A) == 1
 
 
 async def test_the_view_says_which_backends_refuse() -> None:

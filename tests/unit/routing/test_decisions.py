@@ -16,7 +16,7 @@ from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, describe, de
 from gateway.routing.load_tracker import ReplicaLoad
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
-from tests.fakes.routing_bench import ORIGIN, RoutingBench
+from tests.fakes.routing_harness import ORIGIN, RoutingHarness
 
 A, B = ReplicaId("a"), ReplicaId("b")
 NOW = 100.0
@@ -106,21 +106,21 @@ async def test_the_log_is_bounded_by_itself() -> None:
     assert sum(log.find(RequestId(str(number))) is not None for number in range(3000)) == 1024
 
 
-def told(bench: RoutingBench) -> dict[str, Any]:
+def told(harness: RoutingHarness) -> dict[str, Any]:
     """The decision on the last request, through JSON and back."""
-    decision = bench.admission.decisions.find(ORIGIN.request_id)
+    decision = harness.admission.decisions.find(ORIGIN.request_id)
     assert decision is not None
     document: dict[str, Any] = json.loads(json.dumps(describe(decision)))
     return document
 
 
 async def test_each_attempt_is_told_with_its_cause_and_times(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.loads.load_of(B).last_used = 0.0
-    bench.backends.script(A, Unreachable("refused"))
+    harness = RoutingHarness(replica(A), replica(B, slot=1))
+    harness.loads.load_of(B).last_used = 0.0
+    harness.backends.script(A, Unreachable("refused"))
     await trio.sleep(10)
-    await bench.generate()
-    document = told(bench)
+    await harness.generate()
+    document = told(harness)
     assert (document["request_id"], document["model"], document["caller"]) == ("request", "m", "anonymous")
     first, second = document["attempts"]
     assert (first["replica"], first["node"], first["probe"], first["outcome"]) == (A, "name-n1", "alive", "unreachable")
@@ -132,57 +132,57 @@ async def test_each_attempt_is_told_with_its_cause_and_times(autojump_clock: tri
 
 
 async def test_a_running_attempt_and_one_whose_client_left(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench(replica(A))
-    bench.backends.script(A, trio.Event())
+    harness = RoutingHarness(replica(A))
+    harness.backends.script(A, trio.Event())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.generate)
+        nursery.start_soon(harness.generate)
         await trio.sleep(2)
-        (running,) = told(bench)["attempts"]
+        (running,) = told(harness)["attempts"]
         assert (running["outcome"], running["ended_after"]) == ("running", None)
         nursery.cancel_scope.cancel()
-    (left,) = told(bench)["attempts"]
+    (left,) = told(harness)["attempts"]
     assert (left["outcome"], left["ended_after"]) == ("left", 2)
 
 
 async def test_a_refusal_and_a_busy_probe_are_told() -> None:
-    bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.loads.load_of(B).last_used = 0.0
-    bench.probe.outcomes[A] = ProbeOutcome.BUSY
-    await bench.generate()
-    assert [(each["replica"], each["probe"], each["outcome"]) for each in told(bench)["attempts"]] == [
+    harness = RoutingHarness(replica(A), replica(B, slot=1))
+    harness.loads.load_of(B).last_used = 0.0
+    harness.probe.outcomes[A] = ProbeOutcome.BUSY
+    await harness.generate()
+    assert [(each["replica"], each["probe"], each["outcome"]) for each in told(harness)["attempts"]] == [
         (A, "busy", "busy"),
         (B, "alive", "served"),
     ]
-    bench.probe.outcomes[A] = ProbeOutcome.ALIVE
-    bench.probes.record_alive(A)
-    bench.loads.record_success(bench.view.candidates[MODEL][0])
-    bench.backends.script(A, Refused(draining=False))
-    await bench.generate()
-    assert [each["outcome"] for each in told(bench)["attempts"]] == ["full", "served"]
+    harness.probe.outcomes[A] = ProbeOutcome.ALIVE
+    harness.probes.record_alive(A)
+    harness.loads.record_success(harness.view.candidates[MODEL][0])
+    harness.backends.script(A, Refused(draining=False))
+    await harness.generate()
+    assert [each["outcome"] for each in told(harness)["attempts"]] == ["full", "served"]
 
 
 async def test_an_explanation_takes_nothing_and_leaves_nothing() -> None:
-    bench = RoutingBench(replica(A, parallel=1))
-    chosen, considered, _ = bench.admission.explain(MODEL)
+    harness = RoutingHarness(replica(A, parallel=1))
+    chosen, considered, _ = harness.admission.explain(MODEL)
     assert chosen is not None
     assert chosen.replica_id == A
     assert [each.candidate.replica_id for each in considered] == [A]
-    assert bench.in_flight() == 0
-    assert bench.loads.load_of(A).last_used == float("-inf")
+    assert harness.in_flight() == 0
+    assert harness.loads.load_of(A).last_used == float("-inf")
 
 
 async def test_an_explanation_says_why_a_replica_may_not_serve() -> None:
-    bench = RoutingBench(replica(A), replica(B, slot=1, revision="old"))
-    assert bench.admission.not_routable(MODEL) == {B: "its model's spec has changed since it was loaded"}
+    harness = RoutingHarness(replica(A), replica(B, slot=1, revision="old"))
+    assert harness.admission.not_routable(MODEL) == {B: "its model's spec has changed since it was loaded"}
 
 
 async def test_the_same_chance_is_told_as_was_had(autojump_clock: trio.testing.MockClock) -> None:
     """With several gateways the pick is by chance before `last_used`, and so is what is told of it."""
-    bench = RoutingBench(replica(A), replica(B, slot=1))
-    bench.admission._policy = lambda: Policy(tie_break_by_chance=True)
-    bench.admission._rng = Random(3)
+    harness = RoutingHarness(replica(A), replica(B, slot=1))
+    harness.admission._policy = lambda: Policy(tie_break_by_chance=True)
+    harness.admission._rng = Random(3)
     for _ in range(20):
         await trio.sleep(1)
-        await bench.generate()
-        (attempt,) = told(bench)["attempts"]
+        await harness.generate()
+        (attempt,) = told(harness)["attempts"]
         assert attempt["candidates"][1]["verdict"] == "chance, since several gateways pick from one view"

@@ -12,9 +12,9 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
 from gateway.routing.peer_fairness import IGNORED_SECONDS, RemoteQueue, SlotDeferral
 from tests.fakes.backends import DONE, FakeBackends
-from tests.fakes.exchange import SYNC_SECONDS, FakeExchange
 from tests.fakes.fleet import MODEL, replica
-from tests.fakes.routing_bench import LIMITS, RoutingBench, generation
+from tests.fakes.peer_exchange import SYNC_SECONDS, FakeExchange
+from tests.fakes.routing_harness import LIMITS, RoutingHarness, generation
 
 A = ReplicaId("a")
 OTHER = GatewayId("other")
@@ -25,21 +25,21 @@ def line(since: float, waiting: int = 1, gateway_id: GatewayId = OTHER, model: M
     return RemoteQueue(gateway_id, model, waiting, since, since)
 
 
-def slots(count: int) -> RoutingBench:
-    return RoutingBench(replica(A, parallel=count))
+def slots(count: int) -> RoutingHarness:
+    return RoutingHarness(replica(A, parallel=count))
 
 
 class Waits:
     """Requests that wait at a bench, and when each was served; they keep what they got."""
 
-    def __init__(self, bench: RoutingBench, nursery: trio.Nursery) -> None:
+    def __init__(self, harness: RoutingHarness, nursery: trio.Nursery) -> None:
         self.served: dict[str, float] = {}
-        self._bench = bench
+        self._harness = harness
         self._nursery = nursery
 
     async def begin(self, name: str, model: ModelName = MODEL) -> None:
         async def request() -> None:
-            await self._bench.lease(name, model)
+            await self._harness.lease(name, model)
             self.served[name] = trio.current_time()
 
         self._nursery.start_soon(request)
@@ -52,13 +52,13 @@ class Waits:
 async def test_late_binding_a_slot_is_left_to_an_older_request_elsewhere_for_a_moment(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
+    harness = slots(1)
+    held = await harness.lease("holder")
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("younger")
-        bench.admission.apply_remote_queues([line(since=0.5)])
+        harness.admission.apply_remote_queues([line(since=0.5)])
         held.release()
     assert waits.served == {"younger": pytest.approx(1 + YIELD)}
 
@@ -67,13 +67,13 @@ async def test_late_binding_a_slot_is_left_to_an_older_request_elsewhere_for_a_m
 async def test_late_binding_nothing_is_left_to_a_request_that_is_not_clearly_older(
     autojump_clock: trio.testing.MockClock, since: float
 ) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
+    harness = slots(1)
+    held = await harness.lease("holder")
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("here")
-        bench.admission.apply_remote_queues([line(since)])
+        harness.admission.apply_remote_queues([line(since)])
         held.release()
     assert waits.served == {"here": 1}
 
@@ -81,26 +81,26 @@ async def test_late_binding_nothing_is_left_to_a_request_that_is_not_clearly_old
 async def test_late_binding_a_newcomer_does_not_overtake_an_older_request_elsewhere(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
-    bench.admission.apply_remote_queues([line(since=0.0)])
+    harness = slots(1)
+    held = await harness.lease("holder")
+    harness.admission.apply_remote_queues([line(since=0.0)])
     await trio.sleep(1)
     held.release()
-    with await bench.lease("newcomer"):
+    with await harness.lease("newcomer"):
         assert trio.current_time() == pytest.approx(1 + YIELD)
 
 
 async def test_late_binding_slots_beyond_those_that_others_wait_for_are_taken_at_once(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(4)
-    held = [await bench.lease(str(number)) for number in range(4)]
+    harness = slots(4)
+    held = [await harness.lease(str(number)) for number in range(4)]
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         for name in ("first", "second", "third"):
             await waits.begin(name)
-        bench.admission.apply_remote_queues([line(since=0.5, waiting=2)])
+        harness.admission.apply_remote_queues([line(since=0.5, waiting=2)])
         for lease in held:
             lease.release()
     assert waits.served == {"first": 1, "second": 1, "third": pytest.approx(1 + YIELD)}
@@ -108,38 +108,38 @@ async def test_late_binding_slots_beyond_those_that_others_wait_for_are_taken_at
 
 async def test_late_binding_the_oldest_of_any_caller_counts(autojump_clock: trio.testing.MockClock) -> None:
     """Whose turn it is here is another question."""
-    bench = slots(1)
-    held = await bench.lease("holder", caller="heavy")
+    harness = slots(1)
+    held = await harness.lease("holder", caller="heavy")
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.lease, "older", MODEL, "heavy")
+        nursery.start_soon(harness.lease, "older", MODEL, "heavy")
         await trio.sleep(1)
-        bench.admission.apply_remote_queues([line(since=1.5)])
-        nursery.start_soon(bench.lease, "younger", MODEL, "light")
+        harness.admission.apply_remote_queues([line(since=1.5)])
+        nursery.start_soon(harness.lease, "younger", MODEL, "light")
         await trio.testing.wait_all_tasks_blocked()
         held.release()
-        assert bench.waiting() == 1
+        assert harness.waiting() == 1
         nursery.cancel_scope.cancel()
 
 
 async def test_late_binding_a_slot_that_was_free_before_is_taken_at_once() -> None:
-    bench = slots(2)
-    held = await bench.lease("holder")
-    bench.admission.apply_remote_queues([line(since=trio.current_time() - 1)])
+    harness = slots(2)
+    held = await harness.lease("holder")
+    harness.admission.apply_remote_queues([line(since=trio.current_time() - 1)])
     held.release()
     with trio.CancelScope() as scope:
         scope.cancel()  # any checkpoint would raise
-        await bench.lease("newcomer")
-    assert bench.in_flight() == 1
+        await harness.lease("newcomer")
+    assert harness.in_flight() == 1
 
 
 async def test_late_binding_another_model_is_no_rival(autojump_clock: trio.testing.MockClock) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
-    bench.admission.apply_remote_queues([line(since=-1.0, model=ModelName("another"))])
+    harness = slots(1)
+    held = await harness.lease("holder")
+    harness.admission.apply_remote_queues([line(since=-1.0, model=ModelName("another"))])
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("here")
         held.release()
     assert waits.served == {"here": 1}
@@ -151,67 +151,67 @@ async def test_late_binding_another_model_is_no_rival(autojump_clock: trio.testi
 async def test_late_binding_a_slot_is_taken_as_soon_as_nobody_older_waits_any_more(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
+    harness = slots(1)
+    held = await harness.lease("holder")
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("younger")
-        bench.admission.apply_remote_queues([line(since=0.5)])
+        harness.admission.apply_remote_queues([line(since=0.5)])
         held.release()
         await trio.sleep(SYNC_SECONDS)
-        bench.admission.apply_remote_queues([])
+        harness.admission.apply_remote_queues([])
     assert waits.served == {"younger": pytest.approx(1 + SYNC_SECONDS)}
 
 
 async def test_late_binding_a_gateway_that_vanished_costs_one_pause_and_not_one_for_each_slot(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
+    harness = slots(1)
 
     async def serve(count: int) -> float:
         """How long it takes to free and take the slot so often."""
         began = trio.current_time()
         for number in range(count):
-            bench.admission.apply_remote_queues(
+            harness.admission.apply_remote_queues(
                 [line(since=-5.0 + number % 2 * 0.015)._replace(published_since=-5.0)]
             )  # clocks are read anew
-            (await bench.lease()).release()
+            (await harness.lease()).release()
         return trio.current_time() - began
 
     assert await serve(10) == pytest.approx(YIELD)
-    with await bench.lease():
+    with await harness.lease():
         await trio.sleep(IGNORED_SECONDS)
     assert await serve(10) == pytest.approx(YIELD)
-    assert bench.waiting() == bench.in_flight() == 0
+    assert harness.waiting() == harness.in_flight() == 0
 
 
 async def test_late_binding_a_gateway_that_comes_to_its_slots_late_is_left_them_again(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """It lives: the request that it waited with is another one now."""
-    bench = slots(1)
-    bench.admission.apply_remote_queues([line(since=-5.0)])
+    harness = slots(1)
+    harness.admission.apply_remote_queues([line(since=-5.0)])
     for expected in (0.0, YIELD, 0.0):
         began = trio.current_time()
-        (await bench.lease()).release()
+        (await harness.lease()).release()
         assert trio.current_time() == pytest.approx(began + expected)
-    bench.admission.apply_remote_queues([line(since=-4.0)])
+    harness.admission.apply_remote_queues([line(since=-4.0)])
     began = trio.current_time()
-    await bench.lease()
+    await harness.lease()
     assert trio.current_time() == pytest.approx(began + YIELD)
 
 
 async def test_late_binding_the_next_oldest_is_left_a_slot_although_the_oldest_never_came(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
+    harness = slots(1)
     lines = [line(since=-5.0), line(since=-4.0, gateway_id=GatewayId("another"))]
-    bench.admission.apply_remote_queues(lines)
-    (await bench.lease("before")).release()
+    harness.admission.apply_remote_queues(lines)
+    (await harness.lease("before")).release()
     for expected in (YIELD, YIELD, 0.0):
         began = trio.current_time()
-        (await bench.lease()).release()
+        (await harness.lease()).release()
         assert trio.current_time() == pytest.approx(began + expected)
 
 
@@ -219,45 +219,45 @@ async def test_late_binding_a_slot_that_was_taken_by_the_older_request_is_not_he
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """Its line is as old as before: another of its requests was served with that slot."""
-    bench = slots(1)
-    bench.admission.apply_remote_queues([line(since=-5.0, waiting=2)])
-    (await bench.lease("before")).release()
-    bench.loads.apply_peers({A: 1})
+    harness = slots(1)
+    harness.admission.apply_remote_queues([line(since=-5.0, waiting=2)])
+    (await harness.lease("before")).release()
+    harness.loads.apply_peers({A: 1})
     await trio.sleep(2 * YIELD)
-    bench.loads.apply_peers({})
+    harness.loads.apply_peers({})
     began = trio.current_time()
-    await bench.lease("younger")
+    await harness.lease("younger")
     assert trio.current_time() == pytest.approx(began + YIELD)
 
 
 async def test_late_binding_of_two_slots_the_one_that_was_not_taken_is_left_for_its_whole_time(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(2)
-    held = [await bench.lease(str(number)) for number in range(2)]
+    harness = slots(2)
+    held = [await harness.lease(str(number)) for number in range(2)]
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("younger")
-        bench.admission.apply_remote_queues([line(since=0.5, waiting=3)])
+        harness.admission.apply_remote_queues([line(since=0.5, waiting=3)])
         held[0].release()
         await trio.sleep(YIELD / 2)
         held[1].release()
-        bench.loads.apply_peers({A: 1})
+        harness.loads.apply_peers({A: 1})
     assert waits.served == {"younger": pytest.approx(1 + YIELD * 1.5)}
 
 
 async def test_late_binding_a_request_that_came_after_the_slot_was_free_is_not_taken_for_one_that_does_not_want_it(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
-    bench.admission.apply_remote_queues([line(since=-5.0)])
-    (await bench.lease("before")).release()
+    harness = slots(1)
+    harness.admission.apply_remote_queues([line(since=-5.0)])
+    (await harness.lease("before")).release()
     await trio.sleep(YIELD / 2)
-    bench.admission.apply_remote_queues([line(since=-4.0)])
+    harness.admission.apply_remote_queues([line(since=-4.0)])
     for expected in (YIELD / 2, YIELD, 0.0):
         began = trio.current_time()
-        (await bench.lease()).release()
+        (await harness.lease()).release()
         assert trio.current_time() == pytest.approx(began + expected)
 
 
@@ -274,53 +274,53 @@ def test_nothing_is_left_to_nobody() -> None:
 
 
 async def test_late_binding_a_gateway_alone_leaves_nothing_to_anybody(autojump_clock: trio.testing.MockClock) -> None:
-    bench = slots(1)
-    held = await bench.lease("holder")
+    harness = slots(1)
+    held = await harness.lease("holder")
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("waiter")
         held.release()
-        assert bench.waiting() == 0, "served in the moment of the release"
+        assert harness.waiting() == 0, "served in the moment of the release"
     assert waits.served == {"waiter": 1}
-    bench.loads.load_of(A).leases.copy().pop().release()
+    harness.loads.load_of(A).leases.copy().pop().release()
     with trio.CancelScope() as scope:
         scope.cancel()  # any checkpoint would raise
-        await bench.lease("newcomer")
-    assert bench.in_flight() == 1
+        await harness.lease("newcomer")
+    assert harness.in_flight() == 1
 
 
 # The other side
 
 
 async def test_late_binding_what_others_give_back_is_asked_for_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    bench = slots(1)
-    bench.loads.apply_peers({A: 1})
-    ticket = bench.admission.open_ticket(MODEL, Origin(RequestId("r")))
+    harness = slots(1)
+    harness.loads.apply_peers({A: 1})
+    ticket = harness.admission.open_ticket(MODEL, Origin(RequestId("r")))
     for _ in range(5):
-        with await bench.admission.wait_lease(ticket) as lease:
-            bench.admission.record_refusal(ticket, lease)
+        with await harness.admission.wait_lease(ticket) as lease:
+            harness.admission.record_refusal(ticket, lease)
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.admission.wait_lease, ticket)
+        nursery.start_soon(harness.admission.wait_lease, ticket)
         await trio.testing.wait_all_tasks_blocked()
-        bench.loads.apply_peers({})
-        assert bench.waiting() == 0
+        harness.loads.apply_peers({})
+        assert harness.waiting() == 0
     assert trio.current_time() == began
 
 
 async def test_late_binding_what_others_give_back_is_left_to_the_oldest_by_everybody_else(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = slots(1)
-    bench.loads.apply_peers({A: 1})
-    bench.loads.load_of(A).full_until = 100.0
+    harness = slots(1)
+    harness.loads.apply_peers({A: 1})
+    harness.loads.load_of(A).full_until = 100.0
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
-        waits = Waits(bench, nursery)
+        waits = Waits(harness, nursery)
         await waits.begin("younger")
-        bench.admission.apply_remote_queues([line(since=0.5)])
-        bench.loads.apply_peers({})
+        harness.admission.apply_remote_queues([line(since=0.5)])
+        harness.loads.apply_peers({})
     assert waits.served == {"younger": pytest.approx(1 + YIELD)}
 
 
@@ -354,17 +354,17 @@ async def worst_overtaking(gateways: int, *, exchange: bool, seed: int) -> int:
     """By how many that are clearly younger any request was overtaken."""
     rng = Random(seed)
     limits = replace(LIMITS, queue_length_max=1000, queue_timeout_seconds=10_000)
-    benches = [RoutingBench(replica(A, parallel=1), limits=limits) for _ in range(gateways)]
+    harnesses = [RoutingHarness(replica(A, parallel=1), limits=limits) for _ in range(gateways)]
     backend, arrived = OneSlot(rng), dict[RequestId, float]()
-    exchanging = FakeExchange(benches)
-    for bench in benches:
-        bench.router._backends = backend
+    exchanging = FakeExchange(harnesses)
+    for harness in harnesses:
+        harness.router._backends = backend
 
     async def request(number: int) -> None:
         request_id = RequestId(str(number))
         await trio.sleep(number * 0.15)  # arrives a little faster than it is served
         arrived[request_id] = trio.current_time()
-        await rng.choice(benches).router.generate(generation(), Origin(request_id))
+        await rng.choice(harnesses).router.generate(generation(), Origin(request_id))
 
     async with trio.open_nursery() as watchers:
         if exchange:
@@ -392,20 +392,20 @@ async def test_late_binding_a_gateway_that_dies_with_waiting_requests_delays_nob
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """What it said counts until it expires. It costs the others a pause a second, whoever frees the slots."""
-    benches = [slots(1), slots(1)]
-    exchanging = FakeExchange(benches)
+    harnesses = [slots(1), slots(1)]
+    exchanging = FakeExchange(harnesses)
     exchanging.lines[2] = (line(since=-1.0, gateway_id=GatewayId("dead")),)
     served = 0
 
-    async def requests(bench: RoutingBench) -> None:
+    async def requests(harness: RoutingHarness) -> None:
         nonlocal served
         while True:
-            with await bench.lease():
+            with await harness.lease():
                 await trio.sleep(0.1)
                 served += 1
 
     with trio.move_on_after(10):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(exchanging.run)
-            nursery.start_soon(requests, benches[0])
+            nursery.start_soon(requests, harnesses[0])
     assert served >= 10 / 0.1 * 0.9

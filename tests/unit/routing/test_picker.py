@@ -7,7 +7,7 @@ from gateway.domain.routability import Candidate
 from gateway.routing.load_tracker import LoadTracker, ReplicaLoad
 from gateway.routing.picker import ALONE, Choice, Policy, pick, score_of, why_not_chosen
 from tests.fakes.fleet import replica, view
-from tests.fakes.routing_bench import ORIGIN
+from tests.fakes.routing_harness import ORIGIN
 
 NOW = 100.0
 

@@ -16,7 +16,7 @@ from gateway.domain.ids import Address, ReplicaId
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS, HUNG_PROBES, ProbeCache, open_probe_cache
 from tests.fakes.fleet import MODEL, replica, view
-from tests.fakes.routing_bench import ORIGIN, FakeProbe
+from tests.fakes.routing_harness import ORIGIN, FakeProbe
 
 A = ReplicaId("a")
 TARGET = Target(A, MODEL, Address("127.0.0.1:1"), "t-a")
@@ -24,7 +24,7 @@ TTL_SECONDS = 30.0
 
 
 @dataclass
-class Bench:
+class Harness:
     cache: ProbeCache
     probe: FakeProbe
     calls: dict[ReplicaId, int]
@@ -43,7 +43,7 @@ class Bench:
 
 
 @asynccontextmanager
-async def open_bench(ttl_seconds: float = TTL_SECONDS) -> AsyncIterator[Bench]:
+async def open_harness(ttl_seconds: float = TTL_SECONDS) -> AsyncIterator[Harness]:
     probe, calls, hung = FakeProbe(), dict[ReplicaId, int](), list[ReplicaId]()
     async with open_probe_cache(
         probe,
@@ -51,97 +51,97 @@ async def open_bench(ttl_seconds: float = TTL_SECONDS) -> AsyncIterator[Bench]:
         in_flight=lambda replica_id: calls.get(replica_id, 0),
         report_broken=lambda replica_id, _because: hung.append(replica_id),
     ) as cache:
-        yield Bench(cache, probe, calls, hung)
+        yield Harness(cache, probe, calls, hung)
 
 
 async def test_a_success_counts_for_the_ttl_and_no_longer(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        assert await bench.check() is ProbeOutcome.ALIVE
+    async with open_harness() as harness:
+        assert await harness.check() is ProbeOutcome.ALIVE
         await trio.sleep(TTL_SECONDS - 0.001)
-        assert await bench.check() is ProbeOutcome.ALIVE
-        assert bench.probes == 1
+        assert await harness.check() is ProbeOutcome.ALIVE
+        assert harness.probes == 1
         await trio.sleep(0.001)
-        assert await bench.check() is ProbeOutcome.ALIVE
-        assert bench.probes == 2
-        assert bench.cache.statistics().hits == 1
+        assert await harness.check() is ProbeOutcome.ALIVE
+        assert harness.probes == 2
+        assert harness.cache.statistics().hits == 1
 
 
 async def test_a_ttl_of_zero_probes_every_time(autojump_clock: MockClock) -> None:
-    async with open_bench(ttl_seconds=0) as bench:
+    async with open_harness(ttl_seconds=0) as harness:
         for _ in range(3):
-            await bench.check()
-            bench.cache.record_alive(A)
-        assert bench.probes == 3
+            await harness.check()
+            harness.cache.record_alive(A)
+        assert harness.probes == 3
 
 
 async def test_what_is_known_is_told_without_even_a_checkpoint(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.cache.record_alive(A)
+    async with open_harness() as harness:
+        harness.cache.record_alive(A)
         with trio.CancelScope() as scope:
             scope.cancel()  # any checkpoint would raise
-            assert await bench.check() is ProbeOutcome.ALIVE
-        assert bench.probes == 0
+            assert await harness.check() is ProbeOutcome.ALIVE
+        assert harness.probes == 0
 
 
 async def test_h3_whatever_it_answers_makes_it_known_as_alive(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
+    async with open_harness() as harness:
         for _ in range(4):  # a stream of two minutes that says something now and then
-            bench.cache.record_alive(A)
+            harness.cache.record_alive(A)
             await trio.sleep(TTL_SECONDS - 1)
-            assert await bench.check() is ProbeOutcome.ALIVE
-        assert bench.probes == 0
+            assert await harness.check() is ProbeOutcome.ALIVE
+        assert harness.probes == 0
 
 
 async def test_a_failed_call_ends_what_was_known(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        await bench.check()
-        bench.cache.record_failure(A)
-        bench.says(ProbeOutcome.GONE)
-        assert await bench.check() is ProbeOutcome.GONE
-        assert bench.probes == 2
+    async with open_harness() as harness:
+        await harness.check()
+        harness.cache.record_failure(A)
+        harness.says(ProbeOutcome.GONE)
+        assert await harness.check() is ProbeOutcome.GONE
+        assert harness.probes == 2
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
 async def test_a_bad_outcome_is_told_and_not_remembered(autojump_clock: MockClock, outcome: ProbeOutcome) -> None:
-    async with open_bench() as bench:
-        bench.says(outcome)
-        assert await bench.check() is outcome
-        bench.says(ProbeOutcome.ALIVE)
-        assert await bench.check() is ProbeOutcome.ALIVE
+    async with open_harness() as harness:
+        harness.says(outcome)
+        assert await harness.check() is outcome
+        harness.says(ProbeOutcome.ALIVE)
+        assert await harness.check() is ProbeOutcome.ALIVE
 
 
 async def test_h1_busy_is_believed_for_a_moment(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.says(ProbeOutcome.BUSY)
+    async with open_harness() as harness:
+        harness.says(ProbeOutcome.BUSY)
         for _ in range(3):
-            assert await bench.check() is ProbeOutcome.BUSY
-        assert bench.probes == 1
+            assert await harness.check() is ProbeOutcome.BUSY
+        assert harness.probes == 1
         await trio.sleep(BUSY_SECONDS)
-        bench.says(ProbeOutcome.ALIVE)
-        assert await bench.check() is ProbeOutcome.ALIVE
+        harness.says(ProbeOutcome.ALIVE)
+        assert await harness.check() is ProbeOutcome.ALIVE
 
 
 async def test_an_answer_ends_busy_at_once(autojump_clock: MockClock) -> None:
-    async with open_bench(ttl_seconds=0) as bench:  # so that "alive" does not hide it
-        bench.says(ProbeOutcome.BUSY)
-        await bench.check()
-        bench.cache.record_alive(A)
-        bench.says(ProbeOutcome.ALIVE)
-        assert await bench.check() is ProbeOutcome.ALIVE
+    async with open_harness(ttl_seconds=0) as harness:  # so that "alive" does not hide it
+        harness.says(ProbeOutcome.BUSY)
+        await harness.check()
+        harness.cache.record_alive(A)
+        harness.says(ProbeOutcome.ALIVE)
+        assert await harness.check() is ProbeOutcome.ALIVE
 
 
 async def test_h4_a_leader_that_leaves_harms_no_follower(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
+    async with open_harness() as harness:
         answered, seen = trio.Event(), list[ProbeOutcome]()
-        bench.probe.wait = answered.wait
+        harness.probe.wait = answered.wait
 
         async def leader() -> None:
             with trio.move_on_after(0.010):
-                await bench.check()
+                await harness.check()
                 raise AssertionError("the leader was to leave before the answer")
 
         async def follower() -> None:
-            seen.append(await bench.check())
+            seen.append(await harness.check())
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(leader)
@@ -149,22 +149,22 @@ async def test_h4_a_leader_that_leaves_harms_no_follower(autojump_clock: MockClo
             for _ in range(50):
                 nursery.start_soon(follower)
             await trio.sleep(1)
-            assert bench.cache.statistics().running == 1
+            assert harness.cache.statistics().running == 1
             answered.set()
         assert seen == [ProbeOutcome.ALIVE] * 50
-        assert bench.probes == 1
-        assert bench.cache.statistics().shared == 50
+        assert harness.probes == 1
+        assert harness.cache.statistics().shared == 50
 
 
 async def test_two_replicas_are_probed_side_by_side(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
+    async with open_harness() as harness:
         answered, other = trio.Event(), Target(ReplicaId("b"), MODEL, Address("127.0.0.1:2"), "t-b")
-        bench.probe.wait = answered.wait
+        harness.probe.wait = answered.wait
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bench.cache.check, TARGET)
-            nursery.start_soon(bench.cache.check, other)
+            nursery.start_soon(harness.cache.check, TARGET)
+            nursery.start_soon(harness.cache.check, other)
             await trio.testing.wait_all_tasks_blocked()
-            assert set(bench.probe.asked) == {A, "b"}
+            assert set(harness.probe.asked) == {A, "b"}
             answered.set()
 
 
@@ -172,51 +172,51 @@ async def test_a_probe_that_breaks_down_counts_as_unreachable_and_ends_nothing_e
     async def break_down() -> None:
         raise ZeroDivisionError
 
-    async with open_bench() as bench:
-        bench.probe.wait = break_down
+    async with open_harness() as harness:
+        harness.probe.wait = break_down
         with capture_logs() as logs:
-            assert await bench.check() is ProbeOutcome.UNREACHABLE
+            assert await harness.check() is ProbeOutcome.UNREACHABLE
         assert [entry["event"] for entry in logs] == ["probe.failed"]
-        bench.probe.wait = trio.lowlevel.checkpoint
-        assert await bench.check() is ProbeOutcome.ALIVE
+        harness.probe.wait = trio.lowlevel.checkpoint
+        assert await harness.check() is ProbeOutcome.ALIVE
 
 
-async def find_busy(bench: Bench, times: int) -> None:
-    bench.says(ProbeOutcome.BUSY)
+async def find_busy(harness: Harness, times: int) -> None:
+    harness.says(ProbeOutcome.BUSY)
     for _ in range(times):
-        await bench.check()
+        await harness.check()
         await trio.sleep(BUSY_SECONDS)
 
 
 async def test_h1_a_replica_that_is_busy_without_a_request_hangs(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        await find_busy(bench, HUNG_PROBES - 1)
-        assert bench.hung == []
-        await find_busy(bench, 3)
-        assert bench.hung == [A]
+    async with open_harness() as harness:
+        await find_busy(harness, HUNG_PROBES - 1)
+        assert harness.hung == []
+        await find_busy(harness, 3)
+        assert harness.hung == [A]
 
 
 async def test_h1_a_replica_that_is_busy_with_a_request_never_hangs(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        bench.calls[A] = 1
-        await find_busy(bench, 60)
-        assert bench.hung == []
-        assert not bench.cache.was_silent_when_idle(A)
-        bench.calls[A] = 0
-        await find_busy(bench, HUNG_PROBES - 1)
-        assert bench.hung == []
+    async with open_harness() as harness:
+        harness.calls[A] = 1
+        await find_busy(harness, 60)
+        assert harness.hung == []
+        assert not harness.cache.was_silent_when_idle(A)
+        harness.calls[A] = 0
+        await find_busy(harness, HUNG_PROBES - 1)
+        assert harness.hung == []
 
 
 async def test_a_request_that_waits_for_what_hangs_is_no_sign_of_life(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        await find_busy(bench, HUNG_PROBES - 1)
-        bench.calls[A] = 1
-        await find_busy(bench, 60)
-        assert bench.hung == []
-        assert bench.cache.was_silent_when_idle(A)
-        bench.calls[A] = 0
-        await find_busy(bench, 1)
-        assert bench.hung == [A]
+    async with open_harness() as harness:
+        await find_busy(harness, HUNG_PROBES - 1)
+        harness.calls[A] = 1
+        await find_busy(harness, 60)
+        assert harness.hung == []
+        assert harness.cache.was_silent_when_idle(A)
+        harness.calls[A] = 0
+        await find_busy(harness, 1)
+        assert harness.hung == [A]
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.BUSY, ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
@@ -224,35 +224,35 @@ async def test_a_probe_that_was_not_answered_ends_what_was_known(
     autojump_clock: MockClock, outcome: ProbeOutcome
 ) -> None:
     """Whoever asked it."""
-    async with open_bench() as bench:
-        await bench.check()
+    async with open_harness() as harness:
+        await harness.check()
         await trio.sleep(1)
-        bench.says(outcome)
-        await bench.cache.ask(TARGET)
-        assert await bench.check() is outcome
+        harness.says(outcome)
+        await harness.cache.ask(TARGET)
+        assert await harness.check() is outcome
 
 
 async def test_what_it_answered_while_it_was_probed_counts_more_than_the_probe(autojump_clock: MockClock) -> None:
     async def answer_meanwhile() -> None:
         await trio.sleep(1)
-        bench.cache.record_alive(A)
+        harness.cache.record_alive(A)
         await trio.sleep(1)
 
-    async with open_bench() as bench:
-        bench.probe.wait = answer_meanwhile
-        bench.says(ProbeOutcome.UNREACHABLE)
-        await bench.cache.ask(TARGET)
-        assert await bench.check() is ProbeOutcome.ALIVE
-        assert bench.probes == 1
+    async with open_harness() as harness:
+        harness.probe.wait = answer_meanwhile
+        harness.says(ProbeOutcome.UNREACHABLE)
+        await harness.cache.ask(TARGET)
+        assert await harness.check() is ProbeOutcome.ALIVE
+        assert harness.probes == 1
 
 
 async def test_an_answer_in_between_starts_the_count_of_busy_probes_again(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        await find_busy(bench, HUNG_PROBES - 1)
-        bench.cache.record_alive(A)
+    async with open_harness() as harness:
+        await find_busy(harness, HUNG_PROBES - 1)
+        harness.cache.record_alive(A)
         await trio.sleep(TTL_SECONDS)
-        await find_busy(bench, HUNG_PROBES - 1)
-        assert bench.hung == []
+        await find_busy(harness, HUNG_PROBES - 1)
+        assert harness.hung == []
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.ALIVE, ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
@@ -260,43 +260,43 @@ async def test_r8_a_held_lease_ends_when_the_replica_is_no_longer_busy(
     autojump_clock: MockClock, outcome: ProbeOutcome
 ) -> None:
     loads = LoadTracker()
-    async with open_bench() as bench:
-        bench.says(ProbeOutcome.BUSY)
+    async with open_harness() as harness:
+        harness.says(ProbeOutcome.BUSY)
         lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())
-        bench.cache.hold_until_answered(lease, TARGET)
+        harness.cache.hold_until_answered(lease, TARGET)
         await trio.sleep(60)
         assert loads.statistics().in_flight == {A: 1}
-        bench.says(outcome)
+        harness.says(outcome)
         await trio.sleep(HOLD_PAUSE_SECONDS)
         assert loads.statistics().in_flight == {}
 
 
 async def test_leaving_the_cache_ends_its_probes_and_held_leases(autojump_clock: MockClock) -> None:
     loads = LoadTracker()
-    async with open_bench() as bench:
-        bench.probe.wait = trio.sleep_forever
+    async with open_harness() as harness:
+        harness.probe.wait = trio.sleep_forever
         lease = loads.lease(view(replica(A)).candidates[MODEL][0], ORIGIN, trio.current_time())
-        bench.cache.hold_until_answered(lease, TARGET)
+        harness.cache.hold_until_answered(lease, TARGET)
         await trio.testing.wait_all_tasks_blocked()
-        assert bench.cache.statistics().running == 1
-    assert bench.cache.statistics().running == 0
+        assert harness.cache.statistics().running == 1
+    assert harness.cache.statistics().running == 0
     assert loads.statistics().in_flight == {}
 
 
 async def test_replicas_that_left_the_fleet_are_forgotten(autojump_clock: MockClock) -> None:
-    async with open_bench() as bench:
-        await bench.check()
-        bench.cache.keep_only({A})
-        await bench.check()
-        assert bench.probes == 1
-        bench.cache.keep_only(set())
-        await bench.check()
-        assert bench.probes == 2
+    async with open_harness() as harness:
+        await harness.check()
+        harness.cache.keep_only({A})
+        await harness.check()
+        assert harness.probes == 1
+        harness.cache.keep_only(set())
+        await harness.check()
+        assert harness.probes == 2
 
 
 async def test_outcomes_are_counted(autojump_clock: MockClock) -> None:
-    async with open_bench(ttl_seconds=0) as bench:
+    async with open_harness(ttl_seconds=0) as harness:
         for outcome in (ProbeOutcome.ALIVE, ProbeOutcome.GONE, ProbeOutcome.GONE):
-            bench.says(outcome)
-            await bench.check()
-        assert bench.cache.statistics().outcomes == {ProbeOutcome.ALIVE: 1, ProbeOutcome.GONE: 2}
+            harness.says(outcome)
+            await harness.check()
+        assert harness.cache.statistics().outcomes == {ProbeOutcome.ALIVE: 1, ProbeOutcome.GONE: 2}

@@ -19,21 +19,21 @@ from gateway.domain.routability import FleetView
 from gateway.routing.probe_cache import HOLD_PAUSE_SECONDS
 from tests.fakes.backends import DONE, Item
 from tests.fakes.fleet import MODEL, node, replica, spec, view
-from tests.fakes.routing_bench import LIMITS, RoutingBench, generation
+from tests.fakes.routing_harness import LIMITS, RoutingHarness, generation
 
 REQUESTS = 2500
 """Of each random run; there are four."""
 PATIENT = replace(LIMITS, queue_length_max=1000, queue_timeout_seconds=1000)
 
 
-def bench_of(*replicas: Replica) -> RoutingBench:
-    return RoutingBench(*replicas, limits=PATIENT)
+def harness_of(*replicas: Replica) -> RoutingHarness:
+    return RoutingHarness(*replicas, limits=PATIENT)
 
 
-async def run_sequential(bench: RoutingBench, count: int, service_seconds: float) -> Counter[ReplicaId]:
+async def run_sequential(harness: RoutingHarness, count: int, service_seconds: float) -> Counter[ReplicaId]:
     served = Counter[ReplicaId]()
     for _ in range(count):
-        _, served_by = await bench.generate()
+        _, served_by = await harness.generate()
         served[served_by] += 1
         await trio.sleep(service_seconds)
     return served
@@ -52,49 +52,49 @@ async def run_concurrent(count: int, at_once: int, request: Callable[[], Awaitab
 
 
 async def test_r1_two_equal_replicas_share_sequential_calls_equally(autojump_clock: trio.testing.MockClock) -> None:
-    bench = bench_of(replica("a"), replica("b", slot=1))
-    assert await run_sequential(bench, 100, 0.01) == {"a": 50, "b": 50}
+    harness = harness_of(replica("a"), replica("b", slot=1))
+    assert await run_sequential(harness, 100, 0.01) == {"a": 50, "b": 50}
 
 
 async def test_r2_unequal_replicas_are_all_used(autojump_clock: trio.testing.MockClock) -> None:
-    bench = bench_of()
-    bench.view = view(
+    harness = harness_of()
+    harness.view = view(
         *(replica(name, node_id=name, parallel=slots) for name, slots in (("a", 8), ("b", 4), ("c", 1))),
         nodes=[node("a", free_vram_bytes=80 << 30), node("b", free_vram_bytes=24 << 30), node("c")],
     )
-    assert await run_sequential(bench, 99, 0.01) == {"a": 33, "b": 33, "c": 33}
+    assert await run_sequential(harness, 99, 0.01) == {"a": 33, "b": 33, "c": 33}
 
 
 async def test_r3_a_burst_is_spread_evenly() -> None:
-    bench = bench_of(*(replica(name, slot=slot, parallel=16) for slot, name in enumerate("abcd")))
+    harness = harness_of(*(replica(name, slot=slot, parallel=16) for slot, name in enumerate("abcd")))
     for name in "abcd":
-        bench.backends.script(ReplicaId(name), trio.Event())
+        harness.backends.script(ReplicaId(name), trio.Event())
     async with trio.open_nursery() as nursery:
         for _ in range(64):
-            nursery.start_soon(bench.generate)
+            nursery.start_soon(harness.generate)
         await trio.testing.wait_all_tasks_blocked()
-        assert Counter(bench.backends.running) == {"a": 16, "b": 16, "c": 16, "d": 16}
+        assert Counter(harness.backends.running) == {"a": 16, "b": 16, "c": 16, "d": 16}
         nursery.cancel_scope.cancel()
-    assert bench.in_flight() == 0
+    assert harness.in_flight() == 0
 
 
-def failing_beside_healthy(slots: int = 32) -> RoutingBench:
+def failing_beside_healthy(slots: int = 32) -> RoutingHarness:
     """`bad` fails in no time, `good` takes a tenth of a second."""
-    bench = bench_of(replica("bad", parallel=slots), replica("good", slot=1, parallel=slots))
-    bench.backends.script(ReplicaId("bad"), BackendFailed("broke"))
-    answer_after(bench, ReplicaId("good"), 0.1)
-    return bench
+    harness = harness_of(replica("bad", parallel=slots), replica("good", slot=1, parallel=slots))
+    harness.backends.script(ReplicaId("bad"), BackendFailed("broke"))
+    answer_after(harness, ReplicaId("good"), 0.1)
+    return harness
 
 
-def answer_after(bench: RoutingBench, replica_id: ReplicaId, seconds: float) -> None:
+def answer_after(harness: RoutingHarness, replica_id: ReplicaId, seconds: float) -> None:
     nursery = trio.lowlevel.current_task().parent_nursery
     assert nursery is not None
 
     def on_call(target: Target) -> None:
         if target.replica_id == replica_id:
-            bench.backends.script(replica_id, event_after(nursery, seconds), DONE)
+            harness.backends.script(replica_id, event_after(nursery, seconds), DONE)
 
-    bench.backends.on_call = on_call
+    harness.backends.on_call = on_call
 
 
 def event_after(nursery: trio.Nursery, seconds: float) -> trio.Event:
@@ -113,27 +113,27 @@ async def test_r8_a_replica_that_fails_at_once_attracts_nothing(
     autojump_clock: trio.testing.MockClock, at_once: int, slots: int
 ) -> None:
     """Also while the healthy one is full: requests rather wait for it."""
-    bench, failed = failing_beside_healthy(slots), 0
+    harness, failed = failing_beside_healthy(slots), 0
 
     async def request() -> None:
         nonlocal failed
         try:
-            await bench.generate()
+            await harness.generate()
         except BackendFailed:
             failed += 1
 
     await run_concurrent(1000, at_once, request)
     assert 0 < failed < 50
-    assert bench.backends.calls.count(ReplicaId("bad")) == failed
+    assert harness.backends.calls.count(ReplicaId("bad")) == failed
 
 
 async def test_a_replica_that_has_recovered_is_found_out_by_itself(autojump_clock: trio.testing.MockClock) -> None:
-    bench = failing_beside_healthy()
-    bench.backends.script(ReplicaId("bad"), Unreachable("refused"))
-    await run_concurrent(100, 8, bench.generate)
-    bench.backends.script(ReplicaId("bad"), DONE)
+    harness = failing_beside_healthy()
+    harness.backends.script(ReplicaId("bad"), Unreachable("refused"))
+    await run_concurrent(100, 8, harness.generate)
+    harness.backends.script(ReplicaId("bad"), DONE)
     await trio.sleep(60)  # no phantom is older
-    served = await run_sequential(bench, 20, 0.1)
+    served = await run_sequential(harness, 20, 0.1)
     assert served == {"bad": 10, "good": 10}
 
 
@@ -156,10 +156,10 @@ class Chaos:
         self.nursery = nursery
         self.model = model
         self.slots = {ReplicaId(str(number)): number + 1 for number in range(5)}
-        self.bench = RoutingBench(limits=replace(LIMITS, queue_timeout_seconds=2, queue_length_max=20))
-        self.bench.show(self.fleet())
-        self.bench.backends.on_call = self.prepare_call
-        self.bench.probe.wait = self.wait_for_probe
+        self.harness = RoutingHarness(limits=replace(LIMITS, queue_timeout_seconds=2, queue_length_max=20))
+        self.harness.show(self.fleet())
+        self.harness.backends.on_call = self.prepare_call
+        self.harness.probe.wait = self.wait_for_probe
         self.endings = Counter[str]()
 
     def fleet(self) -> FleetView:
@@ -175,12 +175,12 @@ class Chaos:
     async def run_fleet_changes(self) -> None:
         while True:
             await trio.sleep(self.rng.uniform(0, 2))
-            self.bench.show(self.fleet())
+            self.harness.show(self.fleet())
 
     def prepare_call(self, target: Target) -> None:
-        backends = self.bench.backends
+        backends = self.harness.backends
         assert backends.running.count(target.replica_id) < self.slots[target.replica_id]
-        assert len(backends.running) < self.bench.in_flight()  # each running call has a lease, and so has this one
+        assert len(backends.running) < self.harness.in_flight()  # each running call has a lease, and so has this one
         items: list[Item] = [Delta("x")] * self.rng.randrange(3)
         items.append(self.pause())
         items.append(self.rng.choice(self.FAULTS) if self.rng.random() < 0.3 else DONE)
@@ -194,7 +194,7 @@ class Chaos:
         await trio.sleep(self.rng.uniform(0, 0.5))
         odd = self.rng.choice(list(ProbeOutcome))
         for name in self.slots:
-            self.bench.probe.outcomes[name] = odd if self.rng.random() < 0.2 else ProbeOutcome.ALIVE
+            self.harness.probe.outcomes[name] = odd if self.rng.random() < 0.2 else ProbeOutcome.ALIVE
 
     async def request(self, number: int) -> None:
         origin = Origin(RequestId(f"request {number}"), self.rng.choice("xyz"))
@@ -209,13 +209,13 @@ class Chaos:
         self.endings["left"] += scope.cancelled_caught
 
     async def unary(self, origin: Origin) -> None:
-        await self.bench.router.generate(generation(), origin)
+        await self.harness.router.generate(generation(), origin)
 
     async def embedding(self, origin: Origin) -> None:
-        await self.bench.router.embed(EmbeddingInput(MODEL, "text"), origin)
+        await self.harness.router.embed(EmbeddingInput(MODEL, "text"), origin)
 
     async def stream(self, origin: Origin) -> None:
-        async with self.bench.router.open_stream(generation(), origin) as stream:
+        async with self.harness.router.open_stream(generation(), origin) as stream:
             while not isinstance((await stream.receive_batch())[-1], Completion):
                 if self.rng.random() < 0.05:
                     return  # as when a stop word was found
@@ -244,45 +244,45 @@ async def test_r4_under_random_faults_each_call_ends_once_and_leaves_nothing(
 
 
 async def check_nothing_is_left(chaos: Chaos) -> None:
-    bench = chaos.bench
+    harness = chaos.harness
     assert chaos.endings.total() == REQUESTS
     assert min(chaos.endings[word] for word in ("served", "left", "BackendFailed", "BadRequest", "Overloaded")) > 10
-    assert bench.waiting() == 0
-    assert bench.backends.running == []
-    decisions = bench.admission.decisions
+    assert harness.waiting() == 0
+    assert harness.backends.running == []
+    decisions = harness.admission.decisions
     kept = [decisions.find(RequestId(f"request {number}")) for number in range(REQUESTS - 1000, REQUESTS)]
     attempts = [attempt for decision in kept if decision is not None for attempt in decision.attempts]
     assert attempts
     assert all(attempt.outcome != "running" and attempt.ended_at is not None for attempt in attempts)
-    bench.probe.wait = lambda: calm(bench)
+    harness.probe.wait = lambda: calm(harness)
     await trio.sleep(2 * HOLD_PAUSE_SECONDS)
-    assert bench.in_flight() == 0
+    assert harness.in_flight() == 0
 
 
-async def calm(bench: RoutingBench) -> None:
+async def calm(harness: RoutingHarness) -> None:
     """From now on every replica answers."""
-    bench.probe.outcomes.clear()
+    harness.probe.outcomes.clear()
     await trio.lowlevel.checkpoint()
 
 
 async def test_who_waits_for_a_full_replica_is_served_as_soon_as_a_doubtful_one_has_answered(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    bench = RoutingBench(replica("a"), replica("b", slot=1, parallel=1))
-    doubtful = next(each for each in bench.view.candidates[MODEL] if each.replica_id == "a")
+    harness = RoutingHarness(replica("a"), replica("b", slot=1, parallel=1))
+    doubtful = next(each for each in harness.view.candidates[MODEL] if each.replica_id == "a")
     for _ in range(5):
-        bench.loads.record_failure(ReplicaId("a"), trio.current_time())
-    with await bench.lease("first") as held:
+        harness.loads.record_failure(ReplicaId("a"), trio.current_time())
+    with await harness.lease("first") as held:
         assert held.candidate.replica_id == "b"
         begin = trio.current_time()
         async with trio.open_nursery() as nursery:
 
             async def wait() -> None:
-                with await bench.lease("second") as lease:
+                with await harness.lease("second") as lease:
                     assert lease.candidate.replica_id == "a"
 
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
-            assert bench.waiting() == 1
-            bench.loads.record_success(doubtful)
+            assert harness.waiting() == 1
+            harness.loads.record_success(doubtful)
         assert trio.current_time() == begin

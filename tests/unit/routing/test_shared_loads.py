@@ -12,7 +12,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.peers import PeerState, Use
 from gateway.routing.load_tracker import NEVER, LoadTracker
 from tests.fakes.fleet import MODEL, replica, view
-from tests.fakes.routing_bench import RoutingBench
+from tests.fakes.routing_harness import RoutingHarness
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 [CANDIDATE] = view(replica(A, parallel=2)).candidates[MODEL]
@@ -133,23 +133,23 @@ def test_leases_elsewhere_on_a_replica_that_no_view_shows_yet_are_not_forgotten(
 
 
 async def test_others_leases_count_in_the_pick() -> None:
-    bench = RoutingBench(replica(A, parallel=4), replica(B, parallel=4, slot=1))
-    bench.loads.apply_peers({A: 2})
-    picked = [(await bench.lease()).candidate.replica_id for _ in range(3)]
+    harness = RoutingHarness(replica(A, parallel=4), replica(B, parallel=4, slot=1))
+    harness.loads.apply_peers({A: 2})
+    picked = [(await harness.lease()).candidate.replica_id for _ in range(3)]
     assert picked[:2] == [B, B]
 
 
 async def test_a_slot_freed_elsewhere_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
-    bench = RoutingBench(replica(A, parallel=1))
-    bench.loads.apply_peers({A: 1, B: 1})
-    bench.loads.load_of(A).full_until = inf
+    harness = RoutingHarness(replica(A, parallel=1))
+    harness.loads.apply_peers({A: 1, B: 1})
+    harness.loads.load_of(A).full_until = inf
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(bench.lease)
+        nursery.start_soon(harness.lease)
         await trio.testing.wait_all_tasks_blocked()
-        bench.loads.apply_peers({A: 1})  # of one that this gateway does not know
-        assert bench.waiting() == 1
-        bench.loads.apply_peers({})
-        assert bench.waiting() == 0
+        harness.loads.apply_peers({A: 1})  # of one that this gateway does not know
+        assert harness.waiting() == 1
+        harness.loads.apply_peers({})
+        assert harness.waiting() == 0
 
 
 # Together

@@ -13,7 +13,7 @@ from gateway.domain.inference import Completion, Generation
 from gateway.routing.admission import RETRY_BACKOFF_MAX
 from tests.fakes.backends import DONE, FakeBackends
 from tests.fakes.fleet import replica
-from tests.fakes.routing_bench import LIMITS, RoutingBench
+from tests.fakes.routing_harness import LIMITS, RoutingHarness
 
 ROUND_TRIP_SECONDS = 0.002
 LOOK_SECONDS = 0.005
@@ -50,16 +50,16 @@ async def test_no_request_waits_long_behind_a_busy_slot_while_another_is_free(
     fleet, served = Fleet(rng), 0
     rows = [replica(name, slot=number, parallel=SLOTS) for number, name in enumerate(REPLICAS)]
     limits = replace(LIMITS, queue_length_max=1000, queue_timeout_seconds=10_000)
-    gateways = [RoutingBench(*rows, limits=limits), RoutingBench(*rows, limits=limits)]
+    gateways = [RoutingHarness(*rows, limits=limits), RoutingHarness(*rows, limits=limits)]
     for gateway in gateways:
         gateway.router._backends = fleet
 
-    async def request(gateway: RoutingBench) -> None:
+    async def request(gateway: RoutingHarness) -> None:
         nonlocal served
         await gateway.generate()
         served += 1
 
-    async def arrivals(gateway: RoutingBench, requests: trio.Nursery) -> None:
+    async def arrivals(gateway: RoutingHarness, requests: trio.Nursery) -> None:
         for _ in range(REQUESTS_PER_GATEWAY):
             await trio.sleep(rng.expovariate(7.5))  # two gateways: 94 % of what the fleet can do
             requests.start_soon(request, gateway)

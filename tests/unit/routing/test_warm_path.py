@@ -19,7 +19,7 @@ from gateway.domain.inference import Completion, EmbeddingInput
 from gateway.routing.router import Router
 from tests.fakes.fleet import MODEL, replica
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
-from tests.fakes.routing_bench import ORIGIN, RoutingBench, generation
+from tests.fakes.routing_harness import ORIGIN, RoutingHarness, generation
 
 A = ReplicaId("a")
 TARGET = Target(A, MODEL, Address("127.0.0.1:1"), "t-a")
@@ -46,8 +46,8 @@ class Spawned(trio.abc.Instrument):
 
 
 @dataclass
-class Bench:
-    routing: RoutingBench
+class Harness:
+    routing: RoutingHarness
     backends: GrpcBackends
     """What the router calls, to be called without it."""
     router: Router
@@ -84,38 +84,38 @@ async def answer(stream: ServerStream, request: pb.PredictOptions) -> None:
 
 
 @asynccontextmanager
-async def open_bench() -> AsyncIterator[Bench]:
-    routing, service = RoutingBench(replica(A)), InMemoryBackend()
+async def open_harness() -> AsyncIterator[Harness]:
+    routing, service = RoutingHarness(replica(A)), InMemoryBackend()
     service.answer = answer
     async with open_bridge() as bridge, open_in_memory(bridge, service) as channel:
         backends = GrpcBackends(bridge, ChannelPool(lambda _address: channel))
         router = Router(routing.admission, backends, routing.probes, attempts=3, token_of=lambda _replica: "t")
-        yield Bench(routing, backends, router)
+        yield Harness(routing, backends, router)
 
 
 @pytest.mark.parametrize("kind", ["generate", "embed", "stream"])
 async def test_a_warm_call_starts_no_task_besides_those_of_its_rpc(kind: str) -> None:
-    async with open_bench() as bench:
-        through_router, direct = bench.pairs()[kind]
+    async with open_harness() as harness:
+        through_router, direct = harness.pairs()[kind]
         await through_router()  # the first one probes
         spawned = Spawned()
         assert await spawned.during(through_router) == await spawned.during(direct)
-        assert bench.routing.probe.asked == [A]
+        assert harness.routing.probe.asked == [A]
 
 
 async def test_a_cold_call_starts_the_one_task_of_its_probe() -> None:
-    async with open_bench() as bench:
-        through_router, direct = bench.pairs()["generate"]
+    async with open_harness() as harness:
+        through_router, direct = harness.pairs()["generate"]
         spawned = Spawned()
         added = await spawned.during(through_router) - await spawned.during(direct)
         assert [name.rpartition(".")[2] for name in added.elements()] == ["_run_probe"]
 
 
 async def test_a_warm_request_has_its_replica_without_a_checkpoint() -> None:
-    bench, called = RoutingBench(replica(A)), list[bool]()
-    bench.probes.record_alive(A)
+    harness, called = RoutingHarness(replica(A)), list[bool]()
+    harness.probes.record_alive(A)
     with trio.CancelScope() as scope:
-        bench.backends.on_call = lambda _target: called.append(scope.cancel_called)
+        harness.backends.on_call = lambda _target: called.append(scope.cancel_called)
         scope.cancel()  # any checkpoint before the call would raise
-        await bench.generate()
+        await harness.generate()
     assert called == [True]

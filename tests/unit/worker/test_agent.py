@@ -18,7 +18,7 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredSet
 from gateway.worker.process.command import BackendProgram
 from gateway.worker.replica import LAST_OUTPUT_SECONDS_MAX, PORT_ATTEMPTS_MAX
-from tests.fakes.worker_bench import open_worker, settings_in, wish
+from tests.fakes.worker_harness import desired_replica, open_worker, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
 DRAINING_ITSELF = {"fake": BackendProgram(("fake-backend",), drains_on_term=True)}
@@ -54,7 +54,7 @@ async def test_a_replica_comes_up_and_says_where_it_is(
 ) -> None:
     settings = replace(settings_in(tmp_path), advertise_host="box-7")
     async with open_worker(settings, spawn, control) as worker:
-        await worker.want(wish("a", context_size=2048))
+        await worker.want(desired_replica("a", context_size=2048))
         ready = await worker.wait_report("a", Observed.READY)
         (replica,) = worker.agent.statistics().replicas
         assert ready.address == f"box-7:{replica.port}"
@@ -68,9 +68,9 @@ async def test_the_same_set_again_changes_nothing(
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
         for _ in range(3):
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await wait_all_tasks_blocked()
         assert len(spawn.started) == len(control.loads) == 1
 
@@ -84,9 +84,9 @@ async def test_w4_a_slow_load_holds_up_nothing_else(
 
     control.load = load
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("slow"))
+        await worker.want(desired_replica("slow"))
         await worker.wait_report("slow", Observed.LOADING)
-        await worker.want(wish("slow"), wish("quick"))
+        await worker.want(desired_replica("slow"), desired_replica("quick"))
         await worker.wait_report("quick", Observed.READY)
         assert worker.states_of("slow")[-1] is Observed.LOADING
 
@@ -95,10 +95,10 @@ async def test_h14_a_stop_on_request_is_no_error(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         with capture_logs() as logs:
-            await worker.want(wish("a", Desired.STOP))
+            await worker.want(desired_replica("a", Desired.STOP))
             gone = await worker.wait_report("a", Observed.GONE)
     assert gone.error is None
     assert gone.exit_code == -15
@@ -109,7 +109,7 @@ async def test_h14_an_exit_nobody_asked_for_is_one(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         with capture_logs() as logs:
             spawn.started[0].write("out of memory\n")
@@ -124,10 +124,10 @@ async def test_w12_a_replica_missing_from_the_set_is_stopped(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"), wish("b"))
+        await worker.want(desired_replica("a"), desired_replica("b"))
         await worker.wait_report("a", Observed.READY)
         await worker.wait_report("b", Observed.READY)
-        await worker.want(wish("b"))
+        await worker.want(desired_replica("b"))
         await worker.wait_report("a", Observed.GONE)
         assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["b"]
 
@@ -136,7 +136,7 @@ async def test_w12_stopping_what_never_ran_here_ends_its_row(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a", Desired.STOP), wish("b", Desired.DRAIN))
+        await worker.want(desired_replica("a", Desired.STOP), desired_replica("b", Desired.DRAIN))
         assert (await worker.wait_report("a", Observed.GONE)).error is None
         assert (await worker.wait_report("b", Observed.GONE)).error is None
         assert not spawn.started
@@ -146,14 +146,14 @@ async def test_l13_a_set_of_an_older_leader_is_refused(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"), epoch=5)
+        await worker.want(desired_replica("a"), epoch=5)
         await worker.wait_report("a", Observed.READY)
         with capture_logs() as logs:
-            await worker.want(wish("b"), epoch=4)
+            await worker.want(desired_replica("b"), epoch=4)
             await wait_all_tasks_blocked()
         assert worker.agent.statistics().epoch == 5
         worker.agent.all_reports()  # a session with a registry that begins anew, or was restored
-        await worker.want(wish("a"), epoch=1)
+        await worker.want(desired_replica("a"), epoch=1)
         await trio.testing.wait_all_tasks_blocked()
         assert worker.agent.statistics().epoch == 1
         assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["a"]
@@ -165,9 +165,9 @@ async def test_an_ended_replica_is_never_started_again_and_its_end_is_said_again
 ) -> None:
     control.load = failing(LoadFailed("no such tensor"))
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         first = await worker.wait_report("a", Observed.FAILED)
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await wait_all_tasks_blocked()
         assert worker.states_of("a")[-2:] == [Observed.FAILED, Observed.FAILED]
         assert worker.history[-1] == first
@@ -179,10 +179,10 @@ async def test_an_ended_replica_that_an_older_view_lists_again_is_not_started(
 ) -> None:
     control.load = failing(LoadFailed("no such tensor"))
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.FAILED)
         await worker.want()
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await wait_all_tasks_blocked()
         assert worker.states_of("a")[-2:] == [Observed.FAILED, Observed.FAILED]
         assert len(spawn.started) == 1
@@ -193,7 +193,7 @@ async def test_l20_a_failed_load_carries_the_backends_message(
 ) -> None:
     control.load = failing(LoadFailed("no such tensor"))
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error == "no such tensor"
     assert signals_of(spawn.started[0]) == ["SIGTERM"]
@@ -204,7 +204,7 @@ async def test_l21_a_backend_that_is_never_ready_fails_in_time(
 ) -> None:
     control.healthy = failing(BackendNotReady("connection refused"))
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error == "the backend was not ready within 60 s of its start (connection refused)"
     assert Observed.LOADING not in worker.states_of("a")
@@ -223,7 +223,7 @@ async def test_l21_a_health_call_without_an_answer_is_asked_again(
 
     control.healthy = hang_once
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
     assert asked == 2
 
@@ -238,7 +238,7 @@ async def test_l22_an_exit_before_ready_shows_code_and_output(
 
     control.load = crash
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.exit_code == 3
     assert failed.error == (
@@ -255,7 +255,7 @@ async def test_l22_what_a_process_wrote_just_before_its_end_is_read_after_it(
         await trio.sleep(LAST_OUTPUT_SECONDS_MAX / 2)
 
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         process = spawn.started[0]
         assert isinstance(process.output, MemoryReceiveStream)
@@ -274,7 +274,7 @@ async def test_l7_l8_a_load_without_end_is_ended_with_its_process(tmp_path: Path
     spawn = FakeSpawn(ignores_term=True)  # as an engine that is deaf while it loads
     control = FakeControl(spawn, load=never)
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a", load_timeout_seconds=1000.0))
+        await worker.want(desired_replica("a", load_timeout_seconds=1000.0))
         begin = trio.current_time()
         failed = await worker.wait_report("a", Observed.FAILED)
         assert trio.current_time() - begin >= 1000
@@ -290,7 +290,7 @@ async def test_a_stop_while_it_comes_up_is_no_failure(
     control.healthy = never if stage is Observed.STARTING else control.healthy
     control.load = never
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", stage)
         await worker.want()
         gone = await worker.wait_report("a", Observed.GONE)
@@ -307,7 +307,7 @@ async def test_a_load_that_breaks_because_of_the_stop_is_no_failure(tmp_path: Pa
         raise LoadFailed("connection lost")
 
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn, load=break_at_term)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.LOADING)
         await worker.want()
         assert (await worker.wait_report("a", Observed.GONE)).error is None
@@ -323,7 +323,7 @@ async def test_a_load_that_completes_after_the_stop_does_not_make_it_ready(
             await trio.sleep(1)
 
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn, load=complete_late)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.LOADING)
         await worker.want()
         await worker.wait_report("a", Observed.GONE)
@@ -335,7 +335,7 @@ async def test_l6_a_stop_ends_the_verification_of_a_large_artifact(tmp_path: Pat
     with (tmp_path / "models" / "large").open("wb") as file:
         file.truncate(2**40)
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a", artifact="file:large", sha256="0" * 64))
+        await worker.want(desired_replica("a", artifact="file:large", sha256="0" * 64))
         await worker.wait_report("a", Observed.FETCHING)
         await worker.want()
         assert (await worker.wait_report("a", Observed.GONE)).error is None
@@ -346,7 +346,7 @@ async def test_a_stop_before_the_process_starts_none(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        worker.to_worker.send_nowait(DesiredSet(1, (wish("a"),)))
+        worker.to_worker.send_nowait(DesiredSet(1, (desired_replica("a"),)))
         worker.to_worker.send_nowait(DesiredSet(1, ()))
         await worker.wait_report("a", Observed.GONE)
         assert not spawn.started
@@ -357,10 +357,10 @@ async def test_a_drain_of_a_backend_that_drains_on_term_begins_with_it(
 ) -> None:
     spawn = FakeSpawn(ignores_term=True)
     async with open_worker(settings_in(tmp_path, DRAINING_ITSELF), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         begin = trio.current_time()
-        await worker.want(wish("a", Desired.DRAIN))
+        await worker.want(desired_replica("a", Desired.DRAIN))
         await worker.wait_report("a", Observed.DRAINING)
         gone = await worker.wait_report("a", Observed.GONE)
     assert gone.error is None
@@ -372,14 +372,14 @@ async def test_w11_a_drain_of_any_other_backend_leaves_it_alone_until_the_stop(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
-        await worker.want(wish("a", Desired.DRAIN))
+        await worker.want(desired_replica("a", Desired.DRAIN))
         await worker.wait_report("a", Observed.DRAINING)
         begin = trio.current_time()
         await trio.sleep(20)
         assert not spawn.started[0].signals
-        await worker.want(wish("a", Desired.STOP))
+        await worker.want(desired_replica("a", Desired.STOP))
         assert (await worker.wait_report("a", Observed.GONE)).error is None
         assert trio.current_time() - begin < 30
 
@@ -388,17 +388,17 @@ async def test_a_drain_is_not_taken_back(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
-        await worker.want(wish("a", Desired.DRAIN))
-        await worker.want(wish("a", Desired.RUN))
+        await worker.want(desired_replica("a", Desired.DRAIN))
+        await worker.want(desired_replica("a", Desired.RUN))
         await worker.wait_report("a", Observed.GONE)
 
 
 async def test_w10_a_port_stays_taken_until_its_process_was_reaped(tmp_path: Path, autojump_clock: MockClock) -> None:
     spawn = FakeSpawn(ignores_term=True)
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         (replica,) = worker.agent.statistics().replicas
         await worker.want()
@@ -415,7 +415,7 @@ async def test_w10_a_port_stays_taken_until_its_process_was_reaped(tmp_path: Pat
 
 async def test_l23_a_missing_artifact_fails_before_any_process(tmp_path: Path, spawn: FakeSpawn) -> None:
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a", artifact="file:nowhere.gguf"))
+        await worker.want(desired_replica("a", artifact="file:nowhere.gguf"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error == f"artifact file {tmp_path / 'models' / 'nowhere.gguf'} does not exist"
     assert not spawn.started
@@ -425,7 +425,7 @@ async def test_an_unknown_backend_is_named(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a", backend="whisper"))
+        await worker.want(desired_replica("a", backend="whisper"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error == "this worker has no backend 'whisper'; it has fake, llama-cpp"
 
@@ -433,7 +433,7 @@ async def test_an_unknown_backend_is_named(
 async def test_a_machine_that_cannot_start_processes_says_so(tmp_path: Path, autojump_clock: MockClock) -> None:
     spawn = FakeSpawn(error=BlockingIOError(11, "Resource temporarily unavailable"))
     async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)
     assert failed.error is not None
     assert "Resource temporarily unavailable" in failed.error
@@ -443,11 +443,11 @@ async def test_a_bug_in_one_replica_leaves_the_others_and_is_logged(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("good"))
+        await worker.want(desired_replica("good"))
         await worker.wait_report("good", Observed.READY)
         control.load = failing(ZeroDivisionError("a bug"))
         with capture_logs() as logs:
-            await worker.want(wish("good"), wish("bad"))
+            await worker.want(desired_replica("good"), desired_replica("bad"))
             failed = await worker.wait_report("bad", Observed.FAILED)
         assert worker.states_of("good")[-1] is Observed.READY
     assert failed.error is not None
@@ -462,7 +462,7 @@ async def test_shutdown_ends_all_at_once_within_the_bound_and_says_so(
     spawn = FakeSpawn(ignores_term=True)
     settings = settings_in(tmp_path)
     async with open_worker(settings, spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a"), wish("b"), wish("c"))
+        await worker.want(desired_replica("a"), desired_replica("b"), desired_replica("c"))
         for name in "abc":
             await worker.wait_report(name, Observed.READY)
         assert len(json.loads((settings.state_folder / "processes.json").read_text())["processes"]) == 3
@@ -498,7 +498,7 @@ async def test_another_port_is_tried_when_somebody_was_faster(tmp_path: Path, au
     spawn = RivalSpawn(2)
     with closing(spawn), capture_logs() as logs:
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             ready = await worker.wait_report("a", Observed.READY)
     addresses = [process.command[-1] for process in spawn.started]
     assert len(set(addresses)) == len(addresses) == 3
@@ -518,7 +518,7 @@ async def test_a_backend_that_says_its_address_is_in_use_is_believed(
 
     control.healthy = lose
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         assert (await worker.wait_report("a", Observed.READY)).pid == spawn.started[1].pid
 
 
@@ -528,7 +528,7 @@ async def test_ports_that_are_taken_every_time_end_the_start_with_the_cause(
     spawn = RivalSpawn(100)
     with closing(spawn):
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             failed = await worker.wait_report("a", Observed.FAILED)
     assert len(spawn.started) == PORT_ATTEMPTS_MAX
     assert failed.exit_code == 1
@@ -545,7 +545,7 @@ async def test_a_process_that_ends_at_its_start_for_another_reason_is_started_on
 
     control.healthy = crash
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         assert (await worker.wait_report("a", Observed.FAILED)).exit_code == 3
     assert len(spawn.started) == 1
 
@@ -556,7 +556,7 @@ async def test_a_replica_that_is_not_wanted_any_more_tries_no_other_port(
     spawn = RivalSpawn(100)
     with closing(spawn):
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             await worker.wait_report("a", Observed.STARTING)
             await worker.want()
             await worker.wait_report("a", Observed.GONE, Observed.FAILED)

@@ -12,7 +12,7 @@ from gateway.domain.resources import Capacity
 from gateway.domain.session import EndTail, FromWorker, Heartbeat, Leaving, LogChunk, TailLogs, ToWorker
 from gateway.worker.process.command import BackendProgram
 from gateway.worker.session import WorkerSession
-from tests.fakes.worker_bench import HEARTBEAT_SECONDS, nothing_known, open_worker, settings_in, wish
+from tests.fakes.worker_harness import HEARTBEAT_SECONDS, desired_replica, nothing_known, open_worker, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 
 A = ReplicaId("a")
@@ -70,7 +70,7 @@ async def test_output_is_followed_until_the_process_ends(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         spawn.started[0].write("one\ntwo\n")
         await wait_all_tasks_blocked()
@@ -78,7 +78,7 @@ async def test_output_is_followed_until_the_process_ends(
         assert await worker.wait_other(LogChunk) == LogChunk(1, ("two",))
         spawn.started[0].write("three\n")
         assert await worker.wait_other(LogChunk) == LogChunk(1, ("three",))
-        await worker.want(wish("a", Desired.STOP))
+        await worker.want(desired_replica("a", Desired.STOP))
         assert await worker.wait_other(LogChunk) == LogChunk(1, (), ended=True)
 
 
@@ -86,7 +86,7 @@ async def test_a_tail_that_nobody_reads_any_more_ends(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         await worker.to_worker.send(TailLogs(1, A, lines=0, follow=True))
         await worker.wait_other(LogChunk)
@@ -113,12 +113,12 @@ async def test_r13_a_worker_that_leaves_says_so_drains_and_begins_nothing(
     spawn = FakeSpawn(ignores_term=True)
     programs = {"fake": BackendProgram(("fake-backend",), drains_on_term=True)}
     async with open_worker(settings_in(tmp_path, programs), spawn, FakeControl(spawn)) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         worker.agent.leave()
         await worker.wait_other(Leaving)
         await worker.wait_report("a", Observed.DRAINING)
-        await worker.want(wish("a", Desired.DRAIN), wish("b"))
+        await worker.want(desired_replica("a", Desired.DRAIN), desired_replica("b"))
         await wait_all_tasks_blocked()
         spawn.started[0].end(0)
         await worker.agent.wait_empty()
@@ -130,9 +130,9 @@ async def test_h10_a_new_session_begins_with_all_that_the_last_one_may_have_lost
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
-        await worker.want(wish("a"), wish("b"))
+        await worker.want(desired_replica("a"), desired_replica("b"))
         await worker.wait_report("b", Observed.READY)
         await worker.from_worker.aclose()  # the gateway is gone
         spawn.started[0].end(-9)

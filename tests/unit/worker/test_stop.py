@@ -19,7 +19,7 @@ from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.memory_watch import describe_excess
 from gateway.worker.process.ports import PortAllocator
 from gateway.worker.replica import ReplicaContext, ReplicaTask
-from tests.fakes.worker_bench import open_worker, settings_in, wish
+from tests.fakes.worker_harness import desired_replica, open_worker, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 
 LIMIT_BYTES: Final = 512 * 2**20
@@ -34,7 +34,7 @@ class DeafControl(FakeControl):
         await self.unload(address)
 
 
-class Bench:
+class Harness:
     """A worker whose replica becomes ready and is ended; times are seconds after the order to end it."""
 
     def __init__(self, folder: Path, control: type[FakeControl] = FakeControl, *, drains_on_term: bool = False) -> None:
@@ -47,16 +47,16 @@ class Bench:
     async def stop(self) -> Report:
         """By wish of the gateway; returns the last report."""
         async with open_worker(self._settings, self.spawn, self.control) as worker:
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             await worker.wait_report("a", Observed.READY)
             self._begin = trio.current_time()
-            await worker.want(wish("a", Desired.STOP))
+            await worker.want(desired_replica("a", Desired.STOP))
             return await worker.wait_report("a", Observed.GONE)
 
     async def shut_down(self) -> Report:
         """With the whole worker; returns the last report."""
         async with open_worker(self._settings, self.spawn, self.control) as worker:
-            await worker.want(wish("a"))
+            await worker.want(desired_replica("a"))
             await worker.wait_report("a", Observed.READY)
             self._begin = trio.current_time()
         return await worker.wait_report("a", Observed.GONE)
@@ -67,8 +67,8 @@ class Bench:
         return [(round(time - self._begin), what) for time, what in sorted(done, key=lambda each: each[0])]
 
 
-End = Callable[[Bench], Awaitable[Report]]
-both_ends = pytest.mark.parametrize("end", [Bench.stop, Bench.shut_down])
+End = Callable[[Harness], Awaitable[Report]]
+both_ends = pytest.mark.parametrize("end", [Harness.stop, Harness.shut_down])
 
 
 async def never(address: Address) -> None:
@@ -79,9 +79,9 @@ async def never(address: Address) -> None:
 async def test_w8_a_backend_is_asked_to_let_go_then_terminated_then_killed(
     tmp_path: Path, autojump_clock: MockClock, end: End
 ) -> None:
-    bench = Bench(tmp_path)
-    gone = await end(bench)
-    assert bench.happened() == [(0, "Free"), (0, "SIGTERM"), (5, "SIGKILL")]
+    harness = Harness(tmp_path)
+    gone = await end(harness)
+    assert harness.happened() == [(0, "Free"), (0, "SIGTERM"), (5, "SIGKILL")]
     assert (gone.exit_code, gone.error) == (-9, None)
 
 
@@ -90,10 +90,10 @@ async def test_w8_a_backend_is_asked_to_let_go_then_terminated_then_killed(
 async def test_w8_a_free_that_hangs_holds_the_signals_up_for_five_seconds(
     tmp_path: Path, autojump_clock: MockClock, control: type[FakeControl], end: End
 ) -> None:
-    bench = Bench(tmp_path, control)
-    bench.control.unload = never
-    gone = await end(bench)
-    assert bench.happened() == [(0, "Free"), (5, "SIGTERM"), (10, "SIGKILL")]
+    harness = Harness(tmp_path, control)
+    harness.control.unload = never
+    gone = await end(harness)
+    assert harness.happened() == [(0, "Free"), (5, "SIGTERM"), (10, "SIGKILL")]
     assert (gone.exit_code, gone.error) == (-9, None)
 
 
@@ -102,11 +102,11 @@ async def test_w8_a_bug_in_free_keeps_no_process_alive(tmp_path: Path, autojump_
     async def crash(address: Address) -> None:
         raise ZeroDivisionError("a bug")
 
-    bench = Bench(tmp_path)
-    bench.control.unload = crash
+    harness = Harness(tmp_path)
+    harness.control.unload = crash
     with capture_logs() as logs:
-        gone = await end(bench)
-    assert bench.happened() == [(0, "Free"), (0, "SIGTERM"), (5, "SIGKILL")]
+        gone = await end(harness)
+    assert harness.happened() == [(0, "Free"), (0, "SIGTERM"), (5, "SIGKILL")]
     assert gone.error is None
     assert [entry["event"] for entry in logs if entry.get("exc_info")] == ["worker.free_failed"]
 
@@ -115,15 +115,15 @@ async def test_w8_a_bug_in_free_keeps_no_process_alive(tmp_path: Path, autojump_
 async def test_h14_a_backend_that_ends_when_it_is_freed_has_not_crashed(
     tmp_path: Path, autojump_clock: MockClock, end: End
 ) -> None:
-    bench = Bench(tmp_path)
+    harness = Harness(tmp_path)
 
     async def leave(address: Address) -> None:
-        bench.spawn.at(address).end(0)
+        harness.spawn.at(address).end(0)
         await trio.sleep_forever()
 
-    bench.control.unload = leave
-    gone = await end(bench)
-    assert bench.happened() == [(0, "Free")]
+    harness.control.unload = leave
+    gone = await end(harness)
+    assert harness.happened() == [(0, "Free")]
     assert (gone.exit_code, gone.error) == (0, None)
 
 
@@ -131,9 +131,9 @@ async def test_h14_a_backend_that_ends_when_it_is_freed_has_not_crashed(
 async def test_a_backend_that_drains_by_itself_is_not_asked_to_let_go(
     tmp_path: Path, autojump_clock: MockClock, end: End
 ) -> None:
-    bench = Bench(tmp_path, drains_on_term=True)
-    await end(bench)
-    assert bench.happened() == [(0, "SIGTERM"), (5, "SIGKILL")]
+    harness = Harness(tmp_path, drains_on_term=True)
+    await end(harness)
+    assert harness.happened() == [(0, "SIGTERM"), (5, "SIGKILL")]
 
 
 @pytest.mark.parametrize("stage", [Observed.STARTING, Observed.LOADING])
@@ -146,7 +146,7 @@ async def test_a_backend_that_is_not_ready_is_not_asked_to_let_go(
     if stage is Observed.STARTING:
         control.healthy = never
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", stage)
         if not is_shutdown:
             await worker.want()
@@ -159,10 +159,10 @@ async def test_w8_a_drained_backend_is_asked_after_its_drain(tmp_path: Path, aut
     spawn = FakeSpawn()
     control = FakeControl(spawn)
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         begin = trio.current_time()
-        await worker.want(wish("a", Desired.DRAIN))
+        await worker.want(desired_replica("a", Desired.DRAIN))
         assert (await worker.wait_report("a", Observed.GONE)).error is None
     assert [round(time - begin) for time, _ in control.freed] == [30]
 
@@ -171,7 +171,7 @@ async def test_w8_a_shutdown_amid_a_stop_does_not_ask_again(tmp_path: Path, auto
     spawn = FakeSpawn(ignores_term=True)
     control = FakeControl(spawn, unload=never)
     async with open_worker(settings_in(tmp_path), spawn, control) as worker:
-        await worker.want(wish("a"))
+        await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
         await worker.want()
         await trio.sleep(2)
@@ -206,7 +206,7 @@ async def test_a_replica_above_its_memory_limit_ends_and_says_why(
         wait_memory_above=outgrow,
     )
     reports: list[Report] = []
-    await ReplicaTask(wish("a"), context, reports.append).run()
+    await ReplicaTask(desired_replica("a"), context, reports.append).run()
     assert watched == [(spawn.started[0].pid, LIMIT_BYTES)]
     assert [report.observed for report in reports[-2:]] == [stage, final]
     assert reports[-1].error == describe_excess(USED_BYTES, LIMIT_BYTES)

@@ -27,7 +27,7 @@ from gateway.worker.settings import WorkerSettings
 from tests.fakes.fetching import patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
 from tests.fakes.nvml import GIB, FakeDevice, FakeNvml, FakeUser
-from tests.fakes.worker_bench import open_worker, settings_in, wish
+from tests.fakes.worker_harness import desired_replica, open_worker, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeSpawn
 
 Measure = Callable[[int], Awaitable[ResourceUsage]]
@@ -118,9 +118,9 @@ async def test_a_ready_replica_says_what_it_holds(tmp_path: Path, autojump_clock
             states.append(repr(task))
 
     spawn, reports, states = FakeSpawn(), list[Report](), list[str]()
-    task = ReplicaTask(wish("a"), context_in(settings_in(tmp_path), spawn, measure), note)
+    task = ReplicaTask(desired_replica("a"), context_in(settings_in(tmp_path), spawn, measure), note)
     await task.run()
-    pid, model = spawn.started[0].pid, wish("a").spec.name
+    pid, model = spawn.started[0].pid, desired_replica("a").spec.name
     assert states == [f"<ReplicaTask {model} a ready desired={wanted} pid={pid}>" for wanted in ("run", "stop")]
     (ready,) = (report for report in reports if report.observed is Observed.READY)
     assert (ready.ram_bytes, ready.vram_bytes) == (3 * GIB, 2 * GIB)
@@ -133,7 +133,7 @@ async def test_l5_a_replica_says_how_far_its_file_is(tmp_path: Path, clock: Mock
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
         gateway.point_at(server.origin, {})
         async with open_worker(settings, spawn, FakeControl(spawn)) as worker:
-            await worker.want(wish("a", artifact="file:w", sha256=sha256_of(FILE)))
+            await worker.want(desired_replica("a", artifact="file:w", sha256=sha256_of(FILE)))
             await worker.wait_report("a", Observed.READY)
     told = [(each.done_bytes, each.total_bytes) for each in worker.history if each.observed is Observed.FETCHING]
     assert told[0] == (None, None)
@@ -146,7 +146,7 @@ async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, cloc
     settings = replace(settings_in(tmp_path), gateway=gateway)
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
         gateway.point_at(server.origin, {})
-        wished = wish("a", artifact="file:w", sha256=sha256_of(FILE))
+        wished = desired_replica("a", artifact="file:w", sha256=sha256_of(FILE))
         task = ReplicaTask(wished, context_in(settings, spawn), reports.append)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
@@ -164,7 +164,7 @@ async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_p
     gateway, spawn, is_ready = GatewaySource(), FakeSpawn(), trio.Event()
     settings = replace(settings_in(tmp_path), gateway=gateway, cache_bytes_max=len(FILE))
     context = context_in(settings, spawn)
-    wished, other = (wish("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))
+    wished, other = (desired_replica("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))
 
     def note(report: Report) -> None:
         if report.observed is Observed.READY:

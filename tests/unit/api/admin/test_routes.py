@@ -27,7 +27,7 @@ from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fleet_status import fleet_status
 from tests.fakes.front import MODELS_DIR, FakeLoads
-from tests.fakes.routing_bench import idle_admission
+from tests.fakes.routing_harness import idle_admission
 
 
 def readings() -> Iterator[Reading]:

@@ -78,7 +78,7 @@ class Member:
 
 
 @asynccontextmanager
-async def open_members(*gateway_ids: GatewayId) -> AsyncIterator[list[Member]]:
+async def open_gateways(*gateway_ids: GatewayId) -> AsyncIterator[list[Member]]:
     registry = CountingRegistry()
     members = [Member(registry, gateway_id) for gateway_id in gateway_ids]
     async with trio.open_nursery() as nursery:
@@ -93,7 +93,7 @@ def is_connected(member: Member) -> bool:
 
 
 async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_clock: MockClock) -> None:
-    async with open_members(ONE) as [one]:
+    async with open_gateways(ONE) as [one]:
         before = one.exchanges
         for _ in range(1000):
             one.take_lease()
@@ -103,7 +103,7 @@ async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_
 
 
 async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) -> None:
-    async with open_members(ONE) as [one]:
+    async with open_gateways(ONE) as [one]:
         await trio.sleep(0.5)
         one.demand = (Demand(ONE, ModelName("m"), 1, 0.0),)
         one.sync_peers.peers.report_demand()
@@ -112,7 +112,7 @@ async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) ->
 
 
 async def test_never_two_exchanges_within_an_interval(autojump_clock: MockClock) -> None:
-    async with open_members(ONE, TWO) as members:
+    async with open_gateways(ONE, TWO) as members:
         await trio.sleep(2)
         before = [member.exchanges for member in members]
         for _ in range(2000):
@@ -125,7 +125,7 @@ async def test_never_two_exchanges_within_an_interval(autojump_clock: MockClock)
 
 
 async def test_leases_are_known_to_the_others_within_two_intervals(autojump_clock: MockClock) -> None:
-    async with open_members(ONE, TWO) as [one, two]:
+    async with open_gateways(ONE, TWO) as [one, two]:
         await trio.sleep(1.5)
         one.take_lease()
         two.take_lease()  # somebody who routes
@@ -134,7 +134,7 @@ async def test_leases_are_known_to_the_others_within_two_intervals(autojump_cloc
 
 
 async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
-    async with open_members(ONE, TWO) as [one, _]:
+    async with open_gateways(ONE, TWO) as [one, _]:
         await trio.sleep(1)
         before = one.exchanges
         await trio.sleep(10)
@@ -142,7 +142,7 @@ async def test_a_quiet_fleet_speaks_less(autojump_clock: MockClock) -> None:
 
 
 async def test_h11_the_clock_is_the_registrys_and_follows_it(autojump_clock: MockClock) -> None:
-    async with open_members(ONE) as [one]:
+    async with open_gateways(ONE) as [one]:
         clock = one.sync_peers.clock
         await trio.sleep(0.3)
         assert clock() == trio.current_time() + 120
@@ -153,7 +153,7 @@ async def test_h11_the_clock_is_the_registrys_and_follows_it(autojump_clock: Moc
 
 
 async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: MockClock) -> None:
-    async with open_members(ONE, TWO) as [one, two]:
+    async with open_gateways(ONE, TWO) as [one, two]:
         await trio.sleep(1.5)
         two.take_lease()
         await trio.sleep(1)
@@ -175,7 +175,7 @@ async def test_the_gateway_knows_that_it_is_dead_for_the_others(autojump_clock: 
 async def test_what_a_gateway_said_counts_from_when_it_was_said_however_late_the_answer(
     autojump_clock: MockClock,
 ) -> None:
-    async with open_members(ONE) as [one]:
+    async with open_gateways(ONE) as [one]:
         one.registry.answer_takes_seconds = 4.0
         before = one.exchanges
         await trio.sleep(1.5 * BEAT_SECONDS_MAX)
@@ -202,7 +202,7 @@ async def test_a_gateway_knows_no_later_than_the_others_that_it_is_dead(
 ) -> None:
     """Whatever it is at: a pause before the next try, a question without an answer, a wait for its turn."""
     for offset in range(3):
-        async with open_members(ONE, TWO) as [one, _]:
+        async with open_gateways(ONE, TWO) as [one, _]:
             one.registry.answer_takes_seconds = last_answer_takes_seconds
             await trio.sleep(BEAT_SECONDS_MAX + offset / 3)
             while one.sync_peers.turn.locked():  # noqa: ASYNC110 - the lock has no event for it
@@ -214,7 +214,7 @@ async def test_a_gateway_knows_no_later_than_the_others_that_it_is_dead(
 
 
 async def test_an_exchange_that_hangs_is_given_up_and_counts_as_none(autojump_clock: MockClock) -> None:
-    async with open_members(ONE) as [one]:
+    async with open_gateways(ONE) as [one]:
         one.registry.hangs = True
         await trio.sleep(TTL / 3 + 1.1)
         assert not is_connected(one)

@@ -29,7 +29,7 @@ class Visit:
     """Tokens so far."""
 
 
-class Ledger:
+class CallLedger:
     def __init__(self, world: World) -> None:
         self._world = world
         self.visits: defaultdict[str, list[Visit]] = defaultdict(list)

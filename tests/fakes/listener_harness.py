@@ -25,7 +25,7 @@ from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.fleet_status import fleet_status
 from tests.fakes.front import MODELS_DIR, READY, FakeLoads
-from tests.fakes.routing_bench import idle_admission
+from tests.fakes.routing_harness import idle_admission
 
 SOON: Final = 0.2
 """Seconds of a limit that a test waits for, or lets pass on a clock that stands still until then."""
@@ -51,7 +51,7 @@ def let_time_pass(clock: MockClock) -> None:
 
 
 @dataclass
-class ListenerBench:
+class ListenerHarness:
     listener: Listener
     port: int
     ended: trio.Event
@@ -132,7 +132,7 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
 
 
 @asynccontextmanager
-async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> AsyncIterator[ListenerBench]:
+async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> AsyncIterator[ListenerHarness]:
     """Every limit that is not set is out of the way."""
     limits: dict[str, Any] = {
         "drain_seconds": NEVER,
@@ -145,18 +145,18 @@ async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> Async
     handlers = Handlers()
     app = build_app(handlers, body_bytes_max)
     listener = Listener(app, ListenerSettings(**limits), on_drain=app.drain, on_drain_end=app.end_streams)
-    bench = ListenerBench(listener, 0, trio.Event(), AsyncExitStack(), handlers)
+    harness = ListenerHarness(listener, 0, trio.Event(), AsyncExitStack(), handlers)
 
     async def run(*, task_status: trio.TaskStatus[str]) -> None:
         await listener.run(open_socket("127.0.0.1", 0), task_status=task_status)
-        bench.ended.set()
+        harness.ended.set()
 
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             url = await nursery.start(run)
-            bench.port = int(url.rpartition(":")[2])
-            async with bench.held:
-                yield bench
+            harness.port = int(url.rpartition(":")[2])
+            async with harness.held:
+                yield harness
             nursery.cancel_scope.cancel()
 
 

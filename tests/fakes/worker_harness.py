@@ -61,7 +61,7 @@ def scripted(script: Mapping[str, object] | None = None, log: Path | None = None
     return {"fake": BackendProgram((sys.executable, "-m", "tests.fakes.scripted_backend"), env)}
 
 
-def wish(
+def desired_replica(
     replica_id: str,
     desired: Desired = Desired.RUN,
     *,
@@ -95,7 +95,7 @@ async def no_usage(_pid: int) -> ResourceUsage:
 
 
 @dataclass
-class WorkerBench:
+class WorkerHarness:
     agent: Agent
     session: WorkerSession
     to_worker: trio.MemorySendChannel[ToWorker]
@@ -154,7 +154,7 @@ async def open_worker(
     control: BackendControl,
     capacity: Callable[[], Awaitable[Capacity]] = nothing_known,
     usage: MeasureUsage = no_usage,
-) -> AsyncIterator[WorkerBench]:
+) -> AsyncIterator[WorkerHarness]:
     """Leaving the context is the worker's shutdown, after which its session says the last things."""
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](math.inf)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](math.inf)
@@ -163,7 +163,7 @@ async def open_worker(
             agent = await inner.start(partial(run_agent, settings, spawn=spawn, control=control, measure_usage=usage))
             session = WorkerSession(agent, to_gateway, from_gateway, HEARTBEAT_SECONDS, capacity, UNKNOWN)
             outer.start_soon(session.run)
-            yield WorkerBench(agent, session, to_worker, from_worker)
+            yield WorkerHarness(agent, session, to_worker, from_worker)
             inner.cancel_scope.cancel()
         with trio.move_on_after(LEAVE_SECONDS):
             await session.finish()

@@ -24,7 +24,7 @@ FAILURE_SECONDS: Final = (0.0, 0.2, 2.0)
 LONG_AGO: Final = float("-inf")
 
 
-class Door:
+class FaultyRegistry:
     """A `Registry` (see `as_registry`)."""
 
     def __init__(self, world: World, registry: FleetRegistry, declared: Callable[[], Sequence[ModelSpec]]) -> None:

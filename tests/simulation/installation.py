@@ -19,8 +19,8 @@ from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
 from tests.fakes.worker_parts import FakeSpawn
 from tests.simulation.backend import SimBackend
+from tests.simulation.call_ledger import CallLedger
 from tests.simulation.clients import Clients, Request
-from tests.simulation.ledger import Ledger
 from tests.simulation.machine import FOREIGN, OURS, Machine, SimProcess
 from tests.simulation.network import Network, find_no_file
 from tests.simulation.registry import SimRegistry
@@ -70,12 +70,12 @@ class Entry:
 
 
 @dataclass
-class House:
+class Installation:
     world: World
     network: Network
     gateway: Gateway
     registry: SimRegistry
-    ledger: Ledger
+    call_ledger: CallLedger
     machines: tuple[Machine, ...]
     clients: Clients
     specs: dict[ModelName, ModelSpec] = field(default_factory=lambda: {spec.name: spec for spec in MODELS})
@@ -107,19 +107,21 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
-    network, ledger = Network(world), Ledger(world)
+async def open_installation(world: World, folder: Path) -> AsyncIterator[Installation]:
+    network, call_ledger = Network(world), CallLedger(world)
     registry = SimRegistry(world)
     config = parse_config(CONFIG.format(folder=folder), {}).model_copy(update={"models": tuple(map(Entry, MODELS))})
     async with (
         open_bridge() as bridge,
         open_parts(config, registry, bridge, network.dial, Random(world.seed)) as gateway,
     ):
-        machines = tuple(_machine(world, network, ledger, folder, number) for number in range(3))
-        house = House(world, network, gateway, registry, ledger, machines, Clients(world, gateway.routing.router))
+        machines = tuple(_machine(world, network, call_ledger, folder, number) for number in range(3))
+        installation = Installation(
+            world, network, gateway, registry, call_ledger, machines, Clients(world, gateway.routing.router)
+        )
         with network.replacing_sockets():
             async with trio.open_nursery() as services:
-                await house.declare()
+                await installation.declare()
                 await start_services(
                     gateway,
                     services,
@@ -130,13 +132,13 @@ async def open_house(world: World, folder: Path) -> AsyncIterator[House]:
                 for machine in machines:
                     services.start_soon(machine.run, gateway)
                 try:
-                    yield house
+                    yield installation
                 finally:
                     world.clock.autojump_threshold = 0  # nobody steps the clock any more for whoever waits now
                     services.cancel_scope.cancel()
 
 
-def _machine(world: World, network: Network, ledger: Ledger, folder: Path, number: int) -> Machine:
+def _machine(world: World, network: Network, call_ledger: CallLedger, folder: Path, number: int) -> Machine:
     """The port allocator really binds its ports, so each machine of each run needs a loopback address of its own."""
     host = f"127.{100 + number}.{os.getpid() // 250 % 250}.{os.getpid() % 250 + 1}"
-    return Machine(world, network, ledger, f"machine{number}", host, folder, replicas_max=1 + (number == 0))
+    return Machine(world, network, call_ledger, f"machine{number}", host, folder, replicas_max=1 + (number == 0))

@@ -45,7 +45,7 @@ class FakeProbe:
         return self.outcomes.get(target.replica_id, ProbeOutcome.ALIVE)
 
 
-class RoutingBench:
+class RoutingHarness:
     """Made inside a Trio test: probes run in the nursery around the test function."""
 
     def __init__(

@@ -21,7 +21,7 @@ from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import lead
 from tests.fakes.fleet import GATEWAY, NODE, replica, spec
 from tests.fakes.planner import open_reconciler
-from tests.fakes.routing_bench import FakeProbe
+from tests.fakes.routing_harness import FakeProbe
 
 SETTINGS = HealthSettings(heartbeat_seconds=5, stale_after_seconds=45, misses=3)
 OTHER_NODE = NodeId("n2")
@@ -56,7 +56,7 @@ class FakeSession:
 
 
 @dataclass
-class HealthBench:
+class HealthHarness:
     registry: MarkedRegistry
     views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
     probe: FakeProbe = field(default_factory=FakeProbe)
@@ -140,12 +140,12 @@ class HealthBench:
 
 
 @asynccontextmanager
-async def open_health_bench(*, run: bool = True) -> AsyncIterator[HealthBench]:
+async def open_health_harness(*, run: bool = True) -> AsyncIterator[HealthHarness]:
     """Without `run` the monitor is for the test to start."""
-    bench = HealthBench(MarkedRegistry())
+    harness = HealthHarness(MarkedRegistry())
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, bench.registry, bench.views, build_view)
+        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
         if run:
-            await nursery.start(bench.monitor.run)
-        yield bench
+            await nursery.start(harness.monitor.run)
+        yield harness
         nursery.cancel_scope.cancel()

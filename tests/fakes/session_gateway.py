@@ -41,7 +41,7 @@ class Served:
     end: trio.Event = field(default_factory=trio.Event)
 
 
-class Desk:
+class SessionGateway:
     """Hands each session to the test, which then plays `serve`; or gets its own `serve`."""
 
     def __init__(self, bridge: Bridge) -> None:
@@ -103,16 +103,16 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(
+async def open_session_gateway(
     serve: Serve | None = None, *, silence_seconds: float = PATIENCE_SECONDS, tls: ssl.SSLContext | None = None
-) -> AsyncIterator[Desk]:
+) -> AsyncIterator[SessionGateway]:
     """A session server of the test's own, on a free port."""
     async with open_bridge() as bridge, trio.open_nursery() as nursery:
-        desk = Desk(bridge)
+        session_gateway = SessionGateway(bridge)
         server = SessionServer(
-            bridge, serve or desk.serve, partial(is_credential, SECRET), silence_seconds=silence_seconds
+            bridge, serve or session_gateway.serve, partial(is_credential, SECRET), silence_seconds=silence_seconds
         )
-        desk.port = await nursery.start(lambda task_status: desk.run(server, tls, task_status))
+        session_gateway.port = await nursery.start(lambda task_status: session_gateway.run(server, tls, task_status))
         with trio.fail_after(PATIENCE_SECONDS):
-            yield desk
+            yield session_gateway
         nursery.cancel_scope.cancel()

@@ -33,19 +33,19 @@ class OrderedProcess(SimProcess):
 
 
 @dataclass
-class Member(Machine):
-    on_order: Callable[["Member", OrderedProcess], None] = field(default=lambda _member, _process: None)
+class SimWorker(Machine):
+    on_order: Callable[["SimWorker", OrderedProcess], None] = field(default=lambda _sim_worker, _process: None)
     leaving_at: float | None = None
     """Since when its worker leaves."""
     in_touch_at: float = float("-inf")
     """When all was last well between it and the registry."""
     membership: Membership | None = None
 
-    async def run_member(self, bridge: Bridge, gateways: Callable[[], Iterator[Host | None]]) -> None:
+    async def run_sim_worker(self, bridge: Bridge, gateways: Callable[[], Iterator[Host | None]]) -> None:
         """`gateways` is its join list: see `Membership`."""
-        await self._run_boots(partial(self._boot_member, bridge, gateways))
+        await self._run_boots(partial(self._boot_sim_worker, bridge, gateways))
 
-    async def _boot_member(
+    async def _boot_sim_worker(
         self, bridge: Bridge, gateways: Callable[[], Iterator[Host | None]], nursery: trio.Nursery
     ) -> Agent:
         agent = await self._start_agent(nursery, bridge)

@@ -8,7 +8,7 @@ import trio
 
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.routing.peer_fairness import RemoteQueue
-from tests.fakes.routing_bench import RoutingBench
+from tests.fakes.routing_harness import RoutingHarness
 
 SYNC_SECONDS = 0.02
 
@@ -17,7 +17,7 @@ SYNC_SECONDS = 0.02
 class FakeExchange:
     """Each gateway hears what the others said last; one that is in `gone` says and hears nothing any more."""
 
-    gateways: Sequence[RoutingBench]
+    gateways: Sequence[RoutingHarness]
     interval_seconds: float = SYNC_SECONDS
     gone: set[int] = field(default_factory=set)
     leases: dict[int, Mapping[ReplicaId, int]] = field(default_factory=dict)
