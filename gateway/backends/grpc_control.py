@@ -71,7 +71,7 @@ class GrpcBackendControl:
         try:
             result = await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
         except Exception as error:  # noqa: BLE001 - whatever it answers, its process is ended next
-            log.debug("backend.not_freed", address=address, error=_describe(error))
+            log.debug("backend.free_failed", address=address, error=_describe(error))
             return
         log.debug("backend.freed", address=address, success=result.success)
 

@@ -41,7 +41,7 @@ def _read_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
         path = local_file(spec, models_dir)
         return read_requirement(path, spec) if path is not None else None
     except (OSError, BrokenHeader) as error:
-        log.info("model.not_estimated", model=spec.name, cause=str(error))
+        log.info("model.estimate_failed", model=spec.name, cause=str(error))
         return None
 
 

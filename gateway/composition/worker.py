@@ -149,7 +149,7 @@ class Membership:
                 await self._attend(url, task_status)
             except (JoinFailed, SessionLost) as error:
                 if not self._is_leaving:
-                    log.warning("worker.not_joined", url=url, error=str(error))
+                    log.warning("worker.join_failed", url=url, error=str(error))
             except (JoinRefused, SessionRefused) as error:
                 self._record_refusal(url, error)
             if self._is_leaving:
@@ -256,7 +256,7 @@ async def _own_address(urls: tuple[str, ...]) -> str:
             try:
                 return await trio.to_thread.run_sync(_address_towards, host, port)
             except OSError as error:
-                log.warning("worker.no_way_to_gateway", url=url, error=str(error))
+                log.warning("worker.gateway_unreachable", url=url, error=str(error))
         await trio.sleep(pause)
     raise AssertionError("pauses never end")
 

@@ -78,7 +78,7 @@ class RequirementEstimates:
             try:
                 await self._registry.record_requirement(spec.name, spec.revision, requirement)
             except RegistryError as error:
-                log.warning("model.estimate_not_written", model=spec.name, error=str(error))
+                log.warning("model.estimate_write_failed", model=spec.name, error=str(error))
                 await trio.sleep(RETRY_SECONDS)
             else:
                 return

@@ -70,7 +70,7 @@ class StrictReservations:
             try:
                 chosen = await self._reserve_slot(self._request(ticket))
             except ReservationFailed as error:
-                log.warning("strict.not_confirmed", model=ticket.model, error=str(error))
+                log.warning("reservation.failed", model=ticket.model, error=str(error))
                 self._away_until = trio.current_time() + AWAY_SECONDS
                 return self._confirm(ticket, lease, f"away: {error}")
             except BaseException:

@@ -335,7 +335,7 @@ class ReplicaTask:
                 self._exit_code = await process.wait()
                 nursery.cancel_scope.cancel()
         if bound.cancelled_caught:
-            self._log.error("worker.process_stays", pid=process.pid)
+            self._log.error("worker.kill_failed", pid=process.pid)
 
     def _report_end(self) -> None:
         broke_itself = self._exit_code is not None and not self._asked_to_end

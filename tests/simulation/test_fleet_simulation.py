@@ -23,7 +23,7 @@ from tests.simulation.world import Violation, World, run_seeded, step
 EVENTS: Final = 250
 LAST_SECONDS: Final = 60.0
 """For the last requests, when nothing is wrong any more."""
-CUT_OFF: Final = "fleet.cut_off"
+CUT_OFF: Final = "peers.cut_off"
 SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SEEDS", 8)))
 
 

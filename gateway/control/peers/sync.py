@@ -99,7 +99,7 @@ class PeerSync:
 
     def _record_success(self, peer_states: PeerStates, asked_at: float) -> None:
         if peer_states.peers.keys() != self.peers.peers.keys():
-            log.info("fleet.gateways", peers=sorted(peer_states.peers))
+            log.info("peers.changed", peers=sorted(peer_states.peers))
         self.clock.update(peer_states.now)
         self.peers.learn(peer_states)
         self._synced_at, self._is_cut_off, self._retry_seconds = asked_at, False, RETRY_FIRST_SECONDS
@@ -116,7 +116,7 @@ class PeerSync:
         await trio.sleep_until(retry_at)
 
     def _apply_cut_off(self) -> None:
-        log.error("fleet.cut_off", seconds=round(trio.current_time() - self._synced_at, 1))
+        log.error("peers.cut_off", seconds=round(trio.current_time() - self._synced_at, 1))
         self._is_cut_off = True
         self.peers.forget_what_others_have()
         self.on_received(self.peers.peer_states, self.peers.own)

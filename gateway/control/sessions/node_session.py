@@ -282,7 +282,7 @@ class NodeSession:
                 try:
                     await self._write()
                 except RegistryError as error:
-                    log.warning("session.report_not_written", node=self._hello.name, error=str(error))
+                    log.warning("session.report_write_failed", node=self._hello.name, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
 
     async def _wait_turn(self) -> None:

@@ -50,7 +50,7 @@ class Sessions:
         session = NodeSession(hello, number, self.settings, to_worker, from_worker, is_embedded=ends_with_gateway)
         with self._holding(session):
             task_status.started()
-            log.info("node.session_begins", node=hello.name, session=number)
+            log.info("session.started", node=hello.name, session=number)
             ends_with_us = ends_with_gateway
             try:
                 await session.run()
@@ -80,8 +80,8 @@ class Sessions:
         try:
             await self.settings.registry.mark_node(session.node_id, session.number, condition, ended=True)
         except RegistryError as error:
-            log.warning("session.end_not_written", node=session.node_id, error=str(error))
-        log.info("node.session_ended", node=session.node_id, session=session.number, left=gone)
+            log.warning("session.end_write_failed", node=session.node_id, error=str(error))
+        log.info("session.ended", node=session.node_id, session=session.number, left=gone)
 
     def end_all(self, why: str) -> None:
         """Workers of other machines are told, and look for another gateway. The embedded one has no other."""

@@ -62,7 +62,7 @@ class ProcessJournal:
         """
         leftovers = tuple(record for record in self._records.values() if _still_runs(record) or _group_remains(record))
         for record in leftovers:
-            log.warning("worker.leftover_killed", pid=record.pid, replica_id=record.replica_id, port=record.port)
+            log.warning("worker.orphan_killed", pid=record.pid, replica_id=record.replica_id, port=record.port)
             kill_group(record.pid, signal.SIGKILL)
         with trio.move_on_after(LEFTOVER_SECONDS_MAX) as scope:
             for record in leftovers:
@@ -121,5 +121,5 @@ def _read(path: Path) -> list[ProcessRecord]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
-        log.warning("worker.state_file_unreadable", path=str(path), error=str(error))
+        log.warning("worker.journal_unreadable", path=str(path), error=str(error))
         return []

@@ -106,7 +106,7 @@ def test_a_worker_waits_for_a_gateway_that_is_not_up_yet(tmp_path: Path) -> None
     with running_fleet(tmp_path, fleet_config()) as fleet:
         fleet.kill_gateway()
         worker = fleet.start_worker("far")
-        wait_for(lambda: worker.log.count("worker.not_joined") > 1, "the worker to have tried twice")
+        wait_for(lambda: worker.log.count("worker.join_failed") > 1, "the worker to have tried twice")
         fleet.start_gateway_again()
         wait_joined(worker)
         assert fleet.node("far")["status"] == "healthy"

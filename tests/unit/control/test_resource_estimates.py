@@ -125,4 +125,4 @@ async def test_an_estimate_that_can_not_be_written_is_written_later(autojump_clo
         with capture_logs() as logs:
             await harness.registry.declare_models([spec("a")])
             assert await harness.requirements() == {"a": ESTIMATE}
-        assert sum(entry["event"] == "model.estimate_not_written" for entry in logs) == 3
+        assert sum(entry["event"] == "model.estimate_write_failed" for entry in logs) == 3
