@@ -42,11 +42,11 @@ def narrow(path: Path) -> None:
 
 def write_private(path: Path, text: str) -> None:
     """Whole or not at all, also when another process writes it at the same time. Raises `OSError`."""
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # readable by its owner only
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # readable by its owner only
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)
-        Path(draft).replace(path)
+        Path(temporary).replace(path)
     except BaseException:
-        Path(draft).unlink(missing_ok=True)
+        Path(temporary).unlink(missing_ok=True)
         raise

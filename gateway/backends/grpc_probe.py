@@ -121,12 +121,12 @@ async def _speaks_otherwise(address: Address) -> bool:
     try:
         async with await trio.open_tcp_stream(host, int(port)) as stream:
             await stream.send_all(PREFACE)
-            words = b""
-            while len(words) <= FRAME_TYPE_AT and (more := await stream.receive_some()):
-                words += more
+            first_bytes = b""
+            while len(first_bytes) <= FRAME_TYPE_AT and (more := await stream.receive_some()):
+                first_bytes += more
     except (OSError, trio.BrokenResourceError):
         return False
-    return words[FRAME_TYPE_AT : FRAME_TYPE_AT + 1] not in {b"", SETTINGS}
+    return first_bytes[FRAME_TYPE_AT : FRAME_TYPE_AT + 1] not in {b"", SETTINGS}
 
 
 async def can_connect(address: Address, timeout_seconds: float) -> bool:

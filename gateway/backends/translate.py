@@ -25,7 +25,7 @@ from gateway.domain.inference import (
 
 TOKENS_SLACK: Final = 64
 """So many tokens more than it was asked for may a backend answer with: some count their last ones differently."""
-PIECES_PER_TOKEN: Final = 4
+DELTAS_PER_TOKEN: Final = 4
 """Pieces that one token may come in, at a backend that counts its tokens."""
 TOKENS_MAX: Final = 1_000_000
 """Of an answer to a request that sets no limit, of a model whose context's size is not known: more than any has."""
@@ -157,7 +157,7 @@ class ReplyReader:
         self._max_tokens = max_tokens
         known = [most for most in (max_tokens, context_size, TOKENS_MAX) if most is not None]
         self._tokens_most = min(known) + TOKENS_SLACK
-        self._pieces = 0
+        self._deltas = 0
         self._answer_bytes = 0
         self._prompt_tokens = 0
         self._completion_tokens = 0
@@ -174,7 +174,7 @@ class ReplyReader:
         else:
             text, reasoning, tool_calls = self._decoder.decode(reply.message), "", ()
         self._tool_calls += tool_calls
-        self._pieces += bool(text or reasoning or tool_calls)
+        self._deltas += bool(text or reasoning or tool_calls)
         self._answer_bytes += reply.ByteSize()
         return Delta(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
 
@@ -183,10 +183,10 @@ class ReplyReader:
         """The backend has answered with more than it was asked for and could have meant: it goes on for ever. One that
         does not count its tokens is taken to send each in a piece."""
         counted = self._completion_tokens > 0
-        pieces_most = self._tokens_most * (PIECES_PER_TOKEN if counted else 1)
+        deltas_max = self._tokens_most * (DELTAS_PER_TOKEN if counted else 1)
         return (
             self._completion_tokens > self._tokens_most
-            or self._pieces > pieces_most
+            or self._deltas > deltas_max
             or self._answer_bytes > ANSWER_BYTES_MAX
         )
 

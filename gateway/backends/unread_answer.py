@@ -14,7 +14,7 @@ from gateway.domain.inference import Completion, Delta
 
 UNREAD_BYTES_MAX: Final = 128 * 1024
 """Beyond that the backend has to wait."""
-PIECE_BYTES: Final = 32
+DELTA_BYTES: Final = 32
 """What a piece counts besides its text: counts and framing, about as on the wire."""
 
 
@@ -29,7 +29,7 @@ class UnreadAnswer:
         self._bytes_max = bytes_max
         self._items: deque[Delta | Completion] = deque()
         self._bytes = 0
-        self._news = trio.Event()
+        self._changed = trio.Event()
         self._room = asyncio.Event()
         self.has_begun = False
         """There was at least one piece."""
@@ -51,7 +51,7 @@ class UnreadAnswer:
         if last is not None:
             self._put(last)
         self._has_ended = True
-        self._news.set()
+        self._changed.set()
 
     def leave(self) -> None:
         """The reader is gone."""
@@ -63,8 +63,8 @@ class UnreadAnswer:
         if self._items or self._has_ended:
             await trio.lowlevel.checkpoint()
         while not self._items and not self._has_ended:
-            self._news = trio.Event()
-            await self._news.wait()
+            self._changed = trio.Event()
+            await self._changed.wait()
         return self.receive_nowait()
 
     def receive_nowait(self) -> Delta | Completion:
@@ -80,10 +80,10 @@ class UnreadAnswer:
     def _put(self, item: Delta | Completion) -> None:
         self._items.append(item)
         self._bytes += _size_of(item)
-        self._news.set()
+        self._changed.set()
 
 
 def _size_of(item: Delta | Completion) -> int:
     """About what it takes on the wire, in bytes."""
     calls = sum(len(call.name) + len(call.arguments) for call in item.tool_calls)
-    return PIECE_BYTES + len(item.text) + len(item.reasoning) + calls
+    return DELTA_BYTES + len(item.text) + len(item.reasoning) + calls

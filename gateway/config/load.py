@@ -90,8 +90,8 @@ def _syntax_problem(message: str, source: str) -> Problem:
     position = _POSITION.search(message)
     if position is None:
         return Problem("", f"is not valid TOML: {message}", source=source)
-    said = f"is not valid TOML: {message[: position.start()]} (column {position[2]})"
-    return Problem("", said, int(position[1]), source)
+    problem = f"is not valid TOML: {message[: position.start()]} (column {position[2]})"
+    return Problem("", problem, int(position[1]), source)
 
 
 def _apply_overrides(

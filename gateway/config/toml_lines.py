@@ -41,20 +41,20 @@ def find_line(lines: Mapping[Loc, int], loc: Loc) -> int | None:
 
 def _split_statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """(first line, source, what it says alone) of each statement; blank lines and comments say nothing."""
-    start, piece = 1, ""
+    start, statement_text = 1, ""
     for number, line in enumerate(text.split("\n"), start=1):
-        piece += line + "\n"
-        statement = _parse(piece)
+        statement_text += line + "\n"
+        statement = _parse(statement_text)
         if statement is not None:
-            yield start, piece, statement
-            start, piece = number + 1, ""
+            yield start, statement_text, statement
+            start, statement_text = number + 1, ""
         elif number - start >= STATEMENT_LINES_MAX:
             return
 
 
-def _parse(piece: str) -> dict[str, Any] | None:
+def _parse(statement_text: str) -> dict[str, Any] | None:
     try:
-        return tomllib.loads(piece)
+        return tomllib.loads(statement_text)
     except (ValueError, RecursionError):
         return None
 

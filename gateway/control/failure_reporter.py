@@ -62,13 +62,13 @@ class FailureReporter:
         while True:
             await self._wake.wait()
             while self._unwritten:
-                replica_id, complaint = next(iter(self._unwritten.items()))
+                replica_id, failure = next(iter(self._unwritten.items()))
                 try:
-                    await self.registry.record_broken(replica_id, complaint.because, lost=complaint.lost)
+                    await self.registry.record_broken(replica_id, failure.because, lost=failure.lost)
                 except RegistryError as error:
                     log.warning("failure_report.write_failed", replica_id=replica_id, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
                 else:
-                    log.warning("control.replica_broken", replica_id=replica_id, because=complaint.because)
-                    if self._unwritten[replica_id] is complaint:
+                    log.warning("control.replica_broken", replica_id=replica_id, because=failure.because)
+                    if self._unwritten[replica_id] is failure:
                         del self._unwritten[replica_id]

@@ -59,8 +59,8 @@ class Insufficient:
     def __str__(self) -> str:
         if not self.reasons:
             return "no healthy node matches its selector"
-        told = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.reasons.items()))
-        return f"no healthy node has room for it ({told})"
+        details = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.reasons.items()))
+        return f"no healthy node has room for it ({details})"
 
 
 def pick_place(

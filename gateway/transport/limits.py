@@ -32,7 +32,7 @@ WINDOW_BYTES: Final = 256 * 1024
 """What a peer may have sent that was not read yet."""
 CONNECTIONS_MAX: Final = 2048
 """Of one server, whether their sessions were let in or not."""
-STRANGERS_MAX: Final = 256
+UNAUTHENTICATED_MAX: Final = 256
 """Of those, connections without a session. One more, and the oldest of them is cut: a worker needs a moment only."""
 CREDENTIAL_SECONDS: Final = 10.0
 """For a new connection to show a credential, however often it tries."""
@@ -119,9 +119,9 @@ class BoundedServer(Server):
 
     def _make_room(self) -> None:
         """The oldest connection that has shown no credential gives way to a new one."""
-        strangers = [each for each in self._open if each.is_unauthenticated]
-        if len(strangers) > STRANGERS_MAX:
-            min(strangers, key=lambda each: each.opened_at).transport.abort()
+        unauthenticated = [each for each in self._open if each.is_unauthenticated]
+        if len(unauthenticated) > UNAUTHENTICATED_MAX:
+            min(unauthenticated, key=lambda each: each.opened_at).transport.abort()
 
 
 class _BoundedConnection(H2Protocol):

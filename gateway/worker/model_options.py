@@ -26,8 +26,8 @@ def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
 def _options(spec: ModelSpec) -> dict[str, str]:
     """`parallel` is said to backends that know it, and to others when the operator did: an option that a foreign
     backend has never heard of may make it fail."""
-    tells_parallel = spec.parallel is not None or spec.backend in DEFAULT_PARALLEL
-    return {**spec.options, **({"parallel": str(spec.slots)} if tells_parallel else {})}
+    passes_parallel = spec.parallel is not None or spec.backend in DEFAULT_PARALLEL
+    return {**spec.options, **({"parallel": str(spec.slots)} if passes_parallel else {})}
 
 
 def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:

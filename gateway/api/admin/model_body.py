@@ -97,7 +97,7 @@ def _wrong(loc: tuple[str | int, ...], sentence: str) -> BadRequest:
 def spec_body(spec: ModelSpec) -> dict[str, Any]:
     """The body that says this spec: only what is set, and no secret (see `unmasked`)."""
     counts = {"min_replicas": spec.min_replicas or None, "max_replicas": spec.max_replicas}
-    said = {
+    fields = {
         "backend": spec.backend,
         "artifact": masked(spec.artifact) or None,
         "sha256": spec.sha256,
@@ -111,7 +111,7 @@ def spec_body(spec: ModelSpec) -> dict[str, Any]:
         "load_timeout": None if spec.load_timeout_seconds is None else duration_text(spec.load_timeout_seconds),
         "rollout": spec.rollout,
     }
-    return {key: value for key, value in said.items() if value is not None}
+    return {key: value for key, value in fields.items() if value is not None}
 
 
 def duration_text(seconds: float) -> str:

@@ -232,7 +232,7 @@ def _describe_error(error: BaseException) -> str:
     while cause is not None:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not to be trusted: {cause.verify_message}"
-        if words := str(cause):
-            return words
+        if reason := str(cause):
+            return reason
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__

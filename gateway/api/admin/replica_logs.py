@@ -36,7 +36,7 @@ END: Final = b'event: end\ndata: {"lines":[],"skipped":0}\n\n'
 """No more will come: the process is gone. Its data is that of an empty event, for readers that see data only."""
 
 
-class HeldElsewhere(Unavailable):
+class HeldAtPeer(Unavailable):
     """The session of the replica's node is not at this gateway. None: it is nowhere."""
 
     def __init__(self, gateway_id: GatewayId | None, message: str) -> None:
@@ -48,7 +48,7 @@ class OpenTail(Protocol):
     """Opens a reader of a replica's output: chunks until one has `ended`. That the channel ends without one means
     that the node's session is over. Leaving the context ends the tail.
 
-    Raises `NotFound`, `HeldElsewhere`.
+    Raises `NotFound`, `HeldAtPeer`.
     """
 
     def __call__(
@@ -74,14 +74,14 @@ async def open_replica_tail(
         raise replica_not_found(replica_id)
     async with open_node_tail(replica.node_id, replica_id, lines, follow=follow) as tail:
         if tail is None:
-            raise _held_elsewhere(state().nodes.get(replica.node_id))
+            raise _held_at_peer(state().nodes.get(replica.node_id))
         yield tail
 
 
-def _held_elsewhere(node: Node | None) -> HeldElsewhere:
+def _held_at_peer(node: Node | None) -> HeldAtPeer:
     if node is None or node.gateway_id is None:
-        return HeldElsewhere(None, "The node of this replica has no session now; it may have one again in a moment.")
-    return HeldElsewhere(
+        return HeldAtPeer(None, "The node of this replica has no session now; it may have one again in a moment.")
+    return HeldAtPeer(
         node.gateway_id,
         f"The session of node '{node.name}' was last at gateway '{node.gateway_id}', and is not at this one.",
     )
@@ -110,10 +110,10 @@ class ReplicaLogs:
                 else:
                     await exchange.respond(200, await _read_all(tail), content_type=TEXT)
                 return
-        except HeldElsewhere as elsewhere:
-            if elsewhere.gateway_id is None or was_relayed(exchange):
+        except HeldAtPeer as held:
+            if held.gateway_id is None or was_relayed(exchange):
                 raise
-            holder = elsewhere.gateway_id
+            holder = held.gateway_id
         await self._peers.relay(exchange, holder)
 
 

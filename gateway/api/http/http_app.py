@@ -313,9 +313,9 @@ def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
     if len(wanted) != len(given):
         return None
     pairs = list(zip(wanted, given, strict=True))
-    if not all(got if want.startswith("{") else got == want for want, got in pairs):
+    if not all(got if part.startswith("{") else got == part for part, got in pairs):
         return None
-    return {want[1:-1]: got for want, got in pairs if want.startswith("{")}
+    return {part[1:-1]: got for part, got in pairs if part.startswith("{")}
 
 
 def _check_declared(exchange: Exchange) -> None:

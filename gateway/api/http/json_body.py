@@ -53,7 +53,7 @@ _MUST: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 
-_COMPLAINT: Final = "complaint"
+_VALIDATION_ERROR: Final = "complaint"
 _BRANCH_MARK: Final = "|"
 """Begins the tags of union branches, which pydantic puts into an error's path though they are no fields."""
 TEXT: Final = Tag(_BRANCH_MARK + "text")
@@ -129,7 +129,7 @@ def validation_error(code: str, message: str, *at: str | int) -> PydanticCustomE
     In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` leads on
     from the validated value to the wrong part of it, so that a validator of a whole array can point at one entry.
     """
-    return PydanticCustomError(_COMPLAINT, "{message}", {"code": code, "message": message, "at": at})
+    return PydanticCustomError(_VALIDATION_ERROR, "{message}", {"code": code, "message": message, "at": at})
 
 
 def text_or_array(expected: str) -> Discriminator:
@@ -137,7 +137,7 @@ def text_or_array(expected: str) -> Discriminator:
     tags: dict[type, str] = {str: TEXT.tag, list: ARRAY.tag}
     return Discriminator(
         lambda value: tags.get(type(value)),
-        custom_error_type=_COMPLAINT,
+        custom_error_type=_VALIDATION_ERROR,
         custom_error_message=_type_message(expected, "{got}"),
     )
 
@@ -204,7 +204,7 @@ def _bad_request(error: ErrorDetails) -> BadRequest:
     context = error.get("ctx", {})
     fields = (step for step in error["loc"] if isinstance(step, int) or not step.startswith(_BRANCH_MARK))
     param = field_path((*fields, *context.get("at", ())))
-    if error["type"] == _COMPLAINT:
+    if error["type"] == _VALIDATION_ERROR:
         code, message = context.get("code", INVALID_TYPE), error["msg"]
     else:
         code, message = _plain_message(error, context)

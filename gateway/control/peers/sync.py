@@ -131,8 +131,8 @@ class PeerSync:
         beat = min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL)
         if not self.peers.has_peers:
             return max(self.interval_seconds, beat)
-        said = (self.peers.own, *self.peers.peers.values())
-        lively = any(each.leases or each.demand for each in said)
+        published = (self.peers.own, *self.peers.peers.values())
+        lively = any(each.leases or each.demand for each in published)
         return (
             self.interval_seconds
             if lively

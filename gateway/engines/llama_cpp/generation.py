@@ -27,7 +27,7 @@ class RunningGeneration:
     def __init__(self, slots: Slots, run: Callable[[Sink], None], read: Callable[[Mapping[str, Any]], Chunk]) -> None:
         self._loop = asyncio.get_running_loop()
         self._read = read
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
         self._changed = Condition()
         """Guards the four below, which both threads use."""
         self._chunks: deque[Chunk] = deque()
@@ -35,7 +35,7 @@ class RunningGeneration:
         self._cancelled = False
         self._failure: BaseException | None = None
         self._call = slots.start(self._run, run)
-        self._call.add_done_callback(lambda _: self._news.set())
+        self._call.add_done_callback(lambda _: self._arrived.set())
 
     async def next_chunks(self) -> list[Chunk]:
         """The chunks that came since the last time, at least one; none: it has ended and its slot is free.
@@ -46,8 +46,8 @@ class RunningGeneration:
             if self._call.done():
                 self._call.result()
                 return []
-            await self._news.wait()
-            self._news.clear()
+            await self._arrived.wait()
+            self._arrived.clear()
         return chunks
 
     def cancel(self) -> None:
@@ -87,5 +87,5 @@ class RunningGeneration:
             announce, self._announced = not self._announced, True
         if announce:
             # One wake-up for all the chunks that come until the loop gets round to it.
-            self._loop.call_soon_threadsafe(self._news.set)
+            self._loop.call_soon_threadsafe(self._arrived.set)
         return False

@@ -95,11 +95,11 @@ def _vocabulary() -> Iterator[Token]:
     yield from (Token(text, kinds.CONTROL) for text in ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
     yield from (Token(f"<0x{byte:02X}>", kinds.BYTE) for byte in range(256))
     # Merging prefers the higher score, so shorter pieces come first: a word is reached through its beginnings.
-    for rank, text in enumerate(_pieces()):
+    for rank, text in enumerate(_token_texts()):
         yield Token(text, kinds.NORMAL, -float(rank))
 
 
-def _pieces() -> tuple[str, ...]:
+def _token_texts() -> tuple[str, ...]:
     """A space, every printable ASCII character, and every beginning of a word, each once."""
     characters = [SPACE, *(chr(code) for code in range(ord("!"), ord("~") + 1))]
     beginnings = [SPACE + word[:length] for word in WORDS.split() for length in range(1, len(word) + 1)]

@@ -37,8 +37,8 @@ class EmbeddedStore(Store):
         now = self._clock()
         self._peer_states[peer_state.gateway_id] = peer_state, now + ttl_seconds
         others = self._counting(now, peer_state.gateway_id)
-        remembered = self._counting(now - SILENT_SECONDS_MAX, peer_state.gateway_id)
-        silent = {gateway_id: each for gateway_id, each in remembered.items() if gateway_id not in others}
+        known = self._counting(now - SILENT_SECONDS_MAX, peer_state.gateway_id)
+        silent = {gateway_id: each for gateway_id, each in known.items() if gateway_id not in others}
         return PeerStates(now, self._version, MappingProxyType(others), MappingProxyType(silent))
 
     async def leave(self, gateway_id: GatewayId) -> None:

@@ -90,5 +90,5 @@ def explained(server: str, error: BaseException) -> RegistryError:
     if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
         return RegistryError(f"{server} can't store a value: {error}")
     remedy = next((text for kind, text in REMEDIES if isinstance(error, kind)), "")
-    said = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-    return RegistryError(f"{server} can't be used: {said}{remedy}")
+    reason = str(error) or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
+    return RegistryError(f"{server} can't be used: {reason}{remedy}")

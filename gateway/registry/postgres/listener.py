@@ -46,7 +46,7 @@ class VersionListener:
         self._advance_version = advance_version
         self._pause_seconds = RETRY_FIRST_SECONDS
         self._is_lost = False
-        self._is_deaf = False
+        self._is_stalled = False
 
     async def run_aio(self) -> None:
         """Listens for new versions, and connects again after each failure, until it is cancelled."""
@@ -88,10 +88,10 @@ class VersionListener:
             (row,) = await connection.fetch(ASK)
         self._advance_version(row["version"])
         # A pooler answers for the process that it has at hand, under a number that it has made up.
-        is_deaf = not row["is_listening"] or row["pid"] != connection.get_server_pid()
-        if is_deaf and not self._is_deaf:
+        is_stalled = not row["is_listening"] or row["pid"] != connection.get_server_pid()
+        if is_stalled and not self._is_stalled:
             log.warning("registry.listener_stalled", remedy="let registry.listen_url name the server, not a pooler")
-        self._is_deaf = is_deaf
+        self._is_stalled = is_stalled
 
     def _record_success(self) -> None:
         self._pause_seconds = RETRY_FIRST_SECONDS

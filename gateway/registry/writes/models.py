@@ -66,8 +66,8 @@ def requirement_recorded(
     if known.measured and not requirement.measured:
         return None
     changes = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
-    told = {name: value for name, value in changes.items() if value is not None}
-    return _with(tables, replace(row, requirement=replace(known, **told)))
+    known_changes = {name: value for name, value in changes.items() if value is not None}
+    return _with(tables, replace(row, requirement=replace(known, **known_changes)))
 
 
 def _storable_spec(spec: ModelSpec, source: Literal["file", "api"]) -> ModelSpec:

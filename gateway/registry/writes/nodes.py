@@ -215,13 +215,13 @@ def _revives(node: Node, condition: NodeStatus) -> bool:
 def _effective(row: NodeRow) -> NodeRow:
     """What counts: the worker's words under the admin's. Asked whenever either of them, the capacity or the name has
     changed."""
-    node, said, wished = row.node, row.declared, row.overrides
-    budget = said.vram_budget if wished.vram_budget is None else wished.vram_budget
-    replicas_max = wished.max_replicas_per_model
+    node, declared, overrides = row.node, row.declared, row.overrides
+    budget = declared.vram_budget if overrides.vram_budget is None else overrides.vram_budget
+    replicas_max = overrides.max_replicas_per_model
     counting = replace(
         node,
-        labels=MappingProxyType({**automatic_labels(node.capacity, node.name), **said.labels, **wished.labels}),
-        max_replicas_per_model=said.max_replicas_per_model if replicas_max is None else replicas_max,
+        labels=MappingProxyType({**automatic_labels(node.capacity, node.name), **declared.labels, **overrides.labels}),
+        max_replicas_per_model=declared.max_replicas_per_model if replicas_max is None else replicas_max,
         free_vram_bytes=free_vram_bytes(node.capacity, budget),
     )
     return replace(row, node=counting)

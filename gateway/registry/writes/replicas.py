@@ -39,10 +39,10 @@ def reports_recorded(
 
 
 def _reported(replica: Replica, report: Report, now: float) -> Replica:
-    told = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
-    told |= {name: storable(value) for name, value in told.items() if isinstance(value, str)}
+    values = {name: value for name in REPORTED_FIELDS if (value := getattr(report, name)) is not None}
+    values |= {name: storable(value) for name, value in values.items() if isinstance(value, str)}
     since = replica.since if replica.observed == report.observed else now
-    return replace(replica, observed=report.observed, since=since, **told)
+    return replace(replica, observed=report.observed, since=since, **values)
 
 
 def term_acquired(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
@@ -61,8 +61,8 @@ def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -
     if replica is None:
         return None
     cause = storable(because) if replica.broken is None else replica.broken
-    noted = replace(replica, broken=cause, lost=replica.lost or lost)
-    return replace(tables, replicas={**tables.replicas, replica_id: noted})
+    marked = replace(replica, broken=cause, lost=replica.lost or lost)
+    return replace(tables, replicas={**tables.replicas, replica_id: marked})
 
 
 def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:

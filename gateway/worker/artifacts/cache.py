@@ -28,7 +28,7 @@ from gateway.worker.artifacts.source import Source
 
 log = structlog.get_logger(__name__)
 
-ELSEWHERE_SECONDS: Final = 1.0
+SHARED_FETCH_POLL_SECONDS: Final = 1.0
 """Between two looks whether a file is here that another replica, or another worker with the same folder, fetches."""
 PART_SECONDS_MAX: Final = 24 * 3600.0
 """A part that nobody has gone on with for so long is removed when the next download begins."""
@@ -131,7 +131,7 @@ class Cache:
             part = await trio.to_thread.run_sync(_open_part_of, target)
             if part is not None:
                 return part
-            await trio.sleep(ELSEWHERE_SECONDS)
+            await trio.sleep(SHARED_FETCH_POLL_SECONDS)
 
     async def _make_room(self, name: str, need_bytes: int) -> None:
         """Raises `ArtifactError`."""
@@ -142,7 +142,7 @@ class Cache:
         await trio.to_thread.run_sync(self._make_room_blocking, held, need_bytes, promised)
 
     def _make_room_blocking(self, held: frozenset[str], need_bytes: int, promised_bytes: int) -> None:
-        cached = list(_look(self.folder, held))
+        cached = list(_cached_files(self.folder, held))
         plan = plan_disk_space(
             need_bytes,
             cached,
@@ -181,7 +181,7 @@ def _remove_left_over(part: PartialFile) -> None:
     part.close()
 
 
-def _look(folder: Path, held: frozenset[str]) -> Iterator[CachedFile]:
+def _cached_files(folder: Path, held: frozenset[str]) -> Iterator[CachedFile]:
     for entry in os.scandir(folder):
         if not entry.is_file(follow_symlinks=False) or entry.name.endswith((STATE_SUFFIX, STATE_SUFFIX + ".new")):
             continue

@@ -89,12 +89,12 @@ class HttpClient:
 
 def _describe_error(error: BaseException) -> str:
     """Of the innermost cause that has any: a failed TLS handshake arrives as a connection error without a word."""
-    words: str = str(error)
+    reason: str = str(error)
     cause: BaseException | None = error
-    while cause is not None and not words:
+    while cause is not None and not reason:
         cause = cause.__cause__ or cause.__context__
-        words = str(cause or "")
-    return words or type(error).__name__
+        reason = str(cause or "")
+    return reason or type(error).__name__
 
 
 def _parsed(url: str) -> httpx.URL:

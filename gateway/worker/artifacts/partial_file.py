@@ -25,10 +25,10 @@ class PartialFile:
     def __init__(self, target: Path, descriptor: int) -> None:
         self._target = target
         self._path = part_of(target)
-        self._note_path = state_file_of(target)
+        self._state_path = state_file_of(target)
         self._descriptor = descriptor
         self.size = os.fstat(descriptor).st_size
-        self.etag, self.total = _read_state(self._note_path)
+        self.etag, self.total = _read_state(self._state_path)
         self._digest = hashlib.sha256() if self.size == 0 else None
         """Of all that is here; None: not known without reading it."""
 
@@ -57,7 +57,7 @@ class PartialFile:
         os.ftruncate(self._descriptor, 0)
         self.size, self._digest = 0, hashlib.sha256()
         self.etag, self.total = etag, total
-        _write_state(self._note_path, etag, total)
+        _write_state(self._state_path, etag, total)
 
     def append(self, data: bytes) -> None:
         """Raises `OSError`; then nothing, or a part of `data`, has been added."""
@@ -83,7 +83,7 @@ class PartialFile:
         """It is whole: from now on it is the file itself."""
         os.fsync(self._descriptor)
         self._path.replace(self._target)
-        self._note_path.unlink(missing_ok=True)
+        self._state_path.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Closes the file and gives up its lock; what was written stays for the next download."""
@@ -124,8 +124,8 @@ def _is_still_there(descriptor: int, path: Path) -> bool:
 
 def _read_state(path: Path) -> tuple[str | None, int | None]:
     try:
-        note: Any = json.loads(path.read_text())
-        etag, total = note["etag"], note["total"]
+        state: Any = json.loads(path.read_text())
+        etag, total = state["etag"], state["total"]
     except (OSError, ValueError, KeyError, TypeError):
         return None, None
     return strong(etag) if isinstance(etag, str) else None, total if isinstance(total, int) else None

@@ -36,28 +36,28 @@ class Follower:
         self._lines = deque(lines, LINES_MAX)
         self._skipped = 0
         self._ended = False
-        self._news = trio.Event()
-        self._news.set()
+        self._changed = trio.Event()
+        self._changed.set()
 
     def put(self, lines: list[str]) -> None:
         """Adds lines and never blocks; beyond `LINES_MAX` the oldest are dropped and counted as skipped."""
         self._skipped += max(0, len(self._lines) + len(lines) - LINES_MAX)
         self._lines.extend(lines)
-        self._news.set()
+        self._changed.set()
 
     def end(self) -> None:
         """Marks the output as ended, since the process has closed it."""
         self._ended = True
-        self._news.set()
+        self._changed.set()
 
     async def take(self) -> Taken:
         """The next lines, as soon as there are any. The first call returns at once, maybe with none."""
-        await self._news.wait()
+        await self._changed.wait()
         lines = tuple(self._lines.popleft() for _ in range(min(LINES_PER_TAKE, len(self._lines))))
         taken = Taken(lines, self._skipped, ended=self._ended and not self._lines)
         self._skipped = 0
         if not self._lines and not self._ended:
-            self._news = trio.Event()
+            self._changed = trio.Event()
         return taken
 
 

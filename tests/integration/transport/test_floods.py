@@ -88,7 +88,7 @@ async def test_a_stranger_has_its_time_once_however_often_it_tries(monkeypatch: 
 
 
 async def test_the_oldest_stranger_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "STRANGERS_MAX", 2)
+    monkeypatch.setattr(connections, "UNAUTHENTICATED_MAX", 2)
     async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
         async with session_gateway.attach():
             served = await session_gateway.next_session()

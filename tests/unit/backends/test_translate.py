@@ -208,7 +208,7 @@ def test_counts_that_can_not_be_are_none() -> None:
     assert (piece.prompt_tokens, piece.completion_tokens) == (0, 0)
 
 
-def pieces_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) -> int:
+def deltas_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) -> int:
     for number in range(1, 10_000_000):
         reader.delta(reply(number))
         if reader.is_endless:
@@ -217,8 +217,8 @@ def pieces_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) 
 
 
 def test_an_answer_ends_at_what_was_asked_for_and_a_little_more() -> None:
-    assert pieces_until_endless(ReplyReader(5), lambda number: pb.Reply(message=b"x", tokens=number)) == 5 + 64 + 1
-    assert pieces_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x")) == 5 + 64 + 1
+    assert deltas_until_endless(ReplyReader(5), lambda number: pb.Reply(message=b"x", tokens=number)) == 5 + 64 + 1
+    assert deltas_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x")) == 5 + 64 + 1
 
 
 def test_a_backend_that_counts_may_send_a_token_in_parts_but_not_for_ever() -> None:
@@ -226,14 +226,14 @@ def test_a_backend_that_counts_may_send_a_token_in_parts_but_not_for_ever() -> N
     for number in range(1, 201):
         halves.delta(pb.Reply(message=b"x", tokens=(number + 1) // 2))
         assert not halves.is_endless
-    assert pieces_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
+    assert deltas_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
 
 
 def test_without_a_limit_the_context_is_one() -> None:
-    assert pieces_until_endless(ReplyReader(None, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
-    assert pieces_until_endless(ReplyReader(10_000, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+    assert deltas_until_endless(ReplyReader(None, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+    assert deltas_until_endless(ReplyReader(10_000, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
 
 
 def test_bytes_are_bounded_whatever_the_tokens() -> None:
     large = b"x" * 2**20
-    assert pieces_until_endless(ReplyReader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64
+    assert deltas_until_endless(ReplyReader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64

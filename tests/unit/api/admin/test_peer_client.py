@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from gateway.api.admin import peer_client as peers
 from gateway.api.admin.peer_client import RELAYED
-from gateway.api.admin.replica_logs import HeldElsewhere
+from gateway.api.admin.replica_logs import HeldAtPeer
 from gateway.api.http.asgi import Message
 from gateway.api.http.auth import Key, Role, sha256
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
@@ -54,7 +54,7 @@ def front(gateway_id: GatewayId, session_at: GatewayId | None = None, **parts: A
     """With the session of `r1` at that gateway."""
     made = Front(gateway_id=gateway_id, **parts)
     if session_at != gateway_id:
-        made.tails.refuse = HeldElsewhere(session_at, "The session is not here.")
+        made.tails.refuse = HeldAtPeer(session_at, "The session is not here.")
     return made
 
 

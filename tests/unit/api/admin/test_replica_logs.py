@@ -7,7 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.admin.replica_logs import HeldElsewhere, open_replica_tail
+from gateway.api.admin.replica_logs import HeldAtPeer, open_replica_tail
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import GatewayId, NodeId, ReplicaId
 from gateway.domain.session import LogChunk
@@ -194,7 +194,7 @@ async def test_m4_a_node_without_a_session_here_has_one_elsewhere_or_none(holder
         yield None
 
     fleet = state([replica("r1")], nodes=[node(NODE, gateway_id=holder)])
-    with pytest.raises(HeldElsewhere) as caught:
+    with pytest.raises(HeldAtPeer) as caught:
         async with open_replica_tail(lambda: fleet, open_node_tail, REPLICA, 5, follow=False):
             pass
     assert caught.value.gateway_id == holder
