@@ -49,7 +49,7 @@ class World:
         self._sent: list[DesiredSet] = []
         self._to_worker: trio.MemorySendChannel[ToWorker] | None = None
         self._from_worker: trio.MemoryReceiveChannel[FromWorker] | None = None
-        self.peer_states: dict[ReplicaId, Observed] = {}
+        self.observed_states: dict[ReplicaId, Observed] = {}
 
     def _new_id(self) -> str:
         self._made += 1
@@ -120,14 +120,14 @@ class World:
                 self._hear(message)
 
     def _hear(self, report: Report) -> None:
-        before = self.peer_states.get(report.replica_id, Observed.PLACED)
+        before = self.observed_states.get(report.replica_id, Observed.PLACED)
         assert may_follow(before, report.observed), f"{report.replica_id}: {before} -> {report.observed}"
-        self.peer_states[report.replica_id] = report.observed
+        self.observed_states[report.replica_id] = report.observed
 
     def _wishes(self) -> tuple[DesiredReplica, ...]:
         """Some of the ids in any order, some of them twice; ended ones give way to new ones."""
         for place, name in enumerate(self._ids):
-            if self.peer_states.get(ReplicaId(name)) in FINAL and self._rng.random() < 0.7:
+            if self.observed_states.get(ReplicaId(name)) in FINAL and self._rng.random() < 0.7:
                 self._ids[place] = self._new_id()
         listed = [name for name in self._ids if self._rng.random() < 0.8]
         desired_replicas = [desired_replica(name, self._further(name)) for name in listed]
@@ -155,7 +155,7 @@ class World:
         ready = [each.replica_id for each in self._agent.statistics().replicas if each.observed is Observed.READY]
         kept = [name for name in ready if self._settled[name] is Desired.RUN and self._rng.random() < 0.5]
         wanted = {self._new_id(), self._new_id(), *kept}
-        unheard = {each for each, observed in self.peer_states.items() if observed not in FINAL} - wanted
+        unheard = {each for each, observed in self.observed_states.items() if observed not in FINAL} - wanted
         self._epoch += 1
         desired_replicas = (*map(desired_replica, wanted), *(desired_replica(each, Desired.STOP) for each in unheard))
         self._put(DesiredSet(self._epoch, desired_replicas))
@@ -188,8 +188,8 @@ async def live(seed: int) -> None:
             check(spawn, agent)
             alive = [process for process in spawn.started if process.code is None]
             assert sorted(map(replica_of, alive)) == sorted(wanted)
-            assert {each for each, observed in world.peer_states.items() if observed is Observed.READY} == wanted
-            assert {each for each, observed in world.peer_states.items() if observed not in FINAL} == wanted
+            assert {each for each, observed in world.observed_states.items() if observed is Observed.READY} == wanted
+            assert {each for each, observed in world.observed_states.items() if observed not in FINAL} == wanted
             nursery.cancel_scope.cancel()
     assert not [process for process in spawn.started if process.code is None]
 

@@ -111,12 +111,12 @@ async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.M
         complaints.report_broken(A, "it hangs")
         complaints.report_lost(B, "nothing listens")
         await trio.sleep(10)
-        assert registry.peer_states == []
+        assert registry.reported == []
         complaints.report_lost(A, "nothing listens")
         registry.down = False
         await trio.sleep(2 * RETRY_SECONDS)
         nursery.cancel_scope.cancel()
-    assert registry.peer_states == [(A, "nothing listens", True), (B, "nothing listens", True)]
+    assert registry.reported == [(A, "nothing listens", True), (B, "nothing listens", True)]
 
 
 class FlakyRegistry(MemoryRegistry):
@@ -125,10 +125,10 @@ class FlakyRegistry(MemoryRegistry):
     def __init__(self) -> None:
         super().__init__(trio.current_time)
         self.down = True
-        self.peer_states: list[tuple[ReplicaId, str, bool]] = []
+        self.reported: list[tuple[ReplicaId, str, bool]] = []
 
     async def record_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
         if self.down:
             raise RegistryError("the disk is full")
-        self.peer_states.append((replica_id, because, lost))
+        self.reported.append((replica_id, because, lost))
         return await super().record_broken(replica_id, because, lost=lost)

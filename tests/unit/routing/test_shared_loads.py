@@ -31,13 +31,13 @@ class Table(LoadTracker):
     ) -> None:
         self.now = 0.0
         self.changed = 0
-        self.peer_states: list[Mapping[ReplicaId, int]] = []
+        self.changes: list[Mapping[ReplicaId, int]] = []
         super().__init__(
             lambda: self.now,
             leases_changed=leases_changed or self._note_change,
             on_free=on_free,
             on_release=on_release,
-            on_peers_changed=self.peer_states.append,
+            on_peers_changed=self.changes.append,
         )
 
     def _note_change(self) -> None:
@@ -99,7 +99,7 @@ def test_what_others_have_is_replaced_and_only_changes_are_told() -> None:
     table.apply_peers({A: 1, B: 2})
     table.apply_peers({A: 1, B: 2})
     table.apply_peers({B: 1, C: 1})
-    assert table.peer_states == [{A: 1, B: 2}, {A: -1, B: -1, C: 1}]
+    assert table.changes == [{A: 1, B: 2}, {A: -1, B: -1, C: 1}]
     assert [table.load_of(each).at_peers for each in (A, B, C)] == [0, 1, 1]
 
 
