@@ -81,9 +81,9 @@ def test_calls_may_be_parallel() -> None:
     assert parsed(tools=[tool()], parallel_tool_calls=True) == parsed(tools=[tool()])
 
 
-@pytest.mark.parametrize("wish", [True, False])
-def test_thinking_may_be_switched(wish: bool) -> None:
-    assert parsed(chat_template_kwargs={"enable_thinking": wish}).thinking is wish
+@pytest.mark.parametrize("thinking", [True, False])
+def test_thinking_may_be_switched(thinking: bool) -> None:
+    assert parsed(chat_template_kwargs={"enable_thinking": thinking}).thinking is thinking
 
 
 def test_as_many_tools_as_openai_takes() -> None:
