@@ -18,7 +18,7 @@ class SlotRequest:
     gateway_id: GatewayId
     model: ModelName
     leases: Mapping[ReplicaId, int] = field(default_factory=lambda: NOTHING)
-    """Of this gateway, on whatever replicas, without the one that is asked for: as `Bulletin.leases`."""
+    """Of this gateway, on whatever replicas, without the one that is asked for: as `PeerState.leases`."""
     unused_seconds: Mapping[ReplicaId, float] = field(default_factory=lambda: NOTHING)
     """Since it last took a lease on each replica of the model that it ever did."""
     excluded: Collection[ReplicaId] = ()

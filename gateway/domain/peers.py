@@ -61,14 +61,14 @@ class PeerState:
 
 @dataclass(frozen=True)
 class PeerStates:
-    """The answer to a bulletin."""
+    """The answer to a peer state."""
 
     now: float
     """The registry's clock."""
     version: int
     """Of the state as it is now."""
     peers: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
-    """The newest bulletin of each other gateway that lives."""
+    """The newest peer state of each other gateway that lives."""
     silent: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The last one of each other gateway that does not count any more and has not said goodbye, for
     `SILENT_SECONDS_MAX`: it has died, or it is cut off and serves on from its last view."""
@@ -88,9 +88,9 @@ class Audience:
 
 
 def audience(own: PeerState, seen_version: int, peer_states: PeerStates) -> Audience:
-    """`seen_version` is that of the gateway itself, whose bulletin is `own`. One that has fallen silent is part of the
-    audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at its
-    address: then its process has ended."""
+    """`seen_version` is that of the gateway itself, whose peer state is `own`. One that has fallen silent is part of
+    the audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at
+    its address: then its process has ended."""
     living = (own, *peer_states.peers.values())
     inhabited = {each.url for each in living if each.url}
     silent = [each for each in peer_states.silent.values() if each.url not in inhabited]

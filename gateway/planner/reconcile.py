@@ -49,7 +49,7 @@ def why_delete(replica: Replica, node: Node | None, now: float) -> str | None:
 
 
 def why_drain(working: WorkingState, replica: Replica, newest_serving: Container[ModelName]) -> str | None:
-    """Why a replica that runs should not, or None. `newest_serving`: see `eligibility.newest_serving`."""
+    """Why a replica that runs should not, or None. `newest_serving`: see `routability.newest_serving`."""
     node, spec = working.node_of(replica), working.state.models.get(replica.model)
     if spec is None:
         return "its model was removed"

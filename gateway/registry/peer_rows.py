@@ -1,4 +1,4 @@
-"""Bulletins as SQL rows and back: four JSON texts, so that a gateway sends only what has changed since its last one.
+"""Peer states as SQL rows and back: four JSON texts, so that a gateway sends only what has changed since its last one.
 
 What a newer gateway says besides is not heard, and a part that can't be read counts as not said.
 """

@@ -106,7 +106,7 @@ class Registry(Protocol):
       excepted). When it is cancelled, it has happened wholly or not at all, and the caller can't know which: every
       method may be repeated.
     - A write that changes something bumps `version` by one in the same transaction and wakes `wait_newer`; a write
-      that changes nothing does neither. Bulletins and the leader's terms never bump it.
+      that changes nothing does neither. Peer states and the leader's terms never bump it.
     - `read_state` is one consistent read.
     - No method blocks on another one's I/O for longer than that transaction takes.
 
@@ -215,11 +215,11 @@ class Registry(Protocol):
         Raises `StaleEpoch` when another gateway has become the leader."""
 
     async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
-        """Publishes over the gateway's last bulletin, to count for `ttl_seconds`, and hears the others'. One that does
-        not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
+        """Publishes over the gateway's last peer state, to count for `ttl_seconds`, and hears the others'. One that
+        does not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 
     async def leave(self, gateway_id: GatewayId) -> None:
-        """The gateway ends: its bulletin and its term as leader are over at once."""
+        """The gateway ends: its peer state and its term as leader are over at once."""
 
     def statistics(self) -> RegistryStatistics:
         """Returns the known version and the counts of statements, without any I/O."""
@@ -233,7 +233,7 @@ class SlotReserver(Protocol):
         """Picks a replica for one request by what all gateways have just then, and counts it as a lease of the asking
         gateway. None: no slot is free.
 
-        Raises `RegistryError`; the lease may be counted all the same, until the gateway's next bulletin."""
+        Raises `RegistryError`; the lease may be counted all the same, until the gateway's next peer state."""
 
 
 class OpenRegistry(Protocol):

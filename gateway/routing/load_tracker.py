@@ -45,7 +45,7 @@ class ReplicaLoad:
     failures: int = 0
     """The number of failures in a row."""
     expiries: list[float] = field(default_factory=list)
-    """When each phantom ends."""
+    """When each penalty ends."""
 
     @property
     def open_leases(self) -> int:
@@ -54,7 +54,7 @@ class ReplicaLoad:
 
     @property
     def suspect_until(self) -> float:
-        """When its last phantom ends."""
+        """When its last penalty ends."""
         return max(self.expiries, default=NEVER)
 
     def penalties(self, now: float) -> int:

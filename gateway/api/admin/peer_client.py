@@ -67,7 +67,7 @@ class PeerClient:
     """`context`: what they have to prove themselves with; None: with what the system trusts."""
 
     gateways: Callable[[], Mapping[GatewayId, PeerState]]
-    """The newest bulletin of each other one that lives."""
+    """The newest peer state of each other one that lives."""
     context: ssl.SSLContext | None = None
 
     async def relay(self, exchange: Exchange, gateway_id: GatewayId) -> None:

@@ -1,4 +1,4 @@
-"""What this gateway says in its bulletins, and what becomes of what it hears in the others'."""
+"""What this gateway says in its peer states, and what becomes of what it hears in the others'."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping

@@ -34,7 +34,7 @@ BEAT_SECONDS_MAX: Final = 1.0
 BEATS_PER_TTL: Final = 5
 QUIET_FACTOR: Final = 5
 SLOW_SECONDS: Final = 0.5
-"""How often the parts of a bulletin are made anew that need not be exact."""
+"""How often the parts of a peer state are made anew that need not be exact."""
 RETRY_FIRST_SECONDS: Final = 0.1
 RETRY_MAX_SECONDS: Final = 1.0
 

@@ -1,4 +1,4 @@
-"""What stores have in common whose rows only this process writes: its clock, and bulletins and terms in its memory.
+"""What stores have in common whose rows only this process writes: its clock, and peer states and terms in its memory.
 
 Whoever publishes or leads lives in this process, so nothing of that has to outlive it.
 """

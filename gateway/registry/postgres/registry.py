@@ -10,7 +10,7 @@ is held for a handful of round trips and never while anything else is waited for
 holder that has stopped is thrown out by the server (see postgres_pool.py), or by the other gateways where the server
 takes it to be busy.
 
-Bulletins and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
+Peer states and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
 only wakes (postgres_listener.py). The only clock is the server's; between two readings this process counts on.
 """
 

@@ -3,11 +3,11 @@
 Theory of operation. Under READ COMMITTED every statement sees what was committed before it began. So the first
 statement waits for the model's row, which makes the picks of one model one at a time in the whole fleet, and the second
 one, with a new snapshot, sees every pick before it. (ORDER BY with FOR UPDATE in one statement would lock what was the
-best before the wait: R3.) Then the choice is written into the asking gateway's bulletin, which is complete, so that
+best before the wait: R3.) Then the choice is written into the asking gateway's peer state, which is complete, so that
 nothing counts up and down. Rows of nodes and of replicas, and the counter, are never locked: heartbeats and control
 writes go on.
 
-A gateway's claims, and its own exchange of bulletins, have to come one after the other: each writes all its leases.
+A gateway's claims, and its own exchange of peer states, have to come one after the other: each writes all its leases.
 """
 
 from typing import Final, NamedTuple
@@ -42,7 +42,7 @@ async def reserve_slot_aio(
 ) -> ReplicaId | None:
     """The replica that the request is to use, counted as this gateway's lease from now on; None: no slot is free.
 
-    Raises `RegistryError` when the gateway has published no bulletin yet, so that nobody would count its lease.
+    Raises `RegistryError` when the gateway has published no peer state yet, so that nobody would count its lease.
     """
     await transaction.rows_aio(LOCK_MODEL, request.model)
     picked = await pick_aio(request, test_time, transaction)

@@ -1,4 +1,4 @@
-"""What `postgres_sql` reads, as records (see `remembered`)."""
+"""What the statements of `sql` read, as records (see `row_cache`)."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
