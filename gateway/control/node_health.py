@@ -1,6 +1,6 @@
 """Decides the condition of a node by its session and by how long it has been silent. Pure.
 
-| its session           | silent for (seconds)         | link                               | its replicas are probed |
+| its session           | silent for (seconds)         | condition                          | its replicas are probed |
 |-----------------------|------------------------------|------------------------------------|-------------------------|
 | open                  | less than misses x heartbeat | healthy, or draining if it leaves  | no                      |
 | open                  | more                         | stays                              | yes                     |

@@ -170,7 +170,7 @@ class Registry(Protocol):
         start that is neither the newest one nor the one whose session began last, `FleetFull`."""
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
-        """A worker's session begins: the node's link becomes healthy, it is known with what `hello` says, and this
+        """A worker's session begins: the node's condition becomes healthy, it is known with what `hello` says, and this
         gateway holds its session. Returns the session number, which grows with each session of the node. Its name is
         the one that it was registered with.
 

@@ -63,14 +63,14 @@ class SimWorker(Machine):
 
     def note_touch(self) -> None:
         """To be called at each rest."""
-        link = self.membership.condition if self.membership is not None else None
+        link = self.membership.link if self.membership is not None else None
         if link is not None and link.gateway.is_well:
             self.in_touch_at = max(self.in_touch_at, link.reported_at)
 
     def cut_session(self) -> None:
-        if self.membership is not None and self.membership.condition is not None:
+        if self.membership is not None and self.membership.link is not None:
             self.world.note(f"{self.name}'s session breaks")
-            self.membership.condition.cut()
+            self.membership.link.cut()
 
     def _make_process(self, pid: int, command: tuple[str, ...], env: Mapping[str, str], cwd: Path | None) -> SimProcess:
         process = OrderedProcess(pid, command, env, cwd)
