@@ -205,19 +205,19 @@ some_call = st.one_of(
     calls("put_model", specs),
     calls("remove_model", model_names),
     calls("unload_model", model_names),
-    calls("note_requirement", model_names, st.sampled_from([PresentRevision(), Revision("r")]), requirements),
+    calls("record_requirement", model_names, st.sampled_from([PresentRevision(), Revision("r")]), requirements),
     calls("register_node", registrations),
     calls("join_node", hellos, gateway_ids),
     calls("mark_node", node_ids, ages, st.sampled_from(LINKS), ended=st.booleans()),
-    calls("note_capacity", node_ids, ages, capacities),
+    calls("record_capacity", node_ids, ages, capacities),
     calls("edit_node", node_ids, edits),
     calls("remove_node", node_ids),
-    calls("observe", node_ids, ages, tuples(reports)),
-    calls("note_broken", replica_ids, any_texts, lost=st.booleans()),
-    calls("lead", gateway_ids, terms),
+    calls("record_reports", node_ids, ages, tuples(reports)),
+    calls("record_broken", replica_ids, any_texts, lost=st.booleans()),
+    calls("acquire_or_renew", gateway_ids, terms),
     calls("leave", gateway_ids),
     calls("apply", st.integers(1, 2), control_writes),
-    calls("exchange", peer_states, terms),
+    calls("sync_peers", peer_states, terms),
 )
 # Most writes need a node in session, and a leader with epoch 1.
 beginning = st.tuples(
@@ -225,7 +225,7 @@ beginning = st.tuples(
     calls(
         "join_node", hellos.map(lambda hello: replace(hello, node_id=NodeId(FRESH), boot_id=BootId("b1"))), gateway_ids
     ),
-    calls("lead", gateway_ids, terms),
+    calls("acquire_or_renew", gateway_ids, terms),
 )
 histories = st.tuples(beginning, st.lists(some_call, max_size=12)).map(lambda parts: [*parts[0], *parts[1]])
 

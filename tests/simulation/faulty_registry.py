@@ -125,7 +125,7 @@ class FaultyRegistry:
             self.published = peer_state
             return peer_states
 
-        return await self._execute("exchange", statement)
+        return await self._execute("sync_peers", statement)
 
     async def wait_newer(self, version: int) -> None:
         """Raises `RegistryError` when the connection breaks."""

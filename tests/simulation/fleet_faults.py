@@ -15,7 +15,7 @@ from tests.simulation.fleet import Fleet, Post
 
 CUT_SECONDS: Final = (1.0, 5.0, 20.0, 60.0)
 STOP_SECONDS: Final = (1.0, 5.0, 20.0, 40.0)
-TRAPS: Final = ("apply", "apply", "apply", "lead", "join_node", "observe", "mark_node", "exchange")
+TRAPS: Final = ("apply", "apply", "apply", "acquire_or_renew", "join_node", "record_reports", "mark_node", "sync_peers")
 """Statements that a fault waits for, so that it hits the worst moment."""
 
 
