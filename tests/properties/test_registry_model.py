@@ -159,10 +159,10 @@ def tuples(*values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 
 control_writes = st.builds(
     ControlWrite,
-    place=tuples(replicas),
-    desire=tuples(replica_ids, st.sampled_from(Desired)),
+    create=tuples(replicas),
+    set_desired=tuples(replica_ids, st.sampled_from(Desired)),
     delete=tuples(replica_ids),
-    failures=tuples(model_names, maybe(failures)),
+    set_failures=tuples(model_names, maybe(failures)),
 )
 hellos = st.builds(
     Hello,
