@@ -148,7 +148,7 @@ def _build_sync(
         ttl_seconds=registry.gateway_ttl,
         fast=publisher.fast,
         slow=publisher.slow,
-        on_received=publisher.hear,
+        on_received=publisher.apply,
         on_cut_off=cut_off,
         clock=shared.clock,
         turn=shared.leases_lock,

@@ -80,7 +80,7 @@ async def _run_embedded_sessions(
 async def _start_embedded_session(
     gateway: Gateway, nursery: trio.Nursery, agent: Agent, read_capacity: CapacityReader, hello: Hello
 ) -> None:
-    told = replace(hello, capacity=await read_capacity(), replicas=agent.all_reports())
+    read = replace(hello, capacity=await read_capacity(), replicas=agent.all_reports())
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](MESSAGES_MAX)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
     heartbeat = gateway.shared.config.health.heartbeat
@@ -90,9 +90,9 @@ async def _start_embedded_session(
         incoming=from_gateway,
         heartbeat_seconds=heartbeat,
         read_capacity=read_capacity,
-        reported_capacity=told.capacity,
+        reported_capacity=read.capacity,
     )
     nursery.start_soon(session.run)
     await nursery.start(
-        partial(gateway.control.sessions.run_session, told, to_worker, from_worker, ends_with_gateway=True)
+        partial(gateway.control.sessions.run_session, read, to_worker, from_worker, ends_with_gateway=True)
     )

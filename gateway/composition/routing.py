@@ -22,7 +22,7 @@ from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache, open_probe_cache
 from gateway.routing.reservation import ReserveSlot, StrictReservations
 from gateway.routing.router import Router
-from gateway.routing.silence import patience
+from gateway.routing.silence import tolerance
 
 SEVERAL: Final = Policy(tie_break_by_chance=True)
 
@@ -55,7 +55,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
                 calls=calls,
                 loads=admission.loads,
                 probes=probes,
-                patience=patience(config.health.misses, config.health.heartbeat),
+                tolerance=tolerance(config.health.misses, config.health.heartbeat),
                 is_offline=lambda replica_id: is_offline(shared.state(), replica_id),
             )
             router = Router(
@@ -118,9 +118,9 @@ def _build_claims(shared: SharedParts, admission: Admission, slots: SlotReserver
 def reservations_at(registry: SlotReserver) -> ReserveSlot:
     """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
 
-    async def reserve_slot(claim: SlotRequest) -> ReplicaId | None:
+    async def reserve_slot(request: SlotRequest) -> ReplicaId | None:
         try:
-            return await registry.reserve_slot(claim)
+            return await registry.reserve_slot(request)
         except RegistryError as error:
             raise ReservationFailed(str(error)) from error
 
@@ -137,4 +137,4 @@ def is_offline(state: ClusterState, replica_id: ReplicaId) -> bool:
     """Tells whether the node of the replica counts as offline; False if there is no such replica or node."""
     replica = state.replicas.get(replica_id)
     node = state.nodes.get(replica.node_id) if replica is not None else None
-    return node is not None and node.link is NodeStatus.OFFLINE
+    return node is not None and node.condition is NodeStatus.OFFLINE

@@ -39,8 +39,8 @@ class FleetStatus:
         """How far a load is: whoever holds the node's session knows. None: nobody has said anything."""
         if (own := self.progress.progress_of(replica_id, self.now())) is not None:
             return own
-        told = (peer.progress.get(replica_id) for peer in self.peers.peers.values())
-        return next((progress for progress in told if progress is not None), None)
+        reported = (peer.progress.get(replica_id) for peer in self.peers.peers.values())
+        return next((progress for progress in reported if progress is not None), None)
 
     def unsatisfiable(self) -> Mapping[ModelName, str]:
         """Models that can't have what they have to have, and why, as the leader sees it."""

@@ -26,6 +26,6 @@ class PlanOutcome:
         for model, because in plan.unsatisfiable.items():
             if model not in self.unsatisfiable:
                 log.warning("control.unsatisfiable", model=model, because=because)
-        pending = {entry.model: PendingReason(entry.because, entry.is_shortage) for entry in plan.wait}
+        pending = {entry.model: PendingReason(entry.because, entry.is_shortage) for entry in plan.pending}
         self.pending = MappingProxyType(pending)
         self.unsatisfiable = plan.unsatisfiable

@@ -104,7 +104,7 @@ class LoadTracker:
         self.leases_changed = leases_changed
         self._on_release = on_release
         self._on_free = on_free
-        self._on_heard = on_peers_changed
+        self._on_peers_changed = on_peers_changed
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
         """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
@@ -261,7 +261,7 @@ class LoadTracker:
         changed = {replica_id for replica_id, _ in self._at_peers.items() ^ at_peers.items()}
         if changed:
             self._at_peers = dict(at_peers)
-            self._on_heard({each: self._set_at_peers(each, at_peers.get(each, 0)) for each in changed})
+            self._on_peers_changed({each: self._set_at_peers(each, at_peers.get(each, 0)) for each in changed})
 
     def _set_at_peers(self, replica_id: ReplicaId, open_leases: int) -> int:
         load = self.load_of(replica_id)
