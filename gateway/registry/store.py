@@ -40,6 +40,8 @@ class RowScope:
     model: ModelName | None = None
     node: NodeId | None = None
     """With its replicas."""
+    registration: Registration | None = None
+    """The nodes that have its id or its name, or never had a session, which are few, with their replicas."""
     everything: bool = False
 
 
@@ -140,7 +142,9 @@ class Store(ABC):
         """Registers a worker and returns its node. Raises `NameTaken`, `StaleCredential` or `FleetFull`."""
         fresh = NodeId(self._make_id())
         outcome = await self._transact(
-            "register_node", lambda tables, now: node_writes.registered(tables, registration, fresh, now), EVERYTHING
+            "register_node",
+            lambda tables, now: node_writes.registered(tables, registration, fresh, now),
+            RowScope(registration=registration),
         )
         row = node_writes.node_named(outcome.after, registration.name)
         assert row is not None  # noqa: S101 - it is registered

@@ -77,6 +77,8 @@ class Tables:
     version: int = 0
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
     """Model rows that this version does not understand, with their `source`: kept, never shown."""
+    other_nodes: int = 0
+    """How many nodes there are besides `nodes`, where a registration is decided by a part of the rows."""
 
     def state(self, demand: Iterable[Demand]) -> ClusterState:
         """Returns the rows as a `ClusterState`, in the order of ids: equal states iterate alike in any store."""

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import trio
@@ -13,8 +14,17 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.session import Report
-from gateway.registry.protocol import NameTaken, NodeEdit, NodeOverrides, NotRegistered, Registry, StaleCredential
+from gateway.registry.protocol import (
+    FleetFull,
+    NameTaken,
+    NodeEdit,
+    NodeOverrides,
+    NotRegistered,
+    Registry,
+    StaleCredential,
+)
 from gateway.registry.store import Store
+from gateway.registry.tables import Tables
 from gateway.registry.writes import nodes as node_writes
 from tests.contract.samples import (
     GATEWAY,
@@ -147,6 +157,48 @@ async def test_nodes_that_only_register_are_few_and_push_out_nobody_who_was_here
     nodes = (await registry.read_state()).nodes
     kept = {node.name for node in nodes.values()} - {nodes[NODE].name}
     assert kept == {"drained", "flood-17", "flood-18", "flood-19"}
+
+
+async def test_a_registration_is_decided_by_few_rows_however_large_the_fleet(
+    store_url: str, registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Strangers with the join token may send many, and what is read is paid for under the lock of all writers."""
+    if store_url == "memory:":
+        pytest.skip("all rows are at hand, nothing is read")
+    for number in range(20):
+        node_id = NodeId(f"node-{number}")
+        await join(registry, hello(node_id, name=f"name-{number}"))
+        await place(registry, replica(ReplicaId(f"replica-{number}"), node_id=node_id))
+    decide, seen = node_writes.registered, list[Tables]()
+
+    def decide_and_note(tables: Tables, *rest: Any) -> Tables:
+        seen.append(tables)
+        return decide(tables, *rest)
+
+    monkeypatch.setattr(node_writes, "registered", decide_and_note)
+    await registry.register_node(registration(NodeId("node-7"), "boot-2", name="name-7"))
+    await registry.register_node(registration(None, "boot-2", name="new"))
+    await registry.register_node(registration(None, "boot-2", name="newer"))
+    assert [({row.node.name for row in tables.nodes.values()}, set(tables.replicas)) for tables in seen] == [
+        ({"name-7"}, {"replica-7"}),
+        (set(), set()),
+        ({"new"}, set()),
+    ]
+    assert [len(tables.nodes) + tables.other_nodes for tables in seen] == [20, 20, 21]
+    state = await registry.read_state()
+    assert (len(state.nodes), len(state.replicas)) == (22, 20)
+    assert state.replicas[ReplicaId("replica-7")].observed is Observed.GONE
+
+
+async def test_the_limit_of_nodes_counts_also_those_that_a_registration_does_not_read(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_writes, "NODES_MAX", 3)
+    for number in range(3):
+        await join(registry, hello(NodeId(f"node-{number}"), name=f"name-{number}"))
+    with pytest.raises(FleetFull, match="has 3 nodes"):
+        await registry.register_node(registration(None, name="box"))
+    await registry.register_node(registration(NodeId("node-1"), "boot-2", name="name-1"))
 
 
 async def test_a_node_that_never_came_is_forgotten_after_a_while(registry: Registry, clock: SettableClock) -> None:

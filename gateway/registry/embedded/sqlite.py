@@ -40,7 +40,10 @@ def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
 
 READ_MODELS: Final = f"SELECT {', '.join(rows.MODEL_COLUMNS)} FROM models"  # noqa: S608 - constants only
 READ_NODES: Final = f"SELECT {', '.join(rows.NODE_COLUMNS)} FROM nodes"  # noqa: S608 - constants only
+_OF_REGISTRATION: Final = "id = ? OR name = ? OR (joined_boot_id IS NULL AND link = 'offline')"
+NODES_OF_REGISTRATION: Final = f"{READ_NODES} WHERE {_OF_REGISTRATION}"
 READ_REPLICAS: Final = f"SELECT {', '.join(rows.REPLICA_COLUMNS)} FROM replicas"  # noqa: S608 - constants only
+REPLICAS_OF_REGISTRATION: Final = f"{READ_REPLICAS} WHERE node_id IN (SELECT id FROM nodes WHERE {_OF_REGISTRATION})"  # noqa: S608 - constants only
 NAME: Final = rows.MODEL_COLUMNS.index("name")
 SOURCE: Final = rows.MODEL_COLUMNS.index("source")
 PUT_MODEL: Final = _upsert("models", "name", rows.MODEL_COLUMNS)
@@ -98,18 +101,19 @@ class SqliteRegistry(EmbeddedStore):
         self,
         method: str,
         decide: Decision[After],
-        scope: RowScope,  # noqa: ARG002 - reading everything is no round trip
+        scope: RowScope,
         epoch: int | None = None,
     ) -> Outcome[After]:
-        outcome, version = await self._run(method, partial(self._decide, decide, epoch))
+        """Reading everything is no round trip; only registrations read less, because anybody with the join token may send many."""
+        outcome, version = await self._run(method, partial(self._decide, decide, scope, epoch))
         self._advance_version(version)
         return outcome
 
     def _decide(
-        self, decide: Decision[After], epoch: int | None, transaction: SqliteTransaction
+        self, decide: Decision[After], scope: RowScope, epoch: int | None, transaction: SqliteTransaction
     ) -> tuple[Outcome[After], int]:
         now = self._clock()
-        before = self._with_term(self._rows.tables(transaction))
+        before = self._with_term(self._rows.part(transaction, scope))
         after = decide(before, now)
         changes = difference(before, before if after is None else after, now, epoch)
         if changes:
@@ -145,6 +149,22 @@ class _RowReader:
         self._models = RowCache(rows.MODEL_COLUMNS, rows.model_from_row)
         self._nodes = RowCache(rows.NODE_COLUMNS, rows.node_from_row)
         self._replicas = RowCache(rows.REPLICA_COLUMNS, rows.replica_from_row)
+
+    def part(self, transaction: SqliteTransaction, scope: RowScope) -> Tables:
+        """The rows of `scope`, or all."""
+        if scope.registration is None:
+            return self.tables(transaction)
+        key = scope.registration.node_id, rows.storable(scope.registration.name)
+        nodes = self._nodes.records(map(tuple, transaction.rows(NODES_OF_REGISTRATION, *key)), is_whole=False)
+        of_nodes = map(tuple, transaction.rows(REPLICAS_OF_REGISTRATION, *key))
+        replicas = self._replicas.records(of_nodes, is_whole=False)
+        return Tables(
+            nodes={row.node.id: row for row in nodes.values()},
+            replicas={replica.id: replica for replica in replicas.values()},
+            leadership=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            version=transaction.rows("SELECT version FROM state_version")[0][0],
+            other_nodes=transaction.rows("SELECT count(*) FROM nodes")[0][0] - len(nodes),
+        )
 
     def tables(self, transaction: SqliteTransaction) -> Tables:
         models = self._models.records(map(tuple, transaction.rows(READ_MODELS)), is_whole=True)

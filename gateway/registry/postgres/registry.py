@@ -16,6 +16,7 @@ only wakes (postgres_listener.py). The only clock is the server's; between two r
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -206,8 +207,10 @@ class PostgresRegistry(Store):
     async def _decide_aio(
         self, decide: Decision[After], scope: RowScope, epoch: int | None, transaction: PostgresTransaction
     ) -> Outcome[After]:
-        row = await transaction.row_aio(sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node)
+        row = await self._read_part_aio(transaction, scope)
         now, before = row["now"], self._reader.tables(row, is_whole=scope.everything)
+        if scope.registration is not None:
+            before = replace(before, other_nodes=row["nodes_total"] - len(before.nodes))
         self._server_clock.update(now)
         after = decide(before, now)
         stored: Tables = before if after is None else after
@@ -217,6 +220,14 @@ class PostgresRegistry(Store):
         if changes:
             await _write_aio(transaction, changes)
         return Outcome(before, after, changed=bool(changes))
+
+    async def _read_part_aio(self, transaction: PostgresTransaction, scope: RowScope) -> asyncpg.Record:
+        if scope.registration is None:
+            return await transaction.row_aio(
+                sql.READ_PART, self._test_time(), scope.everything, scope.model, scope.node
+            )
+        node_id, name = scope.registration.node_id, rows.storable(scope.registration.name)
+        return await transaction.row_aio(sql.READ_FOR_REGISTRATION, self._test_time(), node_id, name)
 
     async def _read_state_aio(self, transaction: PostgresTransaction) -> tuple[Tables, list[Demand]]:
         row = await transaction.row_aio(sql.READ_STATE, self._test_time())

@@ -48,6 +48,14 @@ READ_STATE: Final = _read("true", "true", "true", _columns("gateways", DEMAND_CO
 """$1 is the time of a test's clock or NULL, here and below."""
 READ_PART: Final = _read("$2 OR name = $3", "$2 OR id = $4", "$2 OR node_id = $4")
 """$2: everything, $3 a model, $4 a node."""
+_OF_REGISTRATION: Final = "id = $2 OR name = $3 OR (joined_boot_id IS NULL AND link = 'offline')"
+READ_FOR_REGISTRATION: Final = _read(
+    "false",
+    _OF_REGISTRATION,
+    f"node_id IN (SELECT id FROM nodes WHERE {_OF_REGISTRATION})",  # noqa: S608 - constants only
+    "(SELECT count(*) AS nodes_total FROM nodes) AS count_of_nodes",
+)
+"""$2: the id of a node, $3 the name; the order of magnitude is that of `UNJOINED_MAX`, whatever the fleet has."""
 
 
 def _upsert(table: str, key: str, columns: Sequence[str]) -> str:

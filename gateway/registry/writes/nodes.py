@@ -65,8 +65,9 @@ def _with_room(tables: Tables, now: float) -> Tables:
     old = [node for node in unjoined if now - node.since > UNJOINED_SECONDS]
     dropped = {node.id for node in (*unjoined[UNJOINED_MAX - 1 :], *old)}
     kept = {key: row for key, row in tables.nodes.items() if key not in dropped}
-    if len(kept) >= NODES_MAX:
-        raise FleetFull(f"the fleet has {len(kept)} nodes, which is its limit: remove those that are gone")
+    nodes = len(kept) + tables.other_nodes
+    if nodes >= NODES_MAX:
+        raise FleetFull(f"the fleet has {nodes} nodes, which is its limit: remove those that are gone")
     return replace(tables, nodes=kept)
 
 
