@@ -19,7 +19,7 @@ from gateway.domain.activity import merge_usage
 from gateway.domain.cluster import Node
 from gateway.domain.ids import ModelName
 from gateway.domain.peers import audience
-from gateway.planner.reconcile import WatchdogLimits
+from gateway.planner.planning_input import WatchdogLimits
 from gateway.transport.credentials import fingerprint
 
 CUT_OFF: Final = "this gateway has lost its registry; another one may have it"

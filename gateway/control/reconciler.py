@@ -18,9 +18,8 @@ from gateway.domain.ids import ReplicaId, new_id
 from gateway.domain.peers import Audience
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan, reasons
-from gateway.planner.planner import NO_LIMITS, plan
-from gateway.planner.reconcile import WatchdogLimits
-from gateway.planner.working_state import NONE_USED
+from gateway.planner.planner import plan
+from gateway.planner.planning_input import NO_LIMITS, NO_USAGE, PlanningInput, WatchdogLimits
 from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
 
 log = structlog.get_logger(__name__)
@@ -41,7 +40,7 @@ class Reconciler:
     registry: Registry
     leadership: LeaderElection
     interval_seconds: float
-    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
+    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NO_USAGE
     """Returns the usage of replicas at the registry's time `now`, with the usage at peers."""
     audience: Callable[[], Audience | None] = lambda: None
     """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""
@@ -95,22 +94,22 @@ class Reconciler:
                 log.info("control.planned", verb=verb, subject=subject, because=because)
             gone = [state.replicas[entry.replica_id] for entry in decided.delete]
             self.history = record_released(self.history, state, gone, now)
-        if decided.again_at is None:
+        if decided.replan_at is None:
             return self.interval_seconds
-        return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.again_at - now))
+        return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.replan_at - now))
 
     def _plan(self, state: ClusterState, now: float) -> Plan:
         self.history = record_demand(self.history, state, now)
-        decided = plan(
-            state=state,
+        inputs = PlanningInput(
+            snapshot=state,
             now=now,
-            new_replica_id=lambda: ReplicaId(new_id()),
-            broken={replica.id: replica.broken for replica in state.replicas.values() if replica.broken is not None},
             usage=self.usage(now),
-            limits=self.limits,
-            lost={replica.id for replica in state.replicas.values() if replica.lost},
+            broken={replica.id: replica.broken for replica in state.replicas.values() if replica.broken is not None},
+            lost=frozenset(replica.id for replica in state.replicas.values() if replica.lost),
             history=self.history,
+            limits=self.limits,
             audience=self.audience(),
         )
+        decided = plan(inputs, new_replica_id=lambda: ReplicaId(new_id()))
         self.outcome.record(decided)
         return decided

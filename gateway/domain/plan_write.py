@@ -11,12 +11,12 @@ from gateway.domain.lifecycle import Desired
 class ControlWrite:
     """What one planning round changes. Applied as one transaction or not at all.
 
-    forget    -- rows to delete; an unknown replica is skipped
-    place     -- new rows; one whose id or (node, model, slot) is taken, or whose node is unknown, is skipped (R10)
-    desire    -- replica -> what is wanted of it now; an unknown replica is skipped
-    failures  -- model -> its load failure, or None to clear it; an unknown model is skipped
+    delete        rows to delete; an unknown replica is skipped
+    create        new rows; one whose id or (node, model, slot) is taken, or whose node is unknown, is skipped (R10)
+    set_desired   the state that is wanted of a replica from now on; an unknown replica is skipped
+    set_failures  the load failure of a model, or None to clear it; an unknown model is skipped
 
-    In this order: a slot that is freed here can be placed on here.
+    They are applied in this order, so a new replica may take a slot that a deleted one had.
     """
 
     create: tuple[Replica, ...] = ()

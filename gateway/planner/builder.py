@@ -1,7 +1,7 @@
-"""A plan while it grows, over the fleet as it will be once the plan is carried out."""
+"""A plan while it grows. Each change is applied to the working state at once, so that later decisions see it."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from math import inf
 from types import MappingProxyType
 from typing import Final
@@ -12,35 +12,36 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.placement import Placement
 from gateway.planner.plan import DeleteReplica, Pending, Plan, SetDesired, SetLoadFailure, StartReplica
+from gateway.planner.watchdog import Action
 from gateway.planner.working_state import WorkingState
 
 BACKOFF_FIRST_SECONDS: Final = 10.0
 BACKOFF_MAX_SECONDS: Final = 300.0
 
 
-@dataclass
 class PlanBuilder:
-    """Collects the changes of one plan, and applies each to the working state at once."""
+    """Collects the changes of one plan."""
 
-    working: WorkingState
-    new_replica_id: Callable[[], ReplicaId]
-    failures: dict[ModelName, LoadFailure]
-    start: list[StartReplica] = field(default_factory=list)
-    set_desired: dict[ReplicaId, SetDesired] = field(default_factory=dict)
-    """One per replica: a later reason to end it more quickly takes the place of an earlier one."""
-    delete: list[DeleteReplica] = field(default_factory=list)
-    set_failures: list[SetLoadFailure] = field(default_factory=list)
-    pending: list[Pending] = field(default_factory=list)
-    unsatisfiable: dict[ModelName, str] = field(default_factory=dict)
-    again_at: float = inf
+    def __init__(self, working: WorkingState, new_replica_id: Callable[[], ReplicaId]) -> None:
+        self.working = working
+        self.failures = dict(working.snapshot.failures)
+        """The load failures as they will be once the plan is carried out."""
+        self._new_replica_id = new_replica_id
+        self._start: list[StartReplica] = []
+        self._set_desired: dict[ReplicaId, SetDesired] = {}
+        self._delete: list[DeleteReplica] = []
+        self._set_load_failure: list[SetLoadFailure] = []
+        self._pending: list[Pending] = []
+        self._unsatisfiable: dict[ModelName, str] = {}
+        self._replan_at = inf
 
-    def start_replica(self, spec: ModelSpec, place: Placement, because: str) -> None:
-        """Plans a new replica of the model at `place`; `because` is the reason that is logged."""
+    def start(self, spec: ModelSpec, placement: Placement, because: str) -> None:
+        """Plans a new replica of the model. The log shows `because` as the reason."""
         replica = Replica(
-            id=self.new_replica_id(),
+            id=self._new_replica_id(),
             model=spec.name,
-            node_id=place.node.id,
-            slot=place.slot,
+            node_id=placement.node.id,
+            slot=placement.slot,
             revision=spec.revision,
             desired=Desired.RUN,
             observed=Observed.PLACED,
@@ -48,61 +49,74 @@ class PlanBuilder:
             since=self.working.now,
         )
         self.working.put(replica)
-        self.start.append(StartReplica(replica, because, place.scores))
+        self._start.append(StartReplica(replica, because, placement.scores))
 
-    def reserve(self, spec: ModelSpec, place: Placement) -> None:
-        """Nobody else gets the room that is being made."""
-        self.working.reserve(spec, place.node)
-        self.replan_at(place.again_at)
-
-    def end_replica(self, replica: Replica, desired: Desired, because: str) -> None:
+    def set_desired(self, replica: Replica, desired: Desired, because: str) -> None:
         """Plans that the replica is drained or stopped, in place of what was planned for it before."""
-        self.set_desired[replica.id] = SetDesired(replica.id, desired, because)
+        self._set_desired[replica.id] = SetDesired(replica.id, desired, because)
         self.working.put(replace(replica, desired=desired))
 
-    def delete_replica(self, replica: Replica, because: str) -> None:
-        """Plans that the record of a replica which is over is deleted."""
-        self.delete.append(DeleteReplica(replica.id, because))
-        self.working.delete(replica)
+    def act(self, replica: Replica, action: Action) -> None:
+        """Plans the action, or plans to look again when time alone leads to one."""
+        if action.desired is not None:
+            self.set_desired(replica, action.desired, action.because)
+        else:
+            self.replan_by(self.working.now + action.replan_in_seconds)
 
-    def record_failure(self, replica: Replica, cause: str, *, forgives_first: bool = False) -> None:
-        """A load has failed, which matters if it was one of the model as it is now. `forgives_first`: the first of a
-        row is tried again at once."""
-        spec = self.working.state.models.get(replica.model)
+    def delete(self, replica: Replica, because: str) -> None:
+        """Plans that the record of a replica which is over is deleted."""
+        self._delete.append(DeleteReplica(replica.id, because))
+        self.working.remove(replica)
+
+    def record_load_failure(self, replica: Replica, cause: str, *, is_first_forgiven: bool = False) -> None:
+        """Plans that the model's load failure is written, if the replica is of the model's current revision.
+
+        With `is_first_forgiven`, the first failure in a row does not delay the next try.
+        """
+        spec = self.working.snapshot.models.get(replica.model)
         if spec is None or spec.revision != replica.revision:
             return
-        first = 0 if forgives_first else 1
+        first = 0 if is_first_forgiven else 1
         attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else first
         failure = LoadFailure(cause, attempts, self.working.now + backoff_seconds(attempts))
         self.failures[spec.name] = failure
-        self.set_failures.append(
-            SetLoadFailure(spec.name, failure, f"failure {attempts} in a row" if attempts else "it broke")
-        )
+        because = f"failure {attempts} in a row" if attempts else "it broke"
+        self._set_load_failure.append(SetLoadFailure(spec.name, failure, because))
 
-    def record_success(self, spec: ModelSpec) -> None:
-        """Clears the model's load failure, since it is loaded now. Raises `KeyError` if it has none."""
+    def clear_load_failure(self, spec: ModelSpec) -> None:
+        """Plans that the model's load failure is cleared, since it is loaded now. Raises `KeyError` if it has none."""
         del self.failures[spec.name]
-        self.set_failures.append(SetLoadFailure(spec.name, None, "it is loaded"))
+        self._set_load_failure.append(SetLoadFailure(spec.name, None, "it is loaded"))
 
-    def replan_at(self, at: float | None) -> None:
-        """Time alone may change something then."""
+    def add_pending(self, spec: ModelSpec, because: str, *, is_shortage: bool = False) -> None:
+        """Notes that a replica of the model is wanted and can't be started now."""
+        self._pending.append(Pending(spec.name, because, is_shortage))
+
+    def add_unsatisfiable(self, spec: ModelSpec, because: str) -> None:
+        """Notes that the model has fewer replicas than it has to have."""
+        self._unsatisfiable[spec.name] = because
+
+    def replan_by(self, at: float | None) -> None:
+        """Plans again at that time at the latest (seconds of the registry's clock). None changes nothing."""
         if at is not None:
-            self.again_at = min(self.again_at, at)
+            self._replan_at = min(self._replan_at, at)
 
-    def finish(self) -> Plan:
-        """Returns the plan with all that was collected."""
+    def build(self) -> Plan:
+        """Returns the plan with all changes."""
         return Plan(
-            start=tuple(self.start),
-            set_desired=tuple(self.set_desired.values()),
-            delete=tuple(self.delete),
-            set_failures=tuple(self.set_failures),
-            pending=tuple(self.pending),
-            unsatisfiable=MappingProxyType(self.unsatisfiable),
-            again_at=self.again_at if self.again_at < inf else None,
+            start=tuple(self._start),
+            set_desired=tuple(self._set_desired.values()),
+            delete=tuple(self._delete),
+            set_load_failure=tuple(self._set_load_failure),
+            pending=tuple(self._pending),
+            unsatisfiable=MappingProxyType(self._unsatisfiable),
+            replan_at=self._replan_at if self._replan_at < inf else None,
         )
 
 
 def backoff_seconds(attempts: int) -> float:
-    """How long a model is left alone after that many failures in a row (L9); 0: a replica that was ready has broken,
-    for the first time."""
+    """Returns how long a model is left alone after that many failures in a row (L9).
+
+    It is 0 for no attempt: a replica that was ready has broken for the first time.
+    """
     return 0.0 if attempts == 0 else min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)

@@ -1,196 +1,190 @@
-"""Whether a node has room for one more replica of a model, and what is missing if not. Pure.
+"""Whether one more replica of a model fits on a node, and what is missing if it does not. Pure.
 
-Each question is asked twice: of the node as it is, and as it will be `soon`, once those that leave have left and its
-readings have settled (`resources` counts both). The first decides whether a replica may be started, the second whether
-somebody has to go: an innocent must not go because of a late number. A known zero of memory is a constraint even for a
-model of which nothing is known.
+Each check is made at two moments. `FitCheck.current` asks what the node has now and decides whether a replica may be
+started. `FitCheck.projected` asks what the node will have once leaving replicas have left and its readings have
+settled; it decides whether others have to be preempted, since no replica may end because of a late reading.
+`node_resources` adds up what a node has at both moments. A known zero of memory is a constraint even for a model of
+which nothing is known.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import disk_headroom_bytes
-from gateway.planner.history import memory_need
-from gateway.planner.node_resources import (
-    NodeResources,
-    coming_models,
-    current_resources,
-    fetched_models,
-    need_of,
-    projected_resources,
-)
+from gateway.planner.node_resources import NodeInfo, NodeResources
 from gateway.planner.working_state import WorkingState
 
 UNKNOWN_NEED_BYTES: Final = 1
-"""What is asked for where nothing is known: not to be put where there is nothing at all."""
-NO_SLOTS: Final[frozenset[int]] = frozenset()
+"""What a model of unknown size asks for, so that it is not put where there is no memory at all."""
 
 
-class FitCheck(NamedTuple):
-    """Room for one more replica of `spec` on `node`; answered before the plan goes on."""
+class Blockers(NamedTuple):
+    """What other models would have to give up so that the replica fits."""
+
+    missing_bytes: int
+    """Bytes of memory. Zero or less means that there is enough."""
+    conflicting_ids: frozenset[ReplicaId]
+    """Replicas of other models of the same exclusive group."""
+
+
+class DiskShortage(NamedTuple):
+    """An artifact that does not fit on a node's disk."""
+
+    needed_bytes: int
+    """Its size, with the headroom that has to stay free."""
+    free_bytes: int
+    """What artifacts that are still to be fetched leave."""
+
+
+@dataclass(eq=False)
+class FitCheck:
+    """The question whether one more replica of `spec` fits on a node, with the answer to each of its parts.
+
+    A check sees the node as it was when the check was made, so it is made anew after each change of the working state.
+    """
 
     working: WorkingState
     node: Node
     spec: ModelSpec
+    info: NodeInfo
+    """The node with its replicas and reservations."""
     resources: NodeResources
-    """What is in use and free on the node now, or will be soon."""
-    need_bytes: int | None
-    """Bytes of the node's memory that the replica takes; None: unknown."""
-    without: tuple[Replica, ...] = ()
-    """Besides, if these had left, too: ready ones of other models."""
+    """What is in use and free on it at the moment for which the question is asked."""
+    preempted: tuple[Replica, ...] = ()
+    """Replicas that count as gone although they have not been told to leave yet."""
 
+    @classmethod
+    def current(cls, working: WorkingState, node: Node, spec: ModelSpec) -> Self:
+        """Asks whether the replica fits on the node now."""
+        info = working.node_info(node)
+        return cls(working, node, spec, info, info.current)
 
-@dataclass(frozen=True)
-class Blockers:
-    """What others would have to give up soon."""
+    @classmethod
+    def projected(cls, working: WorkingState, node: Node, spec: ModelSpec) -> Self:
+        """Asks whether it fits once leaving replicas have left. What fits now fits then, too."""
+        info = working.node_info(node)
+        return cls(working, node, spec, info, info.projected)
 
-    missing_bytes: int
-    """Bytes of memory; 0 or less: none."""
-    conflicts: frozenset[ReplicaId]
-    """Replicas of models of the same exclusive group."""
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is missing."""
+        return (
+            self.missing_bytes <= 0
+            and self.free_slot is not None
+            and self.exclusive_group_conflict is None
+            and self.disk_shortage is None
+        )
 
+    def missing(self) -> list[str]:
+        """Returns what is missing, one phrase with numbers for each resource. The list is empty if the replica fits."""
+        phrases = (self._slot_phrase(), self._conflict_phrase(), self._memory_phrase(), self._disk_phrase())
+        return [phrase for phrase in phrases if phrase is not None]
 
-def check_current(working: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
-    """Asks for room on the node with what is there now."""
-    return FitCheck(
-        working, node, spec, working.cached(current_resources, node), memory_need(working.state, node, spec.name)
-    )
+    def blockers(self) -> Blockers | None:
+        """Returns what other replicas would have to give up, for a projected check.
 
+        Returns None if it is of no use that others leave: the model itself holds all slots, a model of the same
+        exclusive group has a reservation, or the disk is full, of which leaving replicas give nothing back.
+        """
+        if self.free_slot is None or self.disk_shortage is not None:
+            return None
+        if self.spec.exclusive_group is None:
+            return Blockers(self.missing_bytes, frozenset())
+        if any(self._is_exclusive_with(model) for model in self.info.reserved_for):
+            return None
+        conflicting = [each.id for each in self.resources.replicas if self._is_exclusive_with(each.model)]
+        return Blockers(self.missing_bytes, frozenset(conflicting))
 
-def check_projected(working: WorkingState, node: Node, spec: ModelSpec) -> FitCheck:
-    """Asks for room on the node once the replicas that leave have left and its readings have settled."""
-    return FitCheck(
-        working, node, spec, working.cached(projected_resources, node), memory_need(working.state, node, spec.name)
-    )
+    # Slots
 
-
-def has_room(fit: FitCheck) -> bool:
-    """What has room now has room soon."""
-    return (
-        _missing_bytes(fit) <= 0
-        and free_slot(fit) is not None
-        and _exclusive_group_conflict(fit) is None
-        and _missing_disk(fit) is None
-    )
-
-
-def missing_resources(fit: FitCheck) -> list[str]:
-    """What is missing, in words and numbers; empty if there is room."""
-    checks: tuple[Callable[[FitCheck], str | None], ...] = (
-        _slot_shortage,
-        _exclusive_group_conflict,
-        _memory_shortage,
-        _disk_shortage,
-    )
-    return [shortage for check in checks if (shortage := check(fit)) is not None]
-
-
-def blockers(fit: FitCheck) -> Blockers | None:
-    """What is in the way, for a question of `check_projected`. None: something that stays whoever leaves. Slots are
-    held by the model itself, a rival has been promised room, or the disk is full, of which those that leave give
-    nothing."""
-    if free_slot(fit) is None or _missing_disk(fit) is not None:
+    @property
+    def free_slot(self) -> int | None:
+        """The first slot number of the model that no replica holds; None if all are held (R10)."""
+        used = self.resources.slots.get(self.spec.name, ())
+        for slot in range(self.node.max_replicas_per_model):
+            if slot not in used:
+                return slot
         return None
-    if fit.spec.exclusive_group is None:
-        return Blockers(_missing_bytes(fit), frozenset())
-    if any(_conflicts_with(fit, reservation.model) for reservation in fit.working.reservations_on(fit.node)):
-        return None
-    conflicts = frozenset(row.id for row in fit.resources.rows if _conflicts_with(fit, row.model))
-    return Blockers(_missing_bytes(fit), conflicts)
 
+    def _slot_phrase(self) -> str | None:
+        if self.free_slot is not None:
+            return None
+        slots = self.node.max_replicas_per_model
+        return f"{slots} of {slots} slots taken"
 
-def free_slot(fit: FitCheck) -> int | None:
-    """The first slot of the model that nobody holds, (node, model, slot) being unique (R10)."""
-    used = fit.resources.slots.get(fit.spec.name, NO_SLOTS)
-    for slot in range(fit.node.max_replicas_per_model):
-        if slot not in used:
-            return slot
-    return None
+    # Exclusive groups
 
+    @property
+    def exclusive_group_conflict(self) -> ModelName | None:
+        """A model of the same exclusive group that is on the node or has a reservation there; None if there is none.
 
-def memory_after(fit: FitCheck) -> int | None:
-    """Bytes that would still be free; negative if there is not enough; None: unknown."""
-    free, need = fit.resources.free_bytes, fit.need_bytes
-    if free is None:
-        return None
-    if fit.without:
-        free += need_of(fit.working, fit.node, fit.without)
-    return free - (UNKNOWN_NEED_BYTES if need is None else need)
+        Two models of one group are never on one node, not even while one of them leaves (R17).
+        """
+        if self.spec.exclusive_group is None:
+            return None
+        there = [*(each.model for each in self.resources.replicas), *self.info.reserved_for]
+        return next((model for model in there if self._is_exclusive_with(model)), None)
 
+    def _is_exclusive_with(self, model: ModelName) -> bool:
+        other = self.working.snapshot.models.get(model)
+        return other is not None and model != self.spec.name and other.exclusive_group == self.spec.exclusive_group
 
-def _missing_bytes(fit: FitCheck) -> int:
-    after = memory_after(fit)
-    return 0 if after is None else -after
+    def _conflict_phrase(self) -> str | None:
+        other = self.exclusive_group_conflict
+        return None if other is None else f"'{other}' of the exclusive group '{self.spec.exclusive_group}' is there"
 
+    # Memory
 
-def _slot_shortage(fit: FitCheck) -> str | None:
-    if free_slot(fit) is not None:
-        return None
-    slots = fit.node.max_replicas_per_model
-    return f"{slots} of {slots} slots taken"
+    @property
+    def free_bytes_after(self) -> int | None:
+        """Bytes of memory that would still be free; negative if there is too little; None if unknown."""
+        free = self.resources.free_bytes
+        if free is None:
+            return None
+        if self.preempted:
+            free += self.info.memory_bytes_of(self.preempted)
+        needed = self.info.memory_bytes(self.spec.name)
+        return free - (UNKNOWN_NEED_BYTES if needed is None else needed)
 
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes of memory that are missing. Zero or less means that there is enough, or that it is unknown."""
+        after = self.free_bytes_after
+        return 0 if after is None else -after
 
-def _exclusive_group_conflict(fit: FitCheck) -> str | None:
-    """Models of one exclusive group are never on one node, not even while one of them leaves (R17)."""
-    group = fit.spec.exclusive_group
-    if group is None:
-        return None
-    near = [row.model for row in fit.resources.rows]
-    near += [reservation.model for reservation in fit.working.reservations_on(fit.node)]
-    conflicting = next((name for name in near if _conflicts_with(fit, name)), None)
-    return None if conflicting is None else f"'{conflicting}' of the exclusive group '{group}' is there"
+    def _memory_phrase(self) -> str | None:
+        if self.missing_bytes <= 0:
+            return None
+        kind = "GPU memory" if self.node.capacity.gpus else "memory"
+        needed = self.info.memory_bytes(self.spec.name)
+        amount = "some" if needed is None else format_bytes(needed)
+        return f"needs {amount} of {kind}, {format_bytes(max(0, self.resources.free_bytes or 0))} free"
 
+    # Disk
 
-def _conflicts_with(fit: FitCheck, model: ModelName) -> bool:
-    other = fit.working.state.models.get(model)
-    return (
-        other is not None
-        and other.name != fit.spec.name
-        and other.exclusive_group is not None
-        and other.exclusive_group == fit.spec.exclusive_group
-    )
+    @property
+    def disk_shortage(self) -> DiskShortage | None:
+        """What the model's artifact needs and what is free; None if it fits, is there already, or is unknown."""
+        model, info = self.spec.name, self.info
+        size, free = info.artifact_bytes(model), info.free_disk_bytes(model)
+        if size is None or free is None or model in info.fetched_models:
+            return None
+        needed = size + disk_headroom_bytes(self.node.capacity.disk_bytes)
+        return DiskShortage(needed, free) if needed > free else None
 
-
-def _memory_shortage(fit: FitCheck) -> str | None:
-    if _missing_bytes(fit) <= 0:
-        return None
-    kind = "GPU memory" if fit.node.capacity.gpus else "memory"
-    need = "some" if fit.need_bytes is None else format_bytes(fit.need_bytes)
-    return f"needs {need} of {kind}, {format_bytes(max(0, fit.resources.free_bytes or 0))} free"
-
-
-def _disk_shortage(fit: FitCheck) -> str | None:
-    missing = _missing_disk(fit)
-    if missing is None:
-        return None
-    need, free = missing
-    return f"needs {format_bytes(need)} of disk, {format_bytes(max(0, free))} free"
-
-
-def _missing_disk(fit: FitCheck) -> tuple[int, int] | None:
-    """Bytes that it needs and that are free, if those are less. Leaving replicas give no disk back, so now and soon are
-    the same."""
-    working, node, model = fit.working, fit.node, fit.spec.name
-    free, size = node.capacity.disk_free_bytes, _disk_bytes(working, model)
-    if free is None or size is None or model in working.cached(fetched_models, node):
-        return None
-    free -= sum(_disk_bytes(working, other) or 0 for other in working.cached(coming_models, node) - {model})
-    need = size + disk_headroom_bytes(node.capacity.disk_bytes)
-    return (need, free) if need > free else None
-
-
-def _disk_bytes(working: WorkingState, model: ModelName) -> int | None:
-    """Returns the artifact's size in bytes. Returns None if it is unknown, or there is nothing to fetch."""
-    requirement = working.state.requirements.get(model)
-    return None if requirement is None else requirement.disk_bytes
+    def _disk_phrase(self) -> str | None:
+        shortage = self.disk_shortage
+        if shortage is None:
+            return None
+        needed, free = shortage
+        return f"needs {format_bytes(needed)} of disk, {format_bytes(max(0, free))} free"
 
 
 def format_bytes(amount: int) -> str:
-    """Bytes for people: 1.5 GiB."""
+    """Returns the amount of bytes for people to read, such as "1.5 GiB"."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if amount >= size:
             return f"{amount / size:.1f} {unit}"

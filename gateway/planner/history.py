@@ -1,7 +1,7 @@
-"""What the leader remembers between two plans, because the state does not tell it. Pure.
+"""What the leader remembers between two plans, because no row of the registry says it. Pure.
 
-All of it may be lost, when another gateway takes over: an unwanted load then lives a little longer, and a node's memory
-counts as free a heartbeat later.
+All of it may be lost when another gateway takes over. A load that nobody needs then lives a little longer, and memory
+that was given back counts as free one heartbeat later.
 """
 
 from collections.abc import Iterable, Mapping
@@ -9,71 +9,52 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from gateway.domain.cluster import ClusterState, Node, Replica
+from gateway.domain.cluster import ClusterState, Replica
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.lifecycle import COMING_UP, Observed
-
-
-@dataclass(frozen=True)
-class ReleasedMemory:
-    """What replicas that have ended gave back, as long as the node has not told what it has since."""
-
-    at: float
-    """When the last of them was forgotten: seconds of the registry's clock."""
-    bytes: int
-    reading: int | None
-    """The node's free memory as it was told before."""
+from gateway.planner.node_resources import ReleasedMemory, free_memory_reading, required_memory
 
 
 @dataclass(frozen=True)
 class PlanningHistory:
     """Holds what the leader remembers from one plan to the next."""
 
-    asked_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
-    """When somebody last waited for the model: seconds of the registry's clock."""
-    asked: frozenset[ModelName] = frozenset()
-    """Models that somebody waited for at the last look, and so for some time after it."""
+    last_demand_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
+    """When a request was last seen waiting for the model, in seconds of the registry's clock."""
+    in_demand: frozenset[ModelName] = frozenset()
+    """Models for which requests waited at the last plan, and therefore for some time after it."""
     released: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))
+    """Memory that was given back and that no reading shows yet, by node."""
 
 
 NO_HISTORY: Final = PlanningHistory()
 
 
-def free_reading(node: Node) -> int | None:
-    """Memory that the node has told to be free, of the kind that its models take: its GPUs', or its own without any."""
-    return node.free_vram_bytes if node.capacity.gpus else node.capacity.ram_free_bytes
+def record_demand(history: PlanningHistory, snapshot: ClusterState, now: float) -> PlanningHistory:
+    """Returns the history with the demand of the snapshot; called before each plan at the time `now`.
 
-
-def memory_need(state: ClusterState, node: Node, model: ModelName) -> int | None:
-    """What one replica of the model takes of that memory. None: unknown."""
-    requirement = state.requirements.get(model)
-    if requirement is None:
-        return None
-    return requirement.vram_bytes if node.capacity.gpus else requirement.ram_bytes
-
-
-def record_demand(history: PlanningHistory, state: ClusterState, now: float) -> PlanningHistory:
-    """Before a plan. A load that is seen for the first time counts as wanted now."""
-    asked = {model: at for model, at in history.asked_at.items() if model in state.models}
-    for replica in state.replicas.values():
+    A load that is seen for the first time counts as demanded now.
+    """
+    seen_at = {model: at for model, at in history.last_demand_at.items() if model in snapshot.models}
+    for replica in snapshot.replicas.values():
         if replica.observed in COMING_UP:
-            asked.setdefault(replica.model, now)
-    asking = frozenset(demand.model for demand in state.demand if demand.waiting)
-    asked |= dict.fromkeys((asking | history.asked) & state.models.keys(), now)
-    return replace(history, asked_at=asked, asked=asking)
+            seen_at.setdefault(replica.model, now)
+    in_demand = frozenset(demand.model for demand in snapshot.demand if demand.waiting)
+    seen_at |= dict.fromkeys((in_demand | history.in_demand) & snapshot.models.keys(), now)
+    return replace(history, last_demand_at=seen_at, in_demand=in_demand)
 
 
 def record_released(
-    history: PlanningHistory, state: ClusterState, gone: Iterable[Replica], now: float
+    history: PlanningHistory, snapshot: ClusterState, deleted: Iterable[Replica], now: float
 ) -> PlanningHistory:
-    """`gone` are replicas of `state` that are over."""
-    released = {node_id: each for node_id, each in history.released.items() if node_id in state.nodes}
-    for replica in gone:
-        node = state.nodes.get(replica.node_id)
+    """Returns the history with the memory that the deleted replicas of the snapshot gave back at the time `now`."""
+    released = {node_id: each for node_id, each in history.released.items() if node_id in snapshot.nodes}
+    for replica in deleted:
+        node = snapshot.nodes.get(replica.node_id)
         if node is None or replica.observed is not Observed.GONE:
-            continue  # what has failed may never have taken anything
-        reading, before = free_reading(node), released.get(node.id)
-        bytes_before = before.bytes if before is not None and before.reading == reading else 0
-        given_back = memory_need(state, node, replica.model) or 0
+            continue  # A replica that failed may never have taken any memory.
+        reading, before = free_memory_reading(node), released.get(node.id)
+        bytes_before = before.released_bytes if before is not None and before.reading == reading else 0
+        given_back = required_memory(snapshot.requirements, node, replica.model) or 0
         released[node.id] = ReleasedMemory(now, bytes_before + given_back, reading)
     return replace(history, released=released)

@@ -1,137 +1,199 @@
 """What the replicas of one node hold of it, added up once for all models that might go there. Pure.
 
-Theory of operation. Memory is that of the node's GPUs, or the machine's own where there is none. A row reserves what
-its model needs from its placement on (P2, P3), so free for a newcomer is the lesser of
+Theory of operation. Memory is the memory of the node's GPUs, or the machine's own memory if it has no GPU. A replica
+reserves what its model needs from its placement on (P2, P3), so the memory that is free for a newcomer is the lesser of
 
-    what the node has told to be free   minus   what replicas need that it can't have seen yet
-    all that the node has               minus   what all replicas there need
+    what the node has reported as free   minus   what replicas need that this reading can't include yet
+    all memory that the node has         minus   what all replicas there need
 
-where a replica can't have been seen while it comes up and for `SETTLE_SECONDS` more. What is not known is no
-constraint.
-
-Each function here takes a working state and a node and is asked through `WorkingState.cached`: a full fleet asks for
-every model of every node, and hardly any node changes in between.
+A reading can't include a replica that is coming up, or that became ready less than `SETTLE_SECONDS` ago. What is not
+known is no constraint.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Final, NamedTuple
 
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName
-from gateway.domain.lifecycle import COMING_UP, Observed
-from gateway.planner.history import free_reading, memory_need
-from gateway.planner.working_state import WorkingState, is_leaving
+from gateway.domain.lifecycle import COMING_UP, Desired, Observed
+from gateway.domain.resources import Requirement
 
 SETTLE_SECONDS: Final = 30.0
-"""After which a node has told of what a replica took or gave back."""
-NOT_HERE_YET: Final = frozenset({Observed.PLACED, Observed.FETCHING})
+"""How long it takes at most until a node has reported what a replica took or gave back."""
+WITHOUT_ARTIFACT: Final = frozenset({Observed.PLACED, Observed.FETCHING})
 
 
 @dataclass(frozen=True)
-class NodeResources:
-    """Tells what is in use and free on one node now, or will be soon."""
+class ReleasedMemory:
+    """What ended replicas gave back on one node, as long as no reading of the node shows it."""
 
-    rows: tuple[Replica, ...]
-    """Those that are in the way."""
-    slots: Mapping[ModelName, frozenset[int]]
-    """Slot numbers that these replicas hold, by model."""
+    released_at: float
+    """When the last of them was deleted, in seconds of the registry's clock."""
+    released_bytes: int
+    """How much memory they gave back together."""
+    reading: int | None
+    """The bytes of memory that the node had reported as free before."""
+
+
+class NodeResources(NamedTuple):
+    """What is in use and what is free on one node, at one of two moments: now, or once leaving replicas have left."""
+
+    replicas: tuple[Replica, ...]
+    """The replicas that hold something of the node at that moment."""
+    slots: Mapping[ModelName, set[int]]
+    """The slot numbers that these replicas hold, by model."""
     free_bytes: int | None
-    """Memory for a newcomer, what others have been promised taken off; None: unknown."""
+    """Bytes of memory for a newcomer, reservations for other models taken off. None means unknown."""
 
 
-def current_resources(working: WorkingState, node: Node) -> NodeResources:
-    """Returns what is in use and free on the node now."""
-    rows = working.on(node)
-    free = [
-        _unused(working, node),
-        _unreserved(working, node, rows),
-        working.cached(projected_resources, node).free_bytes,
-    ]
-    return NodeResources(tuple(rows), _slots(rows), _least(free))
+@dataclass(eq=False, kw_only=True)
+class NodeInfo:
+    """One node with its replicas and reservations. All that follows from them is computed once, when it is needed.
+
+    The working state makes a new one whenever a replica or a reservation of the node changes.
+    """
+
+    node: Node
+    replicas: tuple[Replica, ...]
+    """All replicas on the node, the leaving ones included."""
+    reserved_for: tuple[ModelName, ...]
+    """Models that have a reservation on the node and no replica there yet."""
+    requirements: Mapping[ModelName, Requirement]
+    """What each model takes, as far as it is known."""
+    released: ReleasedMemory | None
+    """What replicas that have ended gave back not long ago."""
+    now: float
+    """The time of the plan in seconds of the registry's clock."""
+
+    @cached_property
+    def current(self) -> NodeResources:
+        """What is in use and free now. A replica that fits into this may be started."""
+        free = _least(self._unused_bytes, self._unpromised_bytes(self.replicas), self.projected.free_bytes)
+        return NodeResources(self.replicas, _slots(self.replicas), free)
+
+    @cached_property
+    def projected(self) -> NodeResources:
+        """What will be in use and free once the leaving replicas have left and the node's readings have settled."""
+        staying = tuple(each for each in self.replicas if not is_leaving(each))
+        free = _least(self._projected_unused_bytes, self._unpromised_bytes(staying))
+        if free is not None:
+            free -= sum(self.memory_bytes(model) or 0 for model in self.reserved_for)
+        return NodeResources(staying, _slots(staying), free)
+
+    @cached_property
+    def settles_at(self) -> float | None:
+        """When time alone makes the next reading count, in seconds of the registry's clock. None if all count."""
+        times = [each.since + SETTLE_SECONDS for each in self.replicas if each.observed is Observed.READY]
+        if self.released is not None:
+            times.append(self.released.released_at + SETTLE_SECONDS)
+        return min((at for at in times if at > self.now), default=None)
+
+    @cached_property
+    def fetched_models(self) -> frozenset[ModelName]:
+        """Models whose artifact is on the node's disk, since one of their replicas has come that far."""
+        return frozenset(each.model for each in self.replicas if each.observed not in WITHOUT_ARTIFACT)
+
+    @cached_property
+    def expected_models(self) -> frozenset[ModelName]:
+        """Models whose artifact is still to be fetched, for a replica or for a reservation."""
+        return frozenset([*(each.model for each in self.replicas), *self.reserved_for]) - self.fetched_models
+
+    def memory_bytes(self, model: ModelName) -> int | None:
+        """Returns how many bytes of the node's memory one replica of the model takes. Returns None if unknown."""
+        return required_memory(self.requirements, self.node, model)
+
+    def memory_bytes_of(self, replicas: Iterable[Replica]) -> int:
+        """Returns how many bytes of the node's memory the replicas take together, as far as it is known."""
+        return sum(self.memory_bytes(each.model) or 0 for each in replicas)
+
+    def artifact_bytes(self, model: ModelName) -> int | None:
+        """Returns the size of the model's artifact. Returns None if it is unknown, or if there is nothing to fetch."""
+        requirement = self.requirements.get(model)
+        return None if requirement is None else requirement.disk_bytes
+
+    def free_disk_bytes(self, model: ModelName) -> int | None:
+        """Returns the bytes of disk that the artifacts of other models leave for the model's. Returns None if unknown.
+
+        Leaving replicas give no disk back, so it is the same now and once they have left.
+        """
+        free = self.node.capacity.disk_free_bytes
+        if free is None:
+            return None
+        own = self.artifact_bytes(model) or 0 if model in self.expected_models else 0
+        return free - self._expected_disk_bytes + own
+
+    @cached_property
+    def _expected_disk_bytes(self) -> int:
+        return sum(self.artifact_bytes(model) or 0 for model in self.expected_models)
+
+    def _unpromised_bytes(self, replicas: Iterable[Replica]) -> int | None:
+        """All memory of the node minus what the replicas need."""
+        capacity = self.node.capacity
+        total = capacity.vram_bytes if capacity.gpus else capacity.ram_bytes
+        return None if total is None else total - self.memory_bytes_of(replicas)
+
+    @property
+    def _unused_bytes(self) -> int | None:
+        """The newest reading, corrected by what it can't include yet."""
+        reading = free_memory_reading(self.node)
+        if reading is None:
+            return None
+        if self._is_reading_outdated and self.released is not None:
+            reading += self.released.released_bytes
+        return reading - self.memory_bytes_of(each for each in self.replicas if self._is_unseen(each))
+
+    @property
+    def _projected_unused_bytes(self) -> int | None:
+        """The newest reading plus what leaving replicas will give back. An outdated reading is no constraint."""
+        reading = free_memory_reading(self.node)
+        if reading is None or self._is_reading_outdated:
+            return None
+        leaving = [each for each in self.replicas if is_leaving(each) and each.observed not in COMING_UP]
+        return reading + self.memory_bytes_of(leaving)
+
+    @cached_property
+    def _is_reading_outdated(self) -> bool:
+        """Whether replicas have given memory back that the newest reading does not include."""
+        return (
+            self.released is not None
+            and self.released.reading == free_memory_reading(self.node)
+            and self.now < self.released.released_at + SETTLE_SECONDS
+        )
+
+    def _is_unseen(self, replica: Replica) -> bool:
+        is_fresh = replica.observed is Observed.READY and self.now < replica.since + SETTLE_SECONDS
+        return is_fresh or replica.observed in COMING_UP
 
 
-def projected_resources(working: WorkingState, node: Node) -> NodeResources:
-    """Returns what the node holds once the replicas that leave have left and its readings have settled."""
-    rows = [row for row in working.on(node) if not is_leaving(row)]
-    free = _least([_unused_projected(working, node), _unreserved(working, node, rows)])
-    reserved = sum(
-        memory_need(working.state, node, reservation.model) or 0 for reservation in working.reservations_on(node)
-    )
-    return NodeResources(tuple(rows), _slots(rows), None if free is None else free - reserved)
+def free_memory_reading(node: Node) -> int | None:
+    """Returns the bytes of memory that the node has reported as free: of its GPUs, or its own if it has no GPU.
+
+    Returns None if it has reported none.
+    """
+    return node.free_vram_bytes if node.capacity.gpus else node.capacity.ram_free_bytes
 
 
-def fetched_models(working: WorkingState, node: Node) -> frozenset[ModelName]:
-    """Returns the models whose artifact is on the node, since a replica of theirs has come that far."""
-    return frozenset(row.model for row in working.on(node) if row.observed not in NOT_HERE_YET)
+def required_memory(requirements: Mapping[ModelName, Requirement], node: Node, model: ModelName) -> int | None:
+    """Returns how many bytes of that memory one replica of the model takes. Returns None if it is unknown."""
+    requirement = requirements.get(model)
+    if requirement is None:
+        return None
+    return requirement.vram_bytes if node.capacity.gpus else requirement.ram_bytes
 
 
-def coming_models(working: WorkingState, node: Node) -> frozenset[ModelName]:
-    """Whose artifact is still to be fetched, as far as is known: of a replica, or of one that room is promised for."""
-    rows, reservations = working.on(node), working.reservations_on(node)
-    return frozenset([each.model for each in rows] + [each.model for each in reservations]) - fetched_models(
-        working, node
-    )
+def is_leaving(replica: Replica) -> bool:
+    """Tells whether the replica gives its resources back without any further decision."""
+    return replica.desired is not Desired.RUN or replica.observed is Observed.DRAINING
 
 
-def settles_at(working: WorkingState, node: Node) -> float | None:
-    """When time alone makes the next of its readings count; None: they all do."""
-    times = [row.since + SETTLE_SECONDS for row in working.on(node) if row.observed is Observed.READY]
-    if (released := working.history.released.get(node.id)) is not None:
-        times.append(released.at + SETTLE_SECONDS)
-    return min((at for at in times if at > working.now), default=None)
-
-
-def need_of(working: WorkingState, node: Node, rows: Iterable[Replica]) -> int:
-    """Returns how many bytes of the node's memory the replicas take, as far as is known."""
-    return sum(memory_need(working.state, node, row.model) or 0 for row in rows)
-
-
-def _least(amounts: Iterable[int | None]) -> int | None:
+def _least(*amounts: int | None) -> int | None:
     return min((amount for amount in amounts if amount is not None), default=None)
 
 
-def _slots(rows: Iterable[Replica]) -> Mapping[ModelName, frozenset[int]]:
-    slots: dict[ModelName, frozenset[int]] = {}
-    for row in rows:
-        slots[row.model] = slots.get(row.model, frozenset()) | {row.slot}
+def _slots(replicas: Iterable[Replica]) -> Mapping[ModelName, set[int]]:
+    slots: dict[ModelName, set[int]] = {}
+    for each in replicas:
+        slots.setdefault(each.model, set()).add(each.slot)
     return slots
-
-
-def _unreserved(working: WorkingState, node: Node, rows: Iterable[Replica]) -> int | None:
-    total = node.capacity.vram_bytes if node.capacity.gpus else node.capacity.ram_bytes
-    return None if total is None else total - need_of(working, node, rows)
-
-
-def _unused(working: WorkingState, node: Node) -> int | None:
-    reading, given_back = _reading(working, node)
-    if reading is None:
-        return None
-    unseen = [row for row in working.on(node) if _is_unseen(row, working.now)]
-    return reading + given_back - need_of(working, node, unseen)
-
-
-def _unused_projected(working: WorkingState, node: Node) -> int | None:
-    """Where a reading is known to be outdated, only what has been promised counts."""
-    reading, _ = _reading(working, node)
-    if reading is None or _is_outdated(working, node):
-        return None
-    seen = [row for row in working.on(node) if is_leaving(row) and row.observed not in COMING_UP]
-    return reading + need_of(working, node, seen)
-
-
-def _reading(working: WorkingState, node: Node) -> tuple[int | None, int]:
-    """What was told last, and what was given back since."""
-    released = working.history.released.get(node.id)
-    return free_reading(node), released.bytes if released is not None and _is_outdated(working, node) else 0
-
-
-def _is_outdated(working: WorkingState, node: Node) -> bool:
-    released = working.history.released.get(node.id)
-    return (
-        released is not None and released.reading == free_reading(node) and working.now < released.at + SETTLE_SECONDS
-    )
-
-
-def _is_unseen(row: Replica, now: float) -> bool:
-    return row.observed in COMING_UP or (row.observed is Observed.READY and now < row.since + SETTLE_SECONDS)

@@ -1,8 +1,12 @@
-"""Which node a new replica goes to, and who has to leave it for that. Pure.
+"""Which node a new replica goes to. Pure.
 
-Nodes are filtered (healthy, selector, slot, exclusive group), what fits is scored, and each answer says why. In order
-of preference: where there is room now; where there will be, since others leave already; where there would be, if others
-left.
+The nodes that match the model's selector are asked in this order of preference:
+
+1. where the replica fits now (the node with the least scores wins);
+2. where it will fit, since other replicas leave already;
+3. where it would fit if other replicas were preempted.
+
+If no node is left, the answer says for each of them what is missing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,22 +16,13 @@ from typing import NamedTuple
 
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.model_spec import ModelSpec
-from gateway.planner.feasibility import (
-    FitCheck,
-    check_current,
-    check_projected,
-    free_slot,
-    has_room,
-    memory_after,
-    missing_resources,
-)
-from gateway.planner.node_resources import settles_at
-from gateway.planner.preemption import idlest, is_idle, may_leave_at, victims
+from gateway.planner.feasibility import FitCheck
+from gateway.planner.preemption import Preemption, may_leave_at, shortest_idle_seconds
 from gateway.planner.working_state import WorkingState
 
 
 class NodeScore(NamedTuple):
-    """One thing that is compared between nodes; less is better."""
+    """One value by which nodes are compared. The lesser one wins."""
 
     name: str
     value: float
@@ -35,110 +30,111 @@ class NodeScore(NamedTuple):
 
 @dataclass(frozen=True)
 class Placement:
-    """Room for one replica: now, or once others have left."""
+    """A node and a slot for one replica: free now, or once others have left."""
 
     node: Node
     slot: int
     scores: tuple[NodeScore, ...]
     is_free: bool = True
-    """False: it has to wait, for `victims` or for what leaves already."""
+    """False if the replica has to wait until `victims` or replicas that leave already are gone."""
     victims: tuple[Replica, ...] = ()
-    """Those that have to go, which is to be begun now."""
-    again_at: float | None = None
-    """When to look again, whatever happens (registry clock)."""
+    """Replicas that have to be drained now to make room."""
+    replan_at: float | None = None
+    """When to plan again whatever happens, in seconds of the registry's clock."""
 
 
 @dataclass(frozen=True)
 class Insufficient:
-    """No room, and nothing that may be done about it."""
+    """No node has room, and nothing may be done about it now."""
 
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """By name of the node: what it lacks, in numbers. Empty: no healthy node matches the model's selector."""
-    again_at: float | None = None
+    """What is missing, in numbers, by name of the node. Empty if no healthy node matches the model's selector."""
+    replan_at: float | None = None
+    """When time alone may bring room, in seconds of the registry's clock. None if it can't."""
 
     def __str__(self) -> str:
         if not self.reasons:
             return "no healthy node matches its selector"
-        details = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.reasons.items()))
-        return f"no healthy node has room for it ({details})"
+        missing = "; ".join(f"{name}: {reason}" for name, reason in sorted(self.reasons.items()))
+        return f"no healthy node has room for it ({missing})"
 
 
-def pick_place(
-    working: WorkingState, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_preempt: bool = True
-) -> Placement | Insufficient:
-    """The best of `nodes`, or of all nodes on which the model may run."""
-    found = working.fitting_nodes(spec) if nodes is None else nodes
-    fits = [check_projected(working, node, spec) for node in found]
-    fitting = [each for each in fits if has_room(each)]
+class Placer:
+    """Finds nodes for new replicas in the working state of one plan."""
+
+    def __init__(self, working: WorkingState) -> None:
+        self._working = working
+        self._preemption = Preemption(working)
+
+    def place(
+        self, spec: ModelSpec, nodes: Iterable[Node] | None = None, *, may_preempt: bool = True
+    ) -> Placement | Insufficient:
+        """Returns the best place among `nodes`, or among all nodes on which the model may run if `nodes` is None."""
+        among = self._working.feasible_nodes(spec) if nodes is None else nodes
+        checks = [FitCheck.projected(self._working, node, spec) for node in among]
+        fitting = [check for check in checks if check.fits]
+        return (
+            self._place_now(fitting)
+            or _place_later(fitting)
+            or (self._place_by_preemption(checks) if may_preempt else None)
+            or self._insufficient(checks, may_preempt=may_preempt)
+        )
+
+    def _place_now(self, fitting: list[FitCheck]) -> Placement | None:
+        current = [FitCheck.current(check.working, check.node, check.spec) for check in fitting]
+        placements = [_placement(check) for check in current if check.fits]
+        return min(placements, key=lambda each: (each.scores, each.node.name), default=None)
+
+    def _place_by_preemption(self, checks: list[FitCheck]) -> Placement | None:
+        """Picks the node with the fewest victims. Of several, the one whose victims have been idle longest wins."""
+        ways = [(check, victims) for check in checks if (victims := self._preemption.victims(check))]
+        if not ways:
+            return None
+        check, victims = min(
+            ways, key=lambda way: (len(way[1]), -shortest_idle_seconds(self._working, way[1]), way[0].node.name)
+        )
+        return replace(_placement(replace(check, preempted=victims)), is_free=False, victims=victims)
+
+    def _insufficient(self, checks: list[FitCheck], *, may_preempt: bool) -> Insufficient:
+        blocked = [(check, self._preemption.busy_victims(check)) for check in checks]
+        times = [at for check, busy in blocked for at in self._room_may_come_at(check, busy)] if may_preempt else []
+        return Insufficient(
+            {check.node.name: _why_not(check, busy) for check, busy in blocked}, min(times, default=None)
+        )
+
+    def _room_may_come_at(self, check: FitCheck, busy: list[Replica]) -> list[float]:
+        """When time alone may bring room: replicas in the way may go by then, or readings settle."""
+        settles_at = check.info.settles_at
+        return [may_leave_at(self._working, each) for each in busy] + ([settles_at] if settles_at else [])
+
+
+def _place_later(fitting: list[FitCheck]) -> Placement | None:
+    """Picks the tightest node, so that a small newcomer does not reserve the room that is made for a large one."""
+    best = min(fitting, key=lambda check: (check.free_bytes_after or 0, check.node.name), default=None)
+    return None if best is None else replace(_placement(best), is_free=False, replan_at=best.info.settles_at)
+
+
+def _placement(check: FitCheck) -> Placement:
+    assert check.free_slot is not None  # noqa: S101 - a check that fits has one, and preemption needs one
+    return Placement(check.node, check.free_slot, _scores(check))
+
+
+def _scores(check: FitCheck) -> tuple[NodeScore, ...]:
+    """Scores the node, most important first.
+
+    A node where something has just broken comes last, replicas of one model are spread, then the emptier node wins,
+    and then the one with more memory left.
+    """
+    replicas = check.info.replicas
     return (
-        _best([_placement(now) for each in fitting if has_room(now := check_current(working, each.node, spec))])
-        or _soon(fitting)
-        or (_by_preemption(fits) if may_preempt else None)
-        or _insufficient(fits, may_preempt=may_preempt)
+        NodeScore("has a broken replica", float(check.node.id in check.working.nodes_with_broken_replicas)),
+        NodeScore("replicas of the model", float(sum(each.model == check.spec.name for each in replicas))),
+        NodeScore("replicas", float(len(replicas))),
+        NodeScore("free bytes after", -float(check.free_bytes_after or 0)),
     )
 
 
-def _placement(fit: FitCheck) -> Placement:
-    slot = free_slot(fit)
-    assert slot is not None  # noqa: S101 - nothing is lacking
-    return Placement(fit.node, slot, _scores(fit))
-
-
-def _scores(fit: FitCheck) -> tuple[NodeScore, ...]:
-    """What breaks comes last; replicas of one model are spread; then the emptier node wins, and more room left."""
-    working, node = fit.working, fit.node
-    rows = working.on(node)
-    return (
-        NodeScore("doubtful", float(node.id in working.doubtful)),
-        NodeScore("replicas of the model", float(sum(row.model == fit.spec.name for row in rows))),
-        NodeScore("replicas", float(len(rows))),
-        NodeScore("free bytes after", -float(memory_after(fit) or 0)),
-    )
-
-
-def _best(placements: list[Placement]) -> Placement | None:
-    return min(placements, key=lambda each: (each.scores, each.node.name), default=None)
-
-
-def _soon(fitting: list[FitCheck]) -> Placement | None:
-    """The tightest, so that what leaves for a large newcomer is not claimed by a small one."""
-    best = min(fitting, key=lambda each: (memory_after(each) or 0, each.node.name), default=None)
-    if best is None:
-        return None
-    return replace(_placement(best), is_free=False, again_at=best.working.cached(settles_at, best.node))
-
-
-def _by_preemption(fits: list[FitCheck]) -> Placement | None:
-    """Finds the node on which the fewest replicas have to go, or, of several, where they are least missed."""
-    ways = [(fit, found) for fit in fits if (found := victims(fit))]
-    best = min(ways, key=lambda way: (len(way[1]), -idlest(way[0].working, way[1]), way[0].node.name), default=None)
-    if best is None:
-        return None
-    fit, chosen = best
-    cleared = fit._replace(without=chosen)
-    return replace(_placement(cleared), is_free=False, victims=chosen)
-
-
-def _insufficient(fits: list[FitCheck], *, may_preempt: bool) -> Insufficient:
-    in_the_way = [(fit, _worth_waiting_for(fit)) for fit in fits]
-    times = [at for fit, rows in in_the_way for at in _times(fit, rows)] if may_preempt else []
-    reasons = {fit.node.name: _why(fit, rows) for fit, rows in in_the_way}
-    return Insufficient(reasons, min(times, default=None))
-
-
-def _why(fit: FitCheck, in_the_way: list[Replica]) -> str:
-    in_use = sorted({row.model for row in in_the_way})
-    missing = ", ".join(missing_resources(check_current(fit.working, fit.node, fit.spec)))
+def _why_not(check: FitCheck, busy: list[Replica]) -> str:
+    missing = ", ".join(FitCheck.current(check.working, check.node, check.spec).missing())
+    in_use = sorted({each.model for each in busy})
     return f"{missing}; in use: {', '.join(in_use)}" if in_use else missing
-
-
-def _times(fit: FitCheck, in_the_way: list[Replica]) -> list[float]:
-    """When time alone may bring room: those in the way may go by then, or readings settle."""
-    working = fit.working
-    settled_at = working.cached(settles_at, fit.node)
-    return [may_leave_at(working, row) for row in in_the_way] + ([settled_at] if settled_at else [])
-
-
-def _worth_waiting_for(fit: FitCheck) -> list[Replica]:
-    """Replicas that are in the way, and may go once they are not used any more."""
-    return [row for row in victims(fit, later=True) or () if not is_idle(fit.working, row)]

@@ -1,4 +1,4 @@
-"""What a plan consists of: one record per verb, each of which says why."""
+"""What a plan consists of: one list for each verb, and each entry says why."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,17 +13,17 @@ from gateway.planner.placement import NodeScore
 
 @dataclass(frozen=True)
 class StartReplica:
-    """Create `replica` on the node and in the slot that it names."""
+    """Creates `replica` on the node and in the slot that it names."""
 
     replica: Replica
     because: str
     scores: tuple[NodeScore, ...] = ()
-    """Why on this node: what was compared, in order; the least wins."""
+    """Why this node was chosen: the values that were compared, the most important first."""
 
 
 @dataclass(frozen=True)
 class SetDesired:
-    """Let `replica_id` be drained or stopped."""
+    """Drains or stops the replica."""
 
     replica_id: ReplicaId
     desired: Desired
@@ -32,7 +32,7 @@ class SetDesired:
 
 @dataclass(frozen=True)
 class DeleteReplica:
-    """Delete the record of a replica that is over."""
+    """Deletes the record of a replica that is over."""
 
     replica_id: ReplicaId
     because: str
@@ -40,7 +40,7 @@ class DeleteReplica:
 
 @dataclass(frozen=True)
 class SetLoadFailure:
-    """Record or clear (`None`) a model's load failure."""
+    """Writes a model's load failure, or clears it if `failure` is None."""
 
     model: ModelName
     failure: LoadFailure | None
@@ -49,12 +49,12 @@ class SetLoadFailure:
 
 @dataclass(frozen=True)
 class Pending:
-    """A replica is wanted and can't be started now."""
+    """Says that a replica of the model is wanted and can't be started now."""
 
     model: ModelName
     because: str
     is_shortage: bool = False
-    """For want of room, and nothing is under way that makes any."""
+    """Whether no node has room for it, and nothing is under way that makes any."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,12 @@ class Plan:
     start: tuple[StartReplica, ...] = ()
     set_desired: tuple[SetDesired, ...] = ()
     delete: tuple[DeleteReplica, ...] = ()
-    set_failures: tuple[SetLoadFailure, ...] = ()
+    set_load_failure: tuple[SetLoadFailure, ...] = ()
     pending: tuple[Pending, ...] = ()
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Models that have fewer replicas than they have to have, for want of room (P5)."""
-    again_at: float | None = None
-    """When the same state has to be planned again because time alone changes the outcome (registry clock)."""
+    """Models that have fewer replicas than they have to have because there is no room, each with the reason (P5)."""
+    replan_at: float | None = None
+    """When time alone changes the outcome for the same state, in seconds of the registry's clock. None if never."""
 
     def as_write(self) -> ControlWrite:
         """Returns the plan's changes in the form in which the registry writes them."""
@@ -77,13 +77,13 @@ class Plan:
             create=tuple(entry.replica for entry in self.start),
             set_desired=tuple((entry.replica_id, entry.desired) for entry in self.set_desired),
             delete=tuple(entry.replica_id for entry in self.delete),
-            set_failures=tuple((entry.model, entry.failure) for entry in self.set_failures),
+            set_failures=tuple((entry.model, entry.failure) for entry in self.set_load_failure),
         )
 
 
 def reasons(plan: Plan) -> Iterable[tuple[str, str, str]]:
-    """(verb, subject, because) of everything the plan changes, for the log."""
+    """Yields verb, subject and reason of everything that the plan changes, for the log."""
     yield from (("start", f"{entry.replica.model}/{entry.replica.id}", entry.because) for entry in plan.start)
     yield from ((entry.desired.value, entry.replica_id, entry.because) for entry in plan.set_desired)
-    yield from (("forget", entry.replica_id, entry.because) for entry in plan.delete)
-    yield from (("mark", entry.model, entry.because) for entry in plan.set_failures)
+    yield from (("delete", entry.replica_id, entry.because) for entry in plan.delete)
+    yield from (("set_load_failure", entry.model, entry.because) for entry in plan.set_load_failure)

@@ -1,261 +1,255 @@
-"""What should change so that the fleet becomes what is wanted: one pure function from state to plan.
+"""From what is there to what should change: one pure function that makes a plan.
 
-Level-triggered: the plan follows from the whole state alone, so a lost event costs time and never correctness, and a
-plan that was carried out leaves nothing to plan. Every entry says why.
+The planner is level-triggered. The plan follows from the whole state alone, so a lost event costs time and never
+correctness, and a plan that was carried out leaves nothing to plan. Every entry says why.
 """
 
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from math import inf
-from types import MappingProxyType
 from typing import Final
 
-from gateway.domain.activity import Usage
-from gateway.domain.cluster import ClusterState, Node, NodeStatus, Replica
+from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.peers import Audience
 from gateway.domain.routability import newest_serving
+from gateway.planner import watchdog
 from gateway.planner.builder import PlanBuilder, backoff_seconds
-from gateway.planner.history import NO_HISTORY, PlanningHistory
-from gateway.planner.placement import Insufficient, Placement, pick_place
-from gateway.planner.plan import Pending, Plan
+from gateway.planner.node_resources import is_leaving
+from gateway.planner.placement import Insufficient, Placement, Placer
+from gateway.planner.plan import Plan
+from gateway.planner.planning_input import PlanningInput, WatchdogLimits
 from gateway.planner.reconcile import (
-    Action,
-    WatchdogLimits,
-    check_watchdog,
-    delete_at,
     exclusive_group_conflicts,
-    surplus,
+    given_up_at,
+    outdated_replicas,
+    surplus_replicas,
     why_delete,
     why_drain,
 )
-from gateway.planner.scale import growth, spare, unwanted, wanted
-from gateway.planner.working_state import NONE_USED, WorkingState, is_leaving
+from gateway.planner.scale import abandon_load, required_replicas, scale_down, scale_up
+from gateway.planner.working_state import WorkingState
 
-NO_LIMITS: Final = WatchdogLimits()
-NONE_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 UNLOAD_PAUSE_SECONDS: Final = 0.01
-"""A replica that is placed in the very moment of an unload could not be told from one that it is meant for."""
+"""How long nothing is started after an unload: a replica of the same moment would count as unloaded, too."""
 STABLE_SECONDS: Final = 10.0
-"""For a replica to live after it became ready before earlier failures of its model are forgiven."""
+"""How long a replica has to be ready before earlier failures of its model are forgiven."""
 
 
-def plan(
-    state: ClusterState,
-    now: float,
-    new_replica_id: Callable[[], ReplicaId],
-    broken: Mapping[ReplicaId, str] = NONE_BROKEN,
-    usage: Mapping[ReplicaId, Usage] = NONE_USED,
-    limits: WatchdogLimits = NO_LIMITS,
-    lost: Container[ReplicaId] = (),
-    history: PlanningHistory = NO_HISTORY,
-    audience: Audience | None = None,
-) -> Plan:
-    """`now` is the registry's clock; `new_replica_id` gives ids that were never used before; `broken` are replicas
-    that live and are of no use, and why: a gateway has found out in passing. `usage` is what is known of replicas'
-    requests; one that is not there has had none. `lost` are those of the broken ones that went with their worker, which
-    says nothing of their model. `history` is what the leader knows from before. `audience` is
-    what the gateways know that may route requests; None: all of them route by this state."""
-    doubtful = frozenset(state.replicas[each].node_id for each in broken if each in state.replicas)
-    working = WorkingState(state=state, now=now, usage=usage, history=history, doubtful=doubtful, audience=audience)
-    builder = PlanBuilder(working, new_replica_id, dict(state.failures))
+def plan(inputs: PlanningInput, new_replica_id: Callable[[], ReplicaId]) -> Plan:
+    """Returns what should change. `new_replica_id` gives an id that was never used before, each time it is called."""
+    working = WorkingState(inputs)
+    builder = PlanBuilder(working, new_replica_id)
     _delete_ended(builder)
-    _stop_broken(builder, broken, lost)
-    _drain_unwanted(builder)
-    _apply_watchdog(builder, limits)
-    specs = sorted(state.models.values(), key=lambda spec: _precedence(working, spec))
+    _stop_broken(builder)
+    _drain_undesired(builder)
+    _apply_watchdog(builder, inputs.limits)
+    specs = sorted(working.snapshot.models.values(), key=lambda spec: _precedence(working, spec))
     for spec in specs:
-        _shrink(builder, spec, limits)
+        _scale_down(builder, spec, inputs.limits)
+    placer = Placer(working)
     for spec in specs:
-        _record_success(builder, spec)
-        _start_wanted(builder, spec)
-    return builder.finish()
+        _forgive_failures(builder, spec)
+        _start_missing(builder, placer, spec)
+    return builder.build()
 
 
 def _precedence(working: WorkingState, spec: ModelSpec) -> tuple[bool, float, ModelName]:
-    """Who gets room first: models that lack what they have to have, then those that are waited for longest."""
+    """Who gets room first: models that lack required replicas, then those whose requests have waited longest."""
     waiting_since = working.waiting_since(spec.name)
-    return len(working.live(spec)) >= working.floor(spec), inf if waiting_since is None else waiting_since, spec.name
+    has_minimum = working.replicas_above_minimum(spec) >= 0
+    return has_minimum, inf if waiting_since is None else waiting_since, spec.name
+
+
+# Reconcile: which replicas have to go
 
 
 def _delete_ended(builder: PlanBuilder) -> None:
-    """A replica that is over frees its slot; one that never came up, or that broke, leaves a cause and a time to try
-    again (L9)."""
-    for replica in builder.working.state.replicas.values():
-        node = builder.working.node_of(replica)
-        because = why_delete(replica, node, builder.working.now)
+    """Frees the slots of replicas that are over.
+
+    A replica that never came up, or that broke, leaves a cause and a time to try again (L9).
+    """
+    working = builder.working
+    for replica in working.snapshot.replicas.values():
+        node = working.node_of(replica)
+        because = why_delete(replica, node, working.now)
         if because is None:
-            builder.replan_at(delete_at(node))
+            builder.replan_by(given_up_at(node))
             continue
-        builder.delete_replica(replica, because)
+        builder.delete(replica, because)
         if replica.observed is Observed.FAILED:
-            builder.record_failure(replica, replica.error or "no cause was given")
+            builder.record_load_failure(replica, replica.error or "no cause was given")
         elif replica.observed is Observed.GONE and replica.error is not None and replica.desired is Desired.RUN:
-            builder.record_failure(replica, replica.error, forgives_first=True)
+            builder.record_load_failure(replica, replica.error, is_first_forgiven=True)
 
 
-def _stop_broken(builder: PlanBuilder, broken: Mapping[ReplicaId, str], lost: Container[ReplicaId]) -> None:
-    """Stops what is of no use (H1, R14). What breaks before it was of use is a failed load: else it would be tried
-    again and again at once (L9). Not so what is lost with its worker: another node may have it at once (L3)."""
+def _stop_broken(builder: PlanBuilder) -> None:
+    """Stops replicas that were found broken (H1, R14).
+
+    One that broke while it was coming up counts as a failed load, or it would be tried again at once and for ever
+    (L9). One that was lost with its worker does not: another node may load the model at once (L3).
+    """
+    inputs = builder.working.inputs
     for replica in tuple(builder.working.replicas.values()):
-        because = broken.get(replica.id)
+        because = inputs.broken.get(replica.id)
         if because is None or replica.desired is Desired.STOP:
             continue
-        if replica.observed in COMING_UP and replica.desired is Desired.RUN and replica.id not in lost:
-            builder.record_failure(replica, because)
-        builder.end_replica(replica, Desired.STOP, because)
+        if replica.observed in COMING_UP and replica.desired is Desired.RUN and replica.id not in inputs.lost:
+            builder.record_load_failure(replica, because)
+        builder.set_desired(replica, Desired.STOP, because)
 
 
-def _drain_unwanted(builder: PlanBuilder) -> None:
-    """Drains what no spec asks for or no node may serve, which is unroutable already (A8, R12)."""
+def _drain_undesired(builder: PlanBuilder) -> None:
+    """Drains what no spec asks for or no node may serve, which gets no requests any more already (A8, R12)."""
     working = builder.working
-    newest = newest_serving(replace(working.state, replicas=working.replicas))
+    newest = newest_serving(replace(working.snapshot, replicas=working.replicas))
     for replica in tuple(working.replicas.values()):
         if replica.desired is Desired.RUN and (because := why_drain(working, replica, newest)) is not None:
-            builder.end_replica(replica, Desired.DRAIN, because)
-    for node in working.state.nodes.values():
-        for conflicting, because in (
-            exclusive_group_conflicts(working, node) if node.status is NodeStatus.HEALTHY else ()
-        ):
-            builder.end_replica(conflicting, Desired.DRAIN, because)
+            builder.set_desired(replica, Desired.DRAIN, because)
+    for node in working.snapshot.nodes.values():
+        if node.status is NodeStatus.HEALTHY:
+            for replica, because in exclusive_group_conflicts(working, node):
+                builder.set_desired(replica, Desired.DRAIN, because)
 
 
 def _apply_watchdog(builder: PlanBuilder, limits: WatchdogLimits) -> None:
     for replica in tuple(builder.working.replicas.values()):
-        _plan_action(builder, replica, check_watchdog(builder.working, replica, limits))
+        builder.act(replica, watchdog.check(builder.working, replica, limits))
 
 
-def _plan_action(builder: PlanBuilder, replica: Replica, action: Action) -> None:
-    if action.desired is not None:
-        builder.end_replica(replica, action.desired, action.because)
-    elif action.again_in < inf:
-        builder.replan_at(builder.working.now + action.again_in)
+# Scale: how many replicas there should be
 
 
-def _shrink(builder: PlanBuilder, spec: ModelSpec, limits: WatchdogLimits) -> None:
-    """What is too much goes at once, what is merely not needed one by one."""
+def _scale_down(builder: PlanBuilder, spec: ModelSpec, limits: WatchdogLimits) -> None:
+    """Replicas above the maximum go at once, replicas that are merely not needed go one by one."""
     working = builder.working
-    for replica, because in surplus(working.live(spec), spec):
-        builder.end_replica(replica, Desired.DRAIN, because)
-    if _old_ones(working, spec):
+    for replica, because in surplus_replicas(working.live_replicas(spec), spec):
+        builder.set_desired(replica, Desired.DRAIN, because)
+    if outdated_replicas(working, spec):
         return
-    idle, action = spare(working, spec, limits)
-    if idle is not None:
-        _plan_action(builder, idle, action)
-    for replica in working.live(spec):
-        _plan_action(builder, replica, unwanted(working, spec, replica))
+    if (found := scale_down(working, spec, limits)) is not None:
+        builder.act(*found)
+    for replica in working.live_replicas(spec):
+        builder.act(replica, abandon_load(working, spec, replica))
 
 
-def _record_success(builder: PlanBuilder, spec: ModelSpec) -> None:
-    """Only what became ready after the failure disproves it, since beside one that serves another may fail for ever;
-    and only once it has lived for a while, since it may be about to break as the last one did (L9)."""
+def _forgive_failures(builder: PlanBuilder, spec: ModelSpec) -> None:
+    """Clears the load failure once a replica that became ready after it has lived for a while (L9).
+
+    An older replica proves nothing, since another one beside it may fail for ever. A very young one may be about to
+    break as the last one did.
+    """
     failure = builder.failures.get(spec.name)
     if failure is None:
         return
     failed_at = failure.retry_at - backoff_seconds(failure.attempts)
-    ready = [
-        each.since for each in builder.working.live(spec) if each.observed is Observed.READY and each.since > failed_at
-    ]
-    if not ready:
+    live = builder.working.live_replicas(spec)
+    ready_since = [each.since for each in live if each.observed is Observed.READY and each.since > failed_at]
+    if not ready_since:
         return
-    if min(ready) + STABLE_SECONDS <= builder.working.now:
-        builder.record_success(spec)
+    if min(ready_since) + STABLE_SECONDS <= builder.working.now:
+        builder.clear_load_failure(spec)
     else:
-        builder.replan_at(min(ready) + STABLE_SECONDS)
+        builder.replan_by(min(ready_since) + STABLE_SECONDS)
 
 
 @dataclass(frozen=True)
-class _Goal:
-    """Replicas to start, each on any of its `nodes` (None: wherever the model may run)."""
+class _Missing:
+    """Replicas that have to be started."""
 
-    places: tuple[tuple[Node, ...] | None, ...]
+    nodes: tuple[tuple[Node, ...] | None, ...]
+    """For each of them the nodes among which to choose. None means all nodes on which the model may run."""
     because: str
     may_preempt: bool = True
-    """Serving a model at all is worth it, serving it better is not."""
+    """Others may be preempted so that a model is served at all, not so that it is served better."""
 
 
-NOTHING_TO_START: Final = _Goal((), "")
+NOTHING_MISSING: Final = _Missing((), "")
 
 
-def _start_wanted(builder: PlanBuilder, spec: ModelSpec) -> None:
-    goal = _goal(builder, spec)
-    if not goal.places or _is_held_back(builder, spec):
+def _missing_replicas(builder: PlanBuilder, spec: ModelSpec) -> _Missing:
+    working = builder.working
+    live = working.live_replicas(spec)
+    if outdated_replicas(working, spec):
+        return NOTHING_MISSING if live else _Missing((None,), "its spec has changed", may_preempt=False)
+    count, because = required_replicas(working, spec)
+    if spec.on_every_node:
+        there = {each.node_id for each in live}
+        return _Missing(tuple((node,) for node in working.feasible_nodes(spec) if node.id not in there), because)
+    if count > len(live):
+        return _Missing((None,) * (count - len(live)), because)
+    more = scale_up(working, spec)
+    builder.replan_by(working.now + more.replan_in_seconds)
+    return _Missing((None,), more.because, may_preempt=False) if more.is_needed else NOTHING_MISSING
+
+
+# Place: where they go, and who makes room
+
+
+def _start_missing(builder: PlanBuilder, placer: Placer, spec: ModelSpec) -> None:
+    missing = _missing_replicas(builder, spec)
+    if not missing.nodes or _is_held_back(builder, spec):
         return
-    for nodes in goal.places:
-        place = pick_place(builder.working, spec, nodes, may_preempt=goal.may_preempt)
-        if isinstance(place, Insufficient):
-            _report_insufficient(builder, spec, place)
-        elif place.is_free:
-            builder.start_replica(spec, place, goal.because)
+    for nodes in missing.nodes:
+        placement = placer.place(spec, nodes, may_preempt=missing.may_preempt)
+        if isinstance(placement, Insufficient):
+            _report_shortage(builder, spec, placement)
+        elif placement.is_free:
+            builder.start(spec, placement, missing.because)
             continue
         else:
-            _make_room(builder, spec, place)
+            _reserve(builder, spec, placement)
         if nodes is None:
-            return
-
-
-def _goal(builder: PlanBuilder, spec: ModelSpec) -> _Goal:
-    working = builder.working
-    if _old_ones(working, spec):
-        return NOTHING_TO_START if working.live(spec) else _Goal((None,), "its spec has changed", may_preempt=False)
-    count, because = wanted(working, spec)
-    if spec.on_every_node:
-        there = {each.node_id for each in working.live(spec)}
-        return _Goal(tuple((node,) for node in working.fitting_nodes(spec) if node.id not in there), because)
-    if (missing := count - len(working.live(spec))) > 0:
-        return _Goal((None,) * missing, because)
-    grown = growth(working, spec)
-    builder.replan_at(working.now + grown.again_in)
-    return _Goal((None,), grown.because, may_preempt=False) if grown.is_wanted else NOTHING_TO_START
+            return  # The next one would get the same answer.
 
 
 def _is_held_back(builder: PlanBuilder, spec: ModelSpec) -> bool:
-    """It is left alone for a while after a failed load, and for a moment after an unload."""
+    """Leaves the model alone for a while after a failed load, and for a moment after an unload."""
     failure, now = builder.failures.get(spec.name), builder.working.now
     if failure is not None and failure.retry_at > now:
-        builder.pending.append(Pending(spec.name, f"its last load failed; next try in {failure.retry_at - now:.0f} s"))
-        builder.replan_at(failure.retry_at)
+        builder.add_pending(spec, f"its last load failed; next try in {failure.retry_at - now:.0f} s")
+        builder.replan_by(failure.retry_at)
         return True
-    if builder.working.state.unloads.get(spec.name, -inf) >= now:
-        builder.pending.append(Pending(spec.name, "it has just been unloaded"))
-        builder.replan_at(now + UNLOAD_PAUSE_SECONDS)
+    if builder.working.snapshot.unloads.get(spec.name, -inf) >= now:
+        builder.add_pending(spec, "it has just been unloaded")
+        builder.replan_by(now + UNLOAD_PAUSE_SECONDS)
         return True
     return False
 
 
-def _make_room(builder: PlanBuilder, spec: ModelSpec, place: Placement) -> None:
-    """The room is the newcomer's from now on; it is started once those that hold it are gone (W11)."""
-    for replica in place.victims:
-        builder.end_replica(replica, Desired.DRAIN, f"makes room for '{spec.name}'")
-    builder.reserve(spec, place)
-    leaving = sorted({row.model for row in builder.working.on(place.node) if is_leaving(row)} - {spec.name})
-    what = f"evicting {', '.join(leaving)}" if leaving else "waiting for its room"
-    builder.pending.append(Pending(spec.name, f"{what} on {place.node.name}"))
+def _reserve(builder: PlanBuilder, spec: ModelSpec, placement: Placement) -> None:
+    """Reserves the place and drains the victims. The replica is started once all that hold it are gone (W11)."""
+    for replica in placement.victims:
+        builder.set_desired(replica, Desired.DRAIN, f"makes room for '{spec.name}'")
+    builder.working.reserve(spec.name, placement.node)
+    builder.replan_by(placement.replan_at)
+    leaving = [each for each in builder.working.node_info(placement.node).replicas if is_leaving(each)]
+    builder.add_pending(spec, f"{_awaited(spec, leaving)} on {placement.node.name}")
 
 
-def _report_insufficient(builder: PlanBuilder, spec: ModelSpec, place: Insufficient) -> None:
-    """Without room for one more, a surge replaces one by one; anybody else waits until something changes (P5)."""
-    builder.replan_at(place.again_at)
+def _awaited(spec: ModelSpec, leaving: Iterable[Replica]) -> str:
+    others = sorted({each.model for each in leaving} - {spec.name})
+    return f"evicting {', '.join(others)}" if others else "waiting for its room"
+
+
+def _report_shortage(builder: PlanBuilder, spec: ModelSpec, shortage: Insufficient) -> None:
+    """A surge rollout replaces replicas one by one if there is no room for one more; any other model waits (P5)."""
+    builder.replan_by(shortage.replan_at)
     working = builder.working
-    if old := _old_ones(working, spec):
-        _drain_one_old(builder, spec, old)
+    if outdated := outdated_replicas(working, spec):
+        _drain_one(builder, spec, outdated)
         return
-    builder.pending.append(Pending(spec.name, str(place), is_shortage=bool(place.reasons)))
-    live, floor = len(working.live(spec)), working.floor(spec)
-    if live < floor:
-        builder.unsatisfiable[spec.name] = f"{live} of {floor} replicas: {place}"
+    builder.add_pending(spec, str(shortage), is_shortage=bool(shortage.reasons))
+    live, minimum = len(working.live_replicas(spec)), working.min_replicas(spec)
+    if live < minimum:
+        builder.add_unsatisfiable(spec, f"{live} of {minimum} replicas: {shortage}")
 
 
-def _old_ones(working: WorkingState, spec: ModelSpec) -> list[Replica]:
-    """Returns the replicas of earlier revisions, which serve until a new one does."""
-    return [each for each in working.of(spec.name) if each.revision != spec.revision and working.is_staying(each)]
-
-
-def _drain_one_old(builder: PlanBuilder, spec: ModelSpec, old: list[Replica]) -> None:
-    """The one that was used least of late, unless one is leaving already."""
-    builder.pending.append(Pending(spec.name, "its old replicas make room for the new ones"))
-    if not any(is_leaving(row) for row in builder.working.of(spec.name)):
-        least_used = max(old, key=lambda row: (builder.working.idle_seconds(row), row.id))
-        builder.end_replica(least_used, Desired.DRAIN, "makes room for its new revision")
+def _drain_one(builder: PlanBuilder, spec: ModelSpec, outdated: Iterable[Replica]) -> None:
+    """Drains the outdated replica that was used least of late, unless one of the model is leaving already."""
+    working = builder.working
+    builder.add_pending(spec, "its old replicas make room for the new ones")
+    if not any(is_leaving(each) for each in working.replicas_of(spec.name)):
+        least_used = max(outdated, key=lambda each: (working.idle_seconds(each), each.id))
+        builder.set_desired(least_used, Desired.DRAIN, "makes room for its new revision")

@@ -13,9 +13,9 @@ from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import build_view
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
-from gateway.planner.reconcile import WatchdogLimits
+from gateway.planner.planning_input import WatchdogLimits
 from tests.fakes.fleet import Ids, demand, node, state
+from tests.fakes.planning import plan_for
 
 
 @dataclass
@@ -116,7 +116,7 @@ class PlannedWorld:
         seen = self.state()
         self.history = record_demand(self.history, seen, self.now)
         usage = {row: self._usage(row) for row in self.rows}
-        decided = plan(seen, self.now, self._ids, usage=usage, limits=self.limits, history=self.history)
+        decided = plan_for(seen, self.now, self._ids, usage=usage, limits=self.limits, history=self.history)
         gone = [self.rows.pop(entry.replica_id) for entry in decided.delete]
         self.history = record_released(self.history, seen, gone, self.now)
         for entry in decided.set_desired:

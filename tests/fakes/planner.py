@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from gateway.concurrency import Wake
 from gateway.control.leader_election import LeaderElection
 from gateway.control.reconciler import Reconciler
 from gateway.domain.ids import GatewayId
@@ -19,9 +18,9 @@ GATEWAY_TTL_SECONDS = 15.0
 async def open_reconciler(
     registry: Registry, gateway_id: GatewayId = GATEWAY, interval_seconds: float = 30
 ) -> AsyncIterator[Reconciler]:
-    wake = Wake()
-    leadership = LeaderElection(registry, gateway_id, GATEWAY_TTL_SECONDS, wake.set)
-    reconciler = Reconciler(registry, leadership, interval_seconds, wake=wake)
+    leadership = LeaderElection(registry, gateway_id, GATEWAY_TTL_SECONDS)
+    reconciler = Reconciler(registry, leadership, interval_seconds)
+    leadership.changed = reconciler.wake.set
     async with trio.open_nursery() as nursery:
         await nursery.start(leadership.run)
         await nursery.start(reconciler.run)

@@ -17,11 +17,13 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Capacity, Requirement
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan, reasons
-from gateway.planner.planner import NONE_BROKEN, plan
+from gateway.planner.planning_input import NO_USAGE, NOTHING_BROKEN, WatchdogLimits
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
-from gateway.planner.reconcile import DELETE_AFTER_SECONDS, DRAINED_SECONDS, WatchdogLimits
-from gateway.planner.working_state import NEVER_USED, NONE_USED
+from gateway.planner.reconcile import OFFLINE_SECONDS_MAX
+from gateway.planner.watchdog import DRAINED_SECONDS
+from gateway.planner.working_state import NEVER_USED
 from tests.fakes.fleet import demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1000.0
 MODELS = ("m1", "m2")
@@ -30,7 +32,7 @@ REMOVED_NODE = "n4"
 LINKS = [status for status in NodeStatus if status is not NodeStatus.PENDING]
 AMOUNTS = st.sampled_from([None, 0, 3, 6, 12])
 """Bytes that a node has; a model needs up to five."""
-TIMES = st.sampled_from([0.0, NOW - DELETE_AFTER_SECONDS, NOW - 100, NOW - 1, NOW])
+TIMES = st.sampled_from([0.0, NOW - OFFLINE_SECONDS_MAX, NOW - 100, NOW - 1, NOW])
 
 
 @st.composite
@@ -166,11 +168,11 @@ LIMITS = WatchdogLimits(scale_down_seconds=30)
 
 def decide(
     seen: ClusterState,
-    broken: Mapping[ReplicaId, str] = NONE_BROKEN,
-    usage: Mapping[ReplicaId, Usage] = NONE_USED,
+    broken: Mapping[ReplicaId, str] = NOTHING_BROKEN,
+    usage: Mapping[ReplicaId, Usage] = NO_USAGE,
     now: float = NOW,
 ) -> Plan:
-    return plan(seen, now, lambda: ReplicaId(f"new-{next(NUMBERS)}"), broken, usage, LIMITS)
+    return plan_for(seen, now, lambda: ReplicaId(f"new-{next(NUMBERS)}"), broken=broken, usage=usage, limits=LIMITS)
 
 
 LATER: Final = ("makes room for", "nobody has waited", "its last request has ended")
@@ -178,7 +180,7 @@ LATER: Final = ("makes room for", "nobody has waited", "its last request has end
 
 
 def settle(
-    seen: ClusterState, broken: Mapping[ReplicaId, str] = NONE_BROKEN, usage: Mapping[ReplicaId, Usage] = NONE_USED
+    seen: ClusterState, broken: Mapping[ReplicaId, str] = NOTHING_BROKEN, usage: Mapping[ReplicaId, Usage] = NO_USAGE
 ) -> ClusterState:
     """The state in which nothing more is planned. One plan is enough, but for room that has to be made, for loads that
     are of no use beside nothing that serves, and for what has drained, which ends only after its drain was written."""
@@ -188,7 +190,7 @@ def settle(
         if not decided.as_write():
             return seen
         assert all(entry.because.startswith(LATER) for entry in decided.set_desired), decided
-        assert not any((decided.start, decided.delete, decided.set_failures)), decided
+        assert not any((decided.start, decided.delete, decided.set_load_failure)), decided
         seen = apply(seen, decided)
     raise AssertionError("it does not come to rest")
 
@@ -220,7 +222,7 @@ def status_of(seen: ClusterState, row: Replica) -> NodeStatus | None:
 
 def given_up(seen: ClusterState, row: Replica) -> bool:
     at = seen.nodes.get(row.node_id)
-    return at is None or (at.condition is NodeStatus.OFFLINE and at.since <= NOW - DELETE_AFTER_SECONDS)
+    return at is None or (at.condition is NodeStatus.OFFLINE and at.since <= NOW - OFFLINE_SECONDS_MAX)
 
 
 def counted(seen: ClusterState, of: ModelSpec) -> list[Replica]:
@@ -373,13 +375,13 @@ def test_what_is_wanted_of_replicas(given_state: tuple[ClusterState, Mapping[Rep
 @given(states())
 def test_w13_time_alone_ends_the_wait_for_a_node(before: ClusterState) -> None:
     waiting = [
-        at.since + DELETE_AFTER_SECONDS
+        at.since + OFFLINE_SECONDS_MAX
         for at in before.nodes.values()
         if at.condition is NodeStatus.OFFLINE
         and any(row.node_id == at.id and row.observed not in FINAL for row in before.replicas.values())
-        and at.since > NOW - DELETE_AFTER_SECONDS
+        and at.since > NOW - OFFLINE_SECONDS_MAX
     ]
-    again_at = decide(before).again_at
+    again_at = decide(before).replan_at
     assert not waiting or (again_at is not None and again_at <= min(waiting))
 
 

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from gateway.domain.ids import ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.node_resources import SETTLE_SECONDS
+from gateway.planner.planning_input import WatchdogLimits
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
-from gateway.planner.reconcile import WatchdogLimits
 from tests.fakes.fleet import spec
 from tests.fakes.planned_world import PlannedWorld
 

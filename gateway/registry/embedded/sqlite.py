@@ -104,7 +104,7 @@ class SqliteRegistry(EmbeddedStore):
         scope: RowScope,
         epoch: int | None = None,
     ) -> Outcome[After]:
-        """Reading everything is no round trip; only registrations read less, because anybody with the join token may send many."""
+        # Reading everything is no round trip. Only registrations read less: anybody with the join token may send many.
         outcome, version = await self._run(method, partial(self._decide, decide, scope, epoch))
         self._advance_version(version)
         return outcome

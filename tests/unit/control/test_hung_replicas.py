@@ -14,18 +14,18 @@ from gateway.domain.ids import BootId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Hello, Registration, Report
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
-from tests.fakes.fleet import GATEWAY, NODE, Ids, node, replica, spec, state
+from tests.fakes.fleet import GATEWAY, NODE, node, replica, spec, state
 from tests.fakes.planner import open_reconciler
+from tests.fakes.planning import plan_for
 
 A, B = ReplicaId("a"), ReplicaId("b")
 TWO = spec(min_replicas=2, max_replicas=2)
 
 
 def decide(seen: ClusterState, *hung: ReplicaId) -> Plan:
-    return plan(seen, 1000.0, Ids(), dict.fromkeys(hung, "it hangs"))
+    return plan_for(seen, 1000.0, broken=dict.fromkeys(hung, "it hangs"))
 
 
 def test_what_hangs_is_stopped_with_a_reason() -> None:
@@ -111,12 +111,12 @@ async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.M
         complaints.report_broken(A, "it hangs")
         complaints.report_lost(B, "nothing listens")
         await trio.sleep(10)
-        assert registry.reported == []
+        assert registry.peer_states == []
         complaints.report_lost(A, "nothing listens")
         registry.down = False
         await trio.sleep(2 * RETRY_SECONDS)
         nursery.cancel_scope.cancel()
-    assert registry.reported == [(A, "nothing listens", True), (B, "nothing listens", True)]
+    assert registry.peer_states == [(A, "nothing listens", True), (B, "nothing listens", True)]
 
 
 class FlakyRegistry(MemoryRegistry):
@@ -125,10 +125,10 @@ class FlakyRegistry(MemoryRegistry):
     def __init__(self) -> None:
         super().__init__(trio.current_time)
         self.down = True
-        self.reported: list[tuple[ReplicaId, str, bool]] = []
+        self.peer_states: list[tuple[ReplicaId, str, bool]] = []
 
     async def record_broken(self, replica_id: ReplicaId, because: str, *, lost: bool = False) -> bool:
         if self.down:
             raise RegistryError("the disk is full")
-        self.reported.append((replica_id, because, lost))
+        self.peer_states.append((replica_id, because, lost))
         return await super().record_broken(replica_id, because, lost=lost)

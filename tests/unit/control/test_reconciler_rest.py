@@ -11,7 +11,7 @@ import trio.testing
 from gateway.control.reconciler import REST_SECONDS_MAX, Reconciler
 from gateway.domain.activity import Usage
 from gateway.domain.ids import ReplicaId
-from gateway.planner.working_state import NONE_USED
+from gateway.planner.planning_input import NO_USAGE
 from gateway.registry.embedded.memory import MemoryRegistry
 from tests.fakes.planner import open_reconciler
 
@@ -27,7 +27,7 @@ class SlowPlanning:
     def usage(self, _now: float) -> Mapping[ReplicaId, Usage]:
         self.began.append(trio.current_time())
         self.clock.jump(self.seconds)
-        return NONE_USED
+        return NO_USAGE
 
 
 @asynccontextmanager
@@ -42,7 +42,7 @@ async def open_slow(planning: SlowPlanning) -> AsyncIterator[Reconciler]:
         reconciler.usage = usage
         reconciler.wake.set()
         yield reconciler
-        reconciler.usage = lambda _now: NONE_USED
+        reconciler.usage = lambda _now: NO_USAGE
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import NodeId
 from gateway.domain.resources import Capacity, Requirement
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
-from tests.fakes.fleet import Ids, demand, node, replica, spec, state
+from tests.fakes.fleet import demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1e6
 NEED_BYTES = 10**10
@@ -50,7 +50,7 @@ class Fleet:
 
 
 def busy(seen: ClusterState) -> Plan:
-    return plan(seen, NOW, Ids(), usage={row.id: Usage(row.parallel, 0.0, 1.0) for row in seen.replicas.values()})
+    return plan_for(seen, NOW, usage={row.id: Usage(row.parallel, 0.0, 1.0) for row in seen.replicas.values()})
 
 
 def calls_of(work: Callable[[], object]) -> int:
@@ -86,6 +86,6 @@ def test_nor_does_a_fleet_that_evicts_count_more_than_what_it_changes() -> None:
     """Nobody is busy, so models swap places."""
     fleet = Fleet(models=40, nodes=4, rows_per_node=5)
     seen = fleet.state()
-    decided = plan(seen, NOW, Ids())
+    decided = plan_for(seen, NOW)
     assert decided.set_desired
-    assert calls_of(lambda: plan(seen, NOW, Ids())) <= CALLS_PER_QUESTION_MAX * fleet.models * fleet.nodes
+    assert calls_of(lambda: plan_for(seen, NOW)) <= CALLS_PER_QUESTION_MAX * fleet.models * fleet.nodes

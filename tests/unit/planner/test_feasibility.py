@@ -15,10 +15,10 @@ from gateway.domain.resources import Capacity, Gpu, Requirement
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_released
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS, RECHECK_SECONDS
 from gateway.worker.artifacts.disk_space import Disk, plan_disk_space
-from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
+from tests.fakes.fleet import MODEL, demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1000.0
 GIB = 2**30
@@ -69,7 +69,7 @@ def loaded(of: str, *, on: str = "n1", since: float = 0.0, **changes: object) ->
 
 def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, history: PlanningHistory = NO_HISTORY) -> Plan:
     used = {ReplicaId(who): use for who, use in (usage or {}).items()}
-    return plan(seen, NOW, Ids(), usage=used, history=history)
+    return plan_for(seen, NOW, usage=used, history=history)
 
 
 def places(decided: Plan) -> list[tuple[str, str]]:
@@ -118,8 +118,8 @@ def test_p3_what_has_just_become_ready_is_not_seen_yet_and_nobody_is_evicted_for
     decided = decide(seen)
     assert (places(decided), evicted(decided)) == ([], [])
     assert why(decided) == [("waiting for its room on name-n1", False)]
-    assert decided.again_at == NOW + 1
-    later = plan(seen, NOW + 1, Ids())
+    assert decided.replan_at == NOW + 1
+    later = plan_for(seen, NOW + 1)
     assert places(later) == [(MODEL, "n1")]
 
 
@@ -175,7 +175,7 @@ def test_the_scores_of_a_start_say_why_there() -> None:
     [start] = decide(fleet(needs={MODEL: 8}, nodes=[box("n1", free=10), box("n2", free=12)])).start
     assert start.replica.node_id == "n2"
     assert [(score.name, score.value) for score in start.scores] == [
-        ("doubtful", 0.0),
+        ("has a broken replica", 0.0),
         ("replicas of the model", 0.0),
         ("replicas", 0.0),
         ("free bytes after", -4.0 * GIB),
@@ -215,7 +215,7 @@ def test_what_was_given_back_is_remembered_until_the_node_tells_anew() -> None:
 
 
 def plan_at(seen: ClusterState, now: float, history: PlanningHistory) -> Plan:
-    return plan(seen, now, Ids(), history=history)
+    return plan_for(seen, now, history=history)
 
 
 def test_p4_an_innocent_is_not_evicted_for_a_reading_that_is_known_to_be_outdated() -> None:
@@ -224,7 +224,7 @@ def test_p4_an_innocent_is_not_evicted_for_a_reading_that_is_known_to_be_outdate
     seen = fleet(gone, loaded(B), needs={A: None, B: 10, MODEL: 10}, nodes=[box(free=4)])
     decided = decide(seen)
     assert (places(decided), evicted(decided)) == ([], [])
-    assert decided.again_at == NOW + SETTLE_SECONDS
+    assert decided.replan_at == NOW + SETTLE_SECONDS
 
 
 def test_p4_no_more_are_evicted_than_it_takes() -> None:
@@ -247,7 +247,7 @@ def test_r9_an_eviction_leaves_models_that_are_used_alone_and_looks_again_soon()
     assert evicted(decided) == []
     told = "no healthy node has room for it (name-n1: needs 14.0 GiB of memory, 10.0 GiB free; in use: a)"
     assert why(decided) == [(told, True)]
-    assert decided.again_at == NOW + RECHECK_SECONDS
+    assert decided.replan_at == NOW + RECHECK_SECONDS
 
 
 def test_a_lease_whose_call_has_not_begun_counts_as_use() -> None:
@@ -259,7 +259,7 @@ def test_what_has_just_become_ready_stays_for_a_while() -> None:
     seen = fleet(loaded(A, since=NOW - 1), needs={A: 14, MODEL: 14}, nodes=[box(free=10)])
     decided = decide(seen)
     assert evicted(decided) == []
-    assert decided.again_at == NOW - 1 + MIN_RESIDENCE_SECONDS
+    assert decided.replan_at == NOW - 1 + MIN_RESIDENCE_SECONDS
 
 
 def test_what_its_owner_wants_to_be_there_is_never_evicted() -> None:
@@ -365,7 +365,7 @@ def test_p5_a_floor_beyond_the_room_is_told_and_nothing_moves() -> None:
     assert not decided.as_write()
     told = "no healthy node has room for it (name-n1: needs 10.0 GiB of memory, 4.0 GiB free)"
     assert decided.unsatisfiable == {MODEL: f"2 of 3 replicas: {told}"}
-    assert decided.again_at is None
+    assert decided.replan_at is None
 
 
 def test_p5_a_floor_that_no_node_may_serve_is_told() -> None:

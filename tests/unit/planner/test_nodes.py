@@ -9,9 +9,9 @@ from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.planner.builder import backoff_seconds
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
-from gateway.planner.reconcile import DELETE_AFTER_SECONDS
-from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
+from gateway.planner.reconcile import OFFLINE_SECONDS_MAX
+from tests.fakes.fleet import MODEL, demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 10_000.0
 FLOOR = spec(min_replicas=1)
@@ -21,7 +21,7 @@ SILENT = [NodeStatus.UNHEALTHY, NodeStatus.OFFLINE]
 
 
 def decide(seen: ClusterState, broken: dict[ReplicaId, str] | None = None) -> Plan:
-    return plan(seen, NOW, Ids(), broken or {})
+    return plan_for(seen, NOW, broken=broken or {})
 
 
 def fleet(first: Node, **changes: object) -> ClusterState:
@@ -80,22 +80,22 @@ def test_demand_is_met_elsewhere_while_the_node_is_silent() -> None:
 
 
 def test_w13_an_offline_node_is_waited_for_a_quarter_of_an_hour() -> None:
-    since = NOW - DELETE_AFTER_SECONDS + 1
+    since = NOW - OFFLINE_SECONDS_MAX + 1
     decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=since)))
     assert decided.delete == ()
-    assert decided.again_at == NOW + 1
+    assert decided.replan_at == NOW + 1
 
 
 def test_w13_then_its_replicas_are_forgotten() -> None:
-    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=NOW - DELETE_AFTER_SECONDS)))
+    decided = decide(fleet(node(A, condition=NodeStatus.OFFLINE, since=NOW - OFFLINE_SECONDS_MAX)))
     [entry] = decided.delete
     assert (entry.replica_id, entry.because) == (R, "its node has been offline for 15 minutes")
-    assert decided.set_failures == ()
+    assert decided.set_load_failure == ()
 
 
 def test_w13_an_unhealthy_node_is_waited_for_however_long_it_is() -> None:
     decided = decide(fleet(node(A, condition=NodeStatus.UNHEALTHY, since=0.0)))
-    assert (decided.delete, decided.again_at) == ((), None)
+    assert (decided.delete, decided.replan_at) == ((), None)
 
 
 def test_w13_replicas_of_a_node_that_was_removed_are_forgotten() -> None:
@@ -138,24 +138,24 @@ def test_replicas_on_silent_nodes_are_not_too_much() -> None:
 def test_l9_what_breaks_before_it_was_ready_is_a_failed_load(observed: Observed) -> None:
     decided = decide(fleet(node(A), observed=observed), {R: "nothing listens"})
     assert wanted(decided) == [(R, Desired.STOP, "nothing listens")]
-    [mark] = decided.set_failures
+    [mark] = decided.set_load_failure
     assert mark.failure is not None
     assert (mark.model, mark.failure.cause) == (MODEL, "nothing listens")
     assert mark.failure.retry_at == NOW + backoff_seconds(1)
-    assert (decided.start, decided.again_at) == ((), mark.failure.retry_at)
+    assert (decided.start, decided.replan_at) == ((), mark.failure.retry_at)
 
 
 @pytest.mark.parametrize("changes", [{}, {"desired": Desired.DRAIN, "observed": Observed.LOADING}])
 def test_what_breaks_later_or_was_not_wanted_any_more_is_none(changes: dict[str, object]) -> None:
-    assert decide(fleet(node(A), **changes), {R: "nothing listens"}).set_failures == ()
+    assert decide(fleet(node(A), **changes), {R: "nothing listens"}).set_load_failure == ()
 
 
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_l3_a_load_that_is_lost_with_its_worker_is_none_and_another_node_has_it_at_once(observed: Observed) -> None:
-    decided = plan(fleet(node(A), observed=observed), NOW, Ids(), {R: "nothing listens"}, lost={R})
+    decided = plan_for(fleet(node(A), observed=observed), NOW, broken={R: "nothing listens"}, lost=frozenset({R}))
     assert wanted(decided) == [(R, Desired.STOP, "nothing listens")]
     assert places(decided) == [B]
-    assert decided.set_failures == ()
+    assert decided.set_load_failure == ()
 
 
 def test_the_substitute_of_a_broken_one_goes_to_another_node_if_there_is_one() -> None:

@@ -9,8 +9,9 @@ from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.planner.builder import backoff_seconds
 from gateway.planner.plan import Plan, StartReplica
-from gateway.planner.planner import STABLE_SECONDS, plan
-from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
+from gateway.planner.planner import STABLE_SECONDS
+from tests.fakes.fleet import MODEL, demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1000.0
 R = ReplicaId("r")
@@ -24,7 +25,7 @@ UNFIT = [
 
 
 def decide(seen: ClusterState) -> Plan:
-    return plan(seen, NOW, Ids())
+    return plan_for(seen, NOW)
 
 
 def started(decided: Plan) -> list[StartReplica]:
@@ -96,11 +97,11 @@ def test_a_failed_load_is_forgotten_and_remembered_as_a_failure() -> None:
     broken = replica("r", observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], demand=[demand()]))
     assert [entry.replica_id for entry in decided.delete] == ["r"]
-    assert [(mark.model, mark.failure) for mark in decided.set_failures] == [
+    assert [(mark.model, mark.failure) for mark in decided.set_load_failure] == [
         (MODEL, LoadFailure("exit 3", 1, NOW + 10))
     ]
     assert decided.start == ()
-    assert decided.again_at == NOW + 10
+    assert decided.replan_at == NOW + 10
 
 
 @pytest.mark.parametrize(("attempts", "seconds"), [(1, 10), (2, 20), (3, 40), (5, 160), (6, 300), (10_000, 300)])
@@ -111,7 +112,7 @@ def test_l9_the_backoff_doubles_up_to_five_minutes(attempts: int, seconds: float
 def test_l9_failures_in_a_row_are_counted() -> None:
     broken = replica("r", observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], failures={MODEL: LoadFailure("exit 3", 2, NOW)}))
-    assert decided.set_failures[0].failure == LoadFailure("exit 3", 3, NOW + 40)
+    assert decided.set_load_failure[0].failure == LoadFailure("exit 3", 3, NOW + 40)
 
 
 def test_l9_after_its_backoff_a_model_is_tried_again() -> None:
@@ -123,7 +124,7 @@ def test_a_success_clears_the_failure() -> None:
     failed_at = NOW - 15
     failures = {MODEL: LoadFailure("exit 3", 1, failed_at + backoff_seconds(1))}
     decided = decide(state([replica("r", since=failed_at + 1)], failures=failures))
-    assert [(mark.model, mark.failure) for mark in decided.set_failures] == [(MODEL, None)]
+    assert [(mark.model, mark.failure) for mark in decided.set_load_failure] == [(MODEL, None)]
 
 
 def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> None:
@@ -131,7 +132,7 @@ def test_l9_one_that_served_before_does_not_clear_the_failure_of_another() -> No
     two = spec(min_replicas=2, max_replicas=2)
     fleet = [replica("serves", two, since=NOW - 100), replica("r", two, slot=1, observed=Observed.FAILED)]
     decided = decide(state(fleet, specs=[two], nodes=[node(max_replicas_per_model=2)]))
-    assert [mark.failure and mark.failure.retry_at for mark in decided.set_failures] == [NOW + 10]
+    assert [mark.failure and mark.failure.retry_at for mark in decided.set_load_failure] == [NOW + 10]
     assert decided.start == ()
 
 
@@ -146,7 +147,7 @@ def test_a8_a_replica_of_an_old_revision_is_drained_and_replaced() -> None:
 def test_a_failed_load_of_an_old_revision_says_nothing_of_the_new_one() -> None:
     broken = replica("r", spec(context_size=8), observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], specs=[spec(context_size=16)], demand=[demand()]))
-    assert decided.set_failures == ()
+    assert decided.set_load_failure == ()
     assert len(decided.start) == 1
 
 
@@ -179,12 +180,12 @@ def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_on
     broke = replica(R, observed=Observed.GONE, error="was killed by SIGKILL", since=NOW)
     first = decide(state([broke], demand=[demand()]))
     assert len(first.start) == 1
-    [mark] = first.set_failures
+    [mark] = first.set_load_failure
     assert mark.failure is not None
     assert (mark.failure.attempts, mark.failure.retry_at) == (0, NOW)
     again = decide(state([broke], demand=[demand()], failures={MODEL: mark.failure}))
     assert again.start == ()
-    [mark] = again.set_failures
+    [mark] = again.set_load_failure
     assert mark.failure is not None
     assert mark.failure.retry_at == NOW + 10
 
@@ -192,13 +193,14 @@ def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_on
 def test_l9_failures_are_forgiven_once_a_replica_has_lived_for_a_while() -> None:
     failure = LoadFailure("it broke", 0, NOW - 5)
     young = state([replica(R, since=NOW - 4)], failures={MODEL: failure})
-    assert (decide(young).set_failures, decide(young).again_at) == ((), NOW - 4 + STABLE_SECONDS)
+    assert (decide(young).set_load_failure, decide(young).replan_at) == ((), NOW - 4 + STABLE_SECONDS)
     old = state([replica(R, since=NOW - STABLE_SECONDS)], failures={MODEL: replace(failure, retry_at=NOW - 20)})
-    assert [mark.failure for mark in decide(old).set_failures] == [None]
+    assert [mark.failure for mark in decide(old).set_load_failure] == [None]
 
 
 def test_h14_a_stop_on_request_is_no_failure() -> None:
     assert (
-        decide(state([replica(R, desired=Desired.STOP, observed=Observed.GONE, error="late words")])).set_failures == ()
+        decide(state([replica(R, desired=Desired.STOP, observed=Observed.GONE, error="late words")])).set_load_failure
+        == ()
     )
-    assert decide(state([replica(R, observed=Observed.GONE)])).set_failures == ()
+    assert decide(state([replica(R, observed=Observed.GONE)])).set_load_failure == ()

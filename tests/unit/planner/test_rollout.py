@@ -12,8 +12,8 @@ from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import build_view, why_not_routable
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
-from tests.fakes.fleet import MODEL, Ids, node, replica, spec, state
+from tests.fakes.fleet import MODEL, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1000.0
 OLD = spec(context_size=8, min_replicas=1)
@@ -35,7 +35,7 @@ def fleet(*rows: Replica, **parts: object) -> ClusterState:
 
 
 def decide(seen: ClusterState, usage: Mapping[ReplicaId, Usage] | None = None) -> Plan:
-    return plan(seen, NOW, Ids(), usage=usage or {})
+    return plan_for(seen, NOW, usage=usage or {})
 
 
 def ends(decided: Plan) -> list[tuple[str, Desired, str]]:
@@ -128,7 +128,7 @@ def test_l9_a_new_revision_that_does_not_load_costs_no_old_replica() -> None:
     failures = {MODEL: LoadFailure("exit 3", 1, NOW + 5)}
     decided = decide(fleet(old(), nodes=[node()], failures=failures))
     assert not decided.as_write()
-    assert decided.again_at == NOW + 5
+    assert decided.replan_at == NOW + 5
 
 
 def test_a_surge_of_a_model_without_a_floor_is_not_given_up_as_unwanted() -> None:

@@ -12,10 +12,11 @@ from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand
 from gateway.planner.plan import Plan
-from gateway.planner.planner import UNLOAD_PAUSE_SECONDS, plan
-from gateway.planner.reconcile import WatchdogLimits
-from gateway.planner.scale import SCALE_UP_AFTER_SECONDS, UNWANTED_SECONDS
-from tests.fakes.fleet import MODEL, Ids, demand, node, replica, spec, state
+from gateway.planner.planner import UNLOAD_PAUSE_SECONDS
+from gateway.planner.planning_input import WatchdogLimits
+from gateway.planner.scale import ABANDON_AFTER_SECONDS, SCALE_UP_AFTER_SECONDS
+from tests.fakes.fleet import MODEL, demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 1000.0
 WIDE = spec(max_replicas=3)
@@ -35,7 +36,7 @@ def several(count: int, of: ModelSpec = WIDE, **changes: object) -> list[Replica
 
 def decide(seen: ClusterState, usage: Mapping[str, Usage] | None = None, limits: WatchdogLimits = LIMITS) -> Plan:
     used = {ReplicaId(who): use for who, use in (usage or {}).items()}
-    return plan(seen, NOW, Ids(), usage=used, limits=limits)
+    return plan_for(seen, NOW, usage=used, limits=limits)
 
 
 def ends(decided: Plan) -> list[tuple[str, Desired]]:
@@ -58,7 +59,7 @@ def test_requests_that_wait_although_it_is_loaded_ask_for_one_more() -> None:
     row = replica("r0", WIDE, since=NOW - 100)
     assert len(decide(fleet(row, waiting_since=NOW - SCALE_UP_AFTER_SECONDS)).start) == 1
     early = decide(fleet(row, waiting_since=NOW - SCALE_UP_AFTER_SECONDS / 2))
-    assert (early.start, early.again_at) == ((), NOW + SCALE_UP_AFTER_SECONDS / 2)
+    assert (early.start, early.replan_at) == ((), NOW + SCALE_UP_AFTER_SECONDS / 2)
 
 
 def test_p10_the_newest_has_a_second_to_take_what_waits() -> None:
@@ -101,7 +102,7 @@ def test_nothing_goes_while_requests_wait_for_the_model() -> None:
 )
 def test_the_stricter_of_the_two_limits_counts(limits: WatchdogLimits) -> None:
     decided = decide(fleet(*several(1)), {"r0": Usage(0, 99.0, 0.0)}, limits)
-    assert (ends(decided), decided.again_at) == ([], NOW + 1)
+    assert (ends(decided), decided.replan_at) == ([], NOW + 1)
     assert ends(decide(fleet(*several(1)), {"r0": Usage(0, 100.0, 0.0)}, limits)) == [("r0", Desired.DRAIN)]
 
 
@@ -136,8 +137,8 @@ def test_p5_all_on_nodes_of_which_one_has_no_room() -> None:
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_a_load_that_nobody_waits_for_any_more_is_given_up(observed: Observed) -> None:
     seen = fleet(replica("r", WIDE, observed=observed, since=NOW - 900))
-    asked = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS})
-    decided = plan(seen, NOW, Ids(), history=asked)
+    asked = PlanningHistory({MODEL: NOW - ABANDON_AFTER_SECONDS})
+    decided = plan_for(seen, NOW, history=asked)
     assert [(*entry,) for entry in ends(decided)] == [("r", Desired.STOP)]
     assert decided.set_desired[0].because == "nobody has waited for it for 30 s"
     assert decided.start == ()
@@ -145,25 +146,25 @@ def test_a_load_that_nobody_waits_for_any_more_is_given_up(observed: Observed) -
 
 def test_l12_not_before_its_time_and_not_what_is_wanted() -> None:
     loading = replica("r", WIDE, observed=Observed.LOADING, since=NOW - 900)
-    recently = PlanningHistory({MODEL: NOW - UNWANTED_SECONDS + 1})
-    decided = plan(fleet(loading), NOW, Ids(), history=recently)
-    assert (ends(decided), decided.again_at) == ([], NOW + 1)
+    recently = PlanningHistory({MODEL: NOW - ABANDON_AFTER_SECONDS + 1})
+    decided = plan_for(fleet(loading), NOW, history=recently)
+    assert (ends(decided), decided.replan_at) == ([], NOW + 1)
     long_ago = PlanningHistory({MODEL: 0.0})
-    assert ends(plan(fleet(loading, waiting_since=0.0), NOW, Ids(), history=long_ago)) == []
+    assert ends(plan_for(fleet(loading, waiting_since=0.0), NOW, history=long_ago)) == []
     floor = spec(min_replicas=1)
     kept = fleet(replica("r", floor, observed=Observed.LOADING), of=floor)
-    assert ends(plan(kept, NOW, Ids(), history=long_ago)) == []
+    assert ends(plan_for(kept, NOW, history=long_ago)) == []
 
 
 def test_demand_is_remembered_and_a_new_leader_takes_every_load_as_wanted() -> None:
     loading = fleet(replica("r", observed=Observed.LOADING))
     taken_over = record_demand(NO_HISTORY, loading, 10.0)
-    assert record_demand(taken_over, loading, 20.0).asked_at == {MODEL: 10.0}
+    assert record_demand(taken_over, loading, 20.0).last_demand_at == {MODEL: 10.0}
     asked = record_demand(taken_over, fleet(waiting_since=1.0), 20.0)
-    assert asked.asked_at == {MODEL: 20.0}
+    assert asked.last_demand_at == {MODEL: 20.0}
     ended = record_demand(asked, loading, 30.0)
-    assert (ended.asked_at, record_demand(ended, loading, 40.0).asked_at) == ({MODEL: 30.0}, {MODEL: 30.0})
-    assert record_demand(taken_over, state(specs=[]), 20.0).asked_at == {}
+    assert (ended.last_demand_at, record_demand(ended, loading, 40.0).last_demand_at) == ({MODEL: 30.0}, {MODEL: 30.0})
+    assert record_demand(taken_over, state(specs=[]), 20.0).last_demand_at == {}
 
 
 @pytest.mark.parametrize("observed", [Observed.READY, Observed.LOADING])
@@ -179,8 +180,8 @@ def test_an_unload_in_this_very_moment_meets_no_replica_that_is_placed_in_it() -
     floor = spec(min_replicas=1)
     seen = fleet(of=floor, unloads={MODEL: NOW})
     held = decide(seen)
-    assert (held.start, held.again_at) == ((), NOW + UNLOAD_PAUSE_SECONDS)
-    assert len(plan(seen, NOW + UNLOAD_PAUSE_SECONDS, Ids()).start) == 1
+    assert (held.start, held.replan_at) == ((), NOW + UNLOAD_PAUSE_SECONDS)
+    assert len(plan_for(seen, NOW + UNLOAD_PAUSE_SECONDS).start) == 1
 
 
 def test_the_idle_one_beside_which_all_others_are_full_stays() -> None:

@@ -11,9 +11,10 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.peers import Audience
 from gateway.planner.plan import Plan
-from gateway.planner.planner import plan
-from gateway.planner.reconcile import DRAINED_SECONDS, UNSEEN_SECONDS, WatchdogLimits
-from tests.fakes.fleet import Ids, demand, node, replica, spec, state
+from gateway.planner.planning_input import WatchdogLimits
+from gateway.planner.watchdog import DRAIN_RECHECK_SECONDS, DRAINED_SECONDS
+from tests.fakes.fleet import demand, node, replica, spec, state
+from tests.fakes.planning import plan_for
 
 NOW = 10_000.0
 LIMITS = WatchdogLimits(busy_seconds=300, idle_seconds=600)
@@ -26,7 +27,7 @@ def decide(
     limits: WatchdogLimits = LIMITS,
     audience: Audience | None = None,
 ) -> Plan:
-    return plan(seen, NOW, Ids(), usage=usage, limits=limits, audience=audience)
+    return plan_for(seen, NOW, usage=usage, limits=limits, audience=audience)
 
 
 def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
@@ -36,7 +37,7 @@ def wanted(decided: Plan) -> list[tuple[str, Desired, str]]:
 def test_h1_busy_with_progress_is_left_alone_and_looked_at_again_in_time() -> None:
     decided = decide(state([replica(R)]), {R: Usage(4, 0.0, 299.0)})
     assert wanted(decided) == []
-    assert decided.again_at == NOW + 1
+    assert decided.replan_at == NOW + 1
 
 
 def test_busy_without_a_piece_of_an_answer_is_stopped_with_its_evidence_and_replaced() -> None:
@@ -48,7 +49,7 @@ def test_busy_without_a_piece_of_an_answer_is_stopped_with_its_evidence_and_repl
 
 def test_h1_without_a_limit_nothing_is_ever_stuck() -> None:
     decided = decide(state([replica(R)]), {R: Usage(1, 0.0, 1e6)}, WatchdogLimits())
-    assert (wanted(decided), decided.again_at) == ([], None)
+    assert (wanted(decided), decided.replan_at) == ([], None)
 
 
 @pytest.mark.parametrize("usage", [{R: Usage(0, 600.0, 0.0)}, {}], ids=["unused for long", "never used"])
@@ -71,13 +72,13 @@ def test_of_two_idle_replicas_above_a_floor_of_one_only_one_goes() -> None:
 def test_a_replica_that_has_just_become_ready_is_not_idle_yet() -> None:
     decided = decide(state([replica(R, since=NOW - 1)]), {})
     assert wanted(decided) == []
-    assert decided.again_at == NOW + 599
+    assert decided.replan_at == NOW + 599
 
 
 def test_w11_a_drained_replica_is_stopped_only_when_every_gateway_knows_that_it_drains() -> None:
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
     unseen = decide(state([draining]), {}, audience=Audience(6))
-    assert (wanted(unseen), unseen.again_at) == ([], NOW + UNSEEN_SECONDS)
+    assert (wanted(unseen), unseen.replan_at) == ([], NOW + DRAIN_RECHECK_SECONDS)
     assert wanted(decide(state([draining]), {}, audience=Audience(7))) == [
         (R, Desired.STOP, "its last request has ended")
     ]
@@ -86,7 +87,7 @@ def test_w11_a_drained_replica_is_stopped_only_when_every_gateway_knows_that_it_
 def test_w11_a_replica_that_a_silent_gateway_had_a_request_on_is_left_to_its_worker() -> None:
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5, desired_version=7)
     decided = decide(state([draining]), {}, audience=Audience(7, frozenset({R})))
-    assert (wanted(decided), decided.again_at) == ([], NOW + UNSEEN_SECONDS)
+    assert (wanted(decided), decided.replan_at) == ([], NOW + DRAIN_RECHECK_SECONDS)
 
 
 @pytest.mark.parametrize("link", [NodeStatus.HEALTHY, NodeStatus.DRAINING])
@@ -101,7 +102,7 @@ def test_r13_a_drained_replica_is_stopped_once_its_last_request_has_ended() -> N
     draining = replica(R, desired=Desired.DRAIN, observed=Observed.DRAINING, since=NOW - 5)
     assert wanted(decide(state([draining]), {R: Usage(1, 0.0, 2.0)}, WatchdogLimits())) == []
     just = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS / 2, 0.0)}, WatchdogLimits())
-    assert (wanted(just), just.again_at) == ([], NOW + DRAINED_SECONDS / 2)
+    assert (wanted(just), just.replan_at) == ([], NOW + DRAINED_SECONDS / 2)
     decided = decide(state([draining]), {R: Usage(0, DRAINED_SECONDS, 0.0)}, WatchdogLimits())
     assert wanted(decided) == [(R, Desired.STOP, "its last request has ended")]
 

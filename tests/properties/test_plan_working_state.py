@@ -11,10 +11,10 @@ from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Capacity, Requirement
-from gateway.planner.feasibility import check_current, check_projected, memory_after, missing_resources
-from gateway.planner.node_resources import settles_at
-from gateway.planner.placement import pick_place
-from gateway.planner.preemption import victims
+from gateway.planner.feasibility import FitCheck
+from gateway.planner.placement import Placer
+from gateway.planner.planning_input import PlanningInput
+from gateway.planner.preemption import Preemption
 from gateway.planner.working_state import WorkingState
 from tests.fakes.fleet import demand, node, replica, spec, state
 
@@ -25,7 +25,7 @@ MODELS = ("a", "b", "c")
 
 
 @st.composite
-def workings(draw: st.DrawFn) -> WorkingState:
+def working_states(draw: st.DrawFn) -> WorkingState:
     groups, floors = st.sampled_from([None, None, "big"]), st.integers(0, 1)
     specs = [spec(name, min_replicas=draw(floors), exclusive_group=draw(groups)) for name in MODELS]
     seen = state(
@@ -36,7 +36,8 @@ def workings(draw: st.DrawFn) -> WorkingState:
         requirements={of.name: Requirement(ram_bytes=draw(st.integers(1, 5)), disk_bytes=2**30) for of in specs},
     )
     uses = st.sampled_from([Usage(1, 0.0, 0.0), Usage(0, 50.0, 0.0)])
-    return WorkingState(seen, NOW, {row: draw(uses) for row in seen.replicas})
+    usage = {row: draw(uses) for row in seen.replicas}
+    return WorkingState(PlanningInput(snapshot=seen, now=NOW, usage=usage))
 
 
 @st.composite
@@ -52,48 +53,62 @@ def capacities() -> st.SearchStrategy[Capacity]:
 
 def change(data: st.DataObject, working: WorkingState, number: int) -> None:
     """As a plan does: a replica is to end, has gone, is to start, or a model gets what others leave."""
-    kind = data.draw(st.sampled_from(["end", "drop", "start", "claim"]))
+    kind = data.draw(st.sampled_from(["end", "remove", "start", "reserve"]))
     of, at = (
-        working.state.models[data.draw(st.sampled_from(list(working.state.models)))],
+        working.snapshot.models[data.draw(st.sampled_from(list(working.snapshot.models)))],
         data.draw(st.sampled_from(NODES)),
     )
-    if kind == "claim":
-        working.reserve(of, working.state.nodes[at])
+    if kind == "reserve":
+        working.reserve(of.name, working.snapshot.nodes[at])
     elif kind == "start":
         new = replica(f"new-{number}", of, node_id=at, slot=2 + number, observed=Observed.PLACED, since=NOW)
         working.put(new)
     elif working.replicas:
         row = working.replicas[data.draw(st.sampled_from(list(working.replicas)))]
-        working.delete(row) if kind == "drop" else working.put(replace(row, desired=Desired.DRAIN))
+        working.remove(row) if kind == "remove" else working.put(replace(row, desired=Desired.DRAIN))
 
 
-def answers(working: WorkingState) -> list[object]:
-    """All that placing a replica asks for."""
-    found: list[object] = []
-    for of in working.state.models.values():
-        for at in working.state.nodes.values():
-            now, soon = check_current(working, at, of), check_projected(working, at, of)
-            found += [missing_resources(now), missing_resources(soon), memory_after(now), memory_after(soon)]
-            found += [victims(soon), victims(soon, later=True), working.cached(settles_at, at)]
-        found += [working.live(of), working.beyond_floor(of), pick_place(working, of)]
-    return found
+class Planner:
+    """What keeps what it has counted while a plan grows."""
+
+    def __init__(self, working: WorkingState) -> None:
+        self.working = working
+        self.placer = Placer(working)
+        self.preemption = Preemption(working)
+
+    def answers(self) -> list[object]:
+        """All that placing a replica asks for."""
+        working, found = self.working, list[object]()
+        for of in working.snapshot.models.values():
+            for at in working.snapshot.nodes.values():
+                now, soon = FitCheck.current(working, at, of), FitCheck.projected(working, at, of)
+                found += [now.missing(), soon.missing(), now.free_bytes_after, soon.free_bytes_after]
+                found += [self.preemption.victims(soon), self.preemption.victims(soon, later=True)]
+                found += [working.node_info(at).settles_at]
+            found += [working.live_replicas(of), working.replicas_above_minimum(of), self.placer.place(of)]
+        return found
 
 
-def anew(working: WorkingState) -> WorkingState:
+def anew(working: WorkingState) -> Planner:
     """One that has counted nothing yet."""
-    seen: ClusterState = replace(working.state, replicas=working.replicas)
-    return WorkingState(seen, working.now, working.usage, working.history, reservations=list(working.reservations))
+    seen: ClusterState = replace(working.snapshot, replicas=working.replicas)
+    fresh = WorkingState(replace(working.inputs, snapshot=seen, history=working.history))
+    for node_id, models in working.reservations.items():
+        for model in models:
+            fresh.reserve(model, seen.nodes[node_id])
+    return Planner(fresh)
 
 
 @settings(deadline=None)
-@given(workings(), st.data())
+@given(working_states(), st.data())
 def test_what_was_counted_once_is_forgotten_with_whatever_changes_it(
     working: WorkingState, data: st.DataObject
 ) -> None:
-    assert answers(working) == answers(anew(working))
+    planner = Planner(working)
+    assert planner.answers() == anew(working).answers()
     for number in range(data.draw(st.integers(1, 5))):
         change(data, working, number)
-        assert answers(working) == answers(anew(working))
+        assert planner.answers() == anew(working).answers()
 
 
 def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> None:
@@ -102,7 +117,9 @@ def test_a_replica_is_no_victim_any_more_once_its_model_has_only_that_one() -> N
     full = [node(at, capacity=Capacity(ram_bytes=5, ram_free_bytes=0)) for at in NODES]
     rows_of_a = [replica(f"a-{at}", loaded, node_id=at) for at in NODES]
     needs = {of.name: Requirement(ram_bytes=5) for of in (loaded, other)}
-    working = WorkingState(state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs), NOW)
-    assert victims(check_projected(working, full[0], other)) == (rows_of_a[0],)
+    snapshot = state(rows_of_a, specs=[loaded, other], nodes=full, requirements=needs)
+    working = WorkingState(PlanningInput(snapshot=snapshot, now=NOW))
+    preemption = Preemption(working)
+    assert preemption.victims(FitCheck.projected(working, full[0], other)) == (rows_of_a[0],)
     working.put(replace(rows_of_a[1], desired=Desired.DRAIN))
-    assert victims(check_projected(working, full[0], other)) is None
+    assert preemption.victims(FitCheck.projected(working, full[0], other)) is None

@@ -1,0 +1,56 @@
+"""What one plan is made from: a frozen record, so that the same input always gives the same plan."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import inf
+from types import MappingProxyType
+from typing import Final
+
+from gateway.domain.activity import Usage
+from gateway.domain.cluster import ClusterState
+from gateway.domain.ids import ReplicaId
+from gateway.domain.peers import Audience
+from gateway.planner.history import NO_HISTORY, PlanningHistory
+
+NO_USAGE: Final[Mapping[ReplicaId, Usage]] = MappingProxyType({})
+NOTHING_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class WatchdogLimits:
+    """When a replica counts as stuck, and when it counts as not worth its memory.
+
+    The values come from `watchdog` and `reconciler` in the configuration. An infinite value switches its rule off.
+    """
+
+    busy_seconds: float = inf
+    """How long a replica may have requests without sending any piece of an answer."""
+    idle_seconds: float = inf
+    """How long a replica above the model's minimum may have no request."""
+    scale_down_seconds: float = inf
+    """The same for the autoscaler. The lesser of this and `idle_seconds` counts."""
+
+
+NO_LIMITS: Final = WatchdogLimits()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanningInput:
+    """Holds everything that the planner may look at."""
+
+    snapshot: ClusterState
+    """Models, nodes, replicas, demand and load failures, as one consistent read of the registry."""
+    now: float
+    """The time of the plan in seconds of the registry's clock."""
+    usage: Mapping[ReplicaId, Usage] = field(default_factory=lambda: NO_USAGE)
+    """What is known of the requests of each replica. A replica that is not in it has never had one."""
+    broken: Mapping[ReplicaId, str] = field(default_factory=lambda: NOTHING_BROKEN)
+    """Replicas that some gateway has found useless although their processes live, each with the reason."""
+    lost: frozenset[ReplicaId] = frozenset()
+    """Those of the broken replicas that ended together with their worker, which says nothing about their models."""
+    history: PlanningHistory = NO_HISTORY
+    """What the leader remembers from earlier plans."""
+    limits: WatchdogLimits = NO_LIMITS
+    """How long replicas may be silent or idle."""
+    audience: Audience | None = None
+    """What the gateways that may route requests have seen. None means that all of them route by `snapshot`."""
