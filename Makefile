@@ -6,6 +6,9 @@ ARGS   ?=
 JOBS   ?= 2
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+# Tests start many processes: the code that they share is compiled once, also where the environment says otherwise.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help run test test-slow check unit sim lint fmt bench proto clean
 

@@ -1,6 +1,5 @@
 """Hundreds of events on one gateway, many seeds, and what must hold at every rest."""
 
-import os
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +10,13 @@ from trio.testing import wait_all_tasks_blocked
 from tests.simulation.faults import LAST_CALLER, Events
 from tests.simulation.installation import MODELS, Installation, open_installation
 from tests.simulation.invariants import Watch
+from tests.simulation.seeds import seeds_to_run
 from tests.simulation.world import Violation, World, run_seeded, step
 
 EVENTS: Final = 300
 SETTLE_SECONDS: Final = 400.0
 """After the last event: longer than the longest pause after a failed load, and than anybody waits for anything."""
-SEEDS: Final = [int(os.environ["SEED"])] if "SEED" in os.environ else range(int(os.environ.get("SIMULATION_SEEDS", 30)))
+SEEDS: Final = seeds_to_run("SIMULATION_SEEDS", 30, quick=16)
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:
