@@ -88,8 +88,12 @@ async def test_a_stream_that_is_quiet_is_not_one_that_is_not_read() -> None:
         client.connection.send_data(stalled, b"{}", end_stream=True)
         await client.flush()
         await client.read_until(lambda: stalled in client.ended)
-        await trio.sleep(2 * SOON)
-        await harness.handlers.wait(running=1, done=1)
+        unread_client = await connect(harness, window_bytes=0)
+        unread = await unread_client.ask("/flood")
+        await unread_client.read_until(lambda: unread in unread_client.resets)  # one that began earlier would have been by now, too
+        asked = await client.ask("/do")
+        await client.read_until(lambda: asked in client.ended)
+        await harness.handlers.wait(running=1, done=3)
         assert not client.resets
 
 

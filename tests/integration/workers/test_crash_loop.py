@@ -38,6 +38,8 @@ PORTS: Final = PortRange(22600, 22619)
 """Few, so that each is used again and again."""
 RSS_SLACK_BYTES: Final = 12 * 2**20
 EXIT: Final = 3
+LISTENS: Final = "0A"
+"""The state of a listening socket in /proc/net/tcp."""
 SHORT_LIVED: Final = f"""
 import _socket, os, sys
 listener = _socket.socket()
@@ -86,8 +88,10 @@ def _target(descriptor: Path) -> Path | None:
 
 
 def listening_ports() -> set[int]:
-    listening = (each for each in psutil.net_connections("tcp4") if each.status == psutil.CONN_LISTEN)
-    return {port for each in listening for port in each.laddr[1:] if PORTS.first <= port <= PORTS.last}
+    """Of any process. The kernel's own table is read, since psutil would look for the process of each line."""
+    lines = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+    ports = {int(fields[1].rpartition(":")[2], 16) for fields in lines if fields[3] == LISTENS}
+    return {port for port in ports if PORTS.first <= port <= PORTS.last}
 
 
 def recorded_pids(folder: Path) -> set[int]:
