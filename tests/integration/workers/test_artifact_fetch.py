@@ -12,10 +12,10 @@ from tests.integration.fleet import Fleet, fleet_config, running_fleet
 from tests.integration.harness import FILES_WAIT, SCRIPTED, WAIT_SECONDS, wait_for
 
 MIB: Final = 2**20
-LARGE_BYTES: Final = 64 * MIB
-HELD_AT_BYTES: Final = 16 * MIB
+LARGE_BYTES: Final = 16 * MIB
+HELD_AT_BYTES: Final = 8 * MIB
 """Of the large file: the gateway sends no more before the worker was killed."""
-ENOUGH_BYTES: Final = 8 * MIB
+ENOUGH_BYTES: Final = 4 * MIB
 """That have come; the rest is on the way still."""
 
 
