@@ -90,7 +90,8 @@ async def test_a_stream_that_is_quiet_is_not_one_that_is_not_read() -> None:
         await client.read_until(lambda: stalled in client.ended)
         unread_client = await connect(harness, window_bytes=0)
         unread = await unread_client.ask("/flood")
-        await unread_client.read_until(lambda: unread in unread_client.resets)  # one that began earlier would have been by now, too
+        # A stream that had begun to stall earlier would have been reset by now, too.
+        await unread_client.read_until(lambda: unread in unread_client.resets)
         asked = await client.ask("/do")
         await client.read_until(lambda: asked in client.ended)
         await harness.handlers.wait(running=1, done=3)

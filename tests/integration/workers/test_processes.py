@@ -225,14 +225,15 @@ async def test_w5_twenty_replicas_start_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_flood_of_output_holds_nothing_up(tmp_path: Path) -> None:
-    async with open_real_worker(tmp_path, {"stderr": "loading layer", "stderr_repeat": 50_000}) as worker:
+    async with open_real_worker(tmp_path, {"stderr": "loading layer", "stderr_repeat": 10_000}) as worker:
         await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
 
 
 async def test_output_is_read_while_the_worker_shuts_down(tmp_path: Path) -> None:
     """A process whose last words fill the pipe would else wait for SIGKILL."""
-    async with open_real_worker(tmp_path, {"farewell": "bye", "farewell_repeat": 50_000}) as worker:
+    script = {"farewell": "bye", "farewell_repeat": 30_000}  # a pipe holds half of it
+    async with open_real_worker(tmp_path, script, stop_timeout_seconds=PATIENCE_SECONDS) as worker:
         await worker.want(desired_replica("a"))
         await worker.wait_report("a", Observed.READY)
     assert worker.states_of("a")[-1] is Observed.GONE
