@@ -21,10 +21,11 @@ from bench.workload import ROUND_TRIP_SECONDS, SLOTS, Job, Outcome, Setting
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import REFUSING, FleetView, build_view
-from gateway.routing.admission import Admission, AdmissionLimits, Ticket
+from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from gateway.routing.peer_fairness import RemoteQueue
+from gateway.routing.pending_request import PendingRequest
 from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, replica, spec, state
 
@@ -69,10 +70,10 @@ class SimulatedGateway(Admission):
         rng = Random(f"policy {setting.seed} {number}")
         super().__init__(lambda: fleet, _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy)
         self.id = GatewayId(str(number))
-        self.served: list[Ticket] = []
+        self.served: list[PendingRequest] = []
         self.retry_armed = NEVER
 
-    def ask(self, ticket: Ticket) -> None:
+    def ask(self, ticket: PendingRequest) -> None:
         if not self._queues.get(ticket.model) and (lease := self._bind(ticket)) is not None:
             ticket.lease = lease
             self.served.append(ticket)
@@ -83,7 +84,7 @@ class SimulatedGateway(Admission):
     def serve(self) -> None:
         self._serve(MODEL)
 
-    def head(self) -> Ticket | None:
+    def head(self) -> PendingRequest | None:
         queue = self._queues.get(MODEL)
         return next(iter(queue)) if queue else None
 
@@ -96,7 +97,7 @@ class SimulatedGateway(Admission):
         for model, queue in self.statistics().items():
             yield RemoteQueue(self.id, model, queue.waiting, since := now - queue.oldest_seconds, round(since, 6))
 
-    def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
+    def _take_out(self, queue: FairQueue[PendingRequest], ticket: PendingRequest) -> None:
         super()._take_out(queue, ticket)
         self.served.append(ticket)
 
@@ -113,7 +114,7 @@ class Call:
 
     job: Job
     gateway: SimulatedGateway
-    ticket: Ticket
+    ticket: PendingRequest
 
 
 class SimulatedReplica:
@@ -144,7 +145,7 @@ class Simulation:
         self._gateways = [SimulatedGateway(number, fleet, setting) for number in range(setting.gateways)]
         self._counts: dict[GatewayId, Mapping[ReplicaId, int]] = {}
         self._lines: dict[GatewayId, tuple[RemoteQueue, ...]] = {}
-        self._calls: dict[Ticket, Call] = {}
+        self._calls: dict[PendingRequest, Call] = {}
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = count()
 
@@ -171,7 +172,7 @@ class Simulation:
     def _arrive(self, job: Job) -> None:
         self._jobs_left -= 1
         gateway = self._gateways[job.gateway]
-        ticket = gateway.open_ticket(MODEL, Origin(RequestId(str(job.number))))
+        ticket = gateway.open_request(MODEL, Origin(RequestId(str(job.number))))
         self._calls[ticket] = Call(job, gateway, ticket)
         gateway.ask(ticket)
         self._go_on(gateway)

@@ -71,7 +71,7 @@ def _warm_cost(size: int) -> float:
         admission = Admission(lambda: fleet, LIMITS, wall_clock=time.time, rng=Random(1))
 
         def once() -> None:
-            waiting = admission.wait_lease(admission.open_ticket(MODEL, ORIGIN))
+            waiting = admission.wait_lease(admission.open_request(MODEL, ORIGIN))
             try:
                 waiting.send(None)  # a warm one does not even yield
             except StopIteration as got:

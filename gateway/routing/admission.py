@@ -24,12 +24,13 @@ from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
-from gateway.routing.decisions import Considered, Decision, DecisionLog, score_all
+from gateway.routing.decisions import DecisionLog
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import FOREVER, NEVER, LoadTracker
 from gateway.routing.peer_fairness import RemoteQueue, SlotDeferral
-from gateway.routing.picker import ALONE, Choice, Policy, pick
+from gateway.routing.pending_request import PendingRequest
+from gateway.routing.picker import ALONE, Choice, Considered, Policy, pick
 from gateway.routing.rejections import LoadOutlook, UnknownOutlook, immediate_rejection, timeout_rejection
 
 RETRY_BACKOFF_MAX: Final = 10.0
@@ -66,37 +67,6 @@ class ModelQueueStatistics:
     """The wait of the oldest request, in seconds."""
 
 
-class Ticket:
-    """The place of one request in its model's queue. The request keeps it when it is sent to another replica, so it
-    never queues behind later requests."""
-
-    __slots__ = ("decision", "excluded", "failure", "lease", "model", "number", "origin", "since", "wake")
-
-    def __init__(self, number: int, model: ModelName, origin: Origin, since: float, decision: Decision) -> None:
-        self.number = number
-        self.model = model
-        self.origin = origin
-        self.since = since
-        self.decision = decision
-        self.excluded: set[ReplicaId] = set()
-        """Replicas that failed this request. It never tries one of them again."""
-        self.lease: Lease | None = None
-        self.failure: GatewayError | None = None
-        """The error of the request, set instead of a lease if it must stop waiting."""
-        self.wake = trio.Event()
-
-    @property
-    def caller(self) -> str:
-        """Returns the name of the API key that the request came with, or the name that stands for callers without a
-        key."""
-        return self.origin.caller
-
-    def __repr__(self) -> str:
-        state = "refused" if self.failure is not None else "open" if self.lease is None else "served"
-        name = f"{self.number} {state} model={self.model} request={self.origin.request_id}"
-        return f"<Ticket {name} attempts={len(self.decision.attempts)}>"
-
-
 class Admission:
     """Queues requests per model, and leases each a free slot of a replica when its turn has come."""
 
@@ -128,7 +98,7 @@ class Admission:
         self._wall_clock = wall_clock
         self._rng = rng
         self._numbers = count()
-        self._queues: dict[ModelName, FairQueue[Ticket]] = {}
+        self._queues: dict[ModelName, FairQueue[PendingRequest]] = {}
         self._deferral = SlotDeferral(limits.yield_seconds)
         self._guess_at: dict[ModelName, float] = {}
         """The time of the next allowed guess. It lags behind while there are no guesses, so that several may then come
@@ -139,115 +109,111 @@ class Admission:
         self._demand_changed = demand_changed
         self._record_wait = record_wait
 
-    def open_ticket(self, model: ModelName, origin: Origin) -> Ticket:
-        """Creates the ticket of a new request and opens its decision. Raises `ModelNotFound`."""
+    def open_request(self, model: ModelName, origin: Origin) -> PendingRequest:
+        """Raises `ModelNotFound`."""
         if model not in self._view().state.models:
             raise ModelNotFound(model)
         decision = self.decisions.open(model, origin)
-        return Ticket(next(self._numbers), model, origin, trio.current_time(), decision)
+        return PendingRequest(next(self._numbers), model, origin, trio.current_time(), decision)
 
-    async def wait_lease(self, ticket: Ticket) -> Lease:
-        """Returns a lease on a replica with a free slot. The caller has to release it.
+    async def wait_lease(self, request: PendingRequest) -> Lease:
+        """A lease on a replica with a free slot; the caller has to release it.
 
         If a slot is free and nobody waits, it returns without a checkpoint. Raises `Overloaded`, `ModelLoading`,
         `ModelLoadFailed`, `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` if the model is
         removed meanwhile.
         """
-        queue = self._queues.get(ticket.model)
-        if not queue and (lease := self._bind(ticket)) is not None:
-            self._record_wait(ticket.model, 0.0)
+        queue = self._queues.get(request.model)
+        if not queue and (lease := self._bind(request)) is not None:
+            self._record_wait(request.model, 0.0)
             return lease
-        self._check_can_serve(ticket)
+        self._check_can_serve(request)
         if len(queue or ()) >= self._limits.queue_length_max:
-            self._make_room(queue or FairQueue(), ticket)
-        return await self._wait_in_queue(ticket)
+            self._make_room(queue or FairQueue(), request)
+        return await self._wait_in_queue(request)
 
-    def _make_room(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
-        """Makes room for one more request. In a full queue, the request of a caller that has many leaves for it. Raises
-        `Overloaded` if there is no such caller."""
+    def _make_room(self, queue: FairQueue[PendingRequest], request: PendingRequest) -> None:
+        """A full queue takes one more only in place of another caller's that has many. Raises `Overloaded`."""
         full = Overloaded(
-            f"{len(queue)} requests for '{ticket.model}' are waiting already; no more are taken.",
+            f"{len(queue)} requests for '{request.model}' are waiting already; no more are taken.",
             retry_after_seconds=1,
         )
-        displaced = queue.to_displace(ticket.caller)
+        displaced = queue.to_displace(request.caller)
         if displaced is None:
             raise full
         queue.remove(displaced)
         displaced.failure = full
         displaced.wake.set()
 
-    async def _wait_in_queue(self, ticket: Ticket) -> Lease:
+    async def _wait_in_queue(self, request: PendingRequest) -> Lease:
         began = trio.current_time()
-        self._join(ticket)
+        self._join(request)
         try:
-            self._serve(ticket.model)
-            while ticket.lease is None:
-                await self._sleep(ticket)
-                if ticket.failure is not None:
-                    raise ticket.failure
-                if ticket.lease is None:
-                    self._check_can_serve(ticket)
-                    self._serve(ticket.model)
-            lease, ticket.lease = ticket.lease, None
-            self._record_wait(ticket.model, trio.current_time() - began)
+            self._serve(request.model)
+            while request.lease is None:
+                await self._sleep(request)
+                if request.failure is not None:
+                    raise request.failure
+                if request.lease is None:
+                    self._check_can_serve(request)
+                    self._serve(request.model)
+            lease, request.lease = request.lease, None
+            self._record_wait(request.model, trio.current_time() - began)
             return lease
         finally:
-            self._leave(ticket)
-            if ticket.lease is not None:  # It was given in the moment of a cancel or an error.
-                lease, ticket.lease = ticket.lease, None
+            self._leave(request)
+            if request.lease is not None:  # given in the moment of a cancel or an error
+                lease, request.lease = request.lease, None
                 lease.release()
 
-    async def _sleep(self, ticket: Ticket) -> None:
-        """Sleeps until something changed for this ticket, or it is time to ask a refused replica again, or its time is
-        up.
+    async def _sleep(self, request: PendingRequest) -> None:
+        """Until something changed for this request, or it is time to ask a refused replica again, or time is up.
 
         Raises the error of `timeout_rejection` if its time is up.
         """
-        now, give_up_at = trio.current_time(), self._give_up_at(ticket)
+        now, give_up_at = trio.current_time(), self._give_up_at(request)
         if now >= give_up_at:
-            waited, shortage = now - ticket.since, self._outlook.shortage_of(ticket.model)
+            waited, shortage = now - request.since, self._outlook.shortage_of(request.model)
             raise timeout_rejection(
                 view=self._view(),
-                model=ticket.model,
+                model=request.model,
                 waited_seconds=waited,
-                excluded=ticket.excluded,
+                excluded=request.excluded,
                 progress_of=self._outlook.progress_of,
                 shortage=shortage,
                 control_paused=self._outlook.control_paused(),
             )
-        ticket.wake = trio.Event()
-        with trio.move_on_at(min(give_up_at, self._retry_at(ticket))):
-            await ticket.wake.wait()
+        request.wake = trio.Event()
+        with trio.move_on_at(min(give_up_at, self._retry_at(request))):
+            await request.wake.wait()
 
-    def _give_up_at(self, ticket: Ticket) -> float:
-        loaded = any(self._candidates(ticket))
+    def _give_up_at(self, request: PendingRequest) -> float:
+        loaded = any(self._candidates(request))
         limit = self._limits.queue_timeout_seconds if loaded else self._limits.load_wait_seconds
-        return ticket.since + limit
+        return request.since + limit
 
-    def _retry_at(self, ticket: Ticket) -> float:
-        """Returns the time at which the first full or suspect replica may be asked again.
+    def _retry_at(self, request: PendingRequest) -> float:
+        """When the first replica that is full or suspect may be asked again.
 
-        Only the first request of a line asks, on behalf of the whole line: a replica that it has excluded may serve
-        those behind it.
-        """
-        if not self._queues[ticket.model].is_first(ticket):
+        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it."""
+        if not self._queues[request.model].is_first(request):
             return FOREVER
-        now, candidates = trio.current_time(), self._view().candidates.get(ticket.model, ())
-        guess_at = self._guess_at.get(ticket.model, NEVER)
+        now, candidates = trio.current_time(), self._view().candidates.get(request.model, ())
+        guess_at = self._guess_at.get(request.model, NEVER)
         tracked = [self.loads.load_of(candidate.replica_id) for candidate in candidates]
         full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
         # This holds also while the refused lease still ends, because its end wakes only requests that it gives a slot.
         retry_times = (at for load in tracked for at in (load.full_until, load.suspect_until))
-        deferred = self._deferral.deferred_until(ticket.model)
+        deferred = self._deferral.deferred_until(request.model)
         return min((at for at in (*full, *retry_times, *deferred) if at > now), default=FOREVER)
 
-    def record_refusal(self, ticket: Ticket, lease: Lease) -> None:
-        """Records that the replica refused the request because it is full. That is no failure. The replica is asked
-        again a little later, or when a lease on it ends here."""
+    def record_refusal(self, request: PendingRequest, lease: Lease) -> None:
+        """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
+        ends here."""
         refusals = self.loads.load_of(lease.candidate.replica_id).refusals
         backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
         self.loads.record_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
-        if (queue := self._queues.get(ticket.model)) is not None:
+        if (queue := self._queues.get(request.model)) is not None:
             for first in queue.firsts():
                 first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
@@ -289,47 +255,59 @@ class Admission:
         """Looks at every waiting request again; called after each change of the view."""
         for model in tuple(self._queues):
             self._serve(model)
-            for ticket in self._queues.get(model, ()):
-                ticket.wake.set()
+            for request in self._queues.get(model, ()):
+                request.wake.set()
 
     def _serve(self, model: ModelName) -> None:
-        """Gives free slots to the waiting requests of `model`, in turn. It stops at the first request that could use
-        any replica and gets none, because no request behind it would get one either."""
-        passed_over: set[Ticket] = set()
+        """Gives free slots to the waiters of `model`, in turn. Ends with the first one that could take any replica and
+        gets none: then nobody behind it gets one either."""
+        passed_over: set[PendingRequest] = set()
         share_of = partial(self.loads.share_of, model, self._view().candidates.get(model, ()))
         while (queue := self._queues.get(model)) is not None:
-            ticket = queue.next_in_turn(share_of, passed_over)
-            if ticket is None:
+            request = queue.next_in_turn(share_of, passed_over)
+            if request is None:
                 return
-            ticket.lease = self._bind(ticket)
-            if ticket.lease is not None:
-                self._take_out(queue, ticket)
-                ticket.wake.set()
-            elif ticket.excluded:
-                passed_over.add(ticket)
+            request.lease = self._bind(request)
+            if request.lease is not None:
+                self._take_out(queue, request)
+                request.wake.set()
+            elif request.excluded:
+                passed_over.add(request)
             else:
                 return
 
-    def _bind(self, ticket: Ticket) -> Lease | None:
-        now, candidates = trio.current_time(), self._candidates(ticket)
+    # A request for which this gateway has its turn is bound, or left to wait, by the first of these that holds:
+    #
+    # 1. No replica may serve it, or each that may has failed it already: it waits.
+    # 2. The best replica has a free slot, and the free slots are not left to older requests elsewhere: it is bound.
+    # 3. The best replica has a free slot, but all slots that are free are left to older requests elsewhere: it waits.
+    # 4. Every replica is full, one of them only as far as other gateways have published, and a guess is due: it is
+    #    bound to the one that was asked longest ago, which can tell better.
+    # 5. Every replica is full: it waits.
+    #
+    # A replica that has failed lately comes behind all others, also behind full ones: requests wait for those.
+    def _bind(self, request: PendingRequest) -> Lease | None:
+        now, candidates = trio.current_time(), self._candidates(request)
         choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
-        if choice is not None and not choice.has_free_slot:
-            choice = self._guess(ticket.model, candidates, now)
-        elif choice is not None and self._deferral.is_deferring(ticket.model) and self._is_deferred(ticket, now):
-            return None
         if choice is None:
             return None
-        considered = score_all(candidates, choice.candidate, self.loads.load_of, now, self._policy())
-        lease = self.loads.lease(choice.candidate, ticket.origin, now)
-        ticket.decision.picked(choice.candidate, considered, now)
+        if choice.has_free_slot:
+            if self._deferral.is_deferring(request.model) and self._is_deferred(request, now):
+                return None
+        else:
+            choice = self._guess(request.model, candidates, now)
+            if choice is None:
+                return None
+        lease = self.loads.lease(choice.candidate, request.origin, now)
+        request.decision.picked(choice.candidate, choice.considered, now)
         return lease
 
-    def _is_deferred(self, ticket: Ticket, now: float) -> bool:
-        """Returns whether all free slots are left to older requests at other gateways."""
-        firsts = self._queues[ticket.model].firsts() if ticket.model in self._queues else ()
-        oldest = min((first.since for first in firsts), default=ticket.since)
-        free = self._free_slots(ticket.model)
-        deferred = self._deferral.deferred_slots(ticket.model, min(oldest, ticket.since), free, now)
+    def _is_deferred(self, request: PendingRequest, now: float) -> bool:
+        """Whether all slots that are free now are left to older requests at other gateways."""
+        firsts = self._queues[request.model].firsts() if request.model in self._queues else ()
+        oldest = min((first.since for first in firsts), default=request.since)
+        free = self._free_slots(request.model)
+        deferred = self._deferral.deferred_slots(request.model, min(oldest, request.since), free, now)
         return deferred > 0 and free <= deferred
 
     def _free_slots(self, model: ModelName) -> int:
@@ -361,8 +339,9 @@ class Admission:
             raise ModelNotFound(model)
         candidates = view.candidates.get(model, ())
         choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
-        chosen = choice.candidate if choice is not None and choice.has_free_slot else None
-        return chosen, score_all(candidates, chosen, self.loads.load_of, now, self._policy()), now
+        if choice is None:
+            return None, (), now
+        return choice.candidate if choice.has_free_slot else None, choice.considered, now
 
     def not_routable(self, model: ModelName) -> dict[ReplicaId, str]:
         """Returns the replicas of the model that may take no request, each with the first reason."""
@@ -375,34 +354,34 @@ class Admission:
         }
         return {replica_id: reason for replica_id, reason in reasons.items() if reason is not None}
 
-    def _candidates(self, ticket: Ticket) -> tuple[Candidate, ...]:
-        candidates = self._view().candidates.get(ticket.model, ())
-        if not ticket.excluded:
+    def _candidates(self, request: PendingRequest) -> tuple[Candidate, ...]:
+        candidates = self._view().candidates.get(request.model, ())
+        if not request.excluded:
             return candidates
-        return tuple(each for each in candidates if each.replica_id not in ticket.excluded)
+        return tuple(each for each in candidates if each.replica_id not in request.excluded)
 
-    def _check_can_serve(self, ticket: Ticket) -> None:
-        error: GatewayError | None = immediate_rejection(self._view(), ticket.model, self._wall_clock())
+    def _check_can_serve(self, request: PendingRequest) -> None:
+        error: GatewayError | None = immediate_rejection(self._view(), request.model, self._wall_clock())
         if error is not None:
             raise error
 
-    def _join(self, ticket: Ticket) -> None:
-        queue = self._queues.setdefault(ticket.model, FairQueue())
-        queue.add(ticket)
+    def _join(self, request: PendingRequest) -> None:
+        queue = self._queues.setdefault(request.model, FairQueue())
+        queue.add(request)
         if len(queue) == 1:
             self._demand_changed()
 
-    def _leave(self, ticket: Ticket) -> None:
-        queue = self._queues.get(ticket.model)
-        if queue is not None and ticket in queue:
-            self._take_out(queue, ticket)
+    def _leave(self, request: PendingRequest) -> None:
+        queue = self._queues.get(request.model)
+        if queue is not None and request in queue:
+            self._take_out(queue, request)
 
-    def _take_out(self, queue: FairQueue[Ticket], ticket: Ticket) -> None:
-        following = queue.remove(ticket)
+    def _take_out(self, queue: FairQueue[PendingRequest], request: PendingRequest) -> None:
+        following = queue.remove(request)
         if following is not None:
             following.wake.set()  # From now on it has to watch refused replicas.
         if not queue:
-            del self._queues[ticket.model]
+            del self._queues[request.model]
             self._demand_changed()
 
     def statistics(self) -> dict[ModelName, ModelQueueStatistics]:

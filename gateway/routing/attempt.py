@@ -1,5 +1,4 @@
-"""Decides what follows from each call of a request: whether it may be retried and where, and what the call says about
-its replica."""
+"""One attempt to have a request served, what it teaches of its replica, and whether the request is tried elsewhere."""
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -13,13 +12,12 @@ import trio
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, Unreachable
 from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
-from gateway.domain.ids import ReplicaId
-from gateway.domain.routability import Candidate
-from gateway.routing.admission import Admission, Ticket
-from gateway.routing.decisions import Attempt
+from gateway.routing.admission import Admission
+from gateway.routing.decisions import AttemptRecord
 from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.open_calls import OpenCall, OpenCalls
+from gateway.routing.pending_request import PendingRequest
 from gateway.routing.probe_cache import BUSY_SECONDS, ProbeCache
 
 log = structlog.get_logger(__name__)
@@ -32,12 +30,12 @@ itself may be what kills them."""
 
 
 @dataclass
-class Passage:
-    """One lease together with the call that it is for. Leaving this context ends the lease, whatever happened."""
+class Attempt:
+    """One lease with the call that it is for. Leaving it ends the lease, whatever happened."""
 
     lease: Lease
     target: Target
-    attempt: Attempt
+    record: AttemptRecord
     loads: LoadTracker
     probes: ProbeCache
     calls: OpenCalls = field(default_factory=OpenCalls)
@@ -51,23 +49,18 @@ class Passage:
         """Waits for the next part of the backend's answer. Raises `Lost`, too, if the replica becomes unreachable
         meanwhile."""
         if self._call is None:
-            always = self.candidate.refuses_when_full
+            always = self.lease.candidate.refuses_when_full
             self._call = OpenCall(self.calls, self.target, answers_always=always, on_lost=self.end_call)
         return await self._call.wait(answer)
-
-    @property
-    def candidate(self) -> Candidate:
-        """Returns the replica of the lease. In strict mode it may change before the call."""
-        return self.lease.candidate
 
     def record_progress(self, *, done: bool) -> None:
         """Records an answer of the backend, which proves that it lives. `done` says that it was the last part."""
         if self.is_over:
             return
         self.probes.record_alive(self.target.replica_id)
-        self.loads.record_success(self.candidate)
+        self.loads.record_success(self.lease.candidate)
         if done:
-            self.attempt.end("served")
+            self.record.end("served")
 
     def record_failure(self, cause: str) -> None:
         """Records a failure that the replica caused. It counts as load on the replica for a while."""
@@ -75,7 +68,7 @@ class Passage:
             return
         self.probes.record_failure(self.target.replica_id)
         self.loads.record_failure(self.target.replica_id, trio.current_time())
-        self.attempt.end(cause)
+        self.record.end(cause)
 
     def end_call(self, error: RouteError | GatewayError | None) -> None:
         """Ends the lease, because the backend has finished the call (`OnEnd`). Its slot is free, whatever the client
@@ -101,9 +94,9 @@ class Passage:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._close_call()
-        if self.attempt.outcome == "running":
+        if self.record.outcome == "running":
             self._record_error(error)
-        may_go_on = self.attempt.outcome == "left" and self.lease.called and not self.candidate.refuses_when_full
+        may_go_on = self.record.outcome == "left" and self.lease.called and not self.lease.candidate.refuses_when_full
         if may_go_on:
             self.probes.hold_until_answered(self.lease, self.target)
         else:
@@ -115,46 +108,43 @@ class Passage:
             case BackendFailed():
                 self.record_failure("failed")
             case BadRequest():
-                self.probes.record_alive(self.target.replica_id)  # A replica that refuses a request is alive.
-                self.attempt.end("refused")
+                self.probes.record_alive(self.target.replica_id)  # it took the trouble to refuse the request
+                self.record.end("refused")
             case _:
-                self.attempt.end("left")
+                self.record.end("left")
 
 
-class RetryState:
-    """The attempts of one request so far, and the rules for the next one."""
+class Retries:
+    """Decides for all requests whether they are tried elsewhere, and counts how often they were."""
 
-    def __init__(self, ticket: Ticket, admission: Admission, attempts: int, reroutes: Counter[str]) -> None:
-        self.ticket = ticket
-        self.reason = "first"
-        """The reason for the next pick: `first`, or the cause of the last retry."""
+    def __init__(self, admission: Admission, attempts_max: int) -> None:
+        """`attempts_max`: of one request, those that were no attempt (busy, full, draining) not counted."""
         self._admission = admission
-        self._attempts_left = attempts
-        self._reruns_left = RERUNS_AFTER_LOSS_MAX
-        self._reroutes = reroutes
-        self._found_busy: set[ReplicaId] = set()
+        self._attempts_max = attempts_max
+        self.counts: Counter[str] = Counter()
+        """Requests that were sent elsewhere, by cause."""
 
-    def accepts(self, outcome: ProbeOutcome, passage: Passage) -> bool:
-        """Returns whether the call may be made. If not, the lease has to be given back and another replica picked.
+    def accepts(self, request: PendingRequest, outcome: ProbeOutcome, attempt: Attempt) -> bool:
+        """Whether the call may be made. False: the lease is to be given back and another replica looked for.
 
         A busy replica is avoided once. If the next pick returns the same replica, there is no better one.
         """
-        replica_id = passage.target.replica_id
-        passage.attempt.probe = outcome.value
+        replica_id = attempt.target.replica_id
+        attempt.record.note_probe(outcome.value)
         if outcome is ProbeOutcome.BUSY:
             self._admission.loads.record_busy(replica_id, trio.current_time() + BUSY_SECONDS)
-            if replica_id not in self._found_busy:
-                self._found_busy.add(replica_id)
-                passage.attempt.end("busy")
-                self._reroute("busy", passage, "it did not answer a probe")
+            if replica_id not in request.found_busy:
+                request.found_busy.add(replica_id)
+                attempt.record.end("busy")
+                self._reroute(request, "busy", attempt, "it did not answer a probe")
                 return False
         if not outcome.may_serve:
-            self.record(Unreachable(f"the probe said {outcome}"), passage)
+            self.record(request, Unreachable(f"the probe said {outcome}"), attempt)
             return False
-        passage.lease.called = True
+        attempt.lease.note_called()
         return True
 
-    def record(self, error: RouteError, passage: Passage) -> None:
+    def record(self, request: PendingRequest, error: RouteError, attempt: Attempt) -> None:
         """Prepares the next attempt, or raises `BackendFailed` if there is to be none.
 
         - refused, full: no attempt; the replica is asked again later;
@@ -162,39 +152,34 @@ class RetryState:
         - stale, unreachable: another replica, until the attempts are used up;
         - lost after the request was sent: the same, but only once.
         """
-        cause = _cause(error)
-        self._reroute(cause, passage, str(error))
+        cause, replica_id = _cause(error), attempt.target.replica_id
+        self._reroute(request, cause, attempt, str(error))
         if isinstance(error, Refused):
-            passage.attempt.end(cause)
-            passage.probes.record_alive(passage.target.replica_id)
+            attempt.record.end(cause)
+            attempt.probes.record_alive(replica_id)
             if error.draining:
-                self.ticket.excluded.add(passage.target.replica_id)
+                request.excluded.add(replica_id)
             else:
-                self._admission.record_refusal(self.ticket, passage.lease)
+                self._admission.record_refusal(request, attempt.lease)
             return
-        passage.record_failure(cause)
+        attempt.record_failure(cause)
         if isinstance(error, Stale):
-            passage.probes.report_broken(
-                passage.target.replica_id, f"it answers, but not as the replica it was: {error}"
-            )
-        self.ticket.excluded.add(passage.target.replica_id)
-        self._attempts_left -= 1
-        self._reruns_left -= isinstance(error, Lost)
-        if self._attempts_left <= 0 or self._reruns_left < 0:
+            attempt.probes.report_broken(replica_id, f"it answers, but not as the replica it was: {error}")
+        request.note_failed(replica_id, was_lost=isinstance(error, Lost))
+        if request.attempts_failed >= self._attempts_max or request.losses > RERUNS_AFTER_LOSS_MAX:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 
-    def record_no_slot(self, passage: Passage) -> None:
-        """Records that the registry knows no free slot (strict mode). This is no attempt, and the request keeps
-        waiting."""
-        passage.attempt.end("full")
-        self._reroute("full", passage, "no free slot, says the registry")
+    def record_no_slot(self, request: PendingRequest, attempt: Attempt) -> None:
+        """Strict mode: the registry knows of no free slot. No attempt; the request waits on."""
+        attempt.record.end("full")
+        self._reroute(request, "full", attempt, "no free slot, says the registry")
 
-    def _reroute(self, cause: str, passage: Passage, detail: str) -> None:
-        self.reason = cause
-        self._reroutes[cause] += 1
-        # A full replica is normal under load, several times per request with many gateways.
+    def _reroute(self, request: PendingRequest, cause: str, attempt: Attempt, detail: str) -> None:
+        request.reason = cause
+        self.counts[cause] += 1
+        # A full replica is everyday life under load, several times a request with many gateways.
         write = log.debug if cause == "full" else log.info
-        write("request.rerouted", cause=cause, replica_id=passage.target.replica_id, detail=detail)
+        write("request.rerouted", cause=cause, replica_id=attempt.target.replica_id, detail=detail)
 
 
 def _cause(error: RouteError) -> str:

@@ -7,32 +7,22 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import trio
 
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.picker import ALONE, LoadView, Policy, Score, score_of, why_not_chosen
+from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Considered, LoadView, Policy, score_of, why_not_chosen
 
 DECISIONS_KEPT: Final = 1024
-CANDIDATES_KEPT: Final = 16
-"""The number of candidates that are kept of each pick, the chosen one included. A fleet of thousands must not make a
-pick expensive."""
 CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
 
 
-class Considered(NamedTuple):
-    """One candidate with the numbers that it had when a pick was made."""
-
-    candidate: Candidate
-    score: Score
-
-
 @dataclass(slots=True)
-class Attempt:
-    """One lease of a request, from the pick to its end."""
+class AttemptRecord:
+    """What is remembered of one lease of a request, from the pick to how it ended."""
 
     chosen: Candidate
     considered: tuple[Considered, ...]
@@ -44,6 +34,19 @@ class Attempt:
     outcome: str = "running"
     """One of `running`, `served`, `left` (by the client), `failed`, or the cause of a retry."""
     ended_at: float | None = None
+
+    def note_registry(self, said: str) -> None:
+        """Records what the registry said of the lease."""
+        self.registry = said
+
+    def note_probe(self, outcome: str) -> None:
+        """Records what a probe said before the call."""
+        self.probe = outcome
+
+    def move(self, chosen: Candidate, considered: tuple[Considered, ...]) -> None:
+        """Records that the registry has moved the lease to another replica."""
+        self.registry = f"moved from {self.chosen.replica_id}"
+        self.chosen, self.considered = chosen, considered
 
     def end(self, outcome: str) -> None:
         """Records the outcome of the lease (see `outcome`) and that it ended now (Trio's clock, seconds)."""
@@ -58,12 +61,11 @@ class Decision:
     model: ModelName
     origin: Origin
     asked_at: float
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
 
-    def picked(self, chosen: Candidate, considered: tuple[Considered, ...], now: float) -> Attempt:
-        """Records that a replica was picked for the request at `now` (Trio's clock, seconds). Returns the new
-        attempt."""
-        attempt = Attempt(chosen, considered, now)
+    def picked(self, chosen: Candidate, considered: tuple[Considered, ...], now: float) -> AttemptRecord:
+        """Records that a replica was picked for the request at `now` (trio clock, seconds); returns the new attempt."""
+        attempt = AttemptRecord(chosen, considered, now)
         self.attempts.append(attempt)
         return attempt
 
@@ -113,7 +115,7 @@ def describe(decision: Decision) -> dict[str, Any]:
     }
 
 
-def _describe_attempt(attempt: Attempt, asked_at: float) -> dict[str, Any]:
+def _describe_attempt(attempt: AttemptRecord, asked_at: float) -> dict[str, Any]:
     return {
         "replica": attempt.chosen.replica_id,
         "node": attempt.chosen.node_name,

@@ -1,7 +1,7 @@
 """The only routing policy: it decides which candidate serves the next request, and why. Pure."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from random import Random
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -35,8 +35,11 @@ class LoadView(Protocol):
 
 
 Rank = tuple[bool, bool, bool, int, float, int]
-"""The values that decide, in this order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
+"""What decides, in its order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
+Ranked = tuple[Candidate, Rank]
 
+CANDIDATES_KEPT: Final = 16
+"""Per pick, the chosen one included: a fleet of thousands must not make a pick expensive."""
 DECIDES_FOR_SEVERAL: Final = 4
 """The number of leading values that count if several gateways share one outdated order. Chance decides before the
 rest."""
@@ -72,13 +75,22 @@ REASONS: Final[Mapping[str, str]] = MappingProxyType(
 )
 
 
+class Considered(NamedTuple):
+    """One candidate as it stood when a pick was made."""
+
+    candidate: Candidate
+    score: Score
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """The best candidate for a request, and whether it has a free slot."""
 
     candidate: Candidate
     has_free_slot: bool
-    """False if all candidates are taken and this is the best of them."""
+    """False: it is the best of those that are all taken."""
+    considered: tuple[Considered, ...] = field(default=(), compare=False)
+    """The numbers that were compared, of the chosen one and of the first others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,17 +118,34 @@ def pick(
     load decides, the longest time without use (R2), the most free VRAM, and chance.
     """
     decisive = DECIDES_FOR_SEVERAL if policy.tie_break_by_chance else None
-    tied: list[Candidate] = []
+    kept: list[Ranked] = []
+    tied: list[Ranked] = []
     best: tuple[float, ...] = ()
     for candidate in candidates:
-        rank = _rank(candidate, load_of(candidate.replica_id), now)[:decisive]
+        ranked = candidate, _rank(candidate, load_of(candidate.replica_id), now)
+        rank = ranked[1][:decisive]
+        if len(kept) < CANDIDATES_KEPT:
+            kept.append(ranked)
         if not tied or rank < best:
-            tied, best = [candidate], rank
+            tied, best = [ranked], rank
         elif rank == best:
-            tied.append(candidate)
+            tied.append(ranked)
     if not tied:
         return None
-    return Choice(tied[0] if len(tied) == 1 else rng.choice(tied), has_free_slot=not best[1])
+    chosen = tied[0] if len(tied) == 1 else rng.choice(tied)
+    return Choice(chosen[0], not best[1], _considered(chosen, kept, policy))
+
+
+def _considered(chosen: Ranked, kept: Sequence[Ranked], policy: Policy) -> tuple[Considered, ...]:
+    """Of two whose ranks are the same, chance has preferred the chosen one."""
+    others = [each for each in kept if each is not chosen][: CANDIDATES_KEPT - 1]
+    late = 1.0 if policy.tie_break_by_chance else 0.0
+    return (_scored(chosen, 0.0, 0.0), *(_scored(each, late, 1.0) for each in others))
+
+
+def _scored(ranked: Ranked, chance_first: float, chance: float) -> Considered:
+    candidate, rank = ranked
+    return Considered(candidate, Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], chance))
 
 
 def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
@@ -134,10 +163,9 @@ def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
 
 
 def score_of(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
-    """Returns the score of the candidate in a pick at `now`. `rng` breaks ties."""
-    rank = _rank(candidate, load, now)
+    """Returns how the candidate stands in a pick at `now`; `rng` draws what breaks ties."""
     chance_first = rng.random() if policy.tie_break_by_chance else 0.0
-    return Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], rng.random())
+    return _scored((candidate, _rank(candidate, load, now)), chance_first, rng.random()).score
 
 
 def why_not_chosen(score: Score, winner: Score) -> str:

@@ -17,10 +17,11 @@ import trio
 from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.routability import Candidate, FleetView
-from gateway.routing.admission import Admission, Ticket
+from gateway.routing.admission import Admission
 from gateway.routing.decisions import score_all
 from gateway.routing.lease import Lease
 from gateway.routing.load_tracker import NEVER
+from gateway.routing.pending_request import PendingRequest
 
 log = structlog.get_logger(__name__)
 
@@ -62,68 +63,67 @@ class StrictReservations:
         """Requests wait here for their turn, so that another task that wants the lock waits for one of them only."""
         self._lock = lock
 
-    async def confirm(self, ticket: Ticket, lease: Lease) -> bool:
-        """Returns whether the request has a slot. `lease` is then on the replica that has it."""
+    async def confirm(self, request: PendingRequest, lease: Lease) -> bool:
+        """Whether the request has a slot; `lease` is on the replica that has it then."""
         async with self._queue, self._lock:
             if trio.current_time() < self._away_until:
-                return self._confirm(ticket, lease, "away")
+                return self._confirm(request, lease, "away")
             try:
-                chosen = await self._reserve_slot(self._request(ticket))
+                chosen = await self._reserve_slot(self._request(request))
             except ReservationFailed as error:
-                log.warning("reservation.failed", model=ticket.model, error=str(error))
+                log.warning("reservation.failed", model=request.model, error=str(error))
                 self._away_until = trio.current_time() + AWAY_SECONDS
-                return self._confirm(ticket, lease, f"away: {error}")
+                return self._confirm(request, lease, f"away: {error}")
             except BaseException:
                 self._loads.leases_changed()  # Nobody may count what the registry may have written.
                 raise
-            return self._apply(ticket, lease, chosen)
+            return self._apply(request, lease, chosen)
 
-    def _request(self, ticket: Ticket) -> SlotRequest:
+    def _request(self, request: PendingRequest) -> SlotRequest:
         now = trio.current_time()
-        loads = {each.replica_id: self._loads.load_of(each.replica_id) for each in self._candidates(ticket)}
+        loads = {each.replica_id: self._loads.load_of(each.replica_id) for each in self._candidates(request)}
         return SlotRequest(
             self._gateway_id,
-            ticket.model,
+            request.model,
             leases=self._loads.published(),
             unused_seconds={each: now - load.last_used for each, load in loads.items() if load.last_used > NEVER},
-            excluded=tuple(ticket.excluded),
+            excluded=tuple(request.excluded),
             suspect=[each for each, load in loads.items() if load.penalties(now)],
             full=[each for each, load in loads.items() if now < load.full_until],
             busy=[each for each, load in loads.items() if now < load.busy_until],
         )
 
-    def _apply(self, ticket: Ticket, lease: Lease, chosen: ReplicaId | None) -> bool:
+    def _apply(self, request: PendingRequest, lease: Lease, chosen: ReplicaId | None) -> bool:
         if chosen is None:
-            self._refuse(ticket, lease)
+            self._refuse(request, lease)
             return False
         if chosen == lease.candidate.replica_id:
-            return self._confirm(ticket, lease, "agreed")
-        candidate = next((each for each in self._candidates(ticket) if each.replica_id == chosen), None)
+            return self._confirm(request, lease, "agreed")
+        candidate = next((each for each in self._candidates(request) if each.replica_id == chosen), None)
         if candidate is None:
-            return self._confirm(ticket, lease, f"picked {chosen}, which is not known here yet")
-        return self._move(ticket, lease, candidate)
+            return self._confirm(request, lease, f"picked {chosen}, which is not known here yet")
+        return self._move(request, lease, candidate)
 
-    def _confirm(self, ticket: Ticket, lease: Lease, result: str) -> bool:
-        ticket.decision.attempts[-1].registry = result
+    def _confirm(self, request: PendingRequest, lease: Lease, result: str) -> bool:
+        request.decision.attempts[-1].note_registry(result)
         self._loads.confirm(lease, trio.current_time())
         return True
 
-    def _move(self, ticket: Ticket, lease: Lease, candidate: Candidate) -> bool:
-        now, attempt = trio.current_time(), ticket.decision.attempts[-1]
-        attempt.registry = f"moved from {attempt.chosen.replica_id}"
-        attempt.chosen = candidate
-        attempt.considered = score_all(self._candidates(ticket), candidate, self._loads.load_of, now)
+    def _move(self, request: PendingRequest, lease: Lease, candidate: Candidate) -> bool:
+        now = trio.current_time()
+        considered = score_all(self._candidates(request), candidate, self._loads.load_of, now)
+        request.decision.attempts[-1].move(candidate, considered)
         self._loads.move(lease, candidate)
         self._loads.confirm(lease, now)
         return True
 
-    def _refuse(self, ticket: Ticket, lease: Lease) -> None:
-        """Does what a refusal of the replica does, but for all replicas that the request could use."""
-        ticket.decision.attempts[-1].registry = "no free slot"
-        self._admission.record_refusal(ticket, lease)
+    def _refuse(self, request: PendingRequest, lease: Lease) -> None:
+        """Has the same effect as a replica's own refusal, but on all replicas that the request could go to."""
+        request.decision.attempts[-1].note_registry("no free slot")
+        self._admission.record_refusal(request, lease)
         load = self._loads.load_of(lease.candidate.replica_id)
-        candidates = [each for each in self._candidates(ticket) if each.replica_id not in ticket.excluded]
+        candidates = [each for each in self._candidates(request) if each.replica_id not in request.excluded]
         self._loads.record_none_free(candidates, load.full_until, load.refusals)
 
-    def _candidates(self, ticket: Ticket) -> tuple[Candidate, ...]:
-        return self._view().candidates.get(ticket.model, ())
+    def _candidates(self, request: PendingRequest) -> tuple[Candidate, ...]:
+        return self._view().candidates.get(request.model, ())

@@ -1,8 +1,8 @@
 """Carries one request to a replica and its answer back: a lease, a probe, the call, and another replica if that one
 fails.
 
-Nothing in here outlives a request (R1). A call may be sent to another replica only while no byte of its answer has
-come; `RetryState.record` says what each `RouteError` means for the request.
+Nothing in here outlives a request (R1). A call may be sent elsewhere only while no byte of its answer has come; what
+each `RouteError` means for the request is decided in `attempt.Retries`.
 """
 
 from collections import Counter
@@ -20,8 +20,9 @@ from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission
-from gateway.routing.attempt import Passage, RetryState
+from gateway.routing.attempt import Attempt, Retries
 from gateway.routing.open_calls import OpenCalls
+from gateway.routing.pending_request import PendingRequest
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.reservation import StrictReservations
 
@@ -44,9 +45,9 @@ class RouterStatistics:
 class RoutedStream:
     """The answer of the chosen replica: parts, then one `Completion`."""
 
-    def __init__(self, passage: Passage, first: Delta | Completion, rest: AnswerStream) -> None:
-        self.candidate = passage.candidate
-        self._passage = passage
+    def __init__(self, attempt: Attempt, first: Delta | Completion, rest: AnswerStream) -> None:
+        self.candidate = attempt.lease.candidate
+        self._attempt = attempt
         self._first: Delta | Completion | None = first
         self._rest = rest
 
@@ -61,8 +62,8 @@ class RoutedStream:
             while len(batch) < BATCH_MAX and not isinstance(batch[-1], Completion):
                 batch.append(self._rest.receive_nowait())
         except (trio.WouldBlock, RouteError, GatewayError):
-            pass  # There is nothing more now. A stream that has ended says so again at the next call.
-        self._passage.record_progress(done=isinstance(batch[-1], Completion))
+            pass  # nothing more now; an ended stream says so again when it is asked again
+        self._attempt.record_progress(done=isinstance(batch[-1], Completion))
         return batch
 
     async def _next(self) -> Delta | Completion:
@@ -70,9 +71,9 @@ class RoutedStream:
             first, self._first = self._first, None
             return first
         try:
-            return await self._passage.wait(self._rest.receive)
+            return await self._attempt.wait(self._rest.receive)
         except RouteError as error:
-            self._passage.record_failure("lost")
+            self._attempt.record_failure("lost")
             raise BackendFailed(f"The backend was lost in the middle of its answer ({error}).") from error
 
 
@@ -95,12 +96,11 @@ class Router:
         self._admission = admission
         self._backends = backends
         self._probes = probes
-        self._attempts = attempts
+        self._retries = Retries(admission, attempts)
         self._token_of = token_of
         self._reservations = reservations
         self._calls = calls or OpenCalls()
         self._picks: Counter[tuple[ModelName, str]] = Counter()
-        self._reroutes: Counter[str] = Counter()
 
     @asynccontextmanager
     async def open_stream(self, generation: Generation, origin: Origin) -> AsyncIterator[RoutedStream]:
@@ -108,26 +108,15 @@ class Router:
 
         Raises `GatewayError`.
         """
-        async with AsyncExitStack() as held:
-            yield await self._start_stream(held, generation, origin)
 
-    async def _start_stream(self, held: AsyncExitStack, generation: Generation, origin: Origin) -> RoutedStream:
-        """Starts the answer. `held` gets the call and the lease, and has to be closed when the answer has ended."""
-        retry = self._route(generation.model, origin)
-        while True:
-            async with AsyncExitStack() as attempt:
-                passage = await self._take(attempt, retry)
-                if passage is None:
-                    continue
-                call = self._backends.open_stream(passage.target, generation, origin.request_id, passage.end_call)
-                stream = await attempt.enter_async_context(call)
-                try:
-                    first = await passage.wait(stream.receive)
-                except RouteError as error:
-                    retry.record(error, passage)
-                    continue
-                held.push_async_exit(attempt.pop_all())
-                return RoutedStream(passage, first, stream)
+        async def begin(attempt: Attempt, held: AsyncExitStack) -> RoutedStream:
+            call = self._backends.open_stream(attempt.target, generation, origin.request_id, attempt.end_call)
+            stream = await held.enter_async_context(call)
+            return RoutedStream(attempt, await attempt.wait(stream.receive), stream)
+
+        async with AsyncExitStack() as held:
+            stream, _ = await self._try(held, generation.model, origin, begin)
+            yield stream
 
     async def generate(self, generation: Generation, origin: Origin) -> tuple[Completion, Candidate]:
         """Raises `GatewayError`."""
@@ -148,55 +137,65 @@ class Router:
     async def _unary(
         self, model: ModelName, origin: Origin, call: Callable[[Target], Awaitable[R]]
     ) -> tuple[R, Candidate]:
-        retry = self._route(model, origin)
+        async def begin(attempt: Attempt, _held: AsyncExitStack) -> R:
+            return await attempt.wait(partial(call, attempt.target))
+
+        async with AsyncExitStack() as held:
+            answer, attempt = await self._try(held, model, origin, begin)
+            attempt.record_progress(done=True)
+            return answer, attempt.lease.candidate
+
+    async def _try(
+        self,
+        held: AsyncExitStack,
+        model: ModelName,
+        origin: Origin,
+        begin: Callable[[Attempt, AsyncExitStack], Awaitable[R]],
+    ) -> tuple[R, Attempt]:
+        """What `begin` returns of the first attempt that comes to an answer. `held` receives what has to be given back
+        when the answer has ended: first the call, then the lease. Raises `GatewayError`."""
+        request = self._admission.open_request(model, origin)
         while True:
-            async with AsyncExitStack() as attempt:
-                passage = await self._take(attempt, retry)
-                if passage is None:
+            async with AsyncExitStack() as scope:
+                attempt = await self._take(scope, request)
+                if attempt is None:
                     continue
                 try:
-                    answer = await passage.wait(partial(call, passage.target))
+                    answer = await begin(attempt, scope)
                 except RouteError as error:
-                    retry.record(error, passage)
+                    self._retries.record(request, error, attempt)
                     continue
-                passage.record_progress(done=True)
-                return answer, passage.candidate
+                held.push_async_exit(scope.pop_all())
+                return answer, attempt
 
-    async def _take(self, attempt: AsyncExitStack, retry: RetryState) -> Passage | None:
-        """Returns a lease on a replica that is alive or at least busy, or None if that replica was neither and another
-        one has to be picked.
+    async def _take(self, scope: AsyncExitStack, request: PendingRequest) -> Attempt | None:
+        """A lease on a replica that is alive or at least busy; None: that one was not, look for another.
 
-        The lease lives in `attempt`. If the call is cancelled on a backend that may not notice it, the probe cache
-        takes the lease.
+        The lease lives in `scope`; a cancelled call to a backend that may not notice leaves it to the probe cache.
         """
-        lease = await self._admission.wait_lease(retry.ticket)
-        decided, target = retry.ticket.decision.attempts[-1], self._target(lease.candidate)
-        passage = Passage(
+        lease = await self._admission.wait_lease(request)
+        attempt = Attempt(
             lease=lease,
-            target=target,
-            attempt=decided,
+            target=self._target(lease.candidate),
+            record=request.decision.attempts[-1],
             loads=self._admission.loads,
             probes=self._probes,
             calls=self._calls,
         )
-        attempt.enter_context(passage)
+        scope.enter_context(attempt)
         if self._reservations is not None:
-            if not await self._reservations.confirm(retry.ticket, lease):
-                retry.record_no_slot(passage)
+            if not await self._reservations.confirm(request, lease):
+                self._retries.record_no_slot(request, attempt)
                 return None
-            passage.target = self._target(lease.candidate)
-        self._picks[lease.candidate.model, retry.reason] += 1
-        outcome = await self._probes.check(passage.target)
-        return passage if retry.accepts(outcome, passage) else None
+            attempt.target = self._target(lease.candidate)
+        self._picks[request.model, request.reason] += 1
+        outcome = await self._probes.check(attempt.target)
+        return attempt if self._retries.accepts(request, outcome, attempt) else None
 
     def _target(self, candidate: Candidate) -> Target:
         token = self._token_of(candidate.replica_id)
         return Target(candidate.replica_id, candidate.model, candidate.address, token)
 
-    def _route(self, model: ModelName, origin: Origin) -> RetryState:
-        ticket = self._admission.open_ticket(model, origin)
-        return RetryState(ticket, self._admission, self._attempts, self._reroutes)
-
     def statistics(self) -> RouterStatistics:
-        """Returns the numbers of leases and retries since this gateway started."""
-        return RouterStatistics(dict(self._picks), dict(self._reroutes))
+        """Counts leases and re-routes since this gateway started."""
+        return RouterStatistics(dict(self._picks), dict(self._retries.counts))

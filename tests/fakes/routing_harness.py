@@ -103,7 +103,7 @@ class RoutingHarness:
         self.admission.apply_view_change()
 
     async def lease(self, name: str = "request", model: ModelName = MODEL, caller: str = ANYBODY) -> Lease:
-        return await self.admission.wait_lease(self.admission.open_ticket(model, Origin(RequestId(name), caller)))
+        return await self.admission.wait_lease(self.admission.open_request(model, Origin(RequestId(name), caller)))
 
     async def generate(self, model: ModelName = MODEL) -> tuple[Completion, ReplicaId]:
         completion, candidate = await self.router.generate(generation(model), ORIGIN)

@@ -21,9 +21,9 @@ from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.routability import Candidate
-from gateway.routing.admission import Ticket
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease
+from gateway.routing.pending_request import PendingRequest
 from tests.simulation.call_ledger import RERUNS_AFTER_LOSS_MAX
 from tests.simulation.clients import Request
 from tests.simulation.installation import LOAD_WAIT_SECONDS, QUEUE_SECONDS, Installation
@@ -43,7 +43,7 @@ class Watch:
         self._installation = installation
         self._gateway = installation.gateway
         self._world = installation.world
-        self._tickets: dict[RequestId, Ticket] = {}
+        self._tickets: dict[RequestId, PendingRequest] = {}
         self._rows: dict[ReplicaId, Replica] = {}
         self._replica_of: dict[str, ReplicaId] = {}
         """By token."""
@@ -56,26 +56,26 @@ class Watch:
     def _watch_admission(self) -> None:
         """Replaces three methods of the gateway's parts by ones that look first."""
         admission, loads = self._gateway.routing.admission, self._gateway.routing.admission.loads
-        open_ticket, make_room, lease = admission.open_ticket, admission._make_room, loads.lease
+        open_ticket, make_room, lease = admission.open_request, admission._make_room, loads.lease
 
-        def opening_ticket(model: ModelName, origin: Origin) -> Ticket:
+        def opening_ticket(model: ModelName, origin: Origin) -> PendingRequest:
             ticket = self._tickets[origin.request_id] = open_ticket(model, origin)
             return ticket
 
-        def making_room(queue: FairQueue[Ticket], ticket: Ticket) -> None:
-            self._overfull.add(ticket.model)
-            make_room(queue, ticket)
+        def making_room(queue: FairQueue[PendingRequest], request: PendingRequest) -> None:
+            self._overfull.add(request.model)
+            make_room(queue, request)
 
         def leasing(candidate: Candidate, origin: Origin, now: float) -> Lease:
             self._check_pick(candidate, self._tickets[origin.request_id], now)
             self._installation.on_pick(origin.request_id)
             return lease(candidate, origin, now)
 
-        admission.open_ticket = opening_ticket  # type: ignore[method-assign]
+        admission.open_request = opening_ticket  # type: ignore[method-assign]
         admission._make_room = making_room  # type: ignore[method-assign]
         loads.lease = leasing  # type: ignore[method-assign]
 
-    def _check_pick(self, candidate: Candidate, ticket: Ticket, now: float) -> None:
+    def _check_pick(self, candidate: Candidate, ticket: PendingRequest, now: float) -> None:
         replica_id, use = candidate.replica_id, self._gateway.routing.admission.loads.load_of(candidate.replica_id)
         picked = f"{ticket.origin.request_id} is bound to {replica_id}, which"
         if not routable(self._gateway.shared.views.current.state, replica_id, ticket.model):
@@ -123,7 +123,7 @@ class Watch:
     def _leases(self) -> list[Lease]:
         return [lease for use in self._gateway.routing.admission.loads._loads.values() for lease in use.leases]
 
-    def _waiting(self, model: ModelName) -> list[Ticket]:
+    def _waiting(self, model: ModelName) -> list[PendingRequest]:
         return list(self._gateway.routing.admission._queues.get(model, ()))
 
     def _check_view_is_current(self) -> None:
@@ -202,7 +202,7 @@ class Watch:
         loads = self._gateway.routing.admission.loads
         return [each for each in candidates if not loads.load_of(each.replica_id).penalties(now)] or candidates
 
-    def _check_exclusions(self, ticket: Ticket) -> None:
+    def _check_exclusions(self, ticket: PendingRequest) -> None:
         """A replica that was merely full or busy is asked again."""
         failed = {each.chosen.replica_id for each in ticket.decision.attempts if each.outcome in EXCLUDING_ATTEMPTS}
         if unfair := ticket.excluded - failed:

@@ -81,7 +81,7 @@ class StrictGateway:
 
     async def request(self) -> None:
         assert self.harness.reservations is not None
-        ticket = self.harness.admission.open_ticket(MODEL, ORIGIN)
+        ticket = self.harness.admission.open_request(MODEL, ORIGIN)
         while True:
             lease = await self.harness.admission.wait_lease(ticket)
             if await self.harness.reservations.confirm(ticket, lease):

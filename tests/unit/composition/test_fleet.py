@@ -25,8 +25,8 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
 from gateway.registry.embedded.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.whole_gateway import CHAT, Handle
 from tests.fakes.worker_parts import FakeSpawn
-from tests.unit.composition.test_gateway import CHAT, Handle
 
 PATIENCE_SECONDS = 20.0
 SECRET = "a-secret-that-is-long-enough-for-a-test"

@@ -1,85 +1,23 @@
 """The composition root through its three seams: no process is started, no backend dialled, no file of a registry."""
 
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import trio
 import trio.testing
-from grpclib.client import Channel
 
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from gateway.backends.metadata import AUTHORIZATION, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.composition.gateway import open_gateway
-from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
 from gateway.data_dir import StartupError
 from gateway.domain.ids import ReplicaId
-from gateway.registry.embedded.memory import open_memory_registry
-from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
-from tests.fakes.worker_parts import FakeSpawn
-
-CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
-
-
-@dataclass
-class Installation:
-    gateway: Gateway
-    client: httpx.AsyncClient
-    spawn: FakeSpawn
-    service: InMemoryBackend
-
-    async def chat(self, **fields: object) -> httpx.Response:
-        return await self.client.post("/v1/chat/completions", json={**CHAT, **fields})
-
-
-async def answer_hello(stream: ServerStream, request: Any) -> None:
-    match request:
-        case pb.HealthMessage():
-            await stream.send_message(pb.Reply(message=b"OK"))
-        case pb.ModelOptions():
-            await stream.send_message(pb.Result(success=True))
-        case _:
-            await stream.send_message(pb.Reply(message=b"hello", tokens=1, prompt_tokens=2))
-
-
-@asynccontextmanager
-async def open_installation(folder: Path, toml: str = "") -> AsyncIterator[Installation]:
-    """A gateway whose fleet is one in-memory backend behind every address."""
-    service, spawn = InMemoryBackend(), FakeSpawn()
-    service.answer = answer_hello
-    channels: list[Channel] = []
-    config = parse_config(
-        f'[server]\nport = 0\ndata_dir = "{folder}"\n[registry]\nurl = "memory:"\n[worker]\nname = "box"\n{toml}', {}
-    )
-    opened = open_gateway(
-        config,
-        open_registry=lambda _section, _bridge: open_memory_registry(),
-        dial=lambda _address: Handle(channels[0]),
-        spawn=spawn,
-    )
-    async with opened as gateway, open_in_memory(gateway.shared.bridge, service) as channel:
-        channels.append(channel)
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
-            yield Installation(gateway, client, spawn, service)
-
-
-class Handle(Channel):
-    """Another handle on one connection: its user may close it, the connection stays."""
-
-    def __init__(self, channel: Channel) -> None:
-        super().__init__("127.0.0.1", 1)
-        self._protocol = channel._protocol
-
-    def close(self) -> None:
-        self._protocol = None
+from tests.fakes.in_memory_backend import ServerStream
+from tests.fakes.whole_gateway import Installation, answer_hello, open_installation
 
 
 async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ pytest.importorskip("xllamacpp", reason="needs the llama extra")
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.ids import ModelName
 from tests.fakes.in_memory_backend import ServerStream
-from tests.unit.composition.test_gateway import Installation, answer_hello, open_installation
+from tests.fakes.whole_gateway import Installation, answer_hello, open_installation
 
 PATIENCE_SECONDS = 30.0
 NEW = {"backend": "llama-cpp", "artifact": "builtin:tiny"}

@@ -181,7 +181,7 @@ async def test_a_failure_does_not_matter_while_a_replica_serves() -> None:
 
 async def test_an_unknown_model_is_refused_at_once() -> None:
     with pytest.raises(ModelNotFound):
-        RoutingHarness().admission.open_ticket(ModelName("nope"), ORIGIN)
+        RoutingHarness().admission.open_request(ModelName("nope"), ORIGIN)
 
 
 async def test_a_model_that_is_removed_ends_its_waiters(autojump_clock: trio.testing.MockClock) -> None:
@@ -235,7 +235,7 @@ async def test_a_queue_with_free_slots_for_a_later_waiter_only_serves_that_one(
     """The first has tried the only replica in vain, the second has not."""
     harness, served = one_slot(), list[str]()
     held = await harness.lease("holder")
-    first = harness.admission.open_ticket(MODEL, ORIGIN)
+    first = harness.admission.open_request(MODEL, ORIGIN)
 
     async def second() -> None:
         with await harness.lease("second"):
@@ -372,9 +372,7 @@ async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
         with await harness.lease("later"):
             served.append("later")
 
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
-    said = f"<Ticket {ticket.number} open model={MODEL} request={ORIGIN.request_id} attempts="
-    assert repr(ticket) == f"{said}0>"
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     lease = await harness.admission.wait_lease(ticket)
     assert repr(ticket) == f"{said}1>"
     async with trio.open_nursery() as nursery:
@@ -394,7 +392,7 @@ async def test_who_waits_behind_a_refused_request_that_hangs_up_asks_in_its_plac
 ) -> None:
     """Only the first of a line watches when the replica may be asked again."""
     harness, served_at, scope = one_slot(), list[float](), trio.CancelScope()
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
 
     async def refused() -> None:
         with scope:
@@ -423,7 +421,7 @@ async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_
     """It does not come back to the queue, so nobody there is told by its leaving. The one who was first there hangs up,
     too, and those of other callers are told nothing by that."""
     harness, served_at, scope = one_slot(), list[float](), trio.CancelScope()
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
 
     async def leaver() -> None:
         with scope:
@@ -450,7 +448,7 @@ async def test_a_refused_replica_is_asked_again_as_soon_as_another_lease_on_it_e
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = RoutingHarness(replica("a", parallel=2))
-    ticket, running = harness.admission.open_ticket(MODEL, ORIGIN), await harness.lease("running")
+    ticket, running = harness.admission.open_request(MODEL, ORIGIN), await harness.lease("running")
     for _ in range(10):  # each pause is longer than the one before
         with await harness.admission.wait_lease(ticket) as lease:
             harness.admission.record_refusal(ticket, lease)
@@ -491,7 +489,7 @@ async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
     harness, asked = RoutingHarness(*fleet), list[str]()
     for each in fleet:
         harness.loads.load_of(each.id).at_peers = 1
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     for _ in range(41):
         with await harness.admission.wait_lease(ticket) as lease:
             asked.append(lease.candidate.replica_id)
@@ -507,7 +505,7 @@ async def test_a_replica_is_asked_less_often_with_each_refusal_in_a_row(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness, pauses = one_slot(), list[float]()
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     for _ in range(6):
         began = trio.current_time()
         with await harness.admission.wait_lease(ticket) as lease:

@@ -1,6 +1,5 @@
 """What a probe and the end of a call mean for the request, and what they teach of the replica."""
 
-from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -11,7 +10,7 @@ from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Target, 
 from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, BadRequest, Timeout
 from gateway.domain.ids import ReplicaId
-from gateway.routing.attempt import Passage, RetryState
+from gateway.routing.attempt import Attempt, Retries
 from gateway.routing.probe_cache import BUSY_SECONDS, HOLD_PAUSE_SECONDS
 from tests.fakes.fleet import MODEL, replica, spec, view
 from tests.fakes.routing_harness import ORIGIN, RoutingHarness
@@ -27,15 +26,14 @@ class RouteHarness(RoutingHarness):
     def __init__(self, *, attempts: int = 3, refuses_when_full: bool = True) -> None:
         super().__init__(replica(A))
         self.refuses_when_full = refuses_when_full
-        self.reroutes = Counter[str]()
-        self.route = RetryState(self.admission.open_ticket(MODEL, ORIGIN), self.admission, attempts, self.reroutes)
+        self.request = self.admission.open_request(MODEL, ORIGIN)
+        self.retries = Retries(self.admission, attempts)
 
-    async def passage(self) -> Passage:
-        ticket = self.route.ticket
-        lease = await self.admission.wait_lease(ticket)
+    async def attempt(self) -> Attempt:
+        lease = await self.admission.wait_lease(self.request)
         lease.candidate = replace(lease.candidate, refuses_when_full=self.refuses_when_full)
         target = Target(A, MODEL, lease.candidate.address, "t")
-        return Passage(lease, target, ticket.decision.attempts[-1], self.loads, self.probes)
+        return Attempt(lease, target, self.request.decision.attempts[-1], self.loads, self.probes)
 
     @property
     def penalties(self) -> int:
@@ -43,46 +41,46 @@ class RouteHarness(RoutingHarness):
 
     @property
     def outcomes(self) -> list[str]:
-        return [attempt.outcome for attempt in self.route.ticket.decision.attempts]
+        return [record.outcome for record in self.request.decision.attempts]
 
 
 @pytest.mark.parametrize("outcome", ProbeOutcome)
 async def test_what_a_probe_means(outcome: ProbeOutcome) -> None:
     harness = RouteHarness()
-    with await harness.passage() as passage:
-        assert harness.route.accepts(outcome, passage) == (outcome is ProbeOutcome.ALIVE)
-        assert passage.attempt.probe == outcome.value
-        assert passage.lease.called == (outcome is ProbeOutcome.ALIVE)
+    with await harness.attempt() as attempt:
+        assert harness.retries.accepts(harness.request, outcome, attempt) == (outcome is ProbeOutcome.ALIVE)
+        assert attempt.record.probe == outcome.value
+        assert attempt.lease.called == (outcome is ProbeOutcome.ALIVE)
     assert harness.in_flight() == 0
 
 
 async def test_h2_a_busy_replica_is_left_once_and_taken_when_the_pick_comes_back() -> None:
     harness = RouteHarness()
-    with await harness.passage() as first:
-        assert not harness.route.accepts(ProbeOutcome.BUSY, first)
-    with await harness.passage() as second:
-        assert harness.route.accepts(ProbeOutcome.BUSY, second)
+    with await harness.attempt() as first:
+        assert not harness.retries.accepts(harness.request, ProbeOutcome.BUSY, first)
+    with await harness.attempt() as second:
+        assert harness.retries.accepts(harness.request, ProbeOutcome.BUSY, second)
         second.record_progress(done=True)
     assert harness.outcomes == ["busy", "served"]
-    assert harness.reroutes == {"busy": 1}
+    assert harness.retries.counts == {"busy": 1}
     assert harness.penalties == 0
 
 
 async def test_h2_busy_is_no_failure_and_uses_up_no_attempt(autojump_clock: trio.testing.MockClock) -> None:
     harness = RouteHarness(attempts=1)
-    with await harness.passage() as passage:
-        harness.route.accepts(ProbeOutcome.BUSY, passage)
+    with await harness.attempt() as attempt:
+        harness.retries.accepts(harness.request, ProbeOutcome.BUSY, attempt)
     use = harness.loads.load_of(A)
     assert (use.failures, use.busy_until) == (0, trio.current_time() + BUSY_SECONDS)
-    assert harness.route.ticket.excluded == set()
+    assert harness.request.excluded == set()
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
 async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOutcome) -> None:
     harness = RouteHarness()
-    with await harness.passage() as passage:
-        harness.route.accepts(outcome, passage)
-    assert harness.route.ticket.excluded == {A}
+    with await harness.attempt() as attempt:
+        harness.retries.accepts(harness.request, outcome, attempt)
+    assert harness.request.excluded == {A}
     assert harness.outcomes == ["unreachable"]
     assert harness.penalties == 1
 
@@ -99,13 +97,13 @@ async def test_a_replica_that_is_not_there_is_a_failed_attempt(outcome: ProbeOut
 )
 async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded: bool, penalties: int) -> None:
     harness = RouteHarness()
-    with await harness.passage() as passage:
-        harness.route.accepts(ProbeOutcome.ALIVE, passage)
-        harness.route.record(error, passage)
+    with await harness.attempt() as attempt:
+        harness.retries.accepts(harness.request, ProbeOutcome.ALIVE, attempt)
+        harness.retries.record(harness.request, error, attempt)
     assert harness.outcomes == [cause]
-    assert harness.route.reason == cause
-    assert harness.reroutes == {cause: 1}
-    assert (A in harness.route.ticket.excluded) == excluded
+    assert harness.request.reason == cause
+    assert harness.retries.counts == {cause: 1}
+    assert (A in harness.request.excluded) == excluded
     assert harness.penalties == penalties
     assert harness.in_flight() == 0
 
@@ -113,12 +111,12 @@ async def test_what_a_failed_call_means(error: RouteError, cause: str, excluded:
 @pytest.mark.parametrize("error", [Stale("x"), Unreachable("x"), Lost("x")])
 async def test_a_failure_is_asked_about_before_the_next_call_and_a_refusal_is_not(error: RouteError) -> None:
     harness = RouteHarness()
-    with await harness.passage() as passage:
-        harness.route.record(Refused(draining=False), passage)
-        assert await harness.probes.check(passage.target) is ProbeOutcome.ALIVE
+    with await harness.attempt() as attempt:
+        harness.retries.record(harness.request, Refused(draining=False), attempt)
+        assert await harness.probes.check(attempt.target) is ProbeOutcome.ALIVE
         assert harness.probe.asked == []
-        harness.route.record(error, passage)
-        await harness.probes.check(passage.target)
+        harness.retries.record(harness.request, error, attempt)
+        await harness.probes.check(attempt.target)
         assert harness.probe.asked == [A]
 
 
@@ -126,38 +124,38 @@ async def test_a_failure_is_asked_about_before_the_next_call_and_a_refusal_is_no
 async def test_m7_attempts_end_and_a_loss_is_repeated_once(error: RouteError, tries: int) -> None:
     harness = RouteHarness(attempts=3)
     for _ in range(tries - 1):
-        with await harness.passage() as passage:
-            harness.route.record(error, passage)
-        harness.route.ticket.excluded.clear()
-    with await harness.passage() as passage, pytest.raises(BackendFailed, match=str(error)):
-        harness.route.record(error, passage)
+        with await harness.attempt() as attempt:
+            harness.retries.record(harness.request, error, attempt)
+        harness.request.excluded.clear()
+    with await harness.attempt() as attempt, pytest.raises(BackendFailed, match=str(error)):
+        harness.retries.record(harness.request, error, attempt)
     assert harness.in_flight() == 0
 
 
 async def test_refusals_are_no_attempts(autojump_clock: trio.testing.MockClock) -> None:
     harness = RouteHarness(attempts=1)
     for _ in range(50):
-        with await harness.passage() as passage:
-            harness.route.record(Refused(draining=False), passage)
+        with await harness.attempt() as attempt:
+            harness.retries.record(harness.request, Refused(draining=False), attempt)
     assert harness.outcomes == ["full"] * 50
 
 
 async def test_progress_ends_the_attempt_only_when_it_was_the_last_thing() -> None:
     harness = RouteHarness()
     harness.loads.record_failure(A, trio.current_time())
-    with await harness.passage() as passage:
-        passage.record_progress(done=False)
+    with await harness.attempt() as attempt:
+        attempt.record_progress(done=False)
         assert harness.outcomes == ["running"]
         assert harness.penalties == 0
-        passage.record_progress(done=True)
+        attempt.record_progress(done=True)
     assert harness.outcomes == ["served"]
 
 
 async def leave(harness: RouteHarness, ending: BaseException | None, *, called: bool = True) -> None:
-    """A passage that is left by `ending`."""
-    passage = await harness.passage()
-    passage.lease.called = called
-    passage.__exit__(None, ending, None)
+    """A attempt that is left by `ending`."""
+    attempt = await harness.attempt()
+    attempt.lease.called = called
+    attempt.__exit__(None, ending, None)
 
 
 @pytest.mark.parametrize("error", [BackendFailed("broke"), Timeout("late")])
@@ -175,8 +173,8 @@ async def test_a_request_that_was_refused_for_itself_speaks_for_the_replica() ->
     assert harness.outcomes == ["refused"]
     assert harness.penalties == harness.in_flight() == 0
     assert harness.probes.statistics().running == 0
-    with await harness.passage() as passage:
-        await harness.probes.check(passage.target)
+    with await harness.attempt() as attempt:
+        await harness.probes.check(attempt.target)
     assert harness.probe.asked == []
 
 
@@ -210,10 +208,10 @@ async def test_a_lease_ends_at_once_without_a_call_or_where_cancels_are_noticed(
 async def test_a_lease_that_waits_for_a_probe_is_no_request_of_the_replica() -> None:
     """Else nothing could ever be found to hang: whoever asks has a lease already."""
     harness = RouteHarness()
-    with await harness.passage() as passage:
+    with await harness.attempt() as attempt:
         assert harness.in_flight() == 1
         assert harness.loads.in_flight(A) == 0
-        harness.route.accepts(ProbeOutcome.ALIVE, passage)
+        harness.retries.accepts(harness.request, ProbeOutcome.ALIVE, attempt)
         assert harness.loads.in_flight(A) == 1
 
 

@@ -12,9 +12,9 @@ from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.decisions import CANDIDATES_KEPT, DecisionLog, describe, describe_candidates, score_all
+from gateway.routing.decisions import DecisionLog, describe, describe_candidates, score_all
 from gateway.routing.load_tracker import ReplicaLoad
-from gateway.routing.picker import Policy
+from gateway.routing.picker import CANDIDATES_KEPT, Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
 from tests.fakes.routing_harness import ORIGIN, RoutingHarness
 

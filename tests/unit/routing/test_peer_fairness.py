@@ -296,7 +296,7 @@ async def test_late_binding_a_gateway_alone_leaves_nothing_to_anybody(autojump_c
 async def test_late_binding_what_others_give_back_is_asked_for_at_once(autojump_clock: trio.testing.MockClock) -> None:
     harness = slots(1)
     harness.loads.apply_peers({A: 1})
-    ticket = harness.admission.open_ticket(MODEL, Origin(RequestId("r")))
+    ticket = harness.admission.open_request(MODEL, Origin(RequestId("r")))
     for _ in range(5):
         with await harness.admission.wait_lease(ticket) as lease:
             harness.admission.record_refusal(ticket, lease)

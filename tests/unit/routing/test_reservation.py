@@ -84,7 +84,7 @@ async def test_r3_a_claim_says_what_only_this_gateway_knows(autojump_clock: trio
     for replica_id in (A, B):
         harness.loads.load_of(replica_id).busy_until = 5.0
     harness.loads.record_failure(B, trio.current_time())
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     lease = await harness.admission.wait_lease(ticket)
     harness.loads.load_of(B).full_until = 4.0
     ticket.excluded.add(C)
@@ -126,7 +126,7 @@ async def test_r3_what_a_request_has_tried_in_vain_is_not_taken_for_full(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = two(FakeReservations(None))
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     ticket.excluded.add(B)
     lease = await harness.admission.wait_lease(ticket)
     assert harness.reservations is not None
@@ -137,7 +137,7 @@ async def test_r3_what_a_request_has_tried_in_vain_is_not_taken_for_full(
 async def test_r3_all_replicas_are_asked_less_often_while_none_is_free(autojump_clock: trio.testing.MockClock) -> None:
     """Each claim is a transaction, however many replicas the model has."""
     harness = two(FakeReservations(None))
-    ticket = harness.admission.open_ticket(MODEL, ORIGIN)
+    ticket = harness.admission.open_request(MODEL, ORIGIN)
     assert harness.reservations is not None
     with await harness.admission.wait_lease(ticket) as lease:
         assert not await harness.reservations.confirm(ticket, lease)
@@ -215,7 +215,7 @@ async def test_the_slot_that_a_lease_moves_from_is_given_to_who_waits_for_it(
     harness = two(FakeReservations(A, [B, B]), parallel=1)
     harness.loads.apply_peers({B: 1})  # and has ended since; of that the registry knows already
     harness.loads.load_of(B).full_until = 60.0
-    first, second = (harness.admission.open_ticket(MODEL, ORIGIN) for _ in range(2))
+    first, second = (harness.admission.open_request(MODEL, ORIGIN) for _ in range(2))
     assert harness.reservations is not None
     async with trio.open_nursery() as nursery:
         lease = await harness.admission.wait_lease(first)

@@ -1,0 +1,89 @@
+"""How many functions of ours one request runs, and in how many files: what a reader has to follow.
+
+Of a whole gateway with its listener, whose fleet is one in-memory backend. The warm figure is of functions that each of
+several requests has run, so that loops in the background do not count; the cold one is all that ran until the answer.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import CodeType, FrameType
+from typing import Final, NamedTuple
+
+import trio
+import trio.testing
+
+import gateway
+from tests.fakes.whole_gateway import House, open_house
+
+PACKAGE: Final = Path(gateway.__file__).parent
+PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
+WARM_REQUESTS: Final = 5
+
+
+class Function(NamedTuple):
+    file: str
+    name: str
+
+
+@dataclass(frozen=True)
+class RequestPath:
+    """The functions that a request has run."""
+
+    functions: frozenset[Function]
+
+    @property
+    def files(self) -> frozenset[str]:
+        return frozenset(each.file for each in self.functions)
+
+
+async def measure_paths(folder: Path) -> tuple[RequestPath, RequestPath]:
+    """Of a warm and of a cold unary chat."""
+    async with open_house(folder) as house:
+        cold = await _run(house)
+        await trio.testing.wait_all_tasks_blocked(0.2)  # the cold load's last writes are done
+        several = [await _run(house) for _ in range(WARM_REQUESTS)]
+        return RequestPath(frozenset.intersection(*several)), RequestPath(cold)
+
+
+async def _run(house: House) -> frozenset[Function]:
+    with _recording() as seen:
+        response = await house.chat()
+    assert response.status_code == 200
+    return frozenset(_ours(seen))
+
+
+@contextmanager
+def _recording() -> Iterator[set[CodeType]]:
+    seen = set[CodeType]()
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call":
+            seen.add(frame.f_code)
+
+    sys.setprofile(note)
+    try:
+        yield seen
+    finally:
+        sys.setprofile(None)
+
+
+def _ours(seen: set[CodeType]) -> Iterator[Function]:
+    for code in seen:
+        path = Path(code.co_filename)
+        if path.is_relative_to(PACKAGE) and "pb" not in path.parts and code.co_name not in PARTS_OF_FUNCTIONS:
+            yield Function(str(path.relative_to(PACKAGE)), code.co_qualname)
+
+
+def run_request_path(*, every: bool) -> None:
+    """`every`: each function of the warm request, too."""
+    with TemporaryDirectory() as folder:
+        warm, cold = trio.run(measure_paths, Path(folder))
+    for name, path in (("warm", warm), ("cold", cold)):
+        print(f"{name}: {len(path.functions)} functions in {len(path.files)} files")
+    if every:
+        for each in sorted(warm.functions):
+            print(f"  {each.file} {each.name}")

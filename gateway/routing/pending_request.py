@@ -1,0 +1,60 @@
+"""One request on its way to a replica: its place in its model's queue, and what it has tried so far."""
+
+import trio
+
+from gateway.domain.errors import GatewayError
+from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.inference import Origin
+from gateway.routing.decisions import Decision
+from gateway.routing.lease import Lease
+
+
+class PendingRequest:
+    """Kept over re-routes, so that a request never queues behind later ones."""
+
+    __slots__ = (
+        "attempts_failed",
+        "decision",
+        "excluded",
+        "failure",
+        "found_busy",
+        "lease",
+        "losses",
+        "model",
+        "number",
+        "origin",
+        "reason",
+        "since",
+        "wake",
+    )
+
+    def __init__(self, number: int, model: ModelName, origin: Origin, since: float, decision: Decision) -> None:
+        self.number = number
+        self.model = model
+        self.origin = origin
+        self.since = since
+        self.decision = decision
+        self.reason = "first"
+        """Why the next pick is made: `first`, or the cause of the last re-route."""
+        self.excluded: set[ReplicaId] = set()
+        """Replicas that failed this request; never tried twice."""
+        self.found_busy: set[ReplicaId] = set()
+        """Replicas that it was picked for and left, since they did not answer a probe."""
+        self.attempts_failed = 0
+        self.losses = 0
+        """Attempts that failed after the backend had the request."""
+        self.lease: Lease | None = None
+        self.failure: GatewayError | None = None
+        """Set instead of a lease when it has to go."""
+        self.wake = trio.Event()
+
+    def note_failed(self, replica_id: ReplicaId, *, was_lost: bool) -> None:
+        """An attempt has failed by the replica's doing. `was_lost`: the backend had the request already."""
+        self.excluded.add(replica_id)
+        self.attempts_failed += 1
+        self.losses += was_lost
+
+    @property
+    def caller(self) -> str:
+        """Returns the name of the API key that the request came with, or of whoever needs none."""
+        return self.origin.caller
