@@ -6,6 +6,7 @@ quality  -- how long requests wait with our routing and with others, simulated
 herding  -- the same for several gateways of one fleet, whose backends refuse when they are full or can't, simulated
 fleet    -- gateways of one fleet as real processes on PostgreSQL; only when asked for by name
 estimate -- how far estimates of memory are from what llama.cpp reserves
+path     -- how many functions of ours, in how many files, one chat runs; only when asked for by name
 """
 
 import argparse
@@ -15,6 +16,7 @@ from bench.fleet import run_fleet
 from bench.herding import run_herding
 from bench.overhead import run_overhead
 from bench.pick_cost import run_pick_cost
+from bench.request_path import run_request_path
 from bench.routing_quality import run_routing_quality
 
 
@@ -25,8 +27,8 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("overhead", "pick", "quality", "herding", "fleet", "estimate"),
-        help="default: all but `fleet`, in brief",
+        choices=("overhead", "pick", "quality", "herding", "fleet", "estimate", "path"),
+        help="default: all but `fleet` and `path`, in brief",
     )
     parser.add_argument("--seconds", type=float, default=5.0, help="of `overhead`, per measurement")
     parser.add_argument(
@@ -46,6 +48,8 @@ def main() -> None:
         run_herding(quick=options.quick or what is None)
     if what == "fleet":
         run_fleet(quick=options.quick)
+    if what == "path":
+        run_request_path(every=not options.quick)
     if what in ("estimate", None):
         run_estimate_error(quick=options.quick or what is None)
 

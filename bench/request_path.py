@@ -1,11 +1,12 @@
 """How many functions of ours one request runs, and in how many files: what a reader has to follow.
 
 Of a whole gateway with its listener, whose fleet is one in-memory backend. The warm figure is of functions that each of
-several requests has run, so that loops in the background do not count; the cold one is all that ran until the answer.
+several requests has run, without what loops in the background did meanwhile; the cold one is all that ran until the
+answer, since those loops load the model.
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,8 @@ from tests.fakes.whole_gateway import House, open_house
 PACKAGE: Final = Path(gateway.__file__).parent
 PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
 WARM_REQUESTS: Final = 5
+LOOPS: Final = tuple(f"{PACKAGE}/{room}/" for room in ("composition", "control", "observability", "registry", "worker"))
+"""Rooms whose tasks have nothing to do with a warm request."""
 
 
 class Function(NamedTuple):
@@ -45,30 +48,50 @@ async def measure_paths(folder: Path) -> tuple[RequestPath, RequestPath]:
     async with open_house(folder) as house:
         cold = await _run(house)
         await trio.testing.wait_all_tasks_blocked(0.2)  # the cold load's last writes are done
-        several = [await _run(house) for _ in range(WARM_REQUESTS)]
+        loops = frozenset(_loops(trio.lowlevel.current_root_task()))
+        several = [await _run(house, loops) for _ in range(WARM_REQUESTS)]
         return RequestPath(frozenset.intersection(*several)), RequestPath(cold)
 
 
-async def _run(house: House) -> frozenset[Function]:
-    with _recording() as seen:
+def _loops(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
+    if task is None:
+        return
+    if task.coro.cr_code.co_filename.startswith(LOOPS):
+        yield task
+    for nursery in task.child_nurseries:
+        for child in nursery.child_tasks:
+            yield from _loops(child)
+
+
+async def _run(house: House, ignored: Collection[trio.lowlevel.Task] = ()) -> frozenset[Function]:
+    with _recording(ignored) as seen:
         response = await house.chat()
     assert response.status_code == 200
     return frozenset(_ours(seen))
 
 
 @contextmanager
-def _recording() -> Iterator[set[CodeType]]:
+def _recording(ignored: Collection[trio.lowlevel.Task]) -> Iterator[set[CodeType]]:
+    """Yields what is called meanwhile, except by these tasks."""
     seen = set[CodeType]()
 
     def note(frame: FrameType, event: str, _argument: object) -> None:
-        if event == "call":
-            seen.add(frame.f_code)
+        code = frame.f_code
+        if event == "call" and code.co_filename.startswith(str(PACKAGE)) and _task() not in ignored:
+            seen.add(code)
 
     sys.setprofile(note)
     try:
         yield seen
     finally:
         sys.setprofile(None)
+
+
+def _task() -> trio.lowlevel.Task | None:
+    try:
+        return trio.lowlevel.current_task()
+    except RuntimeError:
+        return None  # Trio's own work between two tasks
 
 
 def _ours(seen: set[CodeType]) -> Iterator[Function]:

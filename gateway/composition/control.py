@@ -1,5 +1,6 @@
 """The parts that keep the fleet as it should be: planner's loop, monitor, sessions, talk with other gateways."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -16,12 +17,14 @@ from gateway.control.reconciler import Reconciler
 from gateway.control.sessions.node_session import SessionSettings
 from gateway.control.sessions.sessions import Sessions
 from gateway.domain.activity import merge_usage
-from gateway.domain.cluster import Node
+from gateway.domain.cluster import Demand, Node
 from gateway.domain.ids import ModelName
 from gateway.domain.peers import audience
 from gateway.planner.planning_input import WatchdogLimits
 from gateway.transport.credentials import fingerprint
 
+Waits = Callable[[], Mapping[ModelName, Waiting]]
+"""Tells how many wait for each model at this gateway."""
 CUT_OFF: Final = "this gateway has lost its registry; another one may have it"
 
 
@@ -39,13 +42,19 @@ class Control:
 
 def build_control(shared: SharedParts, routing: Routing) -> Control:
     """Builds the parts in the order of the control path: demand, plan, sessions, health, and the other gateways."""
-    load_requests = LoadRequests(shared.views, shared.peers.report_demand)
+    load_requests = LoadRequests(shared.views, shared.report_demand)
+
+    def waiting() -> dict[ModelName, Waiting]:
+        """Requests that wait, and loads that were asked for without one."""
+        queues = routing.admission.statistics().items()
+        return load_requests.waiting() | {model: Waiting(each.waiting, each.oldest_seconds) for model, each in queues}
+
     sessions = _build_sessions(shared, routing)
     monitor = _build_monitor(shared, routing, sessions)
-    publisher = _build_publisher(shared, routing, load_requests)
+    publisher = _build_publisher(shared, routing, waiting)
     return Control(
         load_requests=load_requests,
-        reconciler=_build_reconciler(shared, routing),
+        reconciler=_build_reconciler(shared, routing, waiting),
         sessions=sessions,
         monitor=monitor,
         publisher=publisher,
@@ -53,12 +62,19 @@ def build_control(shared: SharedParts, routing: Routing) -> Control:
     )
 
 
-def _build_reconciler(shared: SharedParts, routing: Routing) -> Reconciler:
+def _build_reconciler(shared: SharedParts, routing: Routing, waiting: Waits) -> Reconciler:
     config, loads, peers = shared.config, routing.admission.loads, shared.peers
+
+    def own_demand() -> tuple[Demand, ...]:
+        now = shared.clock()
+        rows = waiting().items()
+        return tuple(Demand(shared.id, model, each.waiting, now - each.oldest_seconds) for model, each in rows)
+
     return Reconciler(
         registry=shared.registry,
         leadership=shared.election,
         interval_seconds=config.reconciler.interval,
+        own_demand=own_demand,
         usage=lambda now: merge_usage(loads.usage(), peers.peers.values(), now),
         audience=lambda: audience(peers.own, shared.state().version, peers.peer_states),
         limits=WatchdogLimits(
@@ -107,14 +123,8 @@ def _is_responsible_for(shared: SharedParts, node: Node) -> bool:
     return node.gateway_id == shared.id or shared.is_leader()
 
 
-def _build_publisher(shared: SharedParts, routing: Routing, load_requests: LoadRequests) -> PeerStatePublisher:
+def _build_publisher(shared: SharedParts, routing: Routing, waiting: Waits) -> PeerStatePublisher:
     admission = routing.admission
-
-    def waiting() -> dict[ModelName, Waiting]:
-        """Requests that wait, and loads that were asked for without one."""
-        queues = admission.statistics().items()
-        return load_requests.waiting() | {model: Waiting(each.waiting, each.oldest_seconds) for model, each in queues}
-
     return PeerStatePublisher(
         gateway_id=shared.id,
         url=shared.listeners.peer_url,

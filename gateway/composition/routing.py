@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Final
 
@@ -14,7 +15,9 @@ from gateway.config.model import Config
 from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.cluster import ClusterState, NodeStatus
 from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.routability import FleetView
 from gateway.registry.protocol import RegistryError, SlotReserver
+from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.call_watch import CallWatch
 from gateway.routing.open_calls import OpenCalls
@@ -60,7 +63,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
             )
             router = Router(
                 admission=admission,
-                backends=GrpcBackends(shared.bridge, channels, lambda model: context_size_of(shared.state(), model)),
+                backends=GrpcBackends(shared.bridge, channels, partial(context_size_of, shared.views)),
                 probes=probes,
                 attempts=config.routing.attempts,
                 token_of=shared.token_of,
@@ -71,16 +74,16 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
 
 
 def _build_admission(shared: SharedParts, rng: Random, *, strict: bool) -> Admission:
-    peers, queue_wait = shared.peers, shared.metrics.requests.queue_wait
+    views, peers, queue_wait = shared.views, shared.peers, shared.metrics.requests.queue_wait
     return Admission(
-        view=shared.view,
+        view=lambda: views.current,
         limits=_limits(shared.config),
         wall_clock=shared.clock,
         rng=rng,
         outlook=shared.status,
         policy=lambda: SEVERAL if peers.has_peers else ALONE,
         strict=strict,
-        demand_changed=peers.report_demand,
+        demand_changed=shared.report_demand,
         leases_changed=peers.report_leases,
         record_wait=lambda model, seconds: queue_wait.labels(model).observe(seconds),
     )
@@ -108,7 +111,7 @@ def _build_claims(shared: SharedParts, admission: Admission, slots: SlotReserver
         return None
     return StrictReservations(
         gateway_id=shared.id,
-        view=shared.view,
+        view=lambda: shared.views.current,
         admission=admission,
         reserve_slot=reservations_at(slots),
         lock=shared.leases_lock,
@@ -127,9 +130,9 @@ def reservations_at(registry: SlotReserver) -> ReserveSlot:
     return reserve_slot
 
 
-def context_size_of(state: ClusterState, model: ModelName) -> int | None:
+def context_size_of(views: SnapshotStore[FleetView], model: ModelName) -> int | None:
     """Returns how many tokens the model is configured to take. Returns None if that is not said."""
-    spec = state.models.get(model)
+    spec = views.current.state.models.get(model)
     return None if spec is None else spec.context_size
 
 

@@ -4,6 +4,7 @@ All of it is passive, except for two loops that need nothing but the registry.
 """
 
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -80,20 +81,19 @@ class SharedParts:
     election: LeaderElection
     failure_reporter: FailureReporter
     status: FleetStatus
+    token_of: Callable[[ReplicaId], str]
+    """Gives the token by which a replica's backend knows that a call comes from this fleet."""
     stop: trio.Event
     """Set: stop accepting, drain, end."""
-
-    def view(self) -> FleetView:
-        """Returns the fleet as this gateway sees it now."""
-        return self.views.current
 
     def state(self) -> ClusterState:
         """Returns the newest state of the registry that this gateway has read."""
         return self.views.current.state
 
-    def token_of(self, replica_id: ReplicaId) -> str:
-        """Returns the token by which the replica's backend knows that a call comes from this fleet."""
-        return replica_token(self.cluster_secret, replica_id)
+    def report_demand(self) -> None:
+        """Requests for a model begin or cease to wait here: the planner looks, and the other gateways are told."""
+        self.planner_wake.set()
+        self.peers.report_demand()
 
     def is_leader(self) -> bool:
         """Tells whether this gateway plans."""
@@ -102,7 +102,7 @@ class SharedParts:
 
 def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedParts:
     """Builds the parts that everything else stands on; nothing runs yet."""
-    gateway_id, metrics = GatewayId(new_id()), Metrics()
+    gateway_id, metrics, cluster_secret = GatewayId(new_id()), Metrics(), _cluster_secret(config)
     views: SnapshotStore[FleetView] = SnapshotStore(EMPTY_VIEW)
     planner_wake, monitor_wake = Wake(), Wake()
     peers, outcome = PeerTable(gateway_id), PlanOutcome()
@@ -123,7 +123,7 @@ def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedPa
         registry=registry,
         bridge=bridge,
         id=gateway_id,
-        cluster_secret=_cluster_secret(config),
+        cluster_secret=cluster_secret,
         clock=RegistryClock(),
         views=views,
         peers=peers,
@@ -143,6 +143,7 @@ def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedPa
             progress=progress,
             is_leader=lambda: election.epoch is not None,
         ),
+        token_of=partial(replica_token, cluster_secret),
         stop=trio.Event(),
     )
 

@@ -2,7 +2,7 @@
 always looks at the whole state."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
 
@@ -13,7 +13,7 @@ from gateway.concurrency import Wake
 from gateway.control.leader_election import LeaderElection
 from gateway.control.plan_outcome import PlanOutcome
 from gateway.domain.activity import Usage
-from gateway.domain.cluster import ClusterState
+from gateway.domain.cluster import ClusterState, Demand
 from gateway.domain.ids import ReplicaId, new_id
 from gateway.domain.peers import Audience
 from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, record_released
@@ -40,8 +40,10 @@ class Reconciler:
     registry: Registry
     leadership: LeaderElection
     interval_seconds: float
-    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NO_USAGE
-    """Returns the usage of replicas at the registry's time `now`, with the usage at peers."""
+    own_demand: Callable[[], tuple[Demand, ...]] | None = None
+    """What waits at this gateway now, so that the planner need not wait until that is published. None: what was."""
+    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
+    """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
     audience: Callable[[], Audience | None] = lambda: None
     """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""
     limits: WatchdogLimits = NO_LIMITS
@@ -84,7 +86,7 @@ class Reconciler:
             return RETRY_SECONDS
 
     async def _plan_and_apply(self, epoch: int) -> float:
-        state, now = await self.registry.read_state(), await self.registry.now()
+        state, now = self._with_own_demand(await self.registry.read_state()), await self.registry.now()
         began_at = trio.current_time()
         decided = self._plan(state, now)
         self.planning_seconds = trio.current_time() - began_at
@@ -97,6 +99,12 @@ class Reconciler:
         if decided.replan_at is None:
             return self.interval_seconds
         return min(self.interval_seconds, max(PAUSE_SECONDS_MIN, decided.replan_at - now))
+
+    def _with_own_demand(self, state: ClusterState) -> ClusterState:
+        if self.own_demand is None:
+            return state
+        theirs = (row for row in state.demand if row.gateway_id != self.leadership.gateway_id)
+        return replace(state, demand=(*self.own_demand(), *theirs))
 
     def _plan(self, state: ClusterState, now: float) -> Plan:
         self.history = record_demand(self.history, state, now)

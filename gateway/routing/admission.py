@@ -225,7 +225,8 @@ class Admission:
     def _record_free(self, model: ModelName, slots: int = 1) -> None:
         if self._deferral.has_waiting(model):
             self._deferral.record_free(model, slots, self._free_slots(model), trio.current_time())
-        self._serve_freed(model)
+        if model in self._queues:
+            self._serve_freed(model)
 
     def _apply_peer_changes(self, changes: Mapping[ReplicaId, int]) -> None:
         """Wakes requests whose replica has fewer leases of other gateways than before, since that may have freed

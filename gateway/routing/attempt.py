@@ -80,12 +80,9 @@ class Attempt:
         else:
             self._record_error(error)
         self.is_over = True
-        self._close_call()
-        self.lease.release()
-
-    def _close_call(self) -> None:
         if self._call is not None:
             self._call.close()
+        self.lease.release()
 
     def __enter__(self) -> Self:
         return self
@@ -93,7 +90,8 @@ class Attempt:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close_call()
+        if self._call is not None:
+            self._call.close()
         if self.record.outcome == "running":
             self._record_error(error)
         may_go_on = self.record.outcome == "left" and self.lease.called and not self.lease.candidate.refuses_when_full
@@ -130,7 +128,7 @@ class Retries:
         A busy replica is avoided once. If the next pick returns the same replica, there is no better one.
         """
         replica_id = attempt.target.replica_id
-        attempt.record.note_probe(outcome.value)
+        attempt.record.probe = outcome.value
         if outcome is ProbeOutcome.BUSY:
             self._admission.loads.record_busy(replica_id, trio.current_time() + BUSY_SECONDS)
             if replica_id not in request.found_busy:
@@ -138,10 +136,10 @@ class Retries:
                 attempt.record.end("busy")
                 self._reroute(request, "busy", attempt, "it did not answer a probe")
                 return False
-        if not outcome.may_serve:
+        elif outcome is not ProbeOutcome.ALIVE:
             self.record(request, Unreachable(f"the probe said {outcome}"), attempt)
             return False
-        attempt.lease.note_called()
+        attempt.lease.called = True
         return True
 
     def record(self, request: PendingRequest, error: RouteError, attempt: Attempt) -> None:

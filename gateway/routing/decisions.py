@@ -35,14 +35,6 @@ class AttemptRecord:
     """One of `running`, `served`, `left` (by the client), `failed`, or the cause of a retry."""
     ended_at: float | None = None
 
-    def note_registry(self, said: str) -> None:
-        """Records what the registry said of the lease."""
-        self.registry = said
-
-    def note_probe(self, outcome: str) -> None:
-        """Records what a probe said before the call."""
-        self.probe = outcome
-
     def move(self, chosen: Candidate, considered: tuple[Considered, ...]) -> None:
         """Records that the registry has moved the lease to another replica."""
         self.registry = f"moved from {self.chosen.replica_id}"

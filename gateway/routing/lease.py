@@ -28,10 +28,6 @@ class Lease:
         """Whether the replica refused the request because it is full. Then the end of this lease frees no slot."""
         self._end: Callable[[Lease], None] | None = end
 
-    def note_called(self) -> None:
-        """The call begins: from now on the replica has the request, or may have it."""
-        self.called = True
-
     def release(self) -> None:
         """Ends the lease, so that another request can have the slot. Further calls do nothing."""
         if self._end is not None:

@@ -50,17 +50,15 @@ class OpenCall:
         try:
             with scope:
                 result = await answer()
-                self._record_answer()
+                if not self._has_begun:
+                    self._has_begun = True
+                    answers = self._calls.first_answers_of(self.target.replica_id)
+                    answers.record(trio.current_time() - self.waiting_since)
                 return result
         finally:
             self._scope = None
             self._calls.end_wait(self)
         raise Lost(self._because)
-
-    def _record_answer(self) -> None:
-        if not self._has_begun:
-            self._has_begun = True
-            self._calls.first_answers_of(self.target.replica_id).record(trio.current_time() - self.waiting_since)
 
     def end_lost(self, because: str) -> None:
         """Ends the current wait, or else the next one, with `Lost`. Its lease then need not wait for a client that

@@ -105,7 +105,7 @@ class StrictReservations:
         return self._move(request, lease, candidate)
 
     def _confirm(self, request: PendingRequest, lease: Lease, result: str) -> bool:
-        request.decision.attempts[-1].note_registry(result)
+        request.decision.attempts[-1].registry = result
         self._loads.confirm(lease, trio.current_time())
         return True
 
@@ -119,7 +119,7 @@ class StrictReservations:
 
     def _refuse(self, request: PendingRequest, lease: Lease) -> None:
         """Has the same effect as a replica's own refusal, but on all replicas that the request could go to."""
-        request.decision.attempts[-1].note_registry("no free slot")
+        request.decision.attempts[-1].registry = "no free slot"
         self._admission.record_refusal(request, lease)
         load = self._loads.load_of(lease.candidate.replica_id)
         candidates = [each for each in self._candidates(request) if each.replica_id not in request.excluded]

@@ -27,6 +27,9 @@ from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.reservation import StrictReservations
 
 R = TypeVar("R")
+Begin = Callable[[Attempt, AsyncExitStack], Awaitable[R]]
+"""Begins the call of one attempt, and returns its answer or the beginning of it. The stack receives what has to end
+with the answer. Raises `RouteError` if the request may be tried elsewhere, or `GatewayError`."""
 
 BATCH_MAX: Final = 64
 """The largest number of parts of an answer that are passed on together if they have already arrived."""
@@ -121,37 +124,27 @@ class Router:
     async def generate(self, generation: Generation, origin: Origin) -> tuple[Completion, Candidate]:
         """Raises `GatewayError`."""
 
-        async def call(target: Target) -> Completion:
-            return await self._backends.generate(target, generation, origin.request_id)
+        async def begin(attempt: Attempt, _held: AsyncExitStack) -> Completion:
+            call = partial(self._backends.generate, attempt.target, generation, origin.request_id)
+            return await attempt.wait(call)
 
-        return await self._unary(generation.model, origin, call)
+        return await self._unary(generation.model, origin, begin)
 
     async def embed(self, item: EmbeddingInput, origin: Origin) -> tuple[Embedding, Candidate]:
         """Raises `GatewayError`."""
 
-        async def call(target: Target) -> Embedding:
-            return await self._backends.embed(target, item, origin.request_id)
+        async def begin(attempt: Attempt, _held: AsyncExitStack) -> Embedding:
+            return await attempt.wait(partial(self._backends.embed, attempt.target, item, origin.request_id))
 
-        return await self._unary(item.model, origin, call)
+        return await self._unary(item.model, origin, begin)
 
-    async def _unary(
-        self, model: ModelName, origin: Origin, call: Callable[[Target], Awaitable[R]]
-    ) -> tuple[R, Candidate]:
-        async def begin(attempt: Attempt, _held: AsyncExitStack) -> R:
-            return await attempt.wait(partial(call, attempt.target))
-
+    async def _unary(self, model: ModelName, origin: Origin, begin: Begin[R]) -> tuple[R, Candidate]:
         async with AsyncExitStack() as held:
             answer, attempt = await self._try(held, model, origin, begin)
             attempt.record_progress(done=True)
             return answer, attempt.lease.candidate
 
-    async def _try(
-        self,
-        held: AsyncExitStack,
-        model: ModelName,
-        origin: Origin,
-        begin: Callable[[Attempt, AsyncExitStack], Awaitable[R]],
-    ) -> tuple[R, Attempt]:
+    async def _try(self, held: AsyncExitStack, model: ModelName, origin: Origin, begin: Begin[R]) -> tuple[R, Attempt]:
         """What `begin` returns of the first attempt that comes to an answer. `held` receives what has to be given back
         when the answer has ended: first the call, then the lease. Raises `GatewayError`."""
         request = self._admission.open_request(model, origin)

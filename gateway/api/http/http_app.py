@@ -73,6 +73,20 @@ class Endpoint:
     role: Role
 
 
+@dataclass(frozen=True)
+class _Place:
+    """What answers at one path, or at all paths of one pattern."""
+
+    path: str
+    """As it is declared."""
+    role: Role
+    routes: tuple[Route, ...] = ()
+    """One for each method. None if Quart answers."""
+
+
+NOWHERE: Final = _Place("other", Role.INFERENCE)
+
+
 class AdminAsgiApp(Protocol):
     """The application behind the page routes."""
 
@@ -106,7 +120,9 @@ class HttpApp:
         limits: BodyLimits,
     ) -> None:
         self._routes = tuple(routes)
-        self._admin_routes = tuple(admin_routes)
+        places = _places(routes, admin_routes)
+        self._exact = {place.path: place for place in reversed(places) if not _is_pattern(place.path)}
+        self._patterns = tuple(place for place in places if _is_pattern(place.path))
         self._admin_app = admin_app
         self._authenticator = authenticator
         self._metrics = metrics
@@ -148,13 +164,22 @@ class HttpApp:
         )
 
     def _admin_role(self, path: str) -> Role:
-        admin_route = self._admin_route_of(path)
-        return admin_route.role if admin_route is not None else Role.INFERENCE
-
-    def _admin_route_of(self, path: str) -> AdminRoute | None:
+        admin_app = (place for place in (*self._exact.values(), *self._patterns) if not place.routes)
         return next(
-            (admin_route for admin_route in self._admin_routes if match_path(admin_route.path, path) is not None), None
+            (admin_route.role for admin_route in admin_app if match_path(admin_route.path, path) is not None),
+            NOWHERE.role,
         )
+
+    def _find(self, path: str) -> tuple[_Place, Mapping[str, str]]:
+        """What answers at `path`, and what stands there for each `{name}`; an exact path comes before a pattern."""
+        exact = self._exact.get(path)
+        if exact is not None:
+            return exact, NO_PARAMS
+        for place in self._patterns:
+            params = match_path(place.path, path)
+            if params is not None:
+                return place, params
+        return NOWHERE, NO_PARAMS
 
     async def _serve(self, exchange: Exchange, scope: Scope) -> None:
         try:
@@ -189,14 +214,13 @@ class HttpApp:
 
     async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
         exchange.check_headers()
-        routes = [route for route in self._routes if match_path(route.path, exchange.path) is not None]
-        admin_route = self._admin_route_of(exchange.path)
-        role = routes[0].role if routes else self._admin_role(exchange.path)
-        caller = self._admit(exchange, role)
-        if routes:
-            await self._run_route(exchange, routes, caller)
-        elif admin_route is not None:
-            await self._run_admin_route(exchange, admin_route, scope)
+        place, params = self._find(exchange.path)
+        caller = self._admit(exchange, place.role)
+        exchange.route, exchange.params = place.path, params
+        if place.routes:
+            await self._run_route(exchange, place.routes, caller)
+        elif place is not NOWHERE:
+            await self._run_admin_route(exchange, scope)
         else:
             raise NotFound(
                 f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
@@ -216,20 +240,17 @@ class HttpApp:
             return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
         return self._authenticator.authorize(authorization, role)
 
-    async def _run_admin_route(self, exchange: Exchange, admin_route: AdminRoute, scope: Scope) -> None:
-        exchange.route = admin_route.path
+    async def _run_admin_route(self, exchange: Exchange, scope: Scope) -> None:
         _check_declared(exchange)
         await self._run_until_drained(partial(self._admin_app, scope, exchange.receive, exchange.send_message))
 
-    async def _run_route(self, exchange: Exchange, routes: list[Route], caller: Caller) -> None:
-        exchange.route = routes[0].path
+    async def _run_route(self, exchange: Exchange, routes: Sequence[Route], caller: Caller) -> None:
         route = next((route for route in routes if route.method == exchange.method), None)
         if route is None:
             allowed = ", ".join(route.method for route in routes)
             exchange.response_headers.append((b"allow", allowed.encode()))
             given = quoted(exchange.method, METHOD_CHARACTERS_MAX)
             raise MethodNotAllowed(f"{quoted(exchange.path)} takes {allowed}, not {given}.")
-        exchange.params = match_path(route.path, exchange.path) or {}
         if exchange.method in SAFE_METHODS:
             await self._run_handler(exchange, route, route.handler(exchange, caller, b""))
             return
@@ -301,6 +322,21 @@ QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 NO_PARAMS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+def _places(routes: Iterable[Route], admin_app: Iterable[AdminRoute]) -> list[_Place]:
+    """Routes come before pages, in the order in which they are declared."""
+    by_path: dict[str, list[Route]] = {}
+    for route in routes:
+        by_path.setdefault(route.path, []).append(route)
+    return [
+        *(_Place(path, several[0].role, tuple(several)) for path, several in by_path.items()),
+        *(_Place(admin_route.path, admin_route.role) for admin_route in admin_app),
+    ]
+
+
+def _is_pattern(path: str) -> bool:
+    return path.endswith("/") or "{" in path
 
 
 def match_path(route_path: str, path: str) -> Mapping[str, str] | None:

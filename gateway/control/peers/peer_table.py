@@ -19,6 +19,8 @@ class PeerTable:
         """What this gateway has put together last for the others."""
         self.peer_states: PeerStates = NO_PEERS
         """What came last; kept while nothing comes."""
+        self.has_peers = False
+        """There were other gateways at the last exchange."""
         self.connected = False
         """The last exchange came to an end."""
         self.changed = Wake()
@@ -28,11 +30,6 @@ class PeerTable:
     def peers(self) -> Mapping[GatewayId, PeerState]:
         """Returns the newest state of each other gateway that lives."""
         return self.peer_states.peers
-
-    @property
-    def has_peers(self) -> bool:
-        """Tells whether there were other gateways at the last exchange."""
-        return bool(self.peer_states.peers)
 
     def report_demand(self) -> None:
         """A queue has begun or ended."""
@@ -49,7 +46,7 @@ class PeerTable:
 
     def learn(self, peer_states: PeerStates) -> None:
         """Keeps what the others have told in an exchange that came to an end."""
-        self.peer_states, self.connected = peer_states, True
+        self.peer_states, self.has_peers, self.connected = peer_states, bool(peer_states.peers), True
 
     def lose_contact(self) -> None:
         """An exchange has failed; what came last is kept."""

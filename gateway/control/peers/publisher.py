@@ -1,7 +1,7 @@
 """What this gateway says in its peer states, and what becomes of what it hears in the others'."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final, TypeVar
@@ -52,7 +52,8 @@ class PeerStatePublisher:
     planner_wake: Wake
     always_publishes_leases: bool = False
     """Strict mode: another gateway may pick by them before this one has heard of it."""
-    _woken_for: tuple[Demand, ...] = field(default=(), init=False)
+    _woken_for: Mapping[tuple[GatewayId, ModelName], int] = field(default_factory=dict, init=False)
+    """How many wait where and for what, as of when this woke the planner last."""
     _woken_at: float = field(default=-inf, init=False)
 
     def fast(self, last: PeerState, has_peers: bool) -> PeerState:
@@ -104,13 +105,18 @@ class PeerStatePublisher:
         self.loads.apply_peers(at_peers)  # after the lines: slots that this finds free may be theirs
         self._wake_planner((*own.demand, *demand))
 
-    def _wake_planner(self, demand: tuple[Demand, ...]) -> None:
-        """Wakes the planner at once when somebody begins or ceases to wait, and at times while the number changes."""
+    def _wake_planner(self, demand: Iterable[Demand]) -> None:
+        """Wakes the planner at once when somebody elsewhere begins or ceases to wait, and at times while the number
+        changes. Who begins or ceases to wait here wakes it without us."""
         now, before = trio.current_time(), self._woken_for
-        is_changed = {(row.gateway_id, row.model) for row in demand} != {(row.gateway_id, row.model) for row in before}
-        if is_changed or (demand != before and now >= self._woken_at + COUNTS_SECONDS):
-            self._woken_for, self._woken_at = demand, now
+        counts = {(row.gateway_id, row.model): row.waiting for row in demand}
+        known = {key: before.get(key, count) for key, count in counts.items()}
+        is_changed = any(gateway_id != self.gateway_id for gateway_id, _ in counts.keys() ^ before.keys())
+        if is_changed or (counts != known and now >= self._woken_at + COUNTS_SECONDS):
+            self._woken_for, self._woken_at = counts, now
             self.planner_wake.set()
+        else:
+            self._woken_for = known
 
 
 def _steady(before: Mapping[Key, float], now: Mapping[Key, float]) -> dict[Key, float]:

@@ -33,6 +33,12 @@ async def test_a_first_request_loads_the_model_and_is_answered(tmp_path: Path) -
         assert token not in " ".join(process.command)
 
 
+async def test_a_request_is_planned_for_before_anything_of_it_is_published(tmp_path: Path) -> None:
+    async with open_installation(tmp_path) as installation:
+        installation.gateway.control.sync.fast = lambda last, _has_peers: last
+        assert (await installation.chat()).status_code == 200
+
+
 async def test_warm_requests_execute_no_registry_statement(tmp_path: Path) -> None:
     async with open_installation(tmp_path) as installation:
         await installation.chat()

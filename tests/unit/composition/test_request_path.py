@@ -1,0 +1,21 @@
+"""How much of this program one request runs through: each further function is one more that a reader has to follow."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+pytest.importorskip("xllamacpp", reason="needs the llama extra")
+
+from bench.request_path import measure_paths
+
+WARM_FUNCTIONS_MAX: Final = 175
+WARM_FILES_MAX: Final = 38
+
+
+async def test_a_warm_chat_takes_a_short_way(tmp_path: Path) -> None:
+    warm, _ = await measure_paths(tmp_path)
+    assert len(warm.functions) <= WARM_FUNCTIONS_MAX, "\n".join(
+        f"{each.file} {each.name}" for each in sorted(warm.functions)
+    )
+    assert len(warm.files) <= WARM_FILES_MAX, "\n".join(sorted(warm.files))
