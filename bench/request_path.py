@@ -23,8 +23,9 @@ from tests.fakes.whole_gateway import House, open_house
 PACKAGE: Final = Path(gateway.__file__).parent
 PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
 WARM_REQUESTS: Final = 5
-LOOPS: Final = tuple(f"{PACKAGE}/{room}/" for room in ("composition", "control", "observability", "registry", "worker"))
-"""Rooms whose tasks have nothing to do with a warm request."""
+ROOMS_OF_LOOPS: Final = ("composition", "control", "observability", "registry", "routing", "worker")
+LOOPS: Final = tuple(f"{PACKAGE}/{room}/" for room in ROOMS_OF_LOOPS)
+"""Where the long-lived tasks begin that have nothing to do with a warm request."""
 
 
 class Function(NamedTuple):
