@@ -296,9 +296,10 @@ class Admission:
             if self._deferral.is_deferring(request.model) and self._is_deferred(request, now):
                 return None
         else:
-            choice = self._guess(request.model, candidates, now)
-            if choice is None:
+            guess = self._guess(request.model, candidates, now)
+            if guess is None:
                 return None
+            choice = guess.among(choice)
         lease = self.loads.lease(choice.candidate, request.origin, now)
         request.decision.picked(choice.candidate, choice.considered, now)
         return lease

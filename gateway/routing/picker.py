@@ -1,7 +1,7 @@
 """The only routing policy: it decides which candidate serves the next request, and why. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
@@ -90,7 +90,12 @@ class Choice:
     has_free_slot: bool
     """False: it is the best of those that are all taken."""
     considered: tuple[Considered, ...] = field(default=(), compare=False)
-    """The numbers that were compared, of the chosen one and of the first others."""
+    """The numbers that were compared, of the chosen one, which comes first, and of the first others."""
+
+    def among(self, all_of_them: "Choice") -> "Choice":
+        """Returns this choice from a part of the candidates with what was compared of all of them."""
+        others = [each for each in all_of_them.considered if each.candidate != self.candidate]
+        return replace(self, considered=(*self.considered[:1], *others[: CANDIDATES_KEPT - 1]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from random import Random
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.routability import Candidate
 from gateway.routing.load_tracker import LoadTracker, ReplicaLoad
-from gateway.routing.picker import ALONE, Choice, Policy, pick, score_of, why_not_chosen
+from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Choice, Policy, pick, score_of, why_not_chosen
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_harness import ORIGIN
 
@@ -143,3 +143,32 @@ def test_what_a_loser_is_told_is_the_first_difference() -> None:
     loser = score_of(candidate("b"), busy(2, last_used=1.0), NOW, rng)
     assert why_not_chosen(loser, winner) == "more load (2 against 1)"
     assert why_not_chosen(winner, winner) == "chance"
+
+
+def test_a_pick_tells_the_numbers_that_it_compared() -> None:
+    several = [candidate(name) for name in "abc"]
+    uses = {"a": busy(2), "b": busy(1), "c": busy(3)}
+    choice = choose(several, uses)
+    assert choice is not None
+    assert [each.candidate.replica_id for each in choice.considered] == ["b", "a", "c"], "the chosen one first"
+    compared = [score_of(each.candidate, uses[each.candidate.replica_id], NOW, Random(1)) for each in choice.considered]
+    assert [each.score[:7] for each in choice.considered] == [each[:7] for each in compared]
+
+
+def test_a_pick_from_a_large_fleet_tells_of_the_chosen_one_and_of_some_others() -> None:
+    several = [candidate(f"r{number}") for number in range(100)]
+    choice = choose(several, {each.replica_id: busy(1) for each in several[:-1]})
+    assert choice is not None
+    assert choice.considered[0].candidate is choice.candidate is several[-1]
+    assert [each.candidate for each in choice.considered[1:]] == several[: CANDIDATES_KEPT - 1]
+
+
+def test_a_choice_from_a_part_tells_what_was_compared_of_all() -> None:
+    several = [candidate(name, slots=1) for name in "abc"]
+    uses = {name: busy(1) for name in "abc"}
+    everyone, part = choose(several, uses), choose(several[1:2], uses)
+    assert everyone is not None
+    assert part is not None
+    told = part.among(everyone).considered
+    assert told[0].candidate is several[1]
+    assert sorted(each.candidate.replica_id for each in told) == ["a", "b", "c"]
