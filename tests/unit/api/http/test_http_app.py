@@ -59,6 +59,7 @@ def build(admin_app: FakeAdminApp, registry: CollectorRegistry) -> Build:
             Route("GET", "/things/{id}/parts/{part}", Role.INFERENCE, run),
             Route("PUT", "/thing/{id}", Role.INFERENCE, run),
             Route("DELETE", "/thing/{id}", Role.INFERENCE, run),
+            Route("DELETE", "/thing/all", Role.ADMIN, run),
             Route("GET", "/service", Role.INFERENCE, run, ends_with_service=True),
         ]
         admin_routes = [AdminRoute("/health", Role.PUBLIC), AdminRoute("/pages/", Role.ADMIN)]
@@ -181,6 +182,20 @@ def test_every_way_in_is_listed_with_its_role(build: Build) -> None:
 )
 def test_what_stands_for_the_names_in_a_path(route: str, path: str, params: dict[str, str] | None) -> None:
     assert match_path(route, path) == params
+
+
+async def test_an_exact_path_comes_before_a_pattern(build: Build) -> None:
+    """With its own role and route, although the pattern was declared before it."""
+    seen: list[tuple[str, dict[str, str]]] = []
+
+    async def answer(exchange: Exchange, _caller: Caller, _body: bytes) -> None:
+        seen.append((exchange.route, dict(exchange.params)))
+        await exchange.respond(200, b"")
+
+    app = build(answer)
+    for path in ("/thing/all", "/thing/one"):
+        await AsgiRequest("DELETE", path, JSON).run(app)
+    assert seen == [("/thing/all", {}), ("/thing/{id}", {"id": "one"})]
 
 
 async def test_a_handler_finds_what_stands_for_the_names(build: Build) -> None:
