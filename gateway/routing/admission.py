@@ -169,7 +169,7 @@ class Admission:
     async def _sleep(self, request: PendingRequest) -> None:
         """Until something changed for this request, or it is time to ask a refused replica again, or time is up.
 
-        Raises the error of `timeout_rejection` if its time is up.
+        Raises what `rejections.timeout_rejection` says when time is up.
         """
         now, give_up_at = trio.current_time(), self._give_up_at(request)
         if now >= give_up_at:
