@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 import gateway
-from tests.fakes.whole_gateway import House, open_house
+from tests.fakes.whole_gateway import Installation, open_installation
 
 PACKAGE: Final = Path(gateway.__file__).parent
 PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
@@ -46,7 +46,7 @@ class RequestPath:
 
 async def measure_paths(folder: Path) -> tuple[RequestPath, RequestPath]:
     """Of a warm and of a cold unary chat."""
-    async with open_house(folder) as house:
+    async with open_installation(folder) as house:
         cold = await _run(house)
         await trio.testing.wait_all_tasks_blocked(0.2)  # the cold load's last writes are done
         loops = frozenset(_loops(trio.lowlevel.current_root_task()))
@@ -64,7 +64,7 @@ def _loops(task: trio.lowlevel.Task | None) -> Iterator[trio.lowlevel.Task]:
             yield from _loops(child)
 
 
-async def _run(house: House, ignored: Collection[trio.lowlevel.Task] = ()) -> frozenset[Function]:
+async def _run(house: Installation, ignored: Collection[trio.lowlevel.Task] = ()) -> frozenset[Function]:
     with _recording(ignored) as seen:
         response = await house.chat()
     assert response.status_code == 200

@@ -42,7 +42,7 @@ class Reconciler:
     interval_seconds: float
     own_demand: Callable[[], tuple[Demand, ...]] | None = None
     """What waits at this gateway now, so that the planner need not wait until that is published. None: what was."""
-    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NONE_USED
+    usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NO_USAGE
     """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
     audience: Callable[[], Audience | None] = lambda: None
     """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""

@@ -163,7 +163,7 @@ class Retries:
         attempt.record_failure(cause)
         if isinstance(error, Stale):
             attempt.probes.report_broken(replica_id, f"it answers, but not as the replica it was: {error}")
-        request.note_failed(replica_id, was_lost=isinstance(error, Lost))
+        request.record_failure(replica_id, was_lost=isinstance(error, Lost))
         if request.attempts_failed >= self._attempts_max or request.losses > RERUNS_AFTER_LOSS_MAX:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 

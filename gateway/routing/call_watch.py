@@ -1,10 +1,13 @@
-"""Watches waiting calls, and ends those whose replica cannot be reached or hangs.
+"""Watches open calls, and ends those whose replica cannot be reached or hangs.
+
+A call that waits for its backend shows both. A call that waits for its client shows only that nobody is there any more:
+a backend that may send nothing at the moment is silent without any fault of its own.
 
 One loop watches all calls of this gateway, so a call costs nothing beyond its entry in `OpenCalls`. `silence` decides
 what each silence means; this module asks the replicas and acts on the verdict.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final
 
 import structlog
@@ -28,11 +31,11 @@ from gateway.routing.silence import (
 log = structlog.get_logger(__name__)
 
 LOOK_PAUSE_SECONDS: Final = 1.0
-"""The pause between two looks at the waiting calls."""
+"""The pause between two looks at the open calls."""
 ASIDE_SECONDS: Final = 3.0
 """How long other replicas are preferred to one that is being probed or has not answered. Each look renews it."""
 FORGET_SECONDS: Final = 10.0
-"""The age at which a silence is forgotten if no call waits in it: what was observed may have changed."""
+"""The age at which a silence is forgotten if no call is open in it: what was observed may have changed."""
 
 
 class CallWatch:
@@ -60,10 +63,10 @@ class CallWatch:
         """The highest number of calls that each replica had while it answered Health."""
 
     async def run(self) -> None:
-        """Probes replicas that keep calls waiting, and ends the calls of those that are lost; runs until cancelled."""
+        """Probes replicas whose calls are silent, and ends the calls of those that are lost; runs until cancelled."""
         async with trio.open_nursery() as nursery:
             while True:
-                await self._calls.wait_some()
+                await self._calls.wait_some_open()
                 for replica_id in self._due(trio.current_time()):
                     nursery.start_soon(self._ask, replica_id, self._silences[replica_id])
                 await trio.sleep(LOOK_PAUSE_SECONDS)
@@ -76,19 +79,24 @@ class CallWatch:
 
     def _due(self, now: float) -> list[ReplicaId]:
         """Returns the replicas that have to be probed now."""
-        due = [replica_id for replica_id, calls in self._calls.waiting.items() if self._is_due(replica_id, calls, now)]
+        due = [replica_id for replica_id in self._calls.open if self._is_due(replica_id, now)]
         self._silences = {
             each: silence for each, silence in self._silences.items() if now - silence.seen_at < FORGET_SECONDS
         }
         return due
 
-    def _is_due(self, replica_id: ReplicaId, calls: Iterable[OpenCall], now: float) -> bool:
-        silence = self._silence_of(replica_id, calls)
+    def _is_due(self, replica_id: ReplicaId, now: float) -> bool:
+        silence = self._silence_of(replica_id, self._watched(replica_id))
         silence.seen_at = now
         due = now >= silence.ask_at and replica_id not in self._asked
-        if due or silence.unanswered:
+        if silence.unanswered or (due and replica_id in self._calls.waiting):
             self._loads.record_busy(replica_id, now + ASIDE_SECONDS)
         return due
+
+    def _watched(self, replica_id: ReplicaId) -> Collection[OpenCall]:
+        """Returns the calls that wait for the replica, or if there are none, those that wait for their clients."""
+        waiting = self._calls.waiting.get(replica_id, ())
+        return waiting or self._calls.open.get(replica_id, ())
 
     def _silence_of(self, replica_id: ReplicaId, calls: Iterable[OpenCall]) -> Silence:
         """Returns the silence of the replica. A silence begins with the last sign of life or with the first wait, and
@@ -102,7 +110,7 @@ class CallWatch:
         return silence
 
     async def _ask(self, replica_id: ReplicaId, silence: Silence) -> None:
-        calls = tuple(self._calls.waiting.get(replica_id, ()))
+        calls, waited = tuple(self._watched(replica_id)), replica_id in self._calls.waiting
         if not calls:
             return
         settled = {
@@ -115,6 +123,8 @@ class CallWatch:
             self._asked.discard(replica_id)
         if outcome is ProbeOutcome.ALIVE:
             self._record_alive(replica_id, silence, settled)
+        elif outcome is ProbeOutcome.BUSY and not waited:
+            silence.ask_at = trio.current_time() + AGAIN_SECONDS  # It may be unable to go on before a client reads.
         elif self._probes.last_contact_at(replica_id) <= silence.since:
             silence.record_silence(outcome, trio.current_time())
             self._apply_outcome(calls[0], silence, outcome)
@@ -137,9 +147,8 @@ class CallWatch:
             log.info("calls.replica_suspect", replica_id=replica_id, probe=outcome.value)
         if verdict is Verdict.SUSPECT:
             return
-        silence.ask_at = (
-            now + AGAIN_SECONDS
-        )  # A request that arrives before the replica is out of routing does not wait as long again.
+        # A request that arrives before the replica is out of routing does not wait as long again.
+        silence.ask_at = now + AGAIN_SECONDS
         because = f"neither its calls nor Health were answered for {now - silence.since:.0f} s"
         ended = self._calls.end_lost(replica_id, because)
         log.warning("calls.lost", replica_id=replica_id, verdict=verdict.value, because=because, calls=ended)

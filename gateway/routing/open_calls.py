@@ -1,7 +1,7 @@
 """The open calls of one gateway, by replica, so that a watch can end all calls of a replica that cannot be reached.
 
 A call counts as waiting only while its request really waits for the backend. While the client reads slowly, the backend
-waits for the client, and its silence means nothing.
+waits for the client: that it sends nothing then does not mean that it hangs, but its machine may vanish all the same.
 """
 
 from collections.abc import Awaitable, Callable, Container, Mapping
@@ -35,8 +35,8 @@ class OpenCall:
         self.target = target
         self.answers_always = answers_always
         """Whether its backend answers Health whatever it works on."""
-        self.waiting_since = 0.0
-        """The beginning of the current wait (Trio's clock, seconds). It has no meaning while the call does not wait."""
+        self.waiting_since = trio.current_time()
+        """The beginning of the current wait, else of the last one, else of the call (Trio's clock, seconds)."""
         calls.add(self)
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
@@ -81,8 +81,13 @@ class OpenCalls:
         self._open: dict[ReplicaId, set[OpenCall]] = {}
         self._waiting: dict[ReplicaId, set[OpenCall]] = {}
         self._answers: dict[ReplicaId, FirstAnswers] = {}
-        self._some_wait: trio.Event | None = None
-        """It exists while `wait_some` waits for it."""
+        self._some_open: trio.Event | None = None
+        """It exists while `wait_some_open` waits for it."""
+
+    @property
+    def open(self) -> Mapping[ReplicaId, set[OpenCall]]:
+        """Returns the open calls of each replica that has any, whether they wait or not."""
+        return self._open
 
     @property
     def waiting(self) -> Mapping[ReplicaId, set[OpenCall]]:
@@ -90,8 +95,10 @@ class OpenCalls:
         return self._waiting
 
     def add(self, call: OpenCall) -> None:
-        """Adds a call that begins."""
+        """Adds a call that begins, and wakes `wait_some_open`."""
         self._open.setdefault(call.target.replica_id, set()).add(call)
+        if self._some_open is not None:
+            self._some_open.set()
 
     def discard(self, call: OpenCall) -> None:
         """Removes a call that has ended. Does nothing if the call is not there any more."""
@@ -101,10 +108,8 @@ class OpenCalls:
             self._open.pop(call.target.replica_id, None)
 
     def begin_wait(self, call: OpenCall) -> None:
-        """Adds the call to the waiting ones, and wakes `wait_some`."""
+        """Adds the call to the waiting ones."""
         self._waiting.setdefault(call.target.replica_id, set()).add(call)
-        if self._some_wait is not None:
-            self._some_wait.set()
 
     def end_wait(self, call: OpenCall) -> None:
         """Removes the call from the waiting ones. Raises `KeyError` if it is not one of them."""
@@ -113,12 +118,12 @@ class OpenCalls:
         if not several:
             del self._waiting[call.target.replica_id]
 
-    async def wait_some(self) -> None:
-        """Waits until at least one call waits. Only one task may use it."""
-        if not self._waiting:
-            self._some_wait = trio.Event()
-            await self._some_wait.wait()
-            self._some_wait = None
+    async def wait_some_open(self) -> None:
+        """Waits until at least one call is open. Only one task may use it."""
+        if not self._open:
+            self._some_open = trio.Event()
+            await self._some_open.wait()
+            self._some_open = None
 
     def first_answers_of(self, replica_id: ReplicaId) -> FirstAnswers:
         """Returns how long the replica takes to begin an answer. A new replica gets an empty estimate."""

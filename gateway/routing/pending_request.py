@@ -10,7 +10,8 @@ from gateway.routing.lease import Lease
 
 
 class PendingRequest:
-    """Kept over re-routes, so that a request never queues behind later ones."""
+    """The place of one request in its model's queue, and what its attempts came to. The request keeps it when it is
+    sent to another replica, so it never queues behind later requests."""
 
     __slots__ = (
         "attempts_failed",
@@ -48,7 +49,12 @@ class PendingRequest:
         """Set instead of a lease when it has to go."""
         self.wake = trio.Event()
 
-    def note_failed(self, replica_id: ReplicaId, *, was_lost: bool) -> None:
+    def __repr__(self) -> str:
+        state = "refused" if self.failure is not None else "open" if self.lease is None else "served"
+        name = f"{self.number} {state} model={self.model} request={self.origin.request_id}"
+        return f"<PendingRequest {name} attempts={len(self.decision.attempts)}>"
+
+    def record_failure(self, replica_id: ReplicaId, *, was_lost: bool) -> None:
         """An attempt has failed by the replica's doing. `was_lost`: the backend had the request already."""
         self.excluded.add(replica_id)
         self.attempts_failed += 1

@@ -373,8 +373,10 @@ async def test_a_waiting_request_keeps_its_place_when_its_slot_was_refused(
             served.append("later")
 
     ticket = harness.admission.open_request(MODEL, ORIGIN)
+    shown = f"<PendingRequest {ticket.number} open model={MODEL} request={ORIGIN.request_id} attempts="
+    assert repr(ticket) == f"{shown}0>"
     lease = await harness.admission.wait_lease(ticket)
-    assert repr(ticket) == f"{said}1>"
+    assert repr(ticket) == f"{shown}1>"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(later)
         await trio.testing.wait_all_tasks_blocked()
