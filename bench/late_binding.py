@@ -18,9 +18,10 @@ from typing import Final
 import trio
 
 from bench.workload import ROUND_TRIP_SECONDS, SLOTS, Job, Outcome, Setting
+from gateway.domain.builtin_backends import REFUSING
 from gateway.domain.ids import GatewayId, ReplicaId, RequestId
 from gateway.domain.inference import Origin
-from gateway.domain.routability import REFUSING, FleetView, build_view
+from gateway.domain.routability import FleetView, build_view
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.fair_queue import FairQueue
 from gateway.routing.lease import Lease

@@ -7,6 +7,7 @@ concurrency     a wake-up for loops
 bridge          the border between Trio and asyncio
 private_files   files that only their owner may read
 frame_meter     what a peer may send over HTTP/2
+field_errors    the errors of pydantic, sorted
 observability   logs and metrics
 config          the configuration, checked
 data_dir        what one gateway keeps on disk beside the registry

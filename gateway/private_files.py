@@ -1,5 +1,6 @@
-"""Files that only their owner may read: registries, secrets, credentials. Everything here blocks."""
+"""Files that only their owner may read: registries, secrets, credentials; and file locks. Everything here blocks."""
 
+import fcntl
 import os
 import stat
 import tempfile
@@ -50,3 +51,22 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def try_lock(path: Path, *, flags: int = 0, mode: int = OWNER_ONLY) -> int | None:
+    """Opens the file, which is made if there is none, and locks it for this process alone.
+
+    Returns the descriptor, and closing it unlocks the file; so does the end of the process, however it ends. Processes
+    that this one starts do not inherit it. Returns None if somebody else holds the lock. Raises `OSError`.
+    `flags` are added to those of `open(2)`, and `mode` is for a new file.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | flags, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor

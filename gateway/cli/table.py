@@ -2,9 +2,15 @@
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final, TextIO
+from io import StringIO
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 CELL_CHARS_MAX: Final = 60
+PLAIN_WIDTH: Final = 10_000
+"""Of what is not printed on a terminal: a line is never folded there."""
 COLOURS: Final[Mapping[str, str]] = {
     "healthy": "green",
     "ready": "green",
@@ -24,22 +30,24 @@ def print_table(name: str, columns: Sequence[str], rows: Sequence[Mapping[str, A
     if not rows:
         print(f"no {name}")
     elif sys.stdout.isatty():
-        _print_colours(columns, rows, sys.stdout)
+        from rich.console import Console
+
+        Console(file=sys.stdout).print(_laid_out(columns, rows))
     else:
         print("\n".join(table(columns, rows)))
 
 
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A header from the columns' names, then one line per row; what a row does not have is "-"."""
-    cells = [_header(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns))]
-    for row in cells:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-
-
-def _print_colours(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], out: TextIO) -> None:
-    """The same on a terminal, whose width it fits."""
+    """A header from the columns' names, then one line per row, however long; what a row does not have is "-"."""
     from rich.console import Console
+
+    written = StringIO()
+    Console(file=written, width=PLAIN_WIDTH, color_system=None).print(_laid_out(columns, rows))
+    yield from (line.rstrip() for line in written.getvalue().splitlines())
+
+
+def _laid_out(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> "Table":
+    """Imports rich here, since most commands of this program print no table."""
     from rich.table import Table
     from rich.text import Text
 
@@ -49,7 +57,7 @@ def _print_colours(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], ou
     for row in rows:
         cells = (_cell(row.get(column)) for column in columns)
         shown.add_row(*(Text(cell, style=COLOURS.get(cell, "")) for cell in cells))
-    Console(file=out).print(shown)
+    return shown
 
 
 def _header(columns: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ import trio
 
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.composition.parts import Gateway
+from gateway.composition.tiny_model import write_tiny_model
 from gateway.control.sessions.node_session import SessionOver
 from gateway.data_dir import keep_node_id
 from gateway.domain.ids import BootId, new_id
@@ -16,9 +17,9 @@ from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
-from gateway.worker.from_config import hello_of, worker_settings
 from gateway.worker.process.spawn import SpawnProcess
 from gateway.worker.session import WorkerSession
+from gateway.worker.settings import hello_of, worker_settings
 
 log = structlog.get_logger(__name__)
 
@@ -37,7 +38,9 @@ async def start_embedded_worker(
     config = gateway.shared.config
     data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
     settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
-    agent: Agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
+    agent: Agent = await services.start(
+        partial(run_agent, spawn=spawn, control=control, write_tiny_model=write_tiny_model), settings
+    )
     read = CapacityReader(config.worker.models_dir)
     hello = hello_of(config, keep_node_id(data_dir), BootId(new_id()), await read())
     await services.start(_run_embedded_sessions, gateway, agent, read, hello)

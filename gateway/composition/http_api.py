@@ -1,10 +1,14 @@
-"""Puts the HTTP application together from its parts, so that there is one place that knows every route."""
+"""Puts the HTTP application together: every route, and what clients are told of the errors of other rooms."""
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from ssl import SSLContext
+from types import MappingProxyType
+from typing import Final
+
+import structlog
 
 from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
@@ -15,13 +19,35 @@ from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import OpenTail, ReplicaLogs
 from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
+from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import BodyLimits, HttpApp
+from gateway.api.openai.errors import error_object
 from gateway.api.openai.routes import OpenAiApi
+from gateway.domain.errors import GatewayError, Unavailable
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, Reading
-from gateway.registry.protocol import Registry
+from gateway.registry.protocol import Registry, RegistryError
 from gateway.routing.admission import Admission
 from gateway.routing.router import Router
+
+log = structlog.get_logger(__name__)
+
+REGISTRY_RETRY_AFTER_SECONDS: Final = 5.0
+"""When a client may come back that needs the registry while it cannot be used."""
+
+
+def _registry_unavailable(error: Exception) -> GatewayError:
+    """Returns the error for the client. The cause names servers and users, so it goes to the log only."""
+    log.warning("request.registry_unavailable", error=str(error))
+    return Unavailable(
+        "The gateway's registry can't be used now; its log says why. What is loaded is served on.",
+        retry_after_seconds=REGISTRY_RETRY_AFTER_SECONDS,
+        code="registry_unavailable",
+    )
+
+
+ERRORS: Final = ErrorPolicy(error_object, MappingProxyType({RegistryError: _registry_unavailable}))
+"""Paths that belong to no dialect write errors as OpenAI's API does."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +125,13 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         ready=parts.ready,
         registry=parts.registry,
         models=models,
+        errors=ERRORS,
     )
     return HttpApp(
         (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
         PAGE_ROUTES,
         admin_app,
+        errors=ERRORS,
         authenticator=settings.authenticator,
         metrics=parts.metrics.requests,
         limits=settings.limits,

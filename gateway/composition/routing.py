@@ -12,9 +12,9 @@ from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_probe import GrpcProbe
 from gateway.composition.shared import SharedParts
 from gateway.config.model import Config
-from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.cluster import ClusterState, NodeStatus
 from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.peers import ReservationFailed, SlotRequest
 from gateway.domain.routability import FleetView
 from gateway.registry.protocol import RegistryError, SlotReserver
 from gateway.registry.snapshot import SnapshotStore

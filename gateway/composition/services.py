@@ -14,9 +14,10 @@ from gateway.composition.session_server import start_session_server
 from gateway.config.model import Config
 from gateway.control.resource_estimates import EstimateRequirement, RequirementEstimates
 from gateway.data_dir import StartupError
+from gateway.domain.builtin_backends import refusing_backends
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Requirement
-from gateway.domain.routability import REFUSING, build_view
+from gateway.domain.routability import build_view
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_requirement
 from gateway.registry.protocol import RegistryError
@@ -120,6 +121,7 @@ async def leave_fleet(gateway: Gateway) -> None:
 
 
 def _refusing_backends(config: Config) -> frozenset[str]:
-    """Ours, unless a section takes the name, and those whose section says so."""
-    said = {name for name, section in config.backends.items() if section.refuses_when_full}
-    return frozenset(said | (REFUSING - config.backends.keys()))
+    """Returns the backends that refuse calls when they are full: ours, unless a section replaces one, and those whose
+    section says so."""
+    configured = frozenset(name for name, section in config.backends.items() if section.refuses_when_full)
+    return refusing_backends(config.backends, configured)

@@ -8,7 +8,6 @@ import itertools
 import random
 import socket
 import ssl
-from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,9 +21,11 @@ import trio
 from gateway.backends.channel_pool import Dial, dial
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import Bridge, open_bridge
+from gateway.composition.tiny_model import write_tiny_model
 from gateway.config.model import Config
 from gateway.data_dir import StartupError, prepare_data_dir
 from gateway.domain.ids import BootId, NodeId, new_id
+from gateway.domain.pacing import Backoff
 from gateway.domain.session import Hello
 from gateway.transport.client import open_session
 from gateway.transport.credentials import session_metadata
@@ -32,13 +33,12 @@ from gateway.transport.errors import SessionLost, SessionRefused
 from gateway.transport.registration import JoinFailed, JoinRefused, RegistrationAnswer, RegistrationRequest, register
 from gateway.transport.tls import TlsError, client_context
 from gateway.worker.agent import Agent, run_agent
-from gateway.worker.artifacts.gateway_source import GatewaySource
+from gateway.worker.artifacts.source import GatewaySource
 from gateway.worker.capacity_reader import CapacityReader
-from gateway.worker.from_config import hello_of, worker_name, worker_settings
 from gateway.worker.identity import FolderInUse, Identity, holding_folder, keep_identity, read_identity
 from gateway.worker.process.spawn import SpawnProcess, spawn_process
 from gateway.worker.session import WorkerSession
-from gateway.worker.settings import WorkerSettings
+from gateway.worker.settings import WorkerSettings, hello_of, worker_name, worker_settings
 
 log = structlog.get_logger(__name__)
 
@@ -92,7 +92,9 @@ async def run_worker(
         http = await held.enter_async_context(httpx.AsyncClient(verify=_http_context(config)))
         async with trio.open_nursery() as services:
             control = GrpcBackendControl(bridge, dial)
-            agent = await services.start(partial(run_agent, spawn=spawn, control=control), settings)
+            agent = await services.start(
+                partial(run_agent, spawn=spawn, control=control, write_tiny_model=write_tiny_model), settings
+            )
             membership = Membership(
                 config=config, join=join, agent=agent, settings=settings, bridge=bridge, http=http, trusted=trusted
             )
@@ -142,7 +144,7 @@ class Membership:
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled, or until `say_goodbye`."""
-        pauses = _pauses()
+        backoff = _join_backoff()
         for url in itertools.cycle(self._join.urls):
             began = trio.current_time()
             try:
@@ -156,8 +158,8 @@ class Membership:
                 self._ended.set()
                 return
             if trio.current_time() - began > LASTING_SECONDS:
-                pauses = _pauses()
-            await trio.sleep(next(pauses))
+                backoff.reset()
+            await trio.sleep(backoff.next_seconds())
 
     def _record_refusal(self, url: str, error: JoinRefused | SessionRefused) -> None:
         """A worker that has never been let in ends with the reason; one that runs replicas goes on trying."""
@@ -250,15 +252,15 @@ def _http_context(config: Config) -> ssl.SSLContext:
 async def _own_address(urls: tuple[str, ...]) -> str:
     """The address of this machine that faces the first gateway whose name can be resolved. Asks until one can be: a
     machine that has just booted may have no network yet."""
-    for pause in _pauses():
+    backoff = _join_backoff()
+    while True:
         for url in urls:
             host, port = urlsplit(url).hostname or "", urlsplit(url).port or 443
             try:
                 return await trio.to_thread.run_sync(_address_towards, host, port)
             except OSError as error:
                 log.warning("worker.gateway_unreachable", url=url, error=str(error))
-        await trio.sleep(pause)
-    raise AssertionError("pauses never end")
+        await trio.sleep(backoff.next_seconds())
 
 
 def _address_towards(host: str, port: int) -> str:
@@ -270,9 +272,6 @@ def _address_towards(host: str, port: int) -> str:
     return own
 
 
-def _pauses() -> Iterator[float]:
-    """Growing, with a spread, so that the workers of a gateway that comes back do not all come at once."""
-    pause = PAUSE_FIRST_SECONDS
-    while True:
-        yield pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
-        pause = min(2 * pause, PAUSE_MAX_SECONDS)
+def _join_backoff() -> Backoff:
+    """With a spread, so that the workers of a gateway that comes back do not all come at once."""
+    return Backoff(PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS, random.Random())  # noqa: S311 - spreads load

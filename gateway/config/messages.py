@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
-from typing import Final
+from typing import Final, NamedTuple
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
@@ -10,51 +10,42 @@ from pydantic_core import ErrorDetails
 from gateway.config.model import ApiKey, BackendSection, Config, ModelEntry, Section
 from gateway.config.problems import Loc
 from gateway.config.units import describe, kind
+from gateway.field_errors import TOML_TYPES, FieldError, FieldErrorKind, sort_error
 
-_EXPECTED: Final = {
-    "string_type": "a string",
-    "string_unicode": "a string in UTF-8",
-    "int_type": "a whole number",
-    "bool_type": "true or false",
-    "tuple_type": "an array",
-    "mapping_type": "a table",
-    "dict_type": "a table",
-    "model_type": "a table",
-}
 _CONSEQUENCE: Final = "default_factory_not_called"
 """Reported for a default that is derived from a key which is reported itself."""
 
 
-def explain_errors(error: ValidationError, at: Loc) -> Iterator[tuple[Loc, str]]:
-    """(place, sentence) of each finding about the table that lies at `at`."""
+class Explained(NamedTuple):
+    """One of pydantic's findings, for the user."""
+
+    loc: Loc
+    message: str
+    kind: FieldErrorKind
+
+
+def explain_errors(error: ValidationError, at: Loc) -> Iterator[Explained]:
+    """Each finding about the table that lies at `at`, with its place in the document."""
     for detail in error.errors(include_url=False):
         if detail["type"] != _CONSEQUENCE:
             steps = detail["loc"]
             loc = (*at, *(steps[:-1] if steps and steps[-1] == "[key]" else steps))
-            yield loc, _sentence(detail, loc)
+            found = sort_error(detail, TOML_TYPES)
+            yield Explained(loc, _sentence(found, detail, loc), found.kind)
 
 
-def _sentence(detail: ErrorDetails, loc: Loc) -> str:
-    context = detail.get("ctx", {})
-    match detail["type"]:
-        case "missing":
+def _sentence(found: FieldError, detail: ErrorDetails, loc: Loc) -> str:
+    match found.kind:
+        case FieldErrorKind.MISSING:
             return "is required"
-        case "extra_forbidden":
+        case FieldErrorKind.UNKNOWN:
             return unknown_key(loc)
-        case "too_short":
-            return "must not be empty"
-        case "value_error":
-            return str(context["error"])
-        case "literal_error":
-            return _expected(str(context["expected"]).replace("'", '"'), detail["input"], loc)
-        case "greater_than_equal":
-            return _expected(f"at least {context['ge']}", detail["input"], loc)
-        case "less_than_equal":
-            return _expected(f"at most {context['le']}", detail["input"], loc)
-        case known if known in _EXPECTED:
-            return _expected(_EXPECTED[known], detail["input"], loc)
-        case _:
-            return detail["msg"]
+        case FieldErrorKind.TYPE | FieldErrorKind.RANGE:
+            return _expected(found.rule.replace("'", '"'), detail["input"], loc)
+        case FieldErrorKind.LENGTH:
+            return f"must {found.rule}"
+        case FieldErrorKind.OTHER:
+            return str(detail["ctx"]["error"]) if detail["type"] == "value_error" else found.rule
 
 
 def _expected(what: str, value: object, loc: Loc) -> str:

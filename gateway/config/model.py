@@ -45,8 +45,9 @@ from gateway.config.fields import (
     nothing,
 )
 from gateway.config.units import PORT_MAX, PortRange
+from gateway.domain.builtin_backends import LLAMA_CPP
 from gateway.domain.ids import ModelName
-from gateway.domain.model_spec import LLAMA_CPP, ModelSpec
+from gateway.domain.model_spec import ModelSpec
 
 
 class Section(BaseModel):

@@ -72,7 +72,7 @@ def _read_table(model: type[AnySection], raw: object, at: Loc, refused: list[Ref
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        refused += explain_errors(error, at)
+        refused += ((each.loc, each.message) for each in explain_errors(error, at))
         bad = {detail["loc"][:1] for detail in error.errors(include_url=False, include_input=False)}
     usable = {key: value for key, value in raw.items() if (key,) not in bad} if isinstance(raw, dict) else {}
     try:

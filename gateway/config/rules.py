@@ -10,7 +10,7 @@ from gateway.config.model import AuthSection, Config, HealthSection, ModelEntry,
 from gateway.config.partial import PartialConfig
 from gateway.config.problems import Loc, format_path
 from gateway.config.units import quote
-from gateway.domain.model_spec import LLAMA_CPP
+from gateway.domain.builtin_backends import LLAMA_CPP
 
 TTL_SECONDS_MIN: Final = 1.0
 TTL_INTERVALS_MIN: Final = 10

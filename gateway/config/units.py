@@ -10,6 +10,8 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
+from gateway.domain.resources import VramBudget
+
 DURATION_SECONDS_MAX: Final = 365 * 24 * 3600.0
 """A year: longer is a slip of the pen, and timers far beyond it overflow."""
 SIZE_BYTES_MAX: Final = 2**63 - 1
@@ -92,6 +94,11 @@ def parse_budget(value: object) -> int | Percent:
     if match is None or not 0 < float(match[1]) <= 100:
         raise ValueError(f'expected a share above 0% and up to 100%, such as "80%", got {describe(value)}')
     return Percent(float(match[1]))
+
+
+def vram_budget(parsed: int | Percent) -> VramBudget:
+    """Returns what `parse_budget` has read, as a budget of GPU memory."""
+    return VramBudget(share=parsed.value / 100) if isinstance(parsed, Percent) else VramBudget(amount=parsed)
 
 
 def parse_port_range(value: object) -> PortRange:

@@ -5,19 +5,16 @@ The request path only reports and continues. It need not know which gateway lead
 
 from collections.abc import Container
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 import structlog
 import trio
 
 from gateway.concurrency import Wake
 from gateway.domain.ids import ReplicaId
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import RETRY_SECONDS, NodeRegistry, RegistryError
 
 log = structlog.get_logger(__name__)
-
-RETRY_SECONDS: Final = 1.0
-"""The pause after the registry could not be used."""
 
 
 class FailureReport(NamedTuple):
@@ -31,7 +28,7 @@ class FailureReport(NamedTuple):
 class FailureReporter:
     """Writes to the registry which replicas this gateway has found broken, so that the leader replaces them."""
 
-    registry: Registry
+    registry: NodeRegistry
     _unwritten: dict[ReplicaId, FailureReport] = field(default_factory=dict, init=False)
     _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
     """All replicas that were reported. The value is True if the replica was lost with its worker."""

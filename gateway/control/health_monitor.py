@@ -26,14 +26,12 @@ from gateway.domain.cluster import ClusterState, Node, NodeStatus, ProbeOutcome,
 from gateway.domain.ids import NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.routability import FleetView
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import RETRY_SECONDS, NodeRegistry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.probe_cache import Probe
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS: Final = 1.0
-"""The pause after the registry could not be used."""
 PAUSE_SECONDS_MIN: Final = 0.01
 """The shortest pause between two rounds if only time has passed: a rounded age must not make the loop spin."""
 PROBES_MAX: Final = 32
@@ -99,7 +97,7 @@ class HealthMonitor:
     """Judges the nodes of this gateway. `wake` asks for a round when a session has begun or ended; without it there is
     one with every heartbeat."""
 
-    registry: Registry
+    registry: NodeRegistry
     views: SnapshotStore[FleetView]
     """The views. There has to be a first snapshot of the registry when `run` begins."""
     settings: HealthSettings

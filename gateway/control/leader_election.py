@@ -15,7 +15,7 @@ import trio
 
 from gateway.concurrency import Wake
 from gateway.domain.ids import GatewayId
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import PlanRegistry, RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -31,7 +31,7 @@ TRIES_PER_TERM: Final = 6
 class LeaderElection:
     """Acquires and renews the leader's term. If the leader dies, another gateway leads within `gateway_ttl_seconds`."""
 
-    registry: Registry
+    registry: PlanRegistry
     gateway_id: GatewayId
     gateway_ttl_seconds: float
     changed: Callable[[], None] = lambda: None

@@ -6,7 +6,8 @@ from types import MappingProxyType
 import structlog
 
 from gateway.domain.ids import ModelName
-from gateway.domain.peers import NOTHING, PendingReason
+from gateway.domain.model_spec import NOTHING
+from gateway.domain.peers import PendingReason
 from gateway.planner.plan import Plan
 
 log = structlog.get_logger(__name__)

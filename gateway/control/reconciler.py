@@ -20,14 +20,12 @@ from gateway.planner.history import NO_HISTORY, PlanningHistory, record_demand, 
 from gateway.planner.plan import Plan, reasons
 from gateway.planner.planner import plan
 from gateway.planner.planning_input import NO_LIMITS, NO_USAGE, PlanningInput, WatchdogLimits
-from gateway.registry.protocol import Registry, RegistryError, StaleEpoch
+from gateway.registry.protocol import RETRY_SECONDS, PlanRegistry, RegistryError, StaleEpoch
 
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS_MIN: Final = 0.01
 """The shortest pause between two rounds if only time has passed: a rounded age must not make the loop spin."""
-RETRY_SECONDS: Final = 1.0
-"""The pause after the registry could not be used."""
 REST_SECONDS_MAX: Final = 1.0
 """The longest rest after a plan, however long the plan took and whatever wakes the loop."""
 
@@ -37,7 +35,7 @@ class Reconciler:
     """Plans in rounds while this gateway leads. `wake` asks for a round; without it there is one every
     `interval_seconds`."""
 
-    registry: Registry
+    registry: PlanRegistry
     leadership: LeaderElection
     interval_seconds: float
     own_demand: Callable[[], tuple[Demand, ...]] | None = None

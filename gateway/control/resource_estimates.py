@@ -13,13 +13,11 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Requirement
 from gateway.domain.routability import FleetView
 from gateway.domain.session import Report
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import RETRY_SECONDS, NodeRegistry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 
 log = structlog.get_logger(__name__)
 
-RETRY_SECONDS: Final = 1.0
-"""The pause after the registry could not be used."""
 READABLE: Final = ("builtin:", "file:")
 """The kinds of artifacts that this machine may have."""
 
@@ -41,7 +39,7 @@ def measured_requirement(report: Report, node: Node | None) -> Requirement | Non
 class RequirementEstimates:
     """Estimates each revision of a model once, unless its need is known already."""
 
-    def __init__(self, registry: Registry, views: SnapshotStore[FleetView], estimate: EstimateRequirement) -> None:
+    def __init__(self, registry: NodeRegistry, views: SnapshotStore[FleetView], estimate: EstimateRequirement) -> None:
         self._registry = registry
         self._views = views
         self._estimate = estimate

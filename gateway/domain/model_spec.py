@@ -8,13 +8,10 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
+from gateway.domain.builtin_backends import default_parallel
 from gateway.domain.ids import ModelName, Revision
 
-LLAMA_CPP: Final = "llama-cpp"
-DEFAULT_PARALLEL: Final[Mapping[str, int]] = MappingProxyType({LLAMA_CPP: 4})
-"""Requests that one replica serves at a time when the spec does not say; 1 for a backend that is not listed."""
-
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ModelSpec:
     @property
     def slots(self) -> int:
         """How many requests one replica serves at a time: `parallel`, else the backend's default."""
-        return self.parallel or DEFAULT_PARALLEL.get(self.backend, 1)
+        return self.parallel or default_parallel(self.backend)
 
     @cached_property
     def revision(self) -> Revision:

@@ -4,15 +4,14 @@ Each gateway publishes one `PeerState`, complete, over its last one; it counts a
 Times are seconds of the registry's clock, the only one that is compared across machines (H11).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
+from gateway.domain.model_spec import NOTHING
 
-NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 SILENT_SECONDS_MAX: Final = 3600.0
 """For which it is remembered of a gateway that has fallen silent what it said last."""
 
@@ -96,3 +95,27 @@ def audience(own: PeerState, seen_version: int, peer_states: PeerStates) -> Audi
     silent = [each for each in peer_states.silent.values() if each.url not in inhabited]
     least = min((each.seen_version for each in (*peer_states.peers.values(), *silent)), default=seen_version)
     return Audience(min(seen_version, least), frozenset(replica_id for each in silent for replica_id in each.leases))
+
+
+class ReservationFailed(Exception):
+    """The registry could not be asked, or its answer was lost: it may count a lease that nobody has."""
+
+
+@dataclass(frozen=True)
+class SlotRequest:
+    """A slot of some replica of `model` for one request, with what only the asking gateway knows."""
+
+    gateway_id: GatewayId
+    model: ModelName
+    leases: Mapping[ReplicaId, int] = field(default_factory=lambda: NOTHING)
+    """Of this gateway, on whatever replicas, without the one that is asked for: as `Bulletin.leases`."""
+    unused_seconds: Mapping[ReplicaId, float] = field(default_factory=lambda: NOTHING)
+    """Since it last took a lease on each replica of the model that it ever did."""
+    excluded: Collection[ReplicaId] = ()
+    """They have failed this request."""
+    suspect: Collection[ReplicaId] = ()
+    """They have failed lately: only if there is no other."""
+    full: Collection[ReplicaId] = ()
+    """They have just said so, whatever is counted."""
+    busy: Collection[ReplicaId] = ()
+    """They did not answer a probe: rather others that have a free slot."""

@@ -1,9 +1,14 @@
-"""What a machine has, as its worker found it: GPUs, memory, disk, processor. None or empty means unknown. Pure."""
+"""What a machine has, as its worker found it, and what models need of it. None or empty means unknown. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
+
+KIB: Final = 2**10
+MIB: Final = 2**20
+GIB: Final = 2**30
+_UNITS: Final = ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB"))
 
 
 @dataclass(frozen=True)
@@ -90,8 +95,20 @@ def automatic_labels(capacity: Capacity, node_name: str) -> Mapping[str, str]:
         labels["gpu.vendor"] = capacity.gpus[0].vendor
         labels["gpu.count"] = str(len(capacity.gpus))
     if (vram := capacity.vram_bytes) is not None:
-        labels["gpu.vram"] = f"{vram // 2**30}GiB"
+        labels["gpu.vram"] = f"{vram // GIB}GiB"
     return MappingProxyType(labels)
+
+
+def format_bytes(amount: int, *, round_up: bool = False) -> str:
+    """Writes an amount for people, with at most one digit after the point: `1.5 GiB`, `200 MiB`, `17 bytes`.
+
+    It is rounded down. A need is rounded up, so that it reads as more than what is free if it is more.
+    """
+    for unit, name in _UNITS:
+        if amount >= unit:
+            tenths = -(-amount * 10 // unit) if round_up else amount * 10 // unit
+            return f"{tenths / 10:.10g} {name}"
+    return f"{amount} bytes"
 
 
 def _sum_known(amounts: list[int | None]) -> int | None:
@@ -100,7 +117,7 @@ def _sum_known(amounts: list[int | None]) -> int | None:
 
 
 DISK_HEADROOM_SHARE: Final = 0.05
-DISK_HEADROOM_BYTES_MIN: Final = 2**30
+DISK_HEADROOM_BYTES_MIN: Final = GIB
 
 
 def disk_headroom_bytes(disk_bytes: int | None) -> int:

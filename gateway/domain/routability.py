@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from gateway.domain.builtin_backends import REFUSING
 from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import LLAMA_CPP, ModelSpec
-
-REFUSING: Final = frozenset({LLAMA_CPP})
-"""Our own backend programs: all of them refuse at once when they are full."""
+from gateway.domain.model_spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,12 +22,15 @@ exchanges these records over memory channels, a worker on another machine over i
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, VramBudget
+
+LOG_LINES_MAX: Final = 1000
+"""Of a replica's output: its worker keeps so many, and nobody can ask for more."""
 
 
 @dataclass(frozen=True)

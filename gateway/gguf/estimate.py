@@ -76,19 +76,6 @@ def estimate(
     )
 
 
-def fit_layers(
-    header: Header, vram_free_bytes: int, settings: LoadSettings = DEFAULT_USE, *, companion_bytes: int = 0
-) -> int:
-    """The most layers that may go to GPUs with so much free memory; the output counts as one. Raises `BrokenHeader`."""
-    most = len(shape_of(header).layers) + 1
-    fits, fails = 0, most + 1
-    while fails - fits > 1:
-        middle = (fits + fails) // 2
-        needed = estimate(header, settings, gpu_layers=middle, companion_bytes=companion_bytes).vram_bytes
-        fits, fails = (middle, fails) if needed <= vram_free_bytes else (fits, middle)
-    return fits
-
-
 def estimate_other(size_bytes: int) -> Requirement:
     """Returns a safe guess for weights in a format other than GGUF, made from the size of the file alone."""
     needed = int(size_bytes * OTHER_FACTOR) + OTHER_BYTES

@@ -4,7 +4,6 @@ Whatever the file claims, reading takes bounded time and memory: each count is c
 anything is read, and nothing is allocated by a count alone.
 """
 
-import io
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,11 +90,6 @@ def read_header(stream: Readable) -> Header:
         data_offset=-(-reader.position // alignment) * alignment,
         data_bytes=check_layout(infos),
     )
-
-
-def parse_header(prefix: bytes) -> Header:
-    """Parses a file's first bytes. Raises `NeedMore` when they are too few, `BrokenHeader` when more won't help."""
-    return read_header(io.BytesIO(prefix))
 
 
 class _Entries:

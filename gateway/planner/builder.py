@@ -10,6 +10,7 @@ from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.pacing import doubled_seconds
 from gateway.planner.placement import Placement
 from gateway.planner.plan import DeleteReplica, Pending, Plan, SetDesired, SetLoadFailure, StartReplica
 from gateway.planner.watchdog import Action
@@ -119,4 +120,4 @@ def backoff_seconds(attempts: int) -> float:
 
     It is 0 for no attempt: a replica that was ready has broken for the first time.
     """
-    return 0.0 if attempts == 0 else min(BACKOFF_FIRST_SECONDS * 2.0 ** min(attempts - 1, 30), BACKOFF_MAX_SECONDS)
+    return 0.0 if attempts == 0 else doubled_seconds(BACKOFF_FIRST_SECONDS, attempts - 1, BACKOFF_MAX_SECONDS)

@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, Self
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.resources import disk_headroom_bytes
+from gateway.domain.resources import disk_headroom_bytes, format_bytes
 from gateway.planner.node_resources import NodeInfo, NodeResources
 from gateway.planner.working_state import WorkingState
 
@@ -180,12 +180,4 @@ class FitCheck:
         if shortage is None:
             return None
         needed, free = shortage
-        return f"needs {format_bytes(needed)} of disk, {format_bytes(max(0, free))} free"
-
-
-def format_bytes(amount: int) -> str:
-    """Returns the amount of bytes for people to read, such as "1.5 GiB"."""
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if amount >= size:
-            return f"{amount / size:.1f} {unit}"
-    return f"{amount} bytes"
+        return f"needs {format_bytes(needed, round_up=True)} of disk, {format_bytes(max(0, free))} free"

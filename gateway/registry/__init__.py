@@ -1,7 +1,7 @@
 """Where the fleet's state lives: one protocol, several stores, one contract suite.
 
 In reading order: `protocol` (the contract), `store` (its methods over the few primitives that each store brings),
-`tables` and `rows` (what is stored, and as which columns), `peer_rows`, `row_cache`, `writes/` (what each write
+`tables` and `rows` (what is stored, and as which columns), `peer_rows`, `writes/` (what each write
 means), `embedded/` and `postgres/` (where rows live), `open`, `snapshot` (the view that everybody else reads),
 `clock`.
 """

@@ -10,7 +10,8 @@ from typing import Any, Final, TypeVar
 
 from gateway.domain.cluster import Demand, Progress
 from gateway.domain.ids import GatewayId, ModelName
-from gateway.domain.peers import NOTHING, PeerState, PendingReason, Use
+from gateway.domain.model_spec import NOTHING
+from gateway.domain.peers import PeerState, PendingReason, Use
 from gateway.registry.rows import SqlValue, storable
 
 Value = TypeVar("Value")

@@ -3,18 +3,20 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
-from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.model_spec import NOTHING, ModelSpec
-from gateway.domain.peers import PeerState, PeerStates
+from gateway.domain.peers import PeerState, PeerStates, SlotRequest
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Capacity, Requirement, VramBudget
 from gateway.domain.session import Hello, Registration, Report
+
+RETRY_SECONDS: Final = 1.0
+"""How long a loop pauses after a `RegistryError`, before it asks again."""
 
 
 class RegistryError(Exception):
@@ -95,23 +97,8 @@ class RegistryStatistics:
     """What was executed since the store was opened, by method."""
 
 
-class Registry(Protocol):
-    """Durable state of the fleet.
-
-    What callers guarantee: one gateway id per process; `apply` is called only with an epoch from `acquire_or_renew`;
-    times are never compared with a clock other than the registry's (`now`).
-
-    What every store guarantees:
-    - Each method is one transaction. When it returns, the change survives kill -9 of this process (the memory store
-      excepted). When it is cancelled, it has happened wholly or not at all, and the caller can't know which: every
-      method may be repeated.
-    - A write that changes something bumps `version` by one in the same transaction and wakes `wait_newer`; a write
-      that changes nothing does neither. Peer states and the leader's terms never bump it.
-    - `read_state` is one consistent read.
-    - No method blocks on another one's I/O for longer than that transaction takes.
-
-    Raises `RegistryError` only.
-    """
+class StateReader(Protocol):
+    """Reads of the fleet's state, which the other protocols have in common. `Registry` says what holds for all."""
 
     async def now(self) -> float:
         """The registry's clock: seconds since the epoch. The only clock that is compared across machines (H11)."""
@@ -124,6 +111,10 @@ class Registry(Protocol):
 
     async def wait_newer(self, version: int) -> None:
         """Returns as soon as the state's version is above `version`: at once if it is already."""
+
+
+class ModelRegistry(StateReader, Protocol):
+    """What the configuration file and admins say of models."""
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
         """Makes the models of the configuration file exactly `specs`: adds, replaces and removes those with source
@@ -145,6 +136,10 @@ class Registry(Protocol):
     async def unload_model(self, name: ModelName) -> bool:
         """Somebody wishes that what is loaded of a model now be loaded no more: `ClusterState.unloads` has the present
         time from now on. False: no such model."""
+
+
+class NodeRegistry(StateReader, Protocol):
+    """What is said of nodes: by workers of themselves and of their replicas, by those who watch them, and by admins."""
 
     async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """What a replica of the model takes; what is None in it leaves what is stored. False: `revision` is not the
@@ -204,6 +199,10 @@ class Registry(Protocol):
         """A gateway has found out that a replica is of no use: let the leader replace it. See `Replica.broken` and
         `Replica.lost`. False: no such replica."""
 
+
+class PlanRegistry(StateReader, Protocol):
+    """What only the leader writes, and how a gateway becomes the leader."""
+
     async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Becomes the leader for a term, or stays it for another one. Returns the epoch, which grows whenever the
         leader changes; None: another gateway leads, and its term is not over. Only a change of the leader bumps the
@@ -214,12 +213,35 @@ class Registry(Protocol):
 
         Raises `StaleEpoch` when another gateway has become the leader."""
 
+
+class PeerRegistry(Protocol):
+    """What gateways publish for each other."""
+
     async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes over the gateway's last peer state, to count for `ttl_seconds`, and hears the others'. One that
         does not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 
     async def leave(self, gateway_id: GatewayId) -> None:
         """The gateway ends: its peer state and its term as leader are over at once."""
+
+
+class Registry(ModelRegistry, NodeRegistry, PlanRegistry, PeerRegistry, Protocol):
+    """Durable state of the fleet. Its users take the narrowest of the protocols that it consists of.
+
+    What callers guarantee: one gateway id per process; `apply` is called only with an epoch from `acquire_or_renew`;
+    times are never compared with a clock other than the registry's (`now`).
+
+    What every store guarantees:
+    - Each method is one transaction. When it returns, the change survives kill -9 of this process (the memory store
+      excepted). When it is cancelled, it has happened wholly or not at all, and the caller can't know which: every
+      method may be repeated.
+    - A write that changes something bumps `version` by one in the same transaction and wakes `wait_newer`; a write
+      that changes nothing does neither. Bulletins and the leader's terms never bump it.
+    - `read_state` is one consistent read.
+    - No method blocks on another one's I/O for longer than that transaction takes.
+
+    Raises `RegistryError` only.
+    """
 
     def statistics(self) -> RegistryStatistics:
         """Returns the known version and the counts of statements, without any I/O."""

@@ -11,7 +11,8 @@ import structlog
 import trio
 
 from gateway.domain.cluster import ClusterState
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.domain.pacing import Backoff
+from gateway.registry.protocol import RegistryError, StateReader
 
 Value = TypeVar("Value")
 log = structlog.get_logger()
@@ -44,7 +45,7 @@ class SnapshotStore(Generic[Value]):
 
 
 async def run_snapshot_watcher(
-    registry: Registry,
+    registry: StateReader,
     store: SnapshotStore[Value],
     build: Callable[[ClusterState], Value],
     *,
@@ -58,17 +59,19 @@ async def run_snapshot_watcher(
     state = await registry.read_state()
     store.publish(build(state))
     task_status.started()
-    seen, pause_seconds = state.version, RETRY_FIRST_SECONDS
+    seen, backoff = state.version, Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS)
     while True:
         try:
             await registry.wait_newer(seen)
             state = await registry.read_state()
         except RegistryError as error:
+            pause_seconds = backoff.next_seconds()
             log.warning(
                 "registry.snapshot_outdated", error=str(error), version=state.version, retry_seconds=pause_seconds
             )
             await trio.sleep(pause_seconds)
-            seen, pause_seconds = ANY_VERSION, min(2 * pause_seconds, RETRY_MAX_SECONDS)
+            seen = ANY_VERSION
         else:
             store.publish(build(state))
-            seen, pause_seconds = state.version, RETRY_FIRST_SECONDS
+            seen = state.version
+            backoff.reset()

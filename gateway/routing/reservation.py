@@ -14,8 +14,8 @@ from typing import Final, Protocol
 import structlog
 import trio
 
-from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import GatewayId, ReplicaId
+from gateway.domain.peers import ReservationFailed, SlotRequest
 from gateway.domain.routability import Candidate, FleetView
 from gateway.routing.admission import Admission
 from gateway.routing.decisions import score_all

@@ -6,11 +6,14 @@ The gateways of one fleet share a secret, so any of them can check what another 
 import hashlib
 import hmac
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.ids import BootId, NodeId
+
+IsCredential = Callable[[NodeId, BootId, str], bool]
+"""Whether the string is the credential of that node's agent, for that start of it."""
 
 AUTHORIZATION: Final = "authorization"
 """Metadata of a session's call: `Bearer CREDENTIAL`."""

@@ -1,7 +1,6 @@
 """How a worker joins: one HTTP call with the join token, answered with its credential and where its sessions go."""
 
 import re
-import ssl
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -11,12 +10,14 @@ import httpx
 import trio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gateway.domain.causes import cause_words
 from gateway.domain.ids import BootId, GatewayId, NodeId
 
 PATH: Final = "/api/node/register"
 REGISTER_SECONDS: Final = 15.0
 """For the whole call."""
 ANSWER_BYTES_MAX: Final = 64 * 1024
+TRUST_HINT: Final = "; worker.tls_ca names those that are"
 WORDS_CHARACTERS_MAX: Final = 500
 """A gateway's own words are passed on, but not without end."""
 
@@ -89,18 +90,8 @@ async def register(http: httpx.AsyncClient, url: str, token: str, request: Regis
     except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise JoinRefused(f"{url} is no URL of a gateway (http://HOST:PORT or https://HOST:PORT): {error}") from error
     except httpx.HTTPError as error:
-        raise JoinFailed(f"can't reach a gateway at {url}: {_reason(error)}") from error
+        raise JoinFailed(f"can't reach a gateway at {url}: {cause_words(error, trust_hint=TRUST_HINT)}") from error
     return _read_answer(url, status, body)
-
-
-def _reason(error: httpx.HTTPError) -> str:
-    """On Trio, httpx has no words for what TLS found: they are in what has led to its error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not to be trusted: {cause.verify_message}; worker.tls_ca names those that are"
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__
 
 
 async def _post(http: httpx.AsyncClient, url: str, token: str, request: RegistrationRequest) -> tuple[int, bytes]:

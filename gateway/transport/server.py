@@ -8,7 +8,7 @@ of `SessionServer.run`. An `Attach` is ended by a status and never by a cancel, 
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -24,7 +24,7 @@ from gateway.domain.session import Hello
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
 from gateway.transport.advertised import AdvertisedHost
-from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE, bearer_token
+from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE, IsCredential, bearer_token
 from gateway.transport.errors import MessageRefused
 from gateway.transport.limits import BoundedServer, bound_messages, cut, in_use
 from gateway.transport.pb.worker_grpc import WorkerSessionBase
@@ -32,9 +32,6 @@ from gateway.transport.session import CLOSING, AttachStream, Serve, Session, Ses
 from gateway.transport.stream_pump import StreamFailed
 
 log = structlog.get_logger(__name__)
-
-IsCredential = Callable[[NodeId, BootId, str], bool]
-"""Whether the string is that node's credential for that start of its agent."""
 
 SESSIONS_MAX: Final = 1024
 """Open at a time, those included whose hello has not come yet."""

@@ -1,7 +1,7 @@
 """One session at the gateway: an asyncio half that owns the stream, a Trio half that serves, and how they end."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,6 +12,7 @@ from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Stream
 
 from gateway.bridge import AioReceiver, AioSender
+from gateway.domain.causes import leaves
 from gateway.domain.session import FromWorker, Hello, Report, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
@@ -86,7 +87,7 @@ class Session:
                 log.warning("session.handler_timeout", node=self.hello.name, seconds=END_SECONDS)
             self._end_serving(SessionEnd(Status.OK))
         except* SessionRefused as refusals:
-            self._end_serving(_verdict_of(next(_leaves(refusals))))
+            self._end_serving(_verdict_of(next(leaves(refusals))))
         except* Exception:
             if not self._verdict.done():  # else the stream ended first, and that is why
                 log.exception("session.handler_failed", node=self.hello.name)
@@ -141,11 +142,3 @@ class Session:
 def _verdict_of(refusal: BaseException) -> SessionEnd:
     again = isinstance(refusal, SessionRefused) and refusal.register_again
     return SessionEnd(Status.NOT_FOUND if again else Status.PERMISSION_DENIED, str(refusal))
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -12,7 +12,7 @@ from grpclib.exceptions import StreamTerminatedError
 from h2.exceptions import ProtocolError
 
 from gateway.bridge import AioReceiver, AioSender
-from gateway.domain.token_bucket import TokenBucket
+from gateway.domain.pacing import TokenBucket
 from gateway.transport.errors import MessageRefused
 
 M_co = TypeVar("M_co", covariant=True)

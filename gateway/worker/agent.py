@@ -17,7 +17,7 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, DesiredSet, Report
 from gateway.worker.artifacts.reference import hub_of
-from gateway.worker.artifacts.store import ArtifactStore
+from gateway.worker.artifacts.store import ArtifactStore, WriteModel, no_tiny_model
 from gateway.worker.outbox import Outbox
 from gateway.worker.process.journal import ProcessJournal
 from gateway.worker.process.output import OutputLog
@@ -151,6 +151,7 @@ async def run_agent(
     spawn: SpawnProcess,
     control: BackendControl,
     measure_usage: MeasureUsage = measure_usage,
+    write_tiny_model: WriteModel = no_tiny_model,
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs until cancelled, then ends all processes at once, each within the bounds of any stop: some seconds to let go
@@ -170,6 +171,7 @@ async def run_agent(
             cache_bytes_max=settings.cache_bytes_max,
             hub=hub_of(os.environ),
             gateway=settings.gateway,
+            write_tiny_model=write_tiny_model,
         ),
         spawn=spawn,
         control=control,

@@ -1,6 +1,5 @@
 """Who this worker is to its gateways, kept over restarts: the node id it was given, and the proof that it was."""
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,7 +11,7 @@ from typing import Final
 import structlog
 
 from gateway.domain.ids import BootId, NodeId
-from gateway.private_files import narrow, write_private
+from gateway.private_files import narrow, try_lock, write_private
 
 log = structlog.get_logger(__name__)
 
@@ -59,14 +58,13 @@ def holding_folder(folder: Path) -> Iterator[None]:
     """One gateway or worker per folder: a second one would take the first one's processes for leftovers.
 
     Raises `FolderInUse`."""
-    descriptor = os.open(folder / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError:
+    lock = try_lock(folder / LOCK_FILE)
+    if lock is None:
         raise FolderInUse(
             f"another gateway or worker runs in {folder}; "
             "give each its own server.data_dir, or start them in different folders"
-        ) from None
+        )
+    try:
+        yield
     finally:
-        os.close(descriptor)
+        os.close(lock)

@@ -21,8 +21,8 @@ from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFaile
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import DesiredReplica, Report
-from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.progress import DownloadProgress
+from gateway.worker.artifacts.download import DownloadProgress
+from gateway.worker.artifacts.reference import ArtifactError
 from gateway.worker.artifacts.store import Artifact, ArtifactStore
 from gateway.worker.process.command import (
     BackendProgram,

@@ -5,17 +5,47 @@ from typing import Final
 
 import trio
 
+from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFailed
+from gateway.domain.builtin_backends import BUILTIN_BACKENDS
 from gateway.domain.ids import Address
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import GIB, format_bytes
 from gateway.worker.artifacts.store import Artifact
-from gateway.worker.model_options import GIB, load_seconds_max, model_options
 
 HEALTH_TIMEOUT_SECONDS: Final = 2.0
 HEALTH_INTERVAL_SECONDS: Final = 0.05
 HEALTH_INTERVAL_GROWTH: Final = 1.5
 HEALTH_INTERVAL_SECONDS_MAX: Final = 0.5
 """Backends written in Python come up in half a second or in a minute: asked often first, then less."""
+LOAD_SECONDS_BASE: Final = 5 * 60.0
+LOAD_SECONDS_PER_GIB: Final = 20.0
+LOAD_SECONDS_MAX: Final = 6 * 3600.0
+
+
+def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
+    """What is not set stays at the protocol's zero, which backends read as their own default."""
+    return pb.ModelOptions(
+        Model=spec.name,
+        ModelFile=str(artifact.path or ""),
+        ContextSize=spec.context_size or 0,
+        NGPULayers=spec.gpu_layers or 0,
+        Options=[f"{key}:{value}" for key, value in _options(spec).items()],
+    )
+
+
+def _options(spec: ModelSpec) -> dict[str, str]:
+    """`parallel` is said to backends that know it, and to others when the operator did: an option that a foreign
+    backend has never heard of may make it fail."""
+    tells_parallel = spec.parallel is not None or spec.backend in BUILTIN_BACKENDS
+    return {**spec.options, **({"parallel": str(spec.slots)} if tells_parallel else {})}
+
+
+def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:
+    """The time LoadModel may take: what the spec says, else by the artifact's size (L7)."""
+    if spec.load_timeout_seconds is not None:
+        return spec.load_timeout_seconds
+    return min(LOAD_SECONDS_BASE + LOAD_SECONDS_PER_GIB * size_bytes / GIB, LOAD_SECONDS_MAX)
 
 
 @dataclass(frozen=True)
@@ -55,6 +85,6 @@ class BackendClient:
             await self.control.load_model(self.address, self.token, model_options(spec, artifact), seconds)
             return
         raise LoadFailed(
-            f"loading timed out after {seconds:g} s (budget for {artifact.size_bytes / GIB:.1f} GiB); "
+            f"loading timed out after {seconds:g} s (budget for {format_bytes(artifact.size_bytes, round_up=True)}); "
             "raise the model's load_timeout"
         )

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from gateway.api.http.asgi import App, Headers, Message, Receive, Scope, Send
+from gateway.api.http.exchange import App, Headers, Message, Receive, Scope, Send
 
 LOCAL: Mapping[str, str] = {"host": "localhost"}
 

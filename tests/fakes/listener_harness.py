@@ -17,6 +17,7 @@ from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.exchange import Exchange
 from gateway.api.http.http_app import BodyLimits, HttpApp, Route
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
+from gateway.composition.http_api import ERRORS
 from gateway.domain.ids import GatewayId
 from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, RequestMetrics
@@ -124,7 +125,8 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
             Route("POST", "/stream", Role.INFERENCE, handlers.stream),
         ],
         PAGE_ROUTES,
-        build_admin_app(source, idle_admission(), Metrics(), tuple, lambda: READY, registry, service),
+        build_admin_app(source, idle_admission(), Metrics(), tuple, lambda: READY, registry, service, errors=ERRORS),
+        errors=ERRORS,
         authenticator=Authenticator((), allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(body_bytes_max, NEVER, budget_bytes=BODIES_AT_ONCE * body_bytes_max),

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import trio
 
-from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import ReplicaId
+from gateway.domain.peers import ReservationFailed, SlotRequest
 
 Answer = ReplicaId | ReservationFailed | None
 

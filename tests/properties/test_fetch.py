@@ -7,7 +7,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.worker.artifacts.errors import ArtifactError
+from gateway.worker.artifacts.reference import ArtifactError
 from tests.fakes.fetching import NAME, Fetching, patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
 

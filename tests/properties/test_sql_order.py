@@ -15,11 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.peers import SlotRequest
 from gateway.domain.routability import Candidate, build_view
 from gateway.registry import rows
 from gateway.registry.postgres import sql

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 import trio
 
 from gateway.domain.ids import BootId, NodeId, new_id
+from gateway.domain.pacing import Backoff
 from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.registry.protocol import RegistryError
@@ -88,7 +89,7 @@ class Membership:
         self._ended = trio.Event()
 
     async def run(self) -> None:
-        pauses = self._pauses()
+        backoff = self._backoff()
         for gateway in self._gateways:
             began = trio.current_time()
             if gateway is not None:
@@ -97,8 +98,8 @@ class Membership:
                 self._ended.set()
                 return
             if trio.current_time() - began > LASTING_SECONDS:
-                pauses = self._pauses()
-            await trio.sleep(next(pauses))
+                backoff.reset()
+            await trio.sleep(backoff.next_seconds())
 
     async def say_goodbye(self) -> None:
         with trio.move_on_after(LEAVE_SECONDS):
@@ -169,8 +170,5 @@ class Membership:
         self._sim_worker.world.note(f"{self._sim_worker.name} does not hear its gateway any more")
         link.at_worker.cancel()
 
-    def _pauses(self) -> Iterator[float]:
-        pause = PAUSE_FIRST_SECONDS
-        while True:
-            yield pause * self._sim_worker.world.random.uniform(0.5, 1.0)
-            pause = min(2 * pause, PAUSE_MAX_SECONDS)
+    def _backoff(self) -> Backoff:
+        return Backoff(PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS, self._sim_worker.world.random)

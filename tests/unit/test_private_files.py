@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from gateway.data_dir import keep_cluster_secret, keep_node_id, prepare_data_dir
 from gateway.domain.ids import BootId, NodeId
-from gateway.private_files import make_private, narrow, write_private
+from gateway.private_files import make_private, narrow, try_lock, write_private
 from gateway.registry.embedded.sqlite_file import SqliteFile
 from gateway.worker.identity import Identity, holding_folder, keep_identity, read_identity
 
@@ -101,3 +101,15 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_private(tmp_path / "taken", "secret")
     assert modes(tmp_path).keys() == {"taken"}
+
+
+def test_a_lock_is_held_by_one_and_free_once_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    held = try_lock(path)
+    assert held is not None
+    assert try_lock(path) is None
+    assert modes(tmp_path) == {"lock": 0o600}
+    os.close(held)
+    again = try_lock(path)
+    assert again is not None
+    os.close(again)

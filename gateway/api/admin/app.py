@@ -13,12 +13,9 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 
 from gateway.api.http.browser_guard import check_json
-from gateway.api.http.errors import InternalError, error_headers
+from gateway.api.http.errors import ErrorPolicy, InternalError, error_headers
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES, Body, parse_json, parse_object
-from gateway.api.http.registry_away import registry_away
-from gateway.api.openai.errors import error_object
 from gateway.domain.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
-from gateway.registry.protocol import RegistryError
 
 T = TypeVar("T")
 
@@ -28,13 +25,12 @@ log = structlog.get_logger(__name__)
 class AdminApp(QuartTrio):
     """Quart with the traps of its defaults removed (pitfalls 1, 2, 35)."""
 
-    def __init__(self) -> None:
+    def __init__(self, errors: ErrorPolicy) -> None:
         super().__init__(__name__, static_folder=None)
         self.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=None, MAX_CONTENT_LENGTH=1024 * 1024)
-        self.register_error_handler(GatewayError, _answer_error)
-        self.register_error_handler(RegistryError, _answer_registry_error)
-        self.register_error_handler(HTTPException, _answer_http_exception)
-        self.register_error_handler(Exception, _answer_bug)
+        self._errors = errors
+        self.register_error_handler(HTTPException, self._answer_http_exception)
+        self.register_error_handler(Exception, self._answer_error)
 
     async def handle_user_exception(
         self, error: Exception | BaseExceptionGroup[BaseException]
@@ -46,8 +42,31 @@ class AdminApp(QuartTrio):
                 log.exception("request.failed", exc_info=failed)
             if cancelled is not None:
                 raise cancelled from None
-            return _envelope(InternalError())
+            return self._envelope(InternalError())
         return await super().handle_user_exception(error)
+
+    async def _answer_error(self, error: Exception) -> Response:
+        return self._envelope(self._errors.meaning(error))
+
+    async def _answer_http_exception(self, error: HTTPException) -> Response:
+        """What Quart itself refuses, in our words."""
+        match error.code:
+            case 404:
+                return self._envelope(NotFound("There is nothing at this path."))
+            case 405:
+                response = self._envelope(MethodNotAllowed("This path does not take that method."))
+                response.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
+                return response
+            case _:
+                response = self._envelope(BadRequest(error.description or error.name))
+                response.status_code = error.code or 400
+                return response
+
+    def _envelope(self, error: GatewayError) -> Response:
+        headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+        return Response(
+            self._errors.encode(error), status=error.status, headers=headers, content_type="application/json"
+        )
 
     def rules(self) -> Iterator[tuple[str, str]]:
         """Method and path of each page."""
@@ -80,36 +99,3 @@ async def _read_declared() -> bytes:
 def json_response(document: object, status: int = 200) -> Response:
     """Return a response whose body is `document` as JSON."""
     return Response(to_json(document), status=status, content_type="application/json")
-
-
-def _envelope(error: GatewayError) -> Response:
-    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return Response(error_object(error), status=error.status, headers=headers, content_type="application/json")
-
-
-async def _answer_error(error: GatewayError) -> Response:
-    return _envelope(error)
-
-
-async def _answer_registry_error(error: RegistryError) -> Response:
-    return _envelope(registry_away(error))
-
-
-async def _answer_http_exception(error: HTTPException) -> Response:
-    """What Quart itself refuses, in our words."""
-    match error.code:
-        case 404:
-            return _envelope(NotFound("There is nothing at this path."))
-        case 405:
-            response = _envelope(MethodNotAllowed("This path does not take that method."))
-            response.headers.extend(header for header in error.get_headers() if header[0] == "Allow")
-            return response
-        case _:
-            response = _envelope(BadRequest(error.description or error.name))
-            response.status_code = error.code or 400
-            return response
-
-
-async def _answer_bug(error: Exception) -> Response:
-    log.exception("request.failed", exc_info=error)
-    return _envelope(InternalError())

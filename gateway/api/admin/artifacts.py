@@ -15,10 +15,9 @@ from typing import Final
 import trio
 
 from gateway.api.admin.peer_client import PeerClient
-from gateway.api.http.asgi import Headers
 from gateway.api.http.auth import Caller, Role
 from gateway.api.http.byte_range import ByteRange, Unsatisfiable, wanted_range
-from gateway.api.http.exchange import Exchange
+from gateway.api.http.exchange import Exchange, Headers
 from gateway.api.http.http_app import Route
 from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticated

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from gateway.api.http.json_body import INVALID_VALUE, validation_error, wrong_type, wrong_value
 from gateway.config.fields import INT32_MAX, check_name
-from gateway.config.units import Percent, parse_budget
+from gateway.config.units import parse_budget, vram_budget
 from gateway.domain.resources import VramBudget
 
 Value = TypeVar("Value")
@@ -43,8 +43,7 @@ def _parse_budget(value: object) -> object:
     """The type is checked here, since what comes out is another one."""
     if not isinstance(value, str):
         raise wrong_type("a string", value)
-    budget = _as_the_configuration(parse_budget)(value)
-    return VramBudget(share=budget.value / 100) if isinstance(budget, Percent) else VramBudget(amount=budget)
+    return vram_budget(_as_the_configuration(parse_budget)(value))
 
 
 def _check_labels(labels: object) -> object:

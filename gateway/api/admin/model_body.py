@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
-from gateway.api.http.json_body import INVALID_VALUE, MISSING, UNKNOWN, field_path, shown
+from gateway.api.http.json_body import INVALID_VALUE, MISSING, UNKNOWN, field_path, missing_message, shown
 from gateway.config.messages import explain_errors
 from gateway.config.model import ModelEntry
 from gateway.config.rules import check_model
@@ -20,6 +20,7 @@ from gateway.domain.artifact import MASK, is_masked, masked
 from gateway.domain.errors import BadRequest
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.special_addresses import is_never_public
+from gateway.field_errors import FieldErrorKind
 
 ENTRIES_MAX: Final = 256
 """Of `options` and of `selector`: each wrong one costs time, and the configuration's checks collect all."""
@@ -61,8 +62,9 @@ def _read_entry(name: str, body: Mapping[str, Any]) -> ModelEntry:
     try:
         return ModelEntry.model_validate({**body, "name": name})
     except ValidationError as error:
-        loc, sentence = next(explain_errors(error, AT))
-        raise _wrong(loc[len(AT) :], sentence) from None
+        found = next(explain_errors(error, AT))
+        loc = found.loc[len(AT) :]
+        raise (_missing(loc) if found.kind is FieldErrorKind.MISSING else _wrong(loc, found.message)) from None
 
 
 def _check_file(artifact: str, models_dir: PurePath) -> None:
@@ -89,9 +91,12 @@ def _check_host(artifact: str) -> None:
 
 def _wrong(loc: tuple[str | int, ...], sentence: str) -> BadRequest:
     param = field_path(loc)
-    if sentence == "is required":
-        return BadRequest(f"Missing required parameter: '{param}'.", param=param, code=MISSING)
     return BadRequest(f"Invalid value for '{param}': {sentence}.", param=param, code=INVALID_VALUE)
+
+
+def _missing(loc: tuple[str | int, ...]) -> BadRequest:
+    param = field_path(loc)
+    return BadRequest(missing_message(param), param=param, code=MISSING)
 
 
 def spec_body(spec: ModelSpec) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from gateway.domain.errors import Conflict, ModelNotFound
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import FleetView, build_view
-from gateway.registry.protocol import DeclaredInFile, Registry
+from gateway.registry.protocol import DeclaredInFile, ModelRegistry
 from gateway.registry.snapshot import SnapshotStore
 
 WAIT_SECONDS_MAX: Final = 600
@@ -48,7 +48,7 @@ class Loads(Protocol):
 class ModelService:
     """Shows and changes models. Every method raises `ModelNotFound` for one that is not there."""
 
-    registry: Registry
+    registry: ModelRegistry
     source: StatusSource
     views: SnapshotStore[FleetView]
     loads: Loads

@@ -18,7 +18,7 @@ from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.errors import Conflict, NotFound
 from gateway.domain.ids import NodeId
 from gateway.domain.texts import quoted
-from gateway.registry.protocol import NodeEdit, NodeOverrides, Registry
+from gateway.registry.protocol import NodeEdit, NodeOverrides, NodeRegistry, StateReader
 
 EVENTS_DEFAULT: Final = 100
 EVENTS_MAX: Final = 1000
@@ -49,7 +49,7 @@ class NodePatch(JsonBody):
 class NodeService:
     """Finds and changes nodes. Every method raises `NotFound` for one that is not there."""
 
-    def __init__(self, registry: Registry, source: StatusSource) -> None:
+    def __init__(self, registry: NodeRegistry, source: StatusSource) -> None:
         self._registry = registry
         self._source = source
 
@@ -107,7 +107,7 @@ def replica_not_found(replica_id: str) -> NotFound:
     return NotFound(message, code="replica_not_found")
 
 
-def add_node_routes(admin_app: AdminApp, registry: Registry, source: StatusSource) -> None:
+def add_node_routes(admin_app: AdminApp, registry: NodeRegistry, source: StatusSource) -> None:
     """Add the routes of nodes (`/api/nodes` and below) to the Quart application."""
     service = NodeService(registry, source)
 
@@ -140,7 +140,7 @@ def add_node_routes(admin_app: AdminApp, registry: Registry, source: StatusSourc
         return await service.edit(name, NodeEdit(draining=False))
 
 
-def add_fleet_routes(admin_app: AdminApp, registry: Registry, source: StatusSource) -> None:
+def add_fleet_routes(admin_app: AdminApp, registry: StateReader, source: StatusSource) -> None:
     """Add the routes of replicas and of the audit trail (`/api/events`) to the Quart application."""
 
     @admin_app.get("/api/replicas")

@@ -15,9 +15,9 @@ import httpcore  # noqa: F401 - else the first call imports it, which everybody 
 import httpx
 import trio
 
-from gateway.api.http.asgi import Headers
 from gateway.api.http.event_stream import MEDIA_TYPE, whole_events
-from gateway.api.http.exchange import REQUEST_ID, Exchange
+from gateway.api.http.exchange import REQUEST_ID, Exchange, Headers
+from gateway.domain.causes import cause_words
 from gateway.domain.errors import Unavailable
 from gateway.domain.ids import GatewayId
 from gateway.domain.peers import PeerState
@@ -223,16 +223,4 @@ def _naming_peer(peer: PeerState, what: str) -> Iterator[None]:
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise PeerFailed(peer, f"{what}: {_describe_error(error)}") from error
-
-
-def _describe_error(error: BaseException) -> str:
-    """The words of the innermost cause that has any: on Trio, httpx has no words for what TLS found."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return f"its certificate is not to be trusted: {cause.verify_message}"
-        if reason := str(cause):
-            return reason
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__
+        raise PeerFailed(peer, f"{what}: {cause_words(error)}") from error

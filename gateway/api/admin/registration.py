@@ -22,9 +22,9 @@ from gateway.api.http.json_body import MISSING, JsonBody, parse_json
 from gateway.domain.cluster import Node
 from gateway.domain.errors import BadRequest, Conflict, Overloaded, Unauthenticated, Unavailable
 from gateway.domain.ids import BootId, GatewayId, NodeId
+from gateway.domain.pacing import TokenBucket
 from gateway.domain.session import Registration
-from gateway.domain.token_bucket import TokenBucket
-from gateway.registry.protocol import FleetFull, NameTaken, Registry, StaleCredential
+from gateway.registry.protocol import FleetFull, NameTaken, NodeRegistry, StaleCredential
 from gateway.transport.credentials import is_credential, node_credential
 
 RETRY_AFTER_SECONDS = 1.0
@@ -55,7 +55,7 @@ class RegistrationBody(JsonBody):
 class NodeRegistration:
     """Registers workers of other machines, and gives each its node credential and the address to connect to."""
 
-    registry: Registry
+    registry: NodeRegistry
     gateway_id: GatewayId
     cluster_secret: bytes = field(repr=False)
     auto_approve: bool

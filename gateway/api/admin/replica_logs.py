@@ -20,10 +20,9 @@ from gateway.api.http.query_params import count_of, flag_of
 from gateway.domain.cluster import ClusterState, Node
 from gateway.domain.errors import Unavailable
 from gateway.domain.ids import GatewayId, NodeId, ReplicaId
-from gateway.domain.session import LogChunk
+from gateway.domain.session import LOG_LINES_MAX, LogChunk
 
 LINES_DEFAULT: Final = 100
-LINES_MAX: Final = 1000
 KEEP_ALIVE_SECONDS: Final = 15.0
 """Without a word, proxies and clients take a quiet stream for a dead one."""
 ANSWER_SECONDS: Final = 10.0
@@ -101,7 +100,7 @@ class ReplicaLogs:
     async def _logs(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
         replica_id = ReplicaId(exchange.params["id"])
         query = exchange.query
-        lines = count_of(query, "lines", LINES_DEFAULT, LINES_MAX)
+        lines = count_of(query, "lines", LINES_DEFAULT, LOG_LINES_MAX)
         follow = flag_of(query, "follow")
         try:
             async with self._open_tail(replica_id, lines, follow=follow) as tail:

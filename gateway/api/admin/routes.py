@@ -15,6 +15,7 @@ from gateway.api.admin.documents import StatusSource, status_document
 from gateway.api.admin.models import ModelService, add_model_routes
 from gateway.api.admin.nodes import add_fleet_routes, add_node_routes
 from gateway.api.http.auth import Role
+from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import AdminRoute
 from gateway.api.http.json_body import JsonBody
 from gateway.domain.ids import ModelName
@@ -60,9 +61,11 @@ def build_admin_app(
     ready: Callable[[], Readiness],
     registry: Registry,
     models: ModelService,
+    *,
+    errors: ErrorPolicy,
 ) -> AdminApp:
     """Build the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
-    admin_app = AdminApp()
+    admin_app = AdminApp(errors)
 
     @admin_app.get("/healthz")
     async def healthz() -> Response:

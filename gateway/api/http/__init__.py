@@ -1,9 +1,9 @@
 """HTTP itself: the listener, requests and responses, credentials, and the guards in front of every route.
 
-In reading order: `asgi` (the words of ASGI), `exchange` (one request and its response), `server` (accepts
+In reading order: `exchange` (one request and its response), `server` (accepts
 connections and drains them), `connection` (one connection, bounded writes), `http1` and `http2` (what is refused of
 either version), `http_app` (guards, roles, errors, the log line of each request), `auth` and `browser_guard` (who
 may call), `bodies` and `json_count` (memory and size of request bodies), `json_body` and `query_params` (what they
-say), `errors`, `registry_away`, `event_stream`, `byte_range`. No module here knows a dialect beyond the envelope of
-its errors.
+say), `errors`, `event_stream`, `byte_range`. No module here knows a dialect: a route brings its own way to write an
+error.
 """

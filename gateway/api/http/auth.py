@@ -2,7 +2,7 @@
 
 import hashlib
 import hmac
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -10,6 +10,7 @@ from typing import Final
 
 from gateway.domain.errors import Forbidden, Unauthenticated
 from gateway.domain.ids import BootId, NodeId
+from gateway.transport.credentials import IsCredential
 
 
 class Role(Enum):
@@ -51,10 +52,6 @@ class Key:
     name: str
     sha256: bytes = field(repr=False)
     role: Role
-
-
-IsCredential = Callable[[NodeId, BootId, str], bool]
-"""Whether the last is the credential of that node's agent, for that start of it."""
 
 
 def _no_credential(_node_id: NodeId, _boot_id: BootId, _given: str) -> bool:

@@ -1,13 +1,13 @@
 """Errors on the wire, in whatever form the response still allows."""
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import structlog
 
-from gateway.api.http.asgi import Headers
 from gateway.api.http.event_stream import event
-from gateway.api.http.exchange import Exchange
-from gateway.api.openai.errors import error_object
+from gateway.api.http.exchange import EncodeError, Exchange, Headers
 from gateway.domain.errors import GatewayError
 
 log = structlog.get_logger(__name__)
@@ -22,7 +22,27 @@ class InternalError(GatewayError):
         super().__init__("The gateway failed to handle this request; its log says why, under this request id.")
 
 
-async def send_error(exchange: Exchange, error: GatewayError) -> None:
+@dataclass(frozen=True)
+class ErrorPolicy:
+    """What a client is told of an exception, and in which dialect."""
+
+    encode: EncodeError
+    """The dialect of every path whose route has none of its own."""
+    foreign: Mapping[type[Exception], Callable[[Exception], GatewayError]]
+    """Errors of other rooms -> what a client is told. They are looked up by the classes of the exception, in order."""
+
+    def meaning(self, error: Exception) -> GatewayError:
+        """Returns what a client is told. An exception that nobody expected is a bug of ours, and is logged here."""
+        if isinstance(error, GatewayError):
+            return error
+        translate = next((self.foreign[each] for each in type(error).__mro__ if each in self.foreign), None)
+        if translate is not None:
+            return translate(error)
+        log.exception("request.failed", exc_info=error)
+        return InternalError()
+
+
+async def send_error(exchange: Exchange, error: GatewayError, encode: EncodeError) -> None:
     """Tell the client of the error in the form that the response still allows.
 
     - nothing sent yet: the status and the error object;
@@ -30,10 +50,10 @@ async def send_error(exchange: Exchange, error: GatewayError) -> None:
     - in the middle of anything else: nothing can be said any more, and the listener cuts the connection.
     """
     if exchange.status is None:
-        await exchange.respond(error.status, error_object(error), headers=error_headers(error))
+        await exchange.respond(error.status, encode(error), headers=error_headers(error))
     elif exchange.is_event_stream and not exchange.complete:
         exchange.failed = True
-        await exchange.end_stream(event(error_object(error)))
+        await exchange.end_stream(event(encode(error)))
     else:
         exchange.failed = True
         log.error("request.failed_after_response", error=error.message)

@@ -1,17 +1,30 @@
 """One HTTP request and its response, over plain ASGI."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from io import BytesIO
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
 
 import trio
 
-from gateway.api.http.asgi import EVENT_STREAM, JSON, Headers, Message, Receive, Scope, Send
 from gateway.api.http.bodies import BodyCharge
-from gateway.domain.errors import BadRequest, HeadersTooLarge, PayloadTooLarge, RequestTimeout
+from gateway.domain.errors import BadRequest, GatewayError, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+"""Loosely typed on purpose: each framework has its own types for the three."""
+Headers = list[tuple[bytes, bytes]]
+EncodeError = Callable[[GatewayError], bytes]
+"""A dialect's error object as JSON: the body of an error response, and the data of the event that ends a failed stream.
+"""
+
+JSON = b"application/json"
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 """Of all headers together; the listener's own limit is not strict (pitfall 35)."""
@@ -60,6 +73,8 @@ class Exchange:
         """Headers of every response to this request, whoever answers it."""
         self.route = "other"
         """The route's path, for the metrics; paths that no route names must not become labels."""
+        self.encode_error: EncodeError | None = None
+        """Of the route's dialect. None: of the application's."""
         self.model: ModelName | None = None
         """For the metrics: an existing model only."""
         self.notes: dict[str, object] = {}

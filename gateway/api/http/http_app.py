@@ -13,17 +13,14 @@ from typing import Any, Final, Protocol
 import structlog
 import trio
 
-from gateway.api.http.asgi import Receive, Scope, Send
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.bodies import BodyBudget, BodyCharge
 from gateway.api.http.browser_guard import check_json, check_local_request
-from gateway.api.http.errors import InternalError, send_error
-from gateway.api.http.exchange import ClientGone, Exchange
-from gateway.api.http.registry_away import registry_away
+from gateway.api.http.errors import ErrorPolicy, InternalError, send_error
+from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, Receive, Scope, Send
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
 from gateway.domain.texts import quoted
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
-from gateway.registry.protocol import RegistryError
 from gateway.transport.credentials import BOOT, NODE
 
 log = structlog.get_logger(__name__)
@@ -53,6 +50,8 @@ class Route:
     """Where it is less than everybody's limit."""
     ends_with_service: bool = False
     """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
+    encode_error: EncodeError | None = None
+    """Its dialect's way to write an error. All routes of one path have the same. None: the application's."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ NOWHERE: Final = _Place("other", Role.INFERENCE)
 class AdminAsgiApp(Protocol):
     """The application behind the page routes."""
 
-    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `asgi.App`
+    async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `exchange.App`
 
     def rules(self) -> Iterable[tuple[str, str]]:
         """Method and path of everything it serves."""
@@ -115,6 +114,7 @@ class HttpApp:
         admin_routes: Sequence[AdminRoute],
         admin_app: AdminAsgiApp,
         *,
+        errors: ErrorPolicy,
         authenticator: Authenticator,
         metrics: RequestMetrics,
         limits: BodyLimits,
@@ -124,6 +124,7 @@ class HttpApp:
         self._exact = {place.path: place for place in reversed(places) if not _is_pattern(place.path)}
         self._patterns = tuple(place for place in places if _is_pattern(place.path))
         self._admin_app = admin_app
+        self._errors = errors
         self._authenticator = authenticator
         self._metrics = metrics
         self._limits = limits
@@ -196,25 +197,25 @@ class HttpApp:
             await answer()
         except ClientGone:
             return
-        except GatewayError as error:
-            exchange.notes["error"] = error.message
-            await send_error(exchange, error)
-        except RegistryError as error:
-            await send_error(exchange, registry_away(error))
-        except Exception:
-            log.exception("request.failed")
-            await send_error(exchange, InternalError())
+        except Exception as error:  # noqa: BLE001 - `meaning` logs what nobody expected
+            if isinstance(error, GatewayError):
+                exchange.notes["error"] = error.message
+            await self._send_error(exchange, self._errors.meaning(error))
         except BaseExceptionGroup as group:
             cancelled, failed = group.split(trio.Cancelled)
             if failed is not None:
                 log.exception("request.failed", exc_info=failed)
             if cancelled is not None:
                 raise cancelled from None
-            await send_error(exchange, InternalError())
+            await self._send_error(exchange, InternalError())
+
+    async def _send_error(self, exchange: Exchange, error: GatewayError) -> None:
+        await send_error(exchange, error, exchange.encode_error or self._errors.encode)
 
     async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
         exchange.check_headers()
         place, params = self._find(exchange.path)
+        exchange.encode_error = place.routes[0].encode_error if place.routes else None
         caller = self._admit(exchange, place.role)
         exchange.route, exchange.params = place.path, params
         if place.routes:

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 
 from gateway.api.http.json_count import check_counts
 from gateway.domain.errors import BadRequest
+from gateway.field_errors import JSON_TYPES, NOT_EMPTY, FieldErrorKind, sort_error
 
 READ_ON_LOOP_BYTES: Final = 32 * 1024
 """To read and to check more than that may take milliseconds, in which the event loop would stand still."""
@@ -27,31 +28,6 @@ MISSING: Final = "missing_required_parameter"
 UNKNOWN: Final = "unknown_parameter"
 UNSUPPORTED: Final = "unsupported_parameter"
 UNSUPPORTED_VALUE: Final = "unsupported_value"
-
-_EXPECTED: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "string_type": "a string",
-        "int_type": "an integer",
-        "float_type": "a number",
-        "bool_type": "a boolean",
-        "list_type": "an array",
-        "dict_type": "an object",
-        "model_type": "an object",
-    }
-)
-_MUST: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        "greater_than": "be above {gt}",
-        "greater_than_equal": "be at least {ge}",
-        "less_than": "be below {lt}",
-        "less_than_equal": "be at most {le}",
-        "literal_error": "be {expected}",
-        "string_too_short": "have at least {min_length} characters",
-        "string_too_long": "have at most {max_length} characters",
-        "too_short": "have at least {min_length} entries",
-        "too_long": "have at most {max_length} entries",
-    }
-)
 
 _VALIDATION_ERROR: Final = "complaint"
 _BRANCH_MARK: Final = "|"
@@ -207,33 +183,37 @@ def _bad_request(error: ErrorDetails) -> BadRequest:
     if error["type"] == _VALIDATION_ERROR:
         code, message = context.get("code", INVALID_TYPE), error["msg"]
     else:
-        code, message = _plain_message(error, context)
+        code, message = _plain_message(error)
     message = message.replace("{got}", json_kind(error["input"])).replace("{param}", param)
     return BadRequest(message, param=param, code=code)
 
 
-def _plain_message(error: ErrorDetails, context: Mapping[str, Any]) -> tuple[str, str]:
+def _plain_message(error: ErrorDetails) -> tuple[str, str]:
     """Code and message for one of pydantic's own errors."""
-    kind, got = error["type"], error["input"]
-    if kind == "missing":
-        return MISSING, "Missing required parameter: '{param}'."
-    if kind == "finite_number" or (kind == "float_type" and type(got) is int):
+    got = error["input"]
+    if error["type"] == "finite_number" or (error["type"] == "float_type" and type(got) is int):
         return INVALID_VALUE, "Invalid value for '{param}': the number is too large."
-    if kind in _EXPECTED:
-        return INVALID_TYPE, _type_message(_EXPECTED[kind], json_kind(got))
-    if context.get("min_length") == 1:
-        return INVALID_VALUE, "Invalid value for '{param}': must not be empty."
-    if kind in _MUST:
-        must = _MUST[kind].format_map({name: _whole(value) for name, value in context.items()})
-        what = "" if isinstance(got, list | dict) else f", got {shown(got)}"
-        return INVALID_VALUE, f"Invalid value for '{{param}}': must {must}{what}."
-    return INVALID_VALUE, f"Invalid value for '{{param}}': {error['msg']}."
+    found = sort_error(error, JSON_TYPES)
+    match found.kind:
+        case FieldErrorKind.MISSING:
+            return MISSING, missing_message("{param}")
+        case FieldErrorKind.TYPE:
+            return INVALID_TYPE, _type_message(found.rule, json_kind(got))
+        case FieldErrorKind.RANGE | FieldErrorKind.LENGTH:
+            must = found.rule if found.kind is FieldErrorKind.LENGTH else f"be {found.rule}"
+            is_shown = not isinstance(got, list | dict) and must != NOT_EMPTY
+            return (
+                INVALID_VALUE,
+                f"Invalid value for '{{param}}': must {must}{f', got {shown(got)}' if is_shown else ''}.",
+            )
+        case _:
+            return INVALID_VALUE, f"Invalid value for '{{param}}': {found.rule}."
+
+
+def missing_message(param: str) -> str:
+    """Returns the sentence that says which required field is missing."""
+    return f"Missing required parameter: '{param}'."
 
 
 def _type_message(expected: str, got: str) -> str:
     return f"Invalid type for '{{param}}': expected {expected}, got {got}."
-
-
-def _whole(value: object) -> object:
-    """2.0 as 2: a bound reads as its author wrote it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value

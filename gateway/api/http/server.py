@@ -20,8 +20,8 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from gateway.api.http.asgi import App
 from gateway.api.http.connection import BoundedConnection
+from gateway.api.http.exchange import App
 from gateway.api.http.http2 import STREAMS_MAX
 
 log = structlog.get_logger(__name__)

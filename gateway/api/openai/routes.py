@@ -5,14 +5,14 @@ from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
 
-from gateway.api.http.asgi import Headers
 from gateway.api.http.auth import Caller, Role
 from gateway.api.http.event_stream import DONE, event
-from gateway.api.http.exchange import Exchange
+from gateway.api.http.exchange import Exchange, Headers
 from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
+from gateway.api.openai.errors import error_object
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
@@ -74,12 +74,16 @@ class OpenAiApi:
 
     def routes(self) -> Sequence[Route]:
         """Return the routes below `/v1/`, all of which ask for the inference role."""
-        return (
-            Route("POST", "/v1/chat/completions", Role.INFERENCE, self._chat),
-            Route("POST", "/v1/completions", Role.INFERENCE, self._completion),
-            Route("POST", "/v1/embeddings", Role.INFERENCE, self._embeddings),
-            Route("GET", "/v1/models", Role.INFERENCE, self._models),
-            Route("GET", "/v1/models/", Role.INFERENCE, self._model),
+        handlers = (
+            ("POST", "/v1/chat/completions", self._chat),
+            ("POST", "/v1/completions", self._completion),
+            ("POST", "/v1/embeddings", self._embeddings),
+            ("GET", "/v1/models", self._models),
+            ("GET", "/v1/models/", self._model),
+        )
+        return tuple(
+            Route(method, path, Role.INFERENCE, handler, encode_error=error_object)
+            for method, path, handler in handlers
         )
 
     async def _chat(self, exchange: Exchange, caller: Caller, body: bytes) -> None:

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from gateway.domain.resources import GIB
+
 Row = Mapping[str, Any]
 
 TABLES: Final[Mapping[str, Sequence[str]]] = {
@@ -12,7 +14,6 @@ TABLES: Final[Mapping[str, Sequence[str]]] = {
     "models": ("name", "status", "ready", "desired", "in_flight", "queued", "error"),
     "replicas": ("model", "node", "state", "age", "in_flight/slots", "address", "pid", "id", "error"),
 }
-GIB: Final = 2**30
 UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 

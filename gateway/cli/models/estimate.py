@@ -8,12 +8,12 @@ from typing import Final
 
 from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 from gateway.cli.table import table
+from gateway.domain.resources import MIB
 from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.estimate import Estimate, estimate
 from gateway.gguf.files import read_model
 
-MIB: Final = 1024**2
 DEFAULTS: Final = LoadSettings()
 
 

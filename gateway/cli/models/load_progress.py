@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Final
 
-from gateway.cli.fleet.status_tables import GIB, duration
+from gateway.cli.fleet.status_tables import duration
 from gateway.cli.table import printable
+from gateway.domain.resources import format_bytes
 
 POLL_SECONDS: Final = 0.5
 Status = Mapping[str, Any]
@@ -48,7 +49,7 @@ def status_line(status: Status) -> str:
 
 def _amounts(status: Status) -> Iterator[str]:
     if "progress" in status:
-        yield f"{status['progress']:.0%} of {status['bytes_total'] / GIB:.1f} GiB"
+        yield f"{status['progress']:.0%} of {format_bytes(status['bytes_total'])}"
     if "eta_seconds" in status:
         yield f"{duration(status['eta_seconds'])} to go"
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVarTuple
 
@@ -11,6 +11,7 @@ import trio
 
 from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.data_dir import StartupError
+from gateway.domain.causes import leaves
 from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
@@ -27,7 +28,7 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
     try:
         trio.run(main, *args)
     except (Exception, BaseExceptionGroup) as error:
-        causes = list(_leaves(error))
+        causes = list(leaves(error))
         for cause in causes:
             if isinstance(cause, EXPECTED):
                 print_error(str(cause))
@@ -36,14 +37,6 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
             print_error("internal error; see the log above")
         return FAILED
     return OK
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
 
 
 @asynccontextmanager

@@ -15,7 +15,8 @@ from gateway.control.plan_outcome import PlanOutcome
 from gateway.control.sessions.load_progress import LoadProgress
 from gateway.domain.cluster import Demand
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId
-from gateway.domain.peers import NOTHING, PeerState, PeerStates, Use
+from gateway.domain.model_spec import NOTHING
+from gateway.domain.peers import PeerState, PeerStates, Use
 from gateway.domain.routability import FleetView
 from gateway.registry.clock import RegistryClock
 from gateway.registry.snapshot import SnapshotStore

@@ -24,9 +24,10 @@ import structlog
 import trio
 
 from gateway.control.peers.peer_table import PeerTable
+from gateway.domain.pacing import Backoff
 from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.clock import RegistryClock
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import PeerRegistry, RegistryError
 
 log = structlog.get_logger(__name__)
 
@@ -43,7 +44,7 @@ RETRY_MAX_SECONDS: Final = 1.0
 class PeerSync:
     """Exchanges state with the other gateways through the registry, and notices when this one is cut off."""
 
-    registry: Registry
+    registry: PeerRegistry
     peers: PeerTable
     interval_seconds: float
     ttl_seconds: float
@@ -62,7 +63,7 @@ class PeerSync:
     _synced_at: float = field(default=-inf, init=False)
     _slow_at: float = field(default=-inf, init=False)
     _is_cut_off: bool = field(default=False, init=False)
-    _retry_seconds: float = field(default=RETRY_FIRST_SECONDS, init=False)
+    _backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS), init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Until cancelled. Reports started after the first exchange; raises `RegistryError` if that one fails."""
@@ -102,14 +103,15 @@ class PeerSync:
             log.info("peers.changed", peers=sorted(peer_states.peers))
         self.clock.update(peer_states.now)
         self.peers.learn(peer_states)
-        self._synced_at, self._is_cut_off, self._retry_seconds = asked_at, False, RETRY_FIRST_SECONDS
+        self._synced_at, self._is_cut_off = asked_at, False
+        self._backoff.reset()
         self.on_received(peer_states, self.peers.own)
 
     async def _record_failure(self, error: RegistryError) -> None:
-        log.warning("peers.sync_failed", error=str(error), retry_seconds=self._retry_seconds)
+        retry_seconds = self._backoff.next_seconds()
+        log.warning("peers.sync_failed", error=str(error), retry_seconds=retry_seconds)
         self.peers.lose_contact()
-        retry_at = trio.current_time() + self._retry_seconds
-        self._retry_seconds = min(2 * self._retry_seconds, RETRY_MAX_SECONDS)
+        retry_at = trio.current_time() + retry_seconds
         if self._silence_ends_at <= retry_at:
             await trio.sleep_until(self._silence_ends_at)
             self._apply_cut_off()

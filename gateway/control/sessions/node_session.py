@@ -16,6 +16,7 @@ from gateway.control.sessions.readiness_gate import ReadinessGate
 from gateway.domain.cluster import ClusterState, ProbeOutcome, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.pacing import TokenBucket
 from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import FleetView
 from gateway.domain.session import (
@@ -29,15 +30,12 @@ from gateway.domain.session import (
     Report,
     ToWorker,
 )
-from gateway.domain.token_bucket import TokenBucket
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import RETRY_SECONDS, NodeRegistry, RegistryError
 from gateway.registry.snapshot import SnapshotStore
 
 log = structlog.get_logger(__name__)
 
 SUPERSEDED: Final = "a newer session of this node has begun"
-RETRY_SECONDS: Final = 0.5
-"""Pause after the registry could not be used; a report is kept until it is written."""
 WRITES_PER_SECOND: Final = 10.0
 """Of one session, in the long run: what comes faster is written together. Each write has every gateway read anew."""
 WRITES_BURST: Final = 50.0
@@ -77,7 +75,7 @@ class SessionSettings:
     """What all sessions of one gateway share."""
 
     gateway_id: GatewayId
-    registry: Registry
+    registry: NodeRegistry
     views: SnapshotStore[FleetView]
     token_of: Callable[[ReplicaId], str]
     probe: Callable[[Target], Awaitable[ProbeOutcome]]

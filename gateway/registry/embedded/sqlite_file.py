@@ -8,7 +8,6 @@ consistent through a power loss, which may cost the last moments before it. Only
 URLs are in it.
 """
 
-import fcntl
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from gateway.private_files import OWNER_ONLY, make_private, narrow
+from gateway.private_files import make_private, narrow, try_lock
 from gateway.registry.protocol import RegistryError, RegistryLocked
 from gateway.registry.rows import SqlValue
 
@@ -117,24 +116,25 @@ def _lock(path: Path) -> int:
     lock_path = path.with_name(f"{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(lock_path, os.O_RDWR | os.O_CREAT, OWNER_ONLY)
+        lock = try_lock(lock_path)
+        if lock is None:
+            raise RegistryLocked(
+                f"registry {path} is in use by another gateway process (pid {_holder(lock_path)}); "
+                "one embedded registry serves one gateway; use a PostgreSQL registry for several"
+            )
     except OSError as error:
         raise _unusable_folder(path, error) from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.ftruncate(lock, 0)
         os.pwrite(lock, str(os.getpid()).encode(), 0)
-    except BlockingIOError as error:
-        holder = os.pread(lock, 32, 0).decode(errors="replace") or "unknown"
-        os.close(lock)
-        raise RegistryLocked(
-            f"registry {path} is in use by another gateway process (pid {holder}); "
-            "one embedded registry serves one gateway; use a PostgreSQL registry for several"
-        ) from error
     except OSError as error:
         os.close(lock)
         raise _unusable_folder(path, error) from error
     return lock
+
+
+def _holder(lock_path: Path) -> str:
+    return lock_path.read_text(errors="replace") or "unknown"
 
 
 def _keep_private(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 import asyncpg
 import structlog
 
+from gateway.domain.pacing import Backoff
 from gateway.registry.postgres.errors import FAILURES, explained, server_of
 from gateway.registry.postgres.pool import CONNECT_SECONDS
 from gateway.registry.postgres.sql import CHANNEL
@@ -44,7 +45,7 @@ class VersionListener:
         self._url = url
         self._server = server_of(url)
         self._advance_version = advance_version
-        self._pause_seconds = RETRY_FIRST_SECONDS
+        self._backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS, random.Random())  # noqa: S311 - spreads a fleet
         self._is_lost = False
         self._is_stalled = False
 
@@ -57,8 +58,7 @@ class VersionListener:
                 if not self._is_lost:
                     log.warning("registry.listener_lost", error=str(explained(self._server, error)))
                 self._is_lost = True
-            await asyncio.sleep(self._pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads a fleet
-            self._pause_seconds = min(2 * self._pause_seconds, RETRY_MAX_SECONDS)
+            await asyncio.sleep(self._backoff.next_seconds())
 
     async def _listen_aio(self) -> None:
         """Returns, or raises one of `FAILURES`, when the connection is lost."""
@@ -94,7 +94,7 @@ class VersionListener:
         self._is_stalled = is_stalled
 
     def _record_success(self) -> None:
-        self._pause_seconds = RETRY_FIRST_SECONDS
+        self._backoff.reset()
         if self._is_lost:
             log.info("registry.listener_back")
         self._is_lost = False

@@ -24,6 +24,7 @@ import asyncpg
 import trio
 
 from gateway.bridge import Bridge, CancelledByAsyncio
+from gateway.domain.pacing import Backoff
 from gateway.registry.postgres.errors import FAILURES, CommitUnknown, check_url, explained, is_transient, server_of
 from gateway.registry.protocol import RegistryError
 
@@ -36,6 +37,7 @@ CONNECT_SECONDS: Final = 5.0
 IDLE_CONNECTION_SECONDS: Final = 60.0
 CLOSE_SECONDS: Final = 5.0
 RETRY_FIRST_SECONDS: Final = 0.05
+RETRY_MAX_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True)
@@ -125,15 +127,14 @@ class PostgresPool:
             raise explained(self.server, error) from error
 
     async def _attempts_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:
-        pause_seconds = RETRY_FIRST_SECONDS
+        backoff = Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS, random.Random())  # noqa: S311 - spreads who collided
         for _ in range(bounds.attempts - 1):
             try:
                 return await self._attempt_aio(method, mode, work, bounds)
             except FAILURES as error:
                 if not is_transient(error):
                     raise
-            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.5))  # noqa: S311 - spreads those who collided
-            pause_seconds *= 2
+            await asyncio.sleep(backoff.next_seconds())
         return await self._attempt_aio(method, mode, work, bounds)
 
     async def _attempt_aio(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds) -> Result:

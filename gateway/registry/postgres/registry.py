@@ -25,10 +25,9 @@ import structlog
 import trio
 
 from gateway.bridge import Bridge
-from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import ClusterState, Demand
 from gateway.domain.ids import GatewayId, ReplicaId, new_id
-from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PeerStates
+from gateway.domain.peers import SILENT_SECONDS_MAX, PeerState, PeerStates, SlotRequest
 from gateway.registry import rows
 from gateway.registry.clock import RegistryClock
 from gateway.registry.postgres import sql

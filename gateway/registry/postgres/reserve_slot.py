@@ -12,9 +12,8 @@ A gateway's claims, and its own exchange of peer states, have to come one after 
 
 from typing import Final, NamedTuple
 
-from gateway.domain.claim import SlotRequest
 from gateway.domain.ids import ReplicaId
-from gateway.domain.peers import PeerState
+from gateway.domain.peers import PeerState, SlotRequest
 from gateway.registry.peer_rows import peer_state_texts
 from gateway.registry.postgres.peer_sync import hash_of
 from gateway.registry.postgres.pick_sql import PICK

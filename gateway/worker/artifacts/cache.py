@@ -22,8 +22,8 @@ import trio
 
 from gateway.worker.artifacts.disk_space import CachedFile, Disk, describe_shortage, plan_disk_space
 from gateway.worker.artifacts.download import Download, HttpClient, OnProgress
-from gateway.worker.artifacts.errors import ArtifactError
 from gateway.worker.artifacts.partial_file import PART_SUFFIX, STATE_SUFFIX, PartialFile, remove_part
+from gateway.worker.artifacts.reference import ArtifactError
 from gateway.worker.artifacts.source import Source
 
 log = structlog.get_logger(__name__)

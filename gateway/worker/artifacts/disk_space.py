@@ -3,11 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-from gateway.domain.resources import disk_headroom_bytes
-
-GIB: Final = 2**30
+from gateway.domain.resources import disk_headroom_bytes, format_bytes
 
 
 @dataclass(frozen=True)
@@ -57,17 +54,19 @@ def plan_disk_space(
         over_cache -= each.size_bytes
     remove = tuple(removed)
     if over_cache > 0:
-        return DiskPlan((), f"worker.cache_size, {_gib(cache_bytes_max or 0)}, is too small by {_gib(over_cache)}")
+        size, missing = format_bytes(cache_bytes_max or 0), format_bytes(over_cache, round_up=True)
+        return DiskPlan((), f"worker.cache_size, {size}, is too small by {missing}")
     if over_disk > 0:
-        return DiskPlan((), f"{_gib(disk.free_bytes)} are free, of which {_gib(headroom)} have to stay so")
+        free, kept = format_bytes(disk.free_bytes), format_bytes(headroom, round_up=True)
+        return DiskPlan((), f"{free} are free, of which {kept} have to stay so")
     return DiskPlan(remove, None)
 
 
 def describe_shortage(need_bytes: int, shortage: str, *, promised_bytes: int) -> str:
     """Says in one line, for an error, how much does not fit and why."""
-    others = f" beside the {_gib(promised_bytes)} that other downloads still need" if promised_bytes else ""
-    return f"{_gib(need_bytes)} more do not fit here{others}: {shortage}"
-
-
-def _gib(amount: int) -> str:
-    return f"{amount / GIB:.2f} GiB" if amount >= GIB // 100 else f"{amount} bytes"
+    others = (
+        f" beside the {format_bytes(promised_bytes, round_up=True)} that other downloads still need"
+        if promised_bytes
+        else ""
+    )
+    return f"{format_bytes(need_bytes, round_up=True)} more do not fit here{others}: {shortage}"

@@ -17,7 +17,8 @@ import structlog
 import trio
 
 from gateway.domain.artifact import shown
-from gateway.worker.artifacts.errors import ArtifactError, Interrupted
+from gateway.domain.causes import cause_words
+from gateway.domain.pacing import doubled_seconds
 from gateway.worker.artifacts.http_answer import (
     Asked,
     Body,
@@ -29,7 +30,8 @@ from gateway.worker.artifacts.http_answer import (
     request_headers,
 )
 from gateway.worker.artifacts.partial_file import PartialFile, file_sha256
-from gateway.worker.artifacts.source import Resolve, Source, address_for, build_request, resolve
+from gateway.worker.artifacts.reference import ArtifactError
+from gateway.worker.artifacts.source import Interrupted, Resolve, Source, address_for, build_request, resolve
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,8 @@ MISMATCHES_MAX: Final = 2
 PAUSE_FIRST_SECONDS: Final = 0.5
 PAUSE_SECONDS_MAX: Final = 30.0
 WRITE_BYTES: Final = 1024 * 1024
+REPORT_SECONDS: Final = 0.5
+"""Between two reports of how far a download is: often enough to be seen, seldom enough to be written down each time."""
 ROOM_CHECK_BYTES: Final = 256 * 1024 * 1024
 """Between two looks at the disk: others fill it too."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -85,16 +89,6 @@ class HttpClient:
                 return response
             url = await _target_of(response, url)
         raise ArtifactError(f"{shown(source.url)} redirects more than {source.redirects_max} times")
-
-
-def _describe_error(error: BaseException) -> str:
-    """Of the innermost cause that has any: a failed TLS handshake arrives as a connection error without a word."""
-    reason: str = str(error)
-    cause: BaseException | None = error
-    while cause is not None and not reason:
-        cause = cause.__cause__ or cause.__context__
-        reason = str(cause or "")
-    return reason or type(error).__name__
 
 
 def _parsed(url: str) -> httpx.URL:
@@ -144,13 +138,13 @@ class Download:
         """Seconds until the next attempt. Raises `ArtifactError` when there is none."""
         self._failures = 1 if self.part.size > self._best else self._failures + 1
         self._best = max(self._best, self.part.size)
-        reason = _describe_error(error)
+        reason = cause_words(error)
         if self._failures >= FAILURES_MAX:
             raise ArtifactError(f"{self._url} could not be fetched in {FAILURES_MAX} attempts: {reason}") from error
         log.info("worker.fetch_interrupted", url=self._url, reason=reason, done_bytes=self.part.size)
         if isinstance(error, Interrupted) and error.retry_after_seconds is not None:
             return error.retry_after_seconds
-        pause = min(PAUSE_FIRST_SECONDS * 2.0 ** (self._failures - 1), PAUSE_SECONDS_MAX)
+        pause = doubled_seconds(PAUSE_FIRST_SECONDS, self._failures - 1, PAUSE_SECONDS_MAX)
         return pause * random.uniform(0.5, 1.0)  # noqa: S311 - spreads load
 
     async def _attempt(self) -> None:
@@ -240,3 +234,17 @@ class Download:
 
     async def _drop(self) -> None:
         await trio.to_thread.run_sync(self.part.begin, None, None)
+
+
+class DownloadProgress:
+    """Passes on how far a download is. Call it at every chunk; it calls `report` at most once in `REPORT_SECONDS`."""
+
+    def __init__(self, report: Callable[[int, int | None], None]) -> None:
+        self._report = report
+        self._reported_at = float("-inf")
+
+    def __call__(self, done: int, total: int | None) -> None:
+        now = trio.current_time()
+        if now - self._reported_at >= REPORT_SECONDS:
+            self._reported_at = now
+            self._report(done, total)

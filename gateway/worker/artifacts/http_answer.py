@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 
+# A number of more than 18 digits is the size of no file. werkzeug takes any.
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
 _TRY_AGAIN: Final = frozenset({408, 425, 429})

@@ -4,7 +4,6 @@ Beside `NAME.part` lies `NAME.note`, with how the server named the bytes. The pa
 the kernel frees the lock with the process. Everything here blocks.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from typing import Any, Final, Self
 
 import trio
 
+from gateway.private_files import try_lock
 from gateway.worker.artifacts.http_answer import Asked, strong
 
 PART_SUFFIX = ".part"
@@ -36,11 +36,8 @@ class PartialFile:
     def try_open(cls, target: Path) -> Self | None:
         """The part of the file that is to become `target`; None: another process writes it."""
         while True:
-            descriptor = os.open(part_of(target), os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(descriptor)
+            descriptor = try_lock(part_of(target), flags=os.O_APPEND | os.O_NOFOLLOW, mode=0o644)
+            if descriptor is None:
                 return None
             if _is_still_there(descriptor, part_of(target)):
                 return cls(target, descriptor)

@@ -9,11 +9,14 @@ from typing import Final, TypeAlias
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from gateway.domain.artifact import hub_fault, shown, url_fault
-from gateway.worker.artifacts.errors import ArtifactError
 
 HUB_URL: Final = "https://huggingface.co"
 REVISION: Final = "main"
 _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
+
+
+class ArtifactError(Exception):
+    """The artifact can't be used; the message names it and, where there is one, the remedy."""
 
 
 @dataclass(frozen=True)

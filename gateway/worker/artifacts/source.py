@@ -8,23 +8,31 @@ each redirect anew. What is public `domain/special_addresses` says.
 import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Final
 
 import httpx
 import trio
 
 from gateway.domain.artifact import shown
+from gateway.domain.model_spec import NOTHING
 from gateway.domain.special_addresses import is_metadata, is_public
-from gateway.worker.artifacts.errors import ArtifactError, Interrupted
-from gateway.worker.artifacts.reference import is_loopback
+from gateway.worker.artifacts.reference import ArtifactError, is_loopback
 
-NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
+GATEWAY_PATH: Final = "/api/artifacts/"
+"""Below it a gateway serves the files that only it has, by their hash."""
 REDIRECTS_MAX: Final = 5
 RESOLVE_SECONDS: Final = 30.0
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 """Host and port to addresses. Raises `OSError`."""
+
+
+class Interrupted(Exception):
+    """This attempt failed and another one may not. `retry_after_seconds`: as the server asks."""
+
+    def __init__(self, reason: str, retry_after_seconds: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True)
@@ -104,3 +112,24 @@ def build_request(source: Source, url: httpx.URL, address: str | None, headers: 
     return httpx.Request(
         "GET", url.copy_with(host=address), headers=named, extensions={"sni_hostname": url.raw_host.decode("ascii")}
     )
+
+
+@dataclass
+class GatewaySource:
+    """The membership says at each registration where the gateway is (`point_at`); downloads ask."""
+
+    context: ssl.SSLContext | None = None
+    """What the gateway has to prove itself with."""
+    _url: str | None = field(default=None, init=False)
+    _credential: Mapping[str, str] = field(default_factory=lambda: NOTHING, init=False, repr=False)
+
+    def point_at(self, url: str, credential: Mapping[str, str]) -> None:
+        """`credential`: the headers that prove which node this is."""
+        self._url, self._credential = url.rstrip("/"), credential
+
+    def source(self, sha256: str) -> Source:
+        """Raises `Interrupted` before the first registration."""
+        if self._url is None:
+            raise Interrupted("there is no gateway to fetch it from yet")
+        url = self._url + GATEWAY_PATH + sha256.lower()
+        return Source(url, self._credential, is_trusted=True, redirects_max=0, context=self.context)

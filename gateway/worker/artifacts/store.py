@@ -15,16 +15,27 @@ import trio
 from gateway.domain.model_spec import ModelSpec
 from gateway.worker.artifacts.cache import Cache, cache_name
 from gateway.worker.artifacts.download import OnProgress
-from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewaySource
 from gateway.worker.artifacts.partial_file import file_sha256
-from gateway.worker.artifacts.reference import Builtin, Hub, LocalFile, Reference, WebFile, parse_reference
-from gateway.worker.artifacts.source import Source
+from gateway.worker.artifacts.reference import (
+    ArtifactError,
+    Builtin,
+    Hub,
+    LocalFile,
+    Reference,
+    WebFile,
+    parse_reference,
+)
+from gateway.worker.artifacts.source import GatewaySource, Source
+
+WriteModel = Callable[[Path], None]
+"""Writes a model's file at the path. Blocks. Raises `ArtifactError`, `OSError`."""
 
 CACHE_FOLDER: Final = "cache"
 DEFAULT_HUB: Final = Hub()
+TINY: Final = "tiny"
 TINY_FORMAT: Final = 1
-"""To be raised when `write_tiny_model` writes something else than before: files of the old format are left unused."""
+"""To be raised when something else is written for it than before: files of the old format are left unused."""
+TINY_FILE: Final = f"tiny-{TINY_FORMAT}.gguf"
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,17 @@ def _ignore_progress(_done: int, _total: int | None) -> None:
 NO_ARTIFACT: Final = Artifact(None, 0)
 
 
+def no_tiny_model(_path: Path) -> None:
+    """The `WriteModel` of a worker that was given none."""
+    raise ArtifactError("builtin:tiny can't be made here")
+
+
 class ArtifactStore:
     """The artifacts of one worker, below its `models_dir`.
 
     `gateway`: has the files that `file:` names and that are not here; None: this worker runs in its gateway.
     `plain_loopback`: `http://` will do where it leads to this machine itself.
+    `write_tiny_model`: makes the file of `builtin:tiny`.
     """
 
     def __init__(
@@ -58,11 +75,13 @@ class ArtifactStore:
         hub: Hub = DEFAULT_HUB,
         gateway: GatewaySource | None = None,
         plain_loopback: bool = False,
+        write_tiny_model: WriteModel = no_tiny_model,
     ) -> None:
         self._models_dir = models_dir
         self._hub = hub
         self._gateway = gateway
         self._plain_loopback = plain_loopback
+        self._write_tiny_model = write_tiny_model
         self._making = trio.Lock()
         self.cache = Cache(models_dir / CACHE_FOLDER, cache_bytes_max)
 
@@ -138,16 +157,16 @@ class ArtifactStore:
     async def _find_builtin(self, name: str) -> Path:
         if name in _SHIPPED:
             return await trio.to_thread.run_sync(_shipped_file, name)
-        if name in _MADE:
-            return await self._make_builtin(*_MADE[name])
-        known = ", ".join(sorted((*_SHIPPED, *_MADE)))
+        if name == TINY:
+            return await self._make_tiny()
+        known = ", ".join(sorted((*_SHIPPED, TINY)))
         raise ArtifactError(f"unknown artifact builtin:{name}; there is {known}")
 
-    async def _make_builtin(self, file_name: str, write: Callable[[Path], None]) -> Path:
-        path = (self._models_dir / "builtin" / file_name).resolve()
+    async def _make_tiny(self) -> Path:
+        path = (self._models_dir / "builtin" / TINY_FILE).resolve()
         async with self._making:  # replicas that come up together make it once
             if not path.exists():
-                await trio.to_thread.run_sync(_write_whole, path, write, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_write_whole, path, self._write_tiny_model, abandon_on_cancel=True)
         return path
 
 
@@ -166,27 +185,13 @@ def _shipped_file(name: str) -> Path:
     return path
 
 
-def _write_tiny(path: Path) -> None:
-    try:
-        from gateway.engines.llama_cpp.tiny_model import write_tiny_model  # here, since it needs an extra
-    except ImportError as error:
-        raise ArtifactError("builtin:tiny needs the llama extra: pip install 'gateway[llama]'") from error
-    write_tiny_model(path)
-
-
-_MADE: Final[Mapping[str, tuple[str, Callable[[Path], None]]]] = MappingProxyType(
-    {"tiny": (f"tiny-{TINY_FORMAT}.gguf", _write_tiny)}
-)
-"""Name -> file name, and what writes the file."""
-
-
 def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
     """The artifact's file, if it has one that lies on this machine already; nothing is made or fetched. May block."""
     kind, _, name = spec.artifact.partition(":")
     if kind == "builtin" and name in _SHIPPED:
         path = _shipped_path(name)
-    elif kind == "builtin" and name in _MADE:
-        path = models_dir / "builtin" / _MADE[name][0]
+    elif kind == "builtin" and name == TINY:
+        path = models_dir / "builtin" / TINY_FILE
     elif kind == "file":
         path = (models_dir / name).resolve()
         if spec.source == "api" and not path.is_relative_to(models_dir.resolve()):
@@ -196,7 +201,7 @@ def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def _write_whole(path: Path, write: WriteModel) -> None:
     """Nobody ever sees half a file, also when two workers share the folder or this one is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MIB: Final = 2**20
+from gateway.domain.resources import MIB
+
 MEMORY_STEP_BYTES: Final = 64 * MIB
 """Free memory, of the machine or a GPU, is rounded down to this."""
 DISK_STEP_BYTES: Final = 256 * MIB

@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.domain.builtin_backends import BUILTIN_BACKENDS
 from gateway.domain.ids import Address
-from gateway.domain.model_spec import LLAMA_CPP, NOTHING
+from gateway.domain.model_spec import NOTHING
 from gateway.worker.process.environment import backend_environment
 
 DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
@@ -41,8 +42,8 @@ class BackendProgram:
 
 OUR_PROGRAMS: Final[Mapping[str, BackendProgram]] = MappingProxyType(
     {
-        name: BackendProgram((sys.executable, "-m", "gateway", "backend", name), drains_on_term=True)
-        for name in (LLAMA_CPP,)
+        name: BackendProgram((sys.executable, "-m", "gateway", "backend", name), drains_on_term=ours.drains_on_term)
+        for name, ours in BUILTIN_BACKENDS.items()
     }
 )
 

@@ -6,7 +6,6 @@ A record holds when its process started, so that a number which now means anothe
 import json
 import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,6 +16,7 @@ import structlog
 import trio
 
 from gateway.domain.ids import ReplicaId
+from gateway.private_files import write_private
 from gateway.worker.process.spawn import kill_group, wait_exit
 
 log = structlog.get_logger(__name__)
@@ -75,11 +75,8 @@ class ProcessJournal:
 
     def _write(self) -> None:
         """Replaces the file as a whole. Not forced to the disk: no process survives what loses it (a power cut)."""
-        text = json.dumps({"processes": [asdict(record) for record in self._records.values()]}, indent=1)
-        descriptor, name = tempfile.mkstemp(dir=self._path.parent, prefix="processes.", suffix=".tmp")
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-        Path(name).replace(self._path)
+        records = [asdict(record) for record in self._records.values()]
+        write_private(self._path, json.dumps({"processes": records}, indent=1))
 
 
 def start_mark(pid: int) -> str | None:

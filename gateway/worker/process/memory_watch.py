@@ -8,9 +8,10 @@ from typing import Final
 import psutil
 import trio
 
+from gateway.domain.resources import format_bytes
+
 LOOK_SECONDS: Final = 2.0
 """Between two looks at one replica."""
-_UNITS: Final = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10))
 
 
 @dataclass(frozen=True)
@@ -62,15 +63,8 @@ def _group_of(pid: int) -> int | None:
 
 def describe_excess(used_bytes: int, limit_bytes: int) -> str:
     """The evidence that is reported when a replica is ended for its memory."""
-    used, limit = _size(used_bytes, round_up=True), _size(limit_bytes, round_up=False)
+    used, limit = format_bytes(used_bytes, round_up=True), format_bytes(limit_bytes)
     return f"the backend uses {used} of memory, more than watchdog.memory_limit, {limit}"
-
-
-def _size(amount: int, *, round_up: bool) -> str:
-    """With one digit after the point, rounded such that what is more also reads as more."""
-    name, unit = next((each for each in _UNITS if amount >= each[1]), _UNITS[-1])
-    tenths = -(-amount * 10 // unit) if round_up else amount * 10 // unit
-    return f"{tenths / 10:.10g} {name}"
 
 
 async def wait_memory_above(pid: int, limit_bytes: int) -> int:

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 
 import trio
 
-LINES_MAX: Final = 1000
+from gateway.domain.session import LOG_LINES_MAX
+
 LINE_BYTES_MAX: Final = 4096
 """A longer line is cut: a process that writes without line ends must not fill our memory."""
 LINES_IN_REPORT: Final = 20
@@ -33,15 +34,15 @@ class Follower:
     """One reader of the output. It loses lines rather than hold up the process that writes them."""
 
     def __init__(self, lines: list[str]) -> None:
-        self._lines = deque(lines, LINES_MAX)
+        self._lines = deque(lines, LOG_LINES_MAX)
         self._skipped = 0
         self._ended = False
         self._changed = trio.Event()
         self._changed.set()
 
     def put(self, lines: list[str]) -> None:
-        """Adds lines and never blocks; beyond `LINES_MAX` the oldest are dropped and counted as skipped."""
-        self._skipped += max(0, len(self._lines) + len(lines) - LINES_MAX)
+        """Adds lines and never blocks; beyond `LOG_LINES_MAX` the oldest are dropped and counted as skipped."""
+        self._skipped += max(0, len(self._lines) + len(lines) - LOG_LINES_MAX)
         self._lines.extend(lines)
         self._changed.set()
 
@@ -65,7 +66,7 @@ class OutputLog:
     """The last lines of a byte stream. Invalid UTF-8 is replaced, empty lines are left out."""
 
     def __init__(self) -> None:
-        self._lines: deque[str] = deque(maxlen=LINES_MAX)
+        self._lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self._rest = b""
         self._ended = False
         self._followers: set[Follower] = set()

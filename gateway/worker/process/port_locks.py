@@ -6,7 +6,6 @@ kernel frees it with the process, however that ends. Elsewhere, and where a fold
 """
 
 import errno
-import fcntl
 import os
 import socket
 import sys
@@ -14,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
+
+from gateway.private_files import try_lock
 
 NAME: Final = "\0gateway-port-{}"
 """The NUL makes it abstract (unix(7))."""
@@ -50,13 +51,8 @@ def folder_locks(folder: Path) -> TryLock:
     """Files `PORT.lock` in the folder. They stay for ever: removing one would race with other lockers."""
 
     def try_file(port: int) -> Release | None:
-        lock = os.open(folder / f"{port}.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
-            return None
-        return partial(os.close, lock)
+        lock = try_lock(folder / f"{port}.lock")
+        return None if lock is None else partial(os.close, lock)
 
     return try_file
 

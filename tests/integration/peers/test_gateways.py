@@ -17,7 +17,7 @@ from typing import Any, Final
 import httpx
 import pytest
 
-from gateway.worker.artifacts.progress import TELL_SECONDS
+from gateway.worker.artifacts.download import REPORT_SECONDS
 from tests.fakes.postgres_server import PostgresServer
 from tests.integration.fleet import DONE, Stream, in_background, node_of
 from tests.integration.gateways import (
@@ -186,7 +186,7 @@ def test_a_decision_is_told_at_any_gateway(fleet: Gateways) -> None:
 
 def test_s7_the_progress_of_a_load_is_told_at_any_gateway(fleet: Gateways) -> None:
     """The file is at gateway `a`, which stands still twice while it hands it out. The worker does not tell of what
-    comes within `TELL_SECONDS` after it has told of the file's length."""
+    comes within `REPORT_SECONDS` after it has told of the file's length."""
     loading = in_background(lambda: fleet.gateways["b"].chat("large"))
 
     def told(gateway: GatewayProcess, key: str) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def test_s7_the_progress_of_a_load_is_told_at_any_gateway(fleet: Gateways) -> No
         return status if status.get(key) else {}
 
     wait_for(partial(told, fleet.gateways["b"], "bytes_total"), "the length to be told")
-    time.sleep(TELL_SECONDS)
+    time.sleep(REPORT_SECONDS)
     (fleet.folder / FIRST_GATE).touch()
     for gateway in both(fleet):
         status = wait_for(partial(told, gateway, "bytes_done"), "the progress to be told")

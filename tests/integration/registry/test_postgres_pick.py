@@ -11,10 +11,9 @@ import trio
 
 from gateway.bridge import Bridge, open_bridge
 from gateway.composition.routing import reservations_at
-from gateway.domain.claim import ReservationFailed, SlotRequest
 from gateway.domain.ids import Address, GatewayId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.peers import PeerState
+from gateway.domain.peers import PeerState, ReservationFailed, SlotRequest
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN
 from gateway.domain.routability import FleetView, build_view

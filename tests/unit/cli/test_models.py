@@ -102,7 +102,7 @@ def test_a_load_is_not_waited_for(gateway: str, capsys: pytest.CaptureFixture[st
     reply("/api/models/org/tiny/load", FETCHING, status=202)
     assert main(["models", "load", "org/tiny", "--no-wait", "--url", gateway]) == 0
     assert FakeGateway.methods == ["POST /api/models/org/tiny/load"]
-    assert capsys.readouterr().out == "org/tiny: fetching, 25% of 4.0 GiB, 1m 30s to go, on box\n"
+    assert capsys.readouterr().out == "org/tiny: fetching, 25% of 4 GiB, 1m 30s to go, on box\n"
 
 
 def test_l10_a_load_that_fails_says_why(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:

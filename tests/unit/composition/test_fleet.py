@@ -19,10 +19,10 @@ from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
 from gateway.data_dir import StartupError
-from gateway.domain.claim import SlotRequest
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
+from gateway.domain.peers import SlotRequest
 from gateway.registry.embedded.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
 from tests.fakes.whole_gateway import CHAT, Handle

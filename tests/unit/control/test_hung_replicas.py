@@ -7,7 +7,7 @@ import pytest
 import trio
 import trio.testing
 
-from gateway.control.failure_reporter import RETRY_SECONDS, FailureReporter
+from gateway.control.failure_reporter import FailureReporter
 from gateway.control.reconciler import Reconciler
 from gateway.domain.cluster import ClusterState
 from gateway.domain.ids import BootId, ReplicaId
@@ -15,7 +15,7 @@ from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Hello, Registration, Report
 from gateway.planner.plan import Plan
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.registry.protocol import RegistryError
+from gateway.registry.protocol import RETRY_SECONDS, RegistryError
 from tests.fakes.fleet import GATEWAY, NODE, node, replica, spec, state
 from tests.fakes.planner import open_reconciler
 from tests.fakes.planning import plan_for

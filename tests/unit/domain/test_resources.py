@@ -1,14 +1,22 @@
 """What budgets and selectors make of what is known of a machine: unknown stays unknown, a known zero is one (P3)."""
 
-from typing import Final
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, Gpu, VramBudget, automatic_labels, free_vram_bytes
-
-GIB: Final = 2**30
+from gateway.domain.resources import (
+    ALL_VRAM,
+    GIB,
+    KIB,
+    MIB,
+    UNKNOWN,
+    Capacity,
+    Gpu,
+    VramBudget,
+    automatic_labels,
+    format_bytes,
+    free_vram_bytes,
+)
 
 
 def gpu(total: int | None, free: int | None, *, unified: bool = False) -> Gpu:
@@ -116,3 +124,19 @@ def test_labels_tell_nothing_that_is_not_known() -> None:
 @given(sizes, sizes)
 def test_labels_do_not_change_with_use(free: int, other: int) -> None:
     assert automatic_labels(machine(24 * GIB, free), "n1") == automatic_labels(machine(24 * GIB, other), "n1")
+
+
+@pytest.mark.parametrize(
+    ("amount", "down", "up"),
+    [
+        (0, "0 bytes", "0 bytes"),
+        (1023, "1023 bytes", "1023 bytes"),
+        (KIB, "1 KiB", "1 KiB"),
+        (200 * MIB, "200 MiB", "200 MiB"),
+        (4 * GIB + 1, "4 GiB", "4.1 GiB"),
+        (5 * GIB - 1, "4.9 GiB", "5 GiB"),
+        (3000 * GIB, "3000 GiB", "3000 GiB"),
+    ],
+)
+def test_amounts_are_written_for_people(amount: int, down: str, up: str) -> None:
+    assert (format_bytes(amount), format_bytes(amount, round_up=True)) == (down, up)

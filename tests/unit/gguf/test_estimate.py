@@ -19,7 +19,6 @@ from gateway.gguf.estimate import (
     Estimate,
     estimate,
     estimate_other,
-    fit_layers,
     load_settings_of,
     requirement_of,
 )
@@ -137,13 +136,6 @@ def test_each_further_layer_moves_its_weights_and_its_cache(header: Header) -> N
 
 def gone(found: Estimate) -> int:
     return found.total_bytes - found.ram_bytes
-
-
-@pytest.mark.parametrize("layers", range(LAYERS + 2))
-def test_p4_as_many_layers_fit_as_an_estimate_says(header: Header, layers: int) -> None:
-    needed = estimate(header, USE, gpu_layers=layers).vram_bytes
-    assert fit_layers(header, needed, USE) == layers
-    assert layers == 0 or fit_layers(header, needed - 1, USE) == layers - 1
 
 
 def test_a_companion_counts_where_the_model_is(header: Header) -> None:

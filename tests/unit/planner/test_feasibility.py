@@ -88,7 +88,7 @@ def test_p3_a_node_with_too_little_memory_is_not_chosen_and_the_numbers_are_told
     assert places(decide(fleet(needs={MODEL: 8}, nodes=[box("n1", free=7), box("n2", free=8)]))) == [(MODEL, "n2")]
     decided = decide(fleet(needs={MODEL: 8}, nodes=[box(free=7)]))
     assert places(decided) == []
-    told = "no healthy node has room for it (name-n1: needs 8.0 GiB of memory, 7.0 GiB free)"
+    told = "no healthy node has room for it (name-n1: needs 8 GiB of memory, 7 GiB free)"
     assert why(decided) == [(told, True)]
 
 
@@ -148,7 +148,7 @@ def test_p1_the_artifact_has_to_fit_on_the_disk_beside_its_headroom() -> None:
     assert len(decide(seen).start) == 1
     full = node(capacity=replace(roomy, disk_free_bytes=15 * GIB - 1))
     decided = decide(replace(seen, nodes={full.id: full}))
-    told = "no healthy node has room for it (name-n1: needs 15.0 GiB of disk, 15.0 GiB free)"
+    told = "no healthy node has room for it (name-n1: needs 15 GiB of disk, 14.9 GiB free)"
     assert why(decided) == [(told, True)]
 
 
@@ -245,7 +245,7 @@ def test_r9_an_eviction_leaves_models_that_are_used_alone_and_looks_again_soon()
     seen = fleet(loaded(A), needs={A: 14, MODEL: 14}, nodes=[box(free=10)])
     decided = decide(seen, {"a1": BUSY})
     assert evicted(decided) == []
-    told = "no healthy node has room for it (name-n1: needs 14.0 GiB of memory, 10.0 GiB free; in use: a)"
+    told = "no healthy node has room for it (name-n1: needs 14 GiB of memory, 10 GiB free; in use: a)"
     assert why(decided) == [(told, True)]
     assert decided.replan_at == NOW + RECHECK_SECONDS
 
@@ -363,7 +363,7 @@ def test_p5_a_floor_beyond_the_room_is_told_and_nothing_moves() -> None:
     rows = [replica("m1", three), replica("m2", three, slot=1)]
     decided = decide(fleet(*rows, needs={MODEL: 10}, nodes=[box(free=4)], waiting=[], of=[three]))
     assert not decided.as_write()
-    told = "no healthy node has room for it (name-n1: needs 10.0 GiB of memory, 4.0 GiB free)"
+    told = "no healthy node has room for it (name-n1: needs 10 GiB of memory, 4 GiB free)"
     assert decided.unsatisfiable == {MODEL: f"2 of 3 replicas: {told}"}
     assert decided.replan_at is None
 

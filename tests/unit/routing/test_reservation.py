@@ -8,10 +8,9 @@ import trio
 import trio.testing
 
 from gateway.backends.protocol import Refused
-from gateway.domain.claim import ReservationFailed
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import GatewayId, ReplicaId
-from gateway.domain.peers import PeerState
+from gateway.domain.peers import PeerState, ReservationFailed
 from gateway.routing.decisions import describe
 from gateway.routing.reservation import AWAY_SECONDS
 from tests.fakes.fleet import GATEWAY, MODEL, replica, view

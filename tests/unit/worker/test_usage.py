@@ -14,8 +14,8 @@ from trio.testing import MockClock
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.session import Report
 from gateway.worker.artifacts.download import SILENCE_SECONDS
-from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewaySource
+from gateway.worker.artifacts.reference import ArtifactError
+from gateway.worker.artifacts.source import GatewaySource
 from gateway.worker.artifacts.store import ArtifactStore
 from gateway.worker.hostinfo.nvidia import read_process_memory
 from gateway.worker.process import resource_usage as usage

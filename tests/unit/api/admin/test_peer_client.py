@@ -15,8 +15,8 @@ from trio.testing import wait_all_tasks_blocked
 from gateway.api.admin import peer_client as peers
 from gateway.api.admin.peer_client import RELAYED
 from gateway.api.admin.replica_logs import HeldAtPeer
-from gateway.api.http.asgi import Message
 from gateway.api.http.auth import Key, Role, sha256
+from gateway.api.http.exchange import Message
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import BootId, GatewayId, ModelName, NodeId, RequestId
 from gateway.domain.inference import Origin

@@ -17,6 +17,7 @@ from gateway.api.admin.models import ModelService
 from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
 from gateway.api.http.http_app import BodyLimits, HttpApp
+from gateway.composition.http_api import ERRORS
 from gateway.domain.errors import Conflict
 from gateway.domain.ids import GatewayId
 from gateway.domain.routability import EMPTY_VIEW
@@ -60,14 +61,16 @@ def admin_app(parts: Parts, metrics: Metrics) -> AdminApp:
     source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
     service = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
-    return build_admin_app(source, idle_admission(), metrics, readings, parts.ready, registry, service)
+    return build_admin_app(source, idle_admission(), metrics, readings, parts.ready, registry, service, errors=ERRORS)
 
 
 @pytest.fixture
 def app(admin_app: AdminApp, metrics: Metrics) -> HttpApp:
     authenticator = Authenticator((), allow_anonymous=False)
     limits = BodyLimits(1000, 1.0, 1000)
-    return HttpApp((), PAGE_ROUTES, admin_app, authenticator=authenticator, metrics=metrics.requests, limits=limits)
+    return HttpApp(
+        (), PAGE_ROUTES, admin_app, errors=ERRORS, authenticator=authenticator, metrics=metrics.requests, limits=limits
+    )
 
 
 async def get(app: HttpApp, path: str, method: str = "GET") -> AsgiRequest:

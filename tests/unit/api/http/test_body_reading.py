@@ -8,10 +8,10 @@ import trio
 from prometheus_client import CollectorRegistry
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.http.asgi import Message
 from gateway.api.http.auth import Authenticator, Caller, Role
-from gateway.api.http.exchange import LINGER_IDLE_SECONDS, Exchange
+from gateway.api.http.exchange import LINGER_IDLE_SECONDS, Exchange, Message
 from gateway.api.http.http_app import BodyLimits, Handler, HttpApp, Route
+from gateway.composition.http_api import ERRORS
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakeAdminApp
 
@@ -35,6 +35,7 @@ def build(handler: Handler = answer_ok) -> HttpApp:
         [Route("POST", "/do", Role.INFERENCE, handler)],
         [],
         FakeAdminApp(),
+        errors=ERRORS,
         authenticator=Authenticator([], allow_anonymous=False),
         metrics=RequestMetrics(CollectorRegistry()),
         limits=BodyLimits(BODY_BYTES_MAX, timeout_seconds=5.0, budget_bytes=BUDGET_BYTES),

@@ -9,11 +9,12 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.http.asgi import Message
 from gateway.api.http.auth import Authenticator, Caller, Key, Role
-from gateway.api.http.exchange import Exchange
+from gateway.api.http.errors import ErrorPolicy
+from gateway.api.http.exchange import Exchange, Message
 from gateway.api.http.http_app import AdminRoute, BodyLimits, Handler, HttpApp, Route, match_path
-from gateway.domain.errors import BadRequest, Overloaded, ShuttingDown
+from gateway.composition.http_api import ERRORS
+from gateway.domain.errors import BadRequest, GatewayError, Overloaded, ShuttingDown
 from gateway.observability.metrics import RequestMetrics
 from tests.fakes.asgi import AsgiRequest, FakeAdminApp
 
@@ -61,12 +62,14 @@ def build(admin_app: FakeAdminApp, registry: CollectorRegistry) -> Build:
             Route("DELETE", "/thing/{id}", Role.INFERENCE, run),
             Route("DELETE", "/thing/all", Role.ADMIN, run),
             Route("GET", "/service", Role.INFERENCE, run, ends_with_service=True),
+            Route("POST", "/dialect", Role.INFERENCE, run, encode_error=in_a_dialect),
         ]
         admin_routes = [AdminRoute("/health", Role.PUBLIC), AdminRoute("/pages/", Role.ADMIN)]
         return HttpApp(
             routes,
             admin_routes,
             admin_app,
+            errors=ERRORS,
             authenticator=Authenticator(keys, allow_anonymous=False),
             metrics=metrics,
             limits=LIMITS,
@@ -84,6 +87,10 @@ def failing(error: Exception | BaseExceptionGroup[Exception]) -> Handler:
         raise error
 
     return fail
+
+
+def in_a_dialect(error: GatewayError) -> bytes:
+    return f"{error.status} in a dialect".encode()
 
 
 async def stay(_exchange: Exchange, _caller: Caller, _body: bytes) -> None:
@@ -558,3 +565,39 @@ async def test_control_characters_of_a_path_are_escaped_in_the_log(build: Build,
     await get("/nothing\x1b[2J\nforged").run(build())
     assert logs[0]["path"] == r"/nothing\x1b[2J\nforged"
     assert r"\nforged" in logs[0]["error"]
+
+
+async def answer_to(app: HttpApp, method: str, path: str) -> bytes:
+    request = await AsgiRequest(method, path, JSON, (b"{}",)).run(app)
+    return request.body
+
+
+async def test_a_route_writes_errors_in_its_own_dialect_whoever_refuses(build: Build) -> None:
+    """Also those of who looks at the request before its handler does, and of a bug."""
+    assert await answer_to(build(failing(BadRequest("no"))), "POST", "/dialect") == b"400 in a dialect"
+    assert await answer_to(build(failing(ValueError("bug"))), "POST", "/dialect") == b"500 in a dialect"
+    assert await answer_to(build(), "GET", "/dialect") == b"405 in a dialect"
+    assert await answer_to(build(keys=[KEY]), "POST", "/dialect") == b"401 in a dialect"
+
+
+async def test_whatever_has_no_dialect_has_the_applications(build: Build) -> None:
+    for app, path in ((build(failing(BadRequest("no"))), "/do"), (build(), "/nowhere")):
+        assert (await answer_to(app, "POST", path)).startswith(b'{"error":')
+
+
+async def test_an_error_of_another_room_is_told_as_the_policy_says(
+    admin_app: FakeAdminApp, registry: CollectorRegistry
+) -> None:
+    class Away(LookupError):
+        pass
+
+    app = HttpApp(
+        [Route("GET", "/see", Role.INFERENCE, failing(Away("secret")))],
+        [],
+        admin_app,
+        errors=ErrorPolicy(in_a_dialect, {LookupError: lambda _: Overloaded("busy", retry_after_seconds=1.0)}),
+        authenticator=Authenticator([], allow_anonymous=False),
+        metrics=RequestMetrics(registry),
+        limits=LIMITS,
+    )
+    assert await answer_to(app, "GET", "/see") == b"429 in a dialect"

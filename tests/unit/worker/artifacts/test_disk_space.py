@@ -33,7 +33,7 @@ def test_the_least_recently_used_goes_first_and_no_more_than_needed() -> None:
 def test_what_is_in_use_stays() -> None:
     short = plan(10, cache_max=19)
     assert short.remove == ()
-    assert short.shortage == "worker.cache_size, 19.00 GiB, is too small by 1.00 GiB"
+    assert short.shortage == "worker.cache_size, 19 GiB, is too small by 1 GiB"
 
 
 def test_p1_some_of_the_disk_stays_free() -> None:
@@ -47,7 +47,7 @@ def test_p1_the_error_has_the_numbers() -> None:
     short = plan(71, Disk(1000 * GIB, 100 * GIB))
     assert short.shortage is not None
     assert describe_shortage(71 * GIB, short.shortage, promised_bytes=0) == (
-        "71.00 GiB more do not fit here: 100.00 GiB are free, of which 50.00 GiB have to stay so"
+        "71 GiB more do not fit here: 100 GiB are free, of which 50 GiB have to stay so"
     )
 
 
@@ -55,4 +55,4 @@ def test_p1_what_other_downloads_still_need_is_taken() -> None:
     disk = Disk(1000 * GIB, 100 * GIB)
     assert plan(30, disk, promised=20) == DiskPlan((), None)
     assert plan(30, disk, promised=21).remove == (OLD,)
-    assert "beside the 21.00 GiB" in describe_shortage(1, "x", promised_bytes=21 * GIB)
+    assert "beside the 21 GiB" in describe_shortage(1, "x", promised_bytes=21 * GIB)

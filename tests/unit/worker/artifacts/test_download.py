@@ -12,9 +12,9 @@ from trio.testing import MockClock
 from gateway.worker.artifacts import cache as cache_module
 from gateway.worker.artifacts.disk_space import Disk
 from gateway.worker.artifacts.download import FAILURES_MAX, SILENCE_SECONDS
-from gateway.worker.artifacts.errors import ArtifactError, Interrupted
 from gateway.worker.artifacts.partial_file import PartialFile
-from gateway.worker.artifacts.source import Source
+from gateway.worker.artifacts.reference import ArtifactError
+from gateway.worker.artifacts.source import Interrupted, Source
 from tests.fakes.fetching import GIB, NAME, Fetching, patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server, redirect_to
 
@@ -282,7 +282,7 @@ async def test_another_process_that_dies_is_taken_over_from(tmp_path: Path, cloc
 async def test_p1_a_full_disk_is_seen_before_the_first_byte(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(FILE) as server:
         fetching = Fetching(tmp_path, server, disk=Disk(100 * GIB, 5 * GIB))
-        with pytest.raises(ArtifactError, match=r"256000 bytes more .* 5.00 GiB are free, of which 5.00 GiB have to"):
+        with pytest.raises(ArtifactError, match=r"250 KiB more .* 5 GiB are free, of which 5 GiB have to"):
             await fetching.fetch()
         assert (tmp_path / f"{NAME}.part").stat().st_size == 0
 
@@ -301,7 +301,7 @@ async def test_p1_a_cache_makes_room_of_what_nobody_needs(tmp_path: Path, clock:
 async def test_p1_a_cache_that_is_too_small_says_so(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(FILE) as server:
         fetching = Fetching(tmp_path, server, bytes_max=len(FILE) - 1)
-        with pytest.raises(ArtifactError, match=r"worker\.cache_size, 255999 bytes, is too small by 1 bytes"):
+        with pytest.raises(ArtifactError, match=r"worker\.cache_size, 249\.9 KiB, is too small by 1 bytes"):
             await fetching.fetch()
 
 
@@ -310,7 +310,7 @@ async def test_p1_what_another_download_still_needs_is_not_given_away(tmp_path: 
         fetching = Fetching(tmp_path, server, bytes_max=2 * len(FILE) - 1)
         nursery.start_soon(fetching.fetch, None, "first")
         await fetching.wait_progress(1000)
-        with pytest.raises(ArtifactError, match="beside the 256000 bytes that other downloads still need"):
+        with pytest.raises(ArtifactError, match="beside the 250 KiB that other downloads still need"):
             await fetching.fetch(None, "second")
 
 

@@ -6,8 +6,16 @@ import pytest
 
 from gateway.domain.artifact import masked, shown, unmasked
 from gateway.worker.artifacts.cache import cache_name
-from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.reference import Builtin, Hub, LocalFile, Reference, WebFile, hub_of, parse_reference
+from gateway.worker.artifacts.reference import (
+    ArtifactError,
+    Builtin,
+    Hub,
+    LocalFile,
+    Reference,
+    WebFile,
+    hub_of,
+    parse_reference,
+)
 
 HUB = Hub("https://hub.example")
 

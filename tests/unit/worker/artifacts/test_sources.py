@@ -9,10 +9,9 @@ from trio.testing import MockClock
 
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.worker.artifacts.errors import ArtifactError
-from gateway.worker.artifacts.gateway_source import GatewaySource
-from gateway.worker.artifacts.progress import TELL_SECONDS, DownloadProgress
-from gateway.worker.artifacts.reference import Hub
+from gateway.worker.artifacts.download import REPORT_SECONDS, DownloadProgress
+from gateway.worker.artifacts.reference import ArtifactError, Hub
+from gateway.worker.artifacts.source import GatewaySource
 from gateway.worker.artifacts.store import ArtifactStore
 from tests.fakes.fetching import patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
@@ -132,6 +131,6 @@ async def test_progress_is_told_at_once_and_then_seldom(autojump_clock: MockCloc
     progress = DownloadProgress(lambda done, total: told.append((done, total)))
     for done in range(1000):
         progress(done, 1000)
-        await trio.sleep(TELL_SECONDS / 100)
+        await trio.sleep(REPORT_SECONDS / 100)
     assert told[0] == (0, 1000)
     assert 9 <= len(told) <= 11

@@ -9,12 +9,13 @@ import trio
 
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
+from gateway.composition.tiny_model import write_tiny_model
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 from gateway.engines.llama_cpp import tiny_model
 from gateway.worker.artifacts import store as artifacts
-from gateway.worker.artifacts.errors import ArtifactError
 from gateway.worker.artifacts.partial_file import file_sha256
+from gateway.worker.artifacts.reference import ArtifactError
 from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact, ArtifactStore
 
 ROOT = Path(__file__).parents[4]
@@ -74,15 +75,14 @@ async def test_l6_hashing_ends_when_it_is_cancelled(tmp_path: Path) -> None:
     assert scope.cancelled_caught
 
 
-async def test_builtin_tiny_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_builtin_tiny_is_made_once(tmp_path: Path) -> None:
     written: list[Path] = []
 
     def write(path: Path) -> None:
         written.append(path)
         tiny_model.write_tiny_model(path)
 
-    monkeypatch.setattr(artifacts, "_MADE", {"tiny": ("tiny-1.gguf", write)})
-    store = ArtifactStore(tmp_path)
+    store = ArtifactStore(tmp_path, write_tiny_model=write)
     made: list[Artifact] = []
 
     async def fetch() -> None:
@@ -125,7 +125,7 @@ async def test_builtin_tiny_without_its_extra_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "gateway.engines.llama_cpp.tiny_model", None)
     with pytest.raises(ArtifactError, match="needs the llama extra"):
-        await ArtifactStore(tmp_path).fetch(spec("builtin:tiny"))
+        await ArtifactStore(tmp_path, write_tiny_model=write_tiny_model).fetch(spec("builtin:tiny"))
 
 
 @pytest.mark.parametrize("artifact", ["hf://org/model", "http://host/model.gguf", "weights.gguf", "ftp://host/m"])

@@ -12,9 +12,9 @@ from gateway.domain.special_addresses import is_public
 from gateway.worker.artifacts import source as source_module
 from gateway.worker.artifacts.cache import Cache
 from gateway.worker.artifacts.download import HttpClient
-from gateway.worker.artifacts.errors import ArtifactError, Interrupted
 from gateway.worker.artifacts.http_answer import Asked
-from gateway.worker.artifacts.source import Source, address_for, build_request
+from gateway.worker.artifacts.reference import ArtifactError
+from gateway.worker.artifacts.source import Interrupted, Source, address_for, build_request
 from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.fetching import patient_clock
 from tests.fakes.file_server import open_file_server, redirect_to

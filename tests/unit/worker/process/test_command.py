@@ -6,9 +6,8 @@ import pytest
 from gateway.config.load import parse_config
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.model_spec import ModelSpec
+from gateway.domain.resources import GIB
 from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact
-from gateway.worker.from_config import backend_programs
-from gateway.worker.model_options import GIB, load_seconds_max, model_options
 from gateway.worker.process.command import (
     BackendProgram,
     UnknownBackend,
@@ -17,6 +16,8 @@ from gateway.worker.process.command import (
     program_of,
     working_folder,
 )
+from gateway.worker.settings import backend_programs
+from gateway.worker.startup import load_seconds_max, model_options
 
 DRAINS = "drains_on_term = true"
 FOREIGN = BackendProgram(("/opt/whisper/run.sh", "-v"), env={"HF_HUB_OFFLINE": "0", "LOCALAI_GRPC_AUTH_TOKEN": "x"})

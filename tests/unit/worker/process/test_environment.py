@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from gateway.config.load import parse_config
-from gateway.worker.from_config import backend_programs
 from gateway.worker.process.command import BackendProgram, environment
 from gateway.worker.process.environment import backend_environment, withheld
 from gateway.worker.process.spawn import spawn_process
+from gateway.worker.settings import backend_programs
 from tests.unit.config.test_rules import found_in
 
 NEEDED = (

@@ -93,7 +93,7 @@ def test_a_zombie_holds_nothing() -> None:
         (4 * GIB + 1, 4 * GIB, ("4.1 GiB", "4 GiB")),
         (600 * MIB, 512 * MIB, ("600 MiB", "512 MiB")),
         (2 * GIB, 500_000_000, ("2 GiB", "476.8 MiB")),
-        (1, 0, ("0.1 KiB", "0 KiB")),
+        (1, 0, ("1 bytes", "0 bytes")),
         (20 * KIB, KIB, ("20 KiB", "1 KiB")),
         (3000 * GIB, 2999 * GIB, ("3000 GiB", "2999 GiB")),
     ],

@@ -1,4 +1,5 @@
-from gateway.worker.process.output import LINE_BYTES_MAX, LINES_MAX, OutputLog
+from gateway.domain.session import LOG_LINES_MAX
+from gateway.worker.process.output import LINE_BYTES_MAX, OutputLog
 
 
 def test_lines_are_put_together_across_chunks() -> None:
@@ -18,8 +19,8 @@ def test_a_character_split_between_chunks_survives_and_a_broken_one_is_replaced(
 
 def test_only_the_last_lines_are_kept() -> None:
     tail = OutputLog()
-    tail.feed("".join(f"{number}\n" for number in range(LINES_MAX + 5)).encode())
-    assert tail.last(LINES_MAX + 5) == [str(number) for number in range(5, LINES_MAX + 5)]
+    tail.feed("".join(f"{number}\n" for number in range(LOG_LINES_MAX + 5)).encode())
+    assert tail.last(LOG_LINES_MAX + 5) == [str(number) for number in range(5, LOG_LINES_MAX + 5)]
     assert len(tail.last()) == 20
 
 
@@ -48,7 +49,7 @@ async def test_a_follower_begins_with_what_was_and_ends_with_the_process() -> No
 async def test_a_follower_that_lags_loses_lines_and_is_told_how_many() -> None:
     output = OutputLog()
     with output.open_follower(0) as follower:
-        for number in range(LINES_MAX + 7):
+        for number in range(LOG_LINES_MAX + 7):
             output.feed(f"{number}\n".encode())
         output.end()
         first = await follower.take()
@@ -57,4 +58,4 @@ async def test_a_follower_that_lags_loses_lines_and_is_told_how_many() -> None:
         while not (taken := await follower.take()).ended:
             assert taken.skipped == 0
             seen += len(taken.lines)
-        assert seen + len(taken.lines) == LINES_MAX
+        assert seen + len(taken.lines) == LOG_LINES_MAX

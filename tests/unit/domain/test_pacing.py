@@ -1,6 +1,10 @@
 """How fast somebody may go who could go faster."""
 
-from gateway.domain.token_bucket import TokenBucket
+from random import Random
+
+import pytest
+
+from gateway.domain.pacing import Backoff, TokenBucket, doubled_seconds
 
 
 def test_a_burst_is_free_and_the_rest_waits_its_time() -> None:
@@ -34,3 +38,26 @@ def test_a_clock_that_goes_back_gives_nothing() -> None:
     pace = TokenBucket(per_second=2.0, burst=1.0)
     pace.take(1, 10.0)
     assert pace.try_take(1, 5.0) == 0.5
+
+
+@pytest.mark.parametrize(("doublings", "seconds"), [(0, 0.1), (1, 0.2), (3, 0.8), (6, 5.0), (10**6, 5.0)])
+def test_a_pause_doubles_up_to_its_bound(doublings: int, seconds: float) -> None:
+    assert doubled_seconds(0.1, doublings, 5.0) == pytest.approx(seconds)
+
+
+def test_without_chance_the_pauses_are_exact() -> None:
+    backoff = Backoff(1.0, 5.0)
+    assert [backoff.next_seconds() for _ in range(5)] == [1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_a_success_begins_again_with_the_first_pause() -> None:
+    backoff = Backoff(1.0, 5.0)
+    assert [backoff.next_seconds() for _ in range(3)] == [1.0, 2.0, 4.0]
+    backoff.reset()
+    assert backoff.next_seconds() == 1.0
+
+
+def test_chance_shortens_a_pause_by_up_to_a_half() -> None:
+    spread = [Backoff(1.0, 5.0, Random(seed)).next_seconds() for seed in range(100)]
+    assert all(0.5 <= seconds <= 1.0 for seconds in spread)
+    assert min(spread) < 0.6 < 0.9 < max(spread)

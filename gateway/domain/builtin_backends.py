@@ -1,0 +1,39 @@
+"""The backend programs that come with the gateway, and what the rest of it may rely on with each. Pure."""
+
+from collections.abc import Container, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+LLAMA_CPP: Final = "llama-cpp"
+
+
+@dataclass(frozen=True)
+class BuiltinBackend:
+    """What is known of one program of ours. Nothing of it is assumed of a program under `[backends.NAME]`."""
+
+    default_parallel: int
+    """Requests that one replica serves at a time if the model does not say."""
+    refuses_when_full: bool = True
+    """It turns a call away at once while all its slots are taken."""
+    drains_on_term: bool = True
+    """After SIGTERM it finishes its open calls and then ends."""
+
+
+BUILTIN_BACKENDS: Final[Mapping[str, BuiltinBackend]] = MappingProxyType(
+    {LLAMA_CPP: BuiltinBackend(default_parallel=4)}
+)
+REFUSING: Final = frozenset(name for name, backend in BUILTIN_BACKENDS.items() if backend.refuses_when_full)
+DEFAULT_PARALLEL: Final = 1
+"""Of a program that is not ours."""
+
+
+def default_parallel(backend: str) -> int:
+    """Returns how many requests a replica on that backend serves at a time if its model does not say."""
+    ours = BUILTIN_BACKENDS.get(backend)
+    return DEFAULT_PARALLEL if ours is None else ours.default_parallel
+
+
+def refusing_backends(configured: Container[str], refusing: frozenset[str]) -> frozenset[str]:
+    """Returns the backends that refuse calls when they are full: `refusing`, and ours that no section replaces."""
+    return refusing | {name for name in REFUSING if name not in configured}
