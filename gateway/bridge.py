@@ -23,7 +23,7 @@ ABANDON_SECONDS: Final = 5.0
 
 
 class CancelledByAsyncio(Exception):
-    """The asyncio side was cancelled although nobody here asked for it: its connection or loop went away."""
+    """The asyncio side was cancelled although no Trio task asked for it: its connection or loop went away."""
 
 
 class Bridge:
@@ -33,9 +33,10 @@ class Bridge:
         self._loop = loop
 
     async def run(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
-        """Runs one asyncio function and returns what it returns. A cancel reaches it and waits for it to end.
+        """Runs one asyncio function and returns its result. A cancel reaches it and waits for it to end.
 
-        Raises what the function raises, and `CancelledByAsyncio` for a cancel that did not come from here (pitfall 16).
+        Raises the errors of the function, and `CancelledByAsyncio` for a cancel that did not come from Trio (pitfall
+        16).
         """
         try:
             result: T = await trio_asyncio.aio_as_trio(function)(*args)
@@ -65,13 +66,14 @@ class Bridge:
 
 
 class AioSender(Generic[T]):
-    """The asyncio end of a Trio memory channel: hands over synchronously and waits only while the reader lags."""
+    """The asyncio end of a Trio memory channel. It passes items on synchronously and waits only while the reader
+    lags."""
 
     def __init__(self, channel: trio.MemorySendChannel[T]) -> None:
         self._channel = channel
 
     async def send_aio(self, item: T) -> None:
-        """Raises `trio.BrokenResourceError` when the reader is gone."""
+        """Sends an item. Raises `trio.BrokenResourceError` if the reader is gone."""
         try:
             self._channel.send_nowait(item)
         except trio.WouldBlock:
@@ -93,7 +95,8 @@ class AioReceiver(Generic[T]):
         self._channel = channel
 
     async def receive_aio(self) -> T:
-        """Raises `trio.EndOfChannel` when no sender is left. A cancel may lose the item that comes in that moment."""
+        """Waits for an item. Raises `trio.EndOfChannel` if no sender is left. A cancel may lose the item that comes in
+        that moment."""
         try:
             return self._channel.receive_nowait()
         except trio.WouldBlock:
@@ -101,13 +104,13 @@ class AioReceiver(Generic[T]):
             return item
 
     def close(self) -> None:
-        """Senders get `trio.BrokenResourceError` from now on."""
+        """Closes the channel: senders get `trio.BrokenResourceError` from now on."""
         self._channel.close()
 
 
 @asynccontextmanager
 async def open_bridge() -> AsyncIterator[Bridge]:
-    """The asyncio loop inside Trio. It has to enclose everything that uses it (pitfall 18)."""
+    """Opens the asyncio loop inside Trio. It has to enclose everything that uses it (pitfall 18)."""
     async with trio_asyncio.open_loop() as loop:
         # The default handler re-raises into the loop's own nursery, which then hung for good under cancelled work.
         loop.set_exception_handler(_log_loop_error)

@@ -1,4 +1,4 @@
-"""What one gateway keeps in its data folder beside the registry: the cluster secret and the embedded node's id."""
+"""The files in a gateway's data folder beside the registry: the cluster secret and the embedded node's id."""
 
 import os
 import secrets
@@ -13,11 +13,11 @@ NODE_ID_FILE: Final = "node_id"
 
 
 class StartupError(Exception):
-    """The gateway can't start; the message says why and what to change."""
+    """The gateway cannot start. The message says why and what to change."""
 
 
 def prepare_data_dir(folder: Path) -> None:
-    """Makes the folder, for this user only. Raises `StartupError` when nothing can be written there."""
+    """Makes the folder, for this user only. Raises `StartupError` if nothing can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         probe = folder / f".writable-{os.getpid()}"
@@ -30,18 +30,18 @@ def prepare_data_dir(folder: Path) -> None:
 
 
 def keep_cluster_secret(folder: Path) -> bytes:
-    """The secret that replica tokens are derived from: made at first start, kept afterwards."""
+    """Returns the secret from which replica tokens derive. It is made at the first start and kept afterwards."""
     return _keep(folder / SECRET_FILE, secrets.token_hex(32)).encode()
 
 
 def keep_node_id(folder: Path) -> NodeId:
-    """The embedded worker's node keeps its id over restarts."""
+    """Returns the id of the embedded worker's node, which it keeps over restarts."""
     return NodeId(_keep(folder / NODE_ID_FILE, new_id()))
 
 
 def _keep(path: Path, fresh: str) -> str:
-    """The file's content; the file is written with `fresh` if there is none. Readable by its owner only, whole or not
-    there at all."""
+    """Returns the content of the file, and writes `fresh` as a whole if there is none. Only its owner may read the
+    file."""
     narrow(path)
     try:
         if kept := path.read_text("utf-8").strip():

@@ -1,9 +1,10 @@
-"""Counts what a peer sends over HTTP/2 before any of it is worked on, and cuts it into small steps. Pure.
+"""Counts what a peer sends over HTTP/2 before any of it is processed, and cuts it into small steps. Pure.
 
-A frame costs its sender nothing and costs us a round through the protocol's state machine. Each kind of which nobody
-needs many is allowed at once up to a number, and so many per second after that (RFC 9113, 10.5): PING and SETTINGS
-floods (CVE-2019-9512 and 9515), empty DATA (CVE-2019-9518), resets by either side (CVE-2023-44487, CVE-2025-8671),
-CONTINUATION without end (CVE-2024-27316). Whoever exceeds one is sent away with ENHANCE_YOUR_CALM.
+A frame costs its sender nothing, and costs the receiver a round through the protocol's state machine. Frames that
+nobody needs in large numbers are allowed up to a number at once, and at a rate after that (RFC 9113, 10.5): PING and
+SETTINGS floods (CVE-2019-9512 and 9515), empty DATA (CVE-2019-9518), resets by either side (CVE-2023-44487,
+CVE-2025-8671), CONTINUATION without end (CVE-2024-27316). A peer that exceeds one is disconnected with
+ENHANCE_YOUR_CALM.
 """
 
 from dataclasses import dataclass
@@ -11,32 +12,33 @@ from enum import IntEnum
 from typing import Final
 
 PREFACE_BYTES: Final = 24
-"""`PRI * HTTP/2.0 ... SM`, which a client sends before its first frame."""
+"""The length of `PRI * HTTP/2.0 ... SM`, which a client sends before its first frame."""
 HEAD_BYTES: Final = 9
-"""Of each frame: length (3), type, flags, stream (4)."""
+"""The length of each frame's head: length (3), type, flags, stream (4)."""
 END_STREAM: Final = 0x1
 PADDED: Final = 0x8
 PADDING_BYTES_MAX: Final = 256
 CONTROL_BYTES: Final = 64
-"""A control frame counts once more for each so many bytes that it brings: SETTINGS may name the same one thousands of
+"""A control frame counts once more for each such number of bytes: SETTINGS may name the same setting thousands of
 times."""
 SMALL_DATA_BYTES: Final = 64
-"""DATA of less that does not end its stream counts as empty: a body in such parts costs more than it brings."""
+"""A DATA frame with fewer bytes that does not end its stream counts as empty, because such parts cost more than they
+bring."""
 STEP_WEIGHT_MAX: Final = 8
-"""Of the frames that are worked on in one go, so that everybody else has a turn in between."""
+"""The weight of the frames that are processed in one step, so that other connections have a turn in between."""
 STEP_WEIGHT_HARD_MAX: Final = 32
-"""The same, where a cut would part a request from its body or its reset."""
+"""The same if a cut would separate a request from its body or its reset."""
 HEADERS_WEIGHT: Final = 3
 WINDOW_UPDATES_PER_DATA: Final = 4
-"""Frames by which a reader may acknowledge each DATA frame that it was sent: two are usual."""
+"""The number of frames with which a reader may acknowledge each DATA frame. Two are usual."""
 
 
 class Flood(Exception):
-    """The peer sends more of something than anybody needs; the message says of what."""
+    """The peer sends more frames of a kind than anybody needs. The message names the kind."""
 
 
 class Kind(IntEnum):
-    """Types of frames (RFC 9113, 6). Those that are not named here are control frames as well."""
+    """The types of frames (RFC 9113, 6). All other types are control frames as well."""
 
     DATA = 0
     HEADERS = 1
@@ -55,24 +57,25 @@ class Allowance:
 
 @dataclass(frozen=True)
 class FrameLimits:
-    """What one HTTP/2 connection may send: an allowance for each kind of frame, and the largest header block."""
+    """The limits of one HTTP/2 connection: an allowance for each kind of frame, and the largest header block."""
 
     control: Allowance
-    """PING, SETTINGS, PRIORITY, CONTINUATION and whatever has no meaning here, each with or without ACK."""
+    """PING, SETTINGS, PRIORITY, CONTINUATION and every unknown frame, each with or without ACK."""
     resets: Allowance
-    """RST_STREAM; some clients reset a stream again for each frame of it that was on its way to them."""
+    """RST_STREAM. Some clients reset a stream again for each of its frames that is still on the way."""
     reset_streams: Allowance
-    """Streams that the peer has reset, or by its faults had us reset, which the user of the meter has to tell it."""
+    """Streams that the peer has reset, or that were reset because of its faults. The meter has to be told of the
+    latter."""
     rapid_resets: Allowance
-    """Requests that were reset in the same moment, before anybody could have worked on them."""
+    """Requests that were reset in the same moment, before they could be processed."""
     small_data: Allowance
-    """DATA frames that bring (almost) nothing, and do not end their stream."""
+    """DATA frames that bring (almost) nothing and do not end their stream."""
     window_updates: Allowance
-    """Beyond those that acknowledge what was sent (`WINDOW_UPDATES_PER_DATA`)."""
+    """Window updates beyond those that acknowledge sent data (`WINDOW_UPDATES_PER_DATA`)."""
     requests: Allowance | None
-    """HEADERS; None: as many as it likes."""
+    """HEADERS. None means no limit."""
     header_block_bytes_max: int
-    """Of one request, as it is on the wire: HEADERS and its CONTINUATIONs."""
+    """The largest header block of one request, as it is on the wire: HEADERS and its CONTINUATIONs."""
 
 
 class FrameMeter:
@@ -88,16 +91,16 @@ class FrameMeter:
         self._window_updates = _Bucket("WINDOW_UPDATE frames", limits.window_updates)
         self._requests = _Bucket("requests", limits.requests) if limits.requests is not None else None
         self._to_skip = PREFACE_BYTES
-        """Bytes until the next frame begins."""
+        """The number of bytes until the next frame begins."""
         self._head = b""
-        """The part of a frame's head that has come."""
+        """The received part of a frame's head."""
         self._block_bytes = 0
-        """Of the header block that has begun last."""
+        """The size of the header block that has begun last."""
         self._just_asked: set[bytes] = set()
-        """Streams of the requests in what is being read."""
+        """The streams of the requests in the data that is being read."""
 
     def read(self, data: bytes, now: float) -> list[bytes]:
-        """The same bytes in steps. Raises `Flood` before any of them is to be worked on."""
+        """Returns the same bytes in steps. Raises `Flood` before any of them may be processed."""
         steps: list[bytes] = []
         self._just_asked.clear()
         begin, place, weight = 0, 0, 0
@@ -120,11 +123,11 @@ class FrameMeter:
         return [*steps, data[begin:]] if begin < len(data) else steps
 
     def record_sent_data(self) -> None:
-        """A DATA frame was sent, which the peer may acknowledge."""
+        """Records that a DATA frame was sent, which the peer may acknowledge."""
         self._window_updates.give(WINDOW_UPDATES_PER_DATA)
 
     def record_reset_stream(self, now: float) -> None:
-        """A stream has ended by a reset, whoever sent it. Raises `Flood`."""
+        """Records that a stream has ended by a reset of either side. Raises `Flood`."""
         self._reset_streams.take(1, now)
 
     def _skip(self, available: int) -> int:
@@ -133,7 +136,7 @@ class FrameMeter:
         return skipped
 
     def _count(self, kind: int, flags: int, size: int, stream: bytes, now: float) -> None:
-        """Raises `Flood`."""
+        """Counts one frame. Raises `Flood`."""
         match kind:
             case Kind.DATA:
                 content = size - PADDING_BYTES_MAX if flags & PADDED else size
@@ -172,7 +175,7 @@ class _Bucket:
         self._filled_at: float | None = None
 
     def take(self, number: int, now: float) -> None:
-        """Raises `Flood`."""
+        """Takes from the bucket. Raises `Flood` if it does not have enough."""
         seconds = 0.0 if self._filled_at is None else now - self._filled_at
         self._filled_at = now
         self.give(seconds * self._allowance.per_second)
@@ -186,6 +189,7 @@ class _Bucket:
 
 
 def _is_full(weight: int, kind: int) -> bool:
-    """Whether a frame of that kind is for the next step. What follows a request belongs to it as long as possible."""
+    """Returns whether a frame of that kind belongs to the next step. Frames that follow a request stay in its step as
+    long as possible."""
     belongs = kind in (Kind.DATA, Kind.RST_STREAM, Kind.CONTINUATION)
     return weight >= (STEP_WEIGHT_HARD_MAX if belongs else STEP_WEIGHT_MAX)

@@ -16,7 +16,7 @@ _OTHERS: Final = 0o077
 
 
 def make_private(path: Path) -> None:
-    """Makes the file, empty, if there is none; see `narrow` for one that is there. Raises `OSError`."""
+    """Makes the file, empty, if there is none. An existing one is handled as in `narrow`. Raises `OSError`."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
     except FileExistsError:
@@ -24,9 +24,9 @@ def make_private(path: Path) -> None:
 
 
 def narrow(path: Path) -> None:
-    """Takes from others what they may do with the file. Nothing happens if there is none.
+    """Removes the permissions of other users. Does nothing if there is no file.
 
-    Whether that succeeded the log tells: the file may belong to somebody else, who has to see to it.
+    The log says whether that succeeded: the file may belong to another user, who has to change it.
     """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -42,8 +42,9 @@ def narrow(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Whole or not at all, also when another process writes it at the same time. Raises `OSError`."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # readable by its owner only
+    """Writes the file as a whole or not at all, also when another process writes it at the same time. Raises
+    `OSError`."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # Only its owner may read it.
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""What a failed gRPC call means, decided in one place for every RPC; pure."""
+"""Decides what a failed gRPC call means, in one place for every RPC. Pure."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -12,17 +12,18 @@ from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Unreacha
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 
 MESSAGE_CHARS_MAX: Final = 1000
-"""A backend's own words are passed on, but not without end."""
+"""The length at which a backend's message is cut before it is passed on."""
 
 
 def meaning(error: Exception, trailers: Mapping[str, str], *, sent: bool) -> RouteError | GatewayError:
-    """What the router raises for `error`. `trailers` are those of the call, `sent` says whether the request left us.
+    """Returns the error that the router raises for `error`. `trailers` are those of the call. `sent` says whether the
+    request was sent.
 
-    - a status from the backend: by its code and trailers (`_meaning_of_status`);
-    - the connection broke: `Lost` once the request was sent, else `Unreachable`, as when the backend says itself that
-      it has not begun with the call;
-    - anything else is no answer of the backend but a defect of ours, and is told as a failed backend all the same, so
-      that the client gets one clear error; the caller logs it.
+    - A status from the backend is translated by its code and trailers (`_meaning_of_status`).
+    - A broken connection is `Lost` once the request was sent, and `Unreachable` before, or if the backend says that it
+      has not begun the call.
+    - Any other error is a defect of the gateway. The client still gets one clear error, that of a failed backend, and
+      the caller logs it.
     """
     if isinstance(error, GRPCError):
         return _meaning_of_status(error.status, error.message or "", trailers)
@@ -54,7 +55,8 @@ def _meaning_of_status(status: Status, text: str, trailers: Mapping[str, str]) -
 
 
 def _is_stale(status: Status, text: str) -> bool:
-    """Another process, another model or none at all (R14, H5). A NOT_FOUND of another kind is an ordinary error."""
+    """Returns whether another process, another model or no model is there (R14, H5). A NOT_FOUND of another kind is an
+    ordinary error."""
     match status:
         case Status.UNAUTHENTICATED | Status.FAILED_PRECONDITION:
             return True

@@ -10,31 +10,32 @@ from gateway.backends.patient_channel import PatientChannel
 from gateway.domain.ids import Address, ReplicaId
 
 Dial = Callable[[Address], Channel]
-"""Makes an unconnected channel; called on the asyncio side. A seam of the composition root."""
+"""Makes an unconnected channel. It is called on the asyncio side. It is a seam of the composition root."""
 
 STREAM_WINDOW_BYTES = 128 * 1024
-"""What a backend may have in flight to us per stream: small, so that a slow client slows its own backend."""
+"""The number of bytes that a backend may send ahead per stream. It is small, so that a slow client slows down its own
+backend."""
 
 
 def dial(address: Address) -> Channel:
     """Makes a channel to `address` (host:port) that connects with its first call."""
     host, _, port = address.rpartition(":")
-    # No keepalive of gRPC's: backends keep its default policy, which answers pings within five minutes by hanging up,
-    # and a llama.cpp that loads a model answers nothing at all (pitfall 34). `dead_peers` is TCP's.
+    # gRPC's own keepalive is off: backends keep its default policy, which answers pings within five minutes by hanging
+    # up, and a llama.cpp that loads a model answers nothing at all (pitfall 34). `dead_peers` is TCP's.
     return PatientChannel(host, int(port), config=Configuration(http2_stream_window_size=STREAM_WINDOW_BYTES))
 
 
 @dataclass(frozen=True)
 class ChannelPoolStatistics:
-    """Counts the channels of a pool."""
+    """The number of channels of a pool."""
 
     open: int
-    """Replicas with a channel, connected or not."""
+    """The number of replicas with a channel, connected or not."""
 
 
 class ChannelPool:
-    """Channels by replica id, since an address never stands for a replica (H5). One whose worker says another address
-    than before has another channel: the old one may lead to somebody else by now."""
+    """The channels by replica id, because an address never identifies a replica (H5). A replica with a new address gets
+    a new channel: the old one may lead to another process by now."""
 
     def __init__(self, dial: Dial = dial) -> None:
         self._dial = dial
@@ -63,5 +64,5 @@ class ChannelPool:
         self.keep_only(())
 
     def statistics(self) -> ChannelPoolStatistics:
-        """Counts the replicas that have a channel now."""
+        """Returns the number of replicas that have a channel now."""
         return ChannelPoolStatistics(open=len(self._channels))

@@ -1,4 +1,4 @@
-"""Calls to backend processes over gRPC: each is one whole asyncio function behind the bridge (pitfalls 14, 21)."""
+"""Calls backend processes over gRPC. Each call is one whole asyncio function behind the bridge (pitfalls 14, 21)."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, closing
@@ -33,7 +33,7 @@ M = TypeVar("M")
 R = TypeVar("R")
 
 LARGE_CHARACTERS: Final = 1024 * 1024
-"""Size of a request's prompt from which on the copies that sending makes of it count."""
+"""The size of a prompt from which on the copies that sending makes of it count."""
 
 
 class GrpcBackends:
@@ -42,7 +42,7 @@ class GrpcBackends:
     def __init__(
         self, bridge: Bridge, channels: ChannelPool, context_size_of: Callable[[ModelName], int | None] = lambda _: None
     ) -> None:
-        """`context_size_of`: tokens that a request to the model may have, if that is known."""
+        """`context_size_of` returns the tokens that a request to the model may have, or None if that is not known."""
         self._bridge = bridge
         self._channels = channels
         self._context_size_of = context_size_of
@@ -52,7 +52,7 @@ class GrpcBackends:
     async def open_stream(
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
-        """Calls PredictStream, and yields its answer as it comes; leaving the context ends the call."""
+        """Calls PredictStream and yields its answer as it comes. Leaving the context ends the call."""
         stream = _GrpcAnswerStream(on_end)
         request = _generation_request(generation, request_id)
         reader = self._reader(generation)
@@ -113,7 +113,7 @@ class GrpcBackends:
             finish_reason = await self._call_aio(target, request, call, relay)
             answer.complete(reader.completion(finish_reason))
         except ReaderLeft:
-            pass  # and it is not interested in how the call ends
+            pass  # The reader does not need the end of the call.
         except (RouteError, GatewayError) as error:
             answer.fail(error)
         finally:
@@ -126,7 +126,7 @@ class GrpcBackends:
         call: "_Call",
         answer: Callable[[Stream[pb.PredictOptions, M]], Awaitable[R]],
     ) -> R:
-        """One call from opening to trailers. Raises `RouteError` and `GatewayError` only."""
+        """Runs one call from opening to trailers. Raises `RouteError` and `GatewayError` only."""
         try:
             method = getattr(BackendStub(self._channels.get(target.replica_id, target.address)), call.method)
             async with method.open(metadata=names.bearer(target.token)) as stream:
@@ -146,7 +146,7 @@ class GrpcBackends:
 
 
 async def _cancel_aio(stream: Stream[Any, Any]) -> None:
-    """Tells the backend to stop. It may have ended by itself meanwhile, and then there is nothing to tell."""
+    """Cancels the call at the backend. If the call has ended meanwhile, there is nothing to cancel."""
     try:
         await stream.cancel()
     except StreamClosedError:
@@ -156,7 +156,8 @@ async def _cancel_aio(stream: Stream[Any, Any]) -> None:
 @dataclass(frozen=True)
 class _Request:
     make: Callable[[], pb.PredictOptions] = field(repr=False)
-    """Called when it is sent, and kept no longer: it is a copy of all that the client has sent."""
+    """Makes the message. It is called when the request is sent, and the result is not kept, because it is a copy of all
+    that the client has sent."""
     is_large: bool
 
 
@@ -167,7 +168,7 @@ def _generation_request(generation: Generation, request_id: RequestId) -> _Reque
 
 @dataclass
 class _Call:
-    """How far a call got, which is what its failure's meaning depends on."""
+    """How far a call got. The meaning of its failure depends on that."""
 
     method: str
     stream: Stream[Any, Any] | None = field(default=None, repr=False)
@@ -183,7 +184,7 @@ class _Call:
 
 
 class _GrpcAnswerStream:
-    """A relayed generation: its reading end, and how the relay says that the call has ended."""
+    """A relayed generation: its reading end, and the way in which the relay reports the end of the call."""
 
     def __init__(self, on_end: OnEnd) -> None:
         self.deltas = UnreadAnswer()
@@ -191,16 +192,18 @@ class _GrpcAnswerStream:
         self._error: RouteError | GatewayError | None = None
 
     def close(self) -> None:
-        """The reader leaves."""
+        """Tells the relay that nobody reads the rest."""
         self.deltas.leave()
 
     def complete(self, completion: Completion) -> None:
-        """All of the answer has arrived, and the trailers behind it: the backend is done, whatever is still unread."""
+        """Ends the answer. All of it and its trailers have arrived, so the backend is done, whatever is still
+        unread."""
         self.deltas.end(completion)
         self._on_end(None)
 
     def fail(self, error: RouteError | GatewayError) -> None:
-        """The call broke. Before its first piece the reader has to judge that; it may send the request elsewhere."""
+        """Ends the answer with an error. Before the first part, the reader decides whether the request goes to another
+        replica."""
         self._error = error
         if self.deltas.has_begun:
             self._on_end(error)
@@ -218,7 +221,8 @@ class _GrpcAnswerStream:
             self._raise_end()
 
     def _raise_end(self) -> NoReturn:
-        """The pieces end without a completion: by a failed call, or because the asyncio side was cancelled."""
+        """Raises the reason why the parts ended without a completion: a failed call, or a cancel of the asyncio
+        side."""
         if self._error is None:
             raise meaning(StreamTerminatedError("the call was cancelled on the asyncio side"), {}, sent=True)
         raise self._error

@@ -1,7 +1,8 @@
-"""What a worker asks of the backend processes it starts (Health, LoadModel, Free), over connections of their own.
+"""The calls of a worker to the backend processes that it starts (Health, LoadModel, Free), over connections of their
+own.
 
-No channel is kept: a process is asked a few times while it comes up, and the channel that carries LoadModel may be
-silent for as long as the load takes (pitfall 34).
+No channel is kept. A process gets few calls while it starts, and the channel of LoadModel may be silent for as long as
+the load takes (pitfall 34).
 """
 
 import asyncio
@@ -63,7 +64,7 @@ class GrpcBackendControl:
             raise LoadFailed(result.message or "the backend gave no reason")
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
-        """Calls Free, so that the backend lets its model go; a failure is logged and not raised."""
+        """Calls Free, so that the backend frees its model. A failure is logged and not raised."""
 
         async def ask(stub: BackendStub) -> pb.Result:
             return await stub.Free(pb.HealthMessage(), metadata=names.bearer(token))

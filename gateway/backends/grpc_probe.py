@@ -1,4 +1,5 @@
-"""Asks a replica whether it is alive, over a connection of its own: a probe never waits behind a request (H3)."""
+"""Probes whether a replica is alive, over a connection of its own, so that a probe never waits behind a request
+(H3)."""
 
 import errno
 from socket import gaierror
@@ -20,13 +21,13 @@ from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import Address
 
 CONNECT_SHARE: Final = 0.125
-"""Part of the probe's time that is kept for each of the two connects that tell a busy replica from somebody else, and
-from one that can't be reached."""
+"""The share of the probe's time for each of the two connects that distinguish a busy replica from another program, and
+from a machine that cannot be reached."""
 
 NO_WAY_THERE: Final = frozenset(
     {errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN, errno.ENETDOWN, errno.ETIMEDOUT}
 )
-"""What the network says when it can't even ask the machine; that tells nothing of the replica."""
+"""The errors of the network if it cannot reach the machine. They say nothing about the replica."""
 
 HEALTHY: Final = b"OK"
 """What Health answers, and nothing else (backend-protocol.md B3)."""
@@ -34,7 +35,7 @@ TOO_BUSY: Final = frozenset({Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED
 """How Health is answered by a server whose threads all work on calls. Any other error is no answer of a healthy
 backend: a proxy whose backend is gone says UNAVAILABLE, and who does not know our token UNAUTHENTICATED."""
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\x04\0\0\0\0\0"
-"""With which an HTTP/2 client begins (RFC 9113, 3.4): the last bytes are a SETTINGS frame without any."""
+"""The beginning of an HTTP/2 connection (RFC 9113, 3.4). The last bytes are an empty SETTINGS frame."""
 FRAME_TYPE_AT: Final = 3
 SETTINGS: Final = b"\x04"
 """The type of the first frame that either side sends."""
@@ -49,7 +50,8 @@ class _TooBusy(Exception):
 
 
 class GrpcProbe:
-    """`Probe` over real connections. Raises nothing that the other side can cause; takes no longer than its time."""
+    """`Probe` over real connections. It raises nothing that the other side can cause, and takes no longer than its time
+    limit."""
 
     def __init__(
         self, bridge: Bridge, timeout_seconds: float, dial: Dial = dial, *, connect_share: float = CONNECT_SHARE
@@ -90,7 +92,7 @@ class GrpcProbe:
             async with BackendStub(channel).Health.open(metadata=names.bearer(target.token)) as stream:
                 await stream.send_message(pb.HealthMessage(), end=True)
                 await _read_answer_aio(stream)
-        except AttributeError as error:  # grpclib's word for a connection that broke before the call began
+        except AttributeError as error:  # grpclib raises this for a connection that broke before the call began.
             raise _NotOurs("it hung up, or does not speak HTTP/2") from error
         finally:
             channel.close()
@@ -115,8 +117,8 @@ async def _read_answer_aio(stream: Stream[Any, pb.Reply]) -> None:
 
 
 async def _speaks_otherwise(address: Address) -> bool:
-    """Whether what comes from there is no HTTP/2. h2 takes the words of another protocol for the head of a large frame,
-    and waits for the rest. What says nothing is waited for until cancelled, a replica that is busy above all."""
+    """Returns whether the answers from there are no HTTP/2. h2 takes the bytes of another protocol for the head of a
+    large frame, and waits for the rest. If nothing comes, as from a busy replica, this waits until it is cancelled."""
     host, _, port = address.rpartition(":")
     try:
         async with await trio.open_tcp_stream(host, int(port)) as stream:
@@ -130,8 +132,8 @@ async def _speaks_otherwise(address: Address) -> bool:
 
 
 async def can_connect(address: Address, timeout_seconds: float) -> bool:
-    """Whether the machine takes a TCP connection there. Its kernel does so for a process that is too busy to accept one
-    (pitfall 38)."""
+    """Returns whether the machine accepts a TCP connection there. Its kernel does that even for a process that is too
+    busy to accept one (pitfall 38)."""
     host, _, port = address.rpartition(":")
     with trio.move_on_after(timeout_seconds):
         try:

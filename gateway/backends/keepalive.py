@@ -1,8 +1,8 @@
-"""Has the kernel end a connection whose other machine is not there any more.
+"""Has the kernel end a connection whose other machine is gone.
 
-A machine that vanishes says nothing, and a connection on which nothing is sent notices nothing. The kernel asks for us,
-below gRPC: the backend's own kernel answers, however busy the backend is, so that no backend takes it for too many
-pings and one that loads a model or works for an hour is left alone.
+A machine that vanishes sends nothing, and a connection without traffic notices nothing. So the kernel asks the other
+kernel, below gRPC. That one answers however busy the backend is, so no backend counts too many pings, and one that
+loads a model or works for an hour is left alone.
 """
 
 import asyncio
@@ -11,17 +11,17 @@ import sys
 from typing import Final
 
 IDLE_SECONDS: Final = 15
-"""How long a connection is silent before the first question."""
+"""How long a connection is silent before the first probe of the kernel."""
 INTERVAL_SECONDS: Final = 5
-"""Between two questions."""
+"""The time between two probes."""
 QUESTIONS: Final = 3
-"""Without an answer; then the connection ends."""
+"""The number of unanswered probes after which the connection ends."""
 GIVE_UP_SECONDS: Final = 30
-"""For what was sent to be received by the other machine; also the end of the questions above, where it is later."""
+"""How long sent data may stay unacknowledged. The kernel also waits this long for the probes above, if it is longer."""
 
 
 def end_with_peer(transport: asyncio.BaseTransport) -> None:
-    """Sets TCP keepalive. Does nothing to what is no TCP connection, or where the system has no such options."""
+    """Sets TCP keepalive. Does nothing for other connections, and on systems without such options."""
     connection = transport.get_extra_info("socket")
     if connection is None or sys.platform != "linux" or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return

@@ -1,7 +1,7 @@
-"""A gRPC connection whose backend has said that it will end: what is open there goes on, what is new goes elsewhere.
+"""A gRPC connection whose backend has announced its end: open calls continue, and new ones go elsewhere.
 
-GOAWAY without an error (RFC 9113, 6.8) names the last stream that the server works on. grpclib takes it for the end of
-the connection and cuts every call; so does h2, which reads no frame after it. Here it means what it says:
+GOAWAY without an error (RFC 9113, 6.8) names the last stream that the server processes. grpclib takes it for the end of
+the connection and cuts every call. h2 does the same and reads no frame after it. Here it has its real meaning:
 
 | the call                            | what becomes of it                                                          |
 |-------------------------------------|-----------------------------------------------------------------------------|
@@ -9,8 +9,8 @@ the connection and cuts every call; so does h2, which reads no frame after it. H
 | is above it, or was just to be sent | fails with `NotProcessed`: the backend has not looked at it and never will  |
 | begins later                        | is made on a connection of its own, if the backend still takes one          |
 
-Servers that end gracefully say so twice: first with the highest number there is, then, once they know that the client
-has heard it (a PING in between), with the real one. A GOAWAY with an error is the end of the connection, as ever.
+Servers that end gracefully send it twice: first with the highest possible number, then, once they know that the client
+has got it (after a PING), with the real one. A GOAWAY with an error ends the connection, as ever.
 """
 
 from asyncio import Transport
@@ -34,22 +34,22 @@ LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
 
 
 class NotProcessed(StreamTerminatedError):
-    """The backend has not begun with the call, and says so: it may be made again elsewhere as if for the first time."""
+    """The backend says that it has not begun the call. It may be made again elsewhere as if for the first time."""
 
 
 class LeavingConnection(Connection):
-    """grpclib's, which may be left: then it goes on with the streams that it has, and takes no further ones."""
+    """grpclib's connection, which can be left: then it continues its streams and takes no further ones."""
 
     def __init__(self, connection: H2Connection, transport: Transport, *, config: Configuration) -> None:
         super().__init__(connection, transport, config=config)
         self.is_leaving = False
         self._unsent: WeakSet[Stream] = WeakSet()
-        """Streams of calls whose request waits for room to be sent; those that are sent or over may be among them."""
+        """The streams of calls whose request waits to be sent. Streams that are sent or over may be among them."""
         _outlive_goaway(connection)
 
     def create_stream(self, *, stream_id: int | None = None, wrapper: Wrapper | None = None) -> Stream:
-        """Raises `NotProcessed` on a connection that is being left or has just broken: grpclib forgets parts of a
-        broken one, and would fail for want of them."""
+        """Creates a stream. Raises `NotProcessed` on a connection that is being left or has just broken: grpclib drops
+        parts of a broken one, and would fail without them."""
         if self.is_leaving:
             raise NotProcessed(LEAVES)
         if self.is_closing():
@@ -59,7 +59,7 @@ class LeavingConnection(Connection):
         return stream
 
     def leave(self) -> None:
-        """Requests that are not sent yet are not sent here any more."""
+        """Leaves the connection: requests that are not sent yet are not sent here any more."""
         self.is_leaving = True
         for stream in self._unsent:
             if stream.id is None:
@@ -68,18 +68,18 @@ class LeavingConnection(Connection):
 
 
 def fail_unprocessed(stream: Stream) -> None:
-    """Ends the call of a stream with `NotProcessed`; does nothing to a stream that belongs to no call."""
+    """Ends the call of a stream with `NotProcessed`. Does nothing for a stream without a call."""
     if stream.wrapper is not None:
         stream.wrapper.cancel(NotProcessed(LEAVES))
 
 
 def is_graceful(event: ConnectionTerminated) -> bool:
-    """Tells whether a GOAWAY carries NO_ERROR, so that open calls may go on (RFC 9113, 6.8)."""
+    """Returns whether a GOAWAY carries NO_ERROR, so that open calls may continue (RFC 9113, 6.8)."""
     return event.error_code == ErrorCodes.NO_ERROR
 
 
 def _outlive_goaway(connection: H2Connection) -> None:
-    """h2 has no public word for it: lets it read on after a GOAWAY without an error."""
+    """Lets h2 read on after a GOAWAY without an error, for which it has no public function."""
     table = connection._frame_dispatch_table  # noqa: SLF001
     table[GoAwayFrame] = partial(_receive_goaway, table[GoAwayFrame])
 

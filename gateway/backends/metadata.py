@@ -1,6 +1,6 @@
-"""Names of the gRPC metadata that a backend of ours and the gateway exchange beside the messages.
+"""The names of the gRPC metadata that our own backends and the gateway exchange besides the messages.
 
-Foreign backends send none of the trailers: each is an addition, never a requirement.
+Foreign backends send none of the trailers. Each is an addition and never required.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ TOKEN_VARIABLE: Final = "LOCALAI_GRPC_AUTH_TOKEN"  # noqa: S105 - the name of a 
 """Environment variable in which a backend process finds its token."""
 
 REFUSED: Final = "x-gateway-refused"
-"""Trailer of a call that was turned away before any work: `full` or `draining`. It is no failure of the replica; the
+"""The trailer of a call that was refused before any work: `full` or `draining`. It is no failure of the replica. The
 same status without this trailer is an ordinary error (pitfall 32)."""
 REFUSED_FULL: Final = "full"
 REFUSED_DRAINING: Final = "draining"
@@ -31,13 +31,13 @@ ERROR_PARAM: Final = "x-gateway-error-param"
 """Trailer of an INVALID_ARGUMENT: the request field that is wrong, in OpenAI's words."""
 
 SAMPLING_KEY: Final = "gateway.sampling"
-"""Key of `PredictOptions.Metadata` under which the gateway sends the sampling parameters that the client set, as a JSON
-object in llama.cpp's names. proto3 scalars can't say "unset": a Temperature of 0 may mean greedy or nothing at all. The
-classic fields are filled besides, for backends that read only those."""
+"""The key of `PredictOptions.Metadata` under which the gateway sends the sampling parameters that the client set, as a
+JSON object with llama.cpp's names. proto3 scalars cannot say "unset": a Temperature of 0 may mean greedy or nothing at
+all. The classic fields are filled, too, for backends that read only those."""
 
 THINKING_KEY: Final = "enable_thinking"
-"""Key of `PredictOptions.Metadata` for whether the model is to think, `true` or `false`; LocalAI's name for it, which
-is also that of templates."""
+"""The key of `PredictOptions.Metadata` that says whether the model should reason, `true` or `false`. LocalAI and
+templates use the same name."""
 
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (backend-protocol.md B3)."""
@@ -49,7 +49,7 @@ NOT_LOADED: Final = "model not loaded"
 
 
 def replica_token(cluster_secret: bytes, replica_id: ReplicaId) -> str:
-    """The bearer token of one replica: every gateway can compute it, no other process can guess it (H5)."""
+    """Returns the bearer token of one replica. Every gateway can compute it, and no other process can guess it (H5)."""
     return hmac.new(cluster_secret, replica_id.encode(), hashlib.sha256).hexdigest()
 
 

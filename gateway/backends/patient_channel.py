@@ -1,8 +1,9 @@
-"""A gRPC channel that cuts no answer that could have been had: it reads what has arrived, and waits for who is leaving.
+"""A gRPC channel that loses no answer that could be had: it reads what has arrived, and waits for backends that are
+leaving.
 
-grpclib ends all open calls of a lost connection with an error, those included whose last message is here and was only
-not read yet. A backend that drains hangs up right after its last answer, and a client that reads slowly would then lose
-the end of a complete one (R13). It also ends them all when a backend says that it will end once they are done: see
+grpclib ends all open calls of a lost connection with an error, even those whose last message has arrived and is only
+unread. A backend that drains hangs up right after its last answer, and a client that reads slowly would then lose the
+end of a complete one (R13). grpclib also ends them when a backend announces that it will end after its calls: see
 `leaving_connection`.
 """
 
@@ -19,7 +20,7 @@ from gateway.backends.leaving_connection import LeavingConnection, fail_unproces
 
 
 class _PatientProcessor(EventsProcessor):
-    """Leaves calls alone whose answer is complete, or still comes."""
+    """Keeps calls whose answer is complete or still arriving."""
 
     connection: LeavingConnection
 
@@ -37,7 +38,7 @@ class _PatientProcessor(EventsProcessor):
         if not is_graceful(event):
             super().process_connection_terminated(event)
             return
-        self.handler.close()  # so that the channel makes another connection for the next call
+        self.handler.close()  # The channel then makes another connection for the next call.
         self.connection.leave()
         last_stream_id = event.last_stream_id or 0
         for number, stream in self.streams.items():
@@ -47,7 +48,8 @@ class _PatientProcessor(EventsProcessor):
             self.close()
 
     def process_stream_reset(self, event: StreamReset) -> None:
-        """REFUSED_STREAM says of one call what GOAWAY says of all above a number (RFC 9113, 8.7)."""
+        """Handles a reset. REFUSED_STREAM says of one call what GOAWAY says of all calls above a number (RFC 9113,
+        8.7)."""
         stream = self.streams.get(event.stream_id)
         if stream is not None and event.error_code == ErrorCodes.REFUSED_STREAM and stream.headers is None:
             fail_unprocessed(stream)
@@ -59,7 +61,7 @@ class _PatientProcessor(EventsProcessor):
         for number in complete:
             del self.streams[number]
         super().close(reason)
-        self.streams.update(complete)  # each is taken out once it was read
+        self.streams.update(complete)  # Each is removed once it was read.
 
 
 def _is_complete(stream: Stream) -> bool:
@@ -76,12 +78,13 @@ class _PatientProtocol(H2Protocol):
 
 
 class PatientChannel(Channel):
-    """Reaches into grpclib; tests/integration/backends/test_late_reader.py and test_goaway.py hold the behaviour."""
+    """A channel of grpclib that reaches into its inner parts. tests/integration/backends/test_late_reader.py and
+    test_goaway.py check the behaviour."""
 
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self._left: set[H2Protocol] = set()
-        """Connections whose backend is ending and still has calls of ours, and perhaps some that are over."""
+        """Connections whose backend is ending and still has open calls, and perhaps some that are over."""
 
     async def __connect__(self) -> H2Protocol:
         if self._protocol is not None and not self._connected:
@@ -89,7 +92,7 @@ class PatientChannel(Channel):
         return await super().__connect__()
 
     def close(self) -> None:
-        """Closes the channel's connections, those included whose backend is ending and still has calls."""
+        """Closes the channel's connections, including those whose backend is ending and still has calls."""
         for protocol in self._left:
             protocol.processor.close()
         self._left.clear()

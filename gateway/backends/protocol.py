@@ -1,7 +1,7 @@
-"""What the router and the worker ask of backends, and how a call can end without an answer.
+"""The calls of the router and the worker to backends, and the ways in which a call can end without an answer.
 
-Errors are a tree by what the router can do. A `RouteError` says that the request may be sent elsewhere, because of
-*where* it went; everything else (`gateway.domain.errors`) is an answer to the client.
+The errors form a tree by what the router can do. A `RouteError` says that the request may be sent elsewhere, because of
+*where* it went. Every other error (`gateway.domain.errors`) is an answer to the client.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInpu
 
 @dataclass(frozen=True)
 class Target:
-    """One replica as an address to call. Lives no longer than one request (R1)."""
+    """The address and token of one replica, for one call. It lives no longer than one request (R1)."""
 
     replica_id: ReplicaId
     model: ModelName
@@ -26,11 +26,11 @@ class Target:
 
 
 class RouteError(Exception):
-    """The call ended without an answer for a reason of the place it went to."""
+    """The call ended without an answer, because of the place it went to."""
 
 
 class Refused(RouteError):
-    """Turned away before any work because no slot is free or the replica drains. No failure of the replica."""
+    """The replica refused the call before any work because it is full or drains. That is no failure of the replica."""
 
     def __init__(self, *, draining: bool) -> None:
         super().__init__("draining" if draining else "no free slot")
@@ -38,39 +38,41 @@ class Refused(RouteError):
 
 
 class Stale(RouteError):
-    """What answers there is not the replica we mean: nothing loaded, another model, another process (R14, H5)."""
+    """The process at the address is not the intended replica: no model is loaded, or another model, or it is another
+    process (R14, H5)."""
 
 
 class Unreachable(RouteError):
-    """No connection came about: the request was not sent."""
+    """There was no connection, so the request was not sent."""
 
 
 class Lost(RouteError):
-    """The connection broke after the request was sent: it may have been worked on."""
+    """The connection broke after the request was sent, so the backend may have worked on it."""
 
 
 class AnswerStream(Protocol):
-    """A generation as it comes: pieces, then exactly one `Completion`, which is the last item."""
+    """A generation as it comes: parts, then exactly one `Completion`, which is the last item."""
 
     async def receive(self) -> Delta | Completion:
-        """The next item. Raises `RouteError` or `GatewayError` when the stream ends without a completion."""
+        """Waits for the next item. Raises `RouteError` or `GatewayError` if the stream ends without a completion."""
 
     def receive_nowait(self) -> Delta | Completion:
-        """The next item if it is here already; raises `trio.WouldBlock` if not, else as `receive`."""
+        """Returns the next item if it has arrived. Raises `trio.WouldBlock` if not, and otherwise the errors of
+        `receive`."""
 
 
 OnEnd = Callable[[RouteError | GatewayError | None], None]
-"""Called once, synchronously, when a call has ended by itself after it had begun to answer: the backend has nothing
-more to do with it, however much of the answer nobody has read yet. The argument says what broke it; None: nothing."""
+"""Called once, synchronously, when a call has ended by itself after its answer had begun. The backend has nothing more
+to do with it, however much of the answer is unread. The argument is the error that broke it, or None."""
 
 
 class Backends(Protocol):
-    """Calls for inference. Cancelling any of them reaches the backend."""
+    """The calls for inference. Cancelling any of them reaches the backend."""
 
     def open_stream(
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AbstractAsyncContextManager[AnswerStream]:
-        """Leaving the context ends the call, whether the answer was complete or not."""
+        """Opens a streamed answer. Leaving the context ends the call, whether the answer was complete or not."""
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Returns the whole answer at once. Raises `RouteError` or `GatewayError`."""
@@ -80,22 +82,23 @@ class Backends(Protocol):
 
 
 class BackendNotReady(Exception):
-    """Health did not answer "OK" in time; the message says what happened instead."""
+    """Health did not answer "OK" in time. The message says what happened instead."""
 
 
 class LoadFailed(Exception):
-    """LoadModel did not succeed; the message is the backend's own where it gave one (L20)."""
+    """LoadModel did not succeed. The message is the backend's own if it gave one (L20)."""
 
 
 class BackendControl(Protocol):
-    """What a worker asks of a backend process it has started."""
+    """The calls of a worker to a backend process that it has started."""
 
     async def health(self, address: Address, token: str, timeout_seconds: float) -> None:
-        """Returns once Health answers "OK". Raises `BackendNotReady`."""
+        """Calls Health. Raises `BackendNotReady` unless it answers "OK" in time."""
 
     async def load_model(self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float) -> None:
-        """Raises `LoadFailed`, also after `timeout_seconds`; the backend may still be loading then (L8)."""
+        """Loads a model. Raises `LoadFailed`, also after `timeout_seconds`; the backend may still be loading then
+        (L8)."""
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
-        """Asks it to let its model go before it is ended. Best effort: it takes no longer than `timeout_seconds` and
-        raises nothing, since many backends can't, and one that hangs is to be ended all the same (W8)."""
+        """Asks the backend to free its model before it is ended. It takes no longer than `timeout_seconds` and raises
+        nothing, because many backends cannot do it, and one that hangs has to be ended all the same (W8)."""

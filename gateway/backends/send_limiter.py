@@ -1,6 +1,6 @@
-"""Large requests go to backends one after the other: while one is sent, it is in memory several times.
+"""Sends large requests to backends one after the other, because a request is in memory several times while it is sent.
 
-All on the asyncio side.
+Everything here is on the asyncio side.
 """
 
 import asyncio
@@ -9,18 +9,18 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 TURN_SECONDS: Final = 5.0
-"""How long one waits for its turn. A backend that does not read what it is sent must not hold up all the others."""
+"""How long a request waits for its turn. A backend that does not read must not delay all the others."""
 
 
 class SendLimiter:
-    """Has large requests sent to backends one after the other, since each takes much memory meanwhile."""
+    """Gives turns to large requests, one after the other."""
 
     def __init__(self) -> None:
         self._taken = asyncio.Lock()
 
     @asynccontextmanager
     async def open_aio(self) -> AsyncIterator[None]:
-        """One turn; it begins when nobody else has one, or after `TURN_SECONDS`."""
+        """Waits for a turn and holds it. It begins when no other request has one, or after `TURN_SECONDS`."""
         is_ours = await self._wait_aio()
         try:
             yield

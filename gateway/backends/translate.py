@@ -1,4 +1,4 @@
-"""Between the domain's words and protobuf's, both ways; pure."""
+"""Translates between domain records and protobuf messages. Pure."""
 
 import codecs
 import json
@@ -24,17 +24,19 @@ from gateway.domain.inference import (
 )
 
 TOKENS_SLACK: Final = 64
-"""So many tokens more than it was asked for may a backend answer with: some count their last ones differently."""
+"""The number of tokens that an answer may have beyond its limit, because some backends count the last ones
+differently."""
 DELTAS_PER_TOKEN: Final = 4
-"""Pieces that one token may come in, at a backend that counts its tokens."""
+"""The number of parts that one token may come in, from a backend that counts its tokens."""
 TOKENS_MAX: Final = 1_000_000
-"""Of an answer to a request that sets no limit, of a model whose context's size is not known: more than any has."""
+"""The limit of tokens if the request sets none and the context size of the model is not known. No model has a larger
+context."""
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Of one answer's text, whatever was asked for."""
+"""The limit of one answer's text, whatever the request says."""
 
 
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
-    """A generation as a backend understands it; only what the client set is set (see `SAMPLING_KEY`)."""
+    """Returns a generation as a backend understands it. Only what the client set is set (see `SAMPLING_KEY`)."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=generation.model)
     if isinstance(generation.prompt, Text):
         options.Prompt = _field(generation.prompt)
@@ -61,19 +63,21 @@ def _set_tools(options: pb.PredictOptions, generation: Generation) -> None:
 
 
 def prompt_characters(generation: Generation) -> int:
-    """About how large it is as a request: without the names and calls in messages."""
+    """Returns the approximate size of the request, without names and calls in messages."""
     if isinstance(generation.prompt, Text):
         return len(generation.prompt)
     return sum(len(message.content) for message in generation.prompt)
 
 
 def _field(text: Text) -> str:
-    """For a string field. Those take UTF-8 as it is, and check it; the generated types do not know of that."""
+    """Returns a text for a string field. The fields accept UTF-8 bytes and check them, which the generated types do not
+    say."""
     return cast("str", text)
 
 
 def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
-    """The calls of one message as OpenAI writes them, in one JSON text (backend-protocol.md B3); "" for none."""
+    """Returns the calls of one message as OpenAI writes them, in one JSON text (backend-protocol.md B3), or "" if there
+    are none."""
     if not calls:
         return ""
     return json.dumps(
@@ -121,12 +125,12 @@ def _explicit(sampling: Sampling) -> dict[str, Any]:
 
 
 def _int32(value: int) -> int:
-    """`value` wrapped into what a proto int32 holds."""
+    """Returns `value` wrapped into the range of a proto int32."""
     return (value + 2**31) % 2**32 - 2**31
 
 
 def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.PredictOptions:
-    """The text goes into `Embeddings`, not `Prompt`; one input a call (backend-protocol.md B3)."""
+    """Returns the message for one input (backend-protocol.md B3). The text is in `Embeddings` and not in `Prompt`."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=item.model)
     if isinstance(item.text, Text):
         options.Embeddings = _field(item.text)
@@ -136,7 +140,7 @@ def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.Predict
 
 
 def embedding(result: pb.EmbeddingResult) -> Embedding:
-    """Raises `BackendFailed` for a vector that is none: JSON has no word for what is in it."""
+    """Returns the vector. Raises `BackendFailed` if it has values that JSON cannot express."""
     vector = tuple(result.embeddings)
     if not all(map(isfinite, vector)):
         raise BackendFailed("The backend answered with a vector that holds values that are no numbers (NaN, infinity).")
@@ -144,12 +148,12 @@ def embedding(result: pb.EmbeddingResult) -> Embedding:
 
 
 class ReplyReader:
-    """Turns the replies of one generation into pieces, then into its completion.
+    """Turns the replies of one generation into parts, then into its completion.
 
     Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
-    preferred where a backend fills it, since it separates reasoning and tool calls from the answer.
+    preferred if a backend fills it, because it separates reasoning and tool calls from the answer.
 
-    `context_size`: of the model, if it is known; no answer has more tokens, however many were asked for.
+    `context_size` is that of the model, if it is known. No answer has more tokens, whatever the request asks for.
     """
 
     def __init__(self, max_tokens: int | None, context_size: int | None = None) -> None:
@@ -164,7 +168,7 @@ class ReplyReader:
         self._tool_calls: list[ToolCallDelta] = []
 
     def delta(self, reply: pb.Reply) -> Delta:
-        """Turns the next reply into a piece of the answer; its token counts are totals so far."""
+        """Turns the next reply into a part of the answer. Its token counts are totals so far."""
         self._prompt_tokens = max(self._prompt_tokens, reply.prompt_tokens)
         self._completion_tokens = max(self._completion_tokens, reply.tokens)
         if reply.chat_deltas:
@@ -180,8 +184,8 @@ class ReplyReader:
 
     @property
     def is_endless(self) -> bool:
-        """The backend has answered with more than it was asked for and could have meant: it goes on for ever. One that
-        does not count its tokens is taken to send each in a piece."""
+        """Returns whether the backend has sent more than the request asked for, and so may never end. A backend that
+        does not count its tokens is assumed to send each in a part of its own."""
         counted = self._completion_tokens > 0
         deltas_max = self._tokens_most * (DELTAS_PER_TOKEN if counted else 1)
         return (
@@ -191,7 +195,8 @@ class ReplyReader:
         )
 
     def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
-        """`text` of a unary answer, or "" after a stream; what was left of a split character is added to it."""
+        """Returns the completion. `text` is that of a unary answer, or "" after a stream. The rest of a split character
+        is added to it."""
         return Completion(
             finish_reason=self._finish_reason(finish_reason),
             prompt_tokens=self._prompt_tokens,
@@ -202,7 +207,8 @@ class ReplyReader:
         )
 
     def _finish_reason(self, reason: str | None) -> FinishReason:
-        """Returns what the backend says; one that says nothing has reached the limit if it made that many tokens."""
+        """Returns the backend's finish reason. A backend that gives none has reached the limit if it made that many
+        tokens."""
         if reason in tuple(FinishReason):
             return FinishReason(reason)
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
@@ -219,7 +225,7 @@ def _tool_call_deltas(reply: pb.Reply) -> tuple[ToolCallDelta, ...]:
 
 
 def _whole_tool_calls(deltas: Sequence[ToolCallDelta]) -> tuple[ToolCall, ...]:
-    """The calls that came in parts, in the order in which they began."""
+    """Returns the calls that came in parts, in the order in which they began."""
     parts: dict[int, list[ToolCallDelta]] = {}
     for delta in deltas:
         parts.setdefault(delta.index, []).append(delta)

@@ -1,7 +1,7 @@
-"""What a backend has said and nobody has read yet: bounded by its size, so that a short answer always fits whole.
+"""The unread part of an answer. It is limited by its size, so that a short answer always fits as a whole.
 
-The writing end belongs to an asyncio task, the reading end to a Trio task, both in one thread. A backend can say its
-last word while its client reads nothing; only a long answer has to wait for its reader (gRPC's flow control).
+The writing end belongs to an asyncio task and the reading end to a Trio task, both in one thread. A backend can finish
+while its client reads nothing. Only a long answer has to wait for its reader (gRPC's flow control).
 """
 
 import asyncio
@@ -13,13 +13,13 @@ import trio
 from gateway.domain.inference import Completion, Delta
 
 UNREAD_BYTES_MAX: Final = 128 * 1024
-"""Beyond that the backend has to wait."""
+"""The size beyond which the backend has to wait."""
 DELTA_BYTES: Final = 32
-"""What a piece counts besides its text: counts and framing, about as on the wire."""
+"""The size of a part besides its text: counts and framing, about as on the wire."""
 
 
 class ReaderLeft(Exception):
-    """Nobody is going to read the rest."""
+    """Nobody will read the rest."""
 
 
 class UnreadAnswer:
@@ -32,12 +32,12 @@ class UnreadAnswer:
         self._changed = trio.Event()
         self._room = asyncio.Event()
         self.has_begun = False
-        """There was at least one piece."""
+        """Whether there was at least one part."""
         self._has_ended = False
         self._has_reader = True
 
     async def put_aio(self, item: Delta) -> None:
-        """Waits while too much is unread. Raises `ReaderLeft`."""
+        """Adds a part. Waits while too much is unread. Raises `ReaderLeft`."""
         while self._bytes >= self._bytes_max and self._has_reader:
             self._room.clear()
             await self._room.wait()
@@ -47,19 +47,19 @@ class UnreadAnswer:
         self._put(item)
 
     def end(self, last: Completion | None) -> None:
-        """Nothing comes any more after `last`, which always has room. None: the answer breaks off here."""
+        """Ends the answer with `last`, which always has room. None means that the answer breaks off here."""
         if last is not None:
             self._put(last)
         self._has_ended = True
         self._changed.set()
 
     def leave(self) -> None:
-        """The reader is gone."""
+        """Records that the reader is gone."""
         self._has_reader = False
         self._room.set()
 
     async def receive(self) -> Delta | Completion:
-        """Raises `trio.EndOfChannel` behind the last item."""
+        """Waits for the next item. Raises `trio.EndOfChannel` after the last one."""
         if self._items or self._has_ended:
             await trio.lowlevel.checkpoint()
         while not self._items and not self._has_ended:
@@ -68,7 +68,8 @@ class UnreadAnswer:
         return self.receive_nowait()
 
     def receive_nowait(self) -> Delta | Completion:
-        """Raises `trio.WouldBlock` if the next item has not come yet, else as `receive`."""
+        """Returns the next item. Raises `trio.WouldBlock` if it has not come yet, and otherwise the errors of
+        `receive`."""
         if not self._items:
             raise trio.EndOfChannel if self._has_ended else trio.WouldBlock
         item = self._items.popleft()
@@ -84,6 +85,6 @@ class UnreadAnswer:
 
 
 def _size_of(item: Delta | Completion) -> int:
-    """About what it takes on the wire, in bytes."""
+    """Returns the approximate size on the wire, in bytes."""
     calls = sum(len(call.name) + len(call.arguments) for call in item.tool_calls)
     return DELTA_BYTES + len(item.text) + len(item.reasoning) + calls

@@ -17,7 +17,8 @@ from gateway.cli.parser import build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 ok, 1 failed at run time, 2 bad usage or configuration. Errors are one clear line on stderr."""
+    """Runs the command that `argv` names, and returns its exit code: 0 ok, 1 failed at run time, 2 bad usage or
+    configuration. An error is one clear line on stderr."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     # `gateway` alone, or with options only, serves.
@@ -30,6 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(parsed)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `gateway status | head`
+    except BrokenPipeError:  # Another program has closed the pipe, as in `gateway status | head`.
         sys.stderr.close()
         return FAILED

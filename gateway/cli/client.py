@@ -1,4 +1,4 @@
-"""How commands talk to a running gateway: over its HTTP API, with a key from the arguments or the environment."""
+"""Calls the HTTP API of a running gateway, with a key from the arguments or the environment."""
 
 import argparse
 import json
@@ -14,11 +14,11 @@ TIMEOUT_SECONDS: Final = 10.0
 
 
 class ApiError(Exception):
-    """The gateway could not be asked, or said no; the message is for the user."""
+    """The gateway could not be reached, or refused. The message is for the user."""
 
 
 class ApiClient:
-    """One gateway's API. Every method raises `ApiError` and nothing else."""
+    """The API of one gateway. Every method raises `ApiError` and nothing else."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.url = (arguments.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL).rstrip("/")
@@ -26,7 +26,7 @@ class ApiClient:
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str) -> dict[str, Any]:
-        """The JSON object at `path`."""
+        """Returns the JSON object at `path`."""
         return self._ask("GET", path)
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -46,7 +46,7 @@ class ApiClient:
         return self._ask("DELETE", path)
 
     def get_text(self, path: str) -> str:
-        """The plain text at `path`."""
+        """Returns the plain text at `path`."""
         with self._errors():
             response = self._request("GET", path)
             if not response.is_success:
@@ -61,8 +61,8 @@ class ApiClient:
         return httpx.request(method, self.url + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS)
 
     def stream_events(self, path: str, body: dict[str, Any] | None = None) -> Generator[dict[str, Any], None, None]:
-        """The JSON objects of an event stream, as they come; a gateway that still loads the model may take its time.
-        A POST if there is a body.
+        """Yields the JSON objects of an event stream as they come. It sends a POST if there is a body. A gateway that
+        still loads the model may take its time.
 
         Closing the iterator ends the request.
         """

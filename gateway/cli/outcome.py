@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and one line on standard error if it failed."""
+"""The end of a command: its exit code, and one line on standard error if it failed."""
 
 import sys
 from typing import Final

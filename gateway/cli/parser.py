@@ -157,7 +157,7 @@ def _add_migrate(commands: "Commands[argparse.ArgumentParser]") -> None:
 
 
 def _add_connection(command: argparse.ArgumentParser) -> None:
-    """How a command finds its gateway."""
+    """Adds the options with which a command finds its gateway."""
     command.add_argument("--url", help="of the gateway; default: GATEWAY_URL or http://127.0.0.1:8080")
     command.add_argument("--api-key", help="default: GATEWAY_API_KEY")
 

@@ -1,4 +1,4 @@
-"""Rows as aligned text, for people: plain anywhere, with colours on a terminal."""
+"""Prints rows as aligned text for people: plain in a pipe, with colours on a terminal."""
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,11 +22,11 @@ COLOURS: Final[Mapping[str, str]] = {
     "failed": "red",
     "load_failed": "red",
 }
-"""Of cells that say how something is."""
+"""The colours of cells that show a state."""
 
 
 def print_table(name: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """`name`: of what the rows are, for when there are none."""
+    """Prints a table. `name` says what the rows are, in case there are none."""
     if not rows:
         print(f"no {name}")
     elif sys.stdout.isatty():
@@ -65,7 +65,7 @@ def _header(columns: Sequence[str]) -> list[str]:
 
 
 def _cell(value: object) -> str:
-    """The first line of a value, shortened, without what would steer a terminal."""
+    """Returns the first line of a value, shortened and without characters that control a terminal."""
     line = "-" if value is None else str(value).partition("\n")[0]
     text = printable(line)
     return text if len(text) <= CELL_CHARS_MAX else text[: CELL_CHARS_MAX - 3] + "..."

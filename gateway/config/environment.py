@@ -1,8 +1,8 @@
-"""Overrides from the environment: `GATEWAY_SERVER__PORT=9000` sets `port` of `[server]`.
+"""Reads overrides from the environment: `GATEWAY_SERVER__PORT=9000` sets `port` of `[server]`.
 
-A double underscore separates section, key and the key within a table; case doesn't matter. Other `GATEWAY_*` names
-are left alone: platforms inject such (`GATEWAY_SERVICE_HOST`). A value is taken as text where text is allowed, else as
-TOML: a number, true or false, an array, an inline table.
+A double underscore separates the section, the key, and a key within a table. Case does not matter. Other `GATEWAY_*`
+names are left alone, because platforms inject such names (`GATEWAY_SERVICE_HOST`). A value is text where text is
+allowed, and otherwise TOML: a number, true or false, an array, an inline table.
 """
 
 import tomllib
@@ -25,7 +25,7 @@ _NOT_BY_VARIABLE: Final = "models"
 
 @dataclass(frozen=True)
 class Override:
-    """A value that replaces what the file says at `loc`."""
+    """A value that replaces the file's value at `loc`."""
 
     loc: Loc
     value: object
@@ -33,8 +33,9 @@ class Override:
 
 
 def read_overrides(environ: Mapping[str, str], document: Mapping[str, Any]) -> Iterator[Override | Problem]:
-    """What the environment sets. `document` is the file's content: keys that users choose (labels, backends) are found
-    in it whatever their case; new ones become lower-case, except the variables of a backend (`env`)."""
+    """Yields the overrides of the environment. `document` is the content of the file: keys that users choose (labels,
+    backends) are found in it whatever their case. New ones become lower-case, except the variables of a backend
+    (`env`)."""
     for name, text in sorted(environ.items()):
         rest = name[len(PREFIX) :]
         if name.upper().startswith(PREFIX) and SEPARATOR in rest:
@@ -55,7 +56,7 @@ def _read_override(name: str, steps: list[str], text: str, document: Mapping[str
 
 
 def _set_key(name: str, table: Loc, keys: list[str], text: str, document: Mapping[str, Any]) -> Override | Problem:
-    """`keys` is the key within `table`, perhaps followed by a key within that."""
+    """Returns the override of one variable. `keys` is the key within `table`, perhaps followed by a key within that."""
     model, key = table_at(table), "".join(keys[:1]).lower()
     field = model.model_fields.get(key)
     if field is None:
@@ -71,7 +72,7 @@ def _set_key(name: str, table: Loc, keys: list[str], text: str, document: Mappin
 
 
 def _look_up(document: Mapping[str, Any], loc: Loc) -> Mapping[str, Any]:
-    """The table at a place of the document; empty if there is none."""
+    """Returns the table at a place of the document, or an empty one if there is none."""
     found: Any = document
     for step in loc:
         found = found.get(step) if isinstance(found, Mapping) else None
@@ -79,7 +80,7 @@ def _look_up(document: Mapping[str, Any], loc: Loc) -> Mapping[str, Any]:
 
 
 def _find_key(wanted: str, table: Mapping[str, Any]) -> str | None:
-    """The key that a variable's name means: it has no case, and no dashes."""
+    """Returns the key that a variable's name means. The name has no case and no dashes."""
     folded = _fold(wanted)
     return next((key for key in table if _fold(key) == folded), None)
 

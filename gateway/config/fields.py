@@ -1,4 +1,5 @@
-"""Types of single configuration values: what each may look like, and the sentence a user reads when it doesn't."""
+"""The types of single configuration values: the form of each, and the sentence that a user reads if a value is
+wrong."""
 
 import ipaddress
 import re
@@ -25,9 +26,9 @@ from gateway.config.units import (
 from gateway.domain.artifact import find_fault
 
 INT32_MAX: Final = 2**31 - 1
-"""Numbers that reach a backend are int32 on the wire (backend-protocol.md)."""
+"""The largest number that reaches a backend: numbers are int32 on the wire (backend-protocol.md)."""
 BODY_BYTES_MAX: Final = 48 * 1024 * 1024
-"""Upper limit of `server.max_body`: with its envelope a body has to fit into one gRPC message of 50 MiB."""
+"""The upper limit of `server.max_body`: with its envelope, a body has to fit into one gRPC message of 50 MiB."""
 NAME_CHARACTERS_MAX: Final = 128
 MODEL_NAME_CHARACTERS_MAX: Final = 256
 
@@ -59,14 +60,15 @@ def _is_ip_address(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`. A name other than localhost may resolve to anything: False."""
+    """Returns whether only this machine can reach `host`. It is False for names other than localhost, which may resolve
+    to anything."""
     if _is_ip_address(host):
         return ipaddress.ip_address(host).is_loopback
     return host.lower().rstrip(".") == "localhost"
 
 
 def check_name(name: str) -> str:
-    """Name of a node, a key or a backend. Raises `ValueError`."""
+    """Returns the name of a node, a key or a backend. Raises `ValueError` if it is not allowed."""
     if len(name) > NAME_CHARACTERS_MAX or not _NAME.fullmatch(name):
         raise ValueError(
             "expected a name of letters, digits, dots, dashes and underscores "
@@ -107,7 +109,7 @@ def _check_artifact(artifact: str) -> str:
 
 
 def _check_registry_url(url: str) -> str:
-    # No message shows an address: PostgreSQL's carry a password.
+    # No message shows a registry URL, because PostgreSQL's contain a password.
     if url != "memory:" and not _is_sqlite_url(url) and not _is_postgresql_url(url):
         raise ValueError('expected "sqlite:///PATH", "postgresql://USER:PASSWORD@HOST/DATABASE" or "memory:"')
     return url
@@ -120,7 +122,7 @@ def _check_postgresql_url(url: str) -> str:
 
 
 def is_postgresql(url: str) -> bool:
-    """Whether a (valid) registry address names a PostgreSQL server."""
+    """Returns whether a (valid) registry URL names a PostgreSQL server."""
     return url.startswith("postgresql://")
 
 
@@ -133,7 +135,7 @@ def _is_postgresql_url(url: str) -> bool:
     try:
         parts = urlsplit(url)
         is_complete = bool(parts.netloc or parts.path.strip("/") or parts.query) and parts.port != 0
-    except ValueError:  # a port that is no number, a broken IPv6 address
+    except ValueError:  # Here the port is no number, or an IPv6 address is broken.
         return False
     return is_postgresql(url) and is_complete
 
@@ -163,7 +165,7 @@ def _parse_body_size(value: object) -> int:
 
 
 def _scalar_text(value: object) -> str:
-    """A scalar as the text a backend or a label gets; booleans as TOML writes them."""
+    """Returns a scalar as the text that a backend or a label gets. Booleans are written as in TOML."""
     match value:
         case str() if "\0" not in value:
             return value
@@ -216,18 +218,18 @@ def _check_variable_pattern(pattern: str) -> str:
 Flag = StrictBool
 Argument = Annotated[StrictStr, AfterValidator(_check_argument)]
 Port = Annotated[StrictInt, Field(ge=0, le=PORT_MAX)]
-"""0: any free port, for tests."""
+"""A port. 0 means any free port, for tests."""
 Count = Annotated[StrictInt, Field(ge=0, le=INT32_MAX)]
 PositiveCount = Annotated[StrictInt, Field(ge=1, le=INT32_MAX)]
 Duration = Annotated[float, PlainValidator(parse_duration)]
-"""Seconds, written with a unit."""
+"""A duration in seconds, written with a unit."""
 PositiveDuration = Annotated[float, PlainValidator(_parse_positive_duration)]
 Size = Annotated[int, PlainValidator(parse_size)]
 """Bytes."""
 BodySize = Annotated[int, PlainValidator(_parse_body_size)]
 """Bytes."""
 Budget = Annotated[int | Percent, PlainValidator(parse_budget)]
-"""Bytes, or a share."""
+"""A number of bytes, or a share."""
 Ports = Annotated[PortRange, PlainValidator(parse_port_range)]
 PathText = Annotated[Path, PlainValidator(_parse_path)]
 Host = Annotated[StrictStr, AfterValidator(_check_host)]
@@ -251,5 +253,5 @@ Variables = Annotated[Mapping[Annotated[str, AfterValidator(_check_variable)], _
 
 
 def nothing() -> Mapping[str, str]:
-    """The default of a table. (A default value would be copied, which a read-only mapping can't be.)"""
+    """Returns the default of a table. (A default value would be copied, which a read-only mapping cannot be.)"""
     return MappingProxyType({})

@@ -1,7 +1,7 @@
 """Reads the configuration: file, environment and command line, in rising order of precedence.
 
-Every problem is reported at once: the tables one by one (draft), what must fit together on what is usable of them
-(rules), and the secret files. A conclusion from a value that was refused is not drawn.
+Every problem is reported at once: those of single tables (`partial`), those of values that must fit together (`rules`),
+and those of secret files. Nothing is concluded from a value that was refused.
 """
 
 import re
@@ -29,10 +29,10 @@ _POSITION: Final = re.compile(r" \(at line (\d+), column (\d+)\)$")
 def load_config(
     path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object] = NO_OVERRIDES
 ) -> Config:
-    """The checked configuration of `path` (None: the defaults) under the environment and the command line.
+    """Returns the checked configuration of `path` (None: the defaults) under the environment and the command line.
 
-    `overrides` are values of command-line options by TOML path, `{"server.port": 9000}`; None means "not given".
-    Secret files are read; a relative one is looked for beside the configuration file. Raises `ConfigError`.
+    `overrides` are values of command-line options by TOML path, `{"server.port": 9000}`; None means "not given". Secret
+    files are read; a relative path starts beside the configuration file. Raises `ConfigError`.
     """
     if path is None:
         return parse_config("", environ, overrides)
@@ -47,7 +47,7 @@ def parse_config(
     source: str = "",
     folder: Path = Path(),
 ) -> Config:
-    """`load_config` for the text of a file called `source` that lies in `folder`. Raises `ConfigError`."""
+    """Does what `load_config` does, for the text of a file called `source` in `folder`. Raises `ConfigError`."""
     document = _parse_toml(text, source)
     problems, origins = _apply_overrides(document, environ, overrides)
     partial, refused = read_partial(document)
@@ -81,7 +81,7 @@ def _parse_toml(text: str, source: str) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         problem = Problem("", "values are nested too deeply", source=source)
-    except ValueError as error:  # besides TOMLDecodeError: a number of thousands of digits
+    except ValueError as error:  # The other error is raised for a number of thousands of digits.
         problem = _syntax_problem(str(error), source)
     raise ConfigError([problem])
 
@@ -97,7 +97,8 @@ def _syntax_problem(message: str, source: str) -> Problem:
 def _apply_overrides(
     document: dict[str, Any], environ: Mapping[str, str], overrides: Mapping[str, object]
 ) -> tuple[list[Problem], dict[Loc, str]]:
-    """Changes `document`. Returns the variables that name no key, and where each replaced value comes from."""
+    """Puts the overrides into `document`. Returns the variables that name no key, and the source of each replaced
+    value."""
     problems, sources = list[Problem](), dict[Loc, str]()
     found = list(read_overrides(environ, document))
     found += (Override(tuple(path.split(".")), value, COMMAND_LINE) for path, value in overrides.items())
@@ -110,7 +111,7 @@ def _apply_overrides(
 
 
 def _put(document: dict[str, Any], loc: Loc, value: object) -> bool:
-    """False: something on the way is no table, which is reported when that is checked."""
+    """Sets a value. Returns False if a part of the path is no table, which is reported when that part is checked."""
     table: Any = document
     for step in loc[:-1]:
         table = table.setdefault(step, {})

@@ -1,4 +1,4 @@
-"""The words for what a section refuses: pydantic's findings as sentences that show no secret."""
+"""Turns pydantic's findings into sentences that show no secret."""
 
 from collections.abc import Collection, Iterator
 from difflib import get_close_matches
@@ -13,7 +13,7 @@ from gateway.config.units import describe, kind
 from gateway.field_errors import TOML_TYPES, FieldError, FieldErrorKind, sort_error
 
 _CONSEQUENCE: Final = "default_factory_not_called"
-"""Reported for a default that is derived from a key which is reported itself."""
+"""The error of a default that derives from a key which is reported itself."""
 
 
 class Explained(NamedTuple):
@@ -53,12 +53,12 @@ def _expected(what: str, value: object, loc: Loc) -> str:
 
 
 def is_secret(loc: Loc) -> bool:
-    """Whether the value at this place may be, or carry, a secret and must not be shown."""
+    """Returns whether the value at this place may be a secret, or contain one, and must not be shown."""
     return loc[:1] in {("auth",), ("registry",)} or (loc[:1] == ("backends",) and loc[2:3] == ("env",))
 
 
 def unknown_key(loc: Loc) -> str:
-    """What to say of a key that the table around it doesn't have."""
+    """Returns the sentence about a key that its table does not have."""
     key = str(loc[-1])
     home = next((name for name, keys in _sections() if key in keys), None)
     if home is not None and loc[:-1] != (home,):
@@ -67,7 +67,7 @@ def unknown_key(loc: Loc) -> str:
 
 
 def suggest(name: str, known: Collection[str]) -> str:
-    """A hint at the known name that is closest to a mistyped one; empty if none is close."""
+    """Returns a hint at the known name that is closest to a mistyped one, or an empty text."""
     close = get_close_matches(name.lower(), known, n=1)
     return f'; did you mean "{close[0]}"?' if close else ""
 
@@ -79,7 +79,8 @@ def _sections() -> Iterator[tuple[str, Collection[str]]]:
 
 
 def table_at(loc: Loc) -> type[Section]:
-    """The class of the table at a place; of `Config` itself for the document and for places that are no table."""
+    """Returns the class of the table at a place, or `Config` itself for the document and for places that are no
+    table."""
     match loc:
         case ("models", int()):
             return ModelEntry

@@ -1,8 +1,8 @@
-"""The configuration as frozen, typed sections; attribute names are the keys of the TOML file.
+"""The configuration as frozen, typed sections. The names of attributes are the keys of the TOML file.
 
-Durations are seconds and sizes are bytes once read. A key that is not set and has no fixed default is None, and its
-docstring says what that means. These classes check each value by itself; what must fit together (and the sentences
-for both) is `load_config`'s matter, which is the only way a configuration reaches the gateway.
+Durations are seconds and sizes are bytes once they are read. A key that is not set and has no fixed default is None,
+and its docstring says what that means. These classes check each value by itself. `load_config` checks what must fit
+together and makes the sentences, and it is the only way in which a configuration reaches the gateway.
 """
 
 import hashlib
@@ -51,7 +51,7 @@ from gateway.domain.model_spec import ModelSpec
 
 
 class Section(BaseModel):
-    """A table of the file. Immutable, and closed: an unknown key is an error."""
+    """A table of the file. It is immutable and closed: an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -72,34 +72,36 @@ class ServerSection(Section):
     host: Host = "127.0.0.1"
     port: Port = 8080
     worker_port: Port = Field(default_factory=_next_port)
-    """Where workers of other machines connect; opened only when there is a join token."""
+    """The port at which workers of other machines connect. It is opened only if there is a join token."""
     advertise: ReachableHost | None = None
-    """The host under which workers reach this gateway. None: the one they registered at."""
+    """The host at which workers can reach this gateway. None means the host at which they registered."""
     data_dir: PathText = Path("data")
-    """Registry, generated secrets, built-in models. Relative to the working folder."""
+    """The folder of the registry, generated secrets and built-in models. A relative path starts in the working
+    folder."""
     drain_timeout: Duration = 30.0
     body_timeout: PositiveDuration = 30.0
     """How long a client may take to send one request."""
     write_timeout: PositiveDuration = 30.0
-    """How long a client may leave what was sent to it unread."""
+    """How long a client may leave sent data unread."""
     max_body: BodySize = 32 * 1024 * 1024
     bodies_max: Size = 256 * 1024 * 1024
-    """Of all request bodies together that are being read, wait or are answered."""
+    """The memory for the bodies of all open requests."""
     connections_max: PositiveCount = 4096
     http2: Flag = True
-    """Whether clients may speak HTTP/2. Workers always do, at a port of their own."""
+    """Whether clients may speak HTTP/2. Workers always do, at a separate port."""
     tls_cert: PathText | None = None
-    """Certificate (PEM, with its chain) of both listeners, that for HTTP and that for workers. None: no TLS."""
+    """The certificate (PEM, with its chain) of both listeners, that for HTTP and that for workers. None means no
+    TLS."""
     tls_key: PathText | None = None
 
     @property
     def is_loopback(self) -> bool:
-        """Whether only this machine can connect."""
+        """Returns whether only this machine can connect."""
         return is_loopback(self.host)
 
 
 class ApiKey(Section):
-    """One caller. Exactly one of `key` and `key_sha256` is set."""
+    """A caller. Exactly one of `key` and `key_sha256` is set."""
 
     name: Name
     key: Secret | None = None
@@ -114,21 +116,21 @@ class ApiKey(Section):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the key in lower-case hex, whichever way the file gives it."""
+        """Returns the SHA-256 of the key in lower-case hex, whichever way the file gives it."""
         if self.key is not None:
             return hashlib.sha256(self.key.get_secret_value().encode()).hexdigest()
         return self.key_sha256.get_secret_value() if self.key_sha256 is not None else ""
 
 
 class AuthSection(Section):
-    """Once loaded, `join_token` and `cluster_secret` are set if they came from a file, too."""
+    """The `[auth]` table. Once loaded, `join_token` and `cluster_secret` are set even if they came from a file."""
 
     api_keys: tuple[ApiKey, ...] = ()
     join_token: Secret | None = None
-    """None: no worker of another machine can join."""
+    """The secret with which workers join. None means that no worker of another machine can join."""
     join_token_file: PathText | None = None
     cluster_secret: Secret | None = None
-    """None: made at first start and kept in the data folder."""
+    """The cluster secret. None means that it is generated at the first start and kept in the data folder."""
     cluster_secret_file: PathText | None = None
     allow_anonymous: Flag = False
     auto_approve_nodes: Flag = True
@@ -138,17 +140,17 @@ class RegistrySection(Section):
     """The `[registry]` table: the store that the gateways of a fleet share, and how often they exchange state."""
 
     url: RegistryUrl = Field("", repr=False)
-    """Filled in by `Config` if it is not set: an SQLite file in the data folder."""
+    """The registry's URL. If it is not set, `Config` makes it an SQLite file in the data folder."""
     listen_url: PostgresqlUrl | None = Field(None, repr=False)
-    """None: the same as `url`."""
+    """The URL for notifications. None means the same as `url`."""
     pool_size: PositiveCount = 5
-    """Connections to PostgreSQL, besides the one that listens."""
+    """The number of connections to PostgreSQL, besides the one for notifications."""
     migrate: Flag = True
-    """Bring the tables of a PostgreSQL registry up to date at the start. If not, `gateway migrate` does it."""
+    """Whether the gateway migrates the tables of a PostgreSQL registry at its start. If not, `gateway migrate` does."""
     lease_sync_interval: PositiveDuration = 0.02
-    """How often gateways tell each other what they have, while there are several and anybody has a request."""
+    """How often several gateways exchange their state while there are requests."""
     gateway_ttl: PositiveDuration = 15.0
-    """How long a gateway that says nothing counts as living."""
+    """How long a silent gateway counts as living."""
 
 
 class RoutingSection(Section):
@@ -158,10 +160,10 @@ class RoutingSection(Section):
     attempts: PositiveCount = 3
     retry_interval: PositiveDuration = 0.02
     probe_ttl: Duration = 30.0
-    """0: every pick probes."""
+    """How long an answer proves that a replica lives. With 0 every pick probes."""
     probe_timeout: PositiveDuration = 2.0
     load_wait: Duration = 60.0
-    """0: a request for a model that is not loaded starts the load and is answered at once."""
+    """How long a request waits for a load. With 0 it starts the load and is answered at once."""
     queue_max: Count = 256
     queue_timeout: Duration = 60.0
     expose_replica_header: Flag = False
@@ -176,14 +178,14 @@ class HealthSection(Section):
 
 
 class WatchdogSection(Section):
-    """When a backend counts as stuck or as not worth its memory. 0 and None: never."""
+    """The `[watchdog]` table: when a backend counts as stuck, or as not worth its memory. 0 and None mean never."""
 
     busy_timeout: Duration = 0.0
-    """Requests, and not one piece of an answer for so long."""
+    """How long a replica may have requests without one piece of an answer."""
     idle_timeout: Duration = 0.0
-    """No request for so long, above `min_replicas`."""
+    """How long a replica above `min_replicas` may have no request."""
     memory_limit: Size | None = None
-    """Of the machine's memory, for the processes of one replica."""
+    """The main memory that the processes of one replica may use."""
 
 
 class ReconcilerSection(Section):
@@ -198,35 +200,36 @@ class WorkerSection(Section):
 
     embedded: Flag = True
     name: Name | None = None
-    """None: the machine's host name."""
+    """The name of the node. None means the machine's host name."""
     advertise: ReachableHost | None = None
-    """The host under which gateways reach this worker's backends. None: the one the worker connects from."""
+    """The host at which gateways can reach this worker's backends. None means the address from which the worker
+    connects."""
     bind: Host | None = None
-    """Where backends listen. None: the loopback for an embedded worker, else what `advertise` says."""
+    """The host on which backends listen. None means the loopback for an embedded worker, and otherwise `advertise`."""
     port_range: Ports = PortRange(20100, 20999)
     models_dir: PathText = Path()
-    """Filled in by `Config` if it is not set: `models` in the data folder."""
+    """The folder for fetched models. If it is not set, `Config` makes it `models` in the data folder."""
     cache_size: Size | None = None
-    """Of fetched files; None: as much as the disk allows."""
+    """The size of all fetched files. None means as much as the disk allows."""
     max_replicas_per_model: PositiveCount = 1
     vram_budget: Budget | None = None
-    """None: all there is."""
+    """The GPU memory that models may use. None means all of it."""
     labels: Labels = Field(default_factory=nothing)
     tls_ca: PathText | None = None
-    """Certificates (PEM) that a gateway's certificate may be signed with. None: those that the system trusts."""
+    """The certificates (PEM) of authorities that may sign a gateway's. None means those that the system trusts."""
 
 
 class BackendSection(Section):
-    """A backend program of the user's; `--addr HOST:PORT` is appended to its command."""
+    """The program of a backend. `--addr HOST:PORT` is appended to its command."""
 
     command: Annotated[tuple[Argument, ...], Field(min_length=1)]
     env: Variables = Field(default_factory=nothing, repr=False)
     pass_env: tuple[VariablePattern, ...] = ()
-    """Of the worker's own variables, those that it gets although they look like secrets."""
+    """Variables of the worker that the program gets although they look like secrets."""
     ready_timeout: PositiveDuration = 60.0
     refuses_when_full: Flag = False
     drains_on_term: Flag = False
-    """After SIGTERM it takes no new call, finishes the open ones and ends."""
+    """Whether the program takes no new call after SIGTERM, finishes the open ones and ends."""
 
 
 class LogSection(Section):
@@ -234,7 +237,7 @@ class LogSection(Section):
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "json", "console"] = "auto"
-    """auto: console on a terminal, else json."""
+    """The format. `auto` means console on a terminal, and otherwise json."""
 
 
 def _at_least_the_minimum(data: dict[str, Any]) -> int:
@@ -255,13 +258,14 @@ class ModelEntry(Section):
     options: Options = Field(default_factory=nothing)
     min_replicas: Count = 0
     max_replicas: Count = Field(default_factory=_at_least_the_minimum)
-    """0: as many as there is room for. Not set: 1, or `min_replicas` if that is more."""
+    """The largest number of replicas. 0 means as many as there is room for. Not set means 1, or `min_replicas` if that
+    is more."""
     replicas: Literal["all"] | None = None
-    """"all": one on each node that the selector allows; instead of the two counts."""
+    """`"all"` means one replica on each node that the selector allows, instead of the two counts."""
     selector: Labels = Field(default_factory=nothing)
     exclusive_group: Name | None = None
     load_timeout: PositiveDuration | None = None
-    """None: by the size of the artifact."""
+    """How long a load may take. None means that it depends on the size of the artifact."""
     rollout: Literal["replace", "surge"] = "replace"
     """What a change of the model does to its old replicas; see `ModelSpec.rollout`."""
 

@@ -26,18 +26,18 @@ class Finding:
     others: tuple[Loc, ...] = ()
 
     def rests_on(self, broken: Loc) -> bool:
-        """Whether a place that has a problem of its own took part, which makes this conclusion a guess."""
+        """Returns whether a place with a problem of its own took part, which makes this conclusion a guess."""
         return any(_overlap(place, broken) for place in (self.loc, *self.others))
 
 
 def _overlap(one: Loc, other: Loc) -> bool:
-    """Whether one place is, or lies within, the other."""
+    """Returns whether one place is the other, or lies within it."""
     shared = min(len(one), len(other))
     return one[:shared] == other[:shared]
 
 
 def check_partial(partial: PartialConfig, broken: Collection[Loc]) -> Iterator[Finding]:
-    """What the rules find. Silent about anything that rests on a `broken` place, one that has a problem already."""
+    """Yields the findings of the rules. It concludes nothing from a `broken` place, which has a problem already."""
     for finding in _all_findings(partial):
         if not any(finding.rests_on(place) for place in broken):
             yield finding
@@ -114,7 +114,7 @@ def _check_model_names(partial: PartialConfig) -> Iterator[Finding]:
 
 
 def check_model(model: ModelEntry, loc: Loc, backends: Collection[str] | None) -> Iterator[Finding]:
-    """What is wrong with one model at `loc`; `backends` are those declared, None if that can't be known."""
+    """Yields the faults of one model at `loc`. `backends` are the declared ones, or None if they are not known."""
     if backends is not None:
         yield from _check_backend(model, loc, sorted(backends))
     yield from _check_counts(model, loc)

@@ -40,7 +40,7 @@ class Percent:
     value: float
 
     def of(self, total: int) -> int:
-        """This share of `total`, rounded down."""
+        """Returns this share of `total`, rounded down."""
         return int(total * Fraction(self.value) / 100)
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ def quote(text: str) -> str:
 
 
 def kind(value: object) -> str:
-    """What sort of TOML value this is, in words; for values that must not be shown."""
+    """Returns the kind of a TOML value in words, for values that must not be shown."""
     match value:
         case str():
             return "a string"

@@ -1,4 +1,4 @@
-"""What requests say of each replica: how many are open, and since when it is idle or silent. Pure."""
+"""What is known of each replica's requests: how many are open, and since when it is idle or silent. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,15 +9,16 @@ from gateway.domain.peers import PeerState
 
 @dataclass(frozen=True)
 class Usage:
-    """What the planner has to know of a replica's requests: of this gateway's, or of every gateway's
-    (`usage.merge_usage`)."""
+    """What the planner has to know of a replica's requests, those through one gateway or through all of them
+    (`merge_usage`)."""
 
     open: int
-    """Requests that it has, or may have."""
+    """The number of requests that it has or may have."""
     idle_seconds: float
-    """Since its last request ended; 0 while it has one, infinite if it never had."""
+    """The time since its last request ended: 0 while it has one, infinity if it never had one."""
     silent_seconds: float
-    """While it has requests: since it took the oldest of them, or since the last piece of any answer; else 0."""
+    """While it has requests, the time since it took the oldest of them, or since the last piece of any answer.
+    Otherwise 0."""
 
 
 def merge_usage(
@@ -38,7 +39,7 @@ def merge_usage(
 
 
 def _published_usage(peer_state: PeerState, replica_id: ReplicaId, now: float) -> Usage:
-    """One that has leases and whose use has not been told yet has just begun."""
+    """Returns the usage of a replica at one gateway. A replica with leases and no published usage has just begun."""
     open_leases, use = peer_state.leases.get(replica_id, 0), peer_state.uses.get(replica_id)
     seconds = max(0.0, now - use.since) if use is not None else 0.0
     return Usage(open_leases, 0.0, seconds) if open_leases else Usage(0, seconds, 0.0)

@@ -1,4 +1,5 @@
-"""The text that says where a model's weights come from: what can never be loaded, and what of it may be shown. Pure."""
+"""The reference of a model's weights: which references can never be loaded, and which parts of one may be shown.
+Pure."""
 
 import re
 from typing import Final
@@ -8,9 +9,9 @@ from gateway.domain.texts import quoted
 
 ARTIFACT_CHARACTERS_MAX: Final = 8192
 HOST_CHARACTERS_MAX: Final = 253
-"""Of a name in the DNS (RFC 1035, 2.3.4)."""
+"""The largest length of a name in the DNS (RFC 1035, 2.3.4)."""
 MASK: Final = "***"
-"""Stands for what is not shown."""
+"""The text in place of a secret."""
 FORMS: Final = '"builtin:NAME", "file:PATH", "hf://OWNER/REPOSITORY/FILE" or "https://HOST/PATH"'
 NO_CREDENTIALS: Final = (
     "carries a user or a password, which would be kept and shown in clear; instead use hf:// with HF_TOKEN in the "
@@ -23,13 +24,14 @@ _SECRET_FIELD: Final = re.compile(
     r"sig|signature|token|secret|passw|pwd|credential|auth|(^|[-_.])key([-_.]|$)|apikey|api_?key|accesskey|policy",
     re.IGNORECASE,
 )
-"""Of a query: names of fields that prove something: X-Amz-Signature, X-Goog-Credential, sig, access_token."""
+"""Names of query fields that prove something: X-Amz-Signature, X-Goog-Credential, sig, access_token."""
 
 
 def find_fault(artifact: str) -> str | None:
-    """Why it can never be loaded, as "expected ..., got ..." or as what is wrong with it. None: its text is no reason.
+    """Returns why the reference can never be loaded, as "expected ..., got ..." or as its fault. Returns None if its
+    text shows no fault.
 
-    Shows nothing that may be a secret.
+    The result contains nothing that may be a secret.
     """
     if not artifact:
         return None
@@ -53,7 +55,7 @@ def find_fault(artifact: str) -> str | None:
 
 
 def hub_fault(path: str) -> str | None:
-    """What is wrong with OWNER/REPOSITORY/FILE[@REVISION]."""
+    """Returns the fault of OWNER/REPOSITORY/FILE[@REVISION], or None."""
     segments = path.split("/")
     if any("@" in segment for segment in segments[:2]) and len(segments) > 1:
         return "names no file: an @ has its place behind the file, and users and passwords have none"
@@ -64,14 +66,14 @@ def hub_fault(path: str) -> str | None:
 
 
 def url_fault(url: str) -> str | None:
-    """What is wrong with a URL of the web, whatever its scheme."""
+    """Returns the fault of a web URL, whatever its scheme, or None."""
     try:
         parts = urlsplit(url)
         host = parts.hostname
         if "@" in parts.netloc:
             return NO_CREDENTIALS
         port = parts.port
-    except ValueError:  # its words may show a part of a password
+    except ValueError:  # Its message may show a part of a password.
         return "is no URL: its host or its port can't be read (a port is a number up to 65535)"
     if not host:
         return "names no host"
@@ -88,7 +90,7 @@ def url_fault(url: str) -> str | None:
 
 def _is_host(host: str) -> bool:
     if ":" in host:
-        return True  # an IPv6 address in brackets, which has been read
+        return True  # It is an IPv6 address in brackets, which has been read.
     try:
         name = host.rstrip(".").encode("idna").decode()
     except UnicodeError:
@@ -105,17 +107,17 @@ def _with(artifact: str, fault: str | None) -> str | None:
 
 
 def shown(artifact: str) -> str:
-    """The reference as errors and log lines show it: without what may be a secret, the user and the query."""
+    """Returns the reference for errors and log lines: without the user and the query, which may be secret."""
     head = re.split(r"[?#]", artifact, maxsplit=1)[0]
     scheme, slashes, rest = head.partition("://") if "://" in head else ("", "", head)
     authority, slash, path = rest.partition("/")
     if "@" in path and re.search(r":.*\D", authority):
-        return f"{scheme}{slashes}{MASK}"  # no port: rather a password with a slash in it
+        return f"{scheme}{slashes}{MASK}"  # It is no port, but rather a password with a slash in it.
     return f"{scheme}{slashes}{authority.rpartition('@')[2]}{slash}{path}"
 
 
 def without_user(artifact: str) -> str:
-    """The reference as a store keeps it: with its user masked, since nobody could load it anyway (see `url_fault`)."""
+    """Returns the reference for a store: with its user masked, since nobody could load it anyway (see `url_fault`)."""
     if not artifact.lower().startswith(("https://", "http://")):
         return artifact
     if (hidden := shown(artifact)).endswith(f"//{MASK}"):
@@ -124,7 +126,7 @@ def without_user(artifact: str) -> str:
 
 
 def masked(artifact: str) -> str:
-    """The reference as an administrator is shown it, who may put it again (see `unmasked`): all but its secrets."""
+    """Returns the reference for an administrator, who may put it again (see `unmasked`): everything but its secrets."""
     if not artifact.startswith(("https://", "http://")):
         return artifact if find_fault(artifact) is None else shown(artifact)
     try:
@@ -139,12 +141,12 @@ def masked(artifact: str) -> str:
 
 
 def is_masked(artifact: str) -> bool:
-    """Whether it only shows that there is a secret, so that nobody could load it."""
+    """Returns whether it contains a masked secret, so that nobody could load it."""
     return any(field.endswith(f"={MASK}") for field in artifact.partition("?")[2].split("&"))
 
 
 def unmasked(artifact: str, known: str | None) -> str:
-    """What somebody means who puts `artifact`, having been shown the one that is `known`."""
+    """Returns the reference that an administrator means who was shown `known` and puts `artifact`."""
     return known if known is not None and is_masked(artifact) and artifact == masked(known) else artifact
 
 

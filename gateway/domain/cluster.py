@@ -16,33 +16,34 @@ class NodeStatus(StrEnum):
     """Whether a node may serve, and if not, why."""
 
     PENDING = "pending"
-    """Waits for an admin's approval."""
+    """It waits for an admin's approval."""
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
-    """Not heard of for `stale_after`."""
+    """Nothing has come from it for `stale_after`."""
     DRAINING = "draining"
-    """Finishes what it has and takes nothing new."""
+    """It finishes its requests and takes nothing new."""
     OFFLINE = "offline"
-    """Has left, or was not heard of for long."""
+    """It has left, or has been silent for long."""
 
 
 @dataclass(frozen=True)
 class Node:
     """A machine with a worker agent.
 
-    Two writers: `condition` is what the holder of its session sees, `approved` and `draining` are an admin's wishes,
-    which outlive sessions. What follows for everybody else is `status`.
+    It has two writers. `condition` is what the gateway with its session observes. `approved` and `draining` are an
+    admin's settings, which outlive sessions. `status` follows from them.
     """
 
     id: NodeId
     name: str
     boot_id: BootId
     condition: NodeStatus
-    """Any but `pending`; `draining` when the worker itself says that it leaves."""
+    """Any status but `pending`. It is `draining` if the worker itself says that it leaves."""
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
     free_vram_bytes: int | None = None
-    """Within the node's budget (`capacity.free_vram_bytes`). None: unknown, which is no constraint."""
+    """The free GPU memory within the node's budget (`capacity.free_vram_bytes`). None means unknown, which is no
+    constraint."""
     approved: bool = True
     draining: bool = False
     capacity: Capacity = UNKNOWN
@@ -97,7 +98,8 @@ class Replica:
 
 @dataclass(frozen=True)
 class LoadFailure:
-    """Why a model does not come up, and when it is tried again. State of the model, seen by every gateway (L9, L10)."""
+    """The reason why a model cannot be loaded, and the time of the next try. It is a state of the model, which every
+    gateway sees (L9, L10)."""
 
     cause: str
     attempts: int
@@ -131,11 +133,11 @@ class ClusterState:
     requirements: Mapping[ModelName, Requirement] = field(default_factory=dict)
     """What is known of the models' present revisions."""
     unloads: Mapping[ModelName, float] = field(default_factory=dict)
-    """When somebody last wished that a model be loaded no more: its replicas whose `since` is not later are to drain.
+    """The time at which an unload was last requested: the model's replicas whose `since` is not later have to drain.
     Seconds of the registry's clock."""
     leader: GatewayId | None = None
     epoch: int = 0
-    """Of the leader's term; 0: nobody has led yet."""
+    """The epoch of the leader's term, or 0 if no gateway has led yet."""
 
 
 EMPTY_STATE: Final = ClusterState(
@@ -144,7 +146,7 @@ EMPTY_STATE: Final = ClusterState(
 
 
 class ProbeOutcome(StrEnum):
-    """How a replica looks from here."""
+    """The result of a probe of a replica."""
 
     ALIVE = "alive"
     """It answered."""
@@ -154,33 +156,33 @@ class ProbeOutcome(StrEnum):
     GONE = "gone"
     """Nobody listens at its address, or somebody else does, or what answers there does not work."""
     UNREACHABLE = "unreachable"
-    """No answer of any kind: the way there is broken, or the machine is. Not routable from this gateway."""
+    """There is no answer of any kind: the network or the machine fails. It is not routable from this gateway."""
 
     @property
     def may_serve(self) -> bool:
-        """Whether requests may be sent to a replica with this outcome."""
+        """Returns whether requests may be sent to a replica with this result."""
         return self in (ProbeOutcome.ALIVE, ProbeOutcome.BUSY)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a replica's artifact has been fetched; None is unknown."""
+    """How much of a replica's artifact has been fetched. None means unknown."""
 
     done_bytes: int | None = None
     total_bytes: int | None = None
     bytes_per_second: float | None = None
-    """As observed so far."""
+    """The rate that was observed so far."""
 
     @property
     def fraction(self) -> float | None:
-        """The share that has been fetched, 0 to 1. Returns None if it is unknown."""
+        """Returns the share that has been fetched, 0 to 1, or None if it is unknown."""
         if self.done_bytes is None or not self.total_bytes:
             return None
         return min(1.0, self.done_bytes / self.total_bytes)
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds until all is here, at the observed rate. Returns None if that is unknown."""
+        """Returns the seconds until everything is here at the observed rate, or None if that is unknown."""
         if self.done_bytes is None or self.total_bytes is None or not self.bytes_per_second:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.bytes_per_second

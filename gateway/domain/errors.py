@@ -21,7 +21,8 @@ MODEL_NOT_FOUND: Final = "model_not_found"
 
 
 class GatewayError(Exception):
-    """The base. `status`, `type` and `code` are what HTTP shows; `param` names the offending field, if one does."""
+    """The base class. `status`, `type` and `code` are what HTTP shows. `param` names the wrong field, if there is
+    one."""
 
     status: ClassVar[int] = 500
     type: ClassVar[str] = "server_error"
@@ -44,7 +45,7 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    """The request itself is wrong; sending it again changes nothing."""
+    """The request itself is wrong. Sending it again changes nothing."""
 
     status = 400
     type = "invalid_request_error"
@@ -83,7 +84,7 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(BadRequest):
-    """The path exists and does not take the request's method (405)."""
+    """The path exists and does not support the request's method (405)."""
 
     status = 405
     code = "method_not_allowed"
@@ -125,7 +126,7 @@ class HeadersTooLarge(BadRequest):
 
 
 class Unavailable(GatewayError):
-    """Nothing is wrong with the request; it can be sent again after `retry_after_seconds` (always set)."""
+    """The request is right, and can be sent again after `retry_after_seconds` (always set)."""
 
     status = 503
     type = "server_error"
@@ -138,7 +139,7 @@ class Unavailable(GatewayError):
 
 
 class Overloaded(Unavailable):
-    """Too many requests wait already, or this one waited too long for a free slot."""
+    """Too many requests are waiting, or this one has waited too long for a free slot."""
 
     status = 429
     type = "rate_limit_error"
@@ -146,15 +147,15 @@ class Overloaded(Unavailable):
 
 
 class NoRoomForBody(Unavailable):
-    """Request bodies take as much memory as they may already."""
+    """Request bodies take as much memory as they may."""
 
     code = "overloaded"
 
 
 class ModelLoading(Unavailable):
-    """The model is still coming up after `load_wait`; the load goes on (L11).
+    """The model is still loading after `load_wait`. The load continues (L11).
 
-    `loading` says how far it is, in the words of the interface: model, state, node, ...
+    `loading` says how far it is: model, state, node, and so on.
     """
 
     code = "model_loading"
@@ -165,20 +166,20 @@ class ModelLoading(Unavailable):
 
 
 class ModelLoadFailed(Unavailable):
-    """The model does not come up; the message carries the cause (L10, L22)."""
+    """The model could not be loaded. The message has the cause (L10, L22)."""
 
     code = "model_load_failed"
 
 
 class NoNode(Unavailable):
-    """No healthy node, or none yet."""
+    """There is no healthy node, or none yet."""
 
     code = "no_node"
 
 
 class InsufficientCapacity(Unavailable):
-    """No node has room for the model, and nothing that may be unloaded would make any; the message has the numbers of
-    each node (P4)."""
+    """No node has room for the model, and no other model may be unloaded for it. The message has the numbers of each
+    node (P4)."""
 
     code = "insufficient_capacity"
 
@@ -190,7 +191,7 @@ class ShuttingDown(Unavailable):
 
 
 class BackendFailed(GatewayError):
-    """A backend process broke its promise while it had our request."""
+    """A backend process failed while it had the request."""
 
     status = 502
     code = "backend_error"

@@ -1,4 +1,4 @@
-"""What an address of a backend process may look like, and which hosts nobody may claim as his own. Pure."""
+"""The form of a backend process's address, and the hosts that nobody may claim. Pure."""
 
 import ipaddress
 import re
@@ -6,14 +6,14 @@ from typing import Final
 
 PORT_MAX: Final = 65535
 HOST_CHARACTERS_MAX: Final = 253
-"""Of a name in the domain name system (RFC 1035)."""
+"""The largest length of a name in the domain name system (RFC 1035)."""
 
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """Host (an IPv6 one without its brackets) and port. Raises `ValueError` with what is wrong with it."""
+    """Returns the host (an IPv6 one without its brackets) and the port. Raises `ValueError` with the fault."""
     host, colon, port = address.rpartition(":")
     if not colon or not _PORT.fullmatch(port) or int(port) > PORT_MAX:
         raise ValueError(f"expected HOST:PORT with a port from 1 to {PORT_MAX}, got {shown(address)}")
@@ -25,7 +25,7 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def check_host(host: str) -> str:
-    """Raises `ValueError` unless it is a name or an IP address, and of the latter one that a machine can have."""
+    """Returns the host if it is a name, or an IP address that a machine can have. Raises `ValueError` otherwise."""
     ip = _ip(host)
     if ip is None and (len(host) > HOST_CHARACTERS_MAX or not _NAME.fullmatch(host)):
         raise ValueError(f"expected a host name or an IP address, got {shown(host)}")
@@ -35,18 +35,18 @@ def check_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` names the machine of whoever asks."""
+    """Returns whether `host` names the machine itself."""
     ip = _ip(host)
     return host.lower().rstrip(".") == "localhost" if ip is None else ip.is_loopback
 
 
 def is_same_host(one: str, other: str) -> bool:
-    """Whether both are one name, or one IP address however it is written. No name is looked up."""
+    """Returns whether both are the same name, or the same IP address in any spelling. No name is looked up."""
     return _normal(one) == _normal(other)
 
 
 def shown(text: str) -> str:
-    """The beginning of what somebody has sent, on one line."""
+    """Returns the beginning of a received text, on one line."""
     return ascii(text[:80])
 
 
@@ -56,7 +56,8 @@ def _normal(host: str) -> str:
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """None: it is a name. An IPv4 address inside an IPv6 one is the IPv4 address, which is where it leads."""
+    """Returns the IP address, or None for a name. An IPv4 address inside an IPv6 one is returned as IPv4, because it
+    leads there."""
     try:
         ip = ipaddress.ip_address(host)
     except ValueError:

@@ -1,4 +1,4 @@
-"""A request and its answer as the gateway understands them, whatever API they came through."""
+"""A request and its answer as the gateway understands them, in any dialect."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,15 +13,15 @@ ANYBODY: Final = "anonymous"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Which request, and whose: the queue is fair between callers, and traces name the request."""
+    """The id of a request and its caller. The queue is fair between callers, and traces name the request."""
 
     request_id: RequestId
     caller: str = ANYBODY
-    """Name of the API key, or of whoever needs none."""
+    """The name of the API key, or the name that stands for callers without a key."""
 
 
 Text = str | bytes
-"""Text of a request; as UTF-8 where it is long, since one emoji makes a `str` four times as large. See `kept_text`."""
+"""The text of a request. A long one is UTF-8, because one emoji makes a `str` four times as large. See `kept_text`."""
 LONG_CHARACTERS: Final = 4096
 
 NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
@@ -29,13 +29,13 @@ NO_BIAS: Final[Mapping[int, float]] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """What a model wants to have called, whole."""
+    """A complete tool call of a model."""
 
     id: str
-    """By which the message with the result names this call. "": the backend gave it none."""
+    """The id by which the message with the result names this call. It is empty if the backend gave none."""
     name: str
     arguments: str
-    """JSON text, as the model wrote it: a broken one if the answer was cut short."""
+    """The arguments as JSON text, as the model wrote it. It is incomplete if the answer was cut short."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +43,14 @@ class ToolCallDelta:
     """The next part of a tool call. The name and the id come with its first part, the arguments bit by bit."""
 
     index: int
-    """Which call of this answer it belongs to, from 0."""
+    """The index of the call within this answer, from 0."""
     id: str = ""
     name: str = ""
     arguments: str = ""
 
 
 def kept_text(text: str) -> Text:
-    """`text` in its smaller form."""
+    """Returns `text` in its smaller form."""
     return text if len(text) < LONG_CHARACTERS or text.isascii() else text.encode()
 
 
@@ -63,15 +63,15 @@ class ChatMessage:
     name: str | None = None
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    """Of an assistant that wanted them called."""
+    """The tool calls of an assistant's message."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn and when to stop. `None`: the backend's own default."""
+    """How tokens are drawn and when to stop. None means the backend's own default."""
 
     max_tokens: int | None = None
-    """None: until the model ends or its context is full."""
+    """The limit. None means until the model ends or its context is full."""
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
@@ -82,9 +82,9 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
-    """Token id -> what is added to its logit, -100 (never) to 100 (always)."""
+    """What is added to the logit of each token id, -100 (never) to 100 (always)."""
     ignore_end: bool = False
-    """Go on past the model's end token (for tests and measurements)."""
+    """Whether to continue after the model's end token (for tests and measurements)."""
 
 
 @dataclass(frozen=True)
@@ -95,11 +95,12 @@ class Generation:
     prompt: Text | tuple[ChatMessage, ...]
     sampling: Sampling
     tools: str | None = None
-    """What a chat may call: OpenAI's `tools` array as JSON text, its keys in a fixed order. None: nothing."""
+    """The tools that a chat may call: OpenAI's `tools` array as JSON text, its keys in a fixed order. None means no
+    tool."""
     tool_choice: str | None = None
-    """`required`, or the JSON text of OpenAI's object that names one tool. None: the model decides."""
+    """`required`, or the JSON text of OpenAI's object that names one tool. None means that the model decides."""
     thinking: bool | None = None
-    """Whether the model is to think before it answers. None: as its template has it."""
+    """Whether the model should reason before it answers. None means as its template says."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ class FinishReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """The next part of an answer. Counts are totals so far, not differences; 0: the backend does not count."""
+    """The next part of an answer. Counts are totals so far and not differences. 0 means that the backend does not
+    count."""
 
     text: str
     reasoning: str = ""
@@ -131,9 +133,9 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """How a generation ended; the text of a unary one is in `text`, a streamed one's came in pieces.
+    """The end of a generation. `text` is the text of a unary answer; that of a streamed one came in parts.
 
-    `tool_calls` are whole in both cases: they can be acted on only when all of them are there.
+    `tool_calls` are complete in both cases, because nobody can act on an incomplete one.
     """
 
     finish_reason: FinishReason

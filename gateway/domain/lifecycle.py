@@ -14,17 +14,17 @@ from typing import Final
 
 
 class Desired(StrEnum):
-    """What the planner wants of a replica."""
+    """The state that the planner wants for a replica."""
 
     RUN = "run"
     DRAIN = "drain"
-    """Takes no new request, finishes the open ones within the drain timeout, then ends."""
+    """It takes no new request, finishes the open ones within the drain timeout, then ends."""
     STOP = "stop"
-    """Ends now."""
+    """It ends now."""
 
 
 class Observed(StrEnum):
-    """What the worker last said of a replica."""
+    """The state of a replica by its worker's last report."""
 
     PLACED = "placed"
     FETCHING = "fetching"
@@ -48,14 +48,16 @@ NEXT: Final[Mapping[Observed, frozenset[Observed]]] = MappingProxyType(
         Observed.FAILED: frozenset(),
     }
 )
-"""Legal successors. `gone` before `ready` means "stopped on request"; `failed` means "did not come up"."""
+"""The legal successors of each state. `gone` before `ready` means "stopped on request"; `failed` means "did not come
+up"."""
 
 FINAL: Final = frozenset(state for state, following in NEXT.items() if not following)
 COMING_UP: Final = frozenset({Observed.PLACED, Observed.FETCHING, Observed.STARTING, Observed.LOADING})
 
 
 def may_follow(current: Observed, new: Observed) -> bool:
-    """Whether `new` may be written over `current`. A worker may skip states that it passed between two reports."""
+    """Returns whether `new` may be written over `current`. A worker may skip states that it passed between two
+    reports."""
     if current == new:
         return True
     reachable, open_states = set[Observed](), [current]

@@ -1,4 +1,4 @@
-"""What a model is: the name users call, what its backend process is given, and how it is scheduled."""
+"""The spec of a model: the name that users call, what its backend process gets, and how it is scheduled."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """One `[[models]]` entry. `None` means "not set", which is not the same as the default's value (see `revision`).
+    """One `[[models]]` entry. None means "not set", which differs from the value of the default (see `revision`).
 
     The first group of fields reaches the backend process, the second is for the planner only.
     """
@@ -24,27 +24,27 @@ class ModelSpec:
     name: ModelName
     backend: str
     artifact: str
-    """Where the weights come from: `builtin:NAME`, `file:PATH`, `hf://OWNER/REPOSITORY/FILE[@REVISION]` or `https://`.
-    Empty: the backend needs no file."""
+    """The source of the weights: `builtin:NAME`, `file:PATH`, `hf://OWNER/REPOSITORY/FILE[@REVISION]` or `https://`. It
+    is empty if the backend needs no file."""
     sha256: str | None = None
     context_size: int | None = None
-    """Tokens one request may use, prompt and answer together."""
+    """The number of tokens that one request may use, prompt and answer together."""
     gpu_layers: int | None = None
     parallel: int | None = None
-    """Requests one replica serves at a time; `slots` resolves the default."""
+    """The number of requests that one replica serves at a time. `slots` resolves the default."""
     options: Mapping[str, str] = field(default_factory=lambda: NOTHING)
 
     min_replicas: int = 0
     max_replicas: int = 1
-    """0: as many as there is room for."""
+    """The largest number of replicas. 0 means as many as there is room for."""
     on_every_node: bool = False
-    """`replicas = "all"`: one on each node that the selector allows."""
+    """Whether `replicas = "all"`: one replica on each node that the selector allows."""
     selector: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     exclusive_group: str | None = None
     load_timeout_seconds: float | None = None
     rollout: Literal["replace", "surge"] = "replace"
-    """When what the backend sees has changed: the old replicas take no new request from that moment, or only once one
-    of the new ones is ready."""
+    """What happens when the backend's part of the spec changes: the old replicas take no new request from then on, or
+    only once one of the new ones is ready."""
     source: Literal["file", "api"] = "file"
 
     @property
@@ -54,9 +54,9 @@ class ModelSpec:
 
     @cached_property
     def revision(self) -> Revision:
-        """Hash of the explicitly set keys that the backend process sees, whatever their order (A8).
+        """Returns the hash of the explicitly set keys that the backend process sees, whatever their order (A8).
 
-        Neither scheduling keys nor defaults are part of it: changing `min_replicas` or upgrading the gateway reloads
+        Neither scheduling keys nor defaults are part of it, so changing `min_replicas` or upgrading the gateway reloads
         nothing.
         """
         seen: dict[str, Any] = {

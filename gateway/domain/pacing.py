@@ -8,23 +8,24 @@ from typing import Final
 
 @dataclass
 class TokenBucket:
-    """`burst` at once, and `per_second` in the long run; in whatever unit the caller counts."""
+    """A token bucket: `burst` at once, and `per_second` in the long run, in whatever unit the caller counts."""
 
     per_second: float
     burst: float
     _used: float = field(default=0.0, init=False)
-    """Of the burst, at `_at`. More than all of it: a debt."""
+    """The used part of the burst at `_at`. More than the whole burst is a debt."""
     _at: float = field(default=float("-inf"), init=False)
 
     def take(self, amount: float, now: float) -> float:
-        """Takes `amount` and returns after how many seconds it may be used: 0 if at once. Whoever takes and does not
-        wait makes everybody after him wait the longer."""
+        """Takes `amount` and returns the seconds to wait before it may be used, 0 if none. A caller that does not wait
+        makes all later callers wait longer."""
         self._settle(now)
         self._used += amount
         return max(0.0, (self._used - self.burst) / self.per_second)
 
     def try_take(self, amount: float, now: float) -> float:
-        """0, and `amount` is taken; or after how many seconds it could be, and nothing is."""
+        """Takes `amount` if it is there, and returns 0. Otherwise takes nothing, and returns the seconds until it could
+        be taken."""
         self._settle(now)
         missing = self._used + amount - self.burst
         if missing > 0:
@@ -33,7 +34,7 @@ class TokenBucket:
         return 0.0
 
     def is_untouched(self, now: float) -> bool:
-        """Whether it is as one that was never used."""
+        """Returns whether the bucket is in the state of an unused one."""
         self._settle(now)
         return self._used == 0.0
 

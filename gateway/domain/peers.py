@@ -1,7 +1,8 @@
-"""What the gateways of one fleet tell each other, many times a second and never as part of the state's version.
+"""The state that the gateways of one fleet publish to each other, many times a second and never as part of the state's
+version.
 
-Each gateway publishes one `PeerState`, complete, over its last one; it counts as long as its gateway keeps saying so.
-Times are seconds of the registry's clock, the only one that is compared across machines (H11).
+Each gateway publishes one complete `PeerState`, which replaces its last one. It counts as long as its gateway renews
+it. Times are seconds of the registry's clock, the only one that is compared across machines (H11).
 """
 
 from collections.abc import Collection, Mapping
@@ -13,49 +14,50 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.model_spec import NOTHING
 
 SILENT_SECONDS_MAX: Final = 3600.0
-"""For which it is remembered of a gateway that has fallen silent what it said last."""
+"""How long the last state of a silent gateway is kept."""
 
 
 class PendingReason(NamedTuple):
-    """Why a model that is wanted does not come up, as the leader sees it."""
+    """Why a wanted model cannot be started, as the leader sees it."""
 
     because: str
     is_shortage: bool
-    """No node has room for it, and nothing is under way that makes any."""
+    """Whether no node has room for it, and nothing is under way that makes room."""
 
 
 @dataclass(frozen=True)
 class Use:
-    """What one gateway's requests say of a replica that had any."""
+    """What one gateway's requests say about a replica that had any."""
 
     since: float
-    """While it has requests: since it took the oldest of them, or since the last piece of an answer. Else: since the
-    last one ended."""
+    """While it has requests, the time at which it took the oldest of them, or the last piece of an answer came.
+    Otherwise the time at which the last one ended."""
 
 
 @dataclass(frozen=True)
 class PeerState:
-    """What one gateway says."""
+    """The published state of one gateway."""
 
     gateway_id: GatewayId
     url: str = ""
-    """Where other gateways reach its HTTP listener; empty: nowhere."""
+    """The URL of its HTTP listener for other gateways, or an empty text if there is none."""
     secret_fingerprint: str = ""
-    """Of its cluster secret; gateways of one fleet have the same."""
+    """The fingerprint of its cluster secret. Gateways of one fleet have the same."""
     seen_version: int = 0
-    """Of the state that it routes by."""
+    """The version of the state that it routes by."""
     leases: Mapping[ReplicaId, int] = field(default_factory=lambda: NOTHING)
-    """Requests that a replica has, or may have, through this gateway; those with none are left out."""
+    """The number of requests that each replica has or may have through this gateway. Replicas without any are left
+    out."""
     uses: Mapping[ReplicaId, Use] = field(default_factory=lambda: NOTHING)
-    """Of replicas that had a request through it. Told less often than `leases`."""
+    """The usage of replicas that had a request through it. It is published less often than `leases`."""
     demand: tuple[Demand, ...] = ()
-    """Requests that wait here: one row for each model."""
+    """The requests that wait at this gateway, one row for each model."""
     progress: Mapping[ReplicaId, Progress] = field(default_factory=lambda: NOTHING)
-    """Of loads whose node's session it holds."""
+    """The progress of loads on nodes whose session it holds."""
     pending: Mapping[ModelName, PendingReason] = field(default_factory=lambda: NOTHING)
-    """The leader only: models of which a replica is wanted that can't be started yet."""
+    """Published by the leader only: the models that need a replica that cannot be started yet."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: NOTHING)
-    """The leader only: models that lack replicas that they have to have, and the numbers (P5)."""
+    """Published by the leader only: the models that lack replicas of their minimum, with the numbers (P5)."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class PeerStates:
     now: float
     """The registry's clock."""
     version: int
-    """Of the state as it is now."""
+    """The version of the state as it is now."""
     peers: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
     """The newest peer state of each other gateway that lives."""
     silent: Mapping[GatewayId, PeerState] = field(default_factory=lambda: NOTHING)
-    """The last one of each other gateway that does not count any more and has not said goodbye, for
-    `SILENT_SECONDS_MAX`: it has died, or it is cut off and serves on from its last view."""
+    """The last state of each peer whose state has expired and that has not said goodbye, for `SILENT_SECONDS_MAX`. That
+    peer has died, or is cut off and keeps serving from its last view."""
 
 
 NO_PEERS: Final = PeerStates(0.0, 0)
@@ -78,7 +80,7 @@ NO_PEERS: Final = PeerStates(0.0, 0)
 
 @dataclass(frozen=True)
 class Audience:
-    """What the gateways know that may route requests, as far as the planner has to wait for them."""
+    """The knowledge of the gateways that may route requests, as far as the planner has to wait for them."""
 
     seen_version: int
     """The least version of the state that one of them routes by."""

@@ -1,4 +1,4 @@
-"""What a plan writes to the registry, in one transaction under the leader's epoch. Pure."""
+"""The changes that a plan writes to the registry, in one transaction under the leader's epoch. Pure."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from gateway.domain.lifecycle import Desired
 
 @dataclass(frozen=True)
 class ControlWrite:
-    """What one planning round changes. Applied as one transaction or not at all.
+    """The changes of one planning round. They are applied as one transaction or not at all.
 
     delete        rows to delete; an unknown replica is skipped
     create        new rows; one whose id or (node, model, slot) is taken, or whose node is unknown, is skipped (R10)

@@ -16,14 +16,14 @@ class Gpu:
     """One GPU of a machine, or one MIG device of it; sizes are in bytes."""
 
     vendor: str
-    """Lower case: `nvidia`."""
+    """The vendor in lower case, such as `nvidia`."""
     name: str
     uuid: str
     vram_bytes: int | None = None
-    """None: unknown, which is no constraint (P3)."""
+    """The memory in bytes. None means unknown, which is no constraint (P3)."""
     vram_free_bytes: int | None = None
     unified: bool = False
-    """It shares the machine's memory, of which the two numbers then tell."""
+    """Whether it shares the machine's memory. The two numbers are then those of the machine."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Capacity:
 
     gpus: tuple[Gpu, ...] = ()
     ram_bytes: int | None = None
-    """What the worker may use: the machine's memory or its control group's limit, whichever is less."""
+    """The memory that the worker may use: the machine's, or its control group's limit, whichever is less."""
     ram_free_bytes: int | None = None
     disk_bytes: int | None = None
-    """Of the file system that holds the models folder."""
+    """The size of the file system that holds the models folder."""
     disk_free_bytes: int | None = None
     cpu_count: int | None = None
     cpu_flags: tuple[str, ...] = ()
@@ -52,7 +52,7 @@ class Capacity:
 
     @property
     def _memories(self) -> tuple[Gpu, ...]:
-        """One GPU for each memory: the unified ones share a single one, which must not count twice."""
+        """Returns one GPU for each memory: the unified ones share a single memory, which must not count twice."""
         unified = tuple(gpu for gpu in self.gpus if gpu.unified)
         return tuple(gpu for gpu in self.gpus if not gpu.unified) + unified[:1]
 
@@ -62,11 +62,11 @@ UNKNOWN: Final = Capacity()
 
 @dataclass(frozen=True)
 class VramBudget:
-    """How much GPU memory models may use: a number of bytes, or a share of what there is."""
+    """The GPU memory that models may use: a number of bytes, or a share of the total."""
 
     amount: int | None = None
     share: float | None = None
-    """Above 0 and up to 1."""
+    """The share, above 0 and up to 1."""
 
     def of(self, total_bytes: int) -> int:
         """Returns how many bytes models may use of `total_bytes`; never more than that."""
@@ -78,9 +78,9 @@ ALL_VRAM: Final = VramBudget()
 
 
 def free_vram_bytes(capacity: Capacity, budget: VramBudget) -> int | None:
-    """GPU memory that a new model may take now; the one place in which a budget is applied. None: unknown.
+    """Returns the GPU memory that a new model may take now, or None if it is unknown. A budget is applied nowhere else.
 
-    What is in use already, by whomever, counts against the budget.
+    Memory that is already in use by any program counts against the budget.
     """
     total, free = capacity.vram_bytes, capacity.vram_free_bytes
     if total is None or free is None:
@@ -89,7 +89,7 @@ def free_vram_bytes(capacity: Capacity, budget: VramBudget) -> int | None:
 
 
 def automatic_labels(capacity: Capacity, node_name: str) -> Mapping[str, str]:
-    """What a model's selector can ask for without anybody having set it; labels of the configuration win."""
+    """Returns the labels that every node has without configuration. Labels of the configuration replace them."""
     labels = {"node.name": node_name}
     if capacity.gpus:
         labels["gpu.vendor"] = capacity.gpus[0].vendor
@@ -121,25 +121,26 @@ DISK_HEADROOM_BYTES_MIN: Final = GIB
 
 
 def disk_headroom_bytes(disk_bytes: int | None) -> int:
-    """What always stays free on a disk of that size (P1): the one rule for whoever plans and for whoever fetches.
+    """Returns the bytes that always stay free on a disk of that size (P1). The planner and the workers use this same
+    rule.
 
-    A disk of unknown size keeps the least amount free.
+    On a disk of unknown size the least amount stays free.
     """
     return max(int((disk_bytes or 0) * DISK_HEADROOM_SHARE), DISK_HEADROOM_BYTES_MIN)
 
 
 @dataclass(frozen=True)
 class Requirement:
-    """Bytes; None is unknown, which is no constraint (P3)."""
+    """The memory and disk that a replica needs, in bytes. None means unknown, which is no constraint (P3)."""
 
     vram_bytes: int | None = None
-    """GPU memory on a machine with GPUs, as far as its layers go there."""
+    """The GPU memory on a machine with GPUs, as far as its layers go there."""
     ram_bytes: int | None = None
-    """Main memory on a machine without."""
+    """The main memory on a machine without GPUs."""
     disk_bytes: int | None = None
-    """Size of its artifact, where that has to be fetched."""
+    """The size of its artifact, if that has to be fetched."""
     measured: bool = False
-    """From a replica that was loaded, and not from the file's header."""
+    """Whether it was measured at a loaded replica, and not estimated from the file's header."""
 
 
 UNKNOWN_REQUIREMENT: Final = Requirement()

@@ -1,4 +1,4 @@
-"""Which replicas may take a request at all: one predicate, used by every path that asks (R11, R12, A8). Pure."""
+"""Decides which replicas may take a request: one predicate for every path that asks (R11, R12, A8). Pure."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gateway.domain.model_spec import ModelSpec
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A routable replica: what the picker compares and where the call would go."""
+    """A routable replica, with what the picker compares and the address for the call."""
 
     replica_id: ReplicaId
     model: ModelName
@@ -22,15 +22,15 @@ class Candidate:
     node_name: str
     address: Address
     slots: int
-    """Requests it serves at a time."""
+    """The number of requests that it serves at a time."""
     free_vram_bytes: int | None
     refuses_when_full: bool = True
-    """It turns calls away itself and notices when a call is cancelled; foreign backends may do neither."""
+    """Whether it refuses calls itself and notices when a call is cancelled. Foreign backends may do neither."""
 
 
 @dataclass(frozen=True)
 class FleetView:
-    """What routing believes: one version of the fleet, with the candidates of each model worked out once."""
+    """The view of routing: one version of the fleet, with the candidates of each model computed once."""
 
     state: ClusterState
     candidates: Mapping[ModelName, tuple[Candidate, ...]]
@@ -39,7 +39,8 @@ class FleetView:
 def why_not_routable(
     replica: Replica, node: Node | None, spec: ModelSpec | None, newest_serving: Container[ModelName] = ()
 ) -> str | None:
-    """The first reason why `replica` may take no request, or None if it may. `newest_serving`: see there."""
+    """Returns the first reason why `replica` may take no request, or None if it may. `newest_serving` is the result of
+    that function."""
     if spec is None:
         return "its model does not exist any more"
     if replica.revision != spec.revision and (spec.rollout != "surge" or spec.name in newest_serving):
@@ -56,8 +57,8 @@ def why_not_routable(
 
 
 def newest_serving(state: ClusterState) -> frozenset[ModelName]:
-    """Models of `rollout = "surge"` of whose present revision a replica serves: their old ones take nothing any more.
-    Until then these do (A8)."""
+    """Returns the surge-rollout models with a ready replica of the current revision. Older replicas of these models get
+    no more traffic; until then they do (A8)."""
     return frozenset(
         replica.model
         for replica in state.replicas.values()
@@ -69,12 +70,12 @@ def newest_serving(state: ClusterState) -> frozenset[ModelName]:
 
 
 def matches_selector(node: Node, spec: ModelSpec) -> bool:
-    """Whether the node has every label that the model's selector asks for."""
+    """Returns whether the node has every label that the model's selector asks for."""
     return all(node.labels.get(label) == value for label, value in spec.selector.items())
 
 
 def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> FleetView:
-    """`refusing` names the backends whose processes turn calls away themselves."""
+    """Returns the view of a state. `refusing` names the backends whose processes refuse calls themselves."""
     found: dict[ModelName, list[Candidate]] = {}
     newest = newest_serving(state)
     for replica in state.replicas.values():

@@ -1,4 +1,4 @@
-"""What a gateway and a worker tell each other in a session, as records.
+"""The messages between a gateway and a worker in a session, as records.
 
 | from the worker | when                                                                         |
 |-----------------|------------------------------------------------------------------------------|
@@ -17,7 +17,7 @@
 | `EndTail`        | nobody does any more                                                        |
 
 Level-triggered: each `DesiredSet` is complete, so losing one costs time and not correctness. The embedded worker
-exchanges these records over memory channels, a worker on another machine over its session's gRPC stream (link/).
+exchanges these records over memory channels, a worker on another machine over its session's gRPC stream (transport/).
 """
 
 from collections.abc import Mapping
@@ -35,29 +35,29 @@ LOG_LINES_MAX: Final = 1000
 
 @dataclass(frozen=True)
 class Report:
-    """One replica's state changed. Complete: a report that was overtaken by a later one is not missed."""
+    """A change of one replica's state. It is complete, so a report that was replaced by a later one is not missed."""
 
     replica_id: ReplicaId
     observed: Observed
     address: Address | None = None
     pid: int | None = None
     parallel: int | None = None
-    """As the backend says, when it does."""
+    """The number of parallel requests, as the backend says it, or None."""
     exit_code: int | None = None
     error: str | None = None
     """For `failed` and unexpected `gone`: one sentence with the cause, then the last lines of the process's stderr."""
     done_bytes: int | None = None
-    """While fetching: what is here of `total_bytes`."""
+    """While fetching, the number of bytes that are here, of `total_bytes`."""
     total_bytes: int | None = None
     ram_bytes: int | None = None
-    """Once ready: main memory that its processes hold."""
+    """Once ready, the main memory that its processes hold."""
     vram_bytes: int | None = None
-    """Once ready: GPU memory that its processes hold."""
+    """Once ready, the GPU memory that its processes hold."""
 
 
 @dataclass(frozen=True)
 class Hello:
-    """The first thing a worker says: who it is and what it has."""
+    """The first message of a worker: its identity and its resources."""
 
     node_id: NodeId
     name: str
@@ -67,58 +67,60 @@ class Hello:
     capacity: Capacity = UNKNOWN
     vram_budget: VramBudget = ALL_VRAM
     replicas: tuple[Report, ...] = ()
-    """The newest report of each replica that this agent has or had, so that a session that broke loses none (H10)."""
+    """The newest report of each replica that this agent has or had, so that a broken session loses none (H10)."""
     advertise: str | None = None
-    """The host under which gateways reach its replicas, all of which listen there. None: it does not say."""
+    """The host at which gateways can reach its replicas, all of which listen there. None if the worker does not say."""
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """Nothing has changed."""
+    """A sign of life without a change."""
 
 
 @dataclass(frozen=True)
 class Leaving:
-    """The worker drains and ends. What runs goes on until its requests are done."""
+    """The worker drains and ends. Its open requests finish first."""
 
 
 @dataclass(frozen=True)
 class LogChunk:
-    """Lines for one tail, oldest first. `ended`: no more will come, since the process is gone or was never here."""
+    """Lines for one log stream, oldest first. `ended` says that no more will come, because the process is gone or was
+    never here."""
 
     tail: int
     lines: tuple[str, ...]
     skipped: int = 0
-    """Lines left out before these, because they came faster than they could be sent."""
+    """The number of lines that were left out before these because they came faster than they could be sent."""
     ended: bool = False
 
 
 @dataclass(frozen=True)
 class DesiredReplica:
-    """One replica of a `DesiredSet`: its model's spec, whether it is to run, drain or stop, and its token."""
+    """One replica of a `DesiredSet`: its model's spec, its desired state, and its token."""
 
     replica_id: ReplicaId
     spec: ModelSpec
     desired: Desired
     token: str = field(repr=False)
-    """Bearer token that the backend process must ask of its callers: HMAC(cluster secret, replica id)."""
+    """The bearer token that the backend process requires of its callers: HMAC(cluster secret, replica id)."""
 
 
 @dataclass(frozen=True)
 class DesiredSet:
-    """All that a node should run. A replica that is missing here is to be stopped."""
+    """All replicas that a node should run. A replica that is missing here has to be stopped."""
 
     epoch: int
-    """Of the leader that planned it; a worker refuses a lower one than it has seen (L13)."""
+    """The epoch of the leader that planned it. A worker refuses a lower one than it has seen (L13)."""
     replicas: tuple[DesiredReplica, ...]
 
 
 @dataclass(frozen=True)
 class TailLogs:
-    """Send the last `lines` lines of the replica's output, then, if `follow`, every further one, as `LogChunk`s."""
+    """A request for the last `lines` lines of the replica's output, then, if `follow`, for every further one, as
+    `LogChunk`s."""
 
     tail: int
-    """Chosen by the gateway; names this tail within the session."""
+    """The number of this log stream within the session, chosen by the gateway."""
     replica_id: ReplicaId
     lines: int
     follow: bool
@@ -132,19 +134,19 @@ class EndTail:
 
 
 FromWorker: TypeAlias = Report | Heartbeat | Capacity | Leaving | LogChunk
-"""What follows a `Hello`."""
+"""The messages that follow a `Hello`."""
 ToWorker: TypeAlias = DesiredSet | Heartbeat | TailLogs | EndTail
 
 
 @dataclass(frozen=True)
 class Registration:
-    """A worker asks to join, over HTTP, before its first session."""
+    """The request of a worker to join, over HTTP, before its first session."""
 
     name: str
     boot_id: BootId
     node_id: NodeId | None = None
-    """Of an earlier registration, if the worker has proved with its old credential that it is that node."""
+    """The node id of an earlier registration, if the worker has proved with its old credential that it is that node."""
     approved: bool = True
     """Whether a node that was unknown so far may serve at once."""
     proof_boot_id: BootId | None = None
-    """Of the start whose credential has proved `node_id`. None: whoever registers is trusted without."""
+    """The boot id of the start whose credential has proved `node_id`. None means that no proof is required."""

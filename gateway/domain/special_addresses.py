@@ -1,7 +1,7 @@
-"""Which addresses of the Internet protocol belong to hosts of the public Internet (RFC 6890). Pure.
+"""Decides which IP addresses belong to hosts of the public Internet (RFC 6890). Pure.
 
-Python's own `is_global` follows only a part of the registries, another one in each version, and knows nothing of what
-clouds have put at public addresses. So the table is here.
+Python's own `is_global` follows only a part of the registries, a different one in each version, and does not know the
+services that clouds have put at public addresses. So the table is here.
 """
 
 import ipaddress
@@ -32,10 +32,10 @@ SPECIAL_IPV4: Final = tuple(
         "240.0.0.0/4",  # reserved, broadcast included
     )
 )
-"""IANA's registry of special-purpose IPv4 addresses, and multicast. Some of these blocks are routed everywhere; but no
+"""IANA's registry of special-purpose IPv4 addresses, and multicast. Some of these blocks are routed everywhere, but no
 file server is in any of them."""
 GLOBAL_UNICAST_IPV6: Final = IPv6Network("2000::/3")
-"""All that IANA has opened for public hosts. Outside it are, among others, the loopback, fc00::/7 (private use),
+"""The block that IANA has opened for public hosts. Outside it are, among others, the loopback, fc00::/7 (private use),
 fe80::/10 (link-local), fec0::/10 (site-local), ff00::/8 (multicast), 100::/64 (discarded), 64:ff9b:1::/48 (NAT64 of one
 network) and 5f00::/16 (segment routing)."""
 SPECIAL_IPV6: Final = tuple(
@@ -48,10 +48,10 @@ SPECIAL_IPV6: Final = tuple(
         "3fff::/20",  # documentation
     )
 )
-"""What IANA's registry of special-purpose IPv6 addresses has within `GLOBAL_UNICAST_IPV6`."""
+"""The blocks of IANA's registry of special-purpose IPv6 addresses within `GLOBAL_UNICAST_IPV6`."""
 IPV4_INSIDE: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
-"""Whose last 32 bits are an IPv4 address, which is where a packet goes: mapped addresses, and the NAT64 that a network
-with IPv6 alone reaches public hosts through."""
+"""Blocks whose last 32 bits are an IPv4 address, to which a packet goes: mapped addresses, and the NAT64 through which
+a network with IPv6 alone reaches public hosts."""
 METADATA_ADDRESSES: Final = frozenset(
     {
         IPv4Address("169.254.169.254"),  # AWS, Azure, Google, Oracle, DigitalOcean, OpenStack
@@ -66,7 +66,7 @@ METADATA_ADDRESSES: Final = frozenset(
         IPv6Address("fd00:c1::a9fe:a9fe"),  # Oracle
     }
 )
-"""Where a virtual machine gets credentials from whoever runs it."""
+"""The addresses from which a virtual machine gets credentials of its cloud."""
 METADATA_NAMES: Final = frozenset(
     {"metadata", "metadata.google.internal", "metadata.goog", "instance-data", "instance-data.ec2.internal"}
 )
@@ -74,7 +74,8 @@ _NUMBER: Final = re.compile(r"[0-9]+|0[xX][0-9a-fA-F]*")
 
 
 def is_public(address: str) -> bool:
-    """Whether a host of the public Internet may have it. False for what is no address."""
+    """Returns whether a host of the public Internet may have the address. Returns False for a text that is no
+    address."""
     try:
         parsed = _unwrapped(ipaddress.ip_address(address))
     except ValueError:
@@ -87,7 +88,7 @@ def is_public(address: str) -> bool:
 
 
 def is_metadata(host: str) -> bool:
-    """Whether a cloud's metadata are there, by the host's name or its address."""
+    """Returns whether a cloud's metadata service is there, by the host's name or its address."""
     name = host.lower().rstrip(".")
     try:
         return name in METADATA_NAMES or _unwrapped(ipaddress.ip_address(name)) in METADATA_ADDRESSES
@@ -96,8 +97,8 @@ def is_metadata(host: str) -> bool:
 
 
 def is_never_public(host: str) -> bool:
-    """Whether it is plain without asking for its addresses: an address that is not public, in any spelling that
-    resolvers take for one (127.1, 0x7f000001), a name of this machine, or one of a cloud's metadata."""
+    """Returns whether the host is not public without resolving it: an address that is not public, in any spelling that
+    resolvers accept (127.1, 0x7f000001), a name of this machine, or a cloud's metadata service."""
     name = host.lower().rstrip(".")
     if ":" in name or _NUMBER.fullmatch(name.rpartition(".")[2]):
         return not is_public(name)

@@ -1,21 +1,21 @@
-"""Texts of strangers as a log line or an error may quote them: bounded, and on one line. Pure."""
+"""Prepares untrusted texts for a log line or an error: limited, and on one line. Pure."""
 
 from typing import Final
 
 QUOTED_CHARACTERS_MAX: Final = 200
-"""Of a path, a name or an id. A request's head may have tens of thousands."""
+"""The length at which a path, a name or an id is cut. A request's head may have tens of thousands of characters."""
 
 
 def quoted(text: str, characters_max: int = QUOTED_CHARACTERS_MAX) -> str:
-    """What is cut off leaves its trace: "/aaa... (30000 characters)"."""
+    """Returns the text, cut if it is too long. A cut text shows its length: "/aaa... (30000 characters)"."""
     if len(text) <= characters_max:
         return escaped(text)
     return f"{escaped(text[:characters_max])}... ({len(text)} characters)"
 
 
 def escaped(text: str, keep: str = "") -> str:
-    """Control characters, line ends among them unless they are to be kept, as Python writes them: a terminal would
-    obey them, and a reader would take the rest for another line."""
+    """Returns the text with control characters as Python writes them, line ends included unless `keep` has them. A
+    terminal would obey them, and a reader would take the rest for another line."""
     if text.isprintable():
         return text
     return "".join(
@@ -25,7 +25,7 @@ def escaped(text: str, keep: str = "") -> str:
 
 
 def without_middle(text: str, characters_max: int) -> str:
-    """Both ends of what is too long: an error begins with what happened and ends with the cause."""
+    """Returns both ends of a text that is too long: an error begins with what happened and ends with the cause."""
     if len(text) <= characters_max:
         return text
     half = characters_max // 2

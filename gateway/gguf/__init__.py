@@ -1,12 +1,12 @@
-"""What a GGUF file's beginning says about the model in it, and how much memory that model takes.
+"""Reads what the beginning of a GGUF file says about its model, and estimates how much memory that model takes.
 
-errors     why a header can't be read
-tensors    the tensors that a file lists: types, sizes, which layer they belong to
-reader     bounded reads from a stream that may lie about every length
+errors     the errors of a broken header
+tensors    the tensors that a file lists: types, sizes, layers
+reader     bounded reads from a stream whose lengths may be wrong
 header     the header of one file
-files      the header of a file of this machine, its further parts included
+files      the header of a file on this machine, with its further parts
 shape      the numbers of a header that decide about memory
-cache      what the model remembers: the KV cache and the states of recurrent layers
-compute    what it needs while it computes
+cache      the memory of requests: the KV cache and the states of recurrent layers
+compute    the memory of a computation
 estimate   all of it together, with and without GPUs
 """

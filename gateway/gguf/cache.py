@@ -15,7 +15,7 @@ STATE_VALUE_BYTES: Final = 4
 
 @dataclass(frozen=True)
 class LoadSettings:
-    """How a model is loaded; the defaults are those of our llama.cpp engine."""
+    """The settings of a load. The defaults are those of the built-in llama.cpp engine."""
 
     context_size: int = 4096
     """Tokens of one request, prompt and answer together."""
@@ -63,7 +63,8 @@ def _kv_bytes(shape: Shape, layer: Layer, settings: LoadSettings) -> int:
 
 
 def _values(shape: Shape, layer: Layer, settings: LoadSettings) -> int:
-    """Without flash attention values are stored transposed, and then all layers are as wide as the widest."""
+    """Returns the values per token. Without flash attention values are stored transposed, and then all layers are as
+    wide as the widest."""
     if shape.latent or not layer.kv_heads:
         return 0
     heads = layer.kv_heads if settings.flash_attention else max(each.kv_heads for each in shape.layers)

@@ -2,7 +2,7 @@
 
 
 class BrokenHeader(ValueError):
-    """Not a GGUF file, one that contradicts itself, or one beyond the limits; the message says what and where."""
+    """The file is no GGUF file, contradicts itself, or exceeds the limits. The message says what and where."""
 
 
 class NeedMore(BrokenHeader):

@@ -89,7 +89,7 @@ def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companio
 
 
 def load_settings_of(spec: ModelSpec) -> LoadSettings:
-    """How a backend loads it; options that it would refuse count as not given."""
+    """Returns how a backend loads the model. Options that the backend would refuse count as not given."""
     return LoadSettings(
         context_size=spec.context_size or DEFAULT_USE.context_size,
         parallel=spec.slots,
@@ -105,7 +105,7 @@ def _batch_tokens(text: str) -> int:
 
 
 def _gpu_layers(spec: ModelSpec) -> int | None:
-    """On the wire 0 is "not set", which is all of them, as far as they fit."""
+    """Returns the number of layers on GPUs. On the wire 0 is "not set", which means all of them, as far as they fit."""
     return spec.gpu_layers if spec.gpu_layers is not None and spec.gpu_layers > 0 else None
 
 
@@ -119,7 +119,7 @@ def _vram_bytes(header: Header, shape: Shape, caches: list[int], settings: LoadS
 
 
 def _moved_bytes(header: Header, caches: list[int], offloaded: int) -> int:
-    """What main memory is spared. The output goes first, then layers from the last one backwards."""
+    """Returns the bytes that main memory is spared. The output goes first, then layers from the last one backwards."""
     if offloaded == 0:
         return 0
     first = len(caches) - (offloaded - 1)

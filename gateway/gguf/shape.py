@@ -71,7 +71,7 @@ class Shape:
 
 
 def shape_of(header: Header) -> Shape:
-    """Raises `BrokenHeader` where a number is none or beyond reason."""
+    """Returns the shape. Raises `BrokenHeader` for a value that is no number, or one beyond reason."""
     return _ShapeReader(header).read()
 
 
@@ -116,7 +116,7 @@ class _ShapeReader:
         return count
 
     def _layers(self) -> tuple[Layer, ...]:
-        """What each remembers. The tensors say what it is made of, the metadata how many heads it has."""
+        """Returns the layers. The tensors say what a layer consists of, the metadata how many heads it has."""
         roles = _roles_by_layer(self._header.tensors)
         kv_heads = self._kv_heads()
         windowed = self._windowed()

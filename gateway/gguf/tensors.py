@@ -1,4 +1,4 @@
-"""The tensors that a GGUF file lists: how large they are, and which part of the model they belong to. Pure."""
+"""The tensors that a GGUF file lists: their sizes, and the parts of the model that they belong to. Pure."""
 
 import re
 from collections import Counter
@@ -20,7 +20,7 @@ TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
     29: ("iq1_m", 256, 56), 30: ("bf16", 1, 2), 34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66),
     39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36), 41: ("q1_0", 128, 18),
 })  # fmt: skip
-"""Number in the file -> name, values per block, bytes per block (ggml.h)."""
+"""For each type number in the file: its name, values per block, and bytes per block (ggml.h)."""
 BLOCK_OF: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {name: (values, size) for name, values, size in TENSOR_TYPES.values()}
 )
@@ -33,11 +33,11 @@ class Tensor:
 
     name: str
     shape: tuple[int, ...]
-    """Columns first, as GGUF has them."""
+    """The dimensions, columns first as in GGUF."""
     kind: str
-    """A name of `BLOCK_OF`."""
+    """The type, a name of `BLOCK_OF`."""
     offset: int
-    """From where the data begins, in bytes."""
+    """The offset from the beginning of the data, in bytes."""
 
     @property
     def size_bytes(self) -> int:
@@ -52,21 +52,21 @@ class Tensor:
 
     @property
     def role(self) -> str:
-        """The name without its layer."""
+        """Returns the name without its layer."""
         return found[2] if (found := LAYER.fullmatch(self.name)) else self.name
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Bytes of a model's parts."""
+    """The bytes of each part of a model."""
 
     layers: Mapping[int, int]
     output: int
     """The output matrix and its norm, which llama.cpp counts as one more layer."""
     embedding: int
-    """The token embedding, and whatever else belongs to no layer: llama.cpp leaves it in main memory."""
+    """The token embedding, and everything else outside of layers. llama.cpp leaves it in main memory."""
     tied: bool
-    """The file has no output matrix; the token embedding is that, too."""
+    """Whether the file has no output matrix, so that the token embedding is used for it."""
 
     @property
     def total(self) -> int:
@@ -91,7 +91,8 @@ def weights_of(tensors: Iterable[Tensor]) -> Weights:
 
 
 def check_layout(tensors: Iterable[Tensor]) -> int:
-    """Where the last one ends, from where the data begins. Raises `BrokenHeader` for tensors that overlap."""
+    """Returns the end of the last tensor, from the beginning of the data. Raises `BrokenHeader` for tensors that
+    overlap."""
     end, before = 0, ""
     for tensor in sorted(tensors, key=lambda each: each.offset):
         if tensor.offset < end:

@@ -1,8 +1,8 @@
-"""structlog, set up once per process: JSON lines when nobody watches, colour when somebody does.
+"""Sets up structlog once per process: JSON lines for programs, colours on a terminal.
 
-Every line that is written while a request is served carries its `request_id` (contextvars). Lines go to stderr; what
-a logger writes may not be a secret, and secrets are types that do not print (`SecretStr`, `repr=False`). A value is
-bounded whoever it came from, and on a terminal it can neither begin a line nor give an order.
+Every line that is written while a request is served carries its `request_id` (contextvars). Lines go to stderr. A
+logger must not write secrets, which are types that do not print (`SecretStr`, `repr=False`). Values are limited in
+length, and on a terminal no value can begin a line or control the terminal.
 """
 
 import logging
@@ -18,9 +18,9 @@ Format = Literal["auto", "json", "console"]
 
 
 VALUE_CHARACTERS_MAX: Final = 16 * 1024
-"""Of one value in a line. What quotes a request is cut much earlier (`domain.texts.quoted`)."""
+"""The length at which a value is cut. Parts of requests are cut much earlier (`domain.texts.quoted`)."""
 OF_MANY_LINES: Final = frozenset({"error", "exception", "stack"})
-"""Values that may have line ends: an error may close with what a process wrote last."""
+"""Values that may have line ends: an error may end with the last output of a process."""
 
 
 def bound_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
@@ -40,7 +40,8 @@ def escape_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
 
 
 def configure_logging(level: str, style: Format) -> None:
-    """`auto`: console on a terminal, JSON otherwise. Lines of libraries (stdlib logging) get the same form."""
+    """Sets up logging. `auto` means console on a terminal and JSON otherwise. Lines of libraries (stdlib logging) get
+    the same form."""
     as_json = style == "json" or (style == "auto" and not sys.stderr.isatty())
     number = logging.getLevelNamesMapping()[level.upper()]
     shared: list[structlog.typing.Processor] = [
@@ -67,7 +68,7 @@ def configure_logging(level: str, style: Format) -> None:
 def _route_stdlib(
     shared: list[structlog.typing.Processor], ending: list[structlog.typing.Processor], level: int
 ) -> None:
-    """Libraries log through the standard library; their warnings and errors take the same form."""
+    """Gives the warnings and errors of libraries, which use the standard library's logging, the same form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -1,7 +1,7 @@
-"""Prometheus series: what happened is counted here, what *is* is read from `statistics()` at scrape time.
+"""The Prometheus series. Events are counted here, and states are read from `statistics()` at scrape time.
 
-One registry per gateway, not the library's global one, so that several gateways can live in one process (tests, the
-simulation). Labels come from configured models and fixed words only, never from what a client sends.
+Each gateway has a registry of its own, not the library's global one, so that several gateways can live in one process
+(tests, the simulation). Labels come from configured models and fixed words only, never from a client.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,7 +23,7 @@ UNKNOWN_MODEL = "unknown"
 
 
 class RequestMetrics:
-    """Series that are written when something happens to a request."""
+    """The series about requests, written when something happens to one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -66,7 +66,7 @@ class RequestMetrics:
 
 
 class LoadMetrics:
-    """Series that are written when a load has ended."""
+    """The series about loads, written when one has ended."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.loads = Counter(
@@ -131,7 +131,7 @@ class Metrics:
 
 PERIOD_SECONDS: Final = 0.25
 FORGET_SHARE: Final = 0.1
-"""How much of the worst lag is forgotten with each period, so that a scrape every 15 s still sees a spike."""
+"""The share of the worst lag that is forgotten in each period, so that a scrape every 15 s still sees a spike."""
 
 
 class LoopLag:
@@ -139,7 +139,7 @@ class LoopLag:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """The worst lateness of late, fading."""
+        """The worst recent lateness, which fades."""
 
     async def run(self) -> NoReturn:
         """Measures until cancelled."""

@@ -17,7 +17,7 @@ from gateway.planner.node_resources import ReleasedMemory, free_memory_reading, 
 
 @dataclass(frozen=True)
 class PlanningHistory:
-    """Holds what the leader remembers from one plan to the next."""
+    """The leader's memory from one plan to the next."""
 
     last_demand_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
     """When a request was last seen waiting for the model, in seconds of the registry's clock."""

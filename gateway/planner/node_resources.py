@@ -1,4 +1,4 @@
-"""What the replicas of one node hold of it, added up once for all models that might go there. Pure.
+"""The resources of one node that its replicas hold, computed once for all models that might go there. Pure.
 
 Theory of operation. Memory is the memory of the node's GPUs, or the machine's own memory if it has no GPU. A replica
 reserves what its model needs from its placement on (P2, P3), so the memory that is free for a newcomer is the lesser of

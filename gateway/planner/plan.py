@@ -59,7 +59,7 @@ class Pending:
 
 @dataclass(frozen=True)
 class Plan:
-    """Lists what one round of planning changes, and which replicas it could not start."""
+    """The changes of one round of planning, and the replicas that it could not start."""
 
     start: tuple[StartReplica, ...] = ()
     set_desired: tuple[SetDesired, ...] = ()

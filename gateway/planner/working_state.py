@@ -150,7 +150,7 @@ class WorkingState:
         return self.snapshot.nodes.get(replica.node_id)
 
     def is_staying(self, replica: Replica) -> bool:
-        """Tells whether the replica is to go on running, and its node is healthy."""
+        """Returns whether the replica continues to run and its node is healthy."""
         node = self.node_of(replica)
         return replica.desired is Desired.RUN and node is not None and node.status is NodeStatus.HEALTHY
 

@@ -1,4 +1,4 @@
-"""Where the fleet's state lives: one protocol, several stores, one contract suite.
+"""The store of the fleet's state: one protocol, several stores, one contract suite.
 
 In reading order: `protocol` (the contract), `store` (its methods over the few primitives that each store brings),
 `tables` and `rows` (what is stored, and as which columns), `peer_rows`, `writes/` (what each write

@@ -1,19 +1,20 @@
-"""The registry's clock as this process knows it: what the registry said last, and what has passed here since (H11).
+"""The registry's clock as this process knows it: the last time that the registry gave, plus the time since then (H11).
 
-The clock of the machine is not asked: one gateway's may be minutes off, and nothing may depend on that.
+The clock of the machine is not used. It may be minutes off, and nothing may depend on it.
 """
 
 import trio
 
 
 class RegistryClock:
-    """Calling it gives seconds of the registry's clock, late by no more than an answer was under way."""
+    """Calling it returns seconds of the registry's clock. They are late by no more than the last answer took to
+    arrive."""
 
     def __init__(self) -> None:
         self._ahead_of_trio = 0.0
 
     def update(self, now: float) -> None:
-        """The registry has just said that it is `now`."""
+        """Records that the registry's clock shows `now` at this moment."""
         self._ahead_of_trio = now - trio.current_time()
 
     def __call__(self) -> float:

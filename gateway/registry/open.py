@@ -1,4 +1,4 @@
-"""Opens the registry that a url names."""
+"""Opens the registry of a URL."""
 
 from contextlib import AbstractAsyncContextManager
 
@@ -11,10 +11,10 @@ from gateway.registry.protocol import Registry, RegistryError
 
 
 def open_registry(section: RegistrySection, bridge: Bridge) -> AbstractAsyncContextManager[Registry]:
-    """`memory:` forgets everything at the end, `sqlite:///FILE` serves one gateway, `postgresql://...` any number of
-    them; a `Registry` in each case.
+    """Opens a `Registry`: `memory:` forgets everything at its end, `sqlite:///FILE` serves one gateway, and
+    `postgresql://...` serves any number of gateways.
 
-    Raises `RegistryError` for any other url, without showing it whole: it may hold a password.
+    Raises `RegistryError` for any other URL, and does not show the whole URL, because it may hold a password.
     """
     url = section.url
     scheme, _, _ = url.partition(":")

@@ -1,6 +1,6 @@
 """Peer states as SQL rows and back: four JSON texts, so that a gateway sends only what has changed since its last one.
 
-What a newer gateway says besides is not heard, and a part that can't be read counts as not said.
+Unknown fields from newer gateways are ignored, and a part that cannot be read counts as missing.
 """
 
 import json
@@ -17,7 +17,7 @@ from gateway.registry.rows import SqlValue, storable
 Value = TypeVar("Value")
 
 TEXT_COLUMNS: Final = ("leases", "uses", "demand", "notes")
-"""JSON objects. `demand` is {model: [waiting, since]}."""
+"""The columns with JSON objects. `demand` is {model: [waiting, since]}."""
 PLAIN_COLUMNS: Final = ("url", "secret_fingerprint", "seen_version")
 
 
@@ -45,7 +45,7 @@ def peer_state_texts(peer_state: PeerState) -> dict[str, str]:
 
 
 def peer_state_from_row(gateway_id: GatewayId, row: Mapping[str, Any]) -> PeerState:
-    """`row` has a value for each of `PLAIN_COLUMNS` and `TEXT_COLUMNS`."""
+    """Reads a peer state from its row, which has a value for each of `PLAIN_COLUMNS` and `TEXT_COLUMNS`."""
     notes = _object(row["notes"])
     return PeerState(
         gateway_id,
@@ -70,7 +70,7 @@ def demand_from_text(gateway_id: GatewayId, text: str) -> tuple[Demand, ...]:
 
 
 def _number(value: object, *kinds: type[int] | type[float]) -> Any:  # noqa: ANN401 - of one of the kinds
-    """Raises `TypeError`. True is none."""
+    """Returns the number if it is of one of the kinds, and not a boolean. Raises `TypeError` otherwise."""
     if type(value) not in kinds:
         raise TypeError(f"{value!r} is no number")
     return value

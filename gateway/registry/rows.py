@@ -1,7 +1,7 @@
-"""Records as SQL rows and back.
+"""Converts records to SQL rows and back.
 
-A row written by a newer gateway may hold what this one does not know. It is then read as something no request is
-routed to and nothing is thrown away for, and it is never an exception:
+A row written by a newer gateway may hold values that this one does not know. Such a value never raises. It is read as
+something that gets no request and for which nothing is deleted:
 
 | unknown                     | read as                                                                       |
 |-----------------------------|-------------------------------------------------------------------------------|
@@ -95,7 +95,7 @@ _OVERRIDES: Final = TypeAdapter(NodeOverrides)
 
 
 class SqlRow(Protocol):
-    """What any driver returns: a value by the name of its column."""
+    """A row as any driver returns it: a value by the name of its column."""
 
     def __getitem__(self, column: str, /) -> Any: ...  # noqa: ANN401 - the schema knows the type, the driver does not
 
@@ -117,8 +117,9 @@ def model_to_row(row: ModelRow) -> dict[str, SqlValue]:
 
 
 def model_from_row(row: SqlRow) -> ModelRow | None:
-    """None: this version can't read the spec. One key it does not know is enough: a process started without what the
-    key asks for would be another model. One that an earlier version did not have yet has its default."""
+    """Reads a model from its row, or returns None if this version cannot read the spec. One unknown key is enough: a
+    process that was started without it would serve another model. A key that an earlier version did not have has its
+    default."""
     try:
         stored = json.loads(row["spec"])
         if not SPEC_KEYS.issuperset(stored):
@@ -200,7 +201,8 @@ def _capacity(text: str) -> Capacity:
 
 
 def _declaration(kind: TypeAdapter[Declaration], text: str) -> Declaration | None:
-    """None: this version can't read it. One key it does not know is enough: who said it wanted it to count."""
+    """Reads a part of a row, or returns None if this version cannot read it. One unknown key is enough, because its
+    author wanted it to count."""
     try:
         stored = json.loads(text)
         stored_value = kind.validate_python(stored)
@@ -280,8 +282,8 @@ def _plain(value: Any) -> object:  # noqa: ANN401 - a mapping or a record
 
 
 def storable(text: str) -> str:
-    """The text of a dying process may hold bytes that are no text (lone surrogates), and NUL, which ends a text in
-    SQLite's JSON functions and is none for PostgreSQL."""
+    """Returns the text without what a store refuses. The output of a dying process may hold bytes that are no text
+    (lone surrogates), and NUL, which ends a text in SQLite's JSON functions and is no text for PostgreSQL."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
 
 

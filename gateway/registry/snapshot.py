@@ -1,7 +1,7 @@
-"""What this process believes of the fleet: one immutable value, swapped whole, read without any I/O.
+"""This process's view of the fleet: one immutable value that is replaced as a whole and read without any I/O.
 
-The request path reads `SnapshotStore.current` and nothing else, which is why a warm request costs no statement. What
-the value is, its readers decide: `build` turns a `ClusterState` into it, once per version.
+The request path reads `SnapshotStore.current` and nothing else, which is why a warm request executes no statement. The
+readers decide what the value is: `build` makes it from a `ClusterState`, once per version.
 """
 
 from collections.abc import Callable
@@ -20,11 +20,11 @@ log = structlog.get_logger()
 RETRY_FIRST_SECONDS: Final = 0.1
 RETRY_MAX_SECONDS: Final = 5.0
 ANY_VERSION: Final = -1
-"""Older than every version: `wait_newer` returns at once, so everything is read again."""
+"""A version older than all others: with it `wait_newer` returns at once, so everything is read again."""
 
 
 class SnapshotStore(Generic[Value]):
-    """The current value and a way to wait for another one. Waiters miss intermediate values, never the last."""
+    """The current value, and a way to wait for another one. A waiter may miss values in between, but never the last."""
 
     def __init__(self, initial: Value) -> None:
         self.current = initial
@@ -37,7 +37,8 @@ class SnapshotStore(Generic[Value]):
         self._changed = trio.Event()
 
     async def wait_change(self, seen: Value) -> Value:
-        """Returns the current value as soon as it is another object than `seen`: at once if it is already."""
+        """Waits until the current value is another object than `seen`, and returns it. Returns at once if it already
+        is."""
         await trio.lowlevel.checkpoint()
         while self.current is seen:
             await self._changed.wait()
@@ -51,10 +52,10 @@ async def run_snapshot_watcher(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Keeps `store` up to date; reports started once the first snapshot is published.
+    """Keeps `store` up to date. Reports started once the first snapshot is published.
 
-    A registry that fails at the start raises `RegistryError`. One that fails later leaves the last snapshot standing,
-    so that the fleet serves without it; it is asked again after a growing pause, and everything is read anew.
+    If the registry fails at the start, this raises `RegistryError`. If it fails later, the last snapshot stays and the
+    fleet keeps serving. The registry is asked again after a growing pause, and everything is read again.
     """
     state = await registry.read_state()
     store.publish(build(state))

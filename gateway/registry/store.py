@@ -1,4 +1,4 @@
-"""The registry's methods, written once over the few primitives that each store brings."""
+"""The methods of the registry, written once over the few primitives of each store."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -22,20 +22,20 @@ from gateway.registry.writes import nodes as node_writes
 from gateway.registry.writes import replicas as writes
 
 Clock: TypeAlias = Callable[[], float]
-"""Seconds since the epoch. A store may ask it on any thread."""
+"""A clock in seconds since the epoch. A store may ask it on any thread."""
 MakeId: TypeAlias = Callable[[], str]
-"""An id that nobody else has."""
+"""Makes a unique id."""
 
 After = TypeVar("After", bound=Tables | None)
-"""The rows to store; None where a write may be refused."""
+"""The rows to store. None if a write may be refused."""
 
 Decision: TypeAlias = Callable[[Tables, float], After]
-"""From the stored rows and the time to the rows to store. Pure."""
+"""Decides by the stored rows and the time which rows to store. Pure."""
 
 
 @dataclass(frozen=True)
 class RowScope:
-    """The rows that a decision looks at and may change, besides the leadership. A store may hand over more."""
+    """The rows that a decision reads and may change, besides the leadership. A store may pass more."""
 
     model: ModelName | None = None
     node: NodeId | None = None
@@ -59,7 +59,7 @@ class Outcome(Generic[After]):
 
 
 class Store(ABC):
-    """A `Registry`; its contract is in protocol.py."""
+    """A `Registry`. Its contract is in protocol.py."""
 
     def __init__(self, version: int = 0, make_id: MakeId = new_id) -> None:
         self._make_id = make_id
@@ -73,14 +73,14 @@ class Store(ABC):
 
     @abstractmethod
     async def read_events(self, newest: int) -> tuple[Event, ...]:
-        """The last `newest` lines of the audit trail, the newest first."""
+        """Returns the last `newest` lines of the audit trail, the newest first."""
 
     @abstractmethod
     async def _transact(
         self, method: str, decide: Decision[After], scope: RowScope, epoch: int | None = None
     ) -> Outcome[After]:
-        """One transaction: read, decide, write the difference, bump the version if there is one (then call
-        `_advance_version`). What `decide` raises ends it with nothing written. `epoch` goes to the audit trail."""
+        """Runs one transaction: it reads, decides, writes the difference, and increments the version if there is one
+        (then call `_advance_version`). If `decide` raises, nothing is written. `epoch` goes to the audit trail."""
 
     @abstractmethod
     async def now(self) -> float:
@@ -96,7 +96,8 @@ class Store(ABC):
 
     @abstractmethod
     async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
-        """Prolongs the leader's term, without a transaction on the state. None: `gateway_id` is not the leader."""
+        """Renews the leader's term, without a transaction on the state. Returns None if `gateway_id` is not the
+        leader."""
 
     async def wait_newer(self, version: int) -> None:
         """Waits until this process knows a version above `version`; returns at once if it already does."""
@@ -235,8 +236,8 @@ class Store(ABC):
         return RegistryStatistics(self._version, dict(self._statements))
 
     def _advance_version(self, version: int) -> None:
-        """Wakes `wait_newer`. Called once a change is durable, and without an `await` in between; two calls may come
-        in the wrong order, since two callers may resume in any order."""
+        """Wakes `wait_newer`. It is called once a change is durable, without an `await` in between. Two calls may come
+        in the wrong order, because two callers may resume in any order."""
         if version > self._version:
             self._wake(version)
 

@@ -1,4 +1,4 @@
-"""What a registry stores, as immutable records."""
+"""The content of a registry, as immutable records."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -16,24 +16,24 @@ Key = TypeVar("Key", bound=str)
 Row = TypeVar("Row")
 
 EVENTS_KEPT: Final = 10_000
-"""Rows of the audit trail; older ones are deleted."""
+"""The number of rows of the audit trail that are kept. Older ones are deleted."""
 
 
 @dataclass(frozen=True)
 class ModelRow:
-    """A model as it is stored: its spec and what is known of the spec's present revision."""
+    """A model as it is stored: its spec and the knowledge about the spec's current revision."""
 
     spec: ModelSpec
     failure: LoadFailure | None = None
     requirement: Requirement | None = None
-    """None: nothing is known of the present revision."""
+    """What a replica of the current revision needs. None if that is not known."""
     unload_at: float | None = None
     """See `ClusterState.unloads`; it outlives the revision."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a worker says of its node: see `Hello`."""
+    """What a worker declares about its node: see `Hello`."""
 
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
@@ -42,10 +42,10 @@ class Declared:
 
 @dataclass(frozen=True)
 class NodeRow:
-    """A node as it is stored, with what its worker declared and what an admin has set over it."""
+    """A node as it is stored, with what its worker declared and what an admin has set."""
 
     node: Node
-    """What follows from the rest is in it, worked out: its labels, how many replicas, how much free VRAM."""
+    """The node that follows from the other fields: its labels, its number of replicas, its free VRAM."""
     declared: Declared = Declared()
     overrides: NodeOverrides = field(default_factory=NodeOverrides)
 
@@ -56,19 +56,20 @@ class LeaderTerm:
 
     gateway_id: GatewayId | None = None
     epoch: int = 0
-    """0: nobody has led yet."""
+    """The epoch. 0 if no gateway has led yet."""
     expires_at: float = 0.0
-    """When another gateway may lead: seconds of the registry's clock. Not part of the version."""
+    """The time at which another gateway may lead (seconds of the registry's clock). It is not part of the version."""
 
     @property
     def term(self) -> tuple[GatewayId | None, int]:
-        """The leader and its epoch, without the end of the term: a renewal changes neither, and so bumps no version."""
+        """Returns the leader and its epoch without the end of the term. A renewal changes neither, and so does not
+        increment the version."""
         return self.gateway_id, self.epoch
 
 
 @dataclass(frozen=True)
 class Tables:
-    """The rows at one moment. A store that reads only a part hands over the part that the decision needs."""
+    """The rows at one moment. A store that reads only a part passes the part that the decision needs."""
 
     models: Mapping[ModelName, ModelRow] = field(default_factory=dict)
     nodes: Mapping[NodeId, NodeRow] = field(default_factory=dict)
@@ -81,7 +82,8 @@ class Tables:
     """How many nodes there are besides `nodes`, where a registration is decided by a part of the rows."""
 
     def state(self, demand: Iterable[Demand]) -> ClusterState:
-        """Returns the rows as a `ClusterState`, in the order of ids: equal states iterate alike in any store."""
+        """Returns the rows as a `ClusterState`, in the order of ids, so that equal states iterate alike in every
+        store."""
         return ClusterState(
             version=self.version,
             models=_ordered({name: row.spec for name, row in self.models.items()}),

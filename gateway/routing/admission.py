@@ -1,13 +1,10 @@
-"""Decides which waiting request gets the next free slot. Each model has a fair queue, and a request is bound to a
-replica only when that replica has a free slot.
+"""Decides which waiting request gets the next free slot, with a fair queue per model and late binding.
 
-Binding happens synchronously in `_serve`, which gives free slots to waiting requests in turn. It runs whenever a slot
-may have become free: a lease ended, the view changed, a refused replica may be asked again. A waiting request only
-sleeps until it has a lease or its time is up. So a cancelled one leaves no trace: its place is removed, and a lease
-that it was given in the same moment is released.
+`_serve` binds waiting requests to free slots, in turn and synchronously. It runs whenever a slot may have become free:
+a lease ended, the view changed, a refused replica may be asked again. A waiting request only sleeps until it has a
+lease or its time is up. So a cancelled one leaves no trace: its place and a lease given just then are given back.
 
-This file is longer than others because waiting, binding and waking share every invariant, and a reader has to see them
-side by side.
+This file is longer than others because waiting, binding and waking share every invariant.
 """
 
 from collections import Counter
@@ -37,9 +34,8 @@ RETRY_BACKOFF_MAX: Final = 10.0
 """A replica that refused is asked again after `retry_interval`, doubling with each refusal in a row up to this many
 times as long."""
 GUESSES_MAX: Final = 32
-"""The number of guesses per model and longest pause between retries. A guess asks a replica that is full according to
-other gateways. In a small fleet this allows all replicas; in a large one the refused calls must not become the main
-traffic."""
+"""The number of guesses per model and longest pause between retries. A guess asks a replica that peers say is full. A
+small fleet may guess everywhere; in a large one the refused calls must not become the main traffic."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +50,13 @@ class AdmissionLimits:
     """Waiting requests per model."""
     retry_interval_seconds: float
     yield_seconds: float = 0.06
-    """How long a free slot is left to an older request at another gateway. That gateway has to learn of the slot and
-    ask for it, which takes two `lease_sync_interval` and one `retry_interval`."""
+    """How long a free slot is left to an older request at a peer, which has to learn of it and to ask: two
+    `lease_sync_interval` and one `retry_interval`."""
 
 
 @dataclass(frozen=True)
 class ModelQueueStatistics:
-    """The number of requests that wait for one model, and the wait of the oldest of them in seconds."""
+    """The number of requests that wait for one model, and the wait of the oldest in seconds."""
 
     waiting: int
     oldest_seconds: float
@@ -119,9 +115,9 @@ class Admission:
     async def wait_lease(self, request: PendingRequest) -> Lease:
         """A lease on a replica with a free slot; the caller has to release it.
 
-        If a slot is free and nobody waits, it returns without a checkpoint. Raises `Overloaded`, `ModelLoading`,
-        `ModelLoadFailed`, `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` if the model is
-        removed meanwhile.
+        There is no checkpoint if a slot is free and nobody waits. Raises `Overloaded`, `ModelLoading`,
+        `ModelLoadFailed`, `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` if it is removed
+        meanwhile.
         """
         queue = self._queues.get(request.model)
         if not queue and (lease := self._bind(request)) is not None:
@@ -229,8 +225,7 @@ class Admission:
             self._serve_freed(model)
 
     def _apply_peer_changes(self, changes: Mapping[ReplicaId, int]) -> None:
-        """Wakes requests whose replica has fewer leases of other gateways than before, since that may have freed
-        slots."""
+        """Wakes requests that wait for a replica on which other gateways now have fewer leases than before."""
         replicas, freed = self._view().state.replicas, Counter[ModelName]()
         for replica_id, change in changes.items():
             if change < 0 and replica_id in replicas:
@@ -239,8 +234,7 @@ class Admission:
             self._record_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
-        """Does what `_serve` does, and sets the timers of waiting requests that are blocked by a deferred slot or a
-        suspect replica."""
+        """Like `_serve`, and re-arms the timer of waiters blocked by a deferred slot or a suspect replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
             self._deferral.is_deferring(model) or self._some_are_suspect(model)
@@ -317,10 +311,9 @@ class Admission:
         return sum(self.loads.free_slots(candidate, now) for candidate in candidates)
 
     def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
-        """Returns the replica that was asked longest ago, of those that are full only according to other gateways.
+        """Returns the replica that was asked longest ago, of those that are full only according to peers.
 
-        A slot that those gateways have freed since would stay idle until they publish again, and the replica knows
-        better.
+        A slot freed since would stay idle until the peers publish again, and the replica knows better.
         """
         guess_at = self._guess_at.get(model, NEVER)
         if now < guess_at:
@@ -334,8 +327,7 @@ class Admission:
         return choice
 
     def explain(self, model: ModelName) -> tuple[Candidate | None, tuple[Considered, ...], float]:
-        """Returns what a request would get now: the chosen candidate, all candidates with their scores, and the time of
-        the answer. Raises `ModelNotFound`."""
+        """Returns the candidate that a request would get now, all scores, and the time. Raises `ModelNotFound`."""
         view, now = self._view(), trio.current_time()
         if model not in view.state.models:
             raise ModelNotFound(model)

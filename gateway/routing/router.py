@@ -122,7 +122,7 @@ class Router:
             yield stream
 
     async def generate(self, generation: Generation, origin: Origin) -> tuple[Completion, Candidate]:
-        """Raises `GatewayError`."""
+        """Gets a whole answer. Returns it with the replica that made it. Raises `GatewayError`."""
 
         async def begin(attempt: Attempt, _held: AsyncExitStack) -> Completion:
             call = partial(self._backends.generate, attempt.target, generation, origin.request_id)
@@ -131,7 +131,7 @@ class Router:
         return await self._unary(generation.model, origin, begin)
 
     async def embed(self, item: EmbeddingInput, origin: Origin) -> tuple[Embedding, Candidate]:
-        """Raises `GatewayError`."""
+        """Gets the vector of one input. Returns it with the replica that made it. Raises `GatewayError`."""
 
         async def begin(attempt: Attempt, _held: AsyncExitStack) -> Embedding:
             return await attempt.wait(partial(self._backends.embed, attempt.target, item, origin.request_id))

@@ -1,7 +1,7 @@
-"""Where the replicas of one worker may be said to listen: on the host that the worker advertises, and nowhere else.
+"""Checks the addresses of one worker's replicas: they have to be on the host that the worker advertises.
 
-Whoever joins a fleet must not be able to have its gateways call other machines, or programs of their own machine, in
-his place. Pure, except that it remembers the host of a worker that does not say which one it advertises.
+A worker that joins a fleet must not be able to have its gateways call other machines, or programs on their own machine.
+Pure, except that it remembers the host of a worker that does not say which one it advertises.
 """
 
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ LOOPBACK_ONLY_THERE: Final = "is the loopback, where only a worker of the gatewa
 
 @dataclass
 class AdvertisedHost:
-    """`peer`: the host from which the worker's session comes."""
+    """The host on which the replicas of one worker may be. `peer` is the host from which its session comes."""
 
     host: str | None
-    """None: an older worker, which does not say it. Then the first one that it names counts."""
+    """The host, or None for an older worker that does not send it. Then the first host that it names counts."""
     peer: str
 
     @classmethod
     def of_hello(cls, hello: Hello, peer: str) -> "AdvertisedHost":
-        """Raises `MessageRefused`."""
+        """Returns the host of a hello. Raises `MessageRefused` if it may not be advertised from `peer`."""
         if hello.advertise is None:
             return cls(None, peer)
         try:
@@ -34,7 +34,7 @@ class AdvertisedHost:
             raise MessageRefused(f"Hello.advertise: {error}; set worker.advertise") from None
 
     def checked(self, report: Report) -> Report:
-        """The report; if its replica can't be where it says, that it failed, and why."""
+        """Returns the report, or if its address is not allowed, a report that the replica failed and why."""
         if report.address is None:
             return report
         try:
@@ -52,17 +52,18 @@ class AdvertisedHost:
 
 
 def refused_report(report: Report, why: str) -> Report:
-    """That a replica failed since its worker reports of it what can't be. Nothing else of the report counts."""
+    """Returns a report that the replica failed because its worker sent an impossible report. Nothing else of `report`
+    counts."""
     return Report(report.replica_id, Observed.FAILED, error=f"its worker reports what can't be: {why}")
 
 
 def checked_hello(hello: Hello, advertised: AdvertisedHost) -> Hello:
-    """The hello with its reports checked."""
+    """Returns the hello with its reports checked."""
     return replace(hello, replicas=tuple(map(advertised.checked, hello.replicas)))
 
 
 def _allowed(host: str, peer: str) -> str:
-    """Raises `ValueError`."""
+    """Returns the host if it may be advertised from `peer`. Raises `ValueError`."""
     if is_loopback(host) and not is_loopback(peer):
         raise ValueError(f"{host} {LOOPBACK_ONLY_THERE}, and this one comes from {peer}")
     return host

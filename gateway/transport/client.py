@@ -1,7 +1,7 @@
-"""The worker's end of a session: one connection, one call, and two channels between it and the worker.
+"""The worker's end of a session: one connection, one call, and two channels between the call and the worker.
 
-The whole call is one asyncio function behind the bridge. Whatever it runs into, entering raises it or
-`WorkerLink.error` holds it; leaving never waits for a gateway that does not answer (pitfalls 21, 38).
+The whole call is one asyncio function behind the bridge. An error on entering is raised; a later one is in
+`WorkerLink.error`. Leaving never waits for a gateway that does not answer (pitfalls 21, 38).
 """
 
 import ssl
@@ -30,10 +30,10 @@ from gateway.transport.stream_pump import WAITING_MAX, StreamFailed
 log = structlog.get_logger(__name__)
 
 WELCOME_SECONDS: Final = 10.0
-"""For the first message of the gateway. A connection proves nothing: the kernel makes it for a process that stands
-still."""
+"""How long the gateway may take to send its first message. A connection alone proves nothing: the kernel accepts it for
+a process that is stopped."""
 FLUSH_SECONDS: Final = 2.0
-"""How long leaving waits for the gateway to say that it has taken all that was sent."""
+"""How long leaving waits for the gateway to confirm that it has received everything."""
 
 _REGISTER_AGAIN: Final = frozenset({Status.UNAUTHENTICATED, Status.NOT_FOUND})
 _REFUSED: Final = frozenset({Status.PERMISSION_DENIED, Status.FAILED_PRECONDITION, Status.UNIMPLEMENTED})
@@ -41,12 +41,12 @@ _REFUSED: Final = frozenset({Status.PERMISSION_DENIED, Status.FAILED_PRECONDITIO
 
 @dataclass
 class WorkerLink:
-    """An open session. `send` raises `trio.BrokenResourceError` and `receive` ends once it is over."""
+    """An open session. When it is over, `send` raises `trio.BrokenResourceError` and `receive` ends."""
 
     send: trio.MemorySendChannel[FromWorker]
     receive: trio.MemoryReceiveChannel[ToWorker]
     error: SessionEnded | None = None
-    """Why it is over; set before the channels say so."""
+    """The reason why the session is over. It is set before the channels end."""
 
 
 @asynccontextmanager
@@ -59,10 +59,11 @@ async def open_session(
     silence_seconds: float,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[WorkerLink]:
-    """A session with the gateway at `address` (`host:port`); entered once its first message is there, for `receive`.
+    """Opens a session with the gateway at `address` (`host:port`). It is entered once the gateway's first message is
+    there, for `receive`.
 
-    Leaving without an exception delivers what is in `send`, of which no clone may be open, within `FLUSH_SECONDS`.
-    `silence_seconds`: a gateway from which nothing came, or which took nothing, for so long is given up.
+    Leaving without an exception delivers what is in `send`, of which no clone may be open, within `FLUSH_SECONDS`. The
+    session is lost if for `silence_seconds` nothing came from the gateway, or it took nothing.
 
     Raises `SessionLost`, `SessionRefused`, on entering only.
     """
@@ -90,12 +91,12 @@ async def open_session(
 
 
 class _Ended(StreamTerminatedError):
-    """The gateway has ended its side. As an error of this kind, grpclib looks for the status that came with it."""
+    """The gateway has ended its side. For an error of this type, grpclib looks for the status that came with it."""
 
 
 @dataclass
 class _AttachCall:
-    """One `Attach`, from connecting to hanging up."""
+    """One `Attach` call, from connecting to hanging up."""
 
     address: str
     credential: str
@@ -112,7 +113,7 @@ class _AttachCall:
         self.ended = trio.Event()
 
     async def wait_welcome(self) -> None:
-        """Raises `SessionLost`, `SessionRefused`."""
+        """Waits for the gateway's first message. Raises `SessionLost`, `SessionRefused`."""
         with trio.move_on_after(WELCOME_SECONDS):
             await self._first_message_or_end.wait()
         if not self._first_message:
@@ -132,7 +133,8 @@ class _AttachCall:
             self.ended.set()
 
     async def _call_aio(self) -> None:
-        """Always raises: a session has no other end than an error, be it the gateway's good-bye."""
+        """Runs the call. It always raises, because a session only ends with an error, even if that is the gateway's
+        goodbye."""
         host, port = _host_and_port(self.address)
         metadata = session_metadata(self.credential, self.hello.node_id, self.hello.boot_id)
         channel = Channel(host, port, ssl=self.tls, config=CONFIGURATION)
@@ -151,7 +153,7 @@ class _AttachCall:
                 pump.read_aio(stream, self._read, self.sender, self.silence_seconds), self._write_aio(stream)
             )
         finally:
-            cut(stream)  # the call is over or given up, so nothing that is still on its way matters
+            cut(stream)  # The call is over or given up, so messages on their way do not matter.
         raise _Ended("the gateway ended the session")
 
     async def _write_aio(self, stream: Stream[pb.FromWorker, pb.ToWorker]) -> None:
@@ -172,9 +174,11 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _reason(error: Exception, address: str) -> SessionEnded:
-    """- a status of the gateway: by its code;
-    - silence, or what is no message of ours: its own sentence;
-    - no connection, or none any more.
+    """Returns the reason of the session's end:
+
+    - A status of the gateway is translated by its code.
+    - Silence, and data that is no message, have a sentence of their own.
+    - A connection that could not be made, or is lost, is explained by its error.
     """
     gateway = f"the gateway at {address}"
     match error:

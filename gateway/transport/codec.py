@@ -1,11 +1,12 @@
-"""Records of `domain.session` to messages of worker.proto and back. Pure.
+"""Translates records of `domain.session` to messages of worker.proto and back. Pure.
 
-The other side may be older or newer: what it does not say has the record's default, what it says beyond our knowledge
-is left out. `read_*` answers None for a message that holds nothing that this side knows; it is a sign of life all the
-same.
+The other side may be older or newer. A field that it does not send has the record's default, and fields that this side
+does not know are ignored. `read_*` returns None for a message that holds nothing that this side knows; it is a sign of
+life all the same.
 
-What a worker says is checked here, and what comes out is within the bounds of `bounds`: a message with a value that
-can't be is refused (`MessageRefused`), which ends its session; a report with one says that its replica failed.
+Messages of a worker are checked here, and the results are within the bounds of `validation`. A message with an
+impossible value is refused (`MessageRefused`), which ends its session. An impossible report says that its replica
+failed.
 """
 
 from collections.abc import Mapping
@@ -39,7 +40,7 @@ T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
 
 PROTOCOL: Final = 1
-"""Raised only by a change that the other side can't ignore."""
+"""The version of the protocol. Only a change that the other side cannot ignore raises it."""
 
 
 # From the worker
@@ -64,7 +65,8 @@ def hello_message(hello: Hello) -> pb.FromWorker:
 
 
 def read_hello(message: pb.FromWorker) -> Hello | None:
-    """None: it is something else, or the hello of a protocol that we do not speak. Raises `MessageRefused`."""
+    """Decodes a hello. Returns None if the message is something else, or the hello of an unknown protocol. Raises
+    `MessageRefused`."""
     if not message.HasField("hello") or message.hello.protocol != PROTOCOL:
         return None
     hello = message.hello
@@ -88,7 +90,7 @@ def read_hello(message: pb.FromWorker) -> Hello | None:
 
 
 def from_worker_message(record: FromWorker) -> pb.FromWorker:
-    """Encodes what a worker tells the gateway."""
+    """Encodes a message of a worker to the gateway."""
     match record:
         case Report():
             return pb.FromWorker(report=_report_message(record))
@@ -103,7 +105,8 @@ def from_worker_message(record: FromWorker) -> pb.FromWorker:
 
 
 def read_from_worker(message: pb.FromWorker) -> FromWorker | None:
-    """Raises `MessageRefused`."""
+    """Decodes a message of a worker. Returns None for a message that only a newer worker knows. Raises
+    `MessageRefused`."""
     match message.WhichOneof("message"):
         case "report":
             return _report(message.report)
@@ -136,9 +139,9 @@ def _report_message(report: Report) -> pb.Report:
 
 
 def _report(message: pb.Report) -> Report | None:
-    """None: a state that a newer worker knows. Its next one may be one of ours.
+    """Decodes a report. Returns None for a state that only a newer worker knows; its next report may have a known one.
 
-    Raises `MessageRefused` only for an id that can't be one: anything else is an affair of the one replica.
+    Raises `MessageRefused` only for an impossible id. Any other error concerns that replica only.
     """
     replica_id = ReplicaId(bounds.identifier(message, "replica_id"))
     if (observed := _known(Observed, message.observed)) is None:
@@ -150,7 +153,8 @@ def _report(message: pb.Report) -> Report | None:
 
 
 def _possible_report(message: pb.Report, replica_id: ReplicaId, observed: Observed) -> Report:
-    """Raises `MessageRefused`. The address is judged by `advertised`, which knows whose it may be."""
+    """Decodes a report with checked values. Raises `MessageRefused`. `advertised` checks the address, because it knows
+    the worker's host."""
     address, error = _optional(message, "address"), _optional(message, "error")
     return Report(
         replica_id=replica_id,
@@ -173,7 +177,7 @@ def _log_chunk_message(chunk: LogChunk) -> pb.LogChunk:
 
 
 def _log_chunk(message: pb.LogChunk) -> LogChunk:
-    """Lines are told as the process wrote them."""
+    """Decodes a chunk of output. Its lines are as the process wrote them."""
     return LogChunk(
         bounds.within("LogChunk.tail", message.tail, 0, bounds.BYTES_MAX),
         tuple(bounds.at_most(message, "lines", bounds.LINES_MAX)),
@@ -232,7 +236,7 @@ def _gpu(message: pb.Gpu) -> Gpu:
 
 
 def to_worker_message(record: ToWorker) -> pb.ToWorker:
-    """Encodes what the gateway tells a worker."""
+    """Encodes a message of the gateway to a worker."""
     match record:
         case DesiredSet():
             replicas = [_desired_replica_message(replica) for replica in record.replicas]
@@ -246,7 +250,7 @@ def to_worker_message(record: ToWorker) -> pb.ToWorker:
 
 
 def read_to_worker(message: pb.ToWorker) -> ToWorker | None:
-    """Decodes what the gateway tells a worker. Returns None for a message that only a newer gateway knows."""
+    """Decodes a message of the gateway to a worker. Returns None for a message that only a newer gateway knows."""
     match message.WhichOneof("message"):
         case "desired_set":
             replicas = tuple(_desired_replica(replica) for replica in message.desired_set.replicas)
@@ -272,7 +276,8 @@ def _desired_replica_message(replica: DesiredReplica) -> pb.DesiredReplica:
 
 
 def _desired_replica(message: pb.DesiredReplica) -> DesiredReplica:
-    """A wish that we do not know is one to end, without haste: nothing is started, and open requests are finished."""
+    """Decodes one entry of a desired set. An unknown desired state is read as a drain: nothing is started, and open
+    requests finish."""
     desired = _known(Desired, message.desired) or Desired.DRAIN
     return DesiredReplica(ReplicaId(message.replica_id), _spec(message.spec), desired, message.token)
 
@@ -323,7 +328,7 @@ def _spec(message: pb.ModelSpec) -> ModelSpec:
 
 
 def _optional(message: Any, name: str, absent: T | None = None) -> Any:  # noqa: ANN401 - the field's type
-    """The field's value, or `absent`: proto3 says whether an `optional` scalar was set."""
+    """Returns the field's value, or `absent`. proto3 records whether an `optional` scalar was set."""
     return getattr(message, name) if message.HasField(name) else absent
 
 
@@ -339,5 +344,5 @@ def _mapping(field: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _text(words: str) -> str:
-    """What a process wrote may hold what is no text; a message may not."""
+    """Returns the text without what protobuf cannot encode, since a process may have written bytes that are no text."""
     return words.encode("utf-8", "replace").decode()

@@ -1,16 +1,16 @@
-"""How a session can end, by what the worker can do about it."""
+"""The ways in which a session can end, by what the worker can do about it."""
 
 
 class SessionEnded(Exception):
-    """The base. The message is a sentence for the log of whoever sees it."""
+    """The base class. Its message is a sentence for the log."""
 
 
 class SessionLost(SessionEnded):
-    """The connection or the gateway went away. Attach again, to this gateway or another."""
+    """The connection or the gateway was lost. The worker should attach again, to this gateway or another one."""
 
 
 class SessionRefused(SessionEnded):
-    """The gateway does not want this session. `register_again`: a new registration may change that."""
+    """The gateway refuses this session. `register_again` says that a new registration may change that."""
 
     def __init__(self, message: str, *, register_again: bool) -> None:
         super().__init__(message)
@@ -18,4 +18,4 @@ class SessionRefused(SessionEnded):
 
 
 class MessageRefused(Exception):
-    """A message says what can't be; which field, what it may be and what it was are in the text, for the sender."""
+    """A message has an impossible value. The text names the field, the allowed values and the value, for the sender."""

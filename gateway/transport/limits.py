@@ -1,8 +1,8 @@
-"""What grpclib leaves open, bounded: connections of a server, what they may send before they have shown a credential
-and how fast they may send anything, sizes of messages, how long hanging up takes.
+"""Limits that grpclib lacks: the connections of a server, what a peer may send before it has shown a credential, how
+fast it may send, the size of messages, and the time for hanging up.
 
-grpclib has no setting for any of it, so this reaches into it, here and nowhere else;
-tests/integration/transport/test_sessions.py holds the behaviour.
+grpclib has no setting for any of them, so this module reaches into it, and no other does.
+tests/integration/transport/test_sessions.py checks the behaviour.
 """
 
 import asyncio
@@ -29,13 +29,14 @@ log = structlog.get_logger(__name__)
 AnyStream = ClientStream[Any, Any] | ServerStream[Any, Any]
 
 WINDOW_BYTES: Final = 256 * 1024
-"""What a peer may have sent that was not read yet."""
+"""The number of bytes that a peer may have sent and this process has not read."""
 CONNECTIONS_MAX: Final = 2048
-"""Of one server, whether their sessions were let in or not."""
+"""The largest number of connections of one server, whether their sessions were accepted or not."""
 UNAUTHENTICATED_MAX: Final = 256
-"""Of those, connections without a session. One more, and the oldest of them is cut: a worker needs a moment only."""
+"""The largest number of connections without a session. One more closes the oldest of them; a worker needs only a
+moment."""
 CREDENTIAL_SECONDS: Final = 10.0
-"""For a new connection to show a credential, however often it tries."""
+"""How long a new connection may take to show a credential, however often it tries."""
 IDLE_SECONDS: Final = 30.0
 """How long a connection may stay open after its session."""
 LINGER_SECONDS: Final = 2.0
@@ -44,18 +45,18 @@ reset would overtake the GOAWAY that says why."""
 LINGER_BYTES: Final = 4 * 1024 * 1024
 """How much of it is read meanwhile, and thrown away."""
 HEADER_BYTES_MAX: Final = 16 * 1024
-"""Of one call; a credential is short."""
+"""The largest size of one call's headers; a credential is short."""
 LIMITS: Final = FrameLimits(
     control=Allowance(at_once=100, per_second=20),
     resets=Allowance(at_once=20, per_second=2),
     reset_streams=Allowance(at_once=20, per_second=2),
     rapid_resets=Allowance(at_once=20, per_second=2),
-    small_data=Allowance(at_once=5000, per_second=1000),  # messages of a session, lines of a log
+    small_data=Allowance(at_once=5000, per_second=1000),  # These are messages of a session and lines of a log.
     window_updates=Allowance(at_once=5000, per_second=1000),
     requests=Allowance(at_once=10, per_second=1),
     header_block_bytes_max=HEADER_BYTES_MAX,
 )
-"""A worker has one call for as long as it lives."""
+"""The frames that one connection may send. A worker has one call for as long as it lives."""
 
 CONFIGURATION: Final = Configuration(
     http2_connection_window_size=WINDOW_BYTES,
@@ -64,7 +65,8 @@ CONFIGURATION: Final = Configuration(
 
 
 def bound_messages(stream: AnyStream) -> None:
-    """Has reading fail with `StreamFailed` at the head of a message that is too large, before any of it is kept."""
+    """Makes reading fail with `StreamFailed` at the beginning of a message that is too large, before any of it is
+    kept."""
     inner = stream._stream  # noqa: SLF001
     read = inner.recv_data
 
@@ -76,13 +78,13 @@ def bound_messages(stream: AnyStream) -> None:
 
 
 def cut(stream: AnyStream) -> None:
-    """Ends the stream's connection at once, whatever was not sent yet. A closed transport would wait for its reader."""
+    """Ends the stream's connection at once, and drops unsent data. A closed transport would wait for its reader."""
     _transport(stream).abort()
 
 
 @contextmanager
 def in_use(stream: ServerStream[Any, Any]) -> Iterator[None]:
-    """While the body runs, the connection of a `BoundedServer`'s stream is not idle."""
+    """Marks the connection of a `BoundedServer`'s stream as in use while the body runs."""
     connection = cast("_BoundedConnection", _transport(stream).get_protocol())
     connection.begin_use()
     try:
@@ -96,14 +98,14 @@ def _transport(stream: AnyStream) -> asyncio.Transport:
 
 
 class BoundedServer(Server):
-    """A server with a bounded number of connections, each of which has a session or is cut."""
+    """A server with a limited number of connections. A connection without a session is closed after a while."""
 
     def __init__(self, services: Collection[Any]) -> None:
         super().__init__(services, config=CONFIGURATION)
         self._open: set[_BoundedConnection] = set()
 
     async def close_aio(self, seconds: float) -> None:
-        """Stops listening, ends what still runs, and hangs up; what was sent may take `seconds` to leave."""
+        """Stops listening, ends open calls, and hangs up. Sent data may take `seconds` to leave."""
         self.close()
         left = [connection.lost for connection in self._open]
         for connection in tuple(self._open):
@@ -118,14 +120,14 @@ class BoundedServer(Server):
         return _BoundedConnection(super()._protocol_factory(), self._open, self._make_room)
 
     def _make_room(self) -> None:
-        """The oldest connection that has shown no credential gives way to a new one."""
+        """Closes the oldest connection that has shown no credential, for a new one."""
         unauthenticated = [each for each in self._open if each.is_unauthenticated]
         if len(unauthenticated) > UNAUTHENTICATED_MAX:
             min(unauthenticated, key=lambda each: each.opened_at).transport.abort()
 
 
 class _BoundedConnection(H2Protocol):
-    """One worker's connection; enters itself into `open_connections` while it lives."""
+    """One worker's connection. It is in `open_connections` while it lives."""
 
     transport: asyncio.Transport
 
@@ -155,12 +157,12 @@ class _BoundedConnection(H2Protocol):
         self._await_use(CREDENTIAL_SECONDS)
         inner = self.connection._connection  # noqa: SLF001
         inner.decoder.max_header_list_size = HEADER_BYTES_MAX
-        self.processor.processors[UnknownFrameReceived] = _ignore  # grpclib fails over them (RFC 9113, 5.5)
+        self.processor.processors[UnknownFrameReceived] = _ignore  # grpclib fails on them (RFC 9113, 5.5).
         self._make_room()
 
     @property
     def is_unauthenticated(self) -> bool:
-        """No session is on it."""
+        """Returns whether the connection has no session."""
         return not self._uses
 
     def data_received(self, data: bytes) -> None:
@@ -233,4 +235,4 @@ class _BoundedConnection(H2Protocol):
 
 
 def _ignore(_event: object) -> None:
-    """A frame of a kind that nobody here knows."""
+    """Ignores a frame of an unknown kind."""

@@ -1,4 +1,4 @@
-"""How a worker joins: one HTTP call with the join token, answered with its credential and where its sessions go."""
+"""Registers a worker: one HTTP call with the join token returns its credential and the address for its sessions."""
 
 import re
 from collections.abc import Mapping
@@ -15,11 +15,11 @@ from gateway.domain.ids import BootId, GatewayId, NodeId
 
 PATH: Final = "/api/node/register"
 REGISTER_SECONDS: Final = 15.0
-"""For the whole call."""
+"""How long the whole call may take."""
 ANSWER_BYTES_MAX: Final = 64 * 1024
 TRUST_HINT: Final = "; worker.tls_ca names those that are"
 WORDS_CHARACTERS_MAX: Final = 500
-"""A gateway's own words are passed on, but not without end."""
+"""The length at which an error message of a gateway is cut before it is passed on."""
 
 _TRY_AGAIN: Final = frozenset({408, 425, 429})
 _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
@@ -32,15 +32,16 @@ _WHAT_TO_DO: Final[Mapping[str | int, str]] = MappingProxyType(
         409: "give this worker another name, or remove the node that has it",
     }
 )
-"""By the error's code, else by its status."""
+"""The advice for each error, by its code or else by its status."""
 
 
 class JoinFailed(Exception):
-    """No gateway answered as one should. It may do so later, or another one."""
+    """No gateway gave a valid answer. The same one or another one may answer later."""
 
 
 class JoinRefused(Exception):
-    """The gateway said no and will again; the message says why and what to change. `code` is its error's, if any."""
+    """The gateway refuses this worker, and will refuse it again. The message says why and what to change. `code` is the
+    code of its error, if it has one."""
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -49,7 +50,8 @@ class JoinRefused(Exception):
 
 @dataclass(frozen=True)
 class RegistrationRequest:
-    """`previous_*`: of the agent's last start, which prove that this is still the node `node_id`."""
+    """The request of a worker to join. The fields `previous_*` come from the agent's last start and prove that this is
+    still the node `node_id`."""
 
     name: str
     boot_id: BootId
@@ -59,27 +61,28 @@ class RegistrationRequest:
 
 
 _WORD: Final[Any] = Field(min_length=1, max_length=512, pattern=r"^[\x21-\x7e]+$")
-"""What goes into metadata, or into a log line."""
+"""A text that may be in metadata or in a log line."""
 
 
 class RegistrationAnswer(BaseModel):
-    """What a gateway answers. What a newer one says besides is ignored."""
+    """The answer of a gateway. Unknown fields from newer gateways are ignored."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
     node_id: Annotated[NodeId, _WORD]
     credential: Annotated[str, _WORD] = Field(repr=False)
     session_address: Annotated[str, Field(pattern=r"^[\x21-\x7e]{1,256}:[0-9]{1,5}$")]
-    """`host:port` of the gateway's `SessionServer`."""
+    """The address of the gateway's `SessionServer`, as `host:port`."""
     approved: bool
-    """Whether the node may serve at once, or waits for an admin."""
+    """Whether the node may serve at once. If not, it waits for an admin."""
     gateway_id: Annotated[GatewayId, _WORD]
     tls: bool
     """Whether sessions are encrypted."""
 
 
 async def register(http: httpx.AsyncClient, url: str, token: str, request: RegistrationRequest) -> RegistrationAnswer:
-    """Raises `JoinRefused`, `JoinFailed`; neither ever shows the token."""
+    """Registers at one gateway and returns its answer. Raises `JoinRefused`, `JoinFailed`; neither ever shows the
+    token."""
     if not _VISIBLE_ASCII.fullmatch(token):
         raise JoinRefused("the join token is empty or holds characters that no token has; check it")
     try:
@@ -95,7 +98,8 @@ async def register(http: httpx.AsyncClient, url: str, token: str, request: Regis
 
 
 async def _post(http: httpx.AsyncClient, url: str, token: str, request: RegistrationRequest) -> tuple[int, bytes]:
-    """Status and the beginning of the body: one byte more than an answer may have, so that it shows.
+    """Returns the status and the beginning of the body: one byte more than an answer may have, so that a longer one
+    shows.
 
     The rest is read and dropped: httpx's iterators have to be read to their end, or be ended by an exception of theirs.
     """
@@ -122,7 +126,7 @@ def _read_answer(url: str, status: int, body: bytes) -> RegistrationAnswer:
 
 
 def _read_error(body: bytes) -> tuple[str, str | None]:
-    """Message and code of the error object, whatever the body is."""
+    """Returns the message and code of the error object, whatever the body is."""
     try:
         error = _Envelope.model_validate_json(body).error
     except ValidationError:
@@ -140,7 +144,7 @@ class _Envelope(BaseModel):
 
 
 def _fields(error: ValidationError) -> str:
-    """Which fields are wrong and how, without their values."""
+    """Returns which fields are wrong and how, without their values."""
     found: list[Any] = error.errors(include_input=False, include_url=False)
     return "; ".join(f"{'.'.join(map(str, each['loc'])) or 'body'}: {each['msg']}" for each in found)[
         :WORDS_CHARACTERS_MAX

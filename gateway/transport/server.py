@@ -1,8 +1,8 @@
-"""The gateway's end of sessions: listens for workers, lets in those with a credential, and has each one served.
+"""The gateway's end of sessions: it listens for workers, accepts those with a credential, and has each session served.
 
-grpclib runs each `Attach` as an asyncio task, which owns the stream; the Trio task that serves the session is a child
-of `SessionServer.run`. An `Attach` is ended by a status and never by a cancel, of which the worker is not told
-(pitfall 37).
+grpclib runs each `Attach` as an asyncio task, which owns the stream. The Trio task that serves the session is a child
+of `SessionServer.run`. An `Attach` ends with a status and never by a cancel, because a worker does not learn of a
+cancel (pitfall 37).
 """
 
 import asyncio
@@ -34,20 +34,20 @@ from gateway.transport.stream_pump import StreamFailed
 log = structlog.get_logger(__name__)
 
 SESSIONS_MAX: Final = 1024
-"""Open at a time, those included whose hello has not come yet."""
+"""The largest number of open sessions, including those whose hello has not come yet."""
 HELLO_SECONDS: Final = 10.0
-"""For a worker that was let in to say who it is."""
+"""How long an accepted worker may take to send its hello."""
 END_SECONDS: Final = 1.0
-"""For the end of a session to be told; a worker that does not read is hung up on."""
+"""How long telling the end of a session may take. A worker that does not read is disconnected."""
 CLOSE_SECONDS: Final = 5.0
-"""For the server to close: told, flushed, hung up. Never reached unless something is wrong."""
+"""How long the server may take to close. It is never reached unless something is wrong."""
 
 
 class SessionServer:
-    """Serves while `run` runs, once."""
+    """Accepts and serves the sessions of workers while `run` runs. It may run once."""
 
     def __init__(self, bridge: Bridge, serve: Serve, is_credential: IsCredential, *, silence_seconds: float) -> None:
-        """`silence_seconds`: a worker from which nothing came, or which took nothing, for so long is given up."""
+        """A worker from which nothing came, or which took nothing, for `silence_seconds` is given up."""
         self._bridge = bridge
         self._serve = serve
         self._accepted, self._to_serve = trio.open_memory_channel[Session](SESSIONS_MAX)
@@ -61,9 +61,9 @@ class SessionServer:
         tls: ssl.SSLContext | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serves the sessions of workers until cancelled; then every worker is told to go elsewhere.
+        """Serves the sessions of workers until cancelled. Then it sends every worker to another gateway.
 
-        Reports started with the port, which 0 leaves to the system. Raises `OSError` when it can't listen there.
+        Reports started with the port; for port 0 the system chooses one. Raises `OSError` if it cannot listen there.
         """
         with _listening_socket(host, port) as listening, self._accepted, self._to_serve:
             server = await self._bridge.run(_start_aio, self._attachments, listening, tls)
@@ -96,7 +96,7 @@ async def _start_aio(service: WorkerSessionBase, listening: socket.socket, tls: 
 
 
 class _Attachments(WorkerSessionBase):
-    """The asyncio side: who may attach, and what becomes of it."""
+    """The asyncio side: it decides who may attach, and ends the calls."""
 
     def __init__(
         self, accepted: trio.MemorySendChannel[Session], is_credential: IsCredential, silence_seconds: float
@@ -105,18 +105,18 @@ class _Attachments(WorkerSessionBase):
         self._is_credential = is_credential
         self._silence_seconds = silence_seconds
         self._open: dict[asyncio.Task[Any], Session | None] = {}
-        """By the task that runs the call; None: its hello has not come yet."""
+        """The sessions by the task that runs the call. The value is None while its hello has not come."""
         self._closing = False
 
     def close(self) -> None:
-        """Ends every session; who comes now is told the same."""
+        """Ends every session. A worker that comes now gets the same answer."""
         self._closing = True
         for session in self._open.values():
             if session is not None:
                 session.end(CLOSING)
 
     async def wait_sessions_ended_aio(self) -> None:
-        """Until the workers know. Those that do not read are hung up on in between."""
+        """Waits until the workers know that their sessions end. Those that do not read are disconnected meanwhile."""
         tasks = [task for task, session in self._open.items() if session is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=2 * END_SECONDS)
@@ -131,7 +131,8 @@ class _Attachments(WorkerSessionBase):
                 cut(stream)
 
     async def _attach_aio(self, stream: AttachStream, use: ExitStack) -> SessionEnd:
-        """`use` is entered with the connection's first valid credential: until then it is a stranger's."""
+        """Serves one call. `use` is entered with the connection's first valid credential; until then the peer is
+        unknown."""
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpclib's handlers are tasks
         try:
@@ -151,7 +152,8 @@ class _Attachments(WorkerSessionBase):
             self._open.pop(task, None)
 
     def _authenticate(self, metadata: Mapping[str, Any]) -> tuple[NodeId, BootId]:
-        """Before anything of the stream is read. Raises `StreamFailed`."""
+        """Returns the node and boot id of a valid credential, before anything of the stream is read. Raises
+        `StreamFailed`."""
         if self._closing:
             raise StreamFailed(CLOSING.status, CLOSING.message)
         node_id, boot_id = NodeId(str(metadata.get(NODE, ""))), BootId(str(metadata.get(BOOT, "")))
@@ -164,7 +166,7 @@ class _Attachments(WorkerSessionBase):
         return node_id, boot_id
 
     async def _hello_aio(self, stream: AttachStream, node_id: NodeId, boot_id: BootId) -> Hello:
-        """Raises `StreamFailed`."""
+        """Returns the worker's hello. Raises `StreamFailed`."""
         bound_messages(stream)
         message = await pump.receive_aio(stream, HELLO_SECONDS)
         hello = None if message is None else pump.understood(wire.read_hello, message)
@@ -180,7 +182,7 @@ class _Attachments(WorkerSessionBase):
 
 
 def _session(hello: Hello, peer: str) -> Session:
-    """Raises `StreamFailed`."""
+    """Makes the session for a hello. Raises `StreamFailed`."""
     try:
         return Session(hello, AdvertisedHost.of_hello(hello, peer))
     except MessageRefused as error:

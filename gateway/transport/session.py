@@ -1,4 +1,4 @@
-"""One session at the gateway: an asyncio half that owns the stream, a Trio half that serves, and how they end."""
+"""One session at the gateway: an asyncio half that owns the stream, a Trio half that serves, and the end of both."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -24,8 +24,8 @@ from gateway.transport.stream_pump import WAITING_MAX, StreamFailed
 log = structlog.get_logger(__name__)
 
 Serve = Callable[[Hello, trio.MemorySendChannel[ToWorker], trio.MemoryReceiveChannel[FromWorker]], Awaitable[None]]
-"""Serves one worker until its records end, then returns; a Trio function. Its first record to the worker is what opens
-the session there, so it has to come soon. May raise `SessionRefused`, at any time."""
+"""A Trio function that serves one worker until its records end, then returns. Its first record to the worker opens the
+session there, so it has to come soon. It may raise `SessionRefused` at any time."""
 AttachStream = Stream[pb.FromWorker, pb.ToWorker]
 
 END_SECONDS: Final = 5.0
@@ -36,7 +36,7 @@ FLUSH_SECONDS: Final = 1.0
 
 @dataclass(frozen=True)
 class SessionEnd:
-    """How a session ended, as the worker is told."""
+    """How a session ended, in the form that the worker gets."""
 
     status: Status
     message: str = ""
@@ -46,7 +46,7 @@ CLOSING: Final = SessionEnd(Status.UNAVAILABLE, "the gateway stops")
 
 
 class Session:
-    """Made on the asyncio side, once the worker has said hello. The first verdict counts."""
+    """One session. It is made on the asyncio side when the worker has sent its hello. The first verdict counts."""
 
     def __init__(self, hello: Hello, advertised: AdvertisedHost) -> None:
         self.hello = checked_hello(hello, advertised)
@@ -59,12 +59,12 @@ class Session:
         self._served = False
 
     def end(self, verdict: SessionEnd) -> None:
-        """Ends the session with `verdict`, which the worker is told; later calls change nothing."""
+        """Ends the session with `verdict`, which the worker gets. Further calls change nothing."""
         if not self._verdict.done():
             self._verdict.set_result(verdict)
 
     async def run_aio(self, stream: AttachStream, silence_seconds: float) -> SessionEnd:
-        """The stream's half, until there is a verdict. A worker that vanished cancels it."""
+        """Runs the half of the stream until there is a verdict. A worker that vanished cancels it."""
         reading = asyncio.create_task(self._read_aio(stream, silence_seconds))
         writing = asyncio.create_task(self._write_aio(stream, silence_seconds))
         try:
@@ -75,11 +75,11 @@ class Session:
         finally:
             reading.cancel()
             writing.cancel()
-            self._record_end_of_stream()  # before anything waits: a connection that breaks besides cancels this again
+            self._record_end_of_stream()  # This is before any wait: a connection that also breaks cancels this again.
             await pump.end_tasks_aio(reading, writing)
 
     async def run(self, serve: Serve) -> None:
-        """The serving half. Raises nothing: a session that fails is its own affair."""
+        """Runs the serving half. It raises nothing, because a failed session must not affect others."""
         try:
             with self._scope, self._to_worker, self._from_worker:
                 await serve(self.hello, self._to_worker, self._from_worker)
@@ -89,7 +89,7 @@ class Session:
         except* SessionRefused as refusals:
             self._end_serving(_verdict_of(next(leaves(refusals))))
         except* Exception:
-            if not self._verdict.done():  # else the stream ended first, and that is why
+            if not self._verdict.done():  # Otherwise the stream ended first, and that is the reason.
                 log.exception("session.handler_failed", node=self.hello.name)
             self._end_serving(SessionEnd(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
 
@@ -107,7 +107,7 @@ class Session:
             self._expect_end()
 
     def _read(self, message: pb.FromWorker) -> FromWorker | None:
-        """Raises `MessageRefused`."""
+        """Decodes and checks one message. Raises `MessageRefused`."""
         record = wire.read_from_worker(message)
         return self._advertised.checked(record) if isinstance(record, Report) else record
 
@@ -120,7 +120,7 @@ class Session:
             self._receiver.close()
 
     def _fail(self, error: Exception) -> None:
-        """Reading or writing ended early."""
+        """Records that reading or writing ended early."""
         if isinstance(error, StreamFailed):
             self.end(SessionEnd(error.status, str(error)))
         elif isinstance(error, StreamTerminatedError | OSError):
@@ -135,7 +135,7 @@ class Session:
         self._expect_end()
 
     def _expect_end(self) -> None:
-        """`serve` sees the end of its channel; one that does not is cancelled."""
+        """Ends the channel that `serve` reads. If `serve` does not end then, it is cancelled."""
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + END_SECONDS)
 
 

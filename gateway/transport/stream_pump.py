@@ -1,4 +1,4 @@
-"""Moves a session's messages between its stream and Trio channels, as asyncio functions; the same on either side."""
+"""Moves a session's messages between its stream and Trio channels, as asyncio functions. Both sides use it."""
 
 import asyncio
 import time
@@ -21,21 +21,22 @@ M = TypeVar("M", bound=Message)
 R = TypeVar("R")
 
 WAITING_MAX: Final = 64
-"""Records that wait between a stream and its reader or writer, each way; beyond that the other side has to wait."""
+"""The number of records that wait between a stream and its reader or writer, in each direction. Beyond that the other
+side waits."""
 MESSAGE_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Largest message of a session, either way: a desired set of some ten thousand replicas."""
+"""The largest message of a session in either direction: a desired set of some ten thousand replicas."""
 
 BYTES_PER_SECOND: Final = 16 * 1024 * 1024
-"""That are read of one peer in the long run: who sends faster has to wait (HTTP/2's flow control), so that reading him
-takes nobody else's time."""
+"""The rate at which one peer's data is read in the long run. A faster peer has to wait (HTTP/2's flow control), so that
+reading its data takes no time from others."""
 BURST_BYTES: Final = 64 * 1024 * 1024
-"""That are read as fast as they come: several messages of the largest kind."""
+"""The amount that is read as fast as it comes: several messages of the largest size."""
 MESSAGE_COST_BYTES: Final = 4 * 1024
-"""So many bytes does each message count for besides its own: to read an empty one takes time, too."""
+"""The cost of each message besides its own bytes, because reading an empty one takes time, too."""
 
 
 class StreamFailed(Exception):
-    """The stream can't go on; `status` and the message are what the peer is told, if it can be told anything."""
+    """The stream cannot continue. The peer gets `status` and the message, if it can be reached."""
 
     def __init__(self, status: Status, message: str) -> None:
         super().__init__(message)
@@ -59,9 +60,10 @@ class MessageSink(Protocol[M_contra]):
 async def read_aio(
     stream: MessageSource[M], read: Callable[[M], R | None], sender: AioSender[R], silence_seconds: float
 ) -> None:
-    """Hands over what comes until the peer ends its side. A slow reader slows the peer and is no silence of it.
+    """Passes on messages until the peer ends its side. A slow reader slows down the peer, and this does not count as
+    the peer's silence.
 
-    Raises what `receive_aio` raises.
+    Raises the errors of `receive_aio`.
     """
     wanted, pace = True, TokenBucket(BYTES_PER_SECOND, BURST_BYTES)
     while (message := await receive_aio(stream, silence_seconds)) is not None:
@@ -73,11 +75,11 @@ async def read_aio(
         try:
             await sender.send_aio(record)
         except trio.BrokenResourceError:
-            wanted = False  # what comes still says that the peer lives, and how the stream ends
+            wanted = False  # Further messages still show that the peer lives, and how the stream ends.
 
 
 def understood(read: Callable[[M], R | None], message: M) -> R | None:
-    """What `read` makes of the message. Raises `StreamFailed` for one that says what can't be."""
+    """Returns the result of `read`. Raises `StreamFailed` for a message with impossible values."""
     try:
         return read(message)
     except MessageRefused as error:
@@ -87,7 +89,7 @@ def understood(read: Callable[[M], R | None], message: M) -> R | None:
 async def write_aio(
     stream: MessageSink[M], message_of: Callable[[R], M], receiver: AioReceiver[R], timeout_seconds: float
 ) -> None:
-    """Sends what is put into the channel until that ends. Raises what `send_aio` raises."""
+    """Sends the records of the channel until it ends. Raises the errors of `send_aio`."""
     while True:
         try:
             record = await receiver.receive_aio()
@@ -97,23 +99,24 @@ async def write_aio(
 
 
 async def receive_aio(stream: MessageSource[M], silence_seconds: float) -> M | None:
-    """The next message; None: the peer has ended its side.
+    """Returns the next message, or None if the peer has ended its side.
 
-    Raises `StreamFailed` for silence and for what is no message of ours, `StreamTerminatedError` for a lost connection.
+    Raises `StreamFailed` for silence and for data that is no message, `StreamTerminatedError` for a lost connection.
     """
     try:
         async with asyncio.timeout(silence_seconds):
             return await stream.recv_message()
     except TimeoutError:
         raise StreamFailed(Status.DEADLINE_EXCEEDED, f"nothing was heard for {silence_seconds:g} s") from None
-    except (DecodeError, NotImplementedError) as error:  # the latter: compressed, which nobody offered
+    except (DecodeError, NotImplementedError) as error:  # The latter means a compressed message, which nobody offered.
         raise StreamFailed(Status.INVALID_ARGUMENT, f"what came is no message of a session: {error}") from error
     except AssertionError as error:
         raise StreamTerminatedError("the stream ended in the middle of a message") from error
 
 
 async def send_aio(stream: MessageSink[M], message: M, timeout_seconds: float) -> None:
-    """Raises `StreamFailed` when the peer takes nothing or never would, `StreamTerminatedError` for a closed stream."""
+    """Sends a message. Raises `StreamFailed` if the peer takes nothing or could never take it, `StreamTerminatedError`
+    for a closed stream."""
     check_size(message.ByteSize())
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -125,7 +128,7 @@ async def send_aio(stream: MessageSink[M], message: M, timeout_seconds: float) -
 
 
 def check_size(size_bytes: int) -> None:
-    """Raises `StreamFailed`."""
+    """Raises `StreamFailed` if a message of this size is too large."""
     if size_bytes > MESSAGE_BYTES_MAX:
         raise StreamFailed(
             Status.RESOURCE_EXHAUSTED, f"a message of {size_bytes} bytes; at most {MESSAGE_BYTES_MAX} are allowed"
@@ -133,7 +136,7 @@ def check_size(size_bytes: int) -> None:
 
 
 async def run_until_read_aio(reading: Coroutine[Any, Any, None], writing: Coroutine[Any, Any, None]) -> None:
-    """Runs both until `reading` ends or either fails. `writing` may end before it."""
+    """Runs both until `reading` ends or one of them fails. `writing` may end earlier."""
     reader, writer = asyncio.create_task(reading), asyncio.create_task(writing)
     try:
         await asyncio.wait({reader, writer}, return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""TLS for both ends of what workers and gateways say to each other, and gateways among themselves."""
+"""TLS between workers and gateways, and between gateways."""
 
 import ssl
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ HTTP2: Final = ("h2",)
 
 
 class TlsError(Exception):
-    """A certificate or a key can't be used; the message names the file and says why."""
+    """A certificate or a key cannot be used. The message names the file and the reason."""
 
 
 def server_context(cert: Path, key: Path) -> ssl.SSLContext:
@@ -20,7 +20,7 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(HTTP2)
 
-    def refuse_to_ask() -> NoReturn:  # else OpenSSL asks at the terminal, and waits
+    def refuse_to_ask() -> NoReturn:  # Otherwise OpenSSL asks at the terminal and waits.
         raise TlsError(f"the key {key} is encrypted; give one that is not")
 
     try:
@@ -33,7 +33,8 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
 
 
 def client_context(ca: Path | None) -> ssl.SSLContext:
-    """Returns the TLS context of a worker that trusts what `ca` (PEM) has signed; None: what the system trusts.
+    """Returns the TLS context of a worker. It trusts certificates that `ca` (PEM) has signed, or what the system trusts
+    if `ca` is None.
 
     Raises `TlsError`.
     """
@@ -51,8 +52,8 @@ def client_context(ca: Path | None) -> ssl.SSLContext:
 def peer_context(trusted: Iterable[Path]) -> ssl.SSLContext:
     """Returns the TLS context of a gateway that asks another one.
 
-    It trusts what the system does and, besides, each certificate in `trusted` (PEM), whether that has signed others or
-    is the very one that the gateways of the fleet show. Raises `TlsError`.
+    It trusts what the system trusts and each certificate in `trusted` (PEM), whether that has signed others or is the
+    one that the gateways of the fleet show. Raises `TlsError`.
     """
     context = client_context(None)
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
@@ -66,7 +67,7 @@ def peer_context(trusted: Iterable[Path]) -> ssl.SSLContext:
 
 
 def _check_readable(path: Path) -> None:
-    """OpenSSL's own errors do not say which file it was."""
+    """Raises `TlsError` if the file cannot be read, because OpenSSL's own errors do not name the file."""
     try:
         path.read_bytes()
     except OSError as error:

@@ -1,8 +1,9 @@
-"""What a message of a worker may say: numbers that can be, texts that harm nobody's terminal, lists that end. Pure.
+"""Checks the values in a worker's messages: possible numbers, texts that are safe on a terminal, lists of limited
+length. Pure.
 
-A number out of its range and a list that is too long are refused (`MessageRefused`), since nothing sensible follows
-from them. A text is only for people, or to be compared with one: it is cut to its bound, and what can't be printed is
-escaped.
+A number out of its range and a list that is too long are refused (`MessageRefused`), because nothing sensible follows
+from them. A text is only for people, or is compared with another text: it is cut to its limit, and unprintable
+characters are escaped.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,43 +16,43 @@ from gateway.transport.errors import MessageRefused
 
 INT32_MAX: Final = 2**31 - 1
 BYTES_MAX: Final = 2**63 - 1
-"""Of a disk or of main memory: network file systems report sizes close to it."""
+"""The largest size of a disk or of main memory. Network file systems report sizes close to it."""
 VRAM_BYTES_MAX: Final = 2**50
-"""Of one GPU: the sum over `GPUS_MAX` of them still fits into a database's integer."""
+"""The largest memory of one GPU. The sum over `GPUS_MAX` of them still fits into a database's integer."""
 PARALLEL_MAX: Final = 4096
-"""Requests that one replica serves at a time."""
+"""The largest number of requests that one replica serves at a time."""
 CPUS_MAX: Final = 2**20
 GPUS_MAX: Final = 64
 CPU_FLAGS_MAX: Final = 1024
 LABELS_MAX: Final = 1024
 REPLICAS_MAX: Final = 10_000
-"""Reports in one hello."""
+"""The largest number of reports in one hello."""
 LINES_MAX: Final = 10_000
-"""Of output in one chunk."""
+"""The largest number of lines in one chunk of output."""
 ID_CHARACTERS_MAX: Final = 128
 WORD_CHARACTERS_MAX: Final = 256
-"""Of a name, a label, a processor flag, a word for a device."""
+"""The largest length of a name, a label, a processor flag, or the name of a device."""
 ERROR_CHARACTERS_MAX: Final = 16 * 1024
 ERROR_BEGINNING_CHARACTERS: Final = 4 * 1024
-"""Of an error that is too long, what is kept of its beginning, which has the cause; the rest is kept of its end."""
+"""The length that is kept of the beginning of a long error, which has the cause. The rest is kept of its end."""
 
 
 def whole(message: Any, name: str, low: int, high: int, absent: int | None = None) -> Any:  # noqa: ANN401 - int, or `absent`
-    """The field's value, or `absent` if it was not set. Raises `MessageRefused`."""
+    """Returns the field's value, or `absent` if it was not set. Raises `MessageRefused`."""
     if not message.HasField(name):
         return absent
     return within(f"{message.DESCRIPTOR.name}.{name}", getattr(message, name), low, high)
 
 
 def within(name: str, value: int, low: int, high: int) -> int:
-    """Raises `MessageRefused`."""
+    """Returns the value if it is in the range. Raises `MessageRefused` otherwise."""
     if not low <= value <= high:
         raise MessageRefused(f"{name} has to be from {low} to {high}, not {value}")
     return value
 
 
 def share(message: Any, name: str) -> float | None:  # noqa: ANN401 - any message
-    """The field's value, above 0 and up to 1. Returns None if it was not set. Raises `MessageRefused`."""
+    """Returns the field's value, above 0 and up to 1, or None if it was not set. Raises `MessageRefused`."""
     if not message.HasField(name):
         return None
     value: float = getattr(message, name)
@@ -61,14 +62,14 @@ def share(message: Any, name: str) -> float | None:  # noqa: ANN401 - any messag
 
 
 def at_most(message: Any, name: str, most: int) -> Any:  # noqa: ANN401 - any message, any repeated field
-    """The items of a repeated field or of a map. Raises `MessageRefused`."""
+    """Returns the items of a repeated field or of a map. Raises `MessageRefused`."""
     items = getattr(message, name)
     within(f"the number of {message.DESCRIPTOR.name}.{name}", len(items), 0, most)
     return items
 
 
 def identifier(message: Any, name: str) -> str:  # noqa: ANN401 - any message
-    """Raises `MessageRefused`: an id that was cut would be another one."""
+    """Returns the id. Raises `MessageRefused` if it is too long, because a cut id would be another one."""
     value: str = getattr(message, name)
     if len(value) > ID_CHARACTERS_MAX or not value.isprintable():
         raise MessageRefused(
@@ -79,7 +80,7 @@ def identifier(message: Any, name: str) -> str:  # noqa: ANN401 - any message
 
 
 def word(text: str) -> str:
-    """Returns the text cut to `WORD_CHARACTERS_MAX`, with what can't be printed escaped."""
+    """Returns the text cut to `WORD_CHARACTERS_MAX`, with unprintable characters escaped."""
     return printable(text[:WORD_CHARACTERS_MAX])
 
 
@@ -94,7 +95,8 @@ def mapping(field: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def error(text: str) -> str:
-    """What a dying process wrote has lines, and may have anything in them."""
+    """Returns the error cut to its limit. It keeps line breaks, and escapes whatever else a dying process may have
+    written."""
     if len(text) > ERROR_CHARACTERS_MAX:
         end = ERROR_CHARACTERS_MAX - ERROR_BEGINNING_CHARACTERS
         text = f"{text[:ERROR_BEGINNING_CHARACTERS]}\n[...]\n{text[-end:]}"
@@ -102,7 +104,8 @@ def error(text: str) -> str:
 
 
 def printable(text: str, but: str = "") -> str:
-    """The text with escapes (`\\x1b`) for what a terminal would obey or a reader would not see, except for `but`."""
+    """Returns the text with escapes (`\x1b`) for what a terminal would obey or a reader would not see, except for
+    `but`."""
     if text.isprintable():
         return text
     return "".join(

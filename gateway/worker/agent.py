@@ -1,7 +1,8 @@
-"""Converges this machine's processes to the desired set, one task per replica: a slow one holds up nothing else (W4).
+"""Converges this machine's processes to the desired set, with one task per replica, so that a slow replica delays no
+other (W4).
 
-Level-triggered: each set is complete, may come twice and may skip what was between. A replica id lives once: after its
-end it is never started again, however often it is still listed.
+The agent is level-triggered: each desired set is complete, may come twice, and may skip those in between. A replica id
+lives once: after its end it is never started again, however often it is still listed.
 """
 
 import os
@@ -30,9 +31,9 @@ from gateway.worker.settings import WorkerSettings
 log = structlog.get_logger(__name__)
 
 NO_EPOCH: Final = -1
-"""Before the first desired set of a session."""
+"""The epoch before the first desired set of a session."""
 ENDED_MAX: Final = 10_000
-"""How many ended replicas are remembered by their id."""
+"""How many ended replicas the agent remembers by their id."""
 
 
 @dataclass(frozen=True)
@@ -40,26 +41,28 @@ class AgentStatistics:
     """A snapshot of a worker agent: its newest desired set and its running replicas."""
 
     epoch: int
-    """Highest seen so far; -1: no desired set yet."""
+    """The highest epoch so far, or -1 if there was no desired set yet."""
     replicas: tuple[ReplicaStatistics, ...]
-    """Those whose process has not ended, in the order of their start."""
+    """The replicas whose process has not ended, in the order of their start."""
 
 
 class Agent:
-    """The replicas of this machine. Made by `run_agent`; a `WorkerSession` feeds it and tells of it."""
+    """All replicas of this machine. `run_agent` makes it. A `WorkerSession` passes it desired sets and reads its
+    reports."""
 
     def __init__(self, context: ReplicaContext, nursery: trio.Nursery) -> None:
         self.outbox = Outbox()
         self.leaving = trio.Event()
-        """Set: the worker takes no new replica and drains those it has."""
+        """Set when the worker starts no new replica and drains those it has."""
         self._context = context
         self._nursery = nursery
         self._epoch = NO_EPOCH
         self._living: dict[ReplicaId, ReplicaTask] = {}
         self._newest: dict[ReplicaId, Report] = {}
-        """The newest report of each replica; of those that have ended, as long as the desired set lists them."""
+        """The newest report of each replica. An ended replica is in it as long as the desired set lists it."""
         self._ended: dict[ReplicaId, Observed] = {}
-        """How those ended that were not listed any more: another gateway, whose view is older, may list them again."""
+        """The final states of replicas that are not listed any more. Another gateway with an older view may list them
+        again."""
         self._changed = trio.Event()
 
     def statistics(self) -> AgentStatistics:
@@ -67,10 +70,10 @@ class Agent:
         return AgentStatistics(self._epoch, tuple(replica.statistics() for replica in self._living.values()))
 
     def all_reports(self) -> tuple[Report, ...]:
-        """What a new session begins with; only what comes later is sent besides.
+        """Returns the reports with which a new session begins. Only later ones are sent besides.
 
-        Epochs grow within a session. A new one has begun in the registry as that is now, which may be an older state
-        of it, or another one, than that of the session before.
+        Epochs grow within a session. A new session begins with the registry as it is then, which may be an older state
+        than that of the session before, or another registry.
         """
         self._epoch = NO_EPOCH
         self.outbox.clear()
@@ -82,7 +85,7 @@ class Agent:
         return replica.output if replica is not None else None
 
     def converge(self, desired_set: DesiredSet) -> None:
-        """Starts what is new, tells the others what is wanted of them, stops what is not listed (W12)."""
+        """Starts new replicas, passes their desired states to the others, and stops those that are not listed (W12)."""
         if desired_set.epoch < self._epoch:
             log.warning("worker.stale_desired_set", epoch=desired_set.epoch, newest=self._epoch)
             return
@@ -95,20 +98,20 @@ class Agent:
             self._apply_desired(desired)
 
     def _forget(self, gone: Iterable[ReplicaId]) -> None:
-        """All but how they ended."""
+        """Forgets everything about these replicas but their final states."""
         for replica_id in gone:
             self._ended[replica_id] = self._newest.pop(replica_id).observed
         while len(self._ended) > ENDED_MAX:
             del self._ended[next(iter(self._ended))]
 
     def leave(self) -> None:
-        """Every replica finishes its open requests and ends; nothing new is begun. Also without any gateway."""
+        """Lets every replica finish its open requests and end, and starts no new ones. It needs no gateway."""
         self.leaving.set()
         for replica in self._living.values():
             replica.desire(Desired.DRAIN)
 
     async def wait_empty(self) -> None:
-        """Returns once no replica has a process."""
+        """Waits until no replica has a process."""
         await trio.lowlevel.checkpoint()
         while self._living:
             await self._changed.wait()
@@ -117,13 +120,13 @@ class Agent:
         if desired.replica_id in self._living:
             return
         if desired.replica_id in self._newest:
-            self.outbox.put(self._newest[desired.replica_id])  # whoever still lists it may have missed its end
+            self.outbox.put(self._newest[desired.replica_id])  # A gateway that still lists it may have missed its end.
         elif desired.replica_id in self._ended:
             self._record_report(Report(desired.replica_id, self._ended[desired.replica_id]))
         elif desired.desired is not Desired.RUN:
             self._record_report(
                 Report(desired.replica_id, Observed.GONE)
-            )  # never started here, so there is nothing to end
+            )  # It never started here, so there is nothing to end.
         elif not self.leaving.is_set():
             self._start_replica(desired)
 
@@ -154,10 +157,10 @@ async def run_agent(
     write_tiny_model: WriteModel = no_tiny_model,
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Runs until cancelled, then ends all processes at once, each within the bounds of any stop: some seconds to let go
-    of its model, `stop_timeout`, and a bound for the kernel.
+    """Runs until cancelled, then ends all processes at once. Each end has the limits of any stop: some seconds to free
+    the model, `stop_timeout`, and a limit for the kernel.
 
-    Starts (through `task_status`) once leftovers of a killed predecessor are gone. Must run in the thread that started
+    Reports started once leftover processes of a killed predecessor are gone. It must run in the thread that started
     Trio and lives as long as the worker (see `spawn_process`).
     """
     records = ProcessJournal(settings.state_folder)

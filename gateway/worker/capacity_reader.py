@@ -1,4 +1,5 @@
-"""Reads what the machine has, seldom and steadily: each change that is told becomes a write to the registry."""
+"""Reads the capacity of the machine, at a slow and steady pace, because each reported change becomes a write to the
+registry."""
 
 from dataclasses import replace
 from functools import partial
@@ -11,13 +12,13 @@ from gateway.domain.resources import UNKNOWN, Capacity
 from gateway.worker.hostinfo import read_capacity
 
 READ_SECONDS: Final = 10.0
-"""Between two reads: a GPU whose driver has to wake up for it takes seconds to answer."""
+"""The time between two readings. A GPU whose driver has to wake up for it takes seconds to answer."""
 NOTICEABLE_SHARE: Final = 1 / 64
-"""A free amount that has changed by less than this part of its total is as it was."""
+"""The share of its total by which a free amount has to change before the change is reported."""
 
 
 class CapacityReader:
-    """Calling it gives the machine's capacity, at most `READ_SECONDS` old."""
+    """Calling it returns the machine's capacity, at most `READ_SECONDS` old."""
 
     def __init__(self, models_dir: Path) -> None:
         self._models_dir = models_dir
@@ -26,7 +27,8 @@ class CapacityReader:
         self._one_read = trio.CapacityLimiter(1)
 
     async def __call__(self) -> Capacity:
-        """A read that hangs (a network disk, a driver) is waited for, but never holds up a shutdown."""
+        """Returns the capacity. It waits for a reading that hangs (a network disk, a driver), but such a reading never
+        delays a shutdown."""
         now = trio.current_time()
         if now - self._read_at < READ_SECONDS:
             await trio.lowlevel.checkpoint()
@@ -39,7 +41,7 @@ class CapacityReader:
 
 
 def steadied(before: Capacity, now: Capacity) -> Capacity:
-    """`now`, but with the free amounts of `before` where the difference is not worth telling. Pure."""
+    """Returns `now`, but with the free amounts of `before` where the difference is too small to report. Pure."""
     steady = replace(
         now,
         ram_free_bytes=_steady(before.ram_free_bytes, now.ram_free_bytes, now.ram_bytes),

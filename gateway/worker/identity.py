@@ -1,4 +1,4 @@
-"""Who this worker is to its gateways, kept over restarts: the node id it was given, and the proof that it was."""
+"""The identity of this worker, kept over restarts: the node id that it was given, and the proof for it."""
 
 import json
 import os
@@ -20,7 +20,7 @@ LOCK_FILE: Final = "worker.lock"
 
 
 class FolderInUse(Exception):
-    """Another worker runs in the folder; the message says what to change."""
+    """Another worker uses the folder. The message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,14 @@ class Identity:
 
     node_id: NodeId
     boot_id: BootId
-    """Of the agent that registered last."""
+    """The boot id of the agent that registered last."""
     credential: str = field(repr=False)
-    """What that agent was given: to show it is to be the same node."""
+    """The credential that this agent was given. Showing it proves that the worker is the same node."""
 
 
 def read_identity(folder: Path) -> Identity | None:
-    """None: this worker has never joined, or what it has kept is not readable; it then joins as a new node."""
+    """Returns the identity, or None if this worker has never joined or the file cannot be read. The worker then joins
+    as a new node."""
     path = folder / IDENTITY_FILE
     narrow(path)
     try:
@@ -49,13 +50,13 @@ def read_identity(folder: Path) -> Identity | None:
 
 
 def keep_identity(folder: Path, identity: Identity) -> None:
-    """Readable by its owner only, whole or not there at all."""
+    """Writes the identity as a whole. Only its owner may read the file."""
     write_private(folder / IDENTITY_FILE, json.dumps(asdict(identity)) + "\n")
 
 
 @contextmanager
 def holding_folder(folder: Path) -> Iterator[None]:
-    """One gateway or worker per folder: a second one would take the first one's processes for leftovers.
+    """Holds the folder for one gateway or worker. A second one would take the processes of the first for leftovers.
 
     Raises `FolderInUse`."""
     lock = try_lock(folder / LOCK_FILE)

@@ -1,4 +1,4 @@
-"""Hands reports over without ever holding up the replica that makes them: a newer report overtakes an unsent one."""
+"""Passes reports on without ever delaying the replica that makes them. A newer report replaces an unsent one."""
 
 from collections.abc import Awaitable, Callable
 
@@ -9,8 +9,8 @@ from gateway.domain.session import Report
 
 
 class Outbox:
-    """The latest unsent report of each replica. Reports are complete and their states only go forward, so skipping
-    some loses nothing (see `lifecycle.may_follow`), and the size is bounded by the number of replicas."""
+    """The latest unsent report of each replica. Reports are complete and their states only go forward, so skipping some
+    loses nothing (see `lifecycle.may_follow`), and there are no more of them than replicas."""
 
     def __init__(self) -> None:
         self._waiting: dict[ReplicaId, Report] = {}
@@ -23,17 +23,17 @@ class Outbox:
         self._filled.set()
 
     def clear(self) -> None:
-        """All of it is told in another way: a new session begins with the newest report of every replica."""
+        """Drops all reports, because a new session begins with the newest report of every replica."""
         self._waiting.clear()
 
     async def wait_empty(self) -> None:
-        """Returns once every report was sent."""
+        """Waits until every report was sent."""
         await trio.lowlevel.checkpoint()
         while self._waiting:
             await self._emptied.wait()
 
     async def run_sending(self, send: Callable[[Report], Awaitable[None]]) -> None:
-        """Runs until cancelled. A report whose sending was cancelled stays."""
+        """Sends reports until cancelled. A report whose sending was cancelled stays."""
         while True:
             await self._filled.wait()
             self._filled = trio.Event()

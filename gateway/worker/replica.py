@@ -1,10 +1,10 @@
 """The life of one replica: its artifact, its port, its process, its model, its end.
 
-Theory of operation. A replica lives as long as its process: one task waits for the exit, and whatever else happens (a
-failed load, a timeout, the wish to drain or stop) is a reason to signal the process. So there is one way out, through
-an exit that was reaped, and only then is the port free (W10), the record gone and the final report made (L8). What a
-final report says depends on who ended it: a process that we asked to end was stopped, any other one broke (H14).
-Longer than other files, because every phase adds to what that end has to tell.
+Theory of operation. A replica lives as long as its process. One task waits for the exit, and everything else (a failed
+load, a timeout, a drain or stop) is a reason to signal the process. So there is one way out, through an exit that was
+reaped. Only then is the port free (W10), the record deleted and the final report made (L8). The final report depends on
+the cause of the end: a process that the worker has asked to end was stopped, any other one broke (H14). This file is
+longer than others, because every phase adds to that final report.
 """
 
 import os
@@ -45,26 +45,27 @@ from gateway.worker.startup import BackendClient
 log = structlog.get_logger(__name__)
 
 PORT_ATTEMPTS_MAX: Final = 4
-"""Starts of one replica's process, each on another port, while other programs are faster to take them."""
+"""How often one replica's process is started, each time on another port, if other programs take the port first."""
 CRASH_NOTICE_SECONDS: Final = 0.5
-"""A crash breaks the connection just before the exit is seen; the exit is the better explanation and is waited for."""
+"""How long to wait for an exit after a broken connection. A crash breaks the connection just before, and explains it
+better."""
 NOTICE_SECONDS: Final = 0.5
-"""For which what is to drain still takes requests, since other gateways send it some until they have heard of it."""
+"""How long a draining replica still takes requests, because gateways send it some until they know."""
 LAST_OUTPUT_SECONDS_MAX: Final = 1.0
-"""After the exit. A process that left the group may hold the pipe open for ever."""
+"""How long to read output after the exit. A process that left the group may hold the pipe open for ever."""
 FREE_SECONDS_MAX: Final = 5.0
-"""For the request to give back what it holds, before the signal."""
+"""How long Free may take, before the signal."""
 REAP_SECONDS_MAX: Final = 5.0
-"""At shutdown, after SIGKILL: a process that the kernel can't end must not hold the worker."""
+"""How long to wait at shutdown after SIGKILL. A process that the kernel cannot end must not delay the worker."""
 
 
 class CouldNotStart(Exception):
-    """There is no process: what it needs is missing on this machine."""
+    """There is no process, because this machine lacks what it needs."""
 
 
 @dataclass(frozen=True)
 class ReplicaContext:
-    """What the replicas of one worker share."""
+    """What all replicas of one worker share."""
 
     settings: WorkerSettings
     ports: PortAllocator
@@ -73,9 +74,9 @@ class ReplicaContext:
     spawn: SpawnProcess
     control: BackendControl
     wait_memory_above: Callable[[int, int], Awaitable[int]] = wait_memory_above
-    """Process group and bytes -> what it uses, as soon as that is more."""
+    """Takes a process group and a number of bytes. Returns the group's memory as soon as it is more."""
     measure_usage: MeasureUsage = measure_usage
-    """Process group -> what it holds now."""
+    """Takes a process group. Returns the memory that it holds now."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class ReplicaStatistics:
 
 
 class ReplicaTask:
-    """One replica on this machine. `run` is its life; `desire` may be called at any time, before and after it too.
+    """One replica on this machine. `run` is its life. `desire` may be called at any time, also before and after it.
 
     `report` is called at each change of state and must not block.
     """
@@ -127,7 +128,7 @@ class ReplicaTask:
         return ReplicaStatistics(self.replica_id, self._observed, self._pid, self._port)
 
     def desire(self, desired: Desired) -> None:
-        """What is wanted of it now. A drain or a stop is never taken back; a stop cuts a drain short."""
+        """Sets the desired state. A drain or stop is never taken back, and a stop shortens a drain."""
         if desired is Desired.RUN:
             return
         if desired is Desired.STOP:
@@ -137,7 +138,8 @@ class ReplicaTask:
         self._coming_up.cancel()
 
     async def run(self) -> None:
-        """Returns once the process is gone and reported so. Only a cancel comes out of it, after the same end."""
+        """Runs the replica, and returns once its process is gone and reported. It raises nothing but a cancel, after
+        the same end."""
         try:
             await self._live()
         except CouldNotStart as error:
@@ -164,7 +166,7 @@ class ReplicaTask:
                 self._forget_process()
 
     async def _run_process(self, program: BackendProgram, artifact: Artifact, attempt: int) -> bool:
-        """From the start to the end. Whether it is to be started again, on another port."""
+        """Runs the process from start to end. Returns whether it has to be started again on another port."""
         with ExitStack() as held:
             process = self._start(program, held)
             self._exit_code = await self._attend(process, program, artifact)
@@ -175,8 +177,8 @@ class ReplicaTask:
         return attempt < PORT_ATTEMPTS_MAX
 
     def _lost_its_port(self) -> bool:
-        """Whether the process ended because somebody was at its port before it: it never answered, and now that it is
-        gone there still is somebody, or it has said so itself."""
+        """Returns whether the process ended because its port was taken: it never answered, and its port is still in use
+        now that it is gone, or its output says so."""
         assert self._port is not None  # noqa: S101 - the process has been started on it
         if self._observed is not Observed.STARTING or self._asked_to_end or self._failure is not None:
             return False
@@ -188,7 +190,7 @@ class ReplicaTask:
         self._coming_up = trio.CancelScope()
 
     async def _fetch(self) -> Artifact | None:
-        """None: it was not wanted any more."""
+        """Fetches the artifact. Returns None if the replica was not wanted any more."""
         self._report(Observed.FETCHING)
         with self._fetching:
             try:
@@ -202,7 +204,7 @@ class ReplicaTask:
             self._report(Observed.FETCHING, done_bytes=done, total_bytes=total)
 
     def _start(self, program: BackendProgram, held: ExitStack) -> BackendProcess:
-        """Starts the process; `held` keeps its port and its record until it was reaped."""
+        """Starts the process. `held` keeps its port and its record until it was reaped."""
         if secrets := withheld(os.environ, program.pass_env):
             self._log.info("worker.environment_withheld", variables=secrets, backend=self._desired.spec.backend)
         try:
@@ -220,8 +222,8 @@ class ReplicaTask:
         return process
 
     async def _attend(self, process: BackendProcess, program: BackendProgram, artifact: Artifact) -> int:
-        """Reads the process's output until it has ended, also while it is being stopped: it may have much to say, and
-        a full pipe would keep it from ending."""
+        """Reads the output of the process until it has ended, also while it is being stopped, because a full pipe would
+        keep it from ending."""
         reading = trio.CancelScope(shield=True)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._keep_output, process, reading)
@@ -241,7 +243,7 @@ class ReplicaTask:
             self.output.end()
 
     async def _wait_end(self, process: BackendProcess, program: BackendProgram, artifact: Artifact) -> int:
-        """Brings the model up, signals the process when it is unwanted, returns the exit code."""
+        """Loads the model, signals the process when it is not wanted any more, and returns the exit code."""
         code: int | None = None
         try:
             async with trio.open_nursery() as nursery:
@@ -281,7 +283,7 @@ class ReplicaTask:
         await self._end(process, program)
 
     async def _end(self, process: BackendProcess, program: BackendProgram) -> None:
-        """Free, TERM, wait, KILL. The waits end with the process: this task is cancelled then."""
+        """Ends the process: Free, TERM, wait, KILL. The waits end with the process, which cancels this task."""
         holds_more = self._observed in {Observed.READY, Observed.DRAINING} and not program.drains_on_term
         first_asked, self._asked_to_end = not self._asked_to_end, True
         if holds_more and first_asked:
@@ -291,11 +293,12 @@ class ReplicaTask:
         process.kill()
 
     async def _drain(self, process: BackendProcess, program: BackendProgram) -> None:
-        """Lets open requests finish. A backend that does not drain on TERM would cut them: it is left alone until a
-        stop says that nobody uses it any more, or the drain's time is over.
+        """Lets open requests finish. TERM would cut the requests of a backend that does not drain, so such a backend is
+        left alone until a stop says that nobody uses it any more, or the time for the drain is over.
 
-        One that does drain is left alone for a moment: what comes just as it ends is not refused but lost, which a
-        request may go through once (see `routing.attempt`), and would if its next replica drained, too."""
+        A backend that does drain is left alone for a moment. A request that arrives just as it ends is lost and not
+        refused, which a request may suffer only once (see `routing.attempt`).
+        """
         self._report(Observed.DRAINING)
         with trio.move_on_after(self._settings.drain_timeout_seconds):
             with trio.move_on_after(NOTICE_SECONDS if program.drains_on_term else inf):
@@ -306,9 +309,8 @@ class ReplicaTask:
             await self._stop.wait()
 
     async def _free(self) -> None:
-        """Lets a backend that needs to be told give back what it holds outside its process. Those that drain are not
-        asked: they end in order by themselves, and it would take the model from their open calls. Whatever comes of it,
-        the signal follows (W8)."""
+        """Asks a backend to free what it holds outside its process. Backends that drain are not asked: they free it
+        themselves, and Free would take the model from their open calls. The signal follows in any case (W8)."""
         assert self._port is not None  # noqa: S101 - the process has been started on it
         listens = address_of(host_to_reach(self._settings.bind_host), self._port)
         with trio.move_on_after(FREE_SECONDS_MAX):
@@ -318,16 +320,16 @@ class ReplicaTask:
                 self._log.exception("worker.free_failed")
 
     async def _watch_memory(self, process: BackendProcess) -> None:
-        """Stops a process that outgrows its limit before the machine runs out of memory for all the others."""
+        """Stops a process that exceeds its memory limit, before the machine runs out of memory."""
         limit = self._settings.memory_limit_bytes
         if limit is None:
             return
         used = await self._context.wait_memory_above(process.pid, limit)
         self._failure = describe_excess(used, limit)
-        self.desire(Desired.STOP)  # which ends a load too: that it breaks then is not the cause
+        self.desire(Desired.STOP)  # This ends a load, too, so the broken load is not the cause.
 
     async def _end_at_shutdown(self, process: BackendProcess, program: BackendProgram) -> None:
-        """The worker ends (or has a bug): so does the process, as at any stop, within a bound."""
+        """Ends the process because the worker ends (or has a bug), as at any stop, within a time limit."""
         seconds_max = FREE_SECONDS_MAX + self._settings.stop_timeout_seconds + REAP_SECONDS_MAX
         with trio.move_on_after(seconds_max, shield=True) as bound:
             async with trio.open_nursery() as nursery:
@@ -349,7 +351,7 @@ class ReplicaTask:
         self._report(Observed.GONE if was_ready else Observed.FAILED, error)
 
     def _explain_end(self, *, broke_itself: bool) -> str:
-        """One sentence, then the last lines of output (L22)."""
+        """Returns one sentence, then the last lines of output (L22)."""
         cause = self._failure or ""
         if broke_itself and self._exit_code is not None:
             exited = f"the backend process {describe_exit(self._exit_code)} while {self._observed}"
@@ -358,7 +360,7 @@ class ReplicaTask:
         return "\n".join([f"{cause}; its last output:", *lines]) if lines else cause
 
     def _report(self, observed: Observed, error: str | None = None, **amounts: int | None) -> None:
-        """Every report is complete: one that was overtaken before it was sent is not missed."""
+        """Makes a report. Every report is complete, so one that was replaced before it was sent is not missed."""
         self._observed = observed
         self._send_report(
             Report(

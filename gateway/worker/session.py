@@ -1,7 +1,7 @@
-"""The worker's end of one session: says what has changed and that it lives, does what the gateway asks for.
+"""The worker's end of one session: it sends changes and heartbeats, and carries out what the gateway asks for.
 
-A session may end at any time and another one begin, maybe with another gateway; the replicas do not notice. Whatever
-was under way when one ended is told again at the beginning of the next (`Agent.all_reports`).
+A session may end at any time and another one may begin, perhaps with another gateway. The replicas do not notice. The
+next session begins with everything that was unsent at the end of the one before (`Agent.all_reports`).
 """
 
 from collections.abc import Awaitable, Callable
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass
 class WorkerSession:
-    """`run` is the session. It ends when the gateway's end closes, in either direction."""
+    """One session of the worker. `run` is its life, and ends when the gateway closes its end, in either direction."""
 
     agent: Agent
     outgoing: trio.MemorySendChannel[FromWorker]
@@ -27,13 +27,13 @@ class WorkerSession:
     heartbeat_seconds: float
     read_capacity: Callable[[], Awaitable[Capacity]]
     reported_capacity: Capacity
-    """What the gateway knows of the machine: as the hello said, then as last sent."""
+    """The capacity that the gateway knows: that of the hello, then the last one sent."""
     _tails: dict[int, trio.CancelScope] = field(default_factory=dict, init=False)
     _scope: trio.CancelScope = field(default_factory=trio.CancelScope, init=False)
     _leaving_sent: trio.Event = field(default_factory=trio.Event, init=False)
 
     async def run(self) -> None:
-        """Returns when the gateway is gone."""
+        """Runs the session until the gateway is gone."""
         with self._scope:
             async with self.outgoing, trio.open_nursery() as nursery:
                 nursery.start_soon(self.agent.outbox.run_sending, self._send)
@@ -53,8 +53,8 @@ class WorkerSession:
                 nursery.cancel_scope.cancel()
 
     async def finish(self) -> None:
-        """Ends the session from this side, once every report has been handed over. To be bounded by the caller: a
-        session that breaks meanwhile takes no report any more."""
+        """Ends the session from this side, once every report has been passed on. The caller has to limit the time,
+        because a session that breaks meanwhile takes no report any more."""
         if not self._scope.cancel_called:
             if self.agent.leaving.is_set():
                 await self._leaving_sent.wait()
@@ -74,7 +74,8 @@ class WorkerSession:
             await self._send(Heartbeat())
 
     async def _run_capacity(self) -> None:
-        """Apart from the heartbeats: a driver that hangs is no reason to be taken for dead."""
+        """Sends the capacity when it changes. This is separate from the heartbeats, so that a hanging driver does not
+        stop them."""
         while True:
             capacity = await self.read_capacity()
             if capacity != self.reported_capacity:
@@ -88,7 +89,7 @@ class WorkerSession:
         self._leaving_sent.set()
 
     async def _run_tail(self, request: TailLogs) -> None:
-        """One reader of a backend's output, at the pace of the connection."""
+        """Serves one reader of a backend's output, at the pace of the connection."""
         output = self.agent.output_of(request.replica_id)
         if output is None:
             await self._send(LogChunk(request.tail, (), ended=True))

@@ -1,4 +1,4 @@
-"""What a worker has to know of its machine and its configuration."""
+"""The settings of a worker: what it has to know of its machine and its configuration."""
 
 import socket
 from collections.abc import Mapping
@@ -17,28 +17,28 @@ from gateway.worker.process.command import BackendProgram
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What the configuration says to a worker: its folders, ports, addresses, bounds and backend programs."""
+    """The settings of one worker: its folders, ports, addresses, limits and backend programs."""
 
     state_folder: Path
-    """Holds `processes.json`; one worker per folder."""
+    """The folder of `processes.json`. Each worker has its own."""
     models_dir: Path
     port_range: PortRange
     bind_host: str
-    """Where backends listen."""
+    """The host on which backends listen."""
     advertise_host: str
-    """Host under which gateways reach them."""
+    """The host at which gateways can reach them."""
     drain_timeout_seconds: float
     """How long a draining replica may finish its open requests."""
     stop_timeout_seconds: float = 5.0
-    """Between SIGTERM and SIGKILL."""
+    """The time between SIGTERM and SIGKILL."""
     memory_limit_bytes: int | None = None
-    """Of main memory, for the processes of one replica. None: no limit."""
+    """The limit of main memory for the processes of one replica. None means no limit."""
     backends: Mapping[str, BackendProgram] = field(default_factory=lambda: MappingProxyType({}))
-    """The `[backends.NAME]` sections."""
+    """The backend programs of the `[backends.NAME]` sections."""
     cache_bytes_max: int | None = None
-    """Of fetched files. None: as much as the disk allows."""
+    """The limit for all fetched files together. None means as much as the disk allows."""
     gateway: GatewaySource | None = None
-    """Where files are fetched from that only the gateway has. None: it is on this machine."""
+    """The source of files that only the gateway has. None if the gateway is on this machine."""
     port_lock_folder: Path | None = None
     """None: locks that all workers of this machine share."""
 

@@ -1,4 +1,5 @@
-"""From a started process to a loaded model: asks until Health answers, then loads, each within its time."""
+"""Brings a started process to a loaded model: it calls Health until the process answers, then loads, each within its
+time limit."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -50,14 +51,14 @@ def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:
 
 @dataclass(frozen=True)
 class BackendClient:
-    """One process as the worker asks it things."""
+    """The worker's client of one backend process."""
 
     control: BackendControl
     address: Address
     token: str
 
     async def wait_healthy(self, timeout_seconds: float) -> None:
-        """Returns once Health answers. Raises `BackendNotReady` after `timeout_seconds`, with the last answer (L21)."""
+        """Waits until Health answers. Raises `BackendNotReady` after `timeout_seconds`, with the last answer (L21)."""
         interval, last_answer = HEALTH_INTERVAL_SECONDS, "no answer"
         with trio.move_on_after(timeout_seconds):
             while (answer := await self._ask_health()) is not None:
@@ -68,7 +69,7 @@ class BackendClient:
         raise BackendNotReady(f"the backend was not ready within {timeout_seconds:g} s of its start ({last_answer})")
 
     async def _ask_health(self) -> str | None:
-        """None: healthy; else what is wrong."""
+        """Calls Health. Returns None if the backend is healthy, or else what is wrong."""
         with trio.move_on_after(HEALTH_TIMEOUT_SECONDS):
             try:
                 await self.control.health(self.address, self.token, HEALTH_TIMEOUT_SECONDS)
@@ -78,8 +79,9 @@ class BackendClient:
         return f"Health did not answer within {HEALTH_TIMEOUT_SECONDS:g} s"
 
     async def load(self, spec: ModelSpec, artifact: Artifact) -> None:
-        """Raises `LoadFailed`, also when the time for a model of this size is over (L7). Health is not asked meanwhile:
-        an engine may hold everything, signals included, for the whole load (pitfall 34)."""
+        """Loads the model. Raises `LoadFailed`, also when the time for a model of this size is over (L7). It makes no
+        Health calls meanwhile, because an engine may block everything, signals included, for the whole load (pitfall
+        34)."""
         seconds = load_seconds_max(spec, artifact.size_bytes)
         with trio.move_on_after(seconds):
             await self.control.load_model(self.address, self.token, model_options(spec, artifact), seconds)

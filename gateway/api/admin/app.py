@@ -1,4 +1,4 @@
-"""Quart as our pages use it: errors in our envelope, the traps of its defaults removed, JSON in and out."""
+"""Quart as the admin API uses it: errors in the API's envelope, safe defaults, JSON in and out."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class AdminApp(QuartTrio):
-    """Quart with the traps of its defaults removed (pitfalls 1, 2, 35)."""
+    """Quart with safe defaults (pitfalls 1, 2, 35)."""
 
     def __init__(self, errors: ErrorPolicy) -> None:
         super().__init__(__name__, static_folder=None)
@@ -35,7 +35,7 @@ class AdminApp(QuartTrio):
     async def handle_user_exception(
         self, error: Exception | BaseExceptionGroup[BaseException]
     ) -> HTTPException | ResponseReturnValue:
-        """A bug beside a cancel is logged here, since Quart would drop it (pitfalls 2, 3)."""
+        """Logs a bug that was raised together with a cancel, because Quart would drop it (pitfalls 2, 3)."""
         if isinstance(error, BaseExceptionGroup):
             cancelled, failed = error.split(trio.Cancelled)
             if failed is not None:
@@ -69,19 +69,21 @@ class AdminApp(QuartTrio):
         )
 
     def rules(self) -> Iterator[tuple[str, str]]:
-        """Method and path of each page."""
+        """Yields the method and path of each page."""
         for rule in self.url_map.iter_rules():
             for method in sorted(rule.methods or ()):
                 yield method, rule.rule
 
 
 async def read_json(body_type: type[Body]) -> Body:
-    """The body of the request. Raises `BadRequest`; `UnsupportedMediaType` for one that is not declared as JSON."""
+    """Returns the body of the request. Raises `BadRequest`, and `UnsupportedMediaType` for a body that is not declared
+    as JSON."""
     return await _off_loop_if_large(partial(parse_json, body_type), await _read_declared())
 
 
 async def read_object() -> dict[str, Any]:
-    """The body of the request, for callers that check its fields themselves. Raises the same as `read_json`."""
+    """Returns the body of the request, for callers that check its fields themselves. Raises the errors of
+    `read_json`."""
     return await _off_loop_if_large(parse_object, await _read_declared())
 
 

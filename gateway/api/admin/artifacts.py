@@ -1,7 +1,7 @@
-"""Files that only gateways have, for workers of other machines: those that models name by `file:` with a `sha256`.
+"""Serves files that only gateways have to workers of other machines: those that models name by `file:` with a `sha256`.
 
-A worker asks by the hash, and any gateway: one whose disk has not got the file passes on what another one has. The
-path comes from the model and never from the request.
+A worker asks any gateway by the hash. A gateway without the file relays the answer of one that has it. The path comes
+from the model and never from the request.
 """
 
 import os
@@ -38,7 +38,7 @@ class RangeNotSatisfiable(BadRequest):
 
 
 class FileShrank(Exception):
-    """It ends before the length that was announced: whoever has written to it has broken this response."""
+    """The file ends before the announced length: a program that has written to it has broken this response."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ArtifactFiles:
     def routes(self) -> Sequence[Route]:
         """Return the routes of `/api/artifacts/{sha256}` (GET and HEAD), which ask for a node credential."""
         path = "/api/artifacts/{sha256}"
-        # A drain does not wait for gigabytes: the worker goes on with what it has, here or at another gateway.
+        # A drain does not wait for gigabytes: the worker continues with what it has, here or at another gateway.
         return (
             Route("GET", path, Role.WORKER, self._send, ends_with_service=True),
             Route("HEAD", path, Role.WORKER, self._send, ends_with_service=True),
@@ -76,14 +76,14 @@ class ArtifactFiles:
 
 
 def specs_of(digest: str, specs: Iterable[ModelSpec]) -> Iterator[ModelSpec]:
-    """The models that name a file of that hash."""
+    """Yields the models that name a file with this hash."""
     for spec in specs:
         if spec.artifact.startswith(FILE_SCHEME) and spec.sha256 is not None and spec.sha256.lower() == digest:
             yield spec
 
 
 def paths_of(specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
-    """Where their files should lie. What the API has set stays in `models_dir`, which is resolved (A7)."""
+    """Yields the paths of their files. Paths that the API has set stay in `models_dir`, which is resolved (A7)."""
     for spec in specs:
         path = (models_dir / spec.artifact.removeprefix(FILE_SCHEME)).resolve()
         if spec.source == "file" or path.is_relative_to(models_dir):
@@ -91,10 +91,10 @@ def paths_of(specs: Iterable[ModelSpec], models_dir: Path) -> Iterator[Path]:
 
 
 def _open_first(paths: Sequence[Path]) -> FileIO | None:
-    """The first of them that is a readable regular file."""
+    """Opens the first path that is a readable regular file. Returns None if there is none."""
     for path in paths:
         try:
-            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # a pipe must not hold us up
+            file = FileIO(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))  # A pipe must not block this.
         except OSError:
             continue
         if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
@@ -121,7 +121,7 @@ async def _answer(exchange: Exchange, file: FileIO, digest: str) -> None:
 
 
 def _wanted_part(exchange: Exchange, size: int, etag: str) -> ByteRange | None:
-    """None: the whole file. Raises `RangeNotSatisfiable`."""
+    """Returns the range that the request asks for, or None for the whole file. Raises `RangeNotSatisfiable`."""
     if exchange.method != "GET" or exchange.header("if-range") not in {None, etag}:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Types of fields that several request bodies of the admin API and of workers have. Pure."""
+"""The types of fields that several request bodies of the admin API and of workers have. Pure."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ Value = TypeVar("Value")
 
 LABELS_MAX: Final = 64
 LABEL_CHARS_MAX: Final = 128
-"""Of a label's name."""
+"""The largest length of a label's name."""
 LABEL_VALUE_CHARS_MAX: Final = 256
 
 _UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -28,7 +28,7 @@ def _check_uuid(text: str) -> str:
 
 
 def _as_the_configuration(check: Callable[[str], Value]) -> Callable[[str], Value]:
-    """The configuration's check, whose sentence ("expected ..., got ...") becomes this field's."""
+    """Makes a field's validator of a check of the configuration, with its message ("expected ..., got ...")."""
 
     def checked(text: str) -> Value:
         try:
@@ -40,14 +40,14 @@ def _as_the_configuration(check: Callable[[str], Value]) -> Callable[[str], Valu
 
 
 def _parse_budget(value: object) -> object:
-    """The type is checked here, since what comes out is another one."""
+    """Parses a budget. The type is checked here, because the result has another type."""
     if not isinstance(value, str):
         raise wrong_type("a string", value)
     return vram_budget(_as_the_configuration(parse_budget)(value))
 
 
 def _check_labels(labels: object) -> object:
-    """One wrong label is named; pydantic would list all of them."""
+    """Checks labels and names the first wrong one; pydantic would list all of them."""
     if not isinstance(labels, dict):
         raise wrong_type("an object", labels)
     if len(labels) > LABELS_MAX:
@@ -65,6 +65,6 @@ def _check_labels(labels: object) -> object:
 Uuid = Annotated[str, AfterValidator(_check_uuid)]
 NodeName = Annotated[str, AfterValidator(_as_the_configuration(check_name))]
 Budget = Annotated[VramBudget, BeforeValidator(_parse_budget)]
-"""Written "12GiB" or "80%", as in the configuration."""
+"""A budget, written "12GiB" or "80%" as in the configuration."""
 Labels = Annotated[dict[str, str], BeforeValidator(_check_labels)]
 PositiveCount = Annotated[int, Field(ge=1, le=INT32_MAX)]

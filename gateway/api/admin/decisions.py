@@ -1,4 +1,4 @@
-"""What became of one request, as the gateway that served it remembers, whichever is asked."""
+"""Shows the decision about one request, from the memory of the gateway that served it, whichever gateway is asked."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Decisions:
     """Shows how the router decided on one recent request, whichever gateway served it."""
 
     log: DecisionLog
-    """Of the requests that this gateway served."""
+    """The decisions about requests that this gateway served."""
     peers: PeerClient
 
     def routes(self) -> Sequence[Route]:

@@ -1,4 +1,5 @@
-"""What the admin API and `gateway status` show: the fleet, as this gateway and those it hears of know it. Pure."""
+"""Makes the documents of the admin API and of `gateway status`: the fleet, as this gateway and its peers know it.
+Pure."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -32,7 +33,7 @@ class StatusSource:
     """Where other gateways reach this one; empty: nowhere."""
 
     def requested(self, model: ModelName) -> bool:
-        """Whether somebody has asked for a load that has come to nothing yet, or another gateway's requests wait."""
+        """Returns whether there is an open load request for the model, or requests wait for it at another gateway."""
         return self.own_load_request(model) or any(
             demand.model == model for peer in self.fleet.peers.peers.values() for demand in peer.demand
         )
@@ -40,7 +41,8 @@ class StatusSource:
 
 @dataclass(frozen=True)
 class _Use:
-    """Use of the whole fleet: open requests of each replica and each model, and requests that wait for a model."""
+    """The usage of the whole fleet: open requests of each replica and each model, and waiting requests of each
+    model."""
 
     in_flight: Counter[ReplicaId]
     in_flight_by_model: Counter[ModelName]
@@ -106,7 +108,7 @@ def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
 
 
 def node_object(node: Node, now: float) -> dict[str, Any]:
-    """`now`: seconds of the registry's clock."""
+    """Returns one node as a JSON object. `now` is the time of the registry's clock in seconds."""
     return {
         "id": node.id,
         "name": node.name,
@@ -121,7 +123,7 @@ def node_object(node: Node, now: float) -> dict[str, Any]:
 
 
 def _capacity(node: Node) -> dict[str, Any]:
-    """What is unknown is null."""
+    """Returns the capacity as a JSON object. What is unknown is null."""
     capacity = node.capacity
     return {
         "gpus": [asdict(gpu) for gpu in capacity.gpus],
@@ -139,7 +141,8 @@ def _capacity(node: Node) -> dict[str, Any]:
 
 
 def _age(since: float, now: float) -> float | None:
-    """Seconds, never negative: the clocks of two machines differ. None: not known."""
+    """Returns an age in seconds, or None if it is not known. It is never negative, although the clocks of two machines
+    differ."""
     return round(max(0.0, now - since), 3) if since else None
 
 

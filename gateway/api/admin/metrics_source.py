@@ -1,4 +1,4 @@
-"""The series of `/metrics` that say what is, read from `statistics()` at each scrape. Pure."""
+"""Reads the gauges of `/metrics` from `statistics()` at each scrape. Pure."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping

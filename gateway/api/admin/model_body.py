@@ -1,7 +1,7 @@
 """Reads a model's spec from a request body: the keys of a `[[models]]` entry, checked by the configuration's rules.
 
-Two things are narrower than in the file, since a caller of the API need not be who owns the machine: `file:` stays
-below the models folder, and a URL's host has to be one of the public Internet. Pure.
+Two rules are stricter than in the file, because a caller of the API need not be the owner of the machine: `file:` stays
+below the models folder, and a URL's host has to be on the public Internet. Pure.
 """
 
 import posixpath
@@ -23,15 +23,17 @@ from gateway.domain.special_addresses import is_never_public
 from gateway.field_errors import FieldErrorKind
 
 ENTRIES_MAX: Final = 256
-"""Of `options` and of `selector`: each wrong one costs time, and the configuration's checks collect all."""
+"""The largest number of entries of `options` and of `selector`. Each wrong one costs time, and the configuration's
+checks collect all of them."""
 RESERVED: Final = ("/load", "/unload", "/load-status")
-"""Below a model's own path."""
+"""Paths below a model's own path."""
 AT: Final = ("models", 0)
-"""Where the entry would lie in a file: the configuration's words depend on it."""
+"""The place of the entry in a file, which the configuration's messages depend on."""
 
 
 def parse_model(name: str, body: Mapping[str, Any], backends: Collection[str], models_dir: PurePath) -> ModelSpec:
-    """`null` is "not set"; `models_dir` is absolute. Raises `BadRequest`, which names the field."""
+    """Returns the spec. `null` means "not set", and `models_dir` is absolute. Raises `BadRequest`, which names the
+    field."""
     if name.endswith(RESERVED):
         raise _wrong(("name",), f"a name can't end with {' or '.join(RESERVED)}: the path is taken")
     body = {key: value for key, value in body.items() if value is not None}
@@ -45,7 +47,7 @@ def parse_model(name: str, body: Mapping[str, Any], backends: Collection[str], m
 
 
 def _check_keys(body: Mapping[str, Any]) -> None:
-    """The first unknown one is named; pydantic would list all of them."""
+    """Refuses the first unknown key by its name; pydantic would list all of them."""
     for key in body:
         if key == "name":
             raise _wrong(("name",), "a model's name is in the path")
@@ -68,7 +70,7 @@ def _read_entry(name: str, body: Mapping[str, Any]) -> ModelEntry:
 
 
 def _check_file(artifact: str, models_dir: PurePath) -> None:
-    """By the text alone: what symbolic links lead to, the worker sees."""
+    """Checks the path by its text alone. The worker sees where symbolic links lead."""
     if not artifact.startswith("file:"):
         return
     folder = posixpath.normpath(models_dir)
@@ -78,7 +80,7 @@ def _check_file(artifact: str, models_dir: PurePath) -> None:
 
 
 def _check_host(artifact: str) -> None:
-    """By the text alone: where a name leads to, the worker sees."""
+    """Checks the host by its text alone. The worker sees where a name leads."""
     if not artifact.startswith("https://"):
         return
     if is_masked(artifact):
@@ -100,7 +102,7 @@ def _missing(loc: tuple[str | int, ...]) -> BadRequest:
 
 
 def spec_body(spec: ModelSpec) -> dict[str, Any]:
-    """The body that says this spec: only what is set, and no secret (see `unmasked`)."""
+    """Returns the body of this spec: only keys that are set, and no secret (see `unmasked`)."""
     counts = {"min_replicas": spec.min_replicas or None, "max_replicas": spec.max_replicas}
     fields = {
         "backend": spec.backend,

@@ -1,6 +1,7 @@
-"""Pages of the admin API about models: what there is, what is put, removed, loaded and unloaded, and how a load goes.
+"""The pages of the admin API about models: they show, set, remove, load and unload models, and show how a load goes.
 
-What a page writes, it answers from the registry, once this gateway's view has it too: who asks next sees it.
+After a write, a page answers from the registry once this gateway's view has the change, too, so the next request sees
+it.
 """
 
 from collections.abc import Collection
@@ -26,19 +27,19 @@ from gateway.registry.protocol import DeclaredInFile, ModelRegistry
 from gateway.registry.snapshot import SnapshotStore
 
 WAIT_SECONDS_MAX: Final = 600
-"""For a load, in one request."""
+"""The longest wait for a load in one request."""
 VIEW_SECONDS: Final = 2.0
-"""For this gateway's view to follow a write. Then the answer does not wait for it any longer."""
+"""How long an answer waits until this gateway's view has the change."""
 
 
 class Loads(Protocol):
-    """Loads that were asked for at this gateway and have come to nothing yet."""
+    """The open load requests of this gateway."""
 
     def request(self, model: ModelName) -> None:
         """Ask for a load of the model, as a request for it would; nothing happens if a replica already serves."""
 
     def cancel(self, model: ModelName) -> None:
-        """It is not asked for any more."""
+        """Withdraws the load request."""
 
     async def wait_over(self, model: ModelName) -> None:
         """Wait until a replica serves, or the load has failed, or it is not asked for any more."""
@@ -46,16 +47,16 @@ class Loads(Protocol):
 
 @dataclass(frozen=True)
 class ModelService:
-    """Shows and changes models. Every method raises `ModelNotFound` for one that is not there."""
+    """Shows and changes models. Every method raises `ModelNotFound` if there is no such model."""
 
     registry: ModelRegistry
     source: StatusSource
     views: SnapshotStore[FleetView]
     loads: Loads
     backends: Collection[str]
-    """Those that the configuration declares."""
+    """The backends that the configuration declares."""
     models_dir: PurePath
-    """Absolute; see `parse_model`."""
+    """The absolute path of the models folder; see `parse_model`."""
 
     def show(self, name: ModelName) -> Response:
         """Show the model as this gateway's view has it, without asking the registry."""
@@ -63,7 +64,7 @@ class ModelService:
         return json_response(model_object(self.source, view, _found(view.state, name)))
 
     async def put(self, name: ModelName, body: dict[str, Any]) -> Response:
-        """Raises `BadRequest`, and `Conflict` for a model of the configuration file."""
+        """Sets a model. Raises `BadRequest`, and `Conflict` for a model of the configuration file."""
         spec = parse_model(name, await self._with_secrets(name, body), self.backends, self.models_dir)
         try:
             is_new = await self.registry.put_model(spec)
@@ -72,7 +73,7 @@ class ModelService:
         return await self._answer(name, 201 if is_new else 200)
 
     async def _with_secrets(self, name: ModelName, body: dict[str, Any]) -> dict[str, Any]:
-        """Who puts what was shown keeps the secrets that were not."""
+        """Returns the body with the secrets that were masked when it was shown."""
         artifact = body.get("artifact")
         if not isinstance(artifact, str) or not is_masked(artifact):
             return body
@@ -80,7 +81,7 @@ class ModelService:
         return {**body, "artifact": unmasked(artifact, known.artifact if known is not None else None)}
 
     async def remove(self, name: ModelName) -> Response:
-        """Raises `Conflict` for a model of the configuration file."""
+        """Removes a model. Raises `Conflict` for a model of the configuration file."""
         try:
             if not await self.registry.remove_model(name):
                 raise ModelNotFound(name)
@@ -91,7 +92,7 @@ class ModelService:
         return json_response({"removed": name})
 
     async def load(self, name: ModelName, wait_seconds: float) -> Response:
-        """202 until it has come to something, if anybody waits for that."""
+        """Requests a load. It answers 202 while the load is in progress, and 200 if `wait` saw it finish."""
         await self._find(name)
         self.loads.request(name)
         is_over = False
@@ -114,7 +115,7 @@ class ModelService:
         return await self._answer(name)
 
     async def _find(self, name: ModelName) -> ModelSpec:
-        """The spec that the registry has; the view has it, too."""
+        """Returns the spec that the registry has. The view has it then, too."""
         state = await self.registry.read_state()
         spec = _found(state, name)
         await self._follow(state)

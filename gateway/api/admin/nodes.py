@@ -1,7 +1,7 @@
-"""Pages of the admin API about the fleet: nodes and replicas as `/api/status` has them, and the audit trail.
+"""The pages of the admin API about the fleet: nodes and replicas as in `/api/status`, and the audit trail.
 
-A node is named by its id or its name. What a page writes, it answers from the registry; the rest is this gateway's
-view, which follows the registry at a little distance.
+A node is named by its id or its name. After a write, a page answers from the registry. The other pages answer from this
+gateway's view, which follows the registry with a small delay.
 """
 
 from dataclasses import asdict
@@ -23,12 +23,12 @@ from gateway.registry.protocol import NodeEdit, NodeOverrides, NodeRegistry, Sta
 EVENTS_DEFAULT: Final = 100
 EVENTS_MAX: Final = 1000
 LOST: Final = frozenset({NodeStatus.OFFLINE, NodeStatus.UNHEALTHY})
-"""Nobody hears of such a node, so nothing is lost when it is removed."""
+"""The states of nodes that are silent, so that nothing is lost when one is removed."""
 
 
 class NodePatch(JsonBody):
-    """What an admin says of a node instead of its worker. What is not named stays as it is; null takes back what was
-    said before, and the worker's own word counts again. Labels are replaced as a whole."""
+    """An admin's settings of a node. A missing field stays as it is, and null removes an earlier setting, so that the
+    worker's own value counts again. Labels are replaced as a whole."""
 
     labels: Labels | None = None
     vram_budget: Budget | None = None
@@ -47,7 +47,7 @@ class NodePatch(JsonBody):
 
 
 class NodeService:
-    """Finds and changes nodes. Every method raises `NotFound` for one that is not there."""
+    """Finds and changes nodes. Every method raises `NotFound` if there is no such node."""
 
     def __init__(self, registry: NodeRegistry, source: StatusSource) -> None:
         self._registry = registry
@@ -58,14 +58,14 @@ class NodeService:
         return self._answer(find_node(self._source.fleet.view.state, name))
 
     async def edit(self, name: str, edit: NodeEdit) -> Response:
-        """The node as it is afterwards. To ask twice for the same changes nothing."""
+        """Changes a node and returns it. Repeating the same change has no effect."""
         node = await self._find(name)
         if not await self._registry.edit_node(node.id, edit):
             raise node_not_found(name)
         return self._answer(await self._find(node.id))
 
     async def remove(self, name: str, *, force: bool) -> Response:
-        """Raises `Conflict` for a node whose worker is there: it would come back."""
+        """Removes a node. Raises `Conflict` for a node whose worker is there, because it would come back."""
         node = await self._find(name)
         if node.condition not in LOST and not force:
             raise Conflict(

@@ -1,7 +1,7 @@
-"""Asks another gateway of the fleet for what only that one has, and passes its answer on as it comes.
+"""Asks another gateway of the fleet for a resource that only that one has, and passes its answer on as it comes.
 
-Only addresses that gateways have published are asked, with the caller's own credentials, which all gateways of a fleet
-take. What was relayed once is not relayed again, so a question can't go round.
+It asks only addresses that gateways have published, with the caller's own credentials, which all gateways of a fleet
+accept. A relayed request is not relayed again, so it cannot go round in circles.
 """
 
 import ssl
@@ -25,9 +25,9 @@ from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE
 
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 15.0
-"""For an answer to begin: longer than what the other gateway itself waits for, a worker that is to send its lines."""
+"""How long an answer may take to begin. It is longer than the other gateway's own wait for a worker's output."""
 SILENCE_SECONDS: Final = 60.0
-"""Between two parts of an answer; a quiet event stream says something more often."""
+"""The longest pause between two parts of an answer. A quiet event stream sends something more often."""
 RETRY_AFTER_SECONDS: Final = 5.0
 EVENT_BYTES_MAX: Final = 4 * 1024 * 1024
 
@@ -35,7 +35,7 @@ TRUSTS_NOBODY: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 RELAYED: Final = "x-gateway-relayed"
 ASKED_WITH: Final = (AUTHORIZATION, NODE, BOOT, "range", "if-range")
-"""Headers of the caller that go along."""
+"""The headers of the caller that are passed on."""
 ANSWERED_WITH: Final = frozenset(
     {
         b"content-type",
@@ -50,11 +50,11 @@ ANSWERED_WITH: Final = frozenset(
         b"www-authenticate",
     }
 )
-"""Headers of the answer that come back; each gateway has its own of the rest."""
+"""The headers of the answer that are passed back. Each gateway sets the others itself."""
 
 
 class PeerFailed(Unavailable):
-    """Another gateway, which the message names, could not be asked or did not answer as one."""
+    """Another gateway, which the message names, could not be reached or did not answer as a gateway."""
 
     def __init__(self, peer: PeerState, because: str) -> None:
         super().__init__(
@@ -64,14 +64,14 @@ class PeerFailed(Unavailable):
 
 @dataclass
 class PeerClient:
-    """`context`: what they have to prove themselves with; None: with what the system trusts."""
+    """Asks other gateways. `context` is the TLS context for them; None means what the system trusts."""
 
     gateways: Callable[[], Mapping[GatewayId, PeerState]]
     """The newest peer state of each other one that lives."""
     context: ssl.SSLContext | None = None
 
     async def relay(self, exchange: Exchange, gateway_id: GatewayId) -> None:
-        """Answers as that gateway does. Raises `Unavailable` when it can't be asked."""
+        """Answers with the response of that gateway. Raises `Unavailable` if it cannot be reached."""
         peer = next((peer for peer in self._askable(exchange) if peer.gateway_id == gateway_id), None)
         if peer is None:
             raise Unavailable(
@@ -82,9 +82,10 @@ class PeerClient:
             await _pass_on(exchange, response, peer)
 
     async def relay_from_any(self, exchange: Exchange) -> bool:
-        """Answers as the first that does not say "not found". False: all say so, and nothing was answered.
+        """Answers with the first response that is not "not found". Returns False, without an answer, if all responses
+        are.
 
-        Raises `Unavailable` when one that may have it could not be asked or could not tell.
+        Raises `Unavailable` if a gateway that may have the resource could not be reached or could not tell.
         """
         unsure: PeerFailed | None = None
         for peer in self._askable(exchange):
@@ -114,10 +115,10 @@ class PeerClient:
 
     @asynccontextmanager
     async def _ask(self, exchange: Exchange, peer: PeerState) -> AsyncIterator[httpx.Response]:
-        """The beginning of a gateway's answer, its body unread. Raises `PeerFailed`."""
+        """Yields a gateway's response with an unread body. Raises `PeerFailed`."""
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         verify = await self._trust(peer)
-        # A proxy of the environment is for the world outside, and may hold a stream back.
+        # A proxy of the environment is for the outside world, and may delay a stream.
         async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=False) as http:
             with _naming_peer(peer, "can't be reached"):
                 response = await _answer(http, _request(exchange, peer), peer)
@@ -127,7 +128,8 @@ class PeerClient:
                 await response.aclose()
 
     async def _trust(self, peer: PeerState) -> ssl.SSLContext:
-        """Reading what the system trusts takes long enough to be felt by everybody else."""
+        """Returns the TLS context. It is made in a thread, because reading the system's certificates takes noticeably
+        long."""
         if not peer.url.startswith("https:"):
             return TRUSTS_NOBODY
         if self.context is None:
@@ -136,12 +138,12 @@ class PeerClient:
 
 
 def was_relayed(exchange: Exchange) -> bool:
-    """Another gateway asks, on behalf of the caller."""
+    """Returns whether another gateway asks on behalf of the caller."""
     return exchange.header(RELAYED) is not None
 
 
 def _request(exchange: Exchange, peer: PeerState) -> httpx.Request:
-    """The same question, asked of another gateway."""
+    """Returns the same request for another gateway."""
     headers = {
         "accept-encoding": "identity",
         "user-agent": "gateway",
@@ -164,13 +166,15 @@ async def _answer(http: httpx.AsyncClient, request: httpx.Request, peer: PeerSta
 
 
 def _is_a_gateways(response: httpx.Response) -> bool:
-    """It is no redirect, and its errors are in our envelope."""
+    """Returns whether the response comes from a gateway: it is no redirect, and its errors are in the API's
+    envelope."""
     kind: str = response.headers.get("content-type", "")
     return response.is_success or (response.is_error and kind.startswith("application/json"))
 
 
 async def _pass_on(exchange: Exchange, response: httpx.Response, peer: PeerState) -> None:
-    """A client that does not read holds the other gateway up, through us, and nothing is kept in between."""
+    """Passes the response on. A client that does not read slows down the other gateway, and nothing is kept in
+    between."""
     exchange.notes["relayed_from"] = peer.gateway_id
     headers = _headers_to_pass(response)
     await exchange.send_head(response.status_code, headers, is_event_stream=_is_event_stream(response))
@@ -195,7 +199,7 @@ def _is_event_stream(response: httpx.Response) -> bool:
 
 
 async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: PeerState) -> None:
-    """Events whole, so that an error of ours can follow at any time; anything else as it comes."""
+    """Sends events as a whole, so that an error event can follow at any time, and anything else as it comes."""
     held = b""
     async for part in parts:
         ready = part
@@ -210,7 +214,8 @@ async def _send_parts(exchange: Exchange, parts: AsyncIterator[bytes], peer: Pee
 
 
 async def _end(parts: AsyncIterator[bytes]) -> None:
-    """httpx's iterators have to be read to their end or be ended by an exception of theirs: by a cancel, then."""
+    """Ends the iterator. httpx's iterators have to be read to their end or be ended by an exception of theirs, here a
+    cancel."""
     with trio.CancelScope() as scope, suppress(httpx.HTTPError):
         scope.cancel()
         async for _ in parts:
@@ -219,7 +224,7 @@ async def _end(parts: AsyncIterator[bytes]) -> None:
 
 @contextmanager
 def _naming_peer(peer: PeerState, what: str) -> Iterator[None]:
-    """Raises `PeerFailed` for what httpx raises."""
+    """Translates httpx's errors to `PeerFailed`."""
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:

@@ -1,7 +1,7 @@
-"""How a worker of another machine joins: with the join token it registers, and learns who it is and where to connect.
+"""Registers workers of other machines: with the join token a worker gets its node id and the address for its sessions.
 
-A worker that was here before proves which node it is by the credential of its last start; without that it is the node
-of its name, or a new one (the registry decides).
+A worker that has registered before proves which node it is by the credential of its last start. Without it, it becomes
+the node of its name, or a new one (the registry decides).
 """
 
 from collections.abc import Callable, Sequence
@@ -28,16 +28,17 @@ from gateway.registry.protocol import FleetFull, NameTaken, NodeRegistry, StaleC
 from gateway.transport.credentials import is_credential, node_credential
 
 RETRY_AFTER_SECONDS = 1.0
-"""While the listener for workers is not up yet."""
+"""The `Retry-After` while the listener for workers is not ready."""
 BODY_BYTES_MAX = 16 * 1024
-"""A registration has five short fields."""
+"""The largest body. A registration has five short fields."""
 FULL_RETRY_AFTER_SECONDS = 60.0
 REGISTRATIONS_PER_SECOND = 5.0
-"""Of one address, in the long run: each may be a write that every gateway has to read."""
+"""The largest rate of one address in the long run, because each registration may be a write that every gateway has to
+read."""
 REGISTRATIONS_BURST = 100.0
-"""A machine room behind one address starts at once."""
+"""How many registrations of one address may come at once, as from a machine room that starts."""
 PEERS_MAX = 1024
-"""Addresses whose registrations are counted apart."""
+"""The number of addresses whose registrations are counted separately."""
 
 
 class RegistrationBody(JsonBody):
@@ -46,7 +47,7 @@ class RegistrationBody(JsonBody):
     name: NodeName
     boot_id: Uuid
     node_id: Uuid | None = None
-    """Of an earlier registration. Counts for nothing without the two below."""
+    """The node id of an earlier registration. It counts only together with the two fields below."""
     previous_boot_id: Uuid | None = None
     previous_credential: Annotated[str, Field(min_length=1, max_length=256)] | None = None
 
@@ -60,12 +61,12 @@ class NodeRegistration:
     cluster_secret: bytes = field(repr=False)
     auto_approve: bool
     advertise_host: str | None
-    """Under which workers reach this gateway. None: the one that they registered at."""
+    """The host at which workers can reach this gateway. None means the host at which they registered."""
     worker_port: Callable[[], int | None]
-    """Where sessions are taken. None: not yet."""
+    """Returns the port for sessions, or None if it is not open yet."""
     tls: bool
     _paces: dict[str, TokenBucket] = field(default_factory=dict, init=False, repr=False)
-    """By address."""
+    """The token buckets by address."""
 
     def routes(self) -> Sequence[Route]:
         """Return the route of `/api/node/register`, which asks for the join token."""
@@ -91,7 +92,8 @@ class NodeRegistration:
         await exchange.respond(200, to_json(answer))
 
     async def _write(self, registration: Registration) -> Node:
-        """Raises `Conflict`, `Unauthenticated`, `Unavailable`, and what the registry raises."""
+        """Writes the registration. Raises `Conflict`, `Unauthenticated`, `Unavailable`, and the errors of the
+        registry."""
         try:
             return await self.registry.register_node(registration)
         except NameTaken as error:
@@ -106,19 +108,19 @@ class NodeRegistration:
             ) from None
 
     def _check_pace(self, peer: str) -> None:
-        """Raises `Overloaded`."""
+        """Raises `Overloaded` if the address registers too often."""
         now = trio.current_time()
         if peer not in self._paces and len(self._paces) >= PEERS_MAX:
             for idle in [each for each, pace in self._paces.items() if pace.is_untouched(now)]:
                 del self._paces[idle]
             if len(self._paces) >= PEERS_MAX:
-                peer = ""  # those beyond the bound share one
+                peer = ""  # Addresses beyond the limit share one.
         pace = self._paces.setdefault(peer, TokenBucket(REGISTRATIONS_PER_SECOND, REGISTRATIONS_BURST))
         if wait_seconds := pace.try_take(1, now):
             raise Overloaded("Too many registrations come from this address.", retry_after_seconds=ceil(wait_seconds))
 
     def _session_address(self, host_header: str | None) -> str:
-        """Raises `BadRequest`, `Unavailable`."""
+        """Returns the address for sessions. Raises `BadRequest`, `Unavailable`."""
         port = self.worker_port()
         if port is None:
             raise Unavailable("The gateway does not take workers yet.", retry_after_seconds=RETRY_AFTER_SECONDS)
@@ -131,9 +133,9 @@ class NodeRegistration:
 
 
 def proved_node_id(request: RegistrationBody, cluster_secret: bytes) -> NodeId | None:
-    """The node that the worker was at its last start; None if it does not claim to be one. Pure.
+    """Returns the node that the worker was at its last start, or None if it does not claim to be one. Pure.
 
-    Raises `Unauthenticated` when the proof is wrong, `BadRequest` when a part of it is missing.
+    Raises `Unauthenticated` if the proof is wrong, `BadRequest` if a part of it is missing.
     """
     if request.previous_credential is None:
         return None

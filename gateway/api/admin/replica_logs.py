@@ -24,19 +24,19 @@ from gateway.domain.session import LOG_LINES_MAX, LogChunk
 
 LINES_DEFAULT: Final = 100
 KEEP_ALIVE_SECONDS: Final = 15.0
-"""Without a word, proxies and clients take a quiet stream for a dead one."""
+"""The longest pause in an event stream, because proxies and clients take a quiet stream for a dead one."""
 ANSWER_SECONDS: Final = 10.0
-"""For a worker to send the last lines."""
+"""How long a worker may take to send the last lines."""
 RETRY_AFTER_SECONDS: Final = 5.0
 
 TEXT: Final = b"text/plain; charset=utf-8"
 KEEP_ALIVE: Final = b": nothing new\n\n"
 END: Final = b'event: end\ndata: {"lines":[],"skipped":0}\n\n'
-"""No more will come: the process is gone. Its data is that of an empty event, for readers that see data only."""
+"""The last event: the process is gone. Its data is that of an empty event, for readers that see data only."""
 
 
 class HeldAtPeer(Unavailable):
-    """The session of the replica's node is not at this gateway. None: it is nowhere."""
+    """The session of the replica's node is not at this gateway. None means that it is at none."""
 
     def __init__(self, gateway_id: GatewayId | None, message: str) -> None:
         super().__init__(message, retry_after_seconds=RETRY_AFTER_SECONDS)
@@ -44,8 +44,8 @@ class HeldAtPeer(Unavailable):
 
 
 class OpenTail(Protocol):
-    """Opens a reader of a replica's output: chunks until one has `ended`. That the channel ends without one means
-    that the node's session is over. Leaving the context ends the tail.
+    """Opens a reader of a replica's output: chunks until one has `ended`. If the channel ends without such a chunk, the
+    node's session is over. Leaving the context ends the stream.
 
     Raises `NotFound`, `HeldAtPeer`.
     """
@@ -56,7 +56,7 @@ class OpenTail(Protocol):
 
 
 class OpenNodeTail(Protocol):
-    """Opens the same reader as `OpenTail`, asked of a node. None: the node has no session at this gateway."""
+    """Opens the same reader as `OpenTail` for a node, or yields None if the node has no session at this gateway."""
 
     def __call__(
         self, node_id: NodeId, replica_id: ReplicaId, lines: int, /, *, follow: bool
@@ -67,7 +67,7 @@ class OpenNodeTail(Protocol):
 async def open_replica_tail(
     state: Callable[[], ClusterState], open_node_tail: OpenNodeTail, replica_id: ReplicaId, lines: int, *, follow: bool
 ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk]]:
-    """An `OpenTail` once its first two arguments are given."""
+    """An `OpenTail`, once its first two arguments are given."""
     replica = state().replicas.get(replica_id)
     if replica is None:
         raise replica_not_found(replica_id)
@@ -87,7 +87,8 @@ def _held_at_peer(node: Node | None) -> HeldAtPeer:
 
 
 class ReplicaLogs:
-    """Serves the output of replicas, if need be from the gateway that holds the session of the replica's node."""
+    """Serves the output of replicas, through the gateway with the session of the replica's node if that is another
+    one."""
 
     def __init__(self, open_tail: OpenTail, peers: PeerClient) -> None:
         self._open_tail = open_tail
@@ -117,7 +118,7 @@ class ReplicaLogs:
 
 
 async def _read_all(tail: trio.MemoryReceiveChannel[LogChunk]) -> bytes:
-    """Raises `Unavailable` when the worker does not answer in time or is lost."""
+    """Returns the last lines. Raises `Unavailable` if the worker does not answer in time or is lost."""
     text: list[str] = []
     with trio.move_on_after(ANSWER_SECONDS):
         async for chunk in tail:
@@ -134,9 +135,9 @@ async def _read_all(tail: trio.MemoryReceiveChannel[LogChunk]) -> bytes:
 
 
 async def _relay(exchange: Exchange, tail: trio.MemoryReceiveChannel[LogChunk]) -> None:
-    """Until the process is gone. Raises `Unavailable` when the node is lost before."""
+    """Sends the output until the process is gone. Raises `Unavailable` if the node is lost before."""
     await exchange.start_event_stream()
-    await exchange.send_part(KEEP_ALIVE)  # the response begins now, whenever the first line comes
+    await exchange.send_part(KEEP_ALIVE)  # The response begins now, whenever the first line comes.
     while True:
         chunk = await _next_chunk(tail)
         if chunk is None:
@@ -150,7 +151,8 @@ async def _relay(exchange: Exchange, tail: trio.MemoryReceiveChannel[LogChunk]) 
 
 
 async def _next_chunk(tail: trio.MemoryReceiveChannel[LogChunk]) -> LogChunk | None:
-    """None: there was nothing for `KEEP_ALIVE_SECONDS`. Raises `Unavailable` at the end of the channel."""
+    """Returns the next chunk, or None if nothing came for `KEEP_ALIVE_SECONDS`. Raises `Unavailable` at the end of the
+    channel."""
     with trio.move_on_after(KEEP_ALIVE_SECONDS):
         try:
             return await tail.receive()

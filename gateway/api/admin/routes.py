@@ -1,6 +1,7 @@
-"""The pages: health, metrics and the admin API (later also pages for people).
+"""The pages of health, metrics and the admin API (later also pages for people).
 
-Inference does not pass through here. Requests arrive already admitted by `HttpApp`; errors leave in the same envelope.
+Inference requests do not pass through here. Requests have passed the checks of `HttpApp`, and errors leave in the same
+envelope.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -34,16 +35,17 @@ PAGE_ROUTES: Sequence[AdminRoute] = (
 
 @dataclass(frozen=True)
 class Readiness:
-    """What `/readyz` tells: a load balancer sends requests to a gateway that can serve.
+    """The answer of `/readyz`, by which a load balancer chooses gateways.
 
-    That is not one of whose parts each works. A gateway serves from its last snapshot while the registry is away; if
-    all of them said that they are not ready then, the outage of the database would be one of the fleet.
+    A gateway is ready if it can serve, even if one of its parts does not work. It serves from its last snapshot while
+    the registry is away. If all gateways answered "not ready" then, the outage of the database would become an outage
+    of the fleet.
     """
 
     checks: Mapping[str, bool]
-    """For each part, whether it works."""
+    """Whether each part works."""
     can_serve: bool
-    """It has had a snapshot, and is not about to end."""
+    """Whether it has had a snapshot and is not shutting down."""
 
     @property
     def status(self) -> str:
@@ -97,13 +99,13 @@ def build_admin_app(
 
 
 class ExplainBody(JsonBody):
-    """What the router would do now with a request for `model`."""
+    """A question: what would the router do now with a request for `model`?"""
 
     model: str
 
 
 def explanation(admission: Admission, model: ModelName) -> dict[str, Any]:
-    """Raises `ModelNotFound`."""
+    """Returns the answer of `/api/explain`. Raises `ModelNotFound`."""
     chosen, considered, now = admission.explain(model)
     queue = admission.statistics().get(model)
     return {

@@ -1,4 +1,4 @@
-"""Who is calling and what they may do: deny by default, keys compared in constant time."""
+"""Decides who calls and what the caller may do. It denies by default and compares keys in constant time."""
 
 import hashlib
 import hmac
@@ -14,15 +14,15 @@ from gateway.transport.credentials import IsCredential
 
 
 class Role(Enum):
-    """What a caller is, and what a route asks for."""
+    """The role of a caller, and the role that a route requires."""
 
     PUBLIC = "public"
     INFERENCE = "inference"
     ADMIN = "admin"
     JOIN = "join"
-    """A worker of another machine that wants to join, by the join token: no API key has this role."""
+    """A worker of another machine that wants to join, with the join token. No API key has this role."""
     WORKER = "worker"
-    """One that has joined, by its node's own credential: neither a key nor the join token has this role."""
+    """A worker that has joined, with its node's own credential. Neither a key nor the join token has this role."""
 
 
 OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
@@ -34,12 +34,13 @@ OPENS: Final[Mapping[Role, frozenset[Role]]] = MappingProxyType(
         Role.WORKER: frozenset({Role.WORKER}),
     }
 )
-"""The routes that a caller's role opens; what is not here is closed (A11)."""
+"""The routes that a caller's role opens. All others are closed (A11)."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who sends a request; `name` is that of the API key, a worker's node id, or a fixed word if there is neither."""
+    """The sender of a request. `name` is that of the API key, a worker's node id, or a fixed word if there is
+    neither."""
 
     name: str
     role: Role
@@ -63,10 +64,10 @@ WORKER: Final = Caller("worker", Role.JOIN)
 
 
 class Authenticator:
-    """Decides from the request's credentials alone.
+    """Decides by the request's credentials alone.
 
-    Without any key the gateway listens on loopback only and trusts who can reach it with everything but joining;
-    `allow_anonymous` lets strangers infer and never administer (architecture, Trust). `join_token_sha256`: None if no
+    Without any key the gateway listens on the loopback only, and every caller there may do everything but join. With
+    `allow_anonymous`, callers without a key may use the models and never administer. `join_token_sha256` is None if no
     worker of another machine can join.
     """
 
@@ -82,14 +83,16 @@ class Authenticator:
         self._is_credential = is_credential
         self._join_token_sha256 = join_token_sha256
         self.trusts_this_machine = not keys and not allow_anonymous
-        """Everyone who can connect may do everything, so browsers have to be kept out by other means (`guard`)."""
+        """Whether everyone who can connect may do everything, so that browsers have to be kept out by other means
+        (`browser_guard`)."""
         if allow_anonymous:
             self.anonymous = Caller("anonymous", Role.INFERENCE)
         else:
             self.anonymous = Caller("local", Role.ADMIN) if self.trusts_this_machine else NOBODY
 
     def authorize(self, authorization: str | None, needed: Role) -> Caller:
-        """The caller. Raises `Unauthenticated` for no or a wrong key, `Forbidden` for one whose role is too low."""
+        """Returns the caller. Raises `Unauthenticated` for no or a wrong key, `Forbidden` for one whose role is too
+        low."""
         if needed is Role.JOIN:
             return self._authorize_joining(authorization)
         caller = self._identify(authorization)
@@ -100,7 +103,7 @@ class Authenticator:
         raise Forbidden(f"The role of '{caller.name}' does not allow this; it needs the role '{needed.value}'.")
 
     def authorize_worker(self, authorization: str | None, node_id: str | None, boot_id: str | None) -> Caller:
-        """The caller's name is its node's id. Raises `Unauthenticated`."""
+        """Returns the caller, whose name is its node's id. Raises `Unauthenticated`."""
         token = _bearer(authorization or "")
         if token is None or not self._is_credential(NodeId(node_id or ""), BootId(boot_id or ""), token):
             raise Unauthenticated(
@@ -109,7 +112,7 @@ class Authenticator:
         return Caller(node_id or "", Role.WORKER)
 
     def _authorize_joining(self, authorization: str | None) -> Caller:
-        """Only the join token does it; an API key, of whatever role, is a wrong token."""
+        """Returns the caller if it has the join token. An API key of any role is a wrong token."""
         if self._join_token_sha256 is None:
             raise Forbidden(
                 "No worker can join this gateway: its configuration sets no auth.join_token.", code="join_disabled"
@@ -132,18 +135,18 @@ class Authenticator:
         return caller
 
     def _find(self, token: str) -> Caller | None:
-        """Compares with every key, whatever matched before, so that time tells nothing."""
+        """Returns the caller of a key, or None. It compares with every key, so that the time reveals nothing."""
         digest = sha256(token)
         matching = [key for key in self._keys if hmac.compare_digest(key.sha256, digest)]
         return Caller(matching[0].name, matching[0].role) if matching else None
 
 
 def sha256(secret: str) -> bytes:
-    """Secrets are kept and compared by this, so that their length tells nothing either."""
+    """Returns the hash by which secrets are kept and compared, so that their length is not revealed either."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def _bearer(authorization: str) -> str | None:
-    """The token of a bearer header; None when it is something else."""
+    """Returns the token of a bearer header, or None for any other header."""
     scheme, _, token = authorization.partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None

@@ -1,8 +1,8 @@
-"""How much memory request bodies may take: a budget of bytes over all of them, from the first byte to the answer.
+"""Limits the memory of request bodies: a budget of bytes over all of them, from the first byte to the answer.
 
-What has arrived is counted, not what was announced: a client that announces much and sends nothing takes nothing away
-from others. Only within one caller's share announcements count, too, so that a wave of large bodies from one key is
-refused before it is read, and one key never has the whole budget. An eighth is left to small bodies.
+Only received bytes count, not announced ones: a client that announces much and sends nothing takes nothing from others.
+Within the share of one caller announcements count, too. So a wave of large bodies from one key is refused before it is
+read, and one key never has the whole budget. An eighth is reserved for small bodies.
 """
 
 from dataclasses import dataclass
@@ -12,35 +12,37 @@ from typing import Final, Self
 from gateway.domain.errors import NoRoomForBody
 
 SMALL_BYTES: Final = 64 * 1024
-"""Bodies up to this size may use the part of the budget that is closed to larger ones."""
+"""The size of a small body. Small bodies may use the part of the budget that is closed to larger ones."""
 SMALL_SHARE: Final = 8
-"""One in so many bytes of the budget is for small bodies only."""
+"""The divisor of the budget that gives the part for small bodies only."""
 CALLER_SHARE: Final = 2
-"""One caller's large bodies have at most one in so many bytes of what there is for large ones; its small ones too."""
+"""The divisor that gives one caller's largest part of the budget for large bodies, and likewise for small ones."""
 RETRY_AFTER_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
 class BodyStatistics:
-    """How many requests have their bodies in memory, and how many bytes these take."""
+    """The number of requests whose bodies are in memory, and the bytes of these bodies."""
 
     bodies: int
-    """Requests whose bodies, or what was made of them, are in memory."""
+    """The number of requests whose bodies, or their parsed form, are in memory."""
     held_bytes: int
 
 
 class BodyBudget:
-    """Pure accounting: it refuses and counts, and waits for nothing."""
+    """The budget. It is pure accounting: it refuses and counts, and waits for nothing."""
 
     def __init__(self, bytes_max: int, body_bytes_max: int) -> None:
-        """`bytes_max`: of all bodies together. `body_bytes_max`: of one, which always fits into an empty budget."""
+        """`bytes_max` limits all bodies together. `body_bytes_max` limits one body, which always fits into an empty
+        budget."""
         self._bytes_max = bytes_max
         self._large_bytes_max = max(bytes_max - bytes_max // SMALL_SHARE, min(body_bytes_max, bytes_max))
         self._caller_bytes_max = max(self._large_bytes_max // CALLER_SHARE, min(body_bytes_max, bytes_max))
         self._held_bytes = 0
         self._bodies = 0
         self._promised: dict[tuple[str, bool], int] = {}
-        """By caller and by whether the bodies are large: what has arrived or was announced, whichever is more."""
+        """For each caller, and for large and small bodies separately: the received or announced bytes, whichever is
+        more."""
 
     def open(self, caller: str, announced_bytes: int | None) -> "BodyCharge":
         """Open the charge of a body that is about to be read. Raises `NoRoomForBody`.
@@ -59,7 +61,7 @@ class BodyBudget:
         return BodyStatistics(self._bodies, self._held_bytes)
 
     def hold(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
-        """Raises `NoRoomForBody` for what grows; what shrinks is never refused."""
+        """Changes a charge. Raises `NoRoomForBody` if it grows too much; a charge that shrinks is never refused."""
         is_large = promised_bytes > SMALL_BYTES
         known = charge.promised_bytes if is_large == charge.is_large else 0
         more, more_promised = held_bytes - charge.held_bytes, promised_bytes - known
@@ -92,11 +94,11 @@ class BodyBudget:
         if promised:
             self._promised[share] = promised
         else:
-            self._promised.pop(share, None)  # callers that have nothing here leave no trace
+            self._promised.pop(share, None)  # Callers without a body here leave no trace.
 
 
 class BodyCharge:
-    """One body's part of the budget. A context manager: the part is given back when the request has ended."""
+    """One body's part of the budget. It is a context manager that gives the part back when the request has ended."""
 
     __slots__ = ("_budget", "caller", "held_bytes", "promised_bytes")
 
@@ -108,15 +110,15 @@ class BodyCharge:
 
     @property
     def is_large(self) -> bool:
-        """Whether the body, as far as it was announced, has arrived or is kept, exceeds `SMALL_BYTES`."""
+        """Returns whether the body exceeds `SMALL_BYTES`, by what was announced, received or kept of it."""
         return self.promised_bytes > SMALL_BYTES
 
     def record_arrived(self, size_bytes: int) -> None:
-        """So much of the body is here by now. Raises `NoRoomForBody`."""
+        """Records how much of the body has arrived. Raises `NoRoomForBody`."""
         self._budget.hold(self, size_bytes, max(size_bytes, self.promised_bytes))
 
     def record_kept(self, size_bytes: int) -> None:
-        """So much is kept of what was made of the body, instead of the body. Raises `NoRoomForBody`."""
+        """Records how much memory the parsed form takes instead of the body. Raises `NoRoomForBody`."""
         self._budget.hold(self, size_bytes, size_bytes)
 
     def __enter__(self) -> Self:

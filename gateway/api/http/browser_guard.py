@@ -1,8 +1,8 @@
-"""What a browser on the same machine must not be able to do to a gateway without keys (CSRF, DNS rebinding). Pure.
+"""Protects a gateway without keys from web pages in a browser on the same machine (CSRF, DNS rebinding). Pure.
 
-A keyless gateway listens on loopback only, but a web page can make the browser send requests there. So `Host` has to
-be a loopback name (a rebound DNS name is not), and an `Origin` has to be loopback, too. JSON bodies are demanded
-everywhere: a page can send a form across origins, but not `application/json` without asking first.
+A gateway without keys listens on the loopback only, but a web page can make the browser send requests there. So `Host`
+has to be a loopback name (a rebound DNS name is not), and an `Origin` has to be a loopback one, too. All bodies have to
+be JSON: a page can send a form across origins, but not `application/json` without asking first.
 """
 
 from ipaddress import ip_address
@@ -12,7 +12,7 @@ from gateway.domain.errors import Forbidden, UnsupportedMediaType
 
 
 def check_local_request(host: str | None, origin: str | None) -> None:
-    """Raises `Forbidden` unless both name this machine. An absent `Origin` is a client that is no browser."""
+    """Raises `Forbidden` unless both name this machine. A client without an `Origin` is no browser."""
     if host is None or not is_loopback_name(host_name(host)):
         raise Forbidden(
             "A gateway without API keys answers only to a loopback Host, such as localhost.", code="bad_host"
@@ -31,14 +31,14 @@ def check_json(content_type: str | None) -> None:
 
 
 def host_name(host: str) -> str:
-    """The name or address of a `Host` header, without its port and brackets."""
+    """Returns the name or address of a `Host` header, without its port and brackets."""
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
 
 
 def is_loopback_name(name: str) -> bool:
-    """Whether `name` is `localhost` or a loopback address, with or without brackets."""
+    """Returns whether `name` is `localhost` or a loopback address, with or without brackets."""
     if name.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -48,7 +48,8 @@ def is_loopback_name(name: str) -> bool:
 
 
 def _host_of(origin: str) -> str:
-    """Empty for `null`, which a page without an origin sends, and for what is no URL."""
+    """Returns the host of an origin. It is empty for `null`, which a page without an origin sends, and for a text that
+    is no URL."""
     try:
         return urlsplit(origin).hostname or ""
     except ValueError:

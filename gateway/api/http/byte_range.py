@@ -21,7 +21,7 @@ class ByteRange:
 
     first: int
     last: int
-    """Included."""
+    """The position of the last byte, which belongs to the range."""
 
     @property
     def length(self) -> int:
@@ -30,7 +30,8 @@ class ByteRange:
 
 
 def wanted_range(header: str | None, size_bytes: int) -> ByteRange | None:
-    """None: the whole file, also for what we do not take, as the RFC allows: several ranges, another unit, nonsense.
+    """Returns the range, or None for the whole file. It is also None for unsupported headers, as the RFC allows:
+    several ranges, another unit, nonsense.
 
     Raises `Unsatisfiable`.
     """

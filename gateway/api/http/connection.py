@@ -1,7 +1,7 @@
-"""One connection of the listener: which protocol it speaks, bounded writes, and that its failure is its own.
+"""One connection of the listener: its protocol, its bounded writes, and its failures, which affect no other connection.
 
-`TCPServer` of hypercorn is not a public name: `pyproject.toml` pins the version, tests/integration/api/test_listener.py
-holds the behaviour.
+`TCPServer` of hypercorn is not a public name. `pyproject.toml` pins the version, and
+tests/integration/api/test_listener.py checks the behaviour.
 """
 
 from collections import deque
@@ -25,13 +25,13 @@ from gateway.api.http.http2 import BoundedH2Protocol
 log = structlog.get_logger(__name__)
 
 HTTP2: Final = "h2"
-"""Its name in ALPN."""
+"""The name of HTTP/2 in ALPN."""
 Addresses = tuple[tuple[str, int] | None, tuple[str, int] | None]
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class BoundedConnection(TCPServer):
-    """A connection that is closed when its client does not read or is gone, and whose failure is its own."""
+    """A connection that is closed when its client does not read or is gone, and whose failure affects no other."""
 
     _input_ended = False
 
@@ -76,7 +76,8 @@ class BoundedConnection(TCPServer):
             await self._close()
 
     async def _shake_hands(self) -> str | None:
-        """The protocol agreed on by ALPN, if any. Raises `trio.BrokenResourceError`, `trio.TooSlowError`."""
+        """Does the TLS handshake and returns the protocol agreed on by ALPN, if any. Raises `trio.BrokenResourceError`,
+        `trio.TooSlowError`."""
         if not isinstance(self._spoken, trio.SSLStream):
             return None
         with trio.fail_after(self.config.ssl_handshake_timeout):
@@ -85,7 +86,7 @@ class BoundedConnection(TCPServer):
         return agreed
 
     def _addresses(self) -> Addresses:
-        """The addresses of the client and of this end. Raises `OSError` for a client that has left already."""
+        """Returns the addresses of the client and of this end. Raises `OSError` for a client that has left already."""
         socket = (self._spoken.transport_stream if isinstance(self._spoken, trio.SSLStream) else self._spoken).socket
         family = socket.family
         return parse_socket_addr(family, socket.getpeername()), parse_socket_addr(family, socket.getsockname())
@@ -105,27 +106,29 @@ class BoundedConnection(TCPServer):
                 if not await self._send_bounded(event.data):
                     await self.protocol.handle(Closed())
             case Updated(idle=True) if self._input_ended:
-                pass  # nobody is there whom the connection could wait for
+                pass  # There is no client for which the connection could wait.
             case _:
                 await self._end_response(event)
 
     async def _end_response(self, event: Event) -> None:
-        """Starts the clock of an idle connection, stops it, or closes the connection.
+        """Starts the timer of an idle connection, stops it, or closes the connection.
 
-        That is the last act of a response, and the application, which was told "disconnect" just before, may have
-        cancelled itself. Left undone, the connection would stay for as long as its client likes, and hold the drain.
+        This is the last act of a response. The application, which got "disconnect" just before, may have cancelled
+        itself. Without this act, the connection would stay for as long as its client likes, and delay the drain.
         """
         with trio.move_on_after(self._write_timeout_seconds, shield=True):
             await super().protocol_send(event)
 
     async def _read_data(self) -> None:
-        """Until the client has closed. Then there is nothing to wait for, and the descriptor is given back at once."""
+        """Reads until the client has closed the connection. Then there is nothing to wait for, and the descriptor is
+        closed at once."""
         await super()._read_data()
         self._input_ended = True
         await self.idle_task.stop()
 
     async def _send_bounded(self, data: bytes) -> bool:
-        """Whether all was written. Shielded as hypercorn's own: a half-written frame can't be taken back."""
+        """Writes data, and returns whether everything was written. It is shielded, as hypercorn's own write, because a
+        half-written frame cannot be taken back."""
         async with self.send_lock:
             try:
                 with trio.move_on_after(self._write_timeout_seconds, shield=True) as scope:
@@ -140,12 +143,13 @@ class BoundedConnection(TCPServer):
 
     async def close_now(self) -> None:
         """Close the connection at once, without waiting for unsent data."""
-        with trio.CancelScope(shield=True):  # closing forcefully only schedules, it never waits
+        with trio.CancelScope(shield=True):  # Closing forcefully only schedules, and never waits.
             await trio.aclose_forcefully(self.stream)
 
 
 class _Conversation:
-    """HTTP/2 where the client begins with it and it is allowed, else HTTP/1. In the place of `ProtocolWrapper`."""
+    """The protocol of a connection: HTTP/2 if the client begins with it and it is allowed, else HTTP/1. It replaces
+    `ProtocolWrapper`."""
 
     def __init__(
         self,
@@ -171,7 +175,7 @@ class _Conversation:
         except H2ProtocolAssumedError as error:
             self.protocol = self._http2()
             await self.protocol.initiate()
-            await self._send(Updated(idle=True))  # what looked like a request was none
+            await self._send(Updated(idle=True))  # It looked like a request and was none.
             await self.protocol.handle(RawData(error.data))
 
     def _http2(self) -> BoundedH2Protocol:
@@ -179,7 +183,7 @@ class _Conversation:
 
 
 class _Tasks(TaskGroup):
-    """Requests of one connection, each with an inbox of its own."""
+    """The tasks of one connection's requests, each with an inbox of its own."""
 
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
@@ -211,7 +215,7 @@ class Inbox:
         self._changed = trio.Event()
 
     async def put(self, message: Any) -> None:  # noqa: ANN401 - ASGI
-        """Waits while the handler lags behind."""
+        """Adds a message. Waits while the handler lags behind."""
         if message["type"] == "http.disconnect":
             self._disconnect = message
             self._drop_rest()

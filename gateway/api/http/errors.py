@@ -1,4 +1,4 @@
-"""Errors on the wire, in whatever form the response still allows."""
+"""Sends errors in the form that the response still allows."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ log = structlog.get_logger(__name__)
 
 
 class InternalError(GatewayError):
-    """Our bug. What happened is in the log, not in the answer."""
+    """A bug of the gateway. The log has the details, and the answer does not."""
 
     code = "internal_error"
 
@@ -45,9 +45,9 @@ class ErrorPolicy:
 async def send_error(exchange: Exchange, error: GatewayError, encode: EncodeError) -> None:
     """Tell the client of the error in the form that the response still allows.
 
-    - nothing sent yet: the status and the error object;
-    - in the middle of an event stream: one error event, then the stream ends, without `[DONE]`;
-    - in the middle of anything else: nothing can be said any more, and the listener cuts the connection.
+    - If nothing was sent yet: the status and the error object.
+    - In the middle of an event stream: one error event, then the stream ends without `[DONE]`.
+    - In the middle of anything else: nothing, and the listener cuts the connection.
     """
     if exchange.status is None:
         await exchange.respond(error.status, encode(error), headers=error_headers(error))

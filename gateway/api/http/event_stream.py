@@ -5,20 +5,21 @@ from typing import Final
 MEDIA_TYPE: Final = "text/event-stream"
 
 DONE: Final = b"data: [DONE]\n\n"
-"""Ends a stream that went well. A stream that failed ends after its error event, without this."""
+"""The end of a successful stream. A failed stream ends after its error event, without this."""
 
 _LINE_BREAKS_TO_SOME: Final = (
     ("\u2028".encode(), rb"\u2028"),
     ("\u2029".encode(), rb"\u2029"),
     ("\u0085".encode(), rb"\u0085"),
 )
-"""Allowed raw in JSON and no line end in an event stream, but `str.splitlines` and readers built on it cut there."""
+"""Characters that are allowed raw in JSON and end no line of an event stream. But `str.splitlines`, and readers that
+use it, cut there."""
 
 
 def event(data: bytes) -> bytes:
-    """One event that carries `data`, a JSON text.
+    """Returns one event that carries `data`, a JSON text.
 
-    Raises `ValueError` on a raw line end, which would break the framing: JSON from an encoder never has one.
+    Raises `ValueError` on a raw line end, which would break the framing. JSON from an encoder never has one.
     """
     if b"\n" in data or b"\r" in data:
         raise ValueError("an event's JSON must be on one line")
@@ -29,6 +30,6 @@ def event(data: bytes) -> bytes:
 
 
 def whole_events(data: bytes) -> tuple[bytes, bytes]:
-    """What of a stream of ours ends with an event's end, and what is begun."""
+    """Splits a part of a gateway's own event stream into whole events and the beginning of the next one."""
     whole, end, begun = data.rpartition(b"\n\n")
     return whole + end, begun

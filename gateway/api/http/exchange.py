@@ -27,16 +27,17 @@ JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 HEADER_BYTES_MAX: Final = 32 * 1024
-"""Of all headers together; the listener's own limit is not strict (pitfall 35)."""
+"""The limit of all headers together. The listener's own limit is not strict (pitfall 35)."""
 REQUEST_ID_CHARS_MAX: Final = 128
 QUERY_FIELDS_MAX: Final = 64
 LENGTH_DIGITS_MAX: Final = 18
-"""Of a body's announced length: more than any limit, and Python refuses to read thousands."""
+"""The largest number of digits of an announced length. It is more than any limit, and Python refuses to read
+thousands."""
 REQUEST_ID: Final = b"x-request-id"
 LINGER_SECONDS: Final = 30.0
-"""How long the rest of a body is taken and thrown away, after an answer that did not wait for it."""
+"""How long the rest of a body is read and dropped after an early answer."""
 LINGER_IDLE_SECONDS: Final = 5.0
-"""The same, while nothing more of it comes."""
+"""The same if no more data comes."""
 
 
 class ClientGone(Exception):
@@ -44,7 +45,8 @@ class ClientGone(Exception):
 
 
 class Exchange:
-    """What handlers work with. Tracks what has been sent, so that an error after the first byte takes another form."""
+    """One request and its response, for handlers. It tracks what has been sent, because an error after the first byte
+    takes another form."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
@@ -54,35 +56,35 @@ class Exchange:
         self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
         self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
         self.params: Mapping[str, str] = {}
-        """What stands for each `{name}` in the route's path."""
+        """The values of each `{name}` in the route's path."""
         self._query_string: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._send = send
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
-        """There is a body, as far as the headers say, and its end has not been seen."""
+        """Whether there is a body, by the headers, and its end has not been seen."""
         self.request_id = self._accept_request_id()
         self.started_at = trio.current_time()
         self.status: int | None = None
-        """Of the response, once its head was sent."""
+        """The status of the response, once its head was sent."""
         self.complete = False
-        """The whole response was sent."""
+        """Whether the whole response was sent."""
         self.closing = False
-        """The connection is not to be used again after this response."""
+        """Whether the connection must not be used again after this response."""
         self.is_event_stream = False
         self.response_headers: Headers = [(REQUEST_ID, self.request_id.encode())]
-        """Headers of every response to this request, whoever answers it."""
+        """The headers of every response to this request, from any handler."""
         self.route = "other"
         """The route's path, for the metrics; paths that no route names must not become labels."""
         self.encode_error: EncodeError | None = None
         """Of the route's dialect. None: of the application's."""
         self.model: ModelName | None = None
-        """For the metrics: an existing model only."""
+        """The model for the metrics, only if it exists."""
         self.notes: dict[str, object] = {}
-        """Fields of the request's log line."""
+        """The fields of the request's log line."""
         self.charge: BodyCharge | None = None
-        """Of the request's body, while that is read and answered."""
+        """The charge of the request's body, while that is read and answered."""
         self.failed = False
-        """It ended with an error after the response had begun."""
+        """Whether it ended with an error after the response had begun."""
 
     def _accept_request_id(self) -> RequestId:
         given = self._headers.get(REQUEST_ID, b"")
@@ -101,7 +103,7 @@ class Exchange:
 
     @property
     def query(self) -> Mapping[str, str]:
-        """The fields of the URL's query string; a name that is there twice has its last value.
+        """Returns the fields of the URL's query string. A repeated name has its last value.
 
         Raises `BadRequest` for an absurd number of names.
         """
@@ -119,12 +121,12 @@ class Exchange:
 
     @property
     def announced_bytes(self) -> int | None:
-        """The size that the body has by the request's head. None: it says nothing of it."""
+        """Returns the size of the body by the request's head, or None if the head does not say."""
         announced = self._headers.get(b"content-length", b"")
         return int(announced.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if announced.isdigit() else None
 
     def check_length(self, bytes_max: int) -> None:
-        """Raises `PayloadTooLarge`, if the head says it already."""
+        """Raises `PayloadTooLarge` if the head announces more."""
         if (self.announced_bytes or 0) > bytes_max:
             self._refuse_size(bytes_max)
 
@@ -133,8 +135,8 @@ class Exchange:
         raise PayloadTooLarge(f"The request's body has more than {bytes_max} bytes.")
 
     async def read_body(self, bytes_max: int, timeout_seconds: float, charge: BodyCharge) -> bytes:
-        """The whole body; `charge` is told how much of it is here. Raises `PayloadTooLarge`, `NoRoomForBody`,
-        `RequestTimeout`, `ClientGone`.
+        """Reads the whole body, and records in `charge` how much of it has arrived. Raises `PayloadTooLarge`,
+        `NoRoomForBody`, `RequestTimeout`, `ClientGone`.
 
         The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
         """
@@ -145,7 +147,7 @@ class Exchange:
         raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
 
     async def _read_parts(self, bytes_max: int, charge: BodyCharge) -> bytes:
-        """Into one buffer, which becomes the body without a copy."""
+        """Reads the parts into one buffer, which becomes the body without a copy."""
         buffer = BytesIO()
         while True:
             message = await self._next_message()
@@ -165,17 +167,17 @@ class Exchange:
         return message
 
     async def wait_disconnect(self) -> None:
-        """Returns when the client hangs up. Waits, never polls (pitfall 8)."""
+        """Waits until the client hangs up. It never polls (pitfall 8)."""
         while (await self._next_message())["type"] != "http.disconnect":
             pass
 
     async def respond(
         self, status: int, body: bytes, content_type: bytes = JSON, headers: Headers | None = None
     ) -> None:
-        """The whole response in one go; one that did not wait for the request's body ends the connection.
+        """Sends the whole response. If the request's body was not read to its end, the connection ends.
 
-        Closing a socket with something unread in it resets the connection, and a client that still sends would never
-        see the answer. So the rest of the body is taken for a while, behind the answer and before the close.
+        Closing a socket with unread data resets the connection, and a client that still sends would never see the
+        answer. So the rest of the body is read for a while, between the answer and the close.
         """
         self.closing = self.closing or self._unread
         length = (b"content-length", str(len(body)).encode())
@@ -186,8 +188,8 @@ class Exchange:
             await self.end_stream(body)
 
     async def _respond_early(self, body: bytes) -> None:
-        """The reading goes on until the connection has been told of the end: who closes it would else wait for ever
-        behind a part of the body that nobody takes."""
+        """Responds before the end of the body. The reading continues until the connection knows of the end, because
+        closing it would otherwise wait for ever for a part of the body that nobody reads."""
         await self.send_part(body)
         await self._drop_rest()
         async with trio.open_nursery() as nursery:
@@ -221,7 +223,7 @@ class Exchange:
         await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
 
     async def send_message(self, message: Message) -> None:
-        """Every response message goes through here, those of the Quart application included."""
+        """Sends one message of the response. Every one goes through here, including those of the Quart application."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             closing = [(b"connection", b"close")] if self.closing else []
@@ -232,7 +234,8 @@ class Exchange:
 
     @property
     def outcome(self) -> str:
-        """The HTTP status; `error` for one that failed after its first byte; `cancelled` if the client left."""
+        """Returns the HTTP status, `error` for a response that failed after its first byte, or `cancelled` if the
+        client left."""
         if self.failed:
             return "error"
         return str(self.status) if self.complete else "cancelled"

@@ -1,7 +1,8 @@
-"""HTTP/1 taken by its word: what two programs could read in two ways is refused, and its connection closed.
+"""Strict HTTP/1: a request that two programs could read in different ways is refused, and its connection closed.
 
-h11 is lenient where servers once had to be. Behind a proxy that reads such a request otherwise, its second half would
-be somebody else's request (request smuggling; RFC 9112, 11.2). tests/integration/api/test_http1_edge.py has the table.
+h11 is lenient where servers once had to be. Behind a proxy that reads such a request in another way, its second half
+would be another client's request (request smuggling; RFC 9112, 11.2). tests/integration/api/test_http1_edge.py has the
+table.
 """
 
 from typing import Any, Final
@@ -20,7 +21,7 @@ SINGLE: Final = frozenset(
 
 
 class StrictH11Protocol(H11Protocol):
-    """hypercorn's, on a strict parser."""
+    """hypercorn's HTTP/1 protocol with a strict parser."""
 
     def __init__(self, *args: Any, speaks_http2: bool) -> None:  # noqa: ANN401 - hypercorn's own arguments
         super().__init__(*args)
@@ -34,7 +35,8 @@ class _StrictConnection(h11.Connection):
         self._receive_buffer = _StrictBuffer()
 
     def next_event(self) -> Any:  # noqa: ANN401 - h11's own type is not public
-        """Raises `h11.RemoteProtocolError`, which hypercorn answers, and closes the connection."""
+        """Returns the next event. Raises `h11.RemoteProtocolError`, which hypercorn answers before it closes the
+        connection."""
         event = super().next_event()
         if isinstance(event, h11.Request) and not (self._speaks_http2 and is_http2_preface(event)):
             check_request(event)
@@ -42,7 +44,8 @@ class _StrictConnection(h11.Connection):
 
 
 class _StrictBuffer(ReceiveBuffer):
-    """Lines end with CRLF, and a header is one line: in the head of a request and in the trailers of a chunked body."""
+    """A buffer in which lines end with CRLF and a header is one line, in the head of a request and in the trailers of a
+    chunked body."""
 
     _is_reading_lines = False
 
@@ -61,7 +64,7 @@ class _StrictBuffer(ReceiveBuffer):
 
 
 def fault_of_lines(lines: bytes) -> str | None:
-    """What is wrong with the ends and beginnings of these lines; None: nothing."""
+    """Returns the fault in the ends and beginnings of these lines, or None."""
     within = lines.replace(b"\r\n", b"")
     if b"\n" in within or b"\r" in within:
         return "a line that does not end with CRLF"
@@ -71,12 +74,12 @@ def fault_of_lines(lines: bytes) -> str | None:
 
 
 def is_http2_preface(request: h11.Request) -> bool:
-    """HTTP/2 by prior knowledge (RFC 9113, 3.3)."""
+    """Returns whether the request is the beginning of HTTP/2 by prior knowledge (RFC 9113, 3.3)."""
     return (request.method, request.target, request.http_version) == (b"PRI", b"*", b"2.0")
 
 
 def check_request(request: h11.Request) -> None:
-    """Raises `h11.RemoteProtocolError`."""
+    """Raises `h11.RemoteProtocolError` if the request is ambiguous."""
     if request.http_version not in VERSIONS:
         raise h11.RemoteProtocolError("no version of HTTP/1 that there is", error_status_hint=NOT_SUPPORTED)
     if (why := _fault_of_headers(request)) is not None:

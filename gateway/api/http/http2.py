@@ -1,8 +1,8 @@
-"""HTTP/2 with bounds: what clients may make us do, how long they may leave an answer unread, and that each stream ends.
+"""HTTP/2 with limits: on a client's frames, on how long it may leave an answer unread, and with an end for each stream.
 
-hypercorn's protocol works off whatever it is sent, in one go; a handler waits in it for a client that does not read,
-even when that client has long gone. It has no settings for that, so this reaches into it, here and nowhere else:
-tests/integration/api/test_http2_edge.py holds the behaviour.
+hypercorn's protocol processes everything that it receives in one go, and a handler waits in it for a client that does
+not read, even after that client has left. It has no settings for that, so this module reaches into it, and no other
+does. tests/integration/api/test_http2_edge.py checks the behaviour.
 """
 
 from contextlib import suppress
@@ -25,22 +25,23 @@ from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
 log = structlog.get_logger(__name__)
 
 STREAMS_MAX: Final = 128
-"""Requests at a time on one connection."""
+"""The largest number of requests at a time on one connection."""
 LIMITS: Final = FrameLimits(
     control=Allowance(at_once=200, per_second=50),
     resets=Allowance(at_once=4 * STREAMS_MAX, per_second=100),
-    reset_streams=Allowance(at_once=STREAMS_MAX + 22, per_second=30),  # a client may give up all it has at once
+    reset_streams=Allowance(at_once=STREAMS_MAX + 22, per_second=30),  # A client may cancel all its requests at once.
     rapid_resets=Allowance(at_once=50, per_second=10),
     small_data=Allowance(at_once=1000, per_second=200),
     window_updates=Allowance(at_once=1000, per_second=100),
     requests=None,
     header_block_bytes_max=64 * 1024,
 )
-"""Far beyond what browsers, proxies and HTTP libraries send, far below what could be felt by others."""
+"""The limits on frames. They are far beyond what browsers, proxies and HTTP libraries send, and far below what other
+clients could feel."""
 
 
 class _AnsweredStream:
-    """Takes what still comes of the body of a request that has had its answer."""
+    """Takes the rest of a request's body after the answer."""
 
     idle = True
 
@@ -49,8 +50,8 @@ class _AnsweredStream:
 
 
 class _Streams(dict[int, Any]):
-    """hypercorn takes a late part of a refused body (413, 401) for a failure of the connection, and ends the streams of
-    everybody else on it."""
+    """The streams of a connection. hypercorn takes a late part of a refused body (413, 401) for a failure of the
+    connection, and would end all its streams."""
 
     def __missing__(self, stream_id: int) -> _AnsweredStream:
         return _AnsweredStream()
@@ -65,7 +66,7 @@ class BoundedH2Protocol(H2Protocol):
         self._write_timeout_seconds = write_timeout_seconds
         self._meter = FrameMeter(LIMITS)
         self._unread_since: dict[int, float] = {}
-        """By stream with something to send: since when its client has taken nothing of it."""
+        """For each stream with unsent data, the time since which its client has read nothing."""
         self._reader_watch = trio.CancelScope()
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
@@ -81,7 +82,7 @@ class BoundedH2Protocol(H2Protocol):
             await self._end()
 
     async def _read(self, data: bytes) -> None:
-        """A little at a time: everybody else has a turn in between."""
+        """Processes data in small steps, so that other connections have a turn in between."""
         try:
             for step in self._meter.read(data, trio.current_time()):
                 if self.closed:
@@ -92,7 +93,8 @@ class BoundedH2Protocol(H2Protocol):
             await self._send_away(flood)
 
     async def _send_away(self, flood: Flood) -> None:
-        """Its requests end first, so that nothing is worked on for it while it may not even read why."""
+        """Ends a connection that floods. Its requests end first, so that nothing is computed for a client that may not
+        even read the reason."""
         log.warning("http.flood", reason=str(flood), client=self.client[0] if self.client else None)
         await self._end()
         with suppress(ProtocolError):
@@ -101,7 +103,7 @@ class BoundedH2Protocol(H2Protocol):
         await self.send(Closed())
 
     async def _end(self) -> None:
-        """The connection has ended: so does every stream of it, and nobody waits any more for a client to read."""
+        """Ends every stream of an ended connection, so that nothing waits for its client any more."""
         await super().handle(Closed())
         self._reader_watch.cancel()
         for buffer in tuple(self.stream_buffers.values()):
@@ -110,7 +112,7 @@ class BoundedH2Protocol(H2Protocol):
     # Requests
 
     async def _handle_events(self, events: list[H2Event]) -> None:
-        """A request that was reset in the same step is not even begun."""
+        """Handles events. A request that was reset in the same step is not begun."""
         gone = {event.stream_id for event in events if isinstance(event, StreamReset)}
         for _ in gone:
             self._meter.record_reset_stream(trio.current_time())
@@ -121,7 +123,8 @@ class BoundedH2Protocol(H2Protocol):
             await self._release(stream_id)
 
     async def _create_stream(self, request: RequestReceived) -> None:
-        """What hypercorn would fail over, or what could be read in two ways, is refused, for this stream alone."""
+        """Creates a stream. A request on which hypercorn would fail, or that is ambiguous, is refused for this stream
+        alone."""
         if not _is_well_formed(request):
             self.connection.reset_stream(request.stream_id, ErrorCodes.PROTOCOL_ERROR)
             self._meter.record_reset_stream(trio.current_time())
@@ -129,14 +132,15 @@ class BoundedH2Protocol(H2Protocol):
         await super()._create_stream(request)
 
     async def _priority_updated(self, event: PriorityUpdated) -> None:
-        """Priorities are deprecated (RFC 9113, 5.3); a tree of them could be made to grow by those who never ask."""
+        """Ignores priorities. They are deprecated (RFC 9113, 5.3), and a client without requests could make a tree of
+        them grow."""
 
     # Answers
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send one event of a stream's response, and note since when its client has read nothing of it."""
         if isinstance(event, Body):
-            await trio.lowlevel.checkpoint()  # a handler that writes on and on to a stream that has ended has to notice
+            await trio.lowlevel.checkpoint()  # A handler that keeps writing to an ended stream has to notice.
         if isinstance(event, Body | EndBody) and event.stream_id in self.stream_buffers:
             self._unread_since.setdefault(event.stream_id, trio.current_time())
         await super().stream_send(event)
@@ -173,18 +177,19 @@ class BoundedH2Protocol(H2Protocol):
         await self._flush()
 
     async def _release(self, stream_id: int) -> None:
-        """Whoever still writes to the stream is let go; without another one the connection is idle."""
+        """Releases the tasks that still write to the stream. Without another stream the connection is idle."""
         self._unread_since.pop(stream_id, None)
         buffer = self.stream_buffers.get(stream_id)
         if buffer is not None:
             await buffer.close()
-            await self._window_updated(stream_id)  # the sending task drops it
+            await self._window_updated(stream_id)  # The sending task drops it.
         if self.idle and not self.closed:
             await self.send(Updated(idle=True))
 
 
 def _is_well_formed(request: RequestReceived) -> bool:
-    """What h2 leaves open. CONNECT is for tunnels, of which there are none here."""
+    """Returns whether the request is well-formed, as far as h2 does not check it. CONNECT is for tunnels, which do not
+    exist here."""
     headers = dict(request.headers or ())
     names = [name for name, _ in request.headers or ()]
     method, path = headers.get(b":method", b""), headers.get(b":path", b"")

@@ -1,7 +1,8 @@
 """The ASGI application in front of everything: guards, roles, errors, the log line of each request.
 
-What streams or is hot is a plain ASGI handler (`Route`); every other path goes to `admin_app`, the Quart application. A
-request passes, in this order: header size, drain, browser guard, credentials, route, body, handler.
+A handler that streams or is on the request path is plain ASGI (`Route`). Every other path goes to `admin_app`, the
+Quart application. A request passes, in this order: header size, drain, browser guard, credentials, route, body,
+handler.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -27,27 +28,27 @@ log = structlog.get_logger(__name__)
 
 RETRY_AFTER_DRAIN_SECONDS: Final = 5.0
 METHOD_CHARACTERS_MAX: Final = 32
-"""Of a request's method in errors and log lines."""
+"""The length at which a request's method is cut in errors and log lines."""
 
 Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
 """Answers one request whose body has been read. Raises `GatewayError`."""
 
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""They change nothing, and a body of theirs means nothing (RFC 9110, 9.2.1 and 9.3.1)."""
+"""Methods that change nothing, and whose bodies mean nothing (RFC 9110, 9.2.1 and 9.3.1)."""
 
 
 @dataclass(frozen=True)
 class Route:
-    """A plain ASGI route. A path that ends in "/" stands for everything below it; a `{name}` in it for one segment,
-    which the handler finds in `Exchange.params`. All routes of one path ask for one role."""
+    """A plain ASGI route. A path that ends in "/" stands for everything below it. A `{name}` in it stands for one
+    segment, which is in `Exchange.params`. All routes of one path require one role."""
 
     method: str
     path: str
     role: Role
     handler: Handler
     body_bytes_max: int | None = None
-    """Where it is less than everybody's limit."""
+    """The limit of the body, if it is less than the general one."""
     ends_with_service: bool = False
     """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
     encode_error: EncodeError | None = None
@@ -56,7 +57,7 @@ class Route:
 
 @dataclass(frozen=True)
 class AdminRoute:
-    """A path (or, with a final "/", all below it) that Quart serves, and the role it asks for."""
+    """A path (or, with a final "/", everything below it) that Quart serves, and the role that it requires."""
 
     path: str
     role: Role
@@ -64,11 +65,12 @@ class AdminRoute:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One way in: who wants to know that all of them are guarded goes through `HttpApp.endpoints`."""
+    """A method and path with the role that opens it. A test checks by `HttpApp.endpoints` that all of them are
+    guarded."""
 
     method: str
     path: str
-    """As it is declared, with its `{name}` or `<name>`."""
+    """The path as it is declared, with its `{name}` or `<name>`."""
     role: Role
 
 
@@ -92,17 +94,17 @@ class AdminAsgiApp(Protocol):
     async def __call__(self, scope: Any, receive: Any, send: Any, /) -> None: ...  # noqa: ANN401 - see `exchange.App`
 
     def rules(self) -> Iterable[tuple[str, str]]:
-        """Method and path of everything it serves."""
+        """Returns the method and path of everything it serves."""
 
 
 @dataclass(frozen=True)
 class BodyLimits:
-    """How large one request body may be, how long it may take to arrive, and what all bodies may take together."""
+    """The limits of request bodies: the size of one, the time for its arrival, and the size of all together."""
 
     bytes_max: int
     timeout_seconds: float
     budget_bytes: int
-    """Of all bodies together, from the first byte that is read to the end of the request."""
+    """The limit of all bodies together, from the first byte that is read to the end of the request."""
 
 
 class HttpApp:
@@ -131,9 +133,9 @@ class HttpApp:
         self._bodies = BodyBudget(limits.budget_bytes, limits.bytes_max)
         self._draining = False
         self._scopes: set[trio.CancelScope] = set()
-        """Of the running handlers, so that the end of a drain reaches them."""
+        """The scopes of running handlers, so that the end of a drain reaches them."""
         self._scopes_of_service: set[trio.CancelScope] = set()
-        """Those among them that the beginning of a drain ends."""
+        """The scopes among them that end when a drain begins."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -147,18 +149,19 @@ class HttpApp:
                 await self._serve(exchange, scope)
 
     def drain(self) -> None:
-        """From now on new requests are refused; running ones go on, except those that have no end of their own."""
+        """Begins the drain: new requests are refused, and running ones continue, except those without an end of their
+        own."""
         self._draining = True
         for scope in tuple(self._scopes_of_service):
             scope.cancel()
 
     def end_streams(self) -> None:
-        """The drain is over: running handlers end, each with an error that says so."""
+        """Ends the drain: running handlers end, each with an error that says so."""
         for scope in tuple(self._scopes):
             scope.cancel()
 
     def endpoints(self) -> Sequence[Endpoint]:
-        """Every method and path that something answers, with the role that it asks for."""
+        """Returns every method and path with the role that it requires."""
         return (
             *(Endpoint(route.method, route.path, route.role) for route in self._routes),
             *(Endpoint(method, path, self._admin_role(path)) for method, path in self._admin_app.rules()),
@@ -189,9 +192,9 @@ class HttpApp:
             self._record_end(exchange)
 
     async def _guarded(self, exchange: Exchange, answer: Callable[[], Awaitable[None]]) -> None:
-        """Runs `answer`; whatever it raises becomes an error that the client can read, except a cancel.
+        """Runs `answer`. Every error but a cancel becomes an error that the client can read.
 
-        A bug beside a cancel arrives as a group: the bug is logged, the cancel goes on (pitfall 2).
+        A bug together with a cancel arrives as a group: the bug is logged, and the cancel continues (pitfall 2).
         """
         try:
             await answer()
@@ -228,7 +231,7 @@ class HttpApp:
             )
 
     def _admit(self, exchange: Exchange, role: Role) -> Caller:
-        """Refuses who may not. Health is open to everyone at any time."""
+        """Returns the caller, or refuses it. Health is open to everyone at any time."""
         if role is Role.PUBLIC:
             return self._authenticator.anonymous
         if self._draining:
@@ -265,8 +268,8 @@ class HttpApp:
             )
 
     async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
-        """`handler` is what answers, called but not started: nobody but its own frame has the body, so that its memory
-        is free once the handler has made something of it."""
+        """Runs a handler, which is called but not started. Only its own frame has the body, so that its memory is free
+        once the handler has parsed it."""
 
         async def run() -> None:
             await handler
@@ -274,11 +277,11 @@ class HttpApp:
         answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
-            await self._guarded(exchange, answer)  # inside, so that its errors are not wrapped by the nursery
+            await self._guarded(exchange, answer)  # This is inside, so that the nursery does not wrap its errors.
             nursery.cancel_scope.cancel()
 
     async def _read_body(self, exchange: Exchange, bytes_max: int, charge: BodyCharge) -> bytes:
-        """Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
+        """Reads the body. Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
         body = await exchange.read_body(bytes_max, self._limits.timeout_seconds, charge)
         if body:
             check_json(exchange.header("content-type"))
@@ -319,7 +322,7 @@ class HttpApp:
 
 
 QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Asked every few seconds by machines; one line each would bury the rest."""
+"""Routes without log lines, because machines call them every few seconds."""
 
 
 NO_PARAMS: Final[Mapping[str, str]] = MappingProxyType({})
@@ -341,7 +344,7 @@ def _is_pattern(path: str) -> bool:
 
 
 def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
-    """What stands for each `{name}` of a route's path, if `path` is one of the route's. Pure."""
+    """Returns the values of each `{name}` of a route's path, if `path` matches it, or None. Pure."""
     if route_path.endswith("/"):
         return NO_PARAMS if path.startswith(route_path) else None
     if "{" not in route_path:
@@ -356,15 +359,16 @@ def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
 
 
 def _check_declared(exchange: Exchange) -> None:
-    """A body that says of itself that it is no JSON is refused. Who sends none need not say anything."""
+    """Refuses a body that is declared as something other than JSON. A request without a body need not declare
+    anything."""
     declared = exchange.header("content-type")
     if declared is not None and exchange.method not in SAFE_METHODS:
         check_json(declared)
 
 
 async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:
-    """The listener says "disconnect" after a complete response as well, while it still has to close the connection or
-    to make it ready for the next request: a cancel would keep it from that."""
+    """Cancels the scope when the client leaves. The listener also sends "disconnect" after a complete response, while
+    it still has to close the connection or prepare it for the next request. A cancel would keep it from that."""
     await exchange.wait_disconnect()
     if not exchange.complete:
         scope.cancel()

@@ -1,8 +1,8 @@
-"""Reads a JSON request body into a pydantic model, or names the first field that is wrong in words for the caller.
+"""Reads a JSON request body into a pydantic model, or names the first wrong field in words for the caller.
 
 pydantic's own errors are written for programmers ("Input should be ...", union branches in the path), and it collects
-all of them, which a hostile body can make millions. Here one becomes one `BadRequest` with the field's path as OpenAI
-writes it (`messages[0].content`), and the models are built so that the number of errors is bounded.
+all of them, which a hostile body can make millions. Here one error becomes one `BadRequest` with the field's path as
+OpenAI writes it (`messages[0].content`), and the models are built so that the number of errors is bounded.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from gateway.domain.errors import BadRequest
 from gateway.field_errors import JSON_TYPES, NOT_EMPTY, FieldErrorKind, sort_error
 
 READ_ON_LOOP_BYTES: Final = 32 * 1024
-"""To read and to check more than that may take milliseconds, in which the event loop would stand still."""
+"""The size from which on reading and checking may take milliseconds, in which the event loop would stand still."""
 SHOWN_CHARACTERS_MAX: Final = 64
-"""How much of a caller's own value an error repeats."""
+"""The length at which a caller's own value is cut in an error."""
 
 INVALID_JSON: Final = "invalid_json"
 INVALID_TYPE: Final = "invalid_type"
@@ -31,23 +31,23 @@ UNSUPPORTED_VALUE: Final = "unsupported_value"
 
 _VALIDATION_ERROR: Final = "complaint"
 _BRANCH_MARK: Final = "|"
-"""Begins the tags of union branches, which pydantic puts into an error's path though they are no fields."""
+"""The beginning of the tags of union branches, which pydantic puts into an error's path although they are no fields."""
 TEXT: Final = Tag(_BRANCH_MARK + "text")
 ARRAY: Final = Tag(_BRANCH_MARK + "array")
 
 
 class JsonBody(BaseModel):
-    """Base of everything read from a request body. JSON types are taken as they are: "1" is no number, 1 no boolean.
+    """The base of all request bodies. JSON types are not converted: "1" is no number, and 1 is no boolean.
 
-    Unknown keys are refused one by one here and not by pydantic's `extra="forbid"`, which lists all of them: four
-    seconds of a blocked loop for a body of a million.
+    Unknown keys are refused one by one here and not by pydantic's `extra="forbid"`, which lists all of them: a body
+    with a million keys would block the loop for four seconds.
     """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({})
-    """Parameters we know and do not have -> the values, besides null, at which they change nothing. Those are
-    accepted; any other value is refused by name."""
+    """Known parameters that are not supported, with the values, besides null, at which they change nothing. Those
+    values are accepted, and any other value is refused by name."""
 
     _known: ClassVar[frozenset[str]] = frozenset()
 
@@ -78,7 +78,7 @@ Body = TypeVar("Body", bound=JsonBody)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """Raises `BadRequest` when `body` is not JSON, not an object, or has too many values."""
+    """Parses a body. Raises `BadRequest` if it is not JSON, not an object, or has too many values."""
     try:
         check_counts(body)
         value = from_json(body, allow_inf_nan=False)
@@ -91,7 +91,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_json(model_type: type[Body], body: bytes) -> Body:
-    """Raises `BadRequest` when `body` is not what `model_type` says, besides what `parse_object` raises."""
+    """Parses a body into `model_type`. Raises `BadRequest` if it does not match, besides the errors of
+    `parse_object`."""
     value = parse_object(body)
     try:
         return model_type.model_validate(value)
@@ -100,16 +101,17 @@ def parse_json(model_type: type[Body], body: bytes) -> Body:
 
 
 def validation_error(code: str, message: str, *at: str | int) -> PydanticCustomError:
-    """What a validator raises to say something of its own.
+    """Return the error of a validator with a message of its own.
 
-    In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` leads on
-    from the validated value to the wrong part of it, so that a validator of a whole array can point at one entry.
+    In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` is the
+    path from the validated value to the wrong part of it, so that a validator of a whole array can point at one entry.
     """
     return PydanticCustomError(_VALIDATION_ERROR, "{message}", {"code": code, "message": message, "at": at})
 
 
 def text_or_array(expected: str) -> Discriminator:
-    """For a union of a string, tagged `TEXT`, and an array, tagged `ARRAY`: many parameters have both spellings."""
+    """Return the discriminator of a union of a string, tagged `TEXT`, and an array, tagged `ARRAY`: many parameters
+    have both forms."""
     tags: dict[type, str] = {str: TEXT.tag, list: ARRAY.tag}
     return Discriminator(
         lambda value: tags.get(type(value)),
@@ -134,7 +136,7 @@ def unsupported(*at: str | int) -> PydanticCustomError:
 
 
 def json_kind(value: object) -> str:
-    """The JSON type of a parsed value, with its article."""
+    """Return the JSON type of a parsed value, with its article."""
     match value:
         case None:
             return "null"
@@ -153,7 +155,7 @@ def json_kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """A caller's value for an error message: scalars as JSON, shortened; the kind of anything larger."""
+    """Return a caller's value for an error message: scalars as JSON, shortened; for anything larger its type."""
     if isinstance(value, str):
         text = to_json(value[:SHOWN_CHARACTERS_MAX]).decode()
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -164,7 +166,7 @@ def shown(value: object) -> str:
 
 
 def field_path(at: tuple[str | int, ...]) -> str:
-    """`("messages", 0, "content")` as `messages[0].content`; keys that callers made up are shortened."""
+    """Return `("messages", 0, "content")` as `messages[0].content`. Keys of the caller are shortened."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step[:SHOWN_CHARACTERS_MAX]}" for step in at)
     return "".join(steps).removeprefix(".")
 

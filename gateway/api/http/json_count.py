@@ -1,7 +1,8 @@
-"""How many values a JSON text has, before anything is made of it. Pure.
+"""Counts the values of a JSON text before it is parsed. Pure.
 
-A body of 30 MB has room for millions of values, and making objects of them holds the whole process for seconds: the
-parser gives way to nobody. Counting is a matter of a few passes over slices of the text, between which others run.
+A body of 30 MB has room for millions of values, and making objects of them blocks the whole process for seconds,
+because the parser cannot be interrupted. Counting takes a few passes over slices of the text, between which other tasks
+run.
 """
 
 from dataclasses import dataclass, replace
@@ -12,35 +13,37 @@ from pydantic_core import from_json
 from gateway.domain.errors import BadRequest
 
 VALUES_MAX: Final = 400_000
-"""Of one body: room for 300,000 token ids, which is what OpenAI takes of them in one request."""
+"""The largest number of values of one body: room for 300,000 token ids, which is what OpenAI accepts in one request."""
 STRINGS_MAX: Final = 100_000
-"""Of one body, names of fields included: room for 16,384 messages, or 65,536 biased tokens."""
+"""The largest number of strings of one body, names of fields included: room for 16,384 messages, or 65,536 biased
+tokens."""
 CONTAINERS_MAX: Final = 80_000
-"""Arrays and objects of one body: room for the tool calls of 16,384 messages. Each is work for the garbage collector,
-which holds the process as well."""
+"""The largest number of arrays and objects of one body: room for the tool calls of 16,384 messages. Each is work for
+the garbage collector, which blocks the process as well."""
 COUNTED_FROM_BYTES: Final = 256 * 1024
-"""A smaller text can't have that many."""
+"""The size from which on texts are counted, because a smaller text cannot have that many values."""
 TOO_MANY: Final = "too_many_values"
 
 _SLICE_BYTES: Final = 128 * 1024
 _STEPS_BYTES: Final = (_SLICE_BYTES, 1024, 1)
 _FIELDS_MAX: Final = 64
-"""More fields than any request has: then no single one is to blame."""
+"""A number of fields that no real request has. Beyond it no single field is to blame."""
 
 
 @dataclass
 class JsonCounter:
-    """Counts what is fed to it in slices, cut anywhere. For a text that is no JSON the counts mean nothing."""
+    """Counts the values of a text that is fed in slices, cut anywhere. For a text that is no JSON the counts mean
+    nothing."""
 
     values: int = 0
-    """By the commas: all but the first of each array and object."""
+    """The number of values, counted by commas: all but the first of each array and object."""
     containers: int = 0
     strings: int = 0
-    """Begun, names of fields included."""
+    """The number of strings that have begun, names of fields included."""
     _inside: bool = False
-    """Of a string."""
+    """Whether the last slice ended inside a string."""
     _escaping: bool = False
-    """The last slice ended with a backslash that belongs to the next one's first byte."""
+    """Whether the last slice ended with a backslash that belongs to the next one's first byte."""
 
     def feed(self, data: bytes) -> None:
         """Count what the next slice of the text has; a slice may end anywhere, also within a string or an escape."""
@@ -61,7 +64,7 @@ class JsonCounter:
         return None
 
     def _without_escapes(self, data: bytes) -> bytes:
-        """No backslash and no quote in it has another meaning than that a string begins or ends."""
+        """Return the slice without escapes: every quote that remains begins or ends a string."""
         if self._escaping and data:
             self._escaping, data = False, data[1:]
         if b"\\" not in data:
@@ -76,19 +79,20 @@ class JsonCounter:
 
 
 def check_counts(body: bytes) -> None:
-    """Raises `BadRequest` for a text with more values than one request may have, and `ValueError` for one that is no
-    JSON, as far as it was looked at."""
+    """Raises `BadRequest` for a text with more values than one request may have, and `ValueError` for a text that is no
+    JSON, as far as it was examined."""
     bound, counted_bytes = find_broken_bound(body)
     if bound is not None:
         raise _too_many(body[:counted_bytes], bound)
 
 
 def find_broken_bound(text: bytes) -> tuple[str | None, int]:
-    """The bound that `text` breaks, in words, and how much of it does; None: it keeps all."""
+    """Return the bound that `text` breaks, in words, and how much of the text breaks it; the bound is None if it keeps
+    all."""
     if len(text) <= COUNTED_FROM_BYTES:
         return None, 0
     counter, bound, start, end = JsonCounter(), None, 0, len(text)
-    for step in _STEPS_BYTES:  # the last slice again in smaller ones, and so on, to the very byte
+    for step in _STEPS_BYTES:  # The last slice is counted again in smaller ones, and so on, to the exact byte.
         counter, bound, start = _find_slice(counter, memoryview(text)[:end], start, step)
         if bound is None:
             return None, 0
@@ -97,7 +101,7 @@ def find_broken_bound(text: bytes) -> tuple[str | None, int]:
 
 
 def _find_slice(counter: JsonCounter, text: memoryview, start: int, step: int) -> tuple[JsonCounter, str | None, int]:
-    """The slice with which a bound is broken: where it starts, and what was counted before it."""
+    """Return the slice in which a bound is broken: its start, and the counts before it."""
     for at in range(start, len(text), step):
         before = replace(counter)
         counter.feed(bytes(text[at : at + step]))
@@ -115,12 +119,12 @@ def _too_many(beginning: bytes, bound: str) -> BadRequest:
 
 
 def _field_at_the_end(beginning: bytes) -> str | None:
-    """The body's last field, as far as it goes; None: it is no object, or there are too many to name one.
+    """Return the body's last field, as far as it goes, or None if it is no object, or has too many fields to name one.
 
     Raises `ValueError` if it is no JSON.
     """
     beginning = beginning.lstrip()
-    is_short = len(_fields(beginning[:_SLICE_BYTES])) <= _FIELDS_MAX  # much of the work can be spared if not
+    is_short = len(_fields(beginning[:_SLICE_BYTES])) <= _FIELDS_MAX  # Otherwise much of the work can be spared.
     fields = _fields(beginning) if is_short else {}
     return next(reversed(fields))[:_FIELDS_MAX] if 0 < len(fields) <= _FIELDS_MAX else None
 

@@ -1,8 +1,8 @@
-"""The listener: hypercorn's Trio connections with bounded writes, a bounded number, a drain and a hard end.
+"""The listener: hypercorn's Trio connections with bounded writes, a limited number, a drain and a hard end.
 
-hypercorn's own `serve` can't be told any of that: a client that reads nothing holds its shutdown for ever (pitfalls 5,
-36), and one failing connection can take the server down (pitfall 10). So the accept loop is ours, and what it serves
-is a `BoundedConnection`.
+hypercorn's own `serve` has no settings for that. A client that reads nothing holds its shutdown for ever (pitfalls 5,
+36), and one failing connection can take the server down (pitfall 10). So the accept loop is our own, and it serves a
+`BoundedConnection`.
 """
 
 import socket
@@ -34,16 +34,16 @@ class ListenerSettings:
     """Time limits of the HTTP listener in seconds, its number of connections, and whether it speaks HTTP/2."""
 
     drain_seconds: float
-    """How long open requests may go on after the stop was asked for."""
+    """How long open requests may continue after the stop was requested."""
     write_timeout_seconds: float
-    """How long a client may leave what was sent to it unread."""
+    """How long a client may leave sent data unread."""
     connections_max: int
     http2: bool = True
-    """Whether clients may speak HTTP/2, be it by ALPN or by prior knowledge."""
+    """Whether clients may speak HTTP/2, by ALPN or by prior knowledge."""
     header_timeout_seconds: float = 15.0
-    """For a request's head to arrive whole, and for a connection without a request."""
+    """How long a request's head may take to arrive, and how long a connection may have no request."""
     end_grace_seconds: float = 1.0
-    """After the drain: for streams to send their last event before connections are cut."""
+    """How long streams may take after the drain to send their last event, before connections are cut."""
 
 
 @dataclass
@@ -53,18 +53,18 @@ class Listener:
     app: App
     settings: ListenerSettings
     on_drain: Callable[[], None]
-    """Called when the stop begins: requests that come now over open connections are refused."""
+    """Called when the stop begins: later requests on open connections are refused."""
     on_drain_end: Callable[[], None]
-    """Called when the drain time is over: open streams are to end with an error event."""
+    """Called when the drain time is over: open streams have to end with an error event."""
     tls: ssl.SSLContext | None = None
-    """None: plain connections."""
+    """The TLS context, or None for plain connections."""
     stop: trio.Event = field(default_factory=trio.Event)
     _connections: set[BoundedConnection] = field(default_factory=set)
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Takes `listening` over. Reports started with its address, as `http://host:port`."""
+        """Serves the socket `listening`, and closes it. Reports started with its address, as `http://host:port`."""
         config = _hypercorn_config(self.settings)
         app = wrap_app(self.app, config.wsgi_max_body_size, "asgi")
         lifespan = Lifespan(app, config, {})
@@ -76,7 +76,7 @@ class Listener:
                 serve = partial(self._serve_connection, app, config, context)
                 await self._accept(listening, serve, connections, task_status)
                 outer.start_soon(self._end_in_time, connections.cancel_scope)
-                await context.terminated.set()  # connections without a request close now
+                await context.terminated.set()  # Connections without a request close now.
                 self.on_drain()
             await lifespan.wait_for_shutdown()
             outer.cancel_scope.cancel()
@@ -88,7 +88,7 @@ class Listener:
         connections: trio.Nursery,
         task_status: trio.TaskStatus[str],
     ) -> None:
-        """Until `stop`; then the socket is closed, so that nobody waits in its backlog."""
+        """Accepts connections until `stop`. Then it closes the socket, so that no client waits in its backlog."""
         url = _url_of(listening, "http" if self.tls is None else "https")
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         async with listener, trio.open_nursery() as accepting:
@@ -114,7 +114,7 @@ class Listener:
             self._connections.discard(connection)
 
     async def _end_in_time(self, connections: trio.CancelScope) -> None:
-        """What keeps the drain from lasting: first streams are told to end, then sockets are cut, then tasks."""
+        """Limits the drain: first streams end, then sockets are cut, then tasks are cancelled."""
         await trio.sleep(self.settings.drain_seconds)
         self.on_drain_end()
         await trio.sleep(self.settings.end_grace_seconds)
@@ -126,10 +126,11 @@ class Listener:
 
 
 def open_socket(host: str, port: int) -> socket.socket:
-    """A listening TCP socket; port 0: any free one. Raises `OSError` when the address is taken or not ours."""
+    """Return a listening TCP socket. Port 0 means any free port. Raises `OSError` if the address is taken or not
+    local."""
     family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # inherited by each connection
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Each connection inherits it.
     listening.setblocking(False)
     return listening
 
@@ -141,10 +142,10 @@ def _url_of(listening: socket.socket, scheme: str) -> str:
 
 def _hypercorn_config(settings: ListenerSettings) -> Config:
     config = Config()
-    config.keep_alive_timeout = settings.header_timeout_seconds  # it is the header deadline as well (pitfall 35)
+    config.keep_alive_timeout = settings.header_timeout_seconds  # It is the header deadline as well (pitfall 35).
     config.keep_alive_max_requests = 10**9
-    config.read_timeout = None  # it would cut healthy event streams, whose clients say nothing
-    config.max_app_queue_size = 2  # parts of a body that nobody reads yet: each connection has as many
+    config.read_timeout = None  # It would cut healthy event streams, whose clients send nothing.
+    config.max_app_queue_size = 2  # These are unread parts of a body; each connection has as many.
     config.h2_max_concurrent_streams = STREAMS_MAX
     config.include_server_header = False
     config.accesslog = None

@@ -1,6 +1,6 @@
-"""Writes the chunks of a streamed answer, fast: all but the text is encoded once per stream.
+"""Encodes the chunks of a streamed answer, fast: everything but the text is encoded once per stream.
 
-Both kinds of stream are used alike: `opening`, a `text` for each piece, `ending`. The results are JSON texts without
+Both kinds of stream are used alike: `opening`, a `text` for each part, `ending`. The results are JSON texts without
 framing (see `event_stream`).
 """
 
@@ -16,14 +16,14 @@ from gateway.domain.inference import Completion, ToolCallDelta
 
 
 class ChunkEncoder(ABC):
-    """Encodes one stream. With `include_usage` a usage chunk ends it, and all others carry `"usage": null`."""
+    """The encoder of one stream. With `include_usage` a usage chunk ends it, and all others carry `"usage": null`."""
 
     _open: ClassVar[bytes]
-    """What a choice says before its text, or before the fields of its delta, ..."""
+    """The JSON of a choice before its text, or before the fields of its delta."""
     _close: ClassVar[bytes]
-    """... and after them."""
+    """The JSON after the text or the fields."""
     _nothing: ClassVar[bytes]
-    """What stands between the two when there is no text."""
+    """The JSON between the two if there is no text."""
 
     def __init__(self, answer_id: str, kind: str, model: ModelName, created: int, *, include_usage: bool) -> None:
         envelope = {"id": answer_id, "object": kind, "created": created, "model": model}
@@ -35,14 +35,14 @@ class ChunkEncoder(ABC):
 
     @abstractmethod
     def opening(self) -> list[bytes]:
-        """The chunks before the first text."""
+        """Returns the chunks before the first text."""
 
     @abstractmethod
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:
-        """One chunk with the next part of the answer."""
+        """Returns one chunk with the next part of the answer."""
 
     def ending(self, answer: Completion) -> list[bytes]:
-        """The chunks after the last text: the finish reason, then the token counts if they are wanted."""
+        """Returns the chunks after the last text: the finish reason, then the token counts if they are wanted."""
         reason = b',"logprobs":null,"finish_reason":' + to_json(answer.finish_reason)
         chunks = [self._before + self._nothing + self._close + reason + self._after_reason]
         if self._include_usage:
@@ -80,7 +80,8 @@ class ChatChunks(ChunkEncoder):
         return self._before + to_json(fields)[1:-1] + self._after
 
     def _tool_call(self, part: ToolCallDelta) -> dict[str, Any]:
-        """The first part of a call says which it is; clients join the fields of all parts, so it is said only once."""
+        """Returns a part of a tool call. The first part has the id and the name. Clients join the fields of all parts,
+        so these come only once."""
         if part.index in self._begun_calls:
             return {"index": part.index, "function": {"arguments": part.arguments}}
         self._begun_calls.add(part.index)
@@ -93,7 +94,8 @@ class ChatChunks(ChunkEncoder):
 
 
 class CompletionChunks(ChunkEncoder):
-    """Reasoning has no field here and stays part of the text, as in `encode.text_completion`. Nothing calls tools."""
+    """Encodes a streamed text completion. Reasoning has no field and stays part of the text, as in
+    `encode.text_completion`. There are no tool calls."""
 
     _open = b'"text":'
     _close = b""

@@ -1,4 +1,4 @@
-"""Chat messages as they come in: text content in its two spellings, and what else a message may hold."""
+"""The chat messages of a request: text content in its two forms, and the other fields of a message."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -11,13 +11,14 @@ from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
 from gateway.domain.inference import ChatMessage, kept_text
 
 PART_SEPARATOR: Final = "\n"
-"""Between the text parts of one message. Parts are blocks (an instruction, a document): joined by nothing, the last
-word of one would run into the first of the next. llama.cpp and vLLM join the same way."""
+"""The text between the parts of one message. Parts are blocks (an instruction, a document): without a separator, the
+last word of one would run into the first of the next. llama.cpp and vLLM join them in the same way."""
 
 MESSAGES_MAX: Final = 16_384
-"""Far more than anyone means, and few enough to be checked in a tenth of a second."""
+"""The largest number of messages. It is far more than anyone needs, and few enough to be checked in a tenth of a
+second."""
 PARTS_MAX: Final = 1_024
-"""Of one message."""
+"""The largest number of parts of one message."""
 
 
 class TextPart(JsonBody):
@@ -40,7 +41,7 @@ Content = Annotated[
 
 
 class Message(JsonBody):
-    """One entry of `messages`. An answer of ours can be sent back as it is."""
+    """One entry of `messages`. An answer of this API can be sent back unchanged."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         {"function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
@@ -52,12 +53,12 @@ class Message(JsonBody):
     tool_call_id: str | None = None
     tool_calls: MessageToolCalls | None = None
     reasoning_content: str | None = None
-    """Taken because our answers carry it, and dropped: earlier reasoning is no part of a conversation."""
+    """Accepted because answers carry it, and dropped: earlier reasoning is no part of a conversation."""
 
     @model_validator(mode="before")
     @classmethod
     def _allow_calls_without_text(cls, data: object) -> object:
-        """An assistant that calls tools need not say anything, and null is how OpenAI writes that."""
+        """Accepts null as the content of an assistant's message with tool calls, as OpenAI writes it."""
         if not isinstance(data, dict) or data.get("content") is not None:
             return data
         return {**data, "content": ""} if data.get("role") == "assistant" and data.get("tool_calls") else data

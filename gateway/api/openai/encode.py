@@ -1,7 +1,7 @@
-"""Writes answers as OpenAI's JSON objects: pure functions from domain values to UTF-8 bytes.
+"""Encodes answers as OpenAI's JSON objects: pure functions from domain values to UTF-8 bytes.
 
-Source: the OpenAI API reference (the chat completion, completion, embeddings, model and error objects). `created` is
-in seconds since the epoch. `reasoning_content` is an extension that other servers share. Chunks are in `chunks.py`.
+Source: the OpenAI API reference (the chat completion, completion, embeddings, model and error objects). `created` is in
+seconds since the epoch. `reasoning_content` is an extension that other servers share. Chunks are in `chunks.py`.
 """
 
 import math
@@ -50,7 +50,8 @@ def tool_call_id(request_id: RequestId, index: int) -> str:
 
 
 def text_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
-    """The object has no field for reasoning: it stays part of the text, as the model wrote it."""
+    """Encodes a text completion. The object has no field for reasoning, so that stays part of the text, as the model
+    wrote it."""
     text = answer.reasoning + answer.text
     choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish_reason}
     return _answer(
@@ -98,9 +99,9 @@ def _answer(
 
 
 def embeddings(model: ModelName, vectors: Sequence[Embedding], encoding_format: EncodingFormat) -> bytes:
-    """The list of `vectors` in their order; base64 is of little-endian float32.
+    """Encodes the list of `vectors` in their order. base64 is that of little-endian float32.
 
-    Raises `BackendFailed` for a vector with a NaN or an infinity in it: JSON can't say it, and nobody can use it.
+    Raises `BackendFailed` for a vector with a NaN or an infinity, which JSON cannot express and nobody can use.
     """
     encode = _base64 if encoding_format == "base64" else _floats
     data = [
@@ -113,7 +114,8 @@ def embeddings(model: ModelName, vectors: Sequence[Embedding], encoding_format: 
 
 
 def _finite(vector: tuple[float, ...]) -> tuple[float, ...]:
-    """A sum is finite only if each term is: float32 values are too small to overflow it."""
+    """Returns the vector if it is finite. A sum is finite only if each term is: float32 values are too small to
+    overflow it."""
     if not math.isfinite(sum(vector)):
         raise BackendFailed("The backend returned an embedding with a number that is not finite.")
     return vector

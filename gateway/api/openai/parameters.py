@@ -1,7 +1,8 @@
-"""The parameters that chat and completions share: their bounds, their mapping to `Sampling`, and what we lack.
+"""The parameters that chat and completions share: their bounds, their translation to `Sampling`, and those that are not
+supported.
 
 Each bound is OpenAI's unless its comment says otherwise. `top_k`, `min_p`, `repeat_penalty` and `ignore_eos` are
-extensions that OpenAI does not have; their names are llama.cpp's. `ignore_eos` is meant for tests and measurements.
+extensions with llama.cpp's names. `ignore_eos` is meant for tests and measurements.
 """
 
 import re
@@ -26,18 +27,18 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.inference import NO_BIAS, Sampling
 
 INT32_MAX: Final = 2**31 - 1
-"""The wire protocol's integers are 32 bits wide, token ids and counts included."""
+"""The largest integer of the wire protocol, which has 32 bits, for token ids and counts, too."""
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 NAME_CHARACTERS_MAX: Final = 512
-"""Of a model's name and of a user: both end up in errors and logs."""
+"""The largest length of a model's name and of a user, which both end up in errors and logs."""
 STOP_SEQUENCES_MAX: Final = 16
-"""OpenAI takes 4. More cost us nothing, and clients of other servers send more."""
+"""The largest number of stop sequences. OpenAI accepts 4. More cost nothing, and clients of other servers send more."""
 BIAS_MAX: Final = 100
 BIASED_TOKENS_MAX: Final = 65_536
-"""Checking one costs a microsecond, and a body has room for a million."""
+"""The largest number of biased tokens. Checking one costs a microsecond, and a body has room for a million."""
 REPEAT_PENALTY_MAX: Final = 10
-"""llama.cpp divides logits by it and has no bound; beyond this nothing but noise comes out."""
+"""The largest repeat penalty. llama.cpp divides logits by it and has no bound; larger values produce only noise."""
 
 _TOKEN_ID: Final = re.compile(r"[0-9]{1,10}")
 
@@ -57,7 +58,7 @@ def _single_answer(n: int) -> int:
 
 
 def _as_bias(value: object) -> object:
-    """Keys of JSON objects are strings; ours are token ids."""
+    """Turns the keys of a JSON object, which are strings, into token ids."""
     if not isinstance(value, dict):
         return value
     if len(value) > BIASED_TOKENS_MAX:
@@ -88,7 +89,7 @@ LogitBias = Annotated[dict[int, float], BeforeValidator(_as_bias)]
 
 
 class StreamOptions(JsonBody):
-    """What `stream_options` may hold: whether a last chunk of the stream carries the token counts."""
+    """The object `stream_options`: whether a last chunk of the stream carries the token counts."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"include_obfuscation": (False,)})
 
@@ -96,7 +97,7 @@ class StreamOptions(JsonBody):
 
 
 class GenerationBody(JsonBody):
-    """What a chat and a completion request have in common."""
+    """The common part of a chat and a completion request."""
 
     model: Name
     stream: bool | None = None
@@ -106,7 +107,7 @@ class GenerationBody(JsonBody):
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Fraction | None = None
     top_k: Annotated[int, Field(ge=0, le=INT32_MAX)] | None = None
-    """0: no limit."""
+    """The number of candidates for each token. 0 means no limit."""
     min_p: Fraction | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=REPEAT_PENALTY_MAX)] | None = None
     presence_penalty: Penalty | None = None
@@ -135,7 +136,7 @@ class GenerationBody(JsonBody):
         )
 
     def wants_usage(self) -> bool:
-        """Whether the stream ends with a usage chunk. Raises `BadRequest` when there is no stream to end."""
+        """Return whether the stream ends with a usage chunk. Raises `BadRequest` if there is no stream to end."""
         if self.stream_options is None:
             return False
         if not self.stream:
@@ -145,7 +146,7 @@ class GenerationBody(JsonBody):
 
 
 def wire_seed(seed: int) -> int:
-    """Any 64-bit seed as one of 1 to 2**31-1, those unchanged.
+    """Maps any 64-bit seed to 1 to 2**31-1, and leaves seeds in that range unchanged.
 
     On the wire a seed has 31 useful bits: 0 is "not set", and backends take a negative one as "random", which would
     break the promise of a seed.

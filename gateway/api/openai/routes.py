@@ -27,14 +27,15 @@ Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
 Ts = TypeVarTuple("Ts")
 
 EMBEDDINGS_AT_ONCE: Final = 4
-"""Inputs of one embeddings request that are worked on at the same time, so that one request can't take every slot."""
+"""The number of inputs of one embeddings request that are processed at the same time, so that one request cannot take
+every slot."""
 
 LARGE_BYTES: Final = 256 * 1024
-"""JSON of this size takes milliseconds to write, which would hold up every stream of this process."""
+"""The size of JSON that takes milliseconds to write, which would delay every stream of this process."""
 HUGE_BYTES: Final = 1024 * 1024
-"""Bodies from this size on are read one at a time, since each may take several times its size while it is read."""
+"""The size from which on bodies are parsed one at a time, because parsing may take several times their size."""
 NUMBER_BYTES: Final = 20
-"""About what one number of an embedding takes as JSON."""
+"""The approximate size of one number of an embedding as JSON."""
 
 
 class Chunks(Protocol):
@@ -69,7 +70,7 @@ class OpenAiApi:
         self._wall_clock = wall_clock
         self._started = int(wall_clock())
         self._expose_replica = expose_replica
-        # One thread each: several would share the processor with the event loop, and it would have its turn less often.
+        # There is one thread for each, because several would compete with the event loop for the processor.
         self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
@@ -88,7 +89,7 @@ class OpenAiApi:
 
     async def _chat(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await self._parse(exchange, schema.parse_chat, body)
-        del body  # what was made of it is all that is kept while the request waits
+        del body  # Only the parsed request is kept while it waits.
         origin = origin_of(exchange, caller)
         await self._generate(exchange, origin, call, ChatChunks, encode.chat_completion)
 
@@ -99,7 +100,7 @@ class OpenAiApi:
         await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
 
     async def _parse(self, exchange: Exchange, parse: Callable[[bytes], Call], body: bytes) -> Call:
-        """In a thread if it may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
+        """Parses a body, in a thread if that may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
         if len(body) <= READ_ON_LOOP_BYTES:
             call = parse(body)
         else:
@@ -125,7 +126,8 @@ class OpenAiApi:
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
 
     async def _relay(self, exchange: Exchange, model: ModelName, encoder: ChunkEncoder, stream: RoutedStream) -> None:
-        """Writes what has arrived in one send, and never waits for more than has (architecture, streaming relay)."""
+        """Relays a stream: it writes everything that has arrived in one send, and never waits for more before it
+        writes."""
         headers = self._record_replica(exchange, stream.candidate)
         self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
         await exchange.start_event_stream(headers)
@@ -160,7 +162,8 @@ class OpenAiApi:
         await exchange.respond(200, answer, headers=headers)
 
     async def _embed_all(self, inputs: Sequence[EmbeddingInput], origin: Origin) -> list[tuple[Embedding, Candidate]]:
-        """One call to a backend for each input (backend-protocol.md B3), a few at a time, answers in order.
+        """Makes one call to a backend for each input (backend-protocol.md B3), a few at a time. The answers are in
+        order.
 
         The first error ends the others and is raised as it is, not inside a group.
         """
@@ -220,14 +223,15 @@ def origin_of(exchange: Exchange, caller: Caller) -> Origin:
 
 
 async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:
-    """`function(*args)`, in a thread when it has much to do."""
+    """Returns `function(*args)`, computed in a thread if there is much to do."""
     if size_bytes <= LARGE_BYTES:
         return function(*args)
     return await trio.to_thread.run_sync(function, *args)
 
 
 def _has_content(item: Delta | Completion) -> bool:
-    """A completion has at most the rest of a text; its tool calls were in the pieces before it."""
+    """Returns whether the item has content. A completion has at most the rest of a text; its tool calls came in the
+    parts before."""
     return bool(item.text or item.reasoning or (isinstance(item, Delta) and item.tool_calls))
 
 

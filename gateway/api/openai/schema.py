@@ -1,9 +1,9 @@
 """Turns the body of an OpenAI request into a domain request, or refuses it by the name of the wrong field.
 
-A parameter is honoured, or accepted at the value where it changes nothing, or refused: never ignored. The exceptions
-are hints that can't change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
-`chat_template_kwargs` is an extension that other servers share; `enable_thinking` is all that it may hold here.
-Source: the OpenAI API reference, endpoints chat/completions, completions and embeddings.
+A parameter is honoured, or accepted at the value where it changes nothing, or refused. It is never ignored, except for
+hints that cannot change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
+`chat_template_kwargs` is an extension that other servers share; here it may contain `enable_thinking` only. Source: the
+OpenAI API reference, endpoints chat/completions, completions and embeddings.
 """
 
 from collections.abc import Mapping
@@ -41,9 +41,9 @@ class GenerationCall:
     generation: Generation
     stream: bool
     include_usage: bool
-    """Only with `stream`: a last chunk carries the token counts."""
+    """Whether a last chunk carries the token counts. It is possible only with `stream`."""
     user: str | None
-    """The caller's own name for whoever asks; of no effect on the answer."""
+    """The caller's own name for its user. It has no effect on the answer."""
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ class EmbeddingsCall:
 
 
 class TemplateSettings(JsonBody):
-    """What the model's chat template is told besides the messages."""
+    """The settings of the model's chat template besides the messages."""
 
     enable_thinking: bool | None = None
-    """Whether the model is to think before it answers; without effect on one that does not know how to."""
+    """Whether the model should reason before it answers. It has no effect on a model that cannot."""
 
 
 class ChatBody(GenerationBody):
@@ -118,7 +118,7 @@ class ChatBody(GenerationBody):
 
 
 def _as_prompt(value: object) -> object:
-    """An array of one text is that text."""
+    """Reads a prompt. An array of one text is that text."""
     if not isinstance(value, list):
         return value
     if not value:
@@ -151,7 +151,8 @@ Entry = str | tuple[int, ...]
 
 
 def _as_entries(value: object) -> list[Entry]:
-    """`input` in its four spellings: a text, texts, the token ids of one text, or those of several."""
+    """Returns the entries of `input`, which has four forms: a text, texts, the token ids of one text, or those of
+    several."""
     if isinstance(value, str):
         return [_entry(value)]
     if not isinstance(value, list):
@@ -172,7 +173,7 @@ def _entry(value: object, *at: int) -> Entry:
 
 
 def _tokens(values: list[Any], *at: int) -> tuple[int, ...]:
-    """Checks as a whole first: millions of ids fit into one body."""
+    """Returns token ids. The whole array is checked first, because millions of ids fit into one body."""
     if set(map(type, values)) != {int}:
         index, wrong = next((i, value) for i, value in enumerate(values) if type(value) is not int)
         raise wrong_type("a token id (an integer)", wrong, *at, index)
@@ -194,7 +195,7 @@ class EmbeddingsBody(JsonBody):
 
 
 def parse_chat(body: bytes) -> ChatCall:
-    """Raises `BadRequest`."""
+    """Parses a chat request. Raises `BadRequest`."""
     parsed = parse_json(ChatBody, body)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
@@ -213,14 +214,14 @@ def parse_chat(body: bytes) -> ChatCall:
 
 
 def parse_completion(body: bytes) -> CompletionCall:
-    """Raises `BadRequest`."""
+    """Parses a completion request. Raises `BadRequest`."""
     parsed = parse_json(CompletionBody, body)
     generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), parsed.sampling(parsed.token_limit()))
     return CompletionCall(generation, bool(parsed.stream), parsed.wants_usage(), parsed.user)
 
 
 def parse_embeddings(body: bytes) -> EmbeddingsCall:
-    """Raises `BadRequest`."""
+    """Parses an embeddings request. Raises `BadRequest`."""
     parsed = parse_json(EmbeddingsBody, body)
     model = ModelName(parsed.model)
     inputs = tuple(

@@ -1,7 +1,7 @@
-"""What a request says of tools: those it offers, which may be called, and the calls in earlier messages.
+"""The tools of a request: those that it offers, those that may be called, and the calls in earlier messages.
 
-Source: the OpenAI API reference, chat/completions, `tools`, `tool_choice` and `messages[].tool_calls`. Of the kinds of
-tool there only functions are known here.
+Source: the OpenAI API reference, chat/completions, `tools`, `tool_choice` and `messages[].tool_calls`. Functions are
+the only kind of tool that is supported.
 """
 
 import re
@@ -27,9 +27,10 @@ from gateway.domain.errors import BadRequest
 from gateway.domain.inference import ToolCall
 
 TOOLS_MAX: Final = 128
-"""Of one request, and of the calls of one message."""
+"""The largest number of tools of one request, and of calls of one message."""
 TOOLS_BYTES_MAX: Final = 1024 * 1024
-"""Of all tools as JSON. Backends turn each schema into a grammar before the first token, and can't be stopped at it."""
+"""The largest size of all tools as JSON. Backends turn each schema into a grammar before the first token, and cannot be
+stopped meanwhile."""
 CALL_ID_CHARACTERS_MAX: Final = 512
 CHOICE_WORDS: Final = ("none", "auto", "required")
 
@@ -37,9 +38,11 @@ _FUNCTION_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 def refuse_other_kind(data: object, known: str, things: str) -> None:
-    """Complains of the `type` of a JSON object if it is not `known`; of a missing one or of a non-string, others do.
+    """Raises an error for the `type` of a JSON object if it is not `known`. Other checks handle a missing type, and one
+    that is no string.
 
-    To be called before the other keys are looked at: what is wrong with an image is its type, not its `image_url` key.
+    It has to be called before the other keys are checked: the fault of an image is its type and not its `image_url`
+    key.
     """
     kind = data.get("type") if isinstance(data, dict) else None
     if isinstance(kind, str) and kind != known:
@@ -60,12 +63,12 @@ class Function(JsonBody):
     """A function that the model may call: its name, what it does, and a JSON schema of its arguments."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False, True)})
-    """Arguments are bound to the schema in any case: llama.cpp samples them under a grammar made from it."""
+    """Arguments follow the schema in any case, because llama.cpp samples them under a grammar made from it."""
 
     name: FunctionName
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    """A JSON schema, in the caller's order of keys: that is how the model sees it. The backend judges it."""
+    """A JSON schema, in the caller's order of keys, because the model sees it like that. The backend checks it."""
 
 
 class Tool(JsonBody):
@@ -128,7 +131,7 @@ class ToolChoice(JsonBody):
 
 
 AUTO: Final = ToolChoice.model_validate("auto")
-"""What a request without a choice gets."""
+"""The choice of a request that has none."""
 
 
 class CalledFunction(JsonBody):
@@ -139,7 +142,7 @@ class CalledFunction(JsonBody):
 
     @model_validator(mode="after")
     def _check_arguments(self) -> Self:
-        """Templates write them out as an object; none can do so with what is no JSON."""
+        """Checks that the arguments are a JSON object, because templates write them out as one."""
         if (bound := find_broken_bound(self.arguments.encode())[0]) is not None:
             raise wrong_value(f"have at most {bound}", "arguments")
         try:
@@ -158,7 +161,7 @@ class MessageToolCall(JsonBody):
     type: Literal["function"]
     function: CalledFunction
     index: Annotated[int, Field(ge=0)] | None = None
-    """Taken because the parts of a streamed call carry it, and dropped: the order says the same."""
+    """Accepted because the parts of a streamed call carry it, and dropped, because the order says the same."""
 
     @model_validator(mode="before")
     @classmethod
@@ -175,9 +178,9 @@ MessageToolCalls = Annotated[list[MessageToolCall], Field(max_length=TOOLS_MAX, 
 
 
 def offer(tools: Sequence[Tool], choice: ToolChoice | None, *, parallel: bool | None) -> tuple[str | None, str | None]:
-    """`tools` and `tool_choice` as `Generation` has them. Raises `BadRequest` if they do not fit together.
+    """Returns `tools` and `tool_choice` for a `Generation`. Raises `BadRequest` if they do not fit together.
 
-    The tools of a request that allows no call are left out: a model calls what it sees.
+    The tools of a request that allows no call are left out, because a model calls the tools that it sees.
     """
     choice = choice or AUTO
     _check_choice(tools, choice)
@@ -198,7 +201,8 @@ def _check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
 
 
 def _check_parallel(parallel: bool | None) -> None:
-    """llama.cpp takes `false` and lets the model call as often as it likes all the same."""
+    """Refuses `parallel_tool_calls = false`, because llama.cpp accepts it and still lets the model call as often as it
+    likes."""
     if parallel is False:
         message = "Invalid value for 'parallel_tool_calls': false is not supported by this gateway yet."
         raise BadRequest(message, param="parallel_tool_calls", code=UNSUPPORTED_VALUE)
@@ -218,7 +222,7 @@ def _function_fields(function: Function) -> dict[str, Any]:
 
 
 def _choice_text(choice: ToolChoice) -> str | None:
-    """None for what a request without a choice gets anyway."""
+    """Returns the text of a choice, or None for the choice of a request that has none."""
     if choice.function is not None:
         return to_json({"type": choice.type, "function": {"name": choice.function.name}}).decode()
     return None if choice.type == "auto" else choice.type

@@ -1,4 +1,4 @@
-"""How much memory a parsed request takes while it waits and is answered. Pure, and an estimate from above."""
+"""Estimates how much memory a parsed request takes while it waits and is answered. Pure, and an upper estimate."""
 
 from collections.abc import Iterable
 from sys import getsizeof
@@ -8,11 +8,11 @@ from gateway.api.openai.schema import EmbeddingsCall, GenerationCall
 from gateway.domain.inference import ChatMessage, EmbeddingInput, Generation, Text
 
 OBJECT_BYTES: Final = 400
-"""Of one message, tool call or input, without its texts."""
+"""The size of one message, tool call or input, without its texts."""
 BIAS_BYTES: Final = 130
-"""Of one entry of `logit_bias`: a place in a dictionary, an integer and a float."""
+"""The size of one entry of `logit_bias`: a place in a dictionary, an integer and a float."""
 TOKEN_BYTES: Final = 40
-"""Of one token id: an integer and the reference to it."""
+"""The size of one token id: an integer and the reference to it."""
 
 
 def kept_bytes(call: GenerationCall | EmbeddingsCall) -> int:

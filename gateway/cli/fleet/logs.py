@@ -1,4 +1,4 @@
-"""`gateway logs`: what a replica's backend process writes, now or as it comes."""
+"""`gateway logs`: prints the output of a replica's backend process, once or continuously."""
 
 import argparse
 import sys
@@ -31,7 +31,7 @@ def logs(arguments: argparse.Namespace) -> int:
 
 
 def find_replica(replicas: Sequence[Mapping[str, Any]], wanted: str) -> str:
-    """The id of the replica that is meant; pure. Raises `ApiError` when there is none, or more than one."""
+    """Returns the id of the replica that `wanted` names. Pure. Raises `ApiError` if there is none, or more than one."""
     ids: list[str] = [replica["id"] for replica in replicas if wanted in {replica["id"], replica["model"]}]
     if wanted in ids:
         return wanted

@@ -1,4 +1,4 @@
-"""`gateway nodes`: the machines of a fleet, listed and administered."""
+"""`gateway nodes`: lists and administers the machines of a fleet."""
 
 import argparse
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def _labels_text(labels: dict[str, str]) -> str:
 
 
 def _act(client: ApiClient, arguments: argparse.Namespace) -> str:
-    """What to tell. Raises `ApiError`."""
+    """Runs the action and returns the line to print. Raises `ApiError`."""
     path = f"/api/nodes/{quote(arguments.node, safe='')}"
     if arguments.action == "remove":
         client.delete(path + ("?force=true" if arguments.force else ""))

@@ -1,4 +1,4 @@
-"""`gateway status`: the fleet as tables."""
+"""`gateway status`: prints the fleet as tables."""
 
 import argparse
 import json

@@ -1,4 +1,4 @@
-"""The rows of the fleet's tables, from the status document. Pure."""
+"""Makes the rows of the fleet's tables from the status document. Pure."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ UNITS: Final = ((86400, "d"), (3600, "h"), (60, "m"), (1, "s"))
 
 
 def tables(document: Row) -> Mapping[str, Sequence[Row]]:
-    """The rows of each of `TABLES`."""
+    """Returns the rows of each of `TABLES`."""
     return {
         "gateways": [_gateway_row(gateway) for gateway in document["gateways"]],
         "nodes": node_rows(document),
@@ -38,7 +38,7 @@ def node_rows(document: Row) -> Sequence[Row]:
 
 
 def _node_row(node: Row, replicas: int) -> Row:
-    """What is free is told of how much there is."""
+    """Returns the row of a node. Free amounts are shown together with their totals."""
     capacity = node["capacity"]
     return {
         "id": node["id"],
@@ -53,7 +53,7 @@ def _node_row(node: Row, replicas: int) -> Row:
 
 
 def _gpus(gpus: Sequence[Row]) -> str | None:
-    """Equal ones together: "2 x NVIDIA L4"."""
+    """Returns the names of the GPUs, equal ones together: "2 x NVIDIA L4"."""
     counts = Counter(gpu["name"] or gpu["vendor"] for gpu in gpus)
     return ", ".join(name if count == 1 else f"{count} x {name}" for name, count in counts.items()) or None
 
@@ -64,7 +64,7 @@ def _replica_row(replica: Row) -> Row:
 
 
 def share(free_bytes: int | None, total_bytes: int | None) -> str | None:
-    """ "10.5/24.0 GiB"; what is not known is "?"."""
+    """Returns an amount such as "10.5/24.0 GiB". An unknown part is "?"."""
     if free_bytes is None and total_bytes is None:
         return None
     amounts = ["?" if amount is None else f"{amount / GIB:.1f}" for amount in (free_bytes, total_bytes)]
@@ -72,7 +72,7 @@ def share(free_bytes: int | None, total_bytes: int | None) -> str | None:
 
 
 def duration(seconds: float | None) -> str | None:
-    """The two largest units: "2d 3h", "5m 12s", "0s"."""
+    """Returns a duration in its two largest units: "2d 3h", "5m 12s", "0s"."""
     if seconds is None:
         return None
     rest, parts = int(seconds), list[str]()

@@ -1,4 +1,4 @@
-"""How a load goes, for people: a bar on a terminal, one line per change anywhere else."""
+"""Shows the progress of a load: a bar on a terminal, one line per change anywhere else."""
 
 import sys
 import time
@@ -16,7 +16,8 @@ Status = Mapping[str, Any]
 
 
 def follow_load(status: Status, ask: Callable[[], Status], *, poll_seconds: float = POLL_SECONDS) -> Status:
-    """The status at the end: the model is ready, or nobody tries any more. Shows what comes before."""
+    """Waits for the end of a load and returns its last status: the model is ready, or no load is requested any more.
+    Shows every status before."""
     with _shown() as show:
         while not _is_over(status):
             show(status)
@@ -27,7 +28,7 @@ def follow_load(status: Status, ask: Callable[[], Status], *, poll_seconds: floa
 
 
 def _is_over(status: Status) -> bool:
-    """A failure of an earlier try is not the end while the gateway still wants it."""
+    """Returns whether the load is over. An earlier failure is not the end while the load is still requested."""
     return status["state"] in {"ready", "unsatisfiable"} or not (status["requested"] or _moves(status))
 
 
@@ -36,7 +37,7 @@ def _moves(status: Status) -> bool:
 
 
 def status_line(status: Status) -> str:
-    """Everything that is known, on one line. Pure."""
+    """Returns everything that is known, on one line. Pure."""
     parts = [status["state"], *_amounts(status)]
     if "node" in status:
         parts.append(f"on {status['node']}")
@@ -64,7 +65,7 @@ def _shown() -> Iterator[Callable[[Status], None]]:
 
 
 def _print_changes() -> Callable[[Status], None]:
-    """Prints a state once, whatever its progress: a log is no screen."""
+    """Returns a function that prints each state once, whatever its progress, because a log is no screen."""
     seen = ""
 
     def show(status: Status) -> None:

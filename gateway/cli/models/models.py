@@ -1,4 +1,4 @@
-"""`gateway models`: the models of a fleet, listed, loaded and changed."""
+"""`gateway models`: lists, loads and changes the models of a fleet."""
 
 import argparse
 import sys
@@ -39,7 +39,7 @@ def models(arguments: argparse.Namespace) -> int:
 
 
 def _act(client: ApiClient, arguments: argparse.Namespace) -> int:
-    """Raises `ApiError`, `BadValue`."""
+    """Runs the action and returns the exit code. Raises `ApiError`, `BadValue`."""
     if arguments.action == "list":
         print_table("models", COLUMNS, [_row(model) for model in client.get("/api/models")["models"]])
         return OK
@@ -81,7 +81,7 @@ def _load(client: ApiClient, path: str, *, wait: bool) -> int:
 
 
 def _body(client: ApiClient, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A file is the whole spec; values change the one that the model has."""
+    """Returns the new spec. A file is a whole spec; values change the spec that the model has."""
     if bool(arguments.file) == bool(arguments.values):
         raise BadValue("give either --file FILE or KEY=VALUE pairs")
     if arguments.file:

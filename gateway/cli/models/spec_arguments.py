@@ -1,4 +1,4 @@
-"""A model's spec as people give it to a command: a TOML file, or `KEY=VALUE` pairs over what there is."""
+"""Reads a model's spec from the arguments of a command: a TOML file, or `KEY=VALUE` pairs that change a spec."""
 
 import datetime
 import tomllib
@@ -8,11 +8,11 @@ from typing import Any, BinaryIO
 
 
 class BadValue(Exception):
-    """What was given can't be used; the message is for the user."""
+    """The given value cannot be used. The message is for the user."""
 
 
 def read_spec(file: str, model: str, stdin: BinaryIO) -> dict[str, Any]:
-    """The spec in `file`, which may say its own name if that is `model`. Raises `BadValue`."""
+    """Returns the spec in `file`. The file may contain the model's name if that is `model`. Raises `BadValue`."""
     try:
         text = (stdin.read() if file == "-" else Path(file).read_bytes()).decode("utf-8-sig")
         spec = tomllib.loads(text)
@@ -27,7 +27,8 @@ def read_spec(file: str, model: str, stdin: BinaryIO) -> dict[str, Any]:
 
 
 def with_values(spec: Mapping[str, Any], pairs: Iterable[str]) -> dict[str, Any]:
-    """`a=1` sets a key, `options.b=x` one of a table, `a=` takes it back. A value that is no TOML value is a string.
+    """Returns the changed spec. `a=1` sets a key, `options.b=x` sets a key of a table, and `a=` removes a key. A value
+    that is no TOML value is a string.
 
     Pure. Raises `BadValue`.
     """
@@ -61,7 +62,7 @@ def _value(text: str) -> object:
 
 
 def _refuse_times(spec: Mapping[str, Any]) -> None:
-    """JSON has none of TOML's dates and times."""
+    """Refuses TOML's dates and times, which JSON does not have."""
     for key, value in spec.items():
         if isinstance(value, Mapping):
             _refuse_times(value)

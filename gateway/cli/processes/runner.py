@@ -1,4 +1,4 @@
-"""How a command that stays runs: until a signal, with every way to fail told in one line."""
+"""Runs a command that stays: until a signal, with one line for each way to fail."""
 
 import os
 import signal
@@ -20,11 +20,11 @@ Ts = TypeVarTuple("Ts")
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 EXPECTED: Final = (StartupError, RegistryError)
-"""Their messages are for the user; anything else is a bug of ours."""
+"""Errors whose messages are for the user. Any other error is a bug."""
 
 
 def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
-    """Runs Trio; returns the exit code."""
+    """Runs `main` with Trio and returns the exit code."""
     try:
         trio.run(main, *args)
     except (Exception, BaseExceptionGroup) as error:
@@ -41,8 +41,8 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
 
 @asynccontextmanager
 async def running_until_signal() -> AsyncIterator[trio.Event]:
-    """Yields what SIGTERM and SIGINT set. A second signal ends the process at once: the kernel takes the backends along
-    (they ask for it at their start)."""
+    """Yields an event that SIGTERM and SIGINT set. A second signal ends the process at once, and the kernel ends the
+    backends with it (they ask for that at their start)."""
     stop = trio.Event()
     with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
         async with trio.open_nursery() as nursery:

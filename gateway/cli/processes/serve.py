@@ -1,4 +1,4 @@
-"""`gateway serve`: the gateway until a signal ends it."""
+"""`gateway serve`: runs the gateway until a signal ends it."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""`gateway worker`: the agent of a further machine, until a signal ends it."""
+"""`gateway worker`: runs the agent of a further machine until a signal ends it."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ TOKEN_BYTES_MAX: Final = 64 * 1024
 
 
 class BadUsage(Exception):
-    """The message says what to give instead."""
+    """The command was called with wrong arguments. The message says what to give instead."""
 
 
 def worker(arguments: argparse.Namespace) -> int:

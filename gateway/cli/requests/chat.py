@@ -1,4 +1,4 @@
-"""`gateway chat`: a small conversation in the terminal, streamed, with the speed of each answer."""
+"""`gateway chat`: holds a small conversation in the terminal, streamed, with the speed of each answer."""
 
 import argparse
 import sys
@@ -14,13 +14,13 @@ from gateway.cli.outcome import FAILED, OK, print_error
 PREFERRED_MODEL: Final = "demo"
 PROMPT: Final = "> "
 MEASURABLE_SECONDS: Final = 0.01
-"""An answer that came in one go has no speed."""
+"""The shortest duration that has a speed: an answer that came at once has none."""
 DIM, PLAIN = "\033[2m", "\033[0m"
 
 
 @dataclass
 class Screen:
-    """Where the conversation is shown. Colours only on a terminal."""
+    """The output of the conversation. It has colours only on a terminal."""
 
     out: TextIO
     colours: bool = field(init=False)
@@ -70,7 +70,7 @@ def _default_model(client: ApiClient) -> str:
 
 
 def _questions() -> Iterator[str]:
-    """Lines of the terminal, or of whatever stdin is, until its end; empty ones are passed over."""
+    """Yields the lines of the terminal, or of stdin, until its end. Empty lines are left out."""
     while True:
         try:
             question = input(PROMPT) if sys.stdin.isatty() else input()
@@ -99,7 +99,7 @@ def _answer(client: ApiClient, model: str, conversation: list[dict[str, str]], s
 
 
 def _show(event: dict[str, Any], screen: Screen) -> str:
-    """Writes what a chunk brings and returns its part of the answer; reasoning is shown and not kept."""
+    """Writes a chunk and returns its part of the answer. Reasoning is shown and not kept."""
     content = ""
     for choice in event["choices"]:
         delta = choice["delta"]
@@ -111,7 +111,8 @@ def _show(event: dict[str, Any], screen: Screen) -> str:
 
 @dataclass
 class Speed:
-    """Tokens per second of one answer, counted from its first piece: the wait for a load is not the model's speed."""
+    """The tokens per second of one answer, counted from its first part: the wait for a load is not part of the model's
+    speed."""
 
     began: float = field(default_factory=time.monotonic)
     first: float | None = None

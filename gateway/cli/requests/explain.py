@@ -1,4 +1,4 @@
-"""`gateway explain`: why a request went where it went, or where one would go now, candidate by candidate."""
+"""`gateway explain`: shows why a request went where it went, or where one would go now, candidate by candidate."""
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,7 +33,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 
 def explanation_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """What would happen now; pure."""
+    """Yields the lines about a request that would be made now. Pure."""
     chosen = document["chosen"]
     yield f"a request for {document['model']} would " + (f"go to {chosen}" if chosen else "wait")
     if document["queued"]:
@@ -45,7 +45,7 @@ def explanation_lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def decision_lines(document: Mapping[str, Any]) -> Iterator[str]:
-    """What happened, attempt by attempt; pure."""
+    """Yields the lines about a request that was made, attempt by attempt. Pure."""
     yield f"request {document['request_id']} of {document['caller']} for {document['model']}"
     if not document["attempts"]:
         yield "no replica was picked (yet)"

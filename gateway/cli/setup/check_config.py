@@ -1,4 +1,4 @@
-"""`gateway check-config`: every problem of a configuration, with its path and line."""
+"""`gateway check-config`: reports every problem of a configuration, with its path and line."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ DEFAULT_CONFIG: Final = Path("config.toml")
 
 
 def find_config(named: Path | None) -> Path | None:
-    """The file that was named, else `config.toml` in this folder, else none: built-in defaults."""
+    """Returns the named file, or else `config.toml` in this folder, or None for the built-in defaults."""
     if named is not None:
         return named
     return DEFAULT_CONFIG if DEFAULT_CONFIG.is_file() else None

@@ -27,17 +27,17 @@ from gateway.routing.peer_fairness import RemoteQueue
 Key = TypeVar("Key", ReplicaId, ModelName)
 
 SAME_SECONDS: Final = 0.05
-"""Two estimates of one moment differ by that much at most; the first one stays, so that what stands still does not look
-new to everybody."""
+"""The largest difference between two estimates of one moment. The first estimate stays, so that an unchanged state does
+not look new to peers."""
 
 
 COUNTS_SECONDS: Final = 0.5
-"""How often the planner looks again because more or fewer wait than before."""
+"""How often the planner runs because the number of waiting requests has changed."""
 
 
 @dataclass
 class PeerStatePublisher:
-    """Puts together what this gateway publishes to the others, and applies what they publish."""
+    """Makes the state that this gateway publishes to its peers, and applies the states that they publish."""
 
     gateway_id: GatewayId
     url: Callable[[], str]
@@ -58,11 +58,12 @@ class PeerStatePublisher:
     _woken_at: float = field(default=-inf, init=False)
 
     def fast(self, last: PeerState, has_peers: bool) -> PeerState:
-        """What others have to know soon. Leases only if somebody is there to count them."""
+        """Returns `last` with the parts that peers need soon. Leases are included only if there are peers to count
+        them."""
         since = {model: self.clock() - each.oldest_seconds for model, each in self.waiting().items()}
         steady = _steady({row.model: row.since for row in last.demand}, since)
         leases = self.loads.published() if has_peers or self.always_publishes_leases else NOTHING
-        # What has just got a request was idle before: with the old use it would look silent since then.
+        # A replica that has just got a request was idle before. With the old usage it would look silent since then.
         uses = last.uses if leases.keys() == last.leases.keys() else self._uses(last)
         return replace(
             last,
@@ -76,7 +77,7 @@ class PeerStatePublisher:
         )
 
     def slow(self, last: PeerState) -> PeerState:
-        """What may be a moment old."""
+        """Returns `last` with new values of the parts that may be a moment old."""
         leads = self.leadership.epoch is not None
         return replace(
             last,
@@ -94,7 +95,7 @@ class PeerStatePublisher:
         return {replica_id: Use(at) for replica_id, at in steady.items()}
 
     def apply(self, peer_states: PeerStates, own: PeerState) -> None:
-        """Applies the leases and waiting requests of other gateways to routing, admission and the planner."""
+        """Applies the leases and waiting requests of peers to routing, admission and the planner."""
         demand = tuple(row for peer_state in peer_states.peers.values() for row in peer_state.demand)
         self.admission.apply_remote_queues(
             RemoteQueue(row.gateway_id, row.model, row.waiting, self.clock.to_trio(row.since), row.since)
@@ -103,7 +104,7 @@ class PeerStatePublisher:
         at_peers = Counter[ReplicaId]()
         for peer_state in peer_states.peers.values():
             at_peers.update(peer_state.leases)
-        self.loads.apply_peers(at_peers)  # after the lines: slots that this finds free may be theirs
+        self.loads.apply_peers(at_peers)  # This comes after the queues: slots that it finds free may belong to them.
         self._wake_planner((*own.demand, *demand))
 
     def _wake_planner(self, demand: Iterable[Demand]) -> None:

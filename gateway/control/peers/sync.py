@@ -1,12 +1,12 @@
-"""The gateway's voice in its fleet: says what it has, hears what the others have, and knows whether it is still part.
+"""Publishes this gateway's state, reads its peers', and detects when it is cut off.
 
-One exchange at a time, in one statement; how soon the next one comes:
+There is one exchange at a time, in one statement. The table says how soon the next one comes:
 
-| when                                                   | it comes after                                     |
+| when                                                   | the next exchange comes after                      |
 |--------------------------------------------------------|----------------------------------------------------|
 | this gateway is alone                                  | a beat; at once when a queue begins or ends        |
-| others live, and anybody has a request                 | `interval_seconds`: what is said is that old       |
-| others live, and nobody has any                        | `QUIET_FACTOR` times that; at once when one begins |
+| there are peers, and any gateway has a request         | `interval_seconds`: published counts are that old  |
+| there are peers, and no gateway has a request          | `QUIET_FACTOR` times that; at once when one begins |
 | the registry could not be used                         | a growing pause                                    |
 
 Never two within `interval_seconds`, whatever the requests do.
@@ -42,21 +42,22 @@ RETRY_MAX_SECONDS: Final = 1.0
 
 @dataclass
 class PeerSync:
-    """Exchanges state with the other gateways through the registry, and notices when this one is cut off."""
+    """Exchanges state with the peers through the registry, and notices when this gateway is cut off."""
 
     registry: PeerRegistry
     peers: PeerTable
     interval_seconds: float
     ttl_seconds: float
-    """A gateway that could say nothing for so long is dead for the others, and knows it."""
+    """A gateway that could not publish for this long is considered dead by its peers, and detects that."""
     fast: Callable[[PeerState, bool], PeerState]
-    """With the present leases and demand; True: there are others who want to know the leases."""
+    """Returns the state with the current leases and demand. The second argument says whether there are peers that need
+    the leases."""
     slow: Callable[[PeerState], PeerState]
-    """With the present rest."""
+    """Returns the state with current values of all other parts."""
     on_received: Callable[[PeerStates, PeerState], None]
-    """With what this gateway has said."""
+    """Called with the states of the peers and with the state that this gateway has published."""
     on_cut_off: Callable[[], None]
-    """Called when this gateway has become dead for the others."""
+    """Called when its peers consider this gateway dead."""
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
     """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
@@ -66,7 +67,7 @@ class PeerSync:
     _backoff: Backoff = field(default_factory=lambda: Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS), init=False)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Until cancelled. Reports started after the first exchange; raises `RegistryError` if that one fails."""
+        """Runs until cancelled. Reports started after the first exchange. Raises `RegistryError` if that one fails."""
         await self._exchange()
         task_status.started()
         while True:
@@ -79,7 +80,7 @@ class PeerSync:
                 await self._record_failure(error)
 
     async def _exchange(self) -> None:
-        """Raises `RegistryError`."""
+        """Runs one exchange and applies its result. Raises `RegistryError`."""
         if trio.current_time() >= self._slow_at + SLOW_SECONDS:
             self._slow_at = trio.current_time()
             self.peers.publish(self.slow(self.peers.own))
@@ -93,7 +94,7 @@ class PeerSync:
         raise RegistryError(f"nothing could be exchanged with the registry for {self.ttl_seconds:g} s")
 
     async def _ask(self) -> PeerStates:
-        """Raises `RegistryError`."""
+        """Publishes this gateway's state and returns those of its peers. Raises `RegistryError`."""
         with trio.move_on_after(self.ttl_seconds / 3):
             return await self.registry.sync_peers(self.peers.own, self.ttl_seconds)
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")

@@ -1,4 +1,4 @@
-"""What this gateway's sessions hear of loads: how far each one is, and how it ended. None of it is stored (L11)."""
+"""Tracks how far the loads of this gateway's workers are, and how they ended. Nothing of it is stored (L11)."""
 
 from collections.abc import Callable, Container
 from dataclasses import dataclass
@@ -11,21 +11,21 @@ from gateway.domain.session import Report
 
 
 class LoadOutcome(StrEnum):
-    """Tells how the load of a replica ended."""
+    """How the load of a replica ended."""
 
     READY = "ready"
     FAILED = "failed"
     STOPPED = "stopped"
-    """On request, before it was ready."""
+    """It was stopped on request before it was ready."""
 
 
 @dataclass
 class _Load:
     began: float
-    """The first report of it: seconds of Trio's clock."""
+    """The time of its first report (Trio's clock, seconds)."""
     newest: Report
     fetch_from: tuple[float, int] | None = None
-    """When the first number of bytes was told, and how many."""
+    """The time of the first report with a number of bytes, and that number."""
 
     def update(self, report: Report, now: float) -> None:
         self.newest = report
@@ -46,7 +46,7 @@ OnLoadEnd = Callable[[ReplicaId, LoadOutcome, float | None], None]
 
 
 class LoadProgress:
-    """Times are seconds of Trio's clock."""
+    """Tracks the loads of this gateway's workers. Times are seconds of Trio's clock."""
 
     def __init__(self, on_end: OnLoadEnd = lambda _replica_id, _outcome, _seconds: None) -> None:
         """`on_end` is called with each load that has ended."""
@@ -56,7 +56,7 @@ class LoadProgress:
         """A report may come again: each load ends once."""
 
     def record(self, report: Report, now: float) -> None:
-        """A replica that is not at its end, as far as the registry knows, has reported."""
+        """Records the report of a replica that has not ended as far as the registry knows."""
         replica_id = report.replica_id
         if replica_id in self._ended:
             return
@@ -69,16 +69,17 @@ class LoadProgress:
             self._on_end(replica_id, _outcome(report.observed), now - load.began if load is not None else None)
 
     def progress_of(self, replica_id: ReplicaId, now: float) -> Progress | None:
-        """None: nothing was heard of such a load here. The rate is that until now: one that has stalled falls."""
+        """Returns how far the load is, or None if no report of such a load has come. The rate is measured until now, so
+        it falls when the load stalls."""
         load = self._loads.get(replica_id)
         return None if load is None else load.progress(now)
 
     def all_progress(self, now: float) -> dict[ReplicaId, Progress]:
-        """Returns how far each load is at `now` (trio clock, seconds)."""
+        """Returns how far each load is at `now` (Trio's clock, seconds)."""
         return {replica_id: load.progress(now) for replica_id, load in self._loads.items()}
 
     def keep_only(self, replicas: Container[ReplicaId]) -> None:
-        """Forgets every other one."""
+        """Forgets all replicas but these."""
         self._loads = {each: load for each, load in self._loads.items() if each in replicas}
         self._ended = {each for each in self._ended if each in replicas}
 

@@ -1,4 +1,4 @@
-"""Readers of backends' output within one session: each is served at its own pace and holds up nobody else."""
+"""The readers of backends' output within one session. Each is served at its own pace and holds up no other."""
 
 import itertools
 from collections.abc import AsyncIterator
@@ -12,13 +12,14 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.session import EndTail, LogChunk, TailLogs, ToWorker
 
 CHUNKS_MAX: Final = 16
-"""That a reader may lag behind. Then whole chunks are skipped, and counted."""
+"""The number of chunks that a reader may lag behind. Beyond that, whole chunks are skipped and counted."""
 END_SECONDS: Final = 1.0
-"""For telling the worker that nobody reads any more; it ends the tail with the session anyway."""
+"""The time for telling the worker that nobody reads any more. The worker ends the stream with the session in any
+case."""
 
 
 class LogStreams:
-    """The tails that were asked for over one session."""
+    """The log streams of one session."""
 
     def __init__(self, to_worker: trio.MemorySendChannel[ToWorker]) -> None:
         self._to_worker = to_worker
@@ -30,7 +31,7 @@ class LogStreams:
     async def open(
         self, replica_id: ReplicaId, lines: int, *, follow: bool
     ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk]]:
-        """Chunks until one says that it is the last; the channel just ends when the session does."""
+        """Yields chunks until one says that it is the last. The channel simply ends if the session ends."""
         number = next(self._numbers)
         send, receive = trio.open_memory_channel[LogChunk](CHUNKS_MAX)
         self._readers[number] = send
@@ -51,7 +52,8 @@ class LogStreams:
             self.close()
 
     def put_nowait(self, chunk: LogChunk) -> None:
-        """Hands a chunk to its reader. One that lags loses it; one that has left does not matter."""
+        """Passes a chunk to its reader. A reader that lags misses the chunk, and a chunk whose reader has left is
+        dropped."""
         reader = self._readers.get(chunk.tail)
         if reader is None:
             return
@@ -66,7 +68,7 @@ class LogStreams:
             self._readers.pop(chunk.tail).close()
 
     def close(self) -> None:
-        """The session is over: so is every tail."""
+        """Ends all log streams, because the session has ended."""
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()

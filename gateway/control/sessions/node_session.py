@@ -1,4 +1,5 @@
-"""One worker's session on the gateway's side: its desired set goes out, its reports come in and are written down."""
+"""The gateway's side of one worker's session: the desired set goes out, reports come in and are written to the
+registry."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -37,19 +38,22 @@ log = structlog.get_logger(__name__)
 
 SUPERSEDED: Final = "a newer session of this node has begun"
 WRITES_PER_SECOND: Final = 10.0
-"""Of one session, in the long run: what comes faster is written together. Each write has every gateway read anew."""
+"""The largest rate of writes of one session. Reports that come faster are written together. Each write has every
+gateway read again."""
 WRITES_BURST: Final = 50.0
 CAPACITY_WRITES: Final = 10.0
-"""So many writes does one of the capacity count for: it may change all the time, and nobody waits for it."""
+"""The number of writes that one write of the capacity counts for. The capacity may change all the time, and nobody
+waits for it."""
 UNWRITTEN_MAX: Final = 10_000
-"""Replicas of which something may have to be written: more than one machine has ports for."""
+"""The largest number of replicas with unwritten reports. It is more than one machine has ports for."""
 UP: Final = frozenset({Observed.READY, Observed.DRAINING})
 
 
 class SessionOver(Exception):
-    """This session has to end; the message says why, for the worker's log. Nothing is wrong with what the worker runs.
+    """This session has to end. The message gives the reason for the worker's log; it says nothing against the worker's
+    replicas.
 
-    `register_again`: the worker has to register before its next session.
+    `register_again` says that the worker has to register before its next session.
     """
 
     def __init__(self, message: str, *, register_again: bool = False) -> None:
@@ -58,8 +62,8 @@ class SessionOver(Exception):
 
 
 def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
-    """All that `node_id` should run, and by which leader's plan (L13). A replica whose model was removed is left out,
-    which stops it. Pure."""
+    """Returns all replicas that `node_id` should run, and the epoch of the plan (L13). A replica whose model was
+    removed is left out, which stops it. Pure."""
     return DesiredSet(
         state.epoch,
         tuple(
@@ -72,23 +76,24 @@ def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[Replic
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """What all sessions of one gateway share."""
+    """The settings and functions that all sessions of one gateway share."""
 
     gateway_id: GatewayId
     registry: NodeRegistry
     views: SnapshotStore[FleetView]
     token_of: Callable[[ReplicaId], str]
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
-    """Asks one replica at its advertised address; never raises."""
+    """Probes one replica at its advertised address. It never raises."""
     report_broken: Callable[[ReplicaId, str], None]
     heartbeat_seconds: float
     node_changed: Callable[[], None]
-    """Called when a session begins or ends, and when a worker says that it leaves: to wake the monitor."""
+    """Called when a session begins or ends and when a worker says that it leaves, to wake the health monitor."""
     load_progress: LoadProgress = field(default_factory=LoadProgress)
 
 
 class NodeSession:
-    """One worker's session, over a pair of channels. The worker's end may be in this process or on another machine."""
+    """The session of one worker, over a pair of channels. The worker's end may be in this process or on another
+    machine."""
 
     def __init__(
         self,
@@ -105,9 +110,9 @@ class NodeSession:
         self.number = number
         self.last_contact_at = trio.current_time()
         self.leaving = False
-        """The worker has said that it drains and ends."""
+        """Whether the worker has said that it drains and ends."""
         self._living: set[ReplicaId] = set()
-        """Replicas that, as the worker last said, have not ended."""
+        """The replicas that have not ended, according to the worker's last report."""
         self.tails = LogStreams(to_worker)
         self._ended = trio.CancelScope()
         self._why_ended = ""
@@ -116,27 +121,27 @@ class NodeSession:
         self._to_worker = to_worker
         self._from_worker = from_worker
         self._unwritten: dict[ReplicaId, Report] = {}
-        """The newest report of each replica that is not in the registry yet; reports are complete."""
+        """The newest report of each replica that is not in the registry yet. Reports are complete."""
         self._capacity: Capacity | None = None
         self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
-        """What replicas take, as far as that is not in the registry yet."""
+        """The measured needs of models that are not in the registry yet."""
         self._written = Wake()
         self._pace = TokenBucket(WRITES_PER_SECOND, WRITES_BURST)
         self._readiness_gate = ReadinessGate(settings.probe, self._target_of, self._put, settings.report_broken)
 
     @property
     def has_left(self) -> bool:
-        """The worker has said that it leaves, and that nothing runs there any more: the end of this session is no
-        break."""
+        """Returns whether the worker has said that it leaves and that no replica runs there any more. Then the end of
+        this session is no failure."""
         return self.leaving and not self._living
 
     def end(self, why: str) -> None:
-        """Lets `run` raise `SessionOver`."""
+        """Has `run` raise `SessionOver` with this reason."""
         self._why_ended = why
         self._ended.cancel()
 
     async def run(self) -> None:
-        """Until the worker closes its end, or cancelled. Raises `SessionOver`."""
+        """Runs until the worker closes its end, or until cancelled. Raises `SessionOver`."""
         with self._ended:
             await self._run()
         if self._ended.cancelled_caught:
@@ -159,19 +164,19 @@ class NodeSession:
         if problems:
             raise problems[0]
         if self._unwritten:
-            await self._write()  # the last words of a worker that has left
+            await self._write()  # Write the last reports of a worker that has left.
 
     async def _run_until_over(
         self, task: Callable[[], Awaitable[None]], problems: list[SessionOver], scope: trio.CancelScope
     ) -> None:
-        """What ends the session, without a group around it."""
+        """Raises the error that ends the session, without a group around it."""
         try:
             await task()
         except SessionOver as error:
             problems.append(error)
             scope.cancel()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            scope.cancel()  # the worker's end is closed; what it sent before has been lost or is in the registry
+            scope.cancel()  # The worker's end is closed. Its earlier messages are lost or in the registry.
 
     def _handle(self, message: FromWorker) -> None:
         match message:
@@ -194,7 +199,7 @@ class NodeSession:
         self._readiness_gate.forget(report.replica_id)
         stored = self._stored(report.replica_id)
         if report.observed is Observed.FAILED and stored is not None and stored.observed in UP:
-            # What was up can't fail to come up. It may still run, so it is ended as one that is of no use (L8).
+            # A replica that was ready cannot fail to load. It may still run, so it is ended as a broken one (L8).
             self._settings.report_broken(report.replica_id, report.error or "its worker says that it failed")
         elif report.observed is Observed.READY:
             self._handle_ready(report, stored)
@@ -202,7 +207,7 @@ class NodeSession:
             self._put(report)
 
     def _handle_ready(self, report: Report, stored: Replica | None) -> None:
-        """Asks the replica, unless it has answered at this very address before."""
+        """Probes the replica, unless it has answered at this address before."""
         address = report.address or (stored.address if stored is not None else None)
         if address is None:
             self._put(Report(report.replica_id, Observed.FAILED, error="its worker calls it ready at no address"))
@@ -214,7 +219,8 @@ class NodeSession:
             self._readiness_gate.ask(replace(report, address=address))
 
     def _put(self, report: Report) -> None:
-        """To be written, unless it only says how far a fetch is: that is watched and not stored."""
+        """Queues the report for the registry. A report that only says how far a download is, is watched and not
+        stored."""
         replica = self._stored(report.replica_id)
         if replica is not None and replica.observed not in FINAL:
             self._settings.load_progress.record(report, trio.current_time())
@@ -233,7 +239,8 @@ class NodeSession:
             self._measured[replica.model, replica.revision] = requirement
 
     def _stored(self, replica_id: ReplicaId) -> Replica | None:
-        """None: unknown here, or another node's, of which this worker has nothing to say."""
+        """Returns the replica's row, or None if the replica is unknown or belongs to another node, of which this worker
+        may not report."""
         replica = self._settings.views.current.state.replicas.get(replica_id)
         return replica if replica is not None and replica.node_id == self.node_id else None
 
@@ -249,9 +256,10 @@ class NodeSession:
             await trio.sleep(self._settings.heartbeat_seconds)
 
     async def _run_desired(self) -> None:
-        """Sends the desired set whenever it has changed. The set is complete, so skipping one loses nothing.
+        """Sends the desired set whenever it has changed. The set is complete, so a skipped one loses nothing.
 
-        Not before the view shows this session's node: until then it may list replicas that ended with an earlier agent.
+        It starts when the view shows this session's node: until then the view may list replicas that ended with an
+        earlier agent.
         """
         settings, sent = self._settings, None
         view = settings.views.current
@@ -284,14 +292,16 @@ class NodeSession:
                     await trio.sleep(RETRY_SECONDS)
 
     async def _wait_turn(self) -> None:
-        """So that a worker that has much to say costs the fleet no more than others."""
+        """Waits for this session's turn to write, so that a worker with many reports costs the fleet no more than
+        others."""
         amount = 1.0 if self._capacity is None else CAPACITY_WRITES
         wait_seconds = self._pace.take(amount, trio.current_time())
         if wait_seconds:
             await trio.sleep(wait_seconds)
 
     async def _write(self) -> None:
-        """Writes all that is unwritten; what fails stays so. Raises `RegistryError`, `SessionOver`."""
+        """Writes all unwritten reports. A report whose write fails stays unwritten. Raises `RegistryError`,
+        `SessionOver`."""
         batch, registry = tuple(self._unwritten.values()), self._settings.registry
         written = not batch or await registry.record_reports(self.node_id, self.number, batch)
         for report in batch:

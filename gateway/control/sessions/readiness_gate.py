@@ -1,7 +1,7 @@
-"""Lets `ready` count only once this gateway has had an answer from the replica at its advertised address.
+"""Accepts `ready` only once this gateway has got an answer from the replica at its advertised address.
 
-That its worker reaches it on its own machine says nothing of the way there: a wrong `worker.advertise` or a firewall
-would otherwise make the first requests find out.
+The worker reaches the replica on its own machine, which says nothing about the way from here. Otherwise the first
+requests would discover a wrong `worker.advertise` or a firewall.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,18 +17,18 @@ from gateway.domain.ids import ReplicaId
 from gateway.domain.session import Report
 
 ANSWER_SECONDS_MAX: Final = 15.0
-"""How long a replica that its worker calls ready may take to answer this gateway."""
+"""How long a replica that is ready according to its worker may take to answer this gateway."""
 PAUSE_SECONDS: Final = 0.2
-"""Between two probes of it."""
+"""The pause between two probes of it."""
 
 
 @dataclass
 class ReadinessGate:
-    """The replicas of one session that are ready as their worker says, and asked whether they are."""
+    """The replicas of one session that are ready according to their worker and have not answered this gateway yet."""
 
     probe: Callable[[Target], Awaitable[ProbeOutcome]]
     target_of: Callable[[Report], Target | None]
-    """None: nobody knows the replica yet, or any more."""
+    """Returns the target of a report, or None if the replica is not known yet, or not any more."""
     accept: Callable[[Report], None]
     report_broken: Callable[[ReplicaId, str], None]
     _asked: dict[ReplicaId, trio.CancelScope] = field(default_factory=dict, init=False)
@@ -36,22 +36,22 @@ class ReadinessGate:
     _wake: Wake = field(default_factory=Wake, init=False)
 
     def __len__(self) -> int:
-        """How many are being asked."""
+        """Returns how many replicas are being probed."""
         return len(self._asked) + len(self._waiting)
 
     def ask(self, report: Report) -> None:
-        """Has the replica probed; its report is accepted once it has answered."""
+        """Has the replica probed. Its report is accepted once the replica has answered."""
         self._waiting.append(report)
         self._wake.set()
 
     def forget(self, replica_id: ReplicaId) -> None:
-        """Its worker has said something else of it since."""
+        """Stops probing the replica, because its worker has sent another report since."""
         self._waiting = [report for report in self._waiting if report.replica_id != replica_id]
         if (scope := self._asked.pop(replica_id, None)) is not None:
             scope.cancel()
 
     async def run(self) -> None:
-        """Runs until cancelled. A replica that is slow to answer holds up no other."""
+        """Runs until cancelled. A slow replica holds up no other."""
         async with trio.open_nursery() as nursery:
             while True:
                 await self._wake.wait()
@@ -61,7 +61,8 @@ class ReadinessGate:
                 self._waiting.clear()
 
     async def _check(self, report: Report, scope: trio.CancelScope) -> None:
-        """What is never known is dropped: this gateway will hear of it with the next hello, if it is there at all."""
+        """Probes the replica until it answers. A report of a replica that never becomes known is dropped: this gateway
+        gets it again with the next hello if the replica exists."""
         outcome: ProbeOutcome | None = None
         with scope:
             with trio.move_on_after(ANSWER_SECONDS_MAX):

@@ -1,8 +1,8 @@
-"""The sessions that this gateway holds, one per node: how they begin, take over from each other, and end.
+"""The sessions at this gateway, one per node: how they begin, replace each other, and end.
 
-A session is held by one gateway at a time. Its number, given by the registry when it begins, goes with every write, so
-what a session still has to say after another one has begun is void (H9). A broken session is no death of anything: the
-node stays what it was, and the health monitor judges from then on.
+A node's session is at one gateway at a time. The registry gives each session a number, and every write of the session
+carries it. So the writes of a session have no effect once a newer session has begun (H9). A broken session proves no
+death: the node keeps its condition, and the health monitor judges it from then on.
 """
 
 from collections.abc import AsyncIterator, Iterator
@@ -22,12 +22,12 @@ from gateway.registry.protocol import RegistryError
 log = structlog.get_logger(__name__)
 
 LEAVE_SECONDS: Final = 2.0
-"""How long the end of a session may take to be written down when the gateway stops."""
+"""How long writing down the end of a session may take when the gateway stops."""
 
 
 @dataclass
 class Sessions:
-    """Keeps the open sessions of this gateway by node; `run_session` is the whole life of one."""
+    """The open sessions of this gateway by node. `run_session` is the whole life of one session."""
 
     settings: SessionSettings
     open: dict[NodeId, NodeSession] = field(default_factory=dict)
@@ -41,10 +41,10 @@ class Sessions:
         ends_with_gateway: bool = False,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """The whole life of one session. Reports started once the node has joined.
+        """Runs one session from its beginning to its end. Reports started once the node has joined.
 
-        `ends_with_gateway`: the worker is part of this process, so the end of the session is the end of its replicas.
-        Raises `RegistryError` when joining fails, `SessionOver`.
+        `ends_with_gateway` says that the worker is part of this process, so that its replicas end with the session.
+        Raises `RegistryError` if joining fails, and `SessionOver`.
         """
         number = await self.settings.registry.join_node(hello, self.settings.gateway_id)
         session = NodeSession(hello, number, self.settings, to_worker, from_worker, is_embedded=ends_with_gateway)
@@ -55,7 +55,7 @@ class Sessions:
             try:
                 await session.run()
             except SessionOver:
-                ends_with_us = False  # the worker lives and comes again
+                ends_with_us = False  # The worker lives and will reconnect.
                 raise
             finally:
                 with trio.move_on_after(LEAVE_SECONDS, shield=True):
@@ -75,7 +75,8 @@ class Sessions:
             self.settings.node_changed()
 
     async def _end_session(self, session: NodeSession, *, gone: bool) -> None:
-        """A worker that said goodbye is offline at once; one whose session broke stays what it was for now."""
+        """Writes down the end of a session. A worker that said goodbye is offline at once; a node whose session broke
+        keeps its condition."""
         condition = NodeStatus.OFFLINE if gone else None
         try:
             await self.settings.registry.mark_node(session.node_id, session.number, condition, ended=True)
@@ -84,7 +85,8 @@ class Sessions:
         log.info("session.ended", node=session.node_id, session=session.number, left=gone)
 
     def end_all(self, why: str) -> None:
-        """Workers of other machines are told, and look for another gateway. The embedded one has no other."""
+        """Ends the sessions of workers on other machines with this reason; they look for another gateway. The embedded
+        worker has no other."""
         for session in self.open.values():
             if not session.is_embedded:
                 session.end(why)
@@ -93,7 +95,7 @@ class Sessions:
     async def open_tail(
         self, node_id: NodeId, replica_id: ReplicaId, lines: int, *, follow: bool
     ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk] | None]:
-        """The output of a replica's backend as it comes. None: the node has no session at this gateway."""
+        """Yields the output of a replica's backend as it comes, or None if the node has no session at this gateway."""
         session = self.open.get(node_id)
         if session is None:
             yield None

@@ -1,4 +1,4 @@
-"""What llama.cpp says while it generates, read into one small record per chunk."""
+"""Reads the output of llama.cpp into one small record per chunk."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CONTEXT_LENGTH_EXCEEDED, CallError, invalid
 
 Param = Literal["messages", "prompt", "input"]
-"""Where the text of a request came from, in OpenAI's words: what an error about its length names."""
+"""The parameter that a request's text came from, in OpenAI's words. An error about its length names it."""
 
 CONTEXT_EXCEEDED_TYPE: Final = "exceed_context_size_error"
 INTERNAL_ERROR: Final = 500
 SCHEMA_ERROR: Final = "JSON schema error at"
 GRAMMAR_ERROR: Final = "failed to parse grammar"
-"""What llama.cpp says of tools, the only thing of ours that it makes a grammar of."""
+"""llama.cpp's error about tools, the only input of which it makes a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A part of an answer. Counts are totals so far; a chunk may hold several tokens, or none."""
+    """A part of an answer. Counts are totals so far. A chunk may hold several tokens, or none."""
 
     text: str = ""
     reasoning: str = ""
@@ -31,16 +31,16 @@ class Chunk:
     prompt_ms: float = 0.0
     generation_ms: float = 0.0
     finish_reason: str | None = None
-    """`stop`, `length` or `tool_calls` in the chunk that says why the generation ended."""
+    """`stop`, `length` or `tool_calls` in the chunk that says why the generation ended, otherwise None."""
 
     @property
     def has_content(self) -> bool:
-        """Whether the chunk has any text, reasoning or tool calls; one without has only counts."""
+        """Returns whether the chunk has any text, reasoning or tool calls. A chunk without them has only counts."""
         return bool(self.text or self.reasoning or self.tool_calls)
 
 
 def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
-    """One chunk of a chat or a raw completion. Raises `CallError` for a chunk that is an error."""
+    """Reads one chunk of a chat or a raw completion. Raises `CallError` for a chunk that is an error."""
     raise_error(raw, param)
     choice = _choice(raw)
     delta = choice.get("delta", choice)
@@ -61,12 +61,13 @@ def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
 
 
 def _choice(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Empty for the chunk that ends a chat: it has only totals."""
+    """Returns the choice of a chunk. It is empty for the chunk that ends a chat, which has only totals."""
     return next(iter(raw.get("choices") or ()), {})
 
 
 def _tool_call(call: Mapping[str, Any]) -> pb.ToolCallDelta:
-    """The first chunk of a call has its id and name, all of them parts of its arguments."""
+    """Reads a part of a tool call. The first part has the call's id and name, and every part has a piece of its
+    arguments."""
     function = call.get("function") or {}
     return pb.ToolCallDelta(
         index=call.get("index", 0),
@@ -77,7 +78,7 @@ def _tool_call(call: Mapping[str, Any]) -> pb.ToolCallDelta:
 
 
 def raise_error(raw: Mapping[str, Any], param: Param) -> None:
-    """Raise what llama.cpp answered as `CallError`, if it is an error; do nothing otherwise."""
+    """Raises llama.cpp's answer as `CallError` if it is an error, and does nothing otherwise."""
     error = raw.get("error")
     if error is None:
         return

@@ -1,4 +1,4 @@
-"""From the Backend service's descriptor to our methods: every RPC is authenticated, answered or UNIMPLEMENTED."""
+"""Dispatches the RPCs of the Backend service to methods: every RPC is authenticated, then answered or UNIMPLEMENTED."""
 
 import asyncio
 import hmac
@@ -23,7 +23,7 @@ METHODS: Final[tuple[MethodDescriptor, ...]] = tuple(pb.DESCRIPTOR.services_by_n
 
 
 class Call(Generic[Request]):
-    """One RPC, as our methods see it. `trailers` are sent with the status of a call that ends well."""
+    """One RPC, as the methods see it. `trailers` are sent with the status of a successful call."""
 
     def __init__(self, name: str, stream: Stream[Any, Any]) -> None:
         self.name = name
@@ -31,14 +31,14 @@ class Call(Generic[Request]):
         self._stream = stream
 
     async def receive(self) -> Request:
-        """The request; raises `CallError` when there is none."""
+        """Returns the request. Raises `CallError` if there is none."""
         request: Request | None = await self._stream.recv_message()
         if request is None:
             raise CallError(Status.INVALID_ARGUMENT, "the call ended before its message")
         return request
 
     async def send(self, reply: Message) -> None:
-        """Waits while the client does not read."""
+        """Sends a reply. Waits while the client does not read."""
         await self._stream.send_message(reply)
 
 
@@ -46,7 +46,8 @@ Method = Callable[[Call[Any]], Awaitable[None]]
 
 
 class Dispatcher:
-    """What a grpclib server serves: `methods` by the names of their RPCs. An empty `token` lets everybody in."""
+    """The service of a grpclib server: `methods` by the names of their RPCs. With an empty `token` every caller is
+    accepted."""
 
     def __init__(self, methods: Mapping[str, Method], token: str) -> None:
         self._methods = methods
@@ -54,11 +55,11 @@ class Dispatcher:
         self._open: set[asyncio.Task[Any]] = set()
 
     def __mapping__(self) -> dict[str, Route]:
-        """grpclib's protocol for a service."""
+        """Returns the routes, in grpclib's protocol for a service."""
         return {f"/{method.containing_service.full_name}/{method.name}": self._route(method) for method in METHODS}
 
     async def wait_finished(self) -> None:
-        """Wait for the calls that are open now, trailers included; not for those that come meanwhile."""
+        """Waits for the calls that are open now, trailers included, and not for later ones."""
         if self._open:
             await asyncio.wait(set(self._open))
 
@@ -75,7 +76,7 @@ class Dispatcher:
     async def _answer(self, name: str, stream: Stream[Any, Any]) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - grpclib runs each call in a task; for the type checker
-        # The task outlives this function by the trailers, which grpclib sends when they are not sent here.
+        # The task outlives this function by the time of the trailers, which grpclib sends if they are not sent here.
         self._open.add(task)
         task.add_done_callback(self._open.discard)
         try:
@@ -89,12 +90,13 @@ class Dispatcher:
             )
 
     def _authenticate(self, stream: Stream[Any, Any]) -> None:
-        """Takes as long for a wrong token as for the right one (H5)."""
+        """Checks the token. A wrong token takes as long as the right one (H5)."""
         given = str(stream.metadata.get(AUTHORIZATION, "")) if stream.metadata else ""
         if self._authorization and not hmac.compare_digest(given.encode(), self._authorization):
             raise CallError(Status.UNAUTHENTICATED, "wrong or missing bearer token")
 
 
 async def _unimplemented(call: Call[Message]) -> None:
-    """Does not wait for a request: a client that streams may not send one before it has an answer."""
+    """Answers UNIMPLEMENTED without waiting for a request: a client that streams may send none before it has an
+    answer."""
     raise CallError(Status.UNIMPLEMENTED, f"the llama-cpp engine has no {call.name}")

@@ -1,4 +1,4 @@
-"""How a call ends when it does not end well: a status, a message for the user, and trailers for the gateway."""
+"""The errors of a call: a status, a message for the user, and trailers for the gateway."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -19,7 +19,8 @@ CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
 
 
 class CallError(Exception):
-    """Raised anywhere below an RPC; `dispatch` turns it into the call's status and trailers."""
+    """An error of a call. It may be raised anywhere below an RPC, and `dispatch` turns it into the call's status and
+    trailers."""
 
     def __init__(self, status: Status, message: str, trailers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -29,13 +30,13 @@ class CallError(Exception):
 
 
 class LoadError(Exception):
-    """A model that can't be loaded, and why; the answer to LoadModel, not a status."""
+    """A model cannot be loaded, for the reason in the message. It becomes the answer to LoadModel and not a status."""
 
 
 def invalid(message: str, *, param: str, code: str | None = None) -> CallError:
-    """The request is wrong at `param`, a name in OpenAI's words."""
+    """Returns the error for a request that is wrong at `param`, a name in OpenAI's words."""
     trailers = {ERROR_CODE: code} if code else {}
-    # A name that the client made up may hold anything; a trailer may not.
+    # A name from the client may hold any character; a trailer may not.
     if param.isascii() and param.isprintable():
         trailers[ERROR_PARAM] = param
     return CallError(Status.INVALID_ARGUMENT, message, trailers)

@@ -1,4 +1,4 @@
-"""One generation, between a thread that is inside llama.cpp and the event loop that sends its text away."""
+"""One generation: the bridge between a thread that is inside llama.cpp and the event loop that sends its text."""
 
 import asyncio
 from collections import deque
@@ -10,18 +10,19 @@ from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.slots import Slots
 
 Sink = Callable[[Mapping[str, Any]], bool]
-"""Takes one raw chunk, on llama.cpp's calling thread; True ends the generation."""
+"""Takes one raw chunk, on llama.cpp's calling thread. Returning True ends the generation."""
 
 BUFFERED_CHUNKS_MAX: Final = 1024
-"""Chunks that wait for a slow client before its thread does. llama.cpp itself knows no backpressure: what it decodes
-while the thread waits piles up inside it, bounded by the context."""
+"""The number of chunks that wait for a slow client before the generation's thread waits. llama.cpp has no backpressure:
+what it decodes while the thread waits is kept inside it, limited by the context."""
 
 
 class RunningGeneration:
-    """Takes a slot when it is made (or raises `CallError`: full) and gives it back when llama.cpp has returned.
+    """A running generation. It takes a slot when it is made (or raises `CallError`: full), and frees it when llama.cpp
+    has returned.
 
-    `run` blocks inside llama.cpp, hands each raw chunk to its sink, and stops soon after the sink said True.
-    Whoever made a generation must `cancel` it, whatever happened: after the end that does nothing.
+    `run` blocks inside llama.cpp, passes each raw chunk to its sink, and stops soon after the sink has returned True.
+    The owner of a generation must `cancel` it in any case; after its end that does nothing.
     """
 
     def __init__(self, slots: Slots, run: Callable[[Sink], None], read: Callable[[Mapping[str, Any]], Chunk]) -> None:
@@ -29,7 +30,7 @@ class RunningGeneration:
         self._read = read
         self._arrived = asyncio.Event()
         self._changed = Condition()
-        """Guards the four below, which both threads use."""
+        """Guards the next four attributes, which both threads use."""
         self._chunks: deque[Chunk] = deque()
         self._announced = False
         self._cancelled = False
@@ -38,9 +39,10 @@ class RunningGeneration:
         self._call.add_done_callback(lambda _: self._arrived.set())
 
     async def next_chunks(self) -> list[Chunk]:
-        """The chunks that came since the last time, at least one; none: it has ended and its slot is free.
+        """Waits for the chunks since the last call, at least one. An empty list means that the generation has ended and
+        its slot is free.
 
-        Raises what the generation failed with, after the chunks that came before.
+        Raises the error of the generation, after the chunks that came before it.
         """
         while not (chunks := self._take()):
             if self._call.done():
@@ -51,7 +53,7 @@ class RunningGeneration:
         return chunks
 
     def cancel(self) -> None:
-        """Make llama.cpp stop at its next chunk or prompt batch. Does not wait for it."""
+        """Makes llama.cpp stop at its next chunk or prompt batch. Does not wait for it."""
         with self._changed:
             self._cancelled = True
             self._changed.notify()
@@ -70,7 +72,8 @@ class RunningGeneration:
             raise self._failure
 
     def _on_raw(self, raw: Mapping[str, Any]) -> bool:
-        """llama.cpp swallows what its callback raises, so it is kept and raised after llama.cpp has returned."""
+        """Takes a raw chunk. llama.cpp swallows exceptions of its callback, so this keeps them, to be raised after
+        llama.cpp has returned."""
         try:
             return self._put(self._read(raw))
         except BaseException as failure:  # noqa: BLE001 - `_run` raises it again
@@ -86,6 +89,6 @@ class RunningGeneration:
             self._chunks.append(chunk)
             announce, self._announced = not self._announced, True
         if announce:
-            # One wake-up for all the chunks that come until the loop gets round to it.
+            # One wake-up serves all chunks that come until the loop runs.
             self._loop.call_soon_threadsafe(self._arrived.set)
         return False

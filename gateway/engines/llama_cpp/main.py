@@ -1,4 +1,4 @@
-"""The engine's process: what it needs, where it listens, which signals end it, and with which exit code."""
+"""The engine's process: its requirements, its address, the signals that end it, and its exit codes."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 EXIT_ORPHANED: Final = 3
 EXIT_SIGNALLED: Final = 128
-"""Plus the signal's number, as a shell would say it."""
+"""The exit code after a signal is this plus the signal's number, as in a shell."""
 NATIVE_SETTINGS: Final = {
     # On a failed assertion llama.cpp would run a debugger on itself, for minutes, instead of ending.
     "GGML_NO_BACKTRACE": "1",
@@ -31,16 +31,17 @@ NATIVE_SETTINGS: Final = {
     # anybody take them from each other: 12 tokens a second instead of 99 were seen.
     "GOMP_SPINCOUNT": "1000",
 }
-"""Environment variables that native libraries read when they are loaded; what is set already stays."""
+"""Environment variables that native libraries read when they are loaded. A variable that is set already keeps its
+value."""
 LINGER_SECONDS: Final = 0.2
-"""After the last answer. What is still on its way is refused; left unread it would reset the connection at its end, and
-take along what the client has not read yet."""
+"""How long the process stays after the last answer. Requests that are still on their way are refused. If they stayed
+unread they would reset the connection at its end, and the client would lose what it has not read yet."""
 PORT_MAX: Final = 65_535
 STDIN: Final = 0
 
 
 class StartError(Exception):
-    """Why the engine does not start, for the one line that the user sees."""
+    """The engine cannot start. The message is the one line that the user sees."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -49,7 +50,7 @@ class StartError(Exception):
 
 @dataclass(frozen=True)
 class Address:
-    """The host and port at which the engine listens; its text form puts an IPv6 address in brackets."""
+    """The host and port at which the engine listens. The text form puts an IPv6 address in brackets."""
 
     host: str
     port: int
@@ -59,7 +60,7 @@ class Address:
 
 
 def main(addr: str) -> int:
-    """Serve at `addr`, HOST:PORT, until told to stop. Returns only when it could not start: the exit code."""
+    """Serves at `addr`, HOST:PORT, until a signal ends it. Returns only if it could not start: the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("grpclib").setLevel(logging.WARNING)  # it reports every cancelled call
     for variable, value in NATIVE_SETTINGS.items():
@@ -76,7 +77,7 @@ def main(addr: str) -> int:
 
 
 def parse_address(addr: str) -> Address:
-    """HOST:PORT, an IPv6 address in brackets. Port 0 lets the system choose. Raises `StartError`."""
+    """Parses HOST:PORT, with an IPv6 address in brackets. Port 0 lets the system choose. Raises `StartError`."""
     host, _, port = addr.rpartition(":")
     bracketed = host.startswith("[") and host.endswith("]")
     if bracketed:
@@ -121,14 +122,15 @@ async def _serve(address: Address, token: str) -> NoReturn:
 
 
 async def _listen(server: "EngineServer", address: Address) -> Address:
-    """Listen; the address with the port that it got. Raises `StartError`."""
+    """Listens, and returns the address with the real port. Raises `StartError`."""
     listener = bind(address)
     await server.start(sock=listener)
     return Address(address.host, listener.getsockname()[1])
 
 
 def bind(address: Address) -> socket.socket:
-    """Not shared with anybody: SO_REUSEPORT would let two engines have one port (pitfall 33). Raises `StartError`."""
+    """Binds a socket that no other program shares: SO_REUSEPORT would let two engines have one port (pitfall 33).
+    Raises `StartError`."""
     try:
         family, kind, protocol, _, resolved = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -146,7 +148,7 @@ def bind(address: Address) -> socket.socket:
 
 
 def _watch_signals() -> asyncio.Event:
-    """The first SIGTERM sets the event; SIGINT, or another SIGTERM, ends the process at once."""
+    """Returns an event that the first SIGTERM sets. SIGINT, or another SIGTERM, ends the process at once."""
     loop = asyncio.get_running_loop()
     terminated = asyncio.Event()
 
@@ -161,7 +163,8 @@ def _watch_signals() -> asyncio.Event:
 
 
 def _watch_parent() -> None:
-    """End with the parent, which holds the other end of our stdin. Started by hand there is no such end to watch."""
+    """Ends the process with its parent, which holds the other end of stdin. A process that was started by hand has no
+    such end."""
     try:
         mode = os.fstat(STDIN).st_mode
     except OSError:

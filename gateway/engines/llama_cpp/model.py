@@ -1,4 +1,4 @@
-"""llama.cpp with one model loaded, through xllamacpp; every method blocks and belongs into a thread."""
+"""llama.cpp with one loaded model, through xllamacpp. Every method blocks and has to run in a thread."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ from gateway.gguf.files import read_file
 log = logging.getLogger(__name__)
 
 LISTENER_TIMEOUT_SECONDS: Final = 60.0
-"""For llama.cpp's own listener, which answers without a slot, but not before the batch that it is working on."""
+"""The time limit for llama.cpp's own listener, which needs no slot but answers only after the current batch."""
 LISTENER_THREADS: Final = 2
 LOG_ERRORS_ONLY: Final = 1
 FLASH_ATTENTION: Final = {
@@ -38,10 +38,11 @@ TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 
 
 class Model:
-    """A loaded model; not to be used after `unload`."""
+    """A loaded model. It must not be used after `unload`."""
 
     def __init__(self, options: LoadOptions) -> None:
-        """Load: seconds to minutes, during which no other thread of this process runs (pitfall 34).
+        """Loads the model. That takes seconds to minutes, during which no other thread of this process runs (pitfall
+        34).
 
         Raises `LoadError`.
         """
@@ -53,28 +54,29 @@ class Model:
         except RuntimeError as error:
             raise LoadError(f"llama.cpp can't load {options.file}: {error}") from error
         self._embedding = Lock()
-        """Held while llama.cpp embeds. Of inputs side by side it pools only what ends up in the same micro-batch, so
-        that the vectors of longer ones are wrong."""
+        """Held while llama.cpp embeds. It pools only inputs of one micro-batch together, so the vectors of longer
+        parallel inputs would be wrong."""
         self.limits = self._read_limits()
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
 
     def unload(self) -> None:
-        """Give its memory back, after the last call has returned."""
+        """Frees the memory, after the last call has returned."""
         del self._server
 
     def generate(self, request: GenerationRequest, sink: Sink) -> None:
-        """Every chunk goes to `sink`, until that returns True. Raises `CallError` for a request that is malformed."""
+        """Generates, and passes every chunk to `sink` until that returns True. Raises `CallError` for a malformed
+        request."""
         chat = request.param == "messages"
         handle = self._server.handle_chat_completions if chat else self._server.handle_completions
         try:
             handle(request.body, sink)
         except (ValueError, RuntimeError) as error:
-            # llama.cpp raises while it prepares a request, never later: what fails then is a chunk.
+            # llama.cpp raises while it prepares a request and never later. A later error is a chunk.
             raise unreadable(str(error), request.param) from error
 
     def embed(self, item: str | Sequence[int]) -> Mapping[str, Any]:
-        """OpenAI's embedding object for one input. Raises `CallError`."""
+        """Returns OpenAI's embedding object for one input. Raises `CallError`."""
         if not self.options.embeddings:
             raise CallError(Status.UNIMPLEMENTED, "this model was loaded with the option embeddings:false")
         with self._embedding:
@@ -85,12 +87,13 @@ class Model:
         return answer
 
     def tokenize(self, text: str) -> list[int]:
-        """The tokens of a raw prompt as a completion counts them, its special ones included."""
+        """Returns the tokens of a raw prompt as a completion counts them, including its special ones."""
         answer = self._ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
         return [int(token) for token in answer["tokens"]]
 
     def _check_length(self, item: str | Sequence[int]) -> None:
-        """llama.cpp calls an input that is longer than its batch an error of its own. It is the user's."""
+        """Raises `CallError` for an input that is longer than the batch. llama.cpp reports it as an internal error, but
+        it is the user's."""
         tokens = self.tokenize(item) if isinstance(item, str) else item
         limit = min(self.options.batch_tokens, self.limits.context_tokens)
         if len(tokens) > limit:
@@ -107,7 +110,7 @@ class Model:
         )
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
-        """What xllamacpp has no method for, llama.cpp's own HTTP listener answers."""
+        """Asks llama.cpp's own HTTP listener, for everything that xllamacpp has no method for."""
         connection = http.client.HTTPConnection(
             str(urlsplit(self._server.listening_address).netloc), timeout=LISTENER_TIMEOUT_SECONDS
         )
@@ -125,7 +128,7 @@ class Model:
 
 
 def _declares_pooling(file: Path) -> bool:
-    """Whether the model says how its embeddings are pooled, as one made for embeddings does."""
+    """Returns whether the model declares how its embeddings are pooled, as a model for embeddings does."""
     try:
         header = read_file(file)
     except (OSError, BrokenHeader) as error:
@@ -154,7 +157,8 @@ def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> x
 
 
 def _close_listener(parameters: xllamacpp.CommonParams, api_key: str) -> None:
-    """xllamacpp always opens llama.cpp's HTTP listener: on loopback, and with a key that nobody else knows."""
+    """Closes llama.cpp's HTTP listener to others: xllamacpp always opens it, so it gets the loopback and a key that
+    nobody else knows."""
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = 0
     parameters.api_keys = [api_key]
@@ -170,13 +174,14 @@ def _pooling_type(pooling: str, declares_pooling: bool) -> xllamacpp.llama_pooli
 
 
 def physical_cores() -> int:
-    """Cores that this process may run on; two hardware threads of one core only hinder each other here."""
+    """Returns the number of cores that this process may use. Two hardware threads of one core only slow each other down
+    here."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
     return len({_siblings(cpu) for cpu in cpus})
 
 
 def _siblings(cpu: int) -> str:
-    """Names the core of `cpu`; the cpu itself where the system does not say."""
+    """Returns the name of the core of `cpu`, or the cpu itself if the system does not say."""
     try:
         return (TOPOLOGY / f"cpu{cpu}/topology/thread_siblings_list").read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""ModelOptions of a LoadModel call, read into what this engine loads; pure."""
+"""Reads the ModelOptions of a LoadModel call into the settings of a load. Pure."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import LoadError
 
 CONTEXT_TOKENS_DEFAULT: Final = 4096
-"""Per request; llama.cpp lowers it to what the model was trained for."""
+"""The default context size per request. llama.cpp lowers it to the context that the model was trained for."""
 CONTEXT_STEP_TOKENS: Final = 256
 """llama.cpp rounds a slot's context up to a multiple of this."""
 PARALLEL_DEFAULT: Final = 4
@@ -26,27 +26,28 @@ class LoadOptions:
     """The validated settings with which llama.cpp loads a model."""
 
     identity: str
-    """What `ModelIdentity` of later calls must say, if it says anything."""
+    """The value that `ModelIdentity` of later calls must have, if they set it."""
     file: Path
     context_tokens: int
-    """Per request, prompt and answer together."""
+    """The number of tokens per request, prompt and answer together."""
     gpu_layers: int
-    """-1: as many as llama.cpp thinks fit."""
+    """The number of layers on GPUs. -1 means as many as llama.cpp thinks fit."""
     threads: int
-    """0: one per physical core."""
+    """The number of threads. 0 means one per physical core."""
     parallel: int
     batch_tokens: int
-    """Prompt tokens between two chances to cancel; also the longest input of an embedding."""
+    """The number of prompt tokens between two chances to cancel. It is also the longest input of an embedding."""
     embeddings: bool
     pooling: str
-    """`auto`: as the model says, else the mean."""
+    """How embeddings are pooled. `auto` means as the model says, or else the mean."""
     flash_attention: str
-    """`auto`: as llama.cpp thinks best. With `off`, what has a seed repeats exactly also beside other calls (seen on
-    CPUs), for more memory."""
+    """Whether flash attention is used. `auto` means as llama.cpp decides. With `off`, a generation with a seed repeats
+    exactly even beside other calls (seen on CPUs), for more memory."""
 
 
 def load_options(request: pb.ModelOptions) -> LoadOptions:
-    """Raises `LoadError` that names the option; an option we don't know may matter to whoever set it."""
+    """Returns the settings. Raises `LoadError` that names the option; an unknown option is refused, because it may
+    matter to its author."""
     given = dict(_split(option) for option in request.Options)
     if unknown := sorted(given.keys() - OPTIONS.keys()):
         known = ", ".join(sorted(OPTIONS))
@@ -127,4 +128,4 @@ OPTIONS: Final[Mapping[str, Reader]] = {
     "pooling": _one_of("auto", "none", "mean", "cls", "last", "rank"),
     "flash_attention": _one_of("auto", "on", "off"),
 }
-"""What `ModelOptions.Options` may set, as `key:value`."""
+"""The options that `ModelOptions.Options` may set, as `key:value`."""

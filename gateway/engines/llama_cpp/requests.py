@@ -1,4 +1,4 @@
-"""A PredictOptions, read into what llama.cpp is asked; pure."""
+"""Reads PredictOptions into a request for llama.cpp. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,17 +23,18 @@ REFUSED_FIELDS: Final = {
     "TopLogprobs": "top_logprobs",
     "NegativePrompt": "negative_prompt",
 }
-"""Fields that would change the answer and that we don't honour, with OpenAI's name for each: refused, never ignored."""
+"""Fields that would change the answer and that are not supported, with OpenAI's name for each. They are refused and
+never ignored."""
 
 CHAT_ONLY_FIELDS: Final = {"Tools": "tools", "ToolChoice": "tool_choice"}
-"""Further ones that only a chat honours: a raw prompt has no template that would show the model its tools."""
+"""Further fields that only a chat supports: a raw prompt has no template that would show the model its tools."""
 
 STREAMED: Final[Body] = {
     "stream": True,
     "stream_options": {"include_usage": True},
-    # Chunks are not tokens: the counts ride on each chunk.
+    # Chunks are not tokens, so each chunk carries the counts.
     "timings_per_token": True,
-    # A chunk per prompt batch, so that a call can be cancelled before its first token.
+    # There is a chunk per prompt batch, so that a call can be cancelled before its first token.
     "return_progress": True,
 }
 
@@ -44,11 +45,11 @@ class GenerationRequest:
 
     body: Body
     param: Param
-    """`messages`: a chat, through the model's template; `prompt`: raw text."""
+    """The parameter with the input: `messages` for a chat through the model's template, `prompt` for raw text."""
 
 
 def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> GenerationRequest:
-    """Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
+    """Returns the request for llama.cpp. Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     _refuse(options, REFUSED_FIELDS, "is not supported by the llama-cpp engine")
     body = STREAMED | sampling_body(options, limits)
     if options.UseTokenizerTemplate:
@@ -58,7 +59,7 @@ def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> Ge
 
 
 def embedding_input(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
-    """One text or the ids of its tokens. Raises `CallError` (INVALID_ARGUMENT)."""
+    """Returns one text or the ids of its tokens. Raises `CallError` (INVALID_ARGUMENT)."""
     tokens = list(options.EmbeddingTokens)
     if not (options.Embeddings or tokens):
         raise invalid("input must not be empty", param="input")
@@ -74,7 +75,8 @@ def _refuse(options: pb.PredictOptions, fields: Mapping[str, str], why: str) -> 
 
 
 def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
-    """`reasoning_format` auto: what a template declares as thinking comes apart from the answer."""
+    """Returns the body of a chat. With `reasoning_format` auto, text that a template marks as reasoning is separate
+    from the answer."""
     body: Body = {"messages": _messages(options), "reasoning_format": "auto"}
     body |= tools_body(options.Tools, options.ToolChoice, limits)
     thinking = options.Metadata.get(THINKING_KEY)

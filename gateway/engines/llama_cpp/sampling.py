@@ -1,9 +1,9 @@
-"""The sampling parameters of a request, checked and translated into llama.cpp's; pure.
+"""Checks the sampling parameters of a request and translates them for llama.cpp. Pure.
 
-They come from one of two places. Our gateway sends what the client set as a JSON object under `SAMPLING_KEY`. Anyone
-else fills the classic fields of PredictOptions, of which proto3 can't say whether they are set: there a zero means
-"not set", except for Temperature (greedy) as LocalAI's own backends read it. Both end up as one mapping of the same
-names, read by one table. What is not set stays llama.cpp's own default.
+They come from one of two places. Our gateway sends what the client set as a JSON object under `SAMPLING_KEY`. Other
+callers fill the classic fields of PredictOptions. proto3 cannot say whether those are set, so a zero means "not set",
+except for Temperature (greedy), as LocalAI's own backends read it. Both become one mapping with the same names, which
+one table reads. A parameter that is not set keeps llama.cpp's own default.
 """
 
 import json
@@ -16,25 +16,25 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import invalid
 
 SEED_RANDOM: Final = 2**32 - 1
-"""llama.cpp's word for "a different seed each time": never what somebody who sets a seed wants."""
+"""llama.cpp's value for "a different seed each time". A caller who sets a seed never wants that."""
 REPEAT_PENALTY_MIN: Final = 0.01
 LOGIT_BIAS_MAX: Final = 100.0
 STOPS_MAX: Final = 64
 NUMBER_MAX: Final = 1e6
-"""Beyond all sense, and well within the 32-bit floats that llama.cpp computes with."""
+"""The largest number. It is beyond all sense, and well within the 32-bit floats of llama.cpp."""
 TOKEN_DIGITS_MAX: Final = 9
 
 
 @dataclass(frozen=True)
 class SamplingLimits:
-    """What the loaded model can do, and what it does when it is not told."""
+    """The abilities of the loaded model, and its defaults."""
 
     context_tokens: int
     vocabulary_size: int
     takes_tools: bool = True
-    """Whether its chat template shows it the tools that it may call."""
+    """Whether its chat template shows the model its tools."""
     temperature: float | None = None
-    """Of a request that sets none, as the model's file or llama.cpp says. None: not known."""
+    """The temperature of a request that sets none, by the model's file or llama.cpp. None if it is not known."""
 
 
 Body = dict[str, Any]
@@ -42,7 +42,7 @@ Reader = Callable[[str, Any, SamplingLimits], Body]
 
 
 def sampling_body(request: pb.PredictOptions, limits: SamplingLimits) -> Body:
-    """Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
+    """Returns the sampling parameters for llama.cpp. Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     given = _given(request)
     body: Body = {}
     for name, value in given.items():
@@ -51,7 +51,8 @@ def sampling_body(request: pb.PredictOptions, limits: SamplingLimits) -> Body:
             raise invalid(f"unknown sampling parameter {name!r}", param=name)
         body |= reader(name, value, limits)
     if "seed" in given or given.get("temperature", limits.temperature) == 0:
-        # A prefix from the cache was computed in other batches, so its last digits differ and so may the answer.
+        # A prefix from the cache was computed in other batches, so its last digits differ, and the answer may differ,
+        # too.
         body["cache_prompt"] = False
     return body
 
@@ -92,7 +93,7 @@ def _parse_object(text: str, param: str) -> Mapping[str, Any]:
 
 
 def parse_json(text: str, param: str) -> Any:  # noqa: ANN401 - any JSON
-    """Strict: no NaN, and no half of a surrogate pair, which llama.cpp refuses as a whole request."""
+    """Parses strict JSON: no NaN, and no half of a surrogate pair, for which llama.cpp refuses the whole request."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
         json.dumps(value, ensure_ascii=False).encode()
@@ -110,7 +111,7 @@ def _wrong(name: str, what: str, value: object) -> NoReturn:
 
 
 def _is_number(value: object) -> bool:
-    """bool is an int in Python."""
+    """Returns whether the value is a number and not a boolean, which is an int in Python."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -191,4 +192,4 @@ READERS: Final[Mapping[str, Reader]] = {
     "logit_bias": _logit_bias,
     "ignore_eos": _ignore_eos,
 }
-"""Every parameter that may be set, named as llama.cpp and OpenAI do."""
+"""The parameters that may be set, by the names of llama.cpp and OpenAI."""

@@ -1,4 +1,4 @@
-"""grpclib's server as an engine needs it: bounded messages, more streams, and a close that loses nothing."""
+"""grpclib's server with what an engine needs: limited messages, more streams, and a close that loses nothing."""
 
 import asyncio
 from collections.abc import Collection, Iterable
@@ -15,7 +15,8 @@ from h2.settings import SettingCodes
 from gateway.backends.metadata import MESSAGE_BYTES_MAX
 
 CONCURRENT_STREAMS_MAX: Final = 10_000
-"""Per connection. grpclib says 100, at which a client queues its calls where nobody sees them; ours are refused."""
+"""The largest number of streams per connection. grpclib's is 100, at which a client queues its calls invisibly. This
+engine refuses calls instead."""
 
 
 HANG_UP_SECONDS: Final = 1.0
@@ -27,7 +28,7 @@ async def _wait_all(events: Iterable[asyncio.Event]) -> None:
 
 
 class BoundedCodec(ProtoCodec):
-    """Refuses messages over `MESSAGE_BYTES_MAX` both ways, as other gRPC servers do and grpclib does not."""
+    """Refuses messages over `MESSAGE_BYTES_MAX` in both directions, as other gRPC servers do and grpclib does not."""
 
     def encode(self, message: Any, message_type: Any) -> bytes:  # noqa: ANN401 - grpclib's signature
         """Serializes a message. Raises `GRPCError` (RESOURCE_EXHAUSTED) if it is over `MESSAGE_BYTES_MAX`."""
@@ -52,7 +53,7 @@ def _check_size(size_bytes: int) -> None:
 
 
 class _EngineConnection(H2Protocol):
-    """One client's connection; enters itself into `open_connections` while it lives."""
+    """One client's connection. It is in `open_connections` while it lives."""
 
     def __init__(self, plain: H2Protocol, open_connections: "dict[_EngineConnection, asyncio.Event]") -> None:
         super().__init__(plain.handler, plain.config, plain.h2_config)
@@ -61,10 +62,10 @@ class _EngineConnection(H2Protocol):
         self._has_ended = False
 
     def end(self) -> None:
-        """Sends what is buffered, and that nothing more comes.
+        """Sends the buffered data, and tells the client that nothing more comes.
 
-        What the client still sends is read and dropped: left unread it would reset the connection, and take along what
-        the client has not read yet (RFC 1122, 4.2.2.13).
+        Data that the client still sends is read and dropped. If it stayed unread it would reset the connection, and the
+        client would lose what it has not read yet (RFC 1122, 4.2.2.13).
         """
         if self._transport is not None:
             self._has_ended = True
@@ -83,7 +84,7 @@ class _EngineConnection(H2Protocol):
         h2 = self.connection._connection  # noqa: SLF001 - grpclib has no setting for this
         h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CONCURRENT_STREAMS_MAX})
         self.connection.flush()
-        self._transport = cast("asyncio.Transport", transport)  # uvloop's is none by its type
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's transport is none by its type.
         self._open[self] = asyncio.Event()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -93,15 +94,16 @@ class _EngineConnection(H2Protocol):
 
 
 class EngineServer(Server):
-    """Reaches into grpclib at one place, `_protocol_factory`; a test holds it (test_engine_limits)."""
+    """A server of grpclib. It reaches into grpclib at one place, `_protocol_factory`, which a test checks
+    (test_engine_limits)."""
 
     def __init__(self, services: Collection[Any]) -> None:
         super().__init__(services, codec=BoundedCodec())
         self._open: dict[_EngineConnection, asyncio.Event] = {}
 
     async def close_flushed(self) -> None:
-        """Stop listening and end every connection when its client has been sent what is still buffered. Clients hang up
-        then; one that does not within `HANG_UP_SECONDS` is hung up on."""
+        """Stops listening, and ends every connection when its buffered data was sent. Clients hang up then; a client
+        that does not within `HANG_UP_SECONDS` is disconnected."""
         self.close()
         lost = list(self._open.values())
         for connection in tuple(self._open):

@@ -1,4 +1,4 @@
-"""The RPCs of the engine: at most one model, loaded by LoadModel, and what can be asked of it."""
+"""The RPCs of the engine. It has at most one model, which LoadModel loads."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -30,12 +30,14 @@ class Loaded:
     slots: Slots
 
     def serves(self, options: LoadOptions) -> bool:
-        """Whether a LoadModel call with these options asks for this very model: the same identity and the same file."""
+        """Returns whether a LoadModel call with these options asks for this very model: the same identity and the same
+        file."""
         return (self.model.options.identity, self.model.options.file) == (options.identity, options.file)
 
 
 class EngineService:
-    """Lives on the event loop; what blocks runs in a slot's thread or, if it needs no slot, in the loop's own ones."""
+    """The RPCs. They run on the event loop. Blocking code runs in a slot's thread or, if it needs no slot, in the
+    loop's own threads."""
 
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
@@ -61,7 +63,7 @@ class EngineService:
         )
 
     def drain(self) -> None:
-        """Refuse new work from now on; what has begun goes on."""
+        """Refuses new calls from now on. Open calls continue."""
         self._draining = True
 
     async def health(self, call: Call[pb.HealthMessage]) -> None:
@@ -70,7 +72,7 @@ class EngineService:
         await call.send(pb.Reply(message=HEALTHY))
 
     async def status(self, call: Call[pb.HealthMessage]) -> None:
-        """READY: at least one slot is free."""
+        """Answers with the state of the engine. READY means that at least one slot is free."""
         await call.receive()
         await call.send(pb.StatusResponse(state=self._state()))
 
@@ -82,7 +84,7 @@ class EngineService:
         return pb.StatusResponse.READY if self._loaded.slots.has_free else pb.StatusResponse.BUSY
 
     async def load_model(self, call: Call[pb.ModelOptions]) -> None:
-        """A client that leaves does not end the load (L4): its result is kept."""
+        """Loads a model. If the client leaves, the load continues (L4) and its result is kept."""
         request = await call.receive()
         self._refuse_when_draining()
         load = asyncio.create_task(self._load(request))
@@ -100,7 +102,7 @@ class EngineService:
         return pb.Result(success=True, message=f"{options.identity!r} is loaded")
 
     async def _change_to(self, options: LoadOptions) -> None:
-        """Nothing to do when this very model is loaded: LoadModel may be repeated."""
+        """Loads the model unless this very model is loaded: LoadModel may be repeated."""
         if self._loaded is None:
             model = await asyncio.to_thread(Model, options)
             self._loaded = Loaded(model, Slots(options.parallel))
@@ -109,19 +111,21 @@ class EngineService:
             raise LoadError(f"already loaded: {loaded.identity!r} from {loaded.file}")
 
     async def free(self, call: Call[pb.HealthMessage]) -> None:
-        """New calls find nothing loaded at once; the open ones are let finish, then the memory is given back."""
+        """Frees the model. New calls find no model at once, open calls finish, then the memory is freed."""
         await call.receive()
         async with self._changing:
             loaded, self._loaded = self._loaded, None
             if loaded is not None:
                 await loaded.slots.wait_idle()
                 loaded.slots.close()
-                # The last reference goes where waiting for llama.cpp's own threads (up to a second) stops nobody.
+                # The last reference is dropped where waiting for llama.cpp's own threads (up to a second) blocks
+                # nobody.
                 await asyncio.to_thread(loaded.model.unload)
         await call.send(pb.Result(success=True))
 
     async def predict_stream(self, call: Call[pb.PredictOptions]) -> None:
-        """A reply per piece of the answer with the counts so far; the last one has only the totals and the timings."""
+        """Answers with a reply for each part of the answer and the counts so far. The last reply has only the totals
+        and the timings."""
         last = Chunk()
         async with self._open_generation(await call.receive()) as generation:
             while chunks := await generation.next_chunks():
@@ -172,7 +176,7 @@ class EngineService:
         await call.send(pb.TokenizationResponse(length=len(tokens), tokens=tokens))
 
     def _loaded_for(self, options: pb.PredictOptions) -> Loaded:
-        """The model, if this call may use it: not while draining, and only under its own name (H5)."""
+        """Returns the model if this call may use it: not while draining, and only under its own name (H5)."""
         self._refuse_when_draining()
         if self._loaded is None:
             raise not_loaded()
@@ -187,15 +191,16 @@ class EngineService:
 
 
 def _later(known: Chunk, chunk: Chunk) -> Chunk:
-    """What is known of the whole answer after `chunk`; its counts are totals, the finish reason is said only once."""
+    """Returns what is known of the whole answer after `chunk`. Its counts are totals; the finish reason comes only
+    once."""
     return replace(chunk, finish_reason=chunk.finish_reason or known.finish_reason)
 
 
 def _reply(deltas: Sequence[Chunk]) -> pb.Reply:
-    """The next part of an answer, and the counts of its last piece.
+    """Returns the next part of an answer, with the counts of its last piece.
 
-    `message` has the text. What is no text has its place in `chat_deltas`, and brings the text along, since whoever
-    reads those reads nothing else.
+    `message` has the text. Everything else has its place in `chat_deltas`, which then contain the text, too, because a
+    reader of those reads nothing else.
     """
     text = "".join(delta.text for delta in deltas)
     reasoning = "".join(delta.reasoning for delta in deltas)
@@ -209,7 +214,7 @@ def _reply(deltas: Sequence[Chunk]) -> pb.Reply:
 
 
 def _last_reply(whole: Chunk, deltas: Sequence[Chunk]) -> pb.Reply:
-    """Totals and timings, and what has not been sent yet."""
+    """Returns the totals and timings, and everything that was not sent yet."""
     reply = _reply(deltas)
     reply.tokens, reply.prompt_tokens = whole.completion_tokens, whole.prompt_tokens
     reply.timing_prompt_processing, reply.timing_token_generation = whole.prompt_ms, whole.generation_ms

@@ -1,4 +1,5 @@
-"""As many calls inside llama.cpp as it has slots, never one more: a call that waits there can't be cancelled."""
+"""Runs as many calls inside llama.cpp as it has slots, and never one more, because a call that waits there cannot be
+cancelled."""
 
 import asyncio
 from collections.abc import Callable
@@ -12,7 +13,7 @@ T = TypeVar("T")
 
 
 class Slots:
-    """`total` threads into llama.cpp. Belongs to the event loop's thread, like everything that has no lock."""
+    """`total` threads into llama.cpp. It belongs to the event loop's thread, like everything without a lock."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -23,14 +24,14 @@ class Slots:
 
     @property
     def has_free(self) -> bool:
-        """Whether at least one slot is free."""
+        """Returns whether at least one slot is free."""
         return self.taken < self.total
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-        """Run the blocking `function` in a slot, which is free again when it has returned and no sooner.
+        """Runs the blocking `function` in a slot, which is free again once the function has returned and no sooner.
 
-        Cancelling the future abandons the result and frees nothing. Who awaits it finds the slot already free.
-        Raises `CallError` (full) at once when no slot is free.
+        Cancelling the future drops the result and frees nothing. When its result arrives, the slot is already free.
+        Raises `CallError` (full) at once if no slot is free.
         """
         if not self.has_free:
             raise full()
@@ -41,11 +42,11 @@ class Slots:
         return asyncio.shield(running)
 
     async def wait_idle(self) -> None:
-        """Waits until no slot is taken; returns at once if none is."""
+        """Waits until no slot is taken. Returns at once if none is."""
         await self._idle.wait()
 
     def close(self) -> None:
-        """Let the threads end; for a model that is unloaded."""
+        """Ends the threads. It is called when a model is unloaded."""
         self._threads.shutdown(wait=False)
 
     def _release(self, _: asyncio.Future[Any]) -> None:

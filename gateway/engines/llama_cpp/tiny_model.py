@@ -1,7 +1,7 @@
-"""Writes a llama model of random weights, under 1 MB, for tests and first steps: it loads at once and babbles words.
+"""Writes a llama model of random weights, under 1 MB, for tests and first steps. It loads at once and answers nonsense.
 
 Greedy output is printable text: the output rows of control and byte tokens are zero, so their logits are far below the
-best one. For the same reason an end token is rare (about 1 in 40,000 at temperature 1) but can be forced by a bias.
+best one. For the same reason an end token is rare (about 1 in 40,000 at temperature 1), but a bias can force one.
 """
 
 import argparse
@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 HEAD_LENGTH: Final = 16
-"""Values per attention head; every second head has keys and values of its own."""
+"""The number of values per attention head. Every second head has keys and values of its own."""
 TRAINED_CONTEXT_TOKENS: Final = 32_768
 OUTPUT_SCALE: Final = 0.35
-"""Spread of the output rows: the larger, the surer the model is of its next word."""
+"""The spread of the output rows: the larger it is, the more certain the model is of its next word."""
 SPACE: Final = "\u2581"
-"""How a SentencePiece vocabulary writes a space."""
+"""The space of a SentencePiece vocabulary."""
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
@@ -51,7 +51,7 @@ class Token:
 
     @property
     def is_word(self) -> bool:
-        """Whether the token is ordinary text, not a control, byte or unknown token."""
+        """Returns whether the token is ordinary text, and not a control, byte or unknown token."""
         return self.kind == gguf.TokenType.NORMAL
 
 
@@ -63,10 +63,10 @@ def write_tiny_model(
     layers: int = 2,
     context_tokens: int = TRAINED_CONTEXT_TOKENS,
 ) -> None:
-    """Write the model to `path`, all of it or nothing. The same arguments give the same bytes.
+    """Writes the model to `path`, all of it or nothing. The same arguments give the same bytes.
 
-    `embedding_length` (a multiple of 32) and `layers` make a slower model, `context_tokens` is what it claims to be
-    trained for.
+    `embedding_length` (a multiple of 32) and `layers` make a slower model. `context_tokens` is the context for which it
+    claims to be trained.
     """
     if embedding_length % (2 * HEAD_LENGTH):
         raise ValueError(f"embedding_length must be a multiple of {2 * HEAD_LENGTH}, not {embedding_length}")
@@ -100,7 +100,7 @@ def _vocabulary() -> Iterator[Token]:
 
 
 def _token_texts() -> tuple[str, ...]:
-    """A space, every printable ASCII character, and every beginning of a word, each once."""
+    """Returns a space, every printable ASCII character, and every beginning of a word, each once."""
     characters = [SPACE, *(chr(code) for code in range(ord("!"), ord("~") + 1))]
     beginnings = [SPACE + word[:length] for word in WORDS.split() for length in range(1, len(word) + 1)]
     return tuple(dict.fromkeys(characters + sorted(beginnings, key=len)))

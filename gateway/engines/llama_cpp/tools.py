@@ -1,4 +1,4 @@
-"""The tools of a chat and which of them are to be called, in llama.cpp's words; pure."""
+"""Translates the tools of a chat, and the choice among them, for llama.cpp. Pure."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,10 +12,10 @@ WORDS: Final = ("none", "auto", "required")
 
 
 def tools_body(tools_text: str, choice_text: str, limits: SamplingLimits) -> Body:
-    """PredictOptions' Tools and ToolChoice as OpenAI's parameters; nothing when no tool may be called.
+    """Returns Tools and ToolChoice of PredictOptions as OpenAI's parameters, or nothing if no tool may be called.
 
-    Two of OpenAI's choices are unknown to llama.cpp, which still shows the model all tools: for `none` there are no
-    tools here, and for a named one only that one. Raises `CallError` (INVALID_ARGUMENT) that names the parameter.
+    llama.cpp does not know two of OpenAI's choices and still shows the model all tools. So there are no tools here for
+    `none`, and only that tool for a named one. Raises `CallError` (INVALID_ARGUMENT) that names the parameter.
     """
     tools, choice = _tools(tools_text), _choice(choice_text)
     if choice not in WORDS:
@@ -37,7 +37,7 @@ def _tools(text: str) -> list[Mapping[str, Any]]:
 
 
 def _choice(text: str) -> str:
-    """One of the words, or the name of a tool. The words come bare or as JSON strings."""
+    """Returns one of the words, or the name of a tool. The words come bare or as JSON strings."""
     if not text or text in WORDS:
         return text or "auto"
     choice = parse_json(text, TOOL_CHOICE)

@@ -1,5 +1,5 @@
-"""Registries that one gateway has for itself.
+"""Registries that belong to a single gateway.
 
-`base` (what they share: a clock, peer states and terms in memory), `memory` (forgets everything), `sqlite` over
-`sqlite_file` (one file that survives a kill at any moment).
+In reading order: `base` (the shared part: a clock, peer states and terms in memory), `memory` (forgets everything),
+`sqlite` over `sqlite_file` (one file that survives a kill at any moment).
 """

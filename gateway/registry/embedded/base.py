@@ -1,6 +1,6 @@
 """What stores have in common whose rows only this process writes: its clock, and peer states and terms in its memory.
 
-Whoever publishes or leads lives in this process, so nothing of that has to outlive it.
+Every gateway that publishes or leads there lives in this process, so none of that has to outlive the process.
 """
 
 from dataclasses import replace
@@ -22,9 +22,9 @@ class EmbeddedStore(Store):
         super().__init__(version, make_id)
         self._clock = clock
         self._peer_states: dict[GatewayId, tuple[PeerState, float]] = {}
-        """With the time until which each counts."""
+        """The peer states, each with the time until which it counts."""
         self._leader = LeaderTerm()
-        """Of those that this process has seen begin."""
+        """The term of a leader that this process has seen begin."""
 
     async def now(self) -> float:
         """Returns this process's clock, in seconds since the epoch."""
@@ -60,7 +60,8 @@ class EmbeddedStore(Store):
         return self._leader.epoch if self._leader.gateway_id == gateway_id else None
 
     def _with_term(self, tables: Tables) -> Tables:
-        """A leader that this process has not seen is one of an earlier process."""
+        """Returns the tables with this process's term. A leader that this process has not seen belongs to an earlier
+        process."""
         return replace(tables, leadership=replace(tables.leadership, expires_at=self._leader.expires_at))
 
     def _demand(self) -> list[Demand]:

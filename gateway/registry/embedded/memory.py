@@ -1,4 +1,5 @@
-"""The registry in this process's memory: for simulations and tests, and for a gateway that should forget everything."""
+"""The registry in this process's memory: for simulations, for tests, and for a gateway that should forget
+everything."""
 
 import time
 from collections import deque
@@ -26,8 +27,8 @@ async def open_memory_registry(
 
 
 class MemoryRegistry(EmbeddedStore):
-    """No threads and no files: under a `MockClock`, hours pass in milliseconds. A method is one statement. Several
-    gateways of one process may share it."""
+    """A registry without threads and files. Under a `MockClock`, hours pass in milliseconds. A method is one statement.
+    Several gateways of one process may share it."""
 
     def __init__(self, clock: Clock = time.time, make_id: MakeId = new_id) -> None:
         super().__init__(clock, make_id=make_id)

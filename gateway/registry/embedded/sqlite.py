@@ -1,8 +1,8 @@
 """The embedded registry: one SQLite file that serves one gateway and survives kill -9 at any moment.
 
-All statements run on a worker thread, one transaction at a time (a `CapacityLimiter` of 1, first come, first served).
-A caller cancelled while it queues has done nothing; once its transaction has begun the thread is awaited to the end,
-so there are no half-done transactions and no commit that nobody hears of.
+All statements run on a worker thread, one transaction at a time (a `CapacityLimiter` of 1, in order of arrival). A
+caller that is cancelled while it queues has done nothing. Once its transaction has begun, the caller waits for the
+thread to the end. So there are no half-done transactions, and no commit that nobody learns of.
 """
 
 import time
@@ -32,7 +32,8 @@ CLOSE_SECONDS: Final = 10.0
 
 
 def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
-    """An insert that overwrites. (INSERT OR REPLACE would delete first, and a node would take its replicas along.)"""
+    """Returns an insert that overwrites. (INSERT OR REPLACE would delete first, and a node would take its replicas
+    along.)"""
     names, values = ", ".join(columns), ", ".join(f":{column}" for column in columns)
     overwritten = ", ".join(f"{column} = excluded.{column}" for column in columns if column != key)
     return f"INSERT INTO {table} ({names}) VALUES ({values}) ON CONFLICT ({key}) DO UPDATE SET {overwritten}"  # noqa: S608 - constants only
@@ -59,11 +60,11 @@ TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events
 async def open_sqlite_registry(
     url: str, *, clock: Clock = time.time, make_id: MakeId = new_id
 ) -> AsyncIterator["SqliteRegistry"]:
-    """Opens the file of `url` (see `database_path`), made if need be, for this process alone.
+    """Opens the file of `url` (see `database_path`) for this process alone, and creates it if necessary.
 
-    The rows of a gateway that was killed are taken over as they are.
+    The rows of a gateway that was killed are taken over unchanged.
 
-    Raises `RegistryLocked` when another process has the file, `RegistryError` when it can't be used.
+    Raises `RegistryLocked` if another process has the file, `RegistryError` if it cannot be used.
     """
     path = database_path(url)
     file = await trio.to_thread.run_sync(SqliteFile.open, path)
@@ -80,7 +81,8 @@ async def open_sqlite_registry(
 
 
 class SqliteRegistry(EmbeddedStore):
-    """See `open_sqlite_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+    """The registry in one SQLite file. `open_sqlite_registry` opens it. `statistics` counts the SQL statements between
+    BEGIN and COMMIT."""
 
     def __init__(self, file: SqliteFile, clock: Clock, version: int, make_id: MakeId = new_id) -> None:
         super().__init__(clock, version, make_id)
@@ -143,7 +145,7 @@ def _read_events(transaction: SqliteTransaction, newest: int) -> tuple[Event, ..
 
 
 class _RowReader:
-    """Used by one thread at a time."""
+    """Reads rows. Only one thread may use it at a time."""
 
     def __init__(self) -> None:
         self._models = RowCache(rows.MODEL_COLUMNS, rows.model_from_row)

@@ -1,11 +1,11 @@
-"""Holds the file of an embedded registry: url, lock, schema, transactions, and errors that name the remedy.
+"""Holds the file of an embedded registry: its URL, lock, schema, transactions, and errors that name the remedy.
 
-Theory of operation. A gateway owns its file from open to close through `flock` on `FILE.lock`; the kernel lets go of it
-when the process ends, however it ends, so there is nothing to repair and nothing to wait for. The lock file stays,
+Theory of operation. A gateway owns its file from open to close through `flock` on `FILE.lock`. The kernel releases the
+lock when the process ends, however it ends, so there is nothing to repair and nothing to wait for. The lock file stays,
 because removing it would let two processes lock two files of one name. Write-ahead logging with synchronous = NORMAL
-hands each commit to the operating system before it returns: it survives kill -9 of the process, and the file stays
-consistent through a power loss, which may cost the last moments before it. Only its owner may read it: signed
-URLs are in it.
+passes each commit to the operating system before it returns. A commit survives kill -9 of the process. The file stays
+consistent through a power loss, which may cost the last moments before it. Only the owner of the file may read it,
+because signed URLs are in it.
 """
 
 import os
@@ -22,16 +22,17 @@ from gateway.registry.rows import SqlValue
 
 URL_PREFIX: Final = "sqlite:///"
 APPLICATION_ID: Final = int.from_bytes(b"gtwy", "big")
-"""In the file's header (PRAGMA application_id): tells our files from those of other programs."""
+"""The mark in the file's header (PRAGMA application_id) that tells our files from those of other programs."""
 _BESIDE: Final = ("-wal", "-shm", "-journal", ".lock")
 BUSY_SECONDS: Final = 5.0
-"""How long a statement waits for somebody who looks at the file with another program."""
+"""How long a statement waits for a user who reads the file with another program."""
 
 
 def database_path(url: str) -> Path:
-    """`sqlite:///data/x.db` is relative to the working folder, `sqlite:////var/x.db` absolute (as in SQLAlchemy).
+    """Returns the path of a URL: `sqlite:///data/x.db` is relative to the working folder, `sqlite:////var/x.db` is
+    absolute (as in SQLAlchemy).
 
-    What follows the third slash is the path, verbatim. Raises `RegistryError` when there is none.
+    The path is everything after the third slash, verbatim. Raises `RegistryError` if there is none.
     """
     name = url.removeprefix(URL_PREFIX)
     if not url.startswith(URL_PREFIX) or name in ("", ":memory:"):
@@ -43,14 +44,14 @@ def database_path(url: str) -> Path:
 
 
 def migrations() -> tuple[str, ...]:
-    """The SQL of each schema version, the first first."""
+    """Returns the SQL of each schema version, in order."""
     folder = resources.files("gateway.registry") / "migrations" / "sqlite"
     scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return tuple(script.read_text(encoding="utf-8") for script in scripts)
 
 
 class SqliteTransaction:
-    """What may be done between BEGIN and COMMIT; counts its statements."""
+    """The operations between BEGIN and COMMIT. It counts its statements."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
@@ -69,7 +70,7 @@ class SqliteTransaction:
 
 
 class SqliteFile:
-    """An open, locked, migrated registry file. May be used on any thread, on one at a time."""
+    """An open, locked, migrated registry file. It may be used on any thread, but on one at a time."""
 
     def __init__(self, path: Path, lock: int, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -78,7 +79,8 @@ class SqliteFile:
 
     @classmethod
     def open(cls, path: Path) -> "SqliteFile":
-        """Raises `RegistryLocked` when another gateway has the file, `RegistryError` when it can't be used."""
+        """Opens, locks and migrates the file. Raises `RegistryLocked` if another gateway has it, `RegistryError` if it
+        cannot be used."""
         lock = _lock(path)
         try:
             _keep_private(path)
@@ -98,21 +100,23 @@ class SqliteFile:
 
     @contextmanager
     def transaction(self, mode: str = "IMMEDIATE") -> Iterator[SqliteTransaction]:
-        """All or nothing: an exception inside rolls back. Raises `RegistryError` for what SQLite can't do."""
+        """Runs a transaction, all or nothing: an exception inside rolls it back. Raises `RegistryError` for what SQLite
+        cannot do."""
         with _named_by_link(self.path):
             self._connection.execute(f"BEGIN {mode}")
             try:
                 yield SqliteTransaction(self._connection)
                 self._connection.execute("COMMIT")
             except BaseException:
-                # A full disk, for one, has rolled back already.
+                # Some errors, such as a full disk, have rolled back already.
                 with suppress(sqlite3.Error):
                     self._connection.execute("ROLLBACK")
                 raise
 
 
 def _lock(path: Path) -> int:
-    """The descriptor that holds the lock; closing it lets go. It is not inherited by the processes we start."""
+    """Locks the file and returns the descriptor that holds the lock. Closing it releases the lock. The processes that
+    this one starts do not inherit it."""
     lock_path = path.with_name(f"{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -138,9 +142,9 @@ def _holder(lock_path: Path) -> str:
 
 
 def _keep_private(path: Path) -> None:
-    """Wherever it lies. SQLite gives the files that it makes beside its database the mode of that one, which therefore
-    has to be there first; what an older gateway has left may be open to others."""
-    with suppress(OSError):  # SQLite says it better
+    """Makes the file private, wherever it lies. SQLite gives the files that it creates beside its database the mode of
+    the database, which therefore has to exist first. A file of an older gateway may be open to others."""
+    with suppress(OSError):  # SQLite's own message is better.
         make_private(path)
     for suffix in _BESIDE:
         narrow(path.with_name(path.name + suffix))
@@ -169,7 +173,8 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _refuse_unknown_file(path: Path, connection: sqlite3.Connection) -> None:
-    """Before anything is written: is the file whole, ours, and of a schema that we know?"""
+    """Raises `RegistryError` unless the file is whole, is a registry, and has a known schema. It comes before any
+    write."""
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise _damaged(path, verdict)
@@ -186,7 +191,8 @@ def _refuse_unknown_file(path: Path, connection: sqlite3.Connection) -> None:
 
 
 def _migrate(connection: sqlite3.Connection) -> None:
-    """Each migration and its mark are one transaction: a process killed in between has done it or not."""
+    """Applies the missing migrations. Each migration and its mark are one transaction, so a process that is killed in
+    between has done both or neither."""
     (schema,) = connection.execute("PRAGMA user_version").fetchone()
     for number, script in enumerate(migrations()[schema:], start=schema + 1):
         marks = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
@@ -195,7 +201,7 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def _named_by_link(path: Path) -> Iterator[None]:
-    """SQLite's errors as `RegistryError`, with the file and, where there is one, the remedy."""
+    """Translates SQLite's errors to `RegistryError`, with the file and, if there is one, the remedy."""
     try:
         yield
     except sqlite3.Error as error:
@@ -205,7 +211,7 @@ def _named_by_link(path: Path) -> Iterator[None]:
 
 
 def _explained(path: Path, error: sqlite3.Error) -> RegistryError:
-    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # the upper bits say where it happened
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # The upper bits say where the error happened.
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             return _damaged(path, str(error))
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:

@@ -1,4 +1,5 @@
-"""What goes wrong with a PostgreSQL server, as `RegistryError`: which server, what it said, what to do; no password."""
+"""Translates the failures of a PostgreSQL server to `RegistryError`. A message names the server, its answer and the
+remedy, and never a password."""
 
 import re
 import ssl
@@ -14,18 +15,18 @@ NO_URL: Final = (
     "{key} can't be understood: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE, special characters as %XX"
 )
 FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-"""What asyncpg raises: the server said no, a value or a connection can't be used, the network failed (TLS is OSError,
-and so is a timeout)."""
+"""The errors of asyncpg: the server refused, a value or a connection cannot be used, or the network failed (errors of
+TLS and timeouts are OSError)."""
 
 
 class CommitUnknown(Exception):
-    """The connection broke while a transaction was being committed: it has happened wholly or not at all."""
+    """The connection broke while a transaction was being committed. It has happened wholly or not at all."""
 
 
 TRANSIENT: Final = (
     OSError,
     asyncpg.PostgresConnectionError,
-    asyncpg.TransactionRollbackError,  # serialization failures, deadlocks
+    asyncpg.TransactionRollbackError,  # These are serialization failures and deadlocks.
     asyncpg.QueryCanceledError,
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
@@ -51,19 +52,19 @@ REMEDIES: Final[tuple[tuple[type[Exception], str], ...]] = (
 
 
 def is_transient(error: BaseException) -> bool:
-    """Whether the same transaction may succeed a moment later. A refused password or certificate does not."""
+    """Returns whether the same transaction may succeed a moment later. A refused password or certificate will not."""
     if isinstance(error, asyncpg.InterfaceError) and not isinstance(error, ValueError):
-        return True  # the connection was closed between two statements
+        return True  # The connection was closed between two statements.
     return isinstance(error, TRANSIENT) and not isinstance(error, ssl.SSLError)
 
 
 def server_of(url: str) -> str:
-    """How messages name the server of a url: its hosts and its database, never the user or the password."""
+    """Returns the name of a URL's server for messages: its hosts and its database, never the user or the password."""
     try:
         parts = urlsplit(url)
     except ValueError:
         return "PostgreSQL"
-    # A password with an unescaped / ? or # makes the parts something else than they seem.
+    # With an unescaped / ? or # in the password, the parts are something else than they seem.
     if "@" in f"{parts.path}{parts.query}{parts.fragment}":
         return "PostgreSQL"
     hosts = parts.netloc.rpartition("@")[2]
@@ -71,7 +72,7 @@ def server_of(url: str) -> str:
 
 
 def check_url(url: str, key: str = "registry.url") -> None:
-    """Raises `RegistryError`, which quotes nothing, for a url that asyncpg would fail to take apart."""
+    """Raises `RegistryError` for a URL that asyncpg could not parse. The message quotes nothing of the URL."""
     try:
         hosts = urlsplit(url).netloc.rpartition("@")[2].split(",")
     except ValueError:

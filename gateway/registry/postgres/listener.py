@@ -1,8 +1,8 @@
-"""Hears of new versions from PostgreSQL, on a connection of its own that is made again whenever it breaks.
+"""Learns of new versions from PostgreSQL, on a connection of its own that is made again whenever it breaks.
 
-A notification only wakes. What is lost while nobody listens is made up for by asking for the version once LISTEN is in
-force: whoever commits later notifies us, whoever committed earlier is in the answer. The same question is asked now and
-then, with a bound: that finds a connection that is dead without having ended, and a pooler that has taken LISTEN away.
+A notification only wakes. Notifications may be lost while nobody listens, so the listener asks for the version once
+LISTEN is in force: later commits notify it, and earlier ones are in the answer. It asks the same now and then, with a
+time limit. That finds a connection that is dead without having ended, and a pooler that has dropped LISTEN.
 """
 
 import asyncio
@@ -35,10 +35,10 @@ FROM state_version
 
 
 class VersionListener:
-    """Calls `advance_version`, on the asyncio side, with versions that the state has reached; each may come late or
-    twice.
+    """Calls `advance_version`, on the asyncio side, with versions that the state has reached. A version may come late
+    or twice.
 
-    One is never missed for longer than `ASK_EVERY_SECONDS` while the server answers.
+    While the server answers, no version is missed for longer than `ASK_EVERY_SECONDS`.
     """
 
     def __init__(self, url: str, advance_version: Callable[[int], None]) -> None:
@@ -61,7 +61,7 @@ class VersionListener:
             await asyncio.sleep(self._backoff.next_seconds())
 
     async def _listen_aio(self) -> None:
-        """Returns, or raises one of `FAILURES`, when the connection is lost."""
+        """Listens until the connection is lost. Then it returns, or raises one of `FAILURES`."""
         connection = await asyncpg.connect(
             self._url,
             timeout=CONNECT_SECONDS,
@@ -83,11 +83,11 @@ class VersionListener:
             connection.terminate()
 
     async def _ask_aio(self, connection: Connection) -> None:
-        # Behind a transaction pooler, what belongs together has to be one transaction.
+        # Behind a transaction pooler, statements that belong together have to be one transaction.
         async with connection.transaction():
             (row,) = await connection.fetch(ASK)
         self._advance_version(row["version"])
-        # A pooler answers for the process that it has at hand, under a number that it has made up.
+        # A pooler answers for any server process, under a number that it has invented.
         is_stalled = not row["is_listening"] or row["pid"] != connection.get_server_pid()
         if is_stalled and not self._is_stalled:
             log.warning("registry.listener_stalled", remedy="let registry.listen_url name the server, not a pooler")
@@ -100,5 +100,5 @@ class VersionListener:
         self._is_lost = False
 
     def _apply_notification(self, _connection: object, _pid: int, _channel: str, payload: object) -> None:
-        with suppress(ValueError):  # anybody may notify
+        with suppress(ValueError):  # Any client of the database may notify.
             self._advance_version(int(str(payload)))

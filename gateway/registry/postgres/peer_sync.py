@@ -1,8 +1,8 @@
-"""What a gateway says and hears through the table `gateways`: each text crosses the network once, when it is new.
+"""Exchanges peer states through the table `gateways`. Each text crosses the network once, when it is new.
 
-A gateway remembers the hashes of what its row holds, and the texts that it has heard of the others with their hashes.
-It sends and is sent only what differs; what is stored is checked with each answer, so a row that was removed, or a
-commit that nobody heard of, is mended by saying everything again.
+A gateway remembers the hashes of its own row, and the texts of its peers with their hashes. It sends and receives only
+the differences. Each answer is checked against the stored hashes. So a row that was removed, or a commit of unknown
+outcome, is repaired by sending everything again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ from gateway.registry.postgres.sql import EXCHANGE, HASH_COLUMNS
 
 Value = TypeVar("Value")
 Hashes: TypeAlias = tuple[int, ...]
-"""In the order of `TEXT_COLUMNS`."""
+"""One hash for each of `TEXT_COLUMNS`, in their order."""
 NOTHING_SENT: Final[Hashes] = (0,) * len(TEXT_COLUMNS)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What was heard of another gateway last."""
+    """The last texts of a peer."""
 
     row: Mapping[str, object]
     hashes: Hashes
@@ -35,7 +35,7 @@ class Known:
 
 
 class PeerStateCache:
-    """What one gateway has said and heard."""
+    """Remembers what one gateway has published and read."""
 
     def __init__(self, gateway_id: GatewayId) -> None:
         self._gateway_id = gateway_id
@@ -79,7 +79,7 @@ class PeerStateCache:
         return PeerStates(rows[0]["now"], rows[0]["version"], others, silent)
 
     def _changed_only(self, values: Sequence[Value], hashes: Hashes) -> list[Value | None]:
-        """None where what was said still holds."""
+        """Returns the values that differ from those published before, and None for the others."""
         return [
             None if sent == new else value for value, sent, new in zip(values, self._sent_hashes, hashes, strict=True)
         ]

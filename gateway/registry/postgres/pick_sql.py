@@ -30,7 +30,8 @@ from gateway.registry.rows import BUDGET_KEYS, DECLARATION_KEYS, SPEC_KEYS
 
 
 def _has_only(document: str, keys: frozenset[str]) -> str:
-    """AND fixes no order of evaluation, CASE does, and these functions fail on what is no object."""
+    """Returns a condition: the document is an object with these keys only. It uses CASE because AND fixes no order of
+    evaluation, and the functions for keys fail on a value that is no object."""
     unknown = f"SELECT FROM json_object_keys({document}) AS key WHERE key NOT IN {tuple(sorted(keys))}"
     return f"CASE WHEN json_typeof({document}) = 'object' THEN NOT EXISTS ({unknown}) ELSE false END"
 

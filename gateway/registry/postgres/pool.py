@@ -1,14 +1,15 @@
-"""A bounded pool of connections to PostgreSQL, used a whole transaction at a time, every wait bounded by us.
+"""A limited pool of connections to PostgreSQL. A connection is used for a whole transaction, and every wait is limited
+here.
 
 Theory of operation. One transaction is one asyncio function on one connection (pitfalls 14 and 24), and needs no second
-one, so callers that wait for the pool never hold what others wait for (L16). It begins with one simple query that also
-sets, for this transaction only, how long a statement, a lock and our own silence may take, whatever the role's settings
-are (L1, L2): so it works behind a transaction pooler, and a gateway that is stopped in the middle (SIGSTOP, a machine
-that vanishes) is thrown out by the server instead of keeping its row locks. On top of that each attempt and each call
-has a deadline here. A transaction that was cancelled or ran into it is not asked to roll back: its connection is cut,
-which does the same without waiting.
+one. So callers that wait for the pool never hold what others wait for (L16). A transaction begins with one simple
+query. For this transaction only, and whatever the settings of the role, the query also limits how long a statement, a
+lock and the silence of this process may take (L1, L2). So it works behind a transaction pooler. A gateway that is
+stopped in the middle (SIGSTOP, a machine that vanishes) is disconnected by the server and does not keep its row locks.
+In addition, each attempt and each call has a deadline here. A transaction that was cancelled or ran into its deadline
+is not asked to roll back: its connection is cut, which has the same effect without waiting.
 
-Nothing is left of a session when a transaction ends: no prepared statement, no setting, no advisory lock.
+A transaction leaves nothing behind in its session: no prepared statement, no setting, no advisory lock.
 """
 
 import asyncio
@@ -47,32 +48,32 @@ class Bounds:
     lock_seconds: float = 3.0
     statement_seconds: float = 5.0
     idle_seconds: float = 3.0
-    """Our own silence within a transaction."""
+    """The longest silence of this process within a transaction."""
     attempt_seconds: float = 8.0
-    """Without the wait for a connection."""
+    """The time of one attempt, without the wait for a connection."""
     call_seconds: float = 20.0
     attempts: int = 4
 
 
 class Mode(StrEnum):
-    """How a transaction begins. A gateway's transaction touches `state_version` first: see postgres_schema.py."""
+    """How a transaction begins. A gateway's transaction touches `state_version` first: see the module `schema`."""
 
     PLAIN = ""
-    """Looks at no table of ours yet."""
+    """It reads no table of the registry yet."""
     SHARED = "; LOCK TABLE state_version IN ACCESS SHARE MODE"
-    """Changes no version."""
+    """It does not change the version."""
     CONTROL = "; SELECT FROM state_version FOR UPDATE"
-    """One at a time in the whole fleet."""
+    """Only one at a time runs in the whole fleet."""
 
 
 class PostgresTransaction:
-    """What may be done between BEGIN and COMMIT, on the asyncio side; counts its statements."""
+    """The operations between BEGIN and COMMIT, on the asyncio side. It counts its statements."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self.statements = 0
         self.is_committing = False
-        """COMMIT was sent: what becomes of the transaction is the server's to say from then on."""
+        """Whether COMMIT was sent. From then on the server decides the outcome."""
 
     async def rows_aio(self, sql: str, *parameters: object) -> list[asyncpg.Record]:
         """Executes one statement and returns all its rows. Raises an error of asyncpg."""
@@ -91,17 +92,18 @@ class PostgresTransaction:
             await self._connection.executemany(sql, rows)
 
     async def script_aio(self, sql: str) -> None:
-        """Several statements without parameters."""
+        """Executes several statements without parameters."""
         self.statements += 1
         await self._connection.execute(sql)
 
 
 Work: TypeAlias = Callable[[PostgresTransaction], Awaitable[Result]]
-"""One whole transaction, on the asyncio side. It may run more than once, and what it raises rolls back."""
+"""One whole transaction, on the asyncio side. It may run more than once. An error that it raises rolls back."""
 
 
 class PostgresPool:
-    """Made by `open_postgres_pool`. `statements` counts the SQL statements between BEGIN and COMMIT by method."""
+    """The pool. `open_postgres_pool` makes it. `statements` counts the SQL statements between BEGIN and COMMIT by
+    method."""
 
     def __init__(self, bridge: Bridge, pool: Pool, server: str) -> None:
         self._bridge = bridge
@@ -110,9 +112,10 @@ class PostgresPool:
         self.statements = Counter[str]()
 
     async def transaction(self, method: str, mode: Mode, work: Work[Result], bounds: Bounds = Bounds()) -> Result:
-        """Runs `work` in a transaction and commits it; repeats it after what may pass, within the bounds.
+        """Runs `work` in a transaction and commits it. It repeats the transaction after a temporary failure, within the
+        bounds.
 
-        Raises `RegistryError` for everything that PostgreSQL or the way to it can't do, and what `work` raises.
+        Raises `RegistryError` if PostgreSQL or the network fails, and the errors of `work`.
         """
         try:
             return await self._bridge.run(self._call_aio, method, mode, work, bounds)
@@ -144,7 +147,7 @@ class PostgresPool:
             async with asyncio.timeout(bounds.attempt_seconds):
                 return await self._transaction_aio(transaction, connection, method, mode=mode, work=work, bounds=bounds)
         except TimeoutError as error:
-            # A server that does not answer here answers on none of the older connections.
+            # A server that does not answer here does not answer on the older connections either.
             await self._pool.expire_connections()
             if transaction.is_committing:
                 raise CommitUnknown from error
@@ -192,7 +195,7 @@ def _begin(mode: Mode, bounds: Bounds) -> str:
 
 
 def _end_connection(connection: Connection) -> None:
-    """Nobody may use it again. One that has broken by itself is not there to be ended any more."""
+    """Closes the connection, so that nobody can use it again. A connection that has broken needs no closing."""
     with suppress(asyncpg.InterfaceError):
         connection.terminate()
 
@@ -205,12 +208,13 @@ async def _commit_aio(connection: Connection) -> None:
 
 
 async def _keep_session_aio(_connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """There is nothing to reset, and so no round trip."""
+    """Does nothing: there is nothing to reset, and so no round trip."""
 
 
 @asynccontextmanager
 async def open_postgres_pool(bridge: Bridge, url: str, *, size: int = POOL_SIZE) -> AsyncIterator[PostgresPool]:
-    """Connects when it is first needed, at most `size` times at once. Raises `RegistryError` for a url that is none."""
+    """Opens the pool. It connects when it is first needed, with at most `size` connections. Raises `RegistryError` for
+    an invalid URL."""
     check_url(url)
     server = server_of(url)
 
@@ -238,7 +242,7 @@ async def open_postgres_pool(bridge: Bridge, url: str, *, size: int = POOL_SIZE)
 
 
 async def _close_aio(pool: Pool) -> None:
-    """Says goodbye to the server if it listens."""
+    """Closes the pool, and says goodbye to the server if that answers."""
     with suppress(*FAILURES):
         async with asyncio.timeout(CLOSE_SECONDS / 2):
             await pool.close()

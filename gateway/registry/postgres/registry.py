@@ -1,14 +1,14 @@
 """The registry in PostgreSQL: one database for a fleet of any number of gateways.
 
-Theory of operation. A control transaction (`_transact`) first locks the one row of `state_version`, reads the rows that
-the decision needs, decides in pure code, writes the difference, bumps the counter, and lets the commit notify. The lock
-makes these transactions one at a time in the whole fleet, which gives three things at once: versions are in the order
-of the commits, so "newer than the version I saw" misses nothing (pitfall 30); a decision is made on rows that nobody
-changes meanwhile (R10); and the epoch that `apply` compares can't become stale before its commit, because a takeover is
-a control transaction too (L13; where other rows are locked, pitfall 31 shows how an old leader gets through). The lock
-is held for a handful of round trips and never while anything else is waited for; who waits for it waits bounded, and a
-holder that has stopped is thrown out by the server (see postgres_pool.py), or by the other gateways where the server
-takes it to be busy.
+Theory of operation. A control transaction (`_transact`) first locks the one row of `state_version`. Then it reads the
+rows that the decision needs, decides in pure code, writes the difference and increments the counter; the commit
+notifies. The lock makes these transactions run one at a time in the whole fleet, which gives three guarantees. Versions
+are in the order of the commits, so "newer than the version I saw" misses nothing (pitfall 30). A decision is made on
+rows that nobody changes meanwhile (R10). The epoch that `apply` compares cannot become outdated before its commit,
+because a takeover is a control transaction too (L13; pitfall 31 shows how an old leader gets through where other rows
+are locked). The lock is held for a handful of round trips, and never while anything else is waited for. Waiting for it
+is limited. If its holder has stopped, the server disconnects it (see the module `pool`), or the other gateways do where
+the server considers it busy.
 
 Peer states and the leader's terms are written many times a second, without that lock and without a new version. LISTEN
 only wakes (postgres_listener.py). The only clock is the server's; between two readings this process counts on.
@@ -67,11 +67,11 @@ async def open_postgres_registry(
     clock: Clock | None = None,
     make_id: MakeId = new_id,
 ) -> AsyncIterator["PostgresRegistry"]:
-    """Connects to the database of `url`, with its tables made or brought up to date unless told not to.
+    """Connects to the database of `url`, and creates or migrates its tables unless told not to.
 
-    `listen_url`: straight to the server, where `url` names a transaction pooler. `clock` is for tests.
+    `listen_url` leads to the server itself if `url` names a transaction pooler. `clock` is for tests.
 
-    Raises `RegistryError` when it can't be used.
+    Raises `RegistryError` if the database cannot be used.
     """
     if listen_url is not None:
         check_url(listen_url, "registry.listen_url")
@@ -86,7 +86,8 @@ async def open_postgres_registry(
 
 
 class PostgresRegistry(Store):
-    """See `open_postgres_registry`. `statistics` counts the SQL statements between BEGIN and COMMIT."""
+    """The registry in PostgreSQL. `open_postgres_registry` opens it. `statistics` counts the SQL statements between
+    BEGIN and COMMIT."""
 
     def __init__(self, pool: PostgresPool, clock: Clock | None = None, make_id: MakeId = new_id) -> None:
         super().__init__(make_id=make_id)
@@ -96,13 +97,13 @@ class PostgresRegistry(Store):
         self._clock = clock
         self._server_clock = RegistryClock()
         self._lost_version = -1
-        """Versions up to this one, and above the present one, were read of a past that is no more."""
+        """Versions up to this one, and above the present one, belong to a history that was rolled back."""
         self._peer_caches: dict[GatewayId, PeerStateCache] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0
 
     async def load_version(self) -> None:
-        """Learns the time and the version, and says what it can't read."""
+        """Reads the time and the version, and logs rows that it cannot read."""
         tables, _ = await self._pool.transaction("look", Mode.SHARED, self._read_state_aio)
         if tables.unreadable:
             log.warning(
@@ -113,7 +114,7 @@ class PostgresRegistry(Store):
             )
 
     def advance_version(self, version: int) -> None:
-        """The version is at least this one."""
+        """Records that the version is at least this one."""
         self._advance_version(version)
 
     async def now(self) -> float:
@@ -156,7 +157,8 @@ class PostgresRegistry(Store):
         return peer_states
 
     async def wait_newer(self, version: int) -> None:
-        """Raises `RegistryError` besides when the database is another one now: what was read of it is worth nothing."""
+        """Waits for a newer version, as the contract says. It also raises `RegistryError` if the database was replaced
+        by another one, since nothing that was read before counts then."""
         await trio.lowlevel.checkpoint()
         while self._version <= version:
             if self._version < version <= self._lost_version:
@@ -166,15 +168,17 @@ class PostgresRegistry(Store):
             await self._advanced.wait()
 
     def _set_back(self, version: int) -> None:
-        """A standby took over that had not heard of the last commits, or a backup was restored."""
+        """Handles a version that went back: a standby took over that lacked the last commits, or a backup was
+        restored."""
         log.error("registry.version_regressed", registry=self._pool.server, version=version, was=self._version)
         self._lost_version = self._version
         self._wake(version)
 
     async def reserve_slot(self, request: SlotRequest) -> ReplicaId | None:
-        """Picks a replica for one request and counts the lease, exactly: see postgres_pick.py. None: no slot is free.
+        """Picks a replica for one request and counts the lease, exactly: see the module `reserve_slot`. Returns None if
+        no slot is free.
 
-        Raises `RegistryError`; the lease may be counted all the same, until the gateway publishes again.
+        Raises `RegistryError`. The lease may be counted all the same, until the gateway publishes again.
         """
         work = partial(reserve_slot_aio, request, self._test_time())
         return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
@@ -240,13 +244,13 @@ class PostgresRegistry(Store):
             await transaction.rows_aio(sql.FORGET_DEAD, self._test_time(), SILENT_SECONDS_MAX)
 
     async def _end_stopped_aio(self, transaction: PostgresTransaction, now: float) -> None:
-        """What the server does not do by itself: see `END_STOPPED`."""
+        """Disconnects stopped gateways that the server does not disconnect itself: see `END_STOPPED`."""
         if now >= self._end_stopped_at:
             self._end_stopped_at = now + END_STOPPED_EVERY_SECONDS
             await transaction.rows_aio(sql.END_STOPPED, Bounds().idle_seconds)
 
     def _test_time(self) -> float | None:
-        """None: the server knows."""
+        """Returns the time of a test's clock, or None if the server's clock counts."""
         return self._clock() if self._clock else None
 
 

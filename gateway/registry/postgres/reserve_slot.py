@@ -1,4 +1,5 @@
-"""A pick and its lease as one transaction, for gateways that must not differ for a moment (strict mode).
+"""Picks a replica and counts its lease in one transaction, for gateways that must not differ for a moment (strict
+mode).
 
 Theory of operation. Under READ COMMITTED every statement sees what was committed before it began. So the first
 statement waits for the model's row, which makes the picks of one model one at a time in the whole fleet, and the second
@@ -23,14 +24,15 @@ from gateway.registry.protocol import RegistryError
 CLAIM_BOUNDS: Final = Bounds(
     lock_seconds=0.5, statement_seconds=0.5, idle_seconds=1.0, attempt_seconds=0.8, call_seconds=1.5, attempts=3
 )
-"""A request waits for it, and others wait for that one: shorter than any other call's."""
+"""The time limits. They are shorter than those of any other call, because a request waits for the pick, and others wait
+for that request."""
 
 LOCK_MODEL: Final = "SELECT 1 FROM models WHERE name = $1 FOR NO KEY UPDATE"
 PUBLISH: Final = "UPDATE gateways SET leases = $2, leases_hash = $3 WHERE id = $1 RETURNING id"
 
 
 class Picked(NamedTuple):
-    """The replica that the query `PICK` has chosen, and whether that replica has a free slot."""
+    """The replica that the query `PICK` has chosen, and whether it has a free slot."""
 
     replica_id: ReplicaId
     has_free_slot: bool
@@ -39,7 +41,8 @@ class Picked(NamedTuple):
 async def reserve_slot_aio(
     request: SlotRequest, test_time: float | None, transaction: PostgresTransaction
 ) -> ReplicaId | None:
-    """The replica that the request is to use, counted as this gateway's lease from now on; None: no slot is free.
+    """Returns the replica for the request, which counts as this gateway's lease from now on. Returns None if no slot is
+    free.
 
     Raises `RegistryError` when the gateway has published no peer state yet, so that nobody would count its lease.
     """
@@ -55,7 +58,7 @@ async def reserve_slot_aio(
 
 
 async def pick_aio(request: SlotRequest, test_time: float | None, transaction: PostgresTransaction) -> Picked | None:
-    """The best replica by the rows as they are now; None if none is routable."""
+    """Returns the best replica by the rows as they are now, or None if none is routable."""
     found = await transaction.rows_aio(
         PICK,
         test_time,

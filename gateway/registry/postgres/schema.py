@@ -1,16 +1,16 @@
-"""Brings the tables of a PostgreSQL registry to the schema of this gateway while other gateways work with them.
+"""Migrates the tables of a PostgreSQL registry to the schema of this gateway while other gateways work with them.
 
-Theory of operation. Migrations are numbered files, each one transaction that holds an advisory lock of its own (it ends
-with the transaction, so it works behind a pooler and nobody has to give it back). Gateways that start together take
-turns, and who comes second finds the work done.
+Theory of operation. Migrations are numbered files. Each is one transaction that holds an advisory lock of its own. The
+lock ends with the transaction, so it works behind a pooler and nobody has to release it. Gateways that start together
+take turns, and the second one finds the work done.
 
-Why a migration can't deadlock with a working gateway: every transaction of a gateway touches `state_version` before any
-other table, and a migration locks `state_version` exclusively before any other table. That is one gate: behind it a
-migration meets nobody, and a gateway that waits at it holds nothing. The waits are short and repeated, because whoever
-comes after a waiting migration waits behind it.
+A migration cannot deadlock with a working gateway: every transaction of a gateway touches `state_version` before any
+other table, and a migration locks `state_version` exclusively before any other table. So `state_version` is a gate.
+Behind it a migration meets nobody, and a gateway that waits at it holds nothing. The waits are short and repeated,
+because every later transaction waits behind a waiting migration.
 
-A schema also has a number `oldest`: gateways that know that one, or a later one, can work with it. So the gateways of a
-fleet may be upgraded one by one; a migration that breaks the version before has to be split into two releases.
+A schema also has a number `oldest`: gateways that know that schema, or a later one, can work with it. So the gateways
+of a fleet may be upgraded one by one. A migration that breaks the version before has to be split into two releases.
 """
 
 import re
@@ -43,16 +43,17 @@ class Migration:
 
 @dataclass(frozen=True)
 class Schema:
-    """What a database has."""
+    """The schema of a database."""
 
     version: int = 0
-    """Number of the newest migration; 0: none."""
+    """The number of the newest migration, or 0 if there is none."""
     oldest: int = 0
 
 
 @cache
 def migrations() -> tuple[Migration, ...]:
-    """The first one first. The first line of each file says which gateways can still work: `-- oldest: NUMBER`."""
+    """Returns the migrations in order. The first line of each file says which gateways can still work: `-- oldest:
+    NUMBER`."""
     folder = resources.files("gateway.registry") / "migrations" / "postgres"
     scripts = sorted((file for file in folder.iterdir() if file.name.endswith(".sql")), key=lambda file: file.name)
     return tuple(_migration(number, script.read_text(encoding="utf-8")) for number, script in enumerate(scripts, 1))
@@ -65,9 +66,9 @@ def _migration(number: int, sql: str) -> Migration:
 
 
 async def migrate(pool: PostgresPool) -> tuple[int, ...]:
-    """Applies what is missing; returns the numbers of the migrations that this call applied, oldest first.
+    """Applies the missing migrations. Returns the numbers of those that this call applied, oldest first.
 
-    Raises `RegistryError` when the server is too old, the tables too new, or a right is missing.
+    Raises `RegistryError` if the server is too old, the tables are too new, or a right is missing.
     """
     found = await pool.transaction(METHOD, Mode.PLAIN, partial(_load_version_aio, server=pool.server))
     missing = migrations()[found.version :]
@@ -115,7 +116,7 @@ async def _schema_aio(transaction: PostgresTransaction) -> Schema:
 
 
 async def _apply_aio(migration: Migration, transaction: PostgresTransaction) -> bool:
-    """False: somebody else has done it meanwhile."""
+    """Applies one migration. Returns False if another gateway has done it meanwhile."""
     await transaction.script_aio(f"SELECT pg_advisory_xact_lock({LOCK_KEY})")
     found = await _schema_aio(transaction)
     if found.version >= migration.number:

@@ -1,7 +1,7 @@
 """The SQL statements of the PostgreSQL registry.
 
-A round trip costs more than a row, above all to whoever waits for the lock on the counter. So all tables are read by
-one statement, which has one row and in it an array for each column: asyncpg reads those fast, and exactly.
+A round trip costs more than a row, above all for those that wait for the lock on the counter. So one statement reads
+all tables. It returns one row with an array for each column: asyncpg reads those fast and exactly.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
 from gateway.registry.tables import EVENTS_KEPT
 
 CHANNEL: Final = "gateway_version"
-"""Of the notifications; the payload is the version."""
+"""The channel of the notifications. The payload is the version."""
 HASH_COLUMNS: Final = tuple(f"{column}_hash" for column in TEXT_COLUMNS)
 DEMAND_COLUMNS: Final = ("id", "demand")
 
@@ -21,12 +21,13 @@ NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 
 def now(parameter: int) -> str:
-    """The server's clock, unless a test has its own: then it is the parameter."""
+    """Returns SQL for the server's clock, or for the parameter if a test gives its own clock."""
     return f"coalesce(${parameter}::float8, {NOW})"
 
 
 def _columns(table: str, columns: Sequence[str], condition: str) -> str:
-    """One row: an array for each column, NULL if there are no rows. All arrays are in the same order."""
+    """Returns SQL for one row with an array for each column, NULL if there are no rows. All arrays have the same
+    order."""
     arrays = ", ".join(f"array_agg({column}) AS {table}_{column}" for column in columns)
     return f"(SELECT {arrays} FROM {table} WHERE {condition}) AS all_{table}"  # noqa: S608 - constants only
 
@@ -74,7 +75,8 @@ DELETE_NODES: Final = "DELETE FROM nodes WHERE id = ANY($1::text[])"
 PUT_LEADERSHIP: Final = (
     "UPDATE leadership SET gateway_id = $1, epoch = $2, expires_at = $3 WHERE expires_at = $4 RETURNING epoch"
 )
-"""$4 is what was read before: a leader may have prolonged its term since, which takes no lock on the counter."""
+"""$4 is the value that was read before: a leader may have renewed its term since, which takes no lock on the
+counter."""
 RENEW_TERM: Final = f"UPDATE leadership SET expires_at = {now(1)} + $2 WHERE gateway_id = $3 RETURNING epoch"  # noqa: S608 - constants only
 END_TERM: Final = "UPDATE leadership SET expires_at = 0 WHERE gateway_id = $1"
 
@@ -104,8 +106,8 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'gateway' AND pg_has_role(usesysid, 'MEMBER')
     AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - make_interval(secs => $1)
 """
-"""Ends connections whose gateway has stopped, for as many seconds, between the two messages that a statement with
-parameters is: the server takes it to be busy, and no timeout of its own ends it."""
+"""Ends connections whose gateway has been stopped for this many seconds between the two messages of a statement with
+parameters. The server considers such a connection busy, and none of its own timeouts ends it."""
 
 
 def _exchange() -> str:

@@ -1,4 +1,4 @@
-"""What differs between two moments of the tables: the rows to write, and the lines of the audit trail."""
+"""Computes the difference between two moments of the tables: the rows to write, and the lines of the audit trail."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -16,8 +16,8 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True)
 class Changes:
-    """Rows to delete and rows to write, in this order: a forgotten replica frees its slot for a new one, and a node
-    goes after its replicas."""
+    """The rows to delete and the rows to write, in this order: a deleted replica frees its slot for a new one, and a
+    node is deleted after its replicas."""
 
     removed_models: tuple[ModelName, ...]
     removed_replicas: tuple[ReplicaId, ...]
@@ -27,18 +27,19 @@ class Changes:
     replicas: tuple[Replica, ...]
     leadership: LeaderTerm | None
     events: tuple[Event, ...]
-    """What people want to know of it. Not every change is told: a node's free memory changes all the time."""
+    """The events that people want to know. Not every change is one: a node's free memory changes all the time."""
 
     def __bool__(self) -> bool:
-        """Whether any row differs, and so whether there is a new version."""
+        """Returns whether any row differs, and so whether there is a new version."""
         removed = self.removed_models or self.removed_replicas or self.removed_nodes
         return bool(removed or self.models or self.nodes or self.replicas or self.leadership)
 
 
 def difference(before: Tables, after: Tables, now: float, epoch: int | None = None) -> Changes:
-    """What turns `before` into `after`: each changed row, and the events that tell of it. Falsy: they are equal.
+    """Returns the changes from `before` to `after`: each changed row, and the events. It is falsy if the tables are
+    equal.
 
-    `epoch`: of the leader whose plan it is, if it is one.
+    `epoch` is that of the leader whose plan it is, or None.
     """
     return Changes(
         removed_models=_removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}),
@@ -61,7 +62,7 @@ def _written(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> tuple[Row, 
 
 
 def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
-    """Kind, subject and detail of each change."""
+    """Yields the kind, subject and detail of each change."""
     for name in _removed({**before.models, **before.unreadable}, {**after.models, **after.unreadable}):
         yield "model.removed", name, ""
     for model in _written(before.models, after.models):
@@ -79,8 +80,8 @@ def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
 
 
 def _model_events(old: ModelRow | None, new: ModelRow) -> Iterator[tuple[str, str, str]]:
-    """One for each of the things that have changed, but not for what one takes of a machine; a new spec takes along
-    what was known of the old one."""
+    """Yields an event for each changed part, but not for what the model needs of a machine. A new spec removes the
+    knowledge about the old one without an event of its own."""
     name = new.spec.name
     if old is None or old.spec != new.spec:
         yield "model.declared", name, f"revision {new.spec.revision}"
@@ -92,7 +93,7 @@ def _model_events(old: ModelRow | None, new: ModelRow) -> Iterator[tuple[str, st
 
 
 def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, str]]:
-    """One for each of the things that have changed; none when only what the worker says of its machine has."""
+    """Yields an event for each changed part. There is none if only the values that the worker declares have changed."""
     node_id = new.node.id
     if old is None:
         yield "node.registered", node_id, new.node.name if new.node.approved else f"{new.node.name}, to be approved"
@@ -112,7 +113,7 @@ def _node_events(old: NodeRow | None, new: NodeRow) -> Iterator[tuple[str, str, 
 
 
 def _edited(old: NodeRow, new: NodeRow) -> list[str]:
-    """What an admin has changed and no event of its own tells of."""
+    """Returns the names of an admin's changes that have no event of their own."""
     names = [field.name for field in fields(NodeOverrides)]
     edited = [name for name in names if getattr(old.overrides, name) != getattr(new.overrides, name)]
     return [*edited, "approval withdrawn"] if old.node.approved and not new.node.approved else edited

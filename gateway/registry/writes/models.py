@@ -1,8 +1,8 @@
-"""What each write about a model means: pure functions, as in writes.py.
+"""The meaning of each write about a model: pure functions.
 
-A model is the configuration file's or the API's (`ModelSpec.source`), and neither changes one of the other's, except
-that the file may take any name. What is known of a revision goes with it: a new one may load where the old one failed,
-and need more or less.
+A model belongs to the configuration file or to the API (`ModelSpec.source`). Neither changes one of the other, except
+that the file may take any name. The knowledge about a revision belongs to that revision: a new one may load where the
+old one failed, and need more or less.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +20,8 @@ from gateway.registry.tables import ModelRow, Tables
 
 
 def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
-    """The models of the configuration file are exactly `specs` (of two with one name, the later). Those of the API
-    stay, without the passwords that older gateways have kept in their artifacts."""
+    """Makes the models of the configuration file exactly `specs` (of two with one name, the later). Those of the API
+    stay, without the passwords that older gateways have stored in their artifacts."""
     of_file = {spec.name: _storable_spec(spec, "file") for spec in specs}
     of_api = (row for row in tables.models.values() if row.spec.source != "file")
     models = {row.spec.name: _respecified(row, _storable_spec(row.spec, "api")) for row in of_api}
@@ -33,7 +33,7 @@ def declared(tables: Tables, specs: Sequence[ModelSpec]) -> Tables:
 
 
 def put(tables: Tables, spec: ModelSpec) -> Tables:
-    """Raises `DeclaredInFile`."""
+    """Adds or replaces a model of the API. Raises `DeclaredInFile`."""
     _refuse_file_model(tables, spec.name)
     row = _respecified(tables.models.get(spec.name), _storable_spec(spec, "api"))
     unreadable = {name: source for name, source in tables.unreadable.items() if name != spec.name}
@@ -41,7 +41,7 @@ def put(tables: Tables, spec: ModelSpec) -> Tables:
 
 
 def removed(tables: Tables, name: ModelName) -> Tables | None:
-    """None: there is no such model. Raises `DeclaredInFile`."""
+    """Deletes a model. Returns None if there is no such model. Raises `DeclaredInFile`."""
     _refuse_file_model(tables, name)
     if name not in tables.models and name not in tables.unreadable:
         return None
@@ -50,7 +50,7 @@ def removed(tables: Tables, name: ModelName) -> Tables | None:
 
 
 def unloaded(tables: Tables, name: ModelName, now: float) -> Tables | None:
-    """None: there is no such model."""
+    """Records that an unload was requested at `now`. Returns None if there is no such model."""
     row = tables.models.get(name)
     return None if row is None else _with(tables, replace(row, unload_at=now))
 
@@ -58,7 +58,8 @@ def unloaded(tables: Tables, name: ModelName, now: float) -> Tables | None:
 def requirement_recorded(
     tables: Tables, name: ModelName, revision: Revision, requirement: Requirement
 ) -> Tables | None:
-    """None: of another revision, or it knows less than what is stored."""
+    """Stores what a replica needs. Returns None if `revision` is not the current one, or if the stored value is
+    better."""
     row = tables.models.get(name)
     if row is None or row.spec.revision != revision:
         return None

@@ -1,8 +1,9 @@
-"""What each write about a node means: pure functions, as in writes.py.
+"""The meaning of each write about a node: pure functions.
 
-A node has several authors: its worker says what the machine has and allows (`Declared`, capacity), an admin says what
-counts instead (`NodeOverrides`), whether it may serve and whether it should drain, and the holder of its session says
-how it is (`condition`). Each write changes its author's part only; `_effective` alone works out what follows.
+A node has several authors. Its worker declares what the machine has and allows (`Declared`, capacity). An admin sets
+what counts instead (`NodeOverrides`), whether the node may serve, and whether it drains. The gateway with its session
+writes its condition (`condition`). Each write changes only the part of its author, and `_effective` alone computes what
+follows.
 """
 
 from collections.abc import Iterable, Mapping
@@ -20,17 +21,18 @@ from gateway.registry.rows import storable
 from gateway.registry.tables import Declared, NodeRow, Tables
 
 SESSIONS_PER_SECOND: Final = 1000
-"""Sessions that a node can't have more of: see `_made`."""
+"""The largest number of sessions that a node can have per second: see `_made`."""
 
 UNJOINED_MAX: Final = 64
-"""Nodes that have registered and whose first session has not begun: a worker begins one at once."""
+"""The largest number of nodes that have registered and whose first session has not begun. A worker begins one at
+once."""
 UNJOINED_SECONDS: Final = 600.0
-"""Then nobody expects it any more."""
+"""The time after which nobody expects the first session of such a node any more."""
 NODES_MAX: Final = 4096
 
 
 def registered(tables: Tables, registration: Registration, fresh: NodeId, now: float) -> Tables:
-    """The node of the registration's name is the worker's; `fresh` is its id if it needs one. See `node_named`.
+    """Registers a worker. `fresh` is the id of its node if it needs a new one. See `node_named`.
 
     Raises `NameTaken`, `StaleCredential`, `FleetFull`.
     """
@@ -48,8 +50,8 @@ def registered(tables: Tables, registration: Registration, fresh: NodeId, now: f
 
 
 def _check_proof(tables: Tables, registration: Registration) -> None:
-    """An agent whose registration was never answered comes back with the credential of the start before, so that one
-    counts until a newer one was used. Raises `StaleCredential`."""
+    """Raises `StaleCredential` if the proof of the registration is too old. An agent whose registration was never
+    answered comes back with the credential of the start before, so that one counts until a newer one was used."""
     row = None if registration.node_id is None else tables.nodes.get(registration.node_id)
     if row is None or registration.proof_boot_id is None:
         return
@@ -58,7 +60,7 @@ def _check_proof(tables: Tables, registration: Registration) -> None:
 
 
 def _with_room(tables: Tables, now: float) -> Tables:
-    """Returns the tables with room for one more node, less some that never had a session. Raises `FleetFull`."""
+    """Returns the tables with room for one more node, without some that never had a session. Raises `FleetFull`."""
     busy = {replica.node_id for replica in tables.replicas.values()}
     unjoined = [row.node for row in tables.nodes.values() if _never_joined(row) and row.node.id not in busy]
     unjoined.sort(key=lambda node: (node.since, node.id), reverse=True)
@@ -72,19 +74,20 @@ def _with_room(tables: Tables, now: float) -> Tables:
 
 
 def _never_joined(row: NodeRow) -> bool:
-    """And no admin has said anything of it either."""
+    """Returns whether the node never had a session, and no admin has set anything for it."""
     node = row.node
     is_untouched = row.overrides == NodeOverrides() and not node.draining
     return node.joined_boot_id is None and node.condition is NodeStatus.OFFLINE and is_untouched
 
 
 def node_named(tables: Tables, name: str) -> NodeRow | None:
-    """Names are unique; `name` is as the worker says it."""
+    """Returns the node of this name, as its worker gives it, or None. Names are unique."""
     return next((row for row in tables.nodes.values() if row.node.name == storable(name)), None)
 
 
 def _without_namesake(tables: Tables, node_id: NodeId | None, name: str) -> Tables:
-    """A node that is offline has no right to a name that a proved one wants: its machine was set up anew, say."""
+    """Returns the tables without an offline node whose name a proved one wants: its machine was probably set up
+    again."""
     namesake = node_named(tables, name)
     if node_id is None or namesake is None or namesake.node.id == node_id:
         return tables
@@ -93,7 +96,7 @@ def _without_namesake(tables: Tables, node_id: NodeId | None, name: str) -> Tabl
 
 
 def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:
-    """The row of the worker's node; None: it has to be made. Raises `NameTaken`."""
+    """Returns the row of the worker's node, or None if it has to be created. Raises `NameTaken`."""
     namesake = node_named(tables, name)
     if namesake is None:
         return None if node_id is None else tables.nodes.get(node_id)
@@ -104,8 +107,9 @@ def _own(tables: Tables, node_id: NodeId | None, name: str) -> NodeRow | None:
 
 
 def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> NodeRow:
-    """A worker that knows its id may come back after its node was removed. The sessions of that earlier life must not
-    be taken for those of the new one, so these are numbered from where the earlier ones can't have come (H9)."""
+    """Returns a new node. A worker that knows its id may come back after its node was removed. The sessions of that
+    earlier node must not be taken for those of the new one, so the new numbers start where the earlier ones cannot have
+    come (H9)."""
     node = Node(
         id=fresh if registration.node_id is None else registration.node_id,
         name=name,
@@ -119,7 +123,8 @@ def _made(registration: Registration, name: str, fresh: NodeId, now: float) -> N
 
 
 def _restarted(row: NodeRow, boot_id: BootId, now: float) -> NodeRow:
-    """The earlier agent is over, and so is its session: the number grows, nobody holds it."""
+    """Returns the node after a restart of its agent. The earlier session is over: the number grows, and no gateway
+    holds it."""
     node = replace(row.node, boot_id=boot_id, session=row.node.session + 1, gateway_id=None)
     return replace(row, node=_with_condition(node, NodeStatus.OFFLINE, now))
 
@@ -134,7 +139,7 @@ def _processes_lost(replicas: Iterable[Replica], node_id: NodeId, now: float) ->
 
 
 def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> Tables:
-    """The node is healthy and has a new session. Raises `NotRegistered`."""
+    """Begins a session: the node is healthy and has a new session number. Raises `NotRegistered`."""
     row = tables.nodes.get(hello.node_id)
     if row is None:
         raise NotRegistered(f"node {hello.node_id} is not registered: its worker has to register first")
@@ -153,7 +158,7 @@ def joined(tables: Tables, hello: Hello, gateway_id: GatewayId, now: float) -> T
 
 
 def held(tables: Tables, node_id: NodeId, session: int) -> NodeRow | None:
-    """The node, if `session` is its newest (H9)."""
+    """Returns the node if `session` is its newest, or None (H9)."""
     row = tables.nodes.get(node_id)
     return row if row is not None and row.node.session == session else None
 
@@ -161,7 +166,8 @@ def held(tables: Tables, node_id: NodeId, session: int) -> NodeRow | None:
 def marked(
     tables: Tables, node_id: NodeId, session: int, condition: NodeStatus | None, *, ended: bool, now: float
 ) -> Tables | None:
-    """None: the session is not the node's newest, or it has ended and would revive the node (H9)."""
+    """Stores the node's condition. Returns None if the session is not the node's newest, or if it has ended and would
+    revive the node (H9)."""
     row = held(tables, node_id, session)
     if row is None or (row.node.gateway_id is None and condition is not None and _revives(row.node, condition)):
         return None
@@ -170,7 +176,7 @@ def marked(
 
 
 def capacity_recorded(tables: Tables, node_id: NodeId, session: int, capacity: Capacity) -> Tables | None:
-    """None: the session is not the node's newest (H9)."""
+    """Stores the node's capacity. Returns None if the session is not the node's newest (H9)."""
     row = held(tables, node_id, session)
     if row is None:
         return None
@@ -178,7 +184,7 @@ def capacity_recorded(tables: Tables, node_id: NodeId, session: int, capacity: C
 
 
 def edited(tables: Tables, node_id: NodeId, edit: NodeEdit) -> Tables | None:
-    """None: there is no such node."""
+    """Stores an admin's settings. Returns None if there is no such node."""
     row = tables.nodes.get(node_id)
     if row is None:
         return None
@@ -193,7 +199,7 @@ def edited(tables: Tables, node_id: NodeId, edit: NodeEdit) -> Tables | None:
 
 
 def removed(tables: Tables, node_id: NodeId) -> Tables | None:
-    """Returns the tables without the node and its replicas; None if there is no such node."""
+    """Returns the tables without the node and its replicas, or None if there is no such node."""
     if node_id not in tables.nodes:
         return None
     nodes = {key: row for key, row in tables.nodes.items() if key != node_id}
@@ -214,8 +220,8 @@ def _revives(node: Node, condition: NodeStatus) -> bool:
 
 
 def _effective(row: NodeRow) -> NodeRow:
-    """What counts: the worker's words under the admin's. Asked whenever either of them, the capacity or the name has
-    changed."""
+    """Returns the node that follows from the worker's values under the admin's. It is called whenever either of them,
+    the capacity or the name has changed."""
     node, declared, overrides = row.node, row.declared, row.overrides
     budget = declared.vram_budget if overrides.vram_budget is None else overrides.vram_budget
     replicas_max = overrides.max_replicas_per_model

@@ -1,8 +1,8 @@
-"""What each write of the registry means: pure functions from the stored rows to the rows that should be stored.
+"""The meaning of each write about replicas and the leader: pure functions from the stored rows to the rows that should
+be stored.
 
 Every store reads rows, asks a function of this module, and writes the difference in the same transaction, so the
-meaning of a write exists once. None as a result: the write is refused, nothing changes. Models are in model_writes.py,
-nodes in node_writes.py.
+meaning of a write exists once. None as a result means that the write is refused and nothing changes.
 """
 
 from collections.abc import Iterable, Sequence
@@ -24,9 +24,9 @@ REPORTED_FIELDS = ("address", "pid", "parallel", "exit_code", "error")
 def reports_recorded(
     tables: Tables, node_id: NodeId, session: int, reports: Sequence[Report], now: float
 ) -> Tables | None:
-    """The reports, in order, are written over what is stored. None: the session is not the node's newest (H9).
+    """Writes the reports, in order, over the stored values. Returns None if the session is not the node's newest (H9).
 
-    A node speaks for its own replicas only: a report about another node's replica is one about an unknown replica.
+    A node reports its own replicas only: a report about another node's replica counts as one about an unknown replica.
     """
     if held(tables, node_id, session) is None:
         return None
@@ -46,7 +46,8 @@ def _reported(replica: Replica, report: Report, now: float) -> Replica:
 
 
 def term_acquired(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
-    """`gateway_id` leads until `until`; the epoch is a new one unless it led already. None: another one leads."""
+    """Makes `gateway_id` the leader until `until`. The epoch is a new one unless it led already. Returns None if
+    another gateway leads."""
     leader = tables.leadership
     if leader.gateway_id == gateway_id:
         return replace(tables, leadership=replace(leader, expires_at=until))
@@ -56,7 +57,7 @@ def term_acquired(tables: Tables, gateway_id: GatewayId, until: float, now: floa
 
 
 def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -> Tables | None:
-    """None: there is no such replica. The first cause stays."""
+    """Records why a replica is broken. The first cause stays. Returns None if there is no such replica."""
     replica = tables.replicas.get(replica_id)
     if replica is None:
         return None
@@ -66,8 +67,8 @@ def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -
 
 
 def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
-    """The planner's write: forget, then place, then desire, then failures. A row that a part of it names but that is
-    not there (a replica, a model, the node of a new replica) makes that part void, not the write.
+    """Applies the planner's write: deletions first, then new replicas, then desired states, then load failures. If a
+    part names a missing row (a replica, a model, the node of a new replica), only that part has no effect.
 
     Raises `StaleEpoch` unless `epoch` is the leader's (L13).
     """
@@ -91,7 +92,8 @@ def _desired(replica: Replica, desired: Desired, version: int) -> Replica:
 
 
 def _placeable(tables: Tables, staying: Iterable[Replica], place: Iterable[Replica]) -> dict[ReplicaId, Replica]:
-    """The new rows whose id and slot are free and whose node exists; of two that claim one slot, the first (R10)."""
+    """Returns the new rows whose id and slot are free and whose node exists. Of two that want one slot, it takes the
+    first (R10)."""
     taken: set[object] = set()
     for replica in staying:
         taken |= {replica.id, _slot(replica)}

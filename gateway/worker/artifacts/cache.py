@@ -1,6 +1,7 @@
-"""The folder of fetched files: each is fetched once, whoever asks, and the ones that nobody needs make room for new.
+"""The folder of fetched files. Each file is fetched once, however many replicas need it, and unused files make room for
+new ones.
 
-Names derive from what is fetched, never from what a server says, so nothing is written anywhere else.
+Names derive from what is fetched and never from a server's answer, so nothing is written outside the folder.
 """
 
 import hashlib
@@ -29,14 +30,16 @@ from gateway.worker.artifacts.source import Source
 log = structlog.get_logger(__name__)
 
 SHARED_FETCH_POLL_SECONDS: Final = 1.0
-"""Between two looks whether a file is here that another replica, or another worker with the same folder, fetches."""
+"""The time between two checks whether a file has arrived that another replica, or another worker with the same folder,
+fetches."""
 PART_SECONDS_MAX: Final = 24 * 3600.0
-"""A part that nobody has gone on with for so long is removed when the next download begins."""
+"""The age of an abandoned part. It is removed when the next download begins."""
 _ENDING: Final = re.compile(r"\.[A-Za-z0-9]{1,12}")
 
 
 def cache_name(url: str, sha256: str | None) -> str:
-    """File name for what `url` gives, if that has to have the hash `sha256`. Backends may go by its ending."""
+    """Returns the file name for what `url` gives, if that must have the hash `sha256`. Backends may go by the ending of
+    the name."""
     digest = hashlib.sha256(f"{url}\n{(sha256 or '').lower()}".encode()).hexdigest()
     ending = PurePosixPath(unquote(urlsplit(url).path)).suffix
     kept = ending if _ENDING.fullmatch(ending) and ending not in {PART_SUFFIX, STATE_SUFFIX} else ""
@@ -45,17 +48,18 @@ def cache_name(url: str, sha256: str | None) -> str:
 
 @dataclass
 class _Flight:
-    """A download that is wanted at least once."""
+    """A download that at least one replica wants."""
 
     listeners: list[OnProgress] = field(default_factory=list)
     part: PartialFile | None = None
-    """While it is written."""
+    """The part of the file while it is written."""
     reserved_bytes: int = 0
-    """Size up to which the part may grow."""
+    """The size up to which the part may grow."""
 
     @property
     def missing_bytes(self) -> int:
-        """Reserved and not on the disk yet, where it is seen: what waits in memory to be written belongs to it."""
+        """Returns the number of bytes that are reserved and not yet visible on the disk. Data that waits in memory to
+        be written belongs to them."""
         return max(0, self.reserved_bytes - self.part.size) if self.part is not None else 0
 
     def record(self, done: int, total: int | None) -> None:
@@ -65,7 +69,7 @@ class _Flight:
 
 @dataclass
 class Cache:
-    """The folder of fetched artifact files, where the least recently used make room for new ones."""
+    """The folder of fetched files. The least recently used ones make room for new ones."""
 
     folder: Path
     bytes_max: int | None = None
@@ -76,7 +80,7 @@ class Cache:
 
     @contextmanager
     def keeping(self, name: str) -> Iterator[None]:
-        """The file, whether it is there yet or not, is not removed meanwhile."""
+        """Keeps the file, whether it exists yet or not, from being removed during this context."""
         self._held[name] += 1
         try:
             yield
@@ -86,9 +90,10 @@ class Cache:
                 del self._held[name]
 
     async def fetch(self, name: str, locate: Callable[[], Source], sha256: str | None, on_progress: OnProgress) -> Path:
-        """The file, whole and verified. What is here already is not asked for again, whatever the server has now.
+        """Returns the file, complete and verified. A file that is here is not fetched again, whatever the server has
+        now.
 
-        Raises `ArtifactError`, `OSError`. A cancel leaves what has come for the next time.
+        Raises `ArtifactError`, `OSError`. A cancel keeps what has arrived for the next time.
         """
         flight = self._flights.setdefault(name, _Flight())
         flight.listeners.append(on_progress)
@@ -124,7 +129,8 @@ class Cache:
         return target
 
     async def _open_part(self, target: Path) -> PartialFile | None:
-        """None: the file is there. Waits while somebody else fetches it, and goes on where one has left off."""
+        """Opens the part of a file, and continues an earlier one. Waits while another process fetches the file. Returns
+        None if the file is there."""
         while True:
             if await trio.to_thread.run_sync(_touch, target):
                 return None
@@ -134,10 +140,12 @@ class Cache:
             await trio.sleep(SHARED_FETCH_POLL_SECONDS)
 
     async def _make_room(self, name: str, need_bytes: int) -> None:
-        """Raises `ArtifactError`."""
+        """Removes unused files until `need_bytes` more fit. Raises `ArtifactError`."""
         promised = sum(flight.missing_bytes for other, flight in self._flights.items() if other != name)
         flight = self._flights[name]
-        flight.reserved_bytes = need_bytes + (flight.part.size if flight.part is not None else 0)  # before others look
+        flight.reserved_bytes = need_bytes + (
+            flight.part.size if flight.part is not None else 0
+        )  # This has to come before other tasks look.
         held = frozenset(self._held)
         await trio.to_thread.run_sync(self._make_room_blocking, held, need_bytes, promised)
 
@@ -158,7 +166,7 @@ class Cache:
 
 
 def _touch(path: Path) -> bool:
-    """Whether the file is there; if so, it was used just now."""
+    """Returns whether the file is there, and if so, marks it as used now."""
     try:
         os.utime(path)
     except FileNotFoundError:
@@ -167,10 +175,10 @@ def _touch(path: Path) -> bool:
 
 
 def _open_part_of(target: Path) -> PartialFile | None:
-    """None: it is to be looked for again."""
+    """Opens the part, or returns None if the file has to be looked for again."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = PartialFile.try_open(target)
-    if part is not None and target.exists():  # another process has just finished it
+    if part is not None and target.exists():  # Another process has just finished it.
         _remove_left_over(part)
         return None
     return part

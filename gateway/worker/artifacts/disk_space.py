@@ -1,4 +1,4 @@
-"""Which cached files have to go for a new one, and whether it fits at all (P1). Pure."""
+"""Decides which cached files are removed for a new one, and whether it fits at all (P1). Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ from gateway.domain.resources import disk_headroom_bytes, format_bytes
 
 @dataclass(frozen=True)
 class CachedFile:
-    """One file of the artifact cache, with its size in bytes and the time it was last used."""
+    """One file of the cache, with its size in bytes and the time of its last use."""
 
     path: Path
     size_bytes: int
     used_at: float
     is_free: bool
-    """Nobody needs it now."""
+    """Whether no replica needs it now."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class Disk:
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """Which cached files to remove for a new one, or why it does not fit."""
+    """The cached files to remove for a new one, or the reason why it does not fit."""
 
     remove: tuple[CachedFile, ...]
-    """Least recently used first."""
+    """The files to remove, the least recently used first."""
     shortage: str | None
-    """Why it does not fit, even then."""
+    """The reason why it does not fit even then, or None if it fits."""
 
 
 def plan_disk_space(
     need_bytes: int, cached: Sequence[CachedFile], disk: Disk, *, promised_bytes: int, cache_bytes_max: int | None
 ) -> DiskPlan:
-    """Room for `need_bytes` more, beside `promised_bytes` that other downloads have still to write."""
+    """Plans room for `need_bytes` more, besides the `promised_bytes` that other downloads have still to write."""
     coming = need_bytes + promised_bytes
     headroom = disk_headroom_bytes(disk.total_bytes)
     over_disk = coming + headroom - disk.free_bytes

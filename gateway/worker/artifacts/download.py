@@ -1,7 +1,7 @@
-"""One file's way here: ask, take what comes, and when it breaks off ask for the rest.
+"""Downloads one file: it asks for the file, keeps what arrives, and asks for the rest when the connection breaks.
 
-What is bounded is silence, not work (L5): a connection on which nothing comes for `SILENCE_SECONDS` is given up, and so
-is a source after `FAILURES_MAX` attempts in a row that brought no byte which was not here before.
+Silence is limited, not work (L5). A connection without data for `SILENCE_SECONDS` is closed. A source is given up after
+`FAILURES_MAX` attempts in a row that brought no new byte.
 """
 
 import random
@@ -39,25 +39,26 @@ SILENCE_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 30.0
 FAILURES_MAX: Final = 8
 MISMATCHES_MAX: Final = 2
-"""A wrong hash may be a bad copy on the way; the same one again is the file's."""
+"""The number of wrong hashes after which the source is given up. The first may be a transmission error, the second is
+that of the file."""
 PAUSE_FIRST_SECONDS: Final = 0.5
 PAUSE_SECONDS_MAX: Final = 30.0
 WRITE_BYTES: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
 """Between two reports of how far a download is: often enough to be seen, seldom enough to be written down each time."""
 ROOM_CHECK_BYTES: Final = 256 * 1024 * 1024
-"""Between two looks at the disk: others fill it too."""
+"""The number of bytes between two checks of the disk, because others fill it, too."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 OnProgress = Callable[[int, int | None], None]
-"""Bytes that are here, and all there are, if that is known. Must not block."""
+"""Called with the number of bytes that are here, and the total if it is known. It must not block."""
 MakeRoom = Callable[[int], Awaitable[None]]
-"""For so many more bytes. Raises `ArtifactError`."""
+"""Makes room for this many more bytes. Raises `ArtifactError`."""
 
 
 @dataclass
 class HttpClient:
-    """Opens responses. `context`: what a server has to prove itself with, unless its source says; None: with what the
+    """Opens responses. `context` is the TLS context for servers, unless the source has its own; None means what the
     system trusts."""
 
     context: ssl.SSLContext | None = None
@@ -69,8 +70,8 @@ class HttpClient:
 
     @asynccontextmanager
     async def open_response(self, source: Source, asked: Asked, turn: int) -> AsyncIterator[httpx.Response]:
-        """The first response that is no redirect, its body unread. Raises `ArtifactError`, `Interrupted`."""
-        # A proxy would resolve names itself: what must go to a checked address does without.
+        """Opens the first response that is no redirect, with an unread body. Raises `ArtifactError`, `Interrupted`."""
+        # A proxy would resolve names itself, so a request that must go to a checked address uses none.
         verify = source.context or self._context
         timeout = httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         async with httpx.AsyncClient(verify=verify, timeout=timeout, trust_env=not source.public_only) as http:
@@ -108,24 +109,25 @@ async def _target_of(response: httpx.Response, url: httpx.URL) -> httpx.URL:
 
 @dataclass
 class Download:
-    """Brings one file into its part; `run` returns when it is whole and has the hash that was asked for."""
+    """Downloads one file into its part. `run` returns when the file is complete and has the expected hash."""
 
     http_client: HttpClient
     locate: Callable[[], Source]
-    """Asked anew at each attempt, since a gateway's place may change. Raises `ArtifactError`, `Interrupted`."""
+    """Returns the source. It is called at each attempt, because a gateway's address may change. Raises `ArtifactError`,
+    `Interrupted`."""
     part: PartialFile
     sha256: str | None
     make_room: MakeRoom
     on_progress: OnProgress
     _failures: int = field(default=0, init=False)
-    """In a row, without a new byte."""
+    """The number of failures in a row without a new byte."""
     _mismatches: int = field(default=0, init=False)
     _best: int = field(default=0, init=False)
-    """Most bytes that were here at any time: what is fetched a second time is no progress."""
+    """The largest number of bytes that were here at any time. Fetching bytes a second time is no progress."""
     _url: str = field(default="the artifact", init=False)
 
     async def run(self) -> None:
-        """Raises `ArtifactError`, `OSError`. A cancel leaves what has come for the next time."""
+        """Downloads the file. Raises `ArtifactError`, `OSError`. A cancel keeps what has arrived for the next time."""
         self._best = self.part.size
         while True:
             try:
@@ -135,7 +137,7 @@ class Download:
                 await trio.sleep(self._pause_after(error))
 
     def _pause_after(self, error: Interrupted | httpx.TransportError) -> float:
-        """Seconds until the next attempt. Raises `ArtifactError` when there is none."""
+        """Returns the seconds until the next attempt. Raises `ArtifactError` if there is none."""
         self._failures = 1 if self.part.size > self._best else self._failures + 1
         self._best = max(self._best, self.part.size)
         reason = cause_words(error)
@@ -156,7 +158,7 @@ class Download:
         await self._verify()
 
     def _is_whole(self, asked: Asked) -> bool:
-        """All of it is here already, of a time when it could not be verified."""
+        """Returns whether the whole file is here from an earlier time at which it could not be verified."""
         return asked.total is not None and asked.offset == asked.total > 0
 
     async def _ask(self, source: Source, asked: Asked) -> None:
@@ -184,8 +186,8 @@ class Download:
             raise Interrupted(f"it ended after {self.part.size} of {body.total} bytes")
 
     async def _read(self, response: httpx.Response, total: int | None) -> None:
-        """httpx's iterators have to be read to their end or be ended by an exception of theirs. So a failure of ours
-        becomes a cancel of the next read, and a cancel from outside waits for it."""
+        """Reads the body. httpx's iterators have to be read to their end or be ended by an exception of theirs. So a
+        failure in this code becomes a cancel of the next read, and a cancel from outside waits for it."""
         failure: Exception | None = None
         waiting = bytearray()
         try:
@@ -201,7 +203,8 @@ class Download:
             raise failure
 
     async def _keep(self, waiting: bytearray, total: int | None) -> Exception | None:
-        """Writes what has come, also when nothing more is wanted: whoever comes later need not ask for it again."""
+        """Writes what has arrived, also when nothing more is wanted, so that the next download need not ask for it
+        again."""
         with trio.CancelScope(shield=True):
             before, data = self.part.size, bytes(waiting)
             waiting.clear()

@@ -1,4 +1,4 @@
-"""What an HTTP response to a request for a file, or for the rest of one, means (RFC 9110, 13.1.5 and 14). Pure."""
+"""The meaning of an HTTP response to a request for a file, or for the rest of one (RFC 9110, 13.1.5 and 14). Pure."""
 
 import re
 from collections.abc import Mapping
@@ -20,13 +20,13 @@ _HINTS: Final[Mapping[int, str]] = {
 
 @dataclass(frozen=True)
 class Asked:
-    """What is here already, and how it was recognised."""
+    """The bytes that are here already, and how the server named them."""
 
     offset: int = 0
     etag: str | None = None
     total: int | None = None
     has_digest: bool = False
-    """The file's hash is known: a file that ends too early shows."""
+    """Whether the file's hash is known. Then a file that ends too early is detected."""
 
 
 @dataclass(frozen=True)
@@ -36,24 +36,24 @@ class Body:
     offset: int
     total: int | None
     etag: str | None
-    """A strong one, which names these very bytes."""
+    """A strong ETag, which identifies these exact bytes, or None."""
 
 
 @dataclass(frozen=True)
 class Complete:
-    """What is here is all there is."""
+    """The bytes that are here are the whole file."""
 
 
 @dataclass(frozen=True)
 class StartOver:
-    """What is here belongs to another file than the server has now."""
+    """The bytes that are here belong to another file than the server has now."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class TryAgain:
-    """The server may answer a later request; `retry_after_seconds` is None if it did not say when."""
+    """The server may answer a later request. `retry_after_seconds` is None if it did not say when."""
 
     reason: str
     retry_after_seconds: float | None = None
@@ -61,7 +61,7 @@ class TryAgain:
 
 @dataclass(frozen=True)
 class HttpRefused:
-    """The same request will be answered the same way."""
+    """The same request would get the same answer."""
 
     reason: str
 
@@ -70,7 +70,8 @@ Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | HttpRefused
 
 
 def request_headers(asked: Asked) -> dict[str, str]:
-    """Returns the request's headers; they ask for the rest of the file only where that is safe (RFC 9110, 14.2)."""
+    """Returns the headers of the request. They ask for the rest of the file only where that is safe (RFC 9110,
+    14.2)."""
     headers = {"accept-encoding": "identity", "user-agent": "gateway"}
     if asked.offset and (asked.etag is not None or asked.has_digest):
         headers["range"] = f"bytes={asked.offset}-"
@@ -80,7 +81,7 @@ def request_headers(asked: Asked) -> dict[str, str]:
 
 
 def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdict:
-    """`headers` by their names in lower case."""
+    """Returns the meaning of a response. `headers` have names in lower case."""
     match status:
         case 200:
             return _read_whole(headers, asked)
@@ -120,7 +121,8 @@ def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
     if asked.etag is not None and etag is not None and etag != asked.etag:
         return StartOver("the file has changed")
     known = total if total is not None else asked.total
-    # The rest to the end was asked for, so that the last byte announced is the file's where nobody says its length.
+    # The request was for the rest up to the end, so the last announced byte is the file's last one if the length is
+    # unknown.
     return Body(first, last + 1 if known is None else known, etag or asked.etag)
 
 
@@ -132,11 +134,11 @@ def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> Verdict:
 
 
 def strong(etag: str | None) -> str | None:
-    """None for a weak one: it does not say that the bytes are the same."""
+    """Returns a strong ETag. Returns None for a weak one, which does not say that the bytes are the same."""
     return etag if etag is not None and re.fullmatch(r'"[\x21\x23-\x7e]{1,500}"', etag) else None
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """The form in seconds; a date is for those who trust clocks."""
+    """Returns Retry-After in seconds. The form with a date is ignored, because it compares clocks."""
     value = headers.get("retry-after", "").strip()
     return min(float(value), RETRY_AFTER_SECONDS_MAX) if re.fullmatch(r"\d{1,9}", value) else None

@@ -1,7 +1,7 @@
-"""The beginning of a file that is being fetched: on disk, so that whoever comes later goes on where it ends.
+"""The beginning of a file that is being fetched. It is on disk, so that a later download continues where it ends.
 
-Beside `NAME.part` lies `NAME.note`, with how the server named the bytes. The part is locked while somebody writes it;
-the kernel frees the lock with the process. Everything here blocks.
+Beside `NAME.part` lies `NAME.note`, which records how the server named the bytes. The part is locked while it is
+written, and the kernel frees the lock with the process. Everything here blocks.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ STATE_SUFFIX = ".note"
 
 
 class PartialFile:
-    """Made by `try_open`. Not for two threads at a time."""
+    """A part. `try_open` makes it. Two threads must not use it at a time."""
 
     def __init__(self, target: Path, descriptor: int) -> None:
         self._target = target
@@ -30,34 +30,36 @@ class PartialFile:
         self.size = os.fstat(descriptor).st_size
         self.etag, self.total = _read_state(self._state_path)
         self._digest = hashlib.sha256() if self.size == 0 else None
-        """Of all that is here; None: not known without reading it."""
+        """The hash of all bytes that are here, or None if it is not known without reading them."""
 
     @classmethod
     def try_open(cls, target: Path) -> Self | None:
-        """The part of the file that is to become `target`; None: another process writes it."""
+        """Opens and locks the part of the file that will be `target`. Returns None if another process writes it."""
         while True:
             descriptor = try_lock(part_of(target), flags=os.O_APPEND | os.O_NOFOLLOW, mode=0o644)
             if descriptor is None:
                 return None
             if _is_still_there(descriptor, part_of(target)):
                 return cls(target, descriptor)
-            os.close(descriptor)  # it was finished, or removed, between the two calls
+            os.close(descriptor)  # It was finished or removed between the two calls.
 
     def asked(self, *, has_digest: bool) -> Asked:
-        """Returns what the next request has to know of the part; one longer than the whole file is emptied first."""
+        """Returns what the next request has to know of the part. A part that is longer than the whole file is emptied
+        first."""
         if self.total is not None and self.size > self.total:
             self.begin(None, None)
         return Asked(self.size, self.etag, self.total, has_digest)
 
     def begin(self, etag: str | None, total: int | None) -> None:
-        """Empties it, for bytes that the server names so. In this order: a note about no bytes harms nobody."""
+        """Empties the part, for bytes that the server names this way. It empties the part before it writes the note,
+        because a note about no bytes does no harm."""
         os.ftruncate(self._descriptor, 0)
         self.size, self._digest = 0, hashlib.sha256()
         self.etag, self.total = etag, total
         _write_state(self._state_path, etag, total)
 
     def append(self, data: bytes) -> None:
-        """Raises `OSError`; then nothing, or a part of `data`, has been added."""
+        """Adds data. Raises `OSError`; then nothing, or a part of `data`, has been added."""
         rest = memoryview(data)
         while rest:
             written = os.write(self._descriptor, rest)
@@ -77,13 +79,13 @@ class PartialFile:
         return self._path
 
     def promote(self) -> None:
-        """It is whole: from now on it is the file itself."""
+        """Makes the complete part the file itself."""
         os.fsync(self._descriptor)
         self._path.replace(self._target)
         self._state_path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Closes the file and gives up its lock; what was written stays for the next download."""
+        """Closes the file and releases its lock. What was written stays for the next download."""
         os.close(self._descriptor)
 
 
@@ -98,7 +100,7 @@ def state_file_of(target: Path) -> Path:
 
 
 def remove_part(part: Path) -> bool:
-    """False: somebody writes it."""
+    """Removes a part. Returns False if another process writes it."""
     target = part.with_name(part.name.removesuffix(PART_SUFFIX))
     held = PartialFile.try_open(target)
     if held is None:
@@ -129,7 +131,7 @@ def _read_state(path: Path) -> tuple[str | None, int | None]:
 
 
 def _write_state(path: Path, etag: str | None, total: int | None) -> None:
-    made = path.with_name(path.name + ".new")  # nobody else does: we hold the part
+    made = path.with_name(path.name + ".new")  # No other process does, because this one holds the part.
     made.write_text(json.dumps({"etag": etag, "total": total}))
     made.replace(path)
 
@@ -138,7 +140,8 @@ CHUNK_BYTES: Final = 1024 * 1024
 
 
 def file_sha256(path: Path) -> str:
-    """Runs in a thread of `trio.to_thread`; every chunk is a cancellation checkpoint (L6)."""
+    """Returns the SHA-256 (hex) of a file. It runs in a thread of `trio.to_thread`, and every chunk is a cancellation
+    checkpoint (L6)."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):

@@ -1,4 +1,4 @@
-"""What an artifact's reference names: read once, before anything is asked of anybody. Pure."""
+"""Parses the reference of an artifact, before anything is fetched. Pure."""
 
 import ipaddress
 import re
@@ -31,7 +31,7 @@ class LocalFile:
     """An artifact that is named by its path, `file:PATH`."""
 
     path: Path
-    """A relative one lies in the models folder."""
+    """The path. A relative one starts in the models folder."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class WebFile:
     """An artifact that is downloaded, from `https://` or from the Hugging Face hub (`hf://`)."""
 
     url: str
-    """With neither user nor fragment."""
+    """The URL, with neither user nor fragment."""
     is_from_hub: bool = False
 
 
@@ -48,20 +48,20 @@ Reference: TypeAlias = Builtin | LocalFile | WebFile
 
 @dataclass(frozen=True)
 class Hub:
-    """Where `hf://` leads, and the token that only this place gets."""
+    """The server of `hf://`, and the token that only this server gets."""
 
     url: str = HUB_URL
     token: str | None = field(default=None, repr=False)
 
 
 def hub_of(environ: Mapping[str, str]) -> Hub:
-    """HF_ENDPOINT and HF_TOKEN, as Hugging Face's own programs read them."""
+    """Returns the hub of HF_ENDPOINT and HF_TOKEN, as Hugging Face's own programs read them."""
     endpoint = environ.get("HF_ENDPOINT", "").strip().rstrip("/") or HUB_URL
     return Hub(endpoint if "://" in endpoint else f"https://{endpoint}", environ.get("HF_TOKEN", "").strip() or None)
 
 
 def parse_reference(artifact: str, hub: Hub, *, plain_loopback: bool = False) -> Reference:
-    """`plain_loopback`: `http://` will do where it leads to this machine itself. Raises `ArtifactError`."""
+    """Parses a reference. `plain_loopback` allows `http://` to this machine itself. Raises `ArtifactError`."""
     kind, _, rest = artifact.partition(":")
     match kind:
         case "builtin":
@@ -102,7 +102,7 @@ def _checked(url: str, *, plain_loopback: bool) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is a loopback address; a name never counts, since it may lead anywhere."""
+    """Returns whether `host` is a loopback address. A name never counts, because it may lead anywhere."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,8 +1,8 @@
-"""Where a file is asked for, by whose leave, and which address is dialled for it.
+"""Decides where a file is fetched from: its URL, its credentials, and the address to connect to.
 
-A URL that came through the API is a stranger's: it must not reach what only this machine can (SSRF). So its name is
-resolved here, every address has to be a public one, and the connection goes to the very address that was checked, at
-each redirect anew. What is public `domain/special_addresses` says.
+A URL that came through the API is not trusted: it must not reach what only this machine can reach (SSRF). So its name
+is resolved here, every address has to be public, and the connection goes to exactly the address that was checked, at
+each redirect again. `domain/special_addresses` says which addresses are public.
 """
 
 import ssl
@@ -24,7 +24,7 @@ REDIRECTS_MAX: Final = 5
 RESOLVE_SECONDS: Final = 30.0
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
-"""Host and port to addresses. Raises `OSError`."""
+"""Resolves a host and port to addresses. Raises `OSError`."""
 
 
 class Interrupted(Exception):
@@ -41,16 +41,16 @@ class Source:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
-    """Credentials: for the origin of `url` and for nobody else, wherever it redirects to."""
+    """Credentials. They go to the origin of `url` only, wherever it redirects to."""
     is_trusted: bool = False
-    """The operator has named its origin (the hub, a gateway): it may lie anywhere and do without TLS."""
+    """Whether the operator has named its origin (the hub, a gateway). It may then have any address and no TLS."""
     public_only: bool = False
-    """Neither it nor what it redirects to may be an address of a private network or of this machine."""
+    """Whether neither it nor a redirect may lead to an address of a private network or of this machine."""
     plain_loopback: bool = False
-    """`http://` will do where it leads to this machine itself."""
+    """Whether `http://` to this machine itself is allowed."""
     redirects_max: int = REDIRECTS_MAX
     context: ssl.SSLContext | None = None
-    """What its server has to prove itself with, if not with what the downloader trusts."""
+    """The TLS context for its server, if it differs from the downloader's."""
 
 
 def origin_of(url: httpx.URL) -> tuple[str, str, int]:
@@ -59,7 +59,7 @@ def origin_of(url: httpx.URL) -> tuple[str, str, int]:
 
 
 async def resolve(host: str, port: int) -> Sequence[str]:
-    """Looks up the addresses of `host` with the system's resolver, each of them once.
+    """Returns the addresses of `host` by the system's resolver, each of them once.
 
     Raises `OSError` if there are none.
     """
@@ -68,9 +68,10 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 
 async def address_for(source: Source, url: httpx.URL, resolve: Resolve, turn: int) -> str | None:
-    """The address to dial for `url`, the `turn`th of those it has; None: any, as the name leads to.
+    """Returns the address to connect to for `url`: the `turn`th of its addresses, or None if any address of the name
+    will do.
 
-    Raises `ArtifactError` when it may not be asked, `Interrupted` when its name can't be resolved now.
+    Raises `ArtifactError` if the URL is not allowed, `Interrupted` if its name cannot be resolved now.
     """
     if source.is_trusted and origin_of(url) == origin_of(httpx.URL(source.url)):
         return None

@@ -1,4 +1,4 @@
-"""Turns a model's artifact into a file of this machine, complete and verified before any process starts (L23)."""
+"""Turns a model's artifact into a file on this machine, complete and verified before any process starts (L23)."""
 
 import tempfile
 from collections.abc import Callable, Mapping
@@ -43,7 +43,7 @@ class Artifact:
     """A model's file on this machine, ready to be loaded."""
 
     path: Path | None
-    """Absolute. None: the backend needs no file."""
+    """The absolute path, or None if the backend needs no file."""
     size_bytes: int
 
 
@@ -86,16 +86,16 @@ class ArtifactStore:
         self.cache = Cache(models_dir / CACHE_FOLDER, cache_bytes_max)
 
     def keeping(self, spec: ModelSpec) -> AbstractContextManager[None]:
-        """While it is open, what `fetch` brings for this model stays."""
+        """Keeps what `fetch` brings for this model during this context."""
         try:
             reference = self._parse(spec)
         except ArtifactError:
-            return nullcontext()  # `fetch` will say it
+            return nullcontext()  # `fetch` will raise this error.
         name = _cache_name(reference, spec.sha256)
         return self.cache.keeping(name) if name is not None else nullcontext()
 
     async def fetch(self, spec: ModelSpec, on_progress: OnProgress = _ignore_progress) -> Artifact:
-        """Raises `ArtifactError`, `OSError`."""
+        """Returns the model's file, and fetches it if necessary. Raises `ArtifactError`, `OSError`."""
         match self._parse(spec):
             case None:
                 await trio.lowlevel.checkpoint()
@@ -117,9 +117,9 @@ class ArtifactStore:
         return parse_reference(spec.artifact, self._hub, plain_loopback=self._plain_loopback)
 
     def _find_file(self, spec: ModelSpec, name: Path) -> Path | None:
-        """None: it is not here, but may be at the gateway."""
+        """Returns the file of a `file:` reference, or None if it is not here but may be at the gateway."""
         path = (self._models_dir / name).resolve()
-        # The configuration file may name any path, the API only what the operator has put under models_dir.
+        # The configuration file may name any path, the API only files that the operator has put under models_dir.
         if spec.source == "api" and not path.is_relative_to(self._models_dir.resolve()):
             raise ArtifactError(f"artifact file {path} is not in the models folder")
         if not path.exists():
@@ -171,7 +171,7 @@ class ArtifactStore:
 
 
 _SHIPPED: Final[Mapping[str, str]] = MappingProxyType({"demo": "engines/llama_cpp/models/demo.gguf"})
-"""Name -> file of the package. It is used where it lies: every machine with a worker has the package."""
+"""The file of the package by name. It is used where it is, because every machine with a worker has the package."""
 
 
 def _shipped_path(name: str) -> Path:
@@ -186,7 +186,8 @@ def _shipped_file(name: str) -> Path:
 
 
 def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
-    """The artifact's file, if it has one that lies on this machine already; nothing is made or fetched. May block."""
+    """Returns the artifact's file if it is on this machine already. It neither makes nor fetches a file. It may
+    block."""
     kind, _, name = spec.artifact.partition(":")
     if kind == "builtin" and name in _SHIPPED:
         path = _shipped_path(name)
@@ -211,7 +212,7 @@ def _write_whole(path: Path, write: WriteModel) -> None:
 
 
 def _cache_name(reference: Reference | None, sha256: str | None) -> str | None:
-    """Under which the cache keeps it; None: it is not for the cache."""
+    """Returns the name of the file in the cache, or None if it is not for the cache."""
     match reference:
         case WebFile(url):
             return cache_name(url, sha256)

@@ -1,4 +1,4 @@
-"""What this machine has for models, read anew at each call: GPUs, memory, disk, processor.
+"""Reads what this machine has for models: GPUs, memory, disk, processor. Nothing is cached.
 
 In reading order: `readings` (what several sources share), `memory` over `control_groups` (the limits of a container or
 service), `cpu`, `nvidia`. There is one module per source. A source that can't be read leaves its part unknown and stops
@@ -18,13 +18,14 @@ from gateway.worker.hostinfo.readings import Amounts, read_disk
 __all__ = ["GPU_READERS", "GpuReader", "read_capacity"]
 
 GpuReader = Callable[[Amounts], tuple[Gpu, ...]]
-"""Takes the machine's memory, which is what a unified GPU has."""
+"""Reads GPUs. It takes the machine's memory, which is the memory of a unified GPU."""
 GPU_READERS: Final[tuple[GpuReader, ...]] = (nvidia.read_gpus,)
-"""One per vendor or interface; no GPU may be found by two."""
+"""One reader per vendor or interface. Two of them must not find the same GPU."""
 
 
 def read_capacity(models_dir: Path) -> Capacity:
-    """Blocks, for as long as a broken driver or a network disk lets it wait: to be called in a thread.
+    """Returns the capacity of this machine. It blocks for as long as a broken driver or a network disk takes, so call
+    it in a thread.
 
     Free amounts are rounded down, so that a machine at rest yields equal values: each change is a registry write.
     """

@@ -1,8 +1,8 @@
-"""Finds the control groups that hold this process: a container's or a service's limits are theirs.
+"""Finds the control groups that contain this process: the limits of a container or service are theirs.
 
-Each group from ours up to the outermost that is visible may set a limit, and all of them hold. Version 1 has one
-hierarchy per controller, version 2 a single one; both may be mounted. The files of the two have different names, so
-readers look for both in every folder. (cgroups(7), cgroup_namespaces(7), proc_pid_mountinfo(5))
+Each group from that of this process up to the outermost visible one may set a limit, and all limits apply. Version 1
+has one hierarchy per controller, version 2 a single one, and both may be mounted. The files of the two have different
+names, so readers look for both in every folder. (cgroups(7), cgroup_namespaces(7), proc_pid_mountinfo(5))
 """
 
 from collections.abc import Iterator
@@ -13,19 +13,20 @@ from typing import Final
 from gateway.worker.hostinfo.readings import read_text
 
 _VERSION_2: Final = ""
-"""Stands where version 1 names controllers, as in /proc/self/cgroup."""
+"""The value of version 2 where version 1 names controllers, as in /proc/self/cgroup."""
 
 
 @dataclass(frozen=True)
 class _Mount:
     controllers: frozenset[str]
     top: PurePosixPath
-    """The group that it shows at `point`."""
+    """The group that is visible at `point`."""
     point: Path
 
 
 def own_groups(controller: str, root: Path) -> tuple[Path, ...]:
-    """Folders of the groups that hold us and may limit `controller` ("memory", "cpu"), each before its parents.
+    """Returns the folders of the groups that contain this process and may limit `controller` ("memory", "cpu"), each
+    before its parents.
 
     `root` is the folder of the machine's files, "/" except in tests.
     """
@@ -41,7 +42,7 @@ def own_groups(controller: str, root: Path) -> tuple[Path, ...]:
 
 
 def _memberships(root: Path) -> Iterator[tuple[frozenset[str], PurePosixPath]]:
-    """In each hierarchy, the group that we are in."""
+    """Yields the group of this process in each hierarchy."""
     for line in read_text(root / "proc/self/cgroup").splitlines():
         number_controllers_path = line.split(":", 2)
         if len(number_controllers_path) == 3:
@@ -55,7 +56,7 @@ def _mounts(root: Path) -> list[_Mount]:
 
 
 def _parse_mount(line: str, root: Path) -> _Mount | None:
-    """36 35 98:0 TOP POINT OPTIONS... - TYPE SOURCE OPTIONS"""
+    """Parses a line such as `36 35 98:0 TOP POINT OPTIONS... - TYPE SOURCE OPTIONS`."""
     place, _, kind = line.partition(" - ")
     places, kinds = place.split(), kind.split()
     if len(places) < 5 or not kinds or kinds[0] not in {"cgroup", "cgroup2"}:
@@ -65,10 +66,11 @@ def _parse_mount(line: str, root: Path) -> _Mount | None:
 
 
 def _folders(mount: _Mount, path: PurePosixPath) -> Iterator[Path]:
-    """The groups above us that the mount shows. Nothing when it shows others, as a bind mount may.
+    """Yields the visible groups above this process. There are none if the mount shows other groups, as a bind mount
+    may.
 
-    In a container `path` and `top` are those of the host, equal, or both are "/". Paths that climb ("/../x") lie
-    outside our name space: such a `top` is above us if it only climbs, such a `path` is not to be found.
+    In a container `path` and `top` are those of the host and equal, or both are "/". Paths that climb ("/../x") lie
+    outside the name space: such a `top` is above this process if it only climbs, and such a `path` cannot be found.
     """
     if set(mount.top.parts) == {"/", ".."}:
         yield mount.point

@@ -1,4 +1,4 @@
-"""How many processors we may use, and which of their instruction sets make inference fast."""
+"""Reads how many processors this process may use, and which instruction sets make inference fast."""
 
 import os
 import sys
@@ -15,21 +15,22 @@ INFERENCE_FLAGS: Final = frozenset(
     | {"amx_tile", "amx_int8", "amx_bf16", "amx_fp16"}
     | {"neon", "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2", "sme"}
 )
-"""Those for which inference engines have code paths of their own, as the kernel spells them (asimd is ARM's NEON)."""
+"""The flags for which inference engines have special code, as the kernel spells them (asimd is ARM's NEON)."""
 
 _FLAG_KEYS: Final = frozenset({"flags", "Features"})
-"""x86 and ARM."""
+"""The keys of the flags on x86 and on ARM."""
 
 
 def usable_cpus() -> int | None:
-    """Those that the scheduler may give us."""
+    """Returns the number of processors that the scheduler may give this process."""
     if sys.platform != "linux":
         return os.cpu_count()
     return len(os.sched_getaffinity(0))
 
 
 def read_cpu_count(root: Path = Path("/"), usable: Callable[[], int | None] = usable_cpus) -> int | None:
-    """Whole processors, at least one: with more threads than its quota pays for, a group is halted again and again.
+    """Returns the number of whole processors, at least one. A group with more threads than its quota pays for is
+    stopped again and again.
 
     `root` is the folder of the machine's files, "/" except in tests.
     """
@@ -39,13 +40,13 @@ def read_cpu_count(root: Path = Path("/"), usable: Callable[[], int | None] = us
 
 
 def _quota(folder: Path) -> int | None:
-    """Whole processors of time that the group gets; None: no quota."""
+    """Returns the whole processors of time that the group gets, or None if it has no quota."""
     quota, period = _version_2(folder) or _version_1(folder)
     return quota // period if quota and period else None
 
 
 def _version_2(folder: Path) -> tuple[int | None, int | None] | None:
-    """None: there is no such file."""
+    """Reads the quota of version 2. Returns None if there is no such file."""
     match read_text(folder / "cpu.max").split():
         case [quota, period]:
             return to_number(quota), to_number(period)
@@ -58,7 +59,8 @@ def _version_1(folder: Path) -> tuple[int | None, int | None]:
 
 
 def read_cpu_flags(root: Path = Path("/")) -> tuple[str, ...]:
-    """What every processor has, sorted: the cores of one machine may differ, and a thread runs on any of them."""
+    """Returns the flags that every processor has, sorted. The cores of one machine may differ, and a thread runs on any
+    of them."""
     each = list(_flags_of_each(read_text(root / "proc/cpuinfo")))
     return tuple(sorted(INFERENCE_FLAGS.intersection(*each))) if each else ()
 

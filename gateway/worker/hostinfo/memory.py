@@ -1,4 +1,4 @@
-"""How much of the machine's memory we may use: what it has, or what a control group allows, whichever is less."""
+"""Reads how much memory this process may use: the machine's, or what a control group allows, whichever is less."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,17 +21,18 @@ from gateway.worker.hostinfo.readings import (
 log = structlog.get_logger(__name__)
 
 NO_LIMIT_BYTES: Final = 2**60
-"""From here on a limit is none: version 1 says "no limit" with the largest number of whole pages."""
+"""From this value on a limit means no limit: version 1 expresses that by the largest number of whole pages."""
 
 _LIMIT_FILES: Final = ("memory.max", "memory.high", "memory.limit_in_bytes")
-"""Above `memory.high` a group is not killed but slowed down until nothing moves: no room for a model either."""
+"""The files with limits. Above `memory.high` a group is not killed but slowed down until nothing moves, so there is no
+room for a model either."""
 _USAGE_FILES: Final = ("memory.current", "memory.usage_in_bytes")
 _CACHE_FIELDS: Final = ("total_inactive_file", "inactive_file")
-"""The first is version 1's, where the second leaves out the groups below."""
+"""The fields of the file cache. The first is that of version 1, in which the second one excludes the groups below."""
 
 
 class MachineMemory(Protocol):
-    """What we need of `psutil.virtual_memory()`, in bytes."""
+    """The part of `psutil.virtual_memory()` that is needed, in bytes."""
 
     @property
     def total(self) -> int:
@@ -43,7 +44,7 @@ class MachineMemory(Protocol):
 
 
 def read_memory(root: Path = Path("/"), machine_memory: Callable[[], MachineMemory] = psutil.virtual_memory) -> Amounts:
-    """`root` is the folder of the machine's files, "/" except in tests."""
+    """Returns the total and the free memory. `root` is the folder of the machine's files, "/" except in tests."""
     rooms = [_read_machine(machine_memory), *_read_groups(root)]
     totals = [room.total_bytes for room in rooms if room.total_bytes is not None]
     frees = [room.free_bytes for room in rooms if room.free_bytes is not None]
@@ -63,7 +64,7 @@ def _read_machine(machine_memory: Callable[[], MachineMemory]) -> Amounts:
 
 
 def _read_groups(root: Path) -> Iterator[Amounts]:
-    """What each group that has a limit allows."""
+    """Yields what each group with a limit allows."""
     for folder in own_groups("memory", root):
         limit = min(_numbers(folder, _LIMIT_FILES), default=NO_LIMIT_BYTES)
         if limit < NO_LIMIT_BYTES:
@@ -71,8 +72,8 @@ def _read_groups(root: Path) -> Iterator[Amounts]:
 
 
 def _used(folder: Path) -> int:
-    """Without the file cache that the kernel gives up first: a group that has read a model is not full (the working
-    set, as kubelet counts it). 0 when unknown."""
+    """Returns the used memory without the file cache that the kernel frees first: a group that has read a model is not
+    full (the working set, as kubelet counts it). Returns 0 if it is unknown."""
     usage = max(_numbers(folder, _USAGE_FILES), default=0)
     return max(0, usage - _cached(read_text(folder / "memory.stat")))
 

@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs, as its driver's management library (NVML) tells of them.
+"""Reads NVIDIA's GPUs through the management library of the driver (NVML).
 
-The library is opened and closed at each read. Kept open it would show the devices of the time it was opened, hold the
-driver against an update or a reset, and answer nothing any more once the driver was reloaded.
+The library is opened and closed at each reading. An open library would show the devices of the time at which it was
+opened, block updates and resets of the driver, and stop answering once the driver was reloaded.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -19,12 +19,12 @@ log = structlog.get_logger(__name__)
 VENDOR: Final = "nvidia"
 
 _FAILURES: Final = (pynvml.NVMLError, UnicodeDecodeError)
-"""The latter: a name that a damaged device garbles."""
+"""The errors of a GPU. The latter is raised for the garbled name of a damaged device."""
 _UNSUPPORTED: Final = (pynvml.NVMLError_NotSupported, pynvml.NVMLError_FunctionNotFound)
-"""By the device, or by its older driver."""
+"""The errors for functions that the device, or its older driver, does not support."""
 
 Device = Any
-"""NVML's own handle."""
+"""A handle of NVML."""
 
 
 class MemoryInfo(Protocol):
@@ -36,7 +36,7 @@ class MemoryInfo(Protocol):
 
     @property
     def free(self) -> int:
-        """The memory of the device that nobody uses, in bytes."""
+        """The free memory of the device, in bytes."""
 
 
 class ProcessInfo(Protocol):
@@ -48,11 +48,11 @@ class ProcessInfo(Protocol):
 
     @property
     def usedGpuMemory(self) -> int | None:  # noqa: N802 - the library's name
-        """None: the driver does not say."""
+        """The memory that the process uses, or None if the driver does not say."""
 
 
 class Nvml(Protocol):
-    """What we call of `pynvml`; everything raises `pynvml.NVMLError`."""
+    """The part of `pynvml` that is used. Every function raises `pynvml.NVMLError`."""
 
     def nvmlInit(self) -> None:  # noqa: N802 - the library's names
         """Opens the library."""
@@ -89,7 +89,8 @@ class Nvml(Protocol):
 
 
 def read_gpus(machine_memory: Amounts, nvml: Nvml = pynvml) -> tuple[Gpu, ...]:
-    """Empty without a driver. A GPU that fails is left out: it serves no model, and hides none of the others."""
+    """Returns the GPUs, none without a driver. A GPU that fails is left out, because it serves no model, and it hides
+    no other GPU."""
     gpus: list[Gpu] = []
     with _opened(nvml) as count:
         for index in range(count):
@@ -98,9 +99,9 @@ def read_gpus(machine_memory: Amounts, nvml: Nvml = pynvml) -> tuple[Gpu, ...]:
 
 
 def read_process_memory(pids: Collection[int], nvml: Nvml = pynvml) -> int | None:
-    """What these processes hold of all GPUs; None: no driver says it of any of them.
+    """Returns what these processes hold of all GPUs, or None if the driver does not say it of any of them.
 
-    Blocks, for as long as a broken driver lets it wait.
+    It blocks for as long as a broken driver takes.
     """
     used: list[int] = []
     with _opened(nvml) as count:
@@ -117,7 +118,7 @@ def _used_on(nvml: Nvml, gpu: Device, pids: Collection[int]) -> list[int]:
 
 @contextmanager
 def _opened(nvml: Nvml) -> Iterator[int]:
-    """How many GPUs there are; 0 without a driver, or with one that fails."""
+    """Opens the library and yields the number of GPUs: 0 without a driver, or with one that fails."""
     try:
         nvml.nvmlInit()
     except pynvml.NVMLError as error:
@@ -144,7 +145,7 @@ def _describe_parts(nvml: Nvml, index: int, machine_memory: Amounts) -> list[Gpu
 
 
 def _parts(nvml: Nvml, device: Device) -> list[Device]:
-    """The GPU itself, or its MIG devices: a GPU that is in parts runs nothing as a whole."""
+    """Returns the GPU itself, or its MIG devices: a GPU in parts runs nothing as a whole."""
     if not _is_parted(nvml, device):
         return [device]
     parts: list[Device] = []
@@ -176,7 +177,7 @@ def _describe(nvml: Nvml, device: Device, machine_memory: Amounts) -> Gpu:
 
 
 def _own_memory(nvml: Nvml, device: Device) -> Amounts | None:
-    """None: it has none and uses the machine's (Jetson, GB10)."""
+    """Returns the device's own memory, or None if it has none and uses the machine's (Jetson, GB10)."""
     try:
         info = nvml.nvmlDeviceGetMemoryInfo(device)
     except _UNSUPPORTED:
@@ -196,6 +197,6 @@ def _tolerating(what: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError_NotFound:
-        pass  # a place that no MIG device takes
+        pass  # No MIG device has this index.
     except _FAILURES as error:
         log.debug("worker.nvidia_failed", what=what, error=str(error))

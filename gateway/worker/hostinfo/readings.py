@@ -1,4 +1,5 @@
-"""Small readings that several sources share: amounts, the kernel's files, the disk. Pure but for the reading itself."""
+"""Small readings that several sources share: amounts, the kernel's files, the disk. Pure except for the reading
+itself."""
 
 import shutil
 from dataclasses import dataclass
@@ -8,13 +9,13 @@ from typing import Final
 from gateway.domain.resources import MIB
 
 MEMORY_STEP_BYTES: Final = 64 * MIB
-"""Free memory, of the machine or a GPU, is rounded down to this."""
+"""The step to which free memory of the machine or of a GPU is rounded down."""
 DISK_STEP_BYTES: Final = 256 * MIB
 
 
 @dataclass(frozen=True)
 class Amounts:
-    """None: unknown."""
+    """A total and a free amount in bytes. None means unknown."""
 
     total_bytes: int | None = None
     free_bytes: int | None = None
@@ -24,15 +25,15 @@ UNKNOWN: Final = Amounts()
 
 
 def round_down(amount: int, step: int) -> int:
-    """The multiple of `step` below `amount`; 0 for what is below 0, too."""
+    """Returns the multiple of `step` below `amount`, and 0 for a negative amount."""
     return max(0, amount) // step * step
 
 
 def read_text(path: Path) -> str:
-    """Empty when there is none to be had."""
+    """Returns the text of a file, or an empty text if it cannot be read."""
     try:
         return path.read_text(errors="replace")
-    except (OSError, ValueError):  # the latter: a path with a NUL in it, put together from another such file
+    except (OSError, ValueError):  # The latter is raised for a path with a NUL, made from another such file.
         return ""
 
 
@@ -42,7 +43,7 @@ def read_number(path: Path) -> int | None:
 
 
 def to_number(text: str) -> int | None:
-    """None for whatever is no whole number from 0 on, such as the "max" and the -1 that mean no limit."""
+    """Returns a whole number from 0 on, or None for anything else, such as the "max" and the -1 that mean no limit."""
     try:
         number = int(text)
     except ValueError:
@@ -60,6 +61,6 @@ def read_disk(models_dir: Path) -> Amounts:
             continue
         except OSError:
             return UNKNOWN
-        # Some network file systems do not know and say 0.
+        # Some network file systems do not know their size and report 0.
         return Amounts(usage.total, round_down(usage.free, DISK_STEP_BYTES)) if usage.total else UNKNOWN
     return UNKNOWN

@@ -1,4 +1,4 @@
-"""What is run for a backend: its command line, environment and folder. Secrets go by environment, never by argument."""
+"""The command line, environment and folder of a backend. Secrets are passed by environment, never by argument."""
 
 import sys
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ from gateway.worker.process.environment import backend_environment
 
 DEFAULTS: Final[Mapping[str, str]] = MappingProxyType(
     {
-        "HF_HUB_OFFLINE": "1",  # artifacts are here before the load; a backend that downloads does it unseen (L23)
-        "PYTHONUNBUFFERED": "1",  # the last words of a crashing process would be lost in a buffer
+        "HF_HUB_OFFLINE": "1",  # Artifacts are here before the load; a backend that downloads does it unseen (L23).
+        "PYTHONUNBUFFERED": "1",  # The last output of a crashing process would be lost in a buffer.
     }
 )
 
 
 class UnknownBackend(Exception):
-    """No program of that name: neither ours nor under `[backends.NAME]`."""
+    """There is no program of that name, neither a built-in one nor one of `[backends.NAME]`."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class BackendProgram:
     command: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
     ready_timeout_seconds: float = 60.0
-    """From its start until Health answers."""
+    """The time from its start until Health answers."""
     drains_on_term: bool = False
-    """After SIGTERM it turns new calls away, finishes the open ones and ends. SIGTERM is the end of open calls of any
-    other."""
+    """Whether the program drains after SIGTERM: it refuses new calls, finishes the open ones and ends. SIGTERM ends the
+    open calls of any other program."""
     pass_env: tuple[str, ...] = ()
-    """Variables of the worker's environment that it gets although they look like secrets: names, or patterns."""
+    """Variables of the worker's environment that it gets although they look like secrets: names or patterns."""
 
 
 OUR_PROGRAMS: Final[Mapping[str, BackendProgram]] = MappingProxyType(
@@ -49,7 +49,8 @@ OUR_PROGRAMS: Final[Mapping[str, BackendProgram]] = MappingProxyType(
 
 
 def program_of(backend: str, configured: Mapping[str, BackendProgram]) -> BackendProgram:
-    """A configured program takes the place of ours of the same name. Raises `UnknownBackend`."""
+    """Returns the program of a backend. A configured program replaces a built-in one of the same name. Raises
+    `UnknownBackend`."""
     program = configured.get(backend) or OUR_PROGRAMS.get(backend)
     if program is None:
         known = ", ".join(sorted({*configured, *OUR_PROGRAMS}))
@@ -63,13 +64,15 @@ def command_line(program: BackendProgram, listen: Address) -> tuple[str, ...]:
 
 
 def environment(program: BackendProgram, token: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """What the worker inherited without secrets, then the defaults, the program's section, the token."""
+    """Returns the environment: the worker's without secrets, then the defaults, the program's section, and the
+    token."""
     passed_on = backend_environment(inherited, program.pass_env)
     return {**DEFAULTS, **passed_on, **program.env, TOKEN_VARIABLE: token}
 
 
 def working_folder(program: BackendProgram) -> Path | None:
-    """A foreign backend runs beside its program, as its start script expects; None: where the worker runs."""
+    """Returns the working folder. A foreign backend runs in the folder of its program, as its start script expects.
+    None means the worker's folder."""
     if program in OUR_PROGRAMS.values() or not Path(program.command[0]).is_absolute():
         return None
     return Path(program.command[0]).parent

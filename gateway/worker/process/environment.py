@@ -1,8 +1,8 @@
-"""Which of the worker's own environment variables a backend gets: all but those that look like secrets. Pure.
+"""Decides which variables of the worker's environment a backend gets: all but those that look like secrets. Pure.
 
-A backend is a program of somebody else that reads prompts of strangers. What it needs to run (PATH, HOME, CUDA_*,
-proxies, caches) it inherits; credentials of the tools of whoever runs the worker it does not, unless the configuration
-names them (`[backends.NAME] pass_env`).
+A backend is a foreign program that reads prompts of strangers. It inherits what it needs to run (PATH, HOME, CUDA_*,
+proxies, caches). It does not inherit credentials of other tools, unless the configuration names them (`[backends.NAME]
+pass_env`).
 """
 
 import re
@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 CONFIGURATION_PREFIX: Final = "GATEWAY_"
-"""Variables of the gateway itself, its keys among them: no business of a backend, whatever `pass_env` says."""
+"""The prefix of the gateway's own variables, keys among them. A backend never gets them, whatever `pass_env` says."""
 SECRETS: Final = (
-    # What programs commonly call a secret.
+    # Common names for secrets.
     *(
         "TOKEN",
         "*_TOKEN",
@@ -31,30 +31,31 @@ SECRETS: Final = (
     # Databases and queues.
     *("PG*", "POSTGRES*", "DATABASE_URL", "*_DATABASE_URL", "DB_*", "MYSQL*", "MARIADB*", "MONGO*", "REDIS*"),
     *("AMQP*", "RABBITMQ*", "KAFKA*", "ELASTIC*", "CLICKHOUSE*"),
-    # Clouds and what is stored in them.
+    # Clouds and storage in clouds.
     *("AWS_*", "AZURE_*", "ARM_CLIENT_*", "GOOGLE_*", "GCP_*", "GCLOUD_*", "CLOUDSDK_*", "ALIBABA_*", "OCI_*", "S3_*"),
     *("DIGITALOCEAN_*", "CLOUDFLARE_*", "HEROKU_*", "SCW_*", "MINIO_*", "RCLONE_*", "RESTIC_*", "BORG_*"),
-    # Models, and services that sell them.
+    # Models, and services for models.
     *("HF_TOKEN*", "HUGGING_FACE_HUB_TOKEN", "OPENAI_*", "ANTHROPIC_*", "WANDB_*", "COHERE_*"),
-    # Development, deployment, and who is logged in.
+    # Development, deployment, and logged-in users.
     *("DOCKER_*", "KUBECONFIG", "KUBE_*", "HELM_*", "VAULT_*", "CONSUL_*", "NOMAD_*", "TF_VAR_*", "ANSIBLE_*"),
     *("GITHUB_*", "GH_*", "GITLAB_*", "CI_*", "NPM_*", "PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX*", "TWINE_*"),
     *("POETRY_*", "SSH_*", "GPG_*", "GNUPGHOME", "NETRC", "KRB5*", "SMTP_*", "SLACK_*", "SENTRY_*", "OP_SESSION*"),
     "BW_SESSION",
 )
-"""Names, in upper case, as patterns of a shell."""
+"""The names of secrets in upper case, as patterns of a shell."""
 _USER_IN_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s@]+@")
-"""Tokens are written as the user, too."""
+"""A URL with a user in it. A token may be written as the user, too."""
 
 
 def backend_environment(environ: Mapping[str, str], pass_env: Iterable[str]) -> dict[str, str]:
-    """What of `environ` a backend inherits; `pass_env`: names, or patterns of a shell, that it gets all the same."""
+    """Returns the part of `environ` that a backend inherits. `pass_env` has names, or patterns of a shell, that it gets
+    in any case."""
     passed = tuple(pass_env)
     return {name: value for name, value in environ.items() if _is_for_backends(name, value, passed)}
 
 
 def withheld(environ: Mapping[str, str], pass_env: Iterable[str]) -> tuple[str, ...]:
-    """The names that look like secrets and are not passed on, for the log."""
+    """Returns the names that look like secrets and are not passed on, for the log."""
     kept = backend_environment(environ, pass_env)
     return tuple(sorted(name for name in environ if name not in kept and not _is_ours(name)))
 
@@ -70,6 +71,6 @@ def _is_ours(name: str) -> bool:
 
 
 def looks_secret(name: str, value: str) -> bool:
-    """Whether a variable seems to hold a secret, by its name or because its value is a URL with a user."""
+    """Returns whether a variable seems to hold a secret, by its name or because its value is a URL with a user."""
     upper = name.upper()
     return any(fnmatchcase(upper, pattern) for pattern in SECRETS) or _USER_IN_URL.search(value) is not None

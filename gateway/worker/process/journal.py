@@ -1,6 +1,7 @@
-"""Remembers on disk which processes a worker has started, so that its successor can end what was left behind (H13).
+"""Records on disk which processes a worker has started, so that its successor can end what was left behind (H13).
 
-A record holds when its process started, so that a number which now means another process is recognised and spared.
+A record has the start time of its process. If the process id now belongs to another process, that one is recognised and
+spared.
 """
 
 import json
@@ -31,13 +32,13 @@ class ProcessRecord:
 
     pid: int
     started: str | None
-    """See `start_mark`; None: unknown, and then it is never killed."""
+    """The mark of the process: see `start_mark`. A process with an unknown mark (None) is never killed."""
     replica_id: ReplicaId
     port: int
 
 
 class ProcessJournal:
-    """The running processes of one worker: `processes.json` in its folder. One worker per folder."""
+    """The running processes of one worker, in `processes.json` in its folder. Each worker has its own folder."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +47,7 @@ class ProcessJournal:
 
     @contextmanager
     def recording(self, pid: int, replica_id: ReplicaId, port: int) -> Iterator[None]:
-        """Keeps a record of the process while the context lasts, which has to be until it was reaped."""
+        """Keeps a record of the process during this context, which has to last until the process was reaped."""
         self._records[pid] = ProcessRecord(pid, start_mark(pid), replica_id, port)
         self._write()
         try:
@@ -56,9 +57,9 @@ class ProcessJournal:
             self._write()
 
     async def reap_leftovers(self) -> tuple[ProcessRecord, ...]:
-        """Kills the groups of recorded processes that still run, forgets all records, returns what was killed.
+        """Kills the groups of recorded processes that still run, deletes all records, and returns what was killed.
 
-        To be called once, before anything is started.
+        It has to be called once, before any process is started.
         """
         leftovers = tuple(record for record in self._records.values() if _still_runs(record) or _group_remains(record))
         for record in leftovers:
@@ -80,8 +81,8 @@ class ProcessJournal:
 
 
 def start_mark(pid: int) -> str | None:
-    """What tells a process from a later one of the same number: the machine's boot id and its start in clock ticks
-    since then. None: no such process, a zombie, or no /proc."""
+    """Returns what distinguishes a process from a later one with the same id: the machine's boot id and the start in
+    clock ticks since the boot. Returns None if there is no such process, for a zombie, and without /proc."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text()
         boot = _boot_id()
@@ -101,8 +102,9 @@ def _still_runs(record: ProcessRecord) -> bool:
 
 
 def _group_remains(record: ProcessRecord) -> bool:
-    """Whether what a start script has left behind still runs: the kernel ended the script with the worker, not its
-    children. Nobody gets the number of a group that still exists, so a group without a leader is the recorded one."""
+    """Returns whether processes that a start script has left behind still run. The kernel ended the script with the
+    worker, but not its children. The id of an existing group is never given to another one, so a group without a leader
+    is the recorded one."""
     try:
         if record.started is None or not record.started.startswith(_boot_id()) or start_mark(record.pid) is not None:
             return False

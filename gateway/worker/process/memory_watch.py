@@ -1,4 +1,4 @@
-"""How much memory a replica's processes use, and the sentence that says it is too much."""
+"""Measures the memory of a replica's processes, and makes the sentence that says it is too much."""
 
 import os
 from collections.abc import Iterator
@@ -18,29 +18,29 @@ LOOK_SECONDS: Final = 2.0
 class _Resident:
     own_bytes: int
     shared_bytes: int
-    """Pages of files (also of those that are mapped, as weights are) and of shared memory."""
+    """Pages of files (also of mapped ones, such as weights) and of shared memory."""
 
 
 def group_memory_bytes(pid: int) -> int | None:
-    """Memory of the machine that the process group led by `pid` holds; None: nothing of the group runs any more.
+    """Returns the main memory of the process group that `pid` leads, or None if no process of the group runs any more.
 
-    The sum of what each process has for itself, plus the largest amount of shared pages of any one process: those of
-    one backend map the same weights, so that adding these up would report a multiple, and end a healthy replica. The
-    error is to the low side, except that memory which forked processes still have in common counts for each of them.
-    Proportional sizes would be exact, but take long for large models, and would divide by the neighbours that have
-    the same file open: a replica's number would rise when its neighbour ends.
+    It is the sum of each process's private memory, plus the largest amount of shared pages of any one process. The
+    processes of one backend map the same weights, so adding the shared pages would count them several times and end a
+    healthy replica. The result errs on the low side, except that memory which forked processes still share counts for
+    each of them. Proportional sizes would be exact. But they take long for large models, and divide by the neighbours
+    that have the same file open: a replica's number would rise when its neighbour ends.
 
-    Blocks for some milliseconds: one cheap call for each process of the machine. `pid` must not have been reaped, else
-    the number may mean another group.
+    It blocks for some milliseconds: one cheap call for each process of the machine. `pid` must not have been reaped,
+    because its number may then belong to another group.
     """
     members = list(_resident_of_group(pid))
     own_bytes = sum(each.own_bytes for each in members)
-    # A living process holds at least a page: all that is left of 0 bytes are zombies.
+    # A living process holds at least a page, so a group with 0 bytes consists of zombies.
     return own_bytes + max((each.shared_bytes for each in members), default=0) or None
 
 
 def group_members(group: int) -> tuple[int, ...]:
-    """The processes of that group."""
+    """Returns the processes of the group."""
     return tuple(pid for pid in psutil.pids() if _group_of(pid) == group)
 
 
@@ -48,7 +48,7 @@ def _resident_of_group(group: int) -> Iterator[_Resident]:
     for pid in group_members(group):
         try:
             memory = psutil.Process(pid).memory_info()
-        except psutil.Error:  # it has just ended
+        except psutil.Error:  # The process has just ended.
             continue
         shared_bytes = getattr(memory, "shared", 0)  # Linux only
         yield _Resident(memory.rss - shared_bytes, shared_bytes)
@@ -68,7 +68,7 @@ def describe_excess(used_bytes: int, limit_bytes: int) -> str:
 
 
 async def wait_memory_above(pid: int, limit_bytes: int) -> int:
-    """Returns what the process group of `pid` uses as soon as that is more than `limit_bytes`."""
+    """Waits until the process group of `pid` uses more than `limit_bytes`, and returns what it uses."""
     while True:
         used = await trio.to_thread.run_sync(group_memory_bytes, pid)
         if used is not None and used > limit_bytes:

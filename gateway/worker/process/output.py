@@ -1,4 +1,4 @@
-"""Keeps the last lines that a backend process wrote, which explain its end (L22), and lets readers follow along."""
+"""Keeps the last lines of a backend process, which explain its end (L22), and lets readers follow its output."""
 
 import re
 from collections import deque
@@ -11,27 +11,27 @@ import trio
 from gateway.domain.session import LOG_LINES_MAX
 
 LINE_BYTES_MAX: Final = 4096
-"""A longer line is cut: a process that writes without line ends must not fill our memory."""
+"""The length at which a line is cut, because a process that writes no line ends must not fill the memory."""
 LINES_IN_REPORT: Final = 20
 LINES_PER_TAKE: Final = 200
-"""What a follower gets at a time, at most."""
+"""The largest number of lines that a follower gets at a time."""
 
 _LINE_END: Final = re.compile(rb"[\r\n]+")
-"""A carriage return ends a line too: progress bars are written that way."""
+"""The end of a line. A carriage return is one, too, because progress bars are written that way."""
 
 
 class Taken(NamedTuple):
-    """Lines that a `Follower` has taken, oldest first."""
+    """The lines that a `Follower` has taken, oldest first."""
 
     lines: tuple[str, ...]
     skipped: int
-    """Lines that were lost before these because the follower did not keep up."""
+    """The number of lines that were lost before these because the follower was too slow."""
     ended: bool
-    """Nothing more will come."""
+    """Whether the output has ended."""
 
 
 class Follower:
-    """One reader of the output. It loses lines rather than hold up the process that writes them."""
+    """One reader of the output. It loses lines rather than delay the process that writes them."""
 
     def __init__(self, lines: list[str]) -> None:
         self._lines = deque(lines, LOG_LINES_MAX)
@@ -52,7 +52,7 @@ class Follower:
         self._changed.set()
 
     async def take(self) -> Taken:
-        """The next lines, as soon as there are any. The first call returns at once, maybe with none."""
+        """Waits for the next lines and returns them. The first call returns at once, perhaps without any."""
         await self._changed.wait()
         lines = tuple(self._lines.popleft() for _ in range(min(LINES_PER_TAKE, len(self._lines))))
         taken = Taken(lines, self._skipped, ended=self._ended and not self._lines)
@@ -63,7 +63,7 @@ class Follower:
 
 
 class OutputLog:
-    """The last lines of a byte stream. Invalid UTF-8 is replaced, empty lines are left out."""
+    """The last lines of a byte stream. Invalid UTF-8 is replaced, and empty lines are left out."""
 
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=LOG_LINES_MAX)
@@ -80,7 +80,7 @@ class OutputLog:
         return lines
 
     def end(self) -> None:
-        """The process has closed its output: an unfinished line is complete now."""
+        """Ends the output, because the process has closed it. An unfinished line is complete now."""
         if self._rest:
             self._add([_decode(self._rest)])
             self._rest = b""
@@ -94,13 +94,13 @@ class OutputLog:
             follower.put(lines)
 
     def last(self, count: int = LINES_IN_REPORT) -> list[str]:
-        """The last lines, oldest first, an unfinished one included."""
+        """Returns the last lines, oldest first, including an unfinished one."""
         lines = [*self._lines, _decode(self._rest)] if self._rest else [*self._lines]
         return lines[-count:] if count else []
 
     @contextmanager
     def open_follower(self, count: int) -> Iterator[Follower]:
-        """Begins with the last `count` complete lines."""
+        """Opens a follower that begins with the last `count` complete lines."""
         lines = list(self._lines)
         follower = Follower(lines[-count:] if count else [])
         self._followers.add(follower)

@@ -1,8 +1,8 @@
-"""Locks on port numbers that all workers share which could take each other's ports.
+"""Locks on port numbers, shared by all workers that could take each other's ports.
 
-On Linux a lock is a name in the abstract namespace of Unix sockets: it exists once in each network namespace, as a port
-does, whoever binds it and whatever folder for temporary files systemd's PrivateTmp or TMPDIR gives each worker. The
-kernel frees it with the process, however that ends. Elsewhere, and where a folder is given, it is a locked file.
+On Linux a lock is a name in the abstract namespace of Unix sockets. Like a port, it exists once in each network
+namespace, whoever binds it and whatever folder for temporary files each worker has (systemd's PrivateTmp, TMPDIR). The
+kernel frees it with the process, however that ends. On other systems, and if a folder is given, it is a locked file.
 """
 
 import errno
@@ -17,17 +17,18 @@ from typing import Final, TypeAlias
 from gateway.private_files import try_lock
 
 NAME: Final = "\0gateway-port-{}"
-"""The NUL makes it abstract (unix(7))."""
+"""The name of a lock. The NUL makes it abstract (unix(7))."""
 
 Release: TypeAlias = Callable[[], None]
 TryLock: TypeAlias = Callable[[int], Release | None]
-"""A port's lock, which is held until the result is called; None: somebody else has it. Raises `OSError`."""
+"""Takes a port's lock. The lock is held until the result is called. Returns None if another worker has it. Raises
+`OSError`."""
 
 
 def machine_locks() -> TryLock:
     """Returns the locks that all workers in this network namespace share.
 
-    Raises `OSError` where that needs a folder which is not ours.
+    Raises `OSError` if they need a folder that belongs to another user.
     """
     return try_name if sys.platform == "linux" else folder_locks(_shared_folder())
 
@@ -37,7 +38,7 @@ def try_name(port: int) -> Release | None:
 
     Returns None if somebody else has it. Raises `OSError`.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:  # not inherited by the processes that are started
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as lock:  # The processes that are started do not inherit it.
         try:
             lock.bind(NAME.format(port))
         except OSError as error:
@@ -48,7 +49,8 @@ def try_name(port: int) -> Release | None:
 
 
 def folder_locks(folder: Path) -> TryLock:
-    """Files `PORT.lock` in the folder. They stay for ever: removing one would race with other lockers."""
+    """Returns locks on files `PORT.lock` in the folder. The files stay for ever, because removing one would race with
+    other lockers."""
 
     def try_file(port: int) -> Release | None:
         lock = try_lock(folder / f"{port}.lock")
@@ -58,7 +60,7 @@ def folder_locks(folder: Path) -> TryLock:
 
 
 def _shared_folder() -> Path:
-    """One for all workers of this user, whatever TMPDIR says."""
+    """Returns the folder that all workers of this user share, whatever TMPDIR says."""
     folder = Path(f"/tmp/gateway-ports-{os.getuid()}")  # noqa: S108 - checked below
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()

@@ -1,9 +1,10 @@
-"""Hands out TCP ports for backend processes so that no two workers on one machine ever hand out the same one.
+"""Reserves TCP ports for backend processes, so that no two workers on one machine use the same one.
 
-A port is taken by a lock that lives as long as the reservation (the kernel frees it when a worker dies) and must pass a
-plain bind besides, which finds programs that know nothing of our locks. Plain means without SO_REUSEADDR and
-SO_REUSEPORT: gRPC servers bind with the latter, so two of them would share a port in silence (pitfall 33). Between that
-bind and the backend's own such a program may still come first: `is_taken` and `says_taken` tell.
+A port is reserved by a lock that lives as long as the reservation (the kernel frees it when a worker dies). It must
+also pass a plain bind, which finds programs that do not know these locks. Plain means without SO_REUSEADDR and
+SO_REUSEPORT: gRPC servers bind with the latter, so two of them would share a port without an error (pitfall 33).
+Another program may still take the port between that bind and the backend's own bind. `is_taken` and `says_taken` detect
+that.
 """
 
 import errno
@@ -24,11 +25,11 @@ _TAKEN: Final = re.compile(
 
 
 class NoFreePort(Exception):
-    """Every port of the range is locked or bound."""
+    """Every port of the range is locked or in use."""
 
 
 class PortAllocator:
-    """Reserves ports of one range, in turn, so that a port just given back is the last to be used again (H5, H6)."""
+    """Reserves ports of one range in turn, so that a freed port is used again as late as possible (H5, H6)."""
 
     def __init__(self, ports: PortRange, bind_host: str, lock_folder: Path | None = None) -> None:
         self._ports = ports
@@ -38,7 +39,7 @@ class PortAllocator:
 
     @contextmanager
     def reserve(self) -> Iterator[int]:
-        """A port that is ours until the context is left, which must be after the process on it was reaped (W10).
+        """Reserves a port until the context is left, which must be after its process was reaped (W10).
 
         Raises `NoFreePort`.
         """
@@ -60,7 +61,7 @@ class PortAllocator:
 
 
 def can_bind(host: str, port: int) -> bool:
-    """Whether nobody has it, not even a connection that has just ended there."""
+    """Returns whether nobody uses the port, not even a connection that has just ended there."""
     with socket.socket(_family(host)) as probe:
         try:
             probe.bind((host, port))
@@ -70,8 +71,8 @@ def can_bind(host: str, port: int) -> bool:
 
 
 def is_taken(host: str, port: int) -> bool:
-    """Whether somebody listens there, or has a connection from there, so that no server can. Other than `can_bind`
-    this lets connections pass that have ended: a server which takes its port again sets SO_REUSEADDR for them."""
+    """Returns whether another program listens there, or has a connection from there, so that no server can. Unlike
+    `can_bind` it ignores connections that have ended: a server that takes its port again sets SO_REUSEADDR for them."""
     with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -82,17 +83,17 @@ def is_taken(host: str, port: int) -> bool:
 
 
 def says_taken(lines: Iterable[str]) -> bool:
-    """Whether a server says so of its address, in the words of the system or of gRPC."""
+    """Returns whether a server reports that its address is in use, in the words of the system or of gRPC."""
     return any(_TAKEN.search(line) for line in lines)
 
 
 def address_of(host: str, port: int) -> Address:
-    """`host:port`, with an IPv6 host in brackets."""
+    """Returns `host:port`, with an IPv6 host in brackets."""
     return Address(f"[{host}]:{port}" if _family(host) == socket.AF_INET6 else f"{host}:{port}")
 
 
 def host_to_reach(bind_host: str) -> str:
-    """Where a process that listens on `bind_host` answers callers of this machine."""
+    """Returns the host at which callers on this machine reach a process that listens on `bind_host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(bind_host, bind_host)  # noqa: S104 - recognised, not bound
 
 

@@ -1,4 +1,4 @@
-"""What a replica that has just become ready holds of the machine's memory and of its GPUs'."""
+"""Measures how much of the machine's memory and of its GPUs' memory a ready replica holds."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from gateway.worker.hostinfo.nvidia import read_process_memory
 from gateway.worker.process.memory_watch import group_members, group_memory_bytes
 
 MEASURE_SECONDS_MAX: Final = 5.0
-"""A driver that hangs must not keep a loaded model from serving."""
+"""The time limit of a measurement: a driver that hangs must not keep a loaded model from serving."""
 
 
 @dataclass(frozen=True)
@@ -19,13 +19,14 @@ class ResourceUsage:
 
     ram_bytes: int | None = None
     vram_bytes: int | None = None
-    """None: not known, as of a GPU whose driver does not say which process holds how much."""
+    """The GPU memory in bytes, or None if it is not known, as with a driver that does not say which process holds how
+    much."""
 
 
 UNKNOWN_USAGE: Final = ResourceUsage()
 
 MeasureUsage: TypeAlias = Callable[[int], Awaitable[ResourceUsage]]
-"""Of the process group led by that process."""
+"""Measures the process group that this process leads."""
 
 
 async def measure_usage(pid: int) -> ResourceUsage:

@@ -1,8 +1,9 @@
-"""Starts and ends backend processes; the seam behind which a simulation puts processes of its own.
+"""Starts and ends backend processes. It is the seam behind which a simulation puts its own processes.
 
-Each backend leads a session, hence a process group, of its own: signals go to the group, so that what a start script
-has started ends with it. Its stdin is a pipe that we keep open and never write to: its end tells our own backends that
-the worker is gone. Stdout and stderr share one pipe, which `gateway.worker.process.output` reads.
+Each backend leads a session and a process group of its own. Signals go to the group, so that everything that a start
+script has started ends with it. Its stdin is a pipe that the worker keeps open and never writes to; its end tells the
+built-in backends that the worker is gone. Stdout and stderr share one pipe, which `gateway.worker.process.output`
+reads.
 """
 
 import os
@@ -19,7 +20,7 @@ from gateway.worker.process import launcher as launch
 
 
 class BackendProcess(Protocol):
-    """A started process. Has to be waited for until it has ended, else it stays a zombie."""
+    """A started process. It has to be waited for until it has ended, or else it stays a zombie."""
 
     @property
     def pid(self) -> int:
@@ -27,33 +28,34 @@ class BackendProcess(Protocol):
 
     @property
     def output(self) -> trio.abc.ReceiveStream:
-        """What it writes to stdout and stderr. Has to be read, or it blocks once the pipe is full."""
+        """Its output on stdout and stderr. It has to be read, or else the process blocks once the pipe is full."""
 
     async def wait(self) -> int:
-        """Returns the exit code once it has ended, its group was killed and it was reaped; negative: the signal.
+        """Waits until the process has ended, its group was killed and it was reaped, and returns the exit code. A
+        negative code is the number of a signal.
 
-        One task at a time; may be cancelled and called again, also after the end.
+        One task at a time may wait. It may be cancelled and called again, also after the end.
         """
 
     def terminate(self) -> None:
-        """Asks the whole group to end (SIGTERM). Nothing happens if it has ended."""
+        """Asks the whole group to end (SIGTERM). Does nothing if it has ended."""
 
     def kill(self) -> None:
-        """Ends the whole group (SIGKILL). Nothing happens if it has ended."""
+        """Ends the whole group (SIGKILL). Does nothing if it has ended."""
 
 
 class SpawnProcess(Protocol):
-    """Starts a process. Synchronous; raises `OSError` when the machine can't start one."""
+    """Starts a process. It is synchronous, and raises `OSError` if the machine cannot start one."""
 
     def __call__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> BackendProcess: ...
 
 
 def spawn_process(command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> BackendProcess:
-    """Starts a real process, in the calling thread, which has to live as long as the worker.
+    """Starts a real process in the calling thread, which has to live as long as the worker.
 
     The launcher asks the kernel to kill the child when its parent *thread* ends, so a thread pool would kill healthy
-    backends after its idle time. For the same reason never `trio.open_process`: it forks in a cached thread that ends
-    after 10 s without work (pitfall 29).
+    backends after its idle time. `trio.open_process` cannot be used for the same reason: it forks in a cached thread
+    that ends after 10 s without work (pitfall 29).
     """
     launcher = [sys.executable, "-I", "-S", launch.__file__, str(os.getpid()), "--"]
     return _Process(
@@ -93,29 +95,31 @@ class _Process:
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: signal.Signals) -> None:
-        # Only while the leader is unreaped: until then nobody else can have its number.
+        # This holds only while the leader is not reaped: until then no other process can have its number.
         if self._popen.returncode is None:
             kill_group(self.pid, number)
 
     def _reap(self) -> None:
-        self.kill()  # what it has started and left behind
+        self.kill()  # These are processes that it has started and left behind.
         self._popen.wait()
         if self._popen.stdin is not None:
             self._popen.stdin.close()
 
 
 def kill_group(pid: int, number: signal.Signals) -> None:
-    """Signals the process group that `pid` leads; a group that has ended is left in peace."""
+    """Signals the process group that `pid` leads. Does nothing if the group has ended."""
     try:
         os.killpg(pid, number)
-    except (ProcessLookupError, PermissionError):  # the latter: a group of zombies, on macOS
+    except (ProcessLookupError, PermissionError):  # The latter is raised for a group of zombies on macOS.
         pass
 
 
 async def wait_exit(pid: int) -> None:
-    """Returns once `pid` has ended, or does not exist. Does not reap it, and works for any process, child or not."""
+    """Waits until `pid` has ended or does not exist. It does not reap the process, and works for any process, child or
+    not."""
     if sys.platform != "linux":
-        # No pidfd: one thread each, outside the common limit, since it waits for as long as the process lives.
+        # Without a pidfd there is one thread each, outside the common limit, since it waits for as long as the process
+        # lives.
         await trio.to_thread.run_sync(_block_until_exit, pid, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         return
     try:
@@ -129,7 +133,7 @@ async def wait_exit(pid: int) -> None:
 
 
 def _block_until_exit(pid: int) -> None:
-    """Knows our own children only; anything else counts as ended."""
+    """Blocks until the process has ended. It knows only children of this process; any other one counts as ended."""
     try:
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     except ChildProcessError:
@@ -137,7 +141,7 @@ def _block_until_exit(pid: int) -> None:
 
 
 def describe_exit(code: int) -> str:
-    """How a process ended, in words: "exited with code 3", "was killed by SIGKILL"."""
+    """Returns how a process ended, in words: "exited with code 3", "was killed by SIGKILL"."""
     if code >= 0:
         return f"exited with code {code}"
     try:
