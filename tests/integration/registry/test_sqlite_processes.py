@@ -41,11 +41,11 @@ from tests.contract.samples import hello, join, replica
 async def main():
     async with open_sqlite_registry(sys.argv[1]) as registry:
         await join(registry, hello(), f"gateway-{os.getpid()}")
-        epoch = await registry.lead(f"gateway-{os.getpid()}", 10)
+        epoch = await registry.acquire_or_renew(f"gateway-{os.getpid()}", 10)
         while True:
             old = tuple((await registry.read_state()).replicas)
             pair = replica(new_id(), slot=0), replica(new_id(), slot=1)
-            await registry.apply(epoch, ControlWrite(place=pair, forget=old))
+            await registry.apply(epoch, ControlWrite(create=pair, delete=old))
             print(registry.statistics().version, *(row.id for row in pair), flush=True)
 
 trio.run(main)
