@@ -61,7 +61,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "observability",
             "field_errors",
             "frame_meter",
-            "transport.credentials",
+            "transport.node_credentials",
         }
     ),
     "api.openai": frozenset({"domain", "observability", "registry.snapshot", "routing", "api.http"}),
@@ -75,7 +75,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "registry.protocol",
             "registry.snapshot",
             "routing",
-            "transport.credentials",
+            "transport.node_credentials",
             "api.http",
         }
     ),

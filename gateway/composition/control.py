@@ -21,7 +21,7 @@ from gateway.domain.cluster import Demand, Node
 from gateway.domain.ids import ModelName
 from gateway.domain.peers import audience
 from gateway.planner.planning_input import WatchdogLimits
-from gateway.transport.credentials import fingerprint
+from gateway.transport.node_credentials import fingerprint
 
 Waits = Callable[[], Mapping[ModelName, Waiting]]
 """Tells how many wait for each model at this gateway."""

@@ -9,7 +9,7 @@ from gateway.composition.http_api import HttpSettings
 from gateway.config.model import Config
 from gateway.data_dir import StartupError
 from gateway.domain.ids import GatewayId
-from gateway.transport.credentials import is_credential
+from gateway.transport.node_credentials import is_credential
 from gateway.transport.tls import TlsError, peer_context, server_context
 
 

@@ -10,8 +10,8 @@ from gateway.control.sessions.node_session import SessionOver
 from gateway.data_dir import StartupError
 from gateway.domain.session import FromWorker, Hello, ToWorker
 from gateway.registry.protocol import NotRegistered
-from gateway.transport.credentials import is_credential
 from gateway.transport.errors import SessionRefused
+from gateway.transport.node_credentials import is_credential
 from gateway.transport.server import SessionServer
 
 

@@ -28,8 +28,8 @@ from gateway.domain.ids import BootId, NodeId, new_id
 from gateway.domain.pacing import Backoff
 from gateway.domain.session import Hello
 from gateway.transport.client import open_session
-from gateway.transport.credentials import session_metadata
 from gateway.transport.errors import SessionLost, SessionRefused
+from gateway.transport.node_credentials import session_metadata
 from gateway.transport.registration import JoinFailed, JoinRefused, RegistrationAnswer, RegistrationRequest, register
 from gateway.transport.tls import TlsError, client_context
 from gateway.worker.agent import Agent, run_agent

@@ -20,9 +20,9 @@ from gateway.bridge import AioReceiver, AioSender, Bridge
 from gateway.domain.session import FromWorker, Hello, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
-from gateway.transport.credentials import session_metadata
 from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
 from gateway.transport.limits import CONFIGURATION, bound_messages, cut
+from gateway.transport.node_credentials import session_metadata
 from gateway.transport.pb import worker_pb2 as pb
 from gateway.transport.pb.worker_grpc import WorkerSessionStub
 from gateway.transport.stream_pump import WAITING_MAX, StreamFailed

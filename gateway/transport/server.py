@@ -24,9 +24,9 @@ from gateway.domain.session import Hello
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
 from gateway.transport.advertised import AdvertisedHost
-from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE, IsCredential, bearer_token
 from gateway.transport.errors import MessageRefused
 from gateway.transport.limits import BoundedServer, bound_messages, cut, in_use
+from gateway.transport.node_credentials import AUTHORIZATION, BOOT, NODE, IsCredential, bearer_token
 from gateway.transport.pb.worker_grpc import WorkerSessionBase
 from gateway.transport.session import CLOSING, AttachStream, Serve, Session, SessionEnd
 from gateway.transport.stream_pump import StreamFailed

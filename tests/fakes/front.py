@@ -30,7 +30,7 @@ from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission
 from gateway.routing.load_tracker import LoadTracker
 from gateway.routing.router import Router
-from gateway.transport.credentials import is_credential
+from gateway.transport.node_credentials import is_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fleet_status import KnownProgress, peer_table
 from tests.fakes.routing_harness import idle_admission

@@ -12,7 +12,7 @@ from gateway.bridge import Bridge, open_bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import FromWorker, Heartbeat, Hello, ToWorker
 from gateway.transport.client import WorkerLink, open_session
-from gateway.transport.credentials import is_credential, node_credential
+from gateway.transport.node_credentials import is_credential, node_credential
 from gateway.transport.server import SessionServer
 from gateway.transport.session import Serve
 

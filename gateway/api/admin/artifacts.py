@@ -24,7 +24,7 @@ from gateway.domain.errors import BadRequest, Forbidden, NotFound, Unauthenticat
 from gateway.domain.ids import NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.texts import quoted
-from gateway.transport.credentials import BOOT
+from gateway.transport.node_credentials import BOOT
 
 CHUNK_BYTES: Final = 1024 * 1024
 FILE_SCHEME: Final = "file:"

@@ -21,7 +21,7 @@ from gateway.domain.causes import cause_words
 from gateway.domain.errors import Unavailable
 from gateway.domain.ids import GatewayId
 from gateway.domain.peers import PeerState
-from gateway.transport.credentials import AUTHORIZATION, BOOT, NODE
+from gateway.transport.node_credentials import AUTHORIZATION, BOOT, NODE
 
 CONNECT_SECONDS: Final = 2.0
 ANSWER_SECONDS: Final = 15.0

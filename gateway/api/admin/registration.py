@@ -25,7 +25,7 @@ from gateway.domain.ids import BootId, GatewayId, NodeId
 from gateway.domain.pacing import TokenBucket
 from gateway.domain.session import Registration
 from gateway.registry.protocol import FleetFull, NameTaken, NodeRegistry, StaleCredential
-from gateway.transport.credentials import is_credential, node_credential
+from gateway.transport.node_credentials import is_credential, node_credential
 
 RETRY_AFTER_SECONDS = 1.0
 """The `Retry-After` while the listener for workers is not ready."""

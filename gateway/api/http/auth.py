@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.domain.errors import Forbidden, Unauthenticated
 from gateway.domain.ids import BootId, NodeId
-from gateway.transport.credentials import IsCredential
+from gateway.transport.node_credentials import IsCredential
 
 
 class Role(Enum):

@@ -22,7 +22,7 @@ from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, Receive
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
 from gateway.domain.texts import quoted
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
-from gateway.transport.credentials import BOOT, NODE
+from gateway.transport.node_credentials import BOOT, NODE
 
 log = structlog.get_logger(__name__)
 

@@ -1,5 +1,5 @@
 """Commands that stay until a signal ends them.
 
 In reading order: `serve` runs a gateway, `worker` runs the agent of a further machine, and `backend` runs one of our
-own backend programs. `runner` runs Trio for them, waits for signals and prints their errors.
+own backend programs. `until_signal` runs Trio for them, waits for signals and prints their errors.
 """

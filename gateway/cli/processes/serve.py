@@ -8,7 +8,7 @@ import structlog
 
 from gateway import __version__
 from gateway.cli.outcome import USAGE
-from gateway.cli.processes.runner import run_program, running_until_signal
+from gateway.cli.processes.until_signal import run_program, running_until_signal
 from gateway.cli.setup.check_config import find_config
 from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway

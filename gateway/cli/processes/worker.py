@@ -12,7 +12,7 @@ import trio
 
 from gateway import __version__
 from gateway.cli.outcome import USAGE, print_error
-from gateway.cli.processes.runner import run_program, running_until_signal
+from gateway.cli.processes.until_signal import run_program, running_until_signal
 from gateway.cli.setup.check_config import find_config
 from gateway.composition.worker import Join, run_worker
 from gateway.config.load import load_config

@@ -6,7 +6,7 @@ import sys
 
 from gateway.bridge import open_bridge
 from gateway.cli.outcome import USAGE
-from gateway.cli.processes.runner import run_program
+from gateway.cli.processes.until_signal import run_program
 from gateway.cli.setup.check_config import find_config
 from gateway.config.load import load_config
 from gateway.config.model import RegistrySection

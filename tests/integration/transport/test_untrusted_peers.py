@@ -19,8 +19,8 @@ from gateway.transport import client, server
 from gateway.transport import codec as wire
 from gateway.transport import limits as connections
 from gateway.transport import stream_pump as pump
-from gateway.transport.credentials import session_metadata
 from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.node_credentials import session_metadata
 from gateway.transport.pb import worker_pb2 as pb
 from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker
 from tests.fakes.relay import Relay, open_relay

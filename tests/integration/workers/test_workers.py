@@ -16,7 +16,7 @@ from gateway.bridge import open_bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Hello
 from gateway.transport import codec as wire
-from gateway.transport.credentials import session_metadata
+from gateway.transport.node_credentials import session_metadata
 from tests.fakes.certificates import make_authority
 from tests.fakes.raw_grpc import RawWorkerStream, play_worker
 from tests.integration.fleet import (

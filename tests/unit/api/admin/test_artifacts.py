@@ -12,7 +12,7 @@ from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import BootId, ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import build_view
-from gateway.transport.credentials import node_credential, session_metadata
+from gateway.transport.node_credentials import node_credential, session_metadata
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fetching import sha256_of
 from tests.fakes.front import CLUSTER_SECRET, Front

@@ -24,7 +24,7 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState
 from gateway.domain.routability import build_view
 from gateway.domain.session import LogChunk
-from gateway.transport.credentials import node_credential, session_metadata
+from gateway.transport.node_credentials import node_credential, session_metadata
 from gateway.transport.tls import peer_context, server_context
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.certificates import make_authority

@@ -13,7 +13,7 @@ from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import BootId, GatewayId, NodeId, new_id
 from gateway.domain.session import Hello
 from gateway.registry.writes import nodes as node_writes
-from gateway.transport.credentials import is_credential, node_credential
+from gateway.transport.node_credentials import is_credential, node_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, JOIN_TOKEN, Front
 

@@ -9,7 +9,7 @@ from gateway.api.http.auth import Role
 from gateway.api.http.http_app import Endpoint
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Registration
-from gateway.transport.credentials import BOOT, NODE, node_credential
+from gateway.transport.node_credentials import BOOT, NODE, node_credential
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, Front
 

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 
 from gateway.backends.metadata import replica_token
 from gateway.domain.ids import BootId, NodeId, ReplicaId
-from gateway.transport.credentials import AUTHORIZATION, bearer_token, is_credential, node_credential, session_metadata
+from gateway.transport.node_credentials import (
+    AUTHORIZATION,
+    bearer_token,
+    is_credential,
+    node_credential,
+    session_metadata,
+)
 
 SECRET = b"cluster secret"
 NODE, BOOT = NodeId("node-1"), BootId("boot-1")
