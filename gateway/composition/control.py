@@ -75,7 +75,7 @@ def _build_reconciler(shared: SharedParts, routing: Routing, waiting: Waits) -> 
         leadership=shared.election,
         interval_seconds=config.reconciler.interval,
         own_demand=own_demand,
-        usage=lambda now: merge_usage(loads.usage(), peers.peers.values(), now),
+        usage=lambda now: merge_usage(loads.usage(), peers.states.values(), now),
         audience=lambda: audience(peers.own, shared.state().version, peers.peer_states),
         limits=WatchdogLimits(
             config.watchdog.busy_timeout or inf, config.watchdog.idle_timeout or inf, config.reconciler.scale_down_delay
@@ -118,7 +118,7 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
 
 def _is_responsible_for(shared: SharedParts, node: Node) -> bool:
     """Whoever lives and holds its session is; else the leader."""
-    if node.gateway_id in shared.peers.peers:
+    if node.gateway_id in shared.peers.states:
         return False
     return node.gateway_id == shared.id or shared.is_leader()
 

@@ -89,7 +89,7 @@ class HttpParts:
 def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
     """Builds the HTTP application; it lists every route of the gateway."""
     fleet = parts.source.fleet
-    peers = PeerClient(lambda: fleet.peers.peers, settings.peer_tls)
+    peers = PeerClient(lambda: fleet.peers.states, settings.peer_tls)
     openai = OpenAiApi(
         parts.router,
         fleet.views,

@@ -90,7 +90,7 @@ def _readings(shared: SharedParts, routing: Routing, lag: LoopLag, source: Statu
 def _readiness(shared: SharedParts) -> Readiness:
     """What `/readyz` reports: which parts work, and whether this gateway can serve."""
     view, peers = shared.views.current, shared.peers
-    leads = shared.is_leader() or view.state.leader in peers.peers
+    leads = shared.is_leader() or view.state.leader in peers.states
     listens = bool(shared.listeners.url) and not shared.stop.is_set()
     checks = {"registry": peers.connected, "control": peers.connected and leads, "listener": listens}
     return Readiness(checks, can_serve=listens and view is not EMPTY_VIEW)

@@ -101,7 +101,7 @@ def _refuse_other_fleet(gateway: Gateway) -> None:
     """Gateways with two secrets would each refuse the other's workers and replicas. Raises `StartupError`."""
     peers = gateway.shared.peers
     own = peers.own.secret_fingerprint
-    others = [each for each in peers.peers.values() if each.secret_fingerprint not in ("", own)]
+    others = [each for each in peers.states.values() if each.secret_fingerprint not in ("", own)]
     if others:
         where = others[0].url or others[0].gateway_id
         raise StartupError(

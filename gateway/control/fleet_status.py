@@ -39,7 +39,7 @@ class FleetStatus:
         """How far a load is: whoever holds the node's session knows. None: nobody has said anything."""
         if (own := self.progress.progress_of(replica_id, self.now())) is not None:
             return own
-        reported = (peer.progress.get(replica_id) for peer in self.peers.peers.values())
+        reported = (peer.progress.get(replica_id) for peer in self.peers.states.values())
         return next((progress for progress in reported if progress is not None), None)
 
     def unsatisfiable(self) -> Mapping[ModelName, str]:
@@ -63,4 +63,4 @@ class FleetStatus:
 
     def _other_leader(self) -> PeerState | None:
         leader = self.view.state.leader
-        return None if leader is None or self.is_leader() else self.peers.peers.get(leader)
+        return None if leader is None or self.is_leader() else self.peers.states.get(leader)

@@ -26,7 +26,7 @@ class KnownProgress(LoadProgress):
 
 def peer_table(own: GatewayId, others: Iterable[PeerState] = ()) -> PeerTable:
     peers = PeerTable(own)
-    peers.learn(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
+    peers.update(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
     return peers
 
 

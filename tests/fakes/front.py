@@ -169,7 +169,7 @@ class Front:
 
     def hear(self, *others: PeerState) -> None:
         """Exactly these other gateways live."""
-        self.peers.learn(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
+        self.peers.update(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
 
     async def look(self) -> None:
         """The view follows the registry."""

@@ -40,7 +40,7 @@ async def serving(*fronts: Front) -> AsyncIterator[tuple[ServedFront, ...]]:
 def introduce(*fronts: Front) -> None:
     for front in fronts:
         others = (each for each in fronts if each is not front)
-        front.hear(*front.peers.peers.values(), *(PeerState(other.gateway_id, other.url) for other in others))
+        front.hear(*front.peers.states.values(), *(PeerState(other.gateway_id, other.url) for other in others))
 
 
 def _listener(front: Front) -> Listener:

@@ -176,7 +176,7 @@ class FleetWatch:
         has heard it last and nothing since."""
         now = trio.current_time()
         for post in self._fleet.posts.values():
-            for other in post.gateway.shared.peers.peers.values():
+            for other in post.gateway.shared.peers.states.values():
                 died_at = self._fleet.dead.get(other.gateway_id, now)
                 counts = other.leases or other.demand
                 if counts and now - died_at > 2 * TTL_SECONDS + CATCH_UP_SECONDS:

@@ -35,7 +35,7 @@ class StatusSource:
     def requested(self, model: ModelName) -> bool:
         """Returns whether there is an open load request for the model, or requests wait for it at another gateway."""
         return self.own_load_request(model) or any(
-            demand.model == model for peer in self.fleet.peers.peers.values() for demand in peer.demand
+            demand.model == model for peer in self.fleet.peers.states.values() for demand in peer.demand
         )
 
 
@@ -56,7 +56,7 @@ def _use(source: StatusSource, view: FleetView) -> _Use:
         Counter(loads.in_flight_by_model),
         Counter({model: queue.waiting for model, queue in source.queues().items()}),
     )
-    for peer in source.fleet.peers.peers.values():
+    for peer in source.fleet.peers.states.values():
         use.in_flight.update(peer.leases)
         use.queued.update({demand.model: demand.waiting for demand in peer.demand})
         for replica_id, leases in peer.leases.items():
@@ -78,7 +78,7 @@ def status_document(source: StatusSource) -> dict[str, Any]:
 def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
     """Return every gateway as a JSON object, this one first and the others sorted by id."""
     peers = source.fleet.peers
-    others = sorted(peers.peers.items())
+    others = sorted(peers.states.items())
     urls = [(peers.own.gateway_id, source.own_url()), *((gateway_id, peer.url) for gateway_id, peer in others)]
     leader = source.fleet.view.state.leader
     return [{"id": gateway_id, "leader": gateway_id == leader, "url": url or None} for gateway_id, url in urls]

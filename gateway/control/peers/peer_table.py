@@ -16,45 +16,44 @@ class PeerTable:
 
     def __init__(self, gateway_id: GatewayId) -> None:
         self.own = PeerState(gateway_id)
-        """What this gateway has put together last for the others."""
+        """The last state that this gateway has put together for its peers."""
         self.peer_states: PeerStates = NO_PEERS
-        """What came last; kept while nothing comes."""
+        """The result of the last successful exchange. It stays while no newer one comes."""
         self.has_peers = False
-        """There were other gateways at the last exchange."""
+        """Whether there were other gateways at the last exchange."""
         self.connected = False
-        """The last exchange came to an end."""
+        """Whether the last exchange succeeded."""
         self.changed = Wake()
-        """Set when this gateway has something new to tell."""
+        """Set when this gateway has news for its peers."""
 
     @property
-    def peers(self) -> Mapping[GatewayId, PeerState]:
+    def states(self) -> Mapping[GatewayId, PeerState]:
         """Returns the newest state of each other gateway that lives."""
         return self.peer_states.peers
 
     def report_demand(self) -> None:
-        """A queue has begun or ended."""
+        """Asks for an exchange because a queue has begun or ended."""
         self.changed.set()
 
     def report_leases(self) -> None:
-        """A lease has begun or ended; nobody needs to know if this gateway is alone."""
+        """Asks for an exchange because a lease has begun or ended. A gateway without peers needs none."""
         if self.has_peers:
             self.changed.set()
 
     def publish(self, own: PeerState) -> None:
-        """Keeps what this gateway is about to tell the others."""
+        """Sets the state that the next exchange tells the peers."""
         self.own = own
 
-    def learn(self, peer_states: PeerStates) -> None:
-        """Keeps what the others have told in an exchange that came to an end."""
+    def update(self, peer_states: PeerStates) -> None:
+        """Sets the result of a successful exchange."""
         self.peer_states, self.has_peers, self.connected = peer_states, bool(peer_states.peers), True
 
     def lose_contact(self) -> None:
-        """An exchange has failed; what came last is kept."""
+        """Records that an exchange has failed. The last result stays."""
         self.connected = False
 
-    def forget_what_others_have(self) -> None:
-        """They still live, as far as is known, but what they said is too old to count."""
-        others = {
-            each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={}) for each in self.peers.values()
-        }
-        self.peer_states = replace(self.peer_states, peers=others)
+    def forget_loads(self) -> None:
+        """Forgets the leases, usage, demand and progress of all peers: they may live, but their news is too old."""
+        old = self.states.values()
+        peers = {each.gateway_id: replace(each, leases={}, uses={}, demand=(), progress={}) for each in old}
+        self.peer_states = replace(self.peer_states, peers=peers)

@@ -100,10 +100,10 @@ class PeerSync:
         raise RegistryError(f"the registry did not answer within {self.ttl_seconds / 3:g} s")
 
     def _record_success(self, peer_states: PeerStates, asked_at: float) -> None:
-        if peer_states.peers.keys() != self.peers.peers.keys():
+        if peer_states.peers.keys() != self.peers.states.keys():
             log.info("peers.changed", peers=sorted(peer_states.peers))
         self.clock.update(peer_states.now)
-        self.peers.learn(peer_states)
+        self.peers.update(peer_states)
         self._synced_at, self._is_cut_off = asked_at, False
         self._backoff.reset()
         self.on_received(peer_states, self.peers.own)
@@ -121,7 +121,7 @@ class PeerSync:
     def _apply_cut_off(self) -> None:
         log.error("peers.cut_off", seconds=round(trio.current_time() - self._synced_at, 1))
         self._is_cut_off = True
-        self.peers.forget_what_others_have()
+        self.peers.forget_loads()
         self.on_received(self.peers.peer_states, self.peers.own)
         self.on_cut_off()
 
@@ -134,7 +134,7 @@ class PeerSync:
         beat = min(BEAT_SECONDS_MAX, self.ttl_seconds / BEATS_PER_TTL)
         if not self.peers.has_peers:
             return max(self.interval_seconds, beat)
-        published = (self.peers.own, *self.peers.peers.values())
+        published = (self.peers.own, *self.peers.states.values())
         lively = any(each.leases or each.demand for each in published)
         return (
             self.interval_seconds

@@ -64,7 +64,7 @@ async def open_scripted(*script: Turn, body: bytes = b"") -> AsyncIterator[tuple
     asked = front(A, B)
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_file_server(body, *script, etag=None) as server:
-            asked.hear(*asked.peers.peers.values(), PeerState(B, server.origin))
+            asked.hear(*asked.peers.states.values(), PeerState(B, server.origin))
             yield asked, server
 
 
@@ -291,7 +291,7 @@ async def test_a11_a_gateway_proves_itself(tmp_path: Path, trusted: str) -> None
     a = front(A, B, peer_tls=peer_context([authority.cert if trusted == "authority" else cert]))
     turn, tls = Turn(headers={"content-type": "text/plain"}), server_context(cert, key)
     async with open_file_server(b"one\n", turn, tls=tls) as server:
-        a.hear(*a.peers.peers.values(), PeerState(B, server.origin))
+        a.hear(*a.peers.states.values(), PeerState(B, server.origin))
         request = await a.ask("GET", LOGS)
     assert (request.status, request.body) == (200, b"one\n")
 
@@ -301,7 +301,7 @@ async def test_a11_a_gateway_that_can_not_prove_itself_is_told_nothing(tmp_path:
     other, _ = make_authority(tmp_path / "other").issue("127.0.0.1")
     a = front(A, B, peer_tls=peer_context([other]))
     async with open_file_server(b"one\n", tls=server_context(cert, key)) as server:
-        a.hear(*a.peers.peers.values(), PeerState(B, server.origin))
+        a.hear(*a.peers.states.values(), PeerState(B, server.origin))
         request = await a.ask("GET", LOGS)
     assert (request.status, server.requests) == (503, [])
     assert "its certificate is not to be trusted" in request.error["message"]
@@ -325,7 +325,7 @@ async def test_m4_a_decision_of_another_gateway() -> None:
 
 async def test_m4_a_decision_of_this_gateway_is_asked_of_nobody() -> None:
     a = front(A)
-    a.hear(*a.peers.peers.values(), PeerState(B, NOBODY_LISTENS))
+    a.hear(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
     remember(a, "mine")
     assert (await a.ask("GET", "/api/decisions/mine")).json["request_id"] == "mine"
 
@@ -339,14 +339,14 @@ async def test_m4_a_decision_that_no_gateway_remembers() -> None:
 
 async def test_a_gateway_that_nobody_can_reach_keeps_no_answer_open() -> None:
     a = front(A)
-    a.hear(*a.peers.peers.values(), PeerState(B, ""))
+    a.hear(*a.peers.states.values(), PeerState(B, ""))
     assert (await a.ask("GET", "/api/decisions/mine")).status == 404
 
 
 @pytest.mark.parametrize("found", [True, False])
 async def test_m4_a_decision_that_a_silent_gateway_may_have(found: bool) -> None:
     a, b = front(A), front(B)
-    a.hear(*a.peers.peers.values(), PeerState(C, NOBODY_LISTENS))  # is asked first
+    a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))  # is asked first
     if found:
         remember(b, "mine")
     async with serving(a, b):
@@ -365,7 +365,7 @@ async def test_m4_a_gateway_that_could_not_tell_is_named() -> None:
 
 async def test_m4_a_decision_is_not_asked_for_twice() -> None:
     a = front(A)
-    a.hear(*a.peers.peers.values(), PeerState(B, NOBODY_LISTENS))
+    a.hear(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
     request = await a.request("GET", "/api/decisions/mine", headers={RELAYED: "1"}).run(a.app)
     assert request.status == 404
 
@@ -427,7 +427,7 @@ async def test_bytes_that_are_not_there_and_a_head_are_the_other_gateways(tmp_pa
 
 async def test_a7_what_no_model_names_is_asked_of_nobody(tmp_path: Path) -> None:
     async with file_at_b(tmp_path) as (a, _):
-        a.hear(*a.peers.peers.values(), PeerState(C, NOBODY_LISTENS))
+        a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
         assert (await wanted(a, "0" * 64).run(a.app)).status == 404
 
 
@@ -435,7 +435,7 @@ async def test_a_file_that_no_gateway_has(tmp_path: Path) -> None:
     async with file_at_b(tmp_path) as (a, b):
         (b.models_dir / "weights.gguf").unlink()
         assert (await wanted(a).run(a.app)).status == 404
-        a.hear(*a.peers.peers.values(), PeerState(C, NOBODY_LISTENS))
+        a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
         assert (await wanted(a).run(a.app)).status == 503
 
 
