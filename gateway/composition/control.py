@@ -1,4 +1,4 @@
-"""The parts that keep the fleet as it should be: planner's loop, monitor, sessions, talk with other gateways."""
+"""Builds the parts that keep the fleet as it should be: the planner's loop, the health monitor, sessions and peers."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def build_control(shared: SharedParts, routing: Routing) -> Control:
     load_requests = LoadRequests(shared.views, shared.report_demand)
 
     def waiting() -> dict[ModelName, Waiting]:
-        """Requests that wait, and loads that were asked for without one."""
+        """Returns the waiting requests by model, and the loads that were asked for without a request."""
         queues = routing.admission.statistics().items()
         return load_requests.waiting() | {model: Waiting(each.waiting, each.oldest_seconds) for model, each in queues}
 
@@ -117,7 +117,8 @@ def _build_monitor(shared: SharedParts, routing: Routing, sessions: Sessions) ->
 
 
 def _is_responsible_for(shared: SharedParts, node: Node) -> bool:
-    """Whoever lives and holds its session is; else the leader."""
+    """Returns whether this gateway watches the node. The gateway with the node's session does; if it is dead, the
+    leader does."""
     if node.gateway_id in shared.peers.states:
         return False
     return node.gateway_id == shared.id or shared.is_leader()

@@ -24,17 +24,17 @@ from gateway.worker.settings import hello_of, worker_settings
 log = structlog.get_logger(__name__)
 
 MESSAGES_MAX: Final = 64
-"""Messages of the embedded worker's session that wait to be read, each way."""
+"""The number of messages of the embedded worker's session that may wait to be read, in each direction."""
 LOOPBACK: Final = "127.0.0.1"
-"""Where backends of the embedded worker listen unless the configuration says something else."""
+"""The address at which backends of the embedded worker listen unless the configuration says something else."""
 EMBEDDED_PAUSE_SECONDS: Final = 1.0
-"""Between two sessions of the embedded worker."""
+"""The pause between two sessions of the embedded worker."""
 
 
 async def start_embedded_worker(
     gateway: Gateway, services: trio.Nursery, control: GrpcBackendControl, spawn: SpawnProcess
 ) -> Agent:
-    """The agent and its sessions, joined by memory channels instead of a connection."""
+    """Starts the agent and its sessions, which memory channels join instead of a connection."""
     config = gateway.shared.config
     data_dir, bind = config.server.data_dir, config.worker.bind or LOOPBACK
     settings = worker_settings(config, data_dir, bind=bind, advertise=config.worker.advertise or bind)
@@ -48,7 +48,7 @@ async def start_embedded_worker(
 
 
 async def drain_embedded_worker(agent: Agent, until: float) -> None:
-    """Its backends finish the calls of other gateways, until then (Trio's clock) at most."""
+    """Lets the backends finish the calls of other gateways, until `drained_at` (Trio's clock) at most."""
     agent.leave()
     with trio.move_on_at(until):
         await agent.wait_empty()
@@ -62,8 +62,8 @@ async def _run_embedded_sessions(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """One session after the other, each of which is to last as long as the gateway; an admin may remove the node all
-    the same, and the registry may fail. Raises `RegistryError` only if the first one does not begin."""
+    """Runs one session after the other. A session usually lasts as long as the gateway, but an admin may remove the
+    node and the registry may fail. Raises `RegistryError` only if the first session does not begin."""
     has_begun = False
     while True:
         try:

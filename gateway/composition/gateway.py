@@ -37,8 +37,8 @@ async def open_gateway(
     dial: Dial = dial,
     spawn: SpawnProcess = spawn_process,
 ) -> AsyncIterator[Gateway]:
-    """A running gateway. Leaving the context stops it: the front drains first, then what other gateways have on the
-    embedded worker, then the services end, then the rest.
+    """Opens a running gateway. Leaving the context stops it: the HTTP listener drains first, then the calls that other
+    gateways have on the embedded worker, then the services end, then everything else.
 
     Raises `StartupError`, `RegistryError`.
     """
@@ -75,7 +75,7 @@ async def open_gateway(
 
 @asynccontextmanager
 async def _holding_data_dir(config: Config) -> AsyncIterator[None]:
-    """For this process alone. Raises `StartupError`."""
+    """Holds the data folder for this process alone. Raises `StartupError` if another process has it."""
     with ExitStack() as held:
         try:
             held.enter_context(holding_folder(config.server.data_dir))
@@ -86,7 +86,8 @@ async def _holding_data_dir(config: Config) -> AsyncIterator[None]:
 
 @contextmanager
 def _listening_socket(config: Config) -> Iterator[socket.socket]:
-    """Bound before anything else is touched: a port that is taken is the commonest reason not to start."""
+    """Opens the HTTP listener's socket before anything else, because a taken port is the most frequent reason not to
+    start. Raises `StartupError`."""
     host, port = config.server.host, config.server.port
     try:
         listening = open_socket(host, port)

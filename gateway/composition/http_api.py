@@ -33,7 +33,7 @@ from gateway.routing.router import Router
 log = structlog.get_logger(__name__)
 
 REGISTRY_RETRY_AFTER_SECONDS: Final = 5.0
-"""When a client may come back that needs the registry while it cannot be used."""
+"""The `Retry-After` of requests that need the registry while it cannot be used."""
 
 
 def _registry_unavailable(error: Exception) -> GatewayError:
@@ -60,18 +60,18 @@ class HttpSettings:
     limits: BodyLimits
     models_dir: Path
     backends: Iterable[str]
-    """Those that the configuration declares."""
+    """The names of the backends that the configuration declares."""
     auto_approve: bool
     advertise_host: str | None
     has_tls: bool
     peer_tls: SSLContext | None
-    """What other gateways have to prove themselves with. None if that is what the system trusts."""
+    """The TLS context for calls to peers. None means that the certificates which the system trusts are used."""
     expose_replica: bool
 
 
 @dataclass(frozen=True)
 class HttpParts:
-    """What the handlers of the HTTP API ask."""
+    """The parts that the handlers of the HTTP API use."""
 
     registry: Registry
     router: Router

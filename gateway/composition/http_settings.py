@@ -1,4 +1,4 @@
-"""What the configuration says of HTTP, as the parts that speak it take it: who may ask, limits, certificates."""
+"""Translates the configuration of HTTP into the settings of its parts: who may call, limits, certificates."""
 
 from functools import partial
 from ssl import SSLContext
@@ -59,8 +59,8 @@ def _authenticator(config: Config, cluster_secret: bytes) -> Authenticator:
 
 
 def _peer_tls(config: Config) -> SSLContext | None:
-    """What other gateways have to prove themselves with, if the configuration says anything of it: the certificate that
-    they all show, or the authority that has signed theirs. Raises `StartupError`."""
+    """Returns the TLS context for calls to peers: it trusts the certificate that they all show, or the authority that
+    has signed theirs. Returns None if neither is configured. Raises `StartupError`."""
     named = [path for path in (config.server.tls_cert, config.worker.tls_ca) if path is not None]
     try:
         return peer_context(named) if named else None

@@ -88,7 +88,7 @@ def _readings(shared: SharedParts, routing: Routing, lag: LoopLag, source: Statu
 
 
 def _readiness(shared: SharedParts) -> Readiness:
-    """What `/readyz` reports: which parts work, and whether this gateway can serve."""
+    """Returns what `/readyz` reports: which parts work, and whether this gateway can serve."""
     view, peers = shared.views.current, shared.peers
     leads = shared.is_leader() or view.state.leader in peers.states
     listens = bool(shared.listeners.url) and not shared.stop.is_set()

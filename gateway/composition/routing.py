@@ -101,7 +101,8 @@ def _limits(config: Config) -> AdmissionLimits:
 
 
 def _slot_reserver(shared: SharedParts) -> SlotReserver | None:
-    """Strict mode's registry; None in the other mode, or if the registry can't reserve slots."""
+    """Returns the registry if it reserves slots in strict mode. Returns None in the other mode, or if the registry
+    cannot reserve slots."""
     registry = shared.registry
     return registry if shared.config.routing.mode == "strict" and isinstance(registry, SlotReserver) else None
 

@@ -1,4 +1,4 @@
-"""Brings the parts of a gateway to life, in order, and says goodbye to its fleet at the end."""
+"""Starts the services of a gateway in order, and takes it out of its fleet at the end."""
 
 from functools import partial
 from pathlib import Path
@@ -32,12 +32,13 @@ LEAVE_SECONDS: Final = 2.0
 
 
 async def estimate_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
-    """An `EstimateRequirement` once its first argument is given; reads the model's file in a thread."""
+    """Estimates what a model needs by reading its file in a thread. With its first argument given it is an
+    `EstimateRequirement`."""
     return await trio.to_thread.run_sync(_read_requirement, models_dir, spec, abandon_on_cancel=True)
 
 
 def _read_requirement(models_dir: Path, spec: ModelSpec) -> Requirement | None:
-    """None: the file is not here, or is broken, which the load will say."""
+    """Returns None if the file is not on this machine or is broken. The load will name the fault."""
     try:
         path = local_file(spec, models_dir)
         return read_requirement(path, spec) if path is not None else None
@@ -81,7 +82,7 @@ async def start_services(
 
 
 async def _run_view_changes(gateway: Gateway) -> None:
-    """Lets everything that holds on to replicas look again whenever the view changes."""
+    """Tells every part that keeps state about replicas when the view changes."""
     shared, routing, control = gateway.shared, gateway.routing, gateway.control
     view = shared.views.current
     while True:
@@ -98,7 +99,8 @@ async def _run_view_changes(gateway: Gateway) -> None:
 
 
 def _refuse_other_fleet(gateway: Gateway) -> None:
-    """Gateways with two secrets would each refuse the other's workers and replicas. Raises `StartupError`."""
+    """Raises `StartupError` if a peer has another cluster secret, because each would refuse the other's workers and
+    replicas."""
     peers = gateway.shared.peers
     own = peers.own.secret_fingerprint
     others = [each for each in peers.states.values() if each.secret_fingerprint not in ("", own)]
@@ -112,7 +114,8 @@ def _refuse_other_fleet(gateway: Gateway) -> None:
 
 
 async def leave_fleet(gateway: Gateway) -> None:
-    """Nobody has to wait until this gateway counts as dead. Without a registry they have to."""
+    """Removes this gateway from the registry, so that no peer has to wait until it counts as dead. Does nothing if the
+    registry is away."""
     with trio.move_on_after(LEAVE_SECONDS, shield=True):
         try:
             await gateway.shared.registry.leave(gateway.shared.id)

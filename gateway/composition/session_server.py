@@ -43,7 +43,8 @@ async def _serve_session(
     to_worker: trio.MemorySendChannel[ToWorker],
     from_worker: trio.MemoryReceiveChannel[FromWorker],
 ) -> None:
-    """In the words of the link: a session that is over, or that can't begin, is refused with the reason."""
+    """Translates errors into those of the transport: a session that is over, or that cannot begin, is refused with the
+    reason."""
     try:
         await gateway.control.sessions.run_session(hello, to_worker, from_worker)
     except SessionOver as error:

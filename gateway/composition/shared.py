@@ -1,6 +1,7 @@
-"""What several rooms of one gateway read or write, made first, so that nobody has to be told of it later.
+"""Builds the parts that several rooms of one gateway read or write. They are made first, so no part has to be set
+later.
 
-All of it is passive, except for two loops that need nothing but the registry.
+All of them are passive, except two loops that need nothing but the registry.
 """
 
 import socket
@@ -35,22 +36,23 @@ WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - to tell them fro
 
 
 class Listeners:
-    """Where this gateway listens, as far as it does yet."""
+    """The addresses at which this gateway listens, once it does."""
 
     def __init__(self, advertise: str | None) -> None:
-        """`advertise`: the host by which other machines reach this one, if it has to be said."""
+        """`advertise` is the host by which other machines reach this one. None means that the listener's own address is
+        used."""
         self._advertise = advertise
         self.url = ""
-        """Of the HTTP listener; empty until it listens."""
+        """The URL of the HTTP listener. It is empty until the listener is open."""
         self.worker_port: int | None = None
-        """Where workers of other machines connect, once they can. None if none can."""
+        """The port for the sessions of workers on other machines. None while there is none."""
 
     def open_http(self, url: str) -> None:
-        """Keeps where the HTTP listener has begun to listen."""
+        """Records the URL of the HTTP listener, which is open from now on."""
         self.url = url
 
     def open_sessions(self, port: int) -> None:
-        """Keeps where the listener for workers' sessions has begun to listen."""
+        """Records the port of the listener for workers' sessions, which is open from now on."""
         self.worker_port = port
 
     def peer_url(self) -> str:
@@ -84,14 +86,15 @@ class SharedParts:
     token_of: Callable[[ReplicaId], str]
     """Gives the token by which a replica's backend knows that a call comes from this fleet."""
     stop: trio.Event
-    """Set: stop accepting, drain, end."""
+    """Set when the gateway has to stop: it accepts nothing more, drains and ends."""
 
     def state(self) -> ClusterState:
         """Returns the newest state of the registry that this gateway has read."""
         return self.views.current.state
 
     def report_demand(self) -> None:
-        """Requests for a model begin or cease to wait here: the planner looks, and the other gateways are told."""
+        """Wakes the planner and asks for an exchange with the peers, because requests for a model began or ceased to
+        wait here."""
         self.planner_wake.set()
         self.peers.report_demand()
 
@@ -168,7 +171,7 @@ def _cluster_secret(config: Config) -> bytes:
 
 
 def _reachable(url: str, advertise: str | None) -> str:
-    """The URL of a listener as other machines have to write it."""
+    """Returns the URL of a listener as other machines have to write it."""
     parts = urlsplit(url)
     host = advertise or (socket.gethostname() if parts.hostname in WILDCARDS else parts.hostname or "")
     return f"{parts.scheme}://[{host}]:{parts.port}" if ":" in host else f"{parts.scheme}://{host}:{parts.port}"

@@ -6,7 +6,7 @@ from gateway.worker.artifacts.reference import ArtifactError
 
 
 def write_tiny_model(path: Path) -> None:
-    """Blocks. Raises `ArtifactError` where the llama extra is not installed."""
+    """Writes the model file. It blocks. Raises `ArtifactError` if the llama extra is not installed."""
     try:
         from gateway.engines.llama_cpp.tiny_model import write_tiny_model as write  # here, since it needs that extra
     except ImportError as error:

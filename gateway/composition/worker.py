@@ -44,16 +44,17 @@ log = structlog.get_logger(__name__)
 
 PAUSE_FIRST_SECONDS: Final = 0.2
 PAUSE_MAX_SECONDS: Final = 10.0
-"""Between two attempts to join: long enough for a gateway that restarts, short beside `health.stale_after`."""
+"""The longest pause between two attempts to join: long enough for a gateway that restarts, short beside
+`health.stale_after`."""
 LASTING_SECONDS: Final = 10.0
-"""A session that lasted so long was a good one: the next attempt begins without a pause."""
+"""The length of a session after which the next attempt begins without a pause."""
 LEAVE_SECONDS: Final = 5.0
-"""Beyond the drain: for processes that have to be killed, and for the last reports to be sent."""
+"""The time after the drain for processes that have to be killed and for the last reports."""
 
 
 @dataclass(frozen=True)
 class Join:
-    """Where to and by what right."""
+    """The gateways that a worker may join, and the token that allows it."""
 
     urls: tuple[str, ...]
     token: str = field(repr=False)
@@ -133,14 +134,14 @@ class Membership:
         self._identity = read_identity(settings.state_folder)
         self._read_capacity = CapacityReader(settings.models_dir)
         self._answers: dict[str, RegistrationAnswer] = {}
-        """By URL: what is known from an earlier registration there."""
+        """The results of earlier registrations, by the gateway's URL."""
         self._session: WorkerSession | None = None
         self._has_joined = False
         self._is_leaving = False
         self._connected = trio.Event()
-        """A session has begun."""
+        """Set once a session has begun."""
         self._ended = trio.Event()
-        """`run` has returned."""
+        """Set once `run` has returned."""
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled, or until `say_goodbye`."""
@@ -162,14 +163,15 @@ class Membership:
             await trio.sleep(backoff.next_seconds())
 
     def _record_refusal(self, url: str, error: JoinRefused | SessionRefused) -> None:
-        """A worker that has never been let in ends with the reason; one that runs replicas goes on trying."""
+        """Handles a refusal. A worker that was never accepted ends with the reason; one that runs replicas keeps
+        trying."""
         self._answers.pop(url, None)
         if isinstance(error, JoinRefused) and not self._has_joined:
             raise StartupError(f"{url} does not let this worker join: {error}") from error
         log.error("worker.refused", url=url, error=str(error))
 
     async def _attend(self, url: str, task_status: trio.TaskStatus[str]) -> None:
-        """One session, from the registration to its end. Raises what the link raises."""
+        """Runs one session, from the registration to its end. Raises the errors of the transport."""
         answer = self._answers.get(url) or await self._register(url)
         # Only for as long as it works: whatever goes wrong, the next attempt asks again.
         self._answers.pop(url, None)
@@ -209,8 +211,8 @@ class Membership:
             raise link.error
 
     async def say_goodbye(self) -> None:
-        """Ends the session once all that was to be said is said; then `run` returns. Between two sessions it waits for
-        the next one, for as long as a goodbye may take at all."""
+        """Ends the session once all reports are sent; then `run` returns. Between two sessions it waits for the next
+        one, for as long as a goodbye may take at all."""
         with trio.move_on_after(LEAVE_SECONDS):
             while self._session is None:
                 await self._connected.wait()
@@ -250,8 +252,8 @@ def _http_context(config: Config) -> ssl.SSLContext:
 
 
 async def _own_address(urls: tuple[str, ...]) -> str:
-    """The address of this machine that faces the first gateway whose name can be resolved. Asks until one can be: a
-    machine that has just booted may have no network yet."""
+    """Returns the address of this machine that faces the first gateway whose name can be resolved. It retries until one
+    can be, because a machine that has just booted may have no network yet."""
     backoff = _join_backoff()
     while True:
         for url in urls:
@@ -264,7 +266,8 @@ async def _own_address(urls: tuple[str, ...]) -> str:
 
 
 def _address_towards(host: str, port: int) -> str:
-    """Nothing is sent: connecting a datagram socket only chooses the way."""
+    """Returns the local address of the route to a host. Connecting a datagram socket chooses the route and sends
+    nothing."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as way:
         way.connect(address)
@@ -273,5 +276,6 @@ def _address_towards(host: str, port: int) -> str:
 
 
 def _join_backoff() -> Backoff:
-    """With a spread, so that the workers of a gateway that comes back do not all come at once."""
+    """Makes the pauses between attempts. They vary, so that the workers of a gateway that comes back do not all come at
+    once."""
     return Backoff(PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS, random.Random())  # noqa: S311 - spreads load

@@ -1,4 +1,4 @@
-"""What is known of the whole fleet at this gateway: its own parts and what the other gateways have said, as one."""
+"""Combines this gateway's own knowledge of the fleet with the states that its peers have published."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from gateway.registry.snapshot import SnapshotStore
 
 @dataclass(frozen=True)
 class FleetStatus:
-    """Answers for the fleet, whichever gateway knows. It is the `LoadOutlook` of routing."""
+    """Answers questions about the fleet, whichever gateway knows the answer. It is the `LoadOutlook` of routing."""
 
     views: SnapshotStore[FleetView]
     peers: PeerTable
     outcome: PlanOutcome
-    """What this gateway's planner came to."""
+    """The outcome of the last plan, if this gateway leads."""
     progress: LoadProgress
-    """The loads of which this gateway's sessions have heard."""
+    """The progress of loads on nodes whose session is at this gateway."""
     is_leader: Callable[[], bool]
     """Whether this gateway plans."""
     now: Callable[[], float] = trio.current_time
@@ -36,24 +36,27 @@ class FleetStatus:
         return self.views.current
 
     def progress_of(self, replica_id: ReplicaId) -> Progress | None:
-        """How far a load is: whoever holds the node's session knows. None: nobody has said anything."""
+        """Returns how far a load is, as the gateway with the node's session has reported it. Returns None if nobody has
+        reported anything."""
         if (own := self.progress.progress_of(replica_id, self.now())) is not None:
             return own
         reported = (peer.progress.get(replica_id) for peer in self.peers.states.values())
         return next((progress for progress in reported if progress is not None), None)
 
     def unsatisfiable(self) -> Mapping[ModelName, str]:
-        """Models that can't have what they have to have, and why, as the leader sees it."""
+        """Returns the models that lack replicas of their minimum, each with the reason, as the leader sees it."""
         leader = self._other_leader()
         return self.outcome.unsatisfiable if leader is None else leader.unsatisfiable
 
     def pending(self) -> Mapping[ModelName, PendingReason]:
-        """Models of which a replica is wanted that can't be started now, and why, as the leader sees it."""
+        """Returns the models that need a replica which cannot be started now, each with the reason, as the leader sees
+        it."""
         leader = self._other_leader()
         return self.outcome.pending if leader is None else leader.pending
 
     def shortage_of(self, model: ModelName) -> str | None:
-        """Why no node has room for the model, if it waits for room and nothing is under way that makes any."""
+        """Returns why no node has room for the model. Returns None if it does not wait for room, or if room is being
+        made."""
         reason = self.pending().get(model)
         return reason.because if reason is not None and reason.is_shortage else None
 

@@ -1,4 +1,4 @@
-"""What the last plan could not bring about, and why, for whoever has to tell clients and admins."""
+"""Keeps what the last plan could not do, with the reasons that clients and admins see."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -14,16 +14,17 @@ log = structlog.get_logger(__name__)
 
 
 class PlanOutcome:
-    """Written by the `Reconciler` with each plan. Empty while this gateway does not lead."""
+    """The unmet wants of the last plan. The `Reconciler` records each plan here. It is empty while this gateway does
+    not lead."""
 
     def __init__(self) -> None:
         self.pending: Mapping[ModelName, PendingReason] = NOTHING
-        """Models of which a replica is wanted that can't be started yet, and why."""
+        """The models that need a replica which cannot be started yet, each with the reason."""
         self.unsatisfiable: Mapping[ModelName, str] = NOTHING
-        """Models that lack replicas that they have to have, and the numbers (P5)."""
+        """The models that lack replicas of their minimum, each with the numbers (P5)."""
 
     def record(self, plan: Plan) -> None:
-        """Replaces what the plan before this one came to; a model that becomes unsatisfiable is logged."""
+        """Records a plan in place of the one before. A model that becomes unsatisfiable is logged."""
         for model, because in plan.unsatisfiable.items():
             if model not in self.unsatisfiable:
                 log.warning("control.unsatisfiable", model=model, because=because)

@@ -116,14 +116,15 @@ class Retries:
     """Decides for all requests whether they are tried elsewhere, and counts how often they were."""
 
     def __init__(self, admission: Admission, attempts_max: int) -> None:
-        """`attempts_max`: of one request, those that were no attempt (busy, full, draining) not counted."""
+        """`attempts_max` limits the attempts of one request. An attempt that met a busy, full or draining replica does
+        not count."""
         self._admission = admission
         self._attempts_max = attempts_max
         self.counts: Counter[str] = Counter()
-        """Requests that were sent elsewhere, by cause."""
+        """The number of requests that were sent to another replica, by cause."""
 
     def accepts(self, request: PendingRequest, outcome: ProbeOutcome, attempt: Attempt) -> bool:
-        """Whether the call may be made. False: the lease is to be given back and another replica looked for.
+        """Returns whether the call may be made. If not, the lease has to be given back and another replica picked.
 
         A busy replica is avoided once. If the next pick returns the same replica, there is no better one.
         """
@@ -168,7 +169,8 @@ class Retries:
             raise BackendFailed(f"The backend could not serve the request ({cause}: {error}).") from error
 
     def record_no_slot(self, request: PendingRequest, attempt: Attempt) -> None:
-        """Strict mode: the registry knows of no free slot. No attempt; the request waits on."""
+        """Records that the registry has no free slot (strict mode). That is no attempt, and the request keeps
+        waiting."""
         attempt.record.end("full")
         self._reroute(request, "full", attempt, "no free slot, says the registry")
 

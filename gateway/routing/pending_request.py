@@ -38,15 +38,15 @@ class PendingRequest:
         self.reason = "first"
         """Why the next pick is made: `first`, or the cause of the last re-route."""
         self.excluded: set[ReplicaId] = set()
-        """Replicas that failed this request; never tried twice."""
+        """The replicas that failed this request. It never tries one of them again."""
         self.found_busy: set[ReplicaId] = set()
-        """Replicas that it was picked for and left, since they did not answer a probe."""
+        """The replicas that it was given and left because they did not answer a probe."""
         self.attempts_failed = 0
         self.losses = 0
-        """Attempts that failed after the backend had the request."""
+        """The number of attempts that failed after the backend had the request."""
         self.lease: Lease | None = None
         self.failure: GatewayError | None = None
-        """Set instead of a lease when it has to go."""
+        """The error of the request, set instead of a lease if it must stop waiting."""
         self.wake = trio.Event()
 
     def __repr__(self) -> str:
@@ -55,7 +55,8 @@ class PendingRequest:
         return f"<PendingRequest {name} attempts={len(self.decision.attempts)}>"
 
     def record_failure(self, replica_id: ReplicaId, *, was_lost: bool) -> None:
-        """An attempt has failed by the replica's doing. `was_lost`: the backend had the request already."""
+        """Records that an attempt has failed by the replica's fault. `was_lost` says that the backend had the request
+        already."""
         self.excluded.add(replica_id)
         self.attempts_failed += 1
         self.losses += was_lost

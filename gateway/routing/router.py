@@ -145,8 +145,11 @@ class Router:
             return answer, attempt.lease.candidate
 
     async def _try(self, held: AsyncExitStack, model: ModelName, origin: Origin, begin: Begin[R]) -> tuple[R, Attempt]:
-        """What `begin` returns of the first attempt that comes to an answer. `held` receives what has to be given back
-        when the answer has ended: first the call, then the lease. Raises `GatewayError`."""
+        """Returns the result of `begin` for the first attempt that comes to an answer.
+
+        `held` receives what has to be given back when the answer has ended: first the call, then the lease. Raises
+        `GatewayError`.
+        """
         request = self._admission.open_request(model, origin)
         while True:
             async with AsyncExitStack() as scope:
@@ -162,9 +165,11 @@ class Router:
                 return answer, attempt
 
     async def _take(self, scope: AsyncExitStack, request: PendingRequest) -> Attempt | None:
-        """A lease on a replica that is alive or at least busy; None: that one was not, look for another.
+        """Returns a lease on a replica that is alive or at least busy. Returns None if the picked one was not, and
+        another has to be picked.
 
-        The lease lives in `scope`; a cancelled call to a backend that may not notice leaves it to the probe cache.
+        The lease lives in `scope`. A cancelled call to a backend that may not notice it leaves the lease to the probe
+        cache.
         """
         lease = await self._admission.wait_lease(request)
         attempt = Attempt(

@@ -60,7 +60,8 @@ class PeerSync:
     """Called when its peers consider this gateway dead."""
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
-    """Held from the making of a bulletin until it is written; so does whoever else writes leases of this gateway."""
+    """Held from the making of a peer state until it is written. Every task that writes this gateway's leases holds
+    it."""
     _synced_at: float = field(default=-inf, init=False)
     _slow_at: float = field(default=-inf, init=False)
     _is_cut_off: bool = field(default=False, init=False)
@@ -127,7 +128,8 @@ class PeerSync:
 
     @property
     def _silence_ends_at(self) -> float:
-        """When this gateway will be dead for the others if it can say nothing more; infinity if it is already."""
+        """Returns when the peers will consider this gateway dead if it publishes nothing more. Returns infinity if they
+        do already."""
         return inf if self._is_cut_off or self._synced_at == -inf else self._synced_at + self.ttl_seconds
 
     def _pause_seconds(self) -> float:
