@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import trio
 
 from gateway.backends.protocol import BackendControl
+from gateway.composition.tiny_model import write_tiny_model
 from gateway.config.units import PortRange
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
@@ -160,7 +161,16 @@ async def open_worker(
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](math.inf)
     async with trio.open_nursery() as outer:
         async with trio.open_nursery() as inner:
-            agent = await inner.start(partial(run_agent, settings, spawn=spawn, control=control, measure_usage=usage))
+            agent = await inner.start(
+                partial(
+                    run_agent,
+                    settings,
+                    spawn=spawn,
+                    control=control,
+                    measure_usage=usage,
+                    write_tiny_model=write_tiny_model,
+                )
+            )
             session = WorkerSession(agent, to_gateway, from_gateway, HEARTBEAT_SECONDS, capacity, UNKNOWN)
             outer.start_soon(session.run)
             yield WorkerHarness(agent, session, to_worker, from_worker)

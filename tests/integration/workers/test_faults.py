@@ -8,7 +8,8 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -217,11 +218,25 @@ ADMIN_KEY: Final = "sk-admin-0123456789abcdef"
 class Network:
     """A namespace whose only way out is a pair of virtual cards; of a name and addresses of this process's own."""
 
-    name: str = f"gateway-test-{os.getpid()}"
-    card: str = f"gwt{os.getpid()}"
-    peer: str = f"gwt{os.getpid()}p"
-    hosts: str = f"198.18.{os.getpid() % 256}"
-    """Of the range that is kept for measurements (RFC 2544)."""
+    number: int = field(default_factory=count(os.getpid() * 10).__next__)
+    """Differs from test to test, because the kernel removes the cards of a deleted namespace some time later."""
+
+    @property
+    def name(self) -> str:
+        return f"gateway-test-{self.number}"
+
+    @property
+    def card(self) -> str:
+        return f"gwt{self.number}"
+
+    @property
+    def peer(self) -> str:
+        return f"gwt{self.number}p"
+
+    @property
+    def hosts(self) -> str:
+        """Of the range that is kept for measurements (RFC 2544)."""
+        return f"198.18.{self.number % 256}"
 
     @property
     def gateway_host(self) -> str:
