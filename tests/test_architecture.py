@@ -133,7 +133,7 @@ PURE: Final = (
     "backends/translate.py",
     "backends/call_errors.py",
     "transport/codec.py",
-    "transport/credentials.py",
+    "transport/node_credentials.py",
     "worker/artifacts/reference.py",
     "worker/artifacts/http_answer.py",
     "worker/artifacts/disk_space.py",

@@ -139,9 +139,9 @@ class Membership:
         self._has_joined = False
         self._is_leaving = False
         self._connected = trio.Event()
-        """Set once a session has begun."""
+        """Set as soon as a session has begun."""
         self._ended = trio.Event()
-        """Set once `run` has returned."""
+        """Set as soon as `run` has returned."""
 
     async def run(self, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled, or until `say_goodbye`."""

@@ -67,12 +67,15 @@ def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> G
 
     - The model does not exist, or not any more.
     - Its last load failed, it is too early for another try, no other load is running, and no node that has the model is
-      only temporarily silent (L9, L10, H12).
+      only temporarily silent (L9, L10, H12). A replica that was ready and broke for the first time (no attempt has
+      failed) is replaced at once, even if `wall_now` is a moment behind the registry's clock.
     """
     if model not in view.state.models:
         return ModelNotFound(model)
     failure = view.state.failures.get(model)
-    if failure is None or view.candidates.get(model) or wall_now >= failure.retry_at or coming_up(view, model):
+    if failure is None or not failure.attempts or wall_now >= failure.retry_at:
+        return None
+    if view.candidates.get(model) or coming_up(view, model):
         return None
     return ModelLoadFailed(
         f"The model '{model}' could not be loaded: {failure.cause}",

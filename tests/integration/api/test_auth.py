@@ -155,7 +155,9 @@ def test_a_worker_registers(locked: GatewayProcess) -> None:
     assert answer["approved"] is True
     assert answer["session_address"].startswith("127.0.0.1:")
     with locked.client(ADMIN_KEY) as client:
-        assert client.get(f"/api/nodes/{answer['node_id']}").json()["name"] == "further"
+        node = f"/api/nodes/{answer['node_id']}"
+        wait_for(lambda: client.get(node).status_code == 200, "the node to be seen")
+        assert client.get(node).json()["name"] == "further"
 
 
 @pytest.mark.parametrize("door", HEALTH, ids=name_of)

@@ -30,6 +30,14 @@ def test_h12_a_model_whose_node_is_silent_is_waited_for_like_one_that_loads() ->
     assert after_a_failure(node(), replica("r", observed=Observed.LOADING)) is None
 
 
+@pytest.mark.parametrize(("attempts", "is_rejected"), [(0, False), (1, True)])
+def test_l9_a_replica_that_broke_for_the_first_time_is_waited_for(attempts: int, is_rejected: bool) -> None:
+    """It is replaced at once. The clock of this gateway may be a moment behind the registry's, which says when."""
+    broke = {MODEL: LoadFailure("killed while ready", attempts, NOW + 0.001)}
+    rejection = immediate_rejection(view(nodes=[node()], failures=broke), MODEL, NOW)
+    assert isinstance(rejection, ModelLoadFailed) is is_rejected
+
+
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_what_loads_on_a_silent_node_is_waited_for(observed: Observed) -> None:
     assert after_a_failure(SILENT, replica("r", observed=observed)) is None

@@ -146,12 +146,14 @@ async def test_l8_a_stop_ends_a_download_and_keeps_its_part(tmp_path: Path, cloc
     settings = replace(settings_in(tmp_path), gateway=gateway)
     async with open_file_server(FILE, Turn(stall_after=1000)) as server:
         gateway.point_at(server.origin, {})
-        wished = desired_replica("a", artifact="file:w", sha256=sha256_of(FILE))
-        task = ReplicaTask(wished, context_in(settings, spawn), reports.append)
+        wanted = desired_replica("a", artifact="file:w", sha256=sha256_of(FILE))
+        task = ReplicaTask(wanted, context_in(settings, spawn), reports.append)
         began = trio.current_time()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.run)
-            await trio.sleep(SILENCE_SECONDS / 4)
+            while not list((settings.models_dir / "cache").glob("*.part")):  # noqa: ASYNC110 - the thread that makes it takes real time
+                await trio.sleep(0.1)
+            await trio.sleep(0.1)  # ends once nothing else can run, so all that the server has sent is read
             task.desire(Desired.STOP)
         assert trio.current_time() - began < SILENCE_SECONDS  # virtual: it did not wait for the server
     assert (reports[-1].observed, reports[-1].error) == (Observed.GONE, None)
