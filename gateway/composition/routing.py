@@ -67,7 +67,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
                 probes=probes,
                 attempts=config.routing.attempts,
                 token_of=shared.token_of,
-                reservations=_build_claims(shared, admission, slots),
+                reservations=_build_reservations(shared, admission, slots),
                 calls=calls,
             )
             yield Routing(admission=admission, channels=channels, probes=probes, call_watch=call_watch, router=router)
@@ -107,7 +107,9 @@ def _slot_reserver(shared: SharedParts) -> SlotReserver | None:
     return registry if shared.config.routing.mode == "strict" and isinstance(registry, SlotReserver) else None
 
 
-def _build_claims(shared: SharedParts, admission: Admission, slots: SlotReserver | None) -> StrictReservations | None:
+def _build_reservations(
+    shared: SharedParts, admission: Admission, slots: SlotReserver | None
+) -> StrictReservations | None:
     if slots is None:
         return None
     return StrictReservations(

@@ -3,7 +3,7 @@
 | branch          | what the caller can do                 | status   |
 |-----------------|----------------------------------------|----------|
 | `BadRequest`    | change the request                     | 4xx      |
-| `Unavailable`   | send it again after `retry_after`      | 429, 503 |
+| `Unavailable`   | send it after `retry_after_seconds`    | 429, 503 |
 | `BackendFailed` | send it again, maybe; see the message  | 502, 504 |
 
 Anything else that reaches the edge is our bug: 500, logged with its traceback, told without it. Messages are written

@@ -110,11 +110,11 @@ class SlotRequest:
     gateway_id: GatewayId
     model: ModelName
     leases: Mapping[ReplicaId, int] = field(default_factory=lambda: NOTHING)
-    """Of this gateway, on whatever replicas, without the one that is asked for: as `Bulletin.leases`."""
+    """The leases of this gateway on all replicas, without the one that is asked for, as in `PeerState.leases`."""
     unused_seconds: Mapping[ReplicaId, float] = field(default_factory=lambda: NOTHING)
-    """Since it last took a lease on each replica of the model that it ever did."""
+    """The seconds since this gateway last took a lease on a replica, for each replica that it ever used."""
     excluded: Collection[ReplicaId] = ()
-    """They have failed this request."""
+    """The replicas that have failed this request."""
     suspect: Collection[ReplicaId] = ()
     """They have failed lately: only if there is no other."""
     full: Collection[ReplicaId] = ()

@@ -243,7 +243,7 @@ class Registry(ModelRegistry, NodeRegistry, PlanRegistry, PeerRegistry, Protocol
       excepted). When it is cancelled, it has happened wholly or not at all, and the caller can't know which: every
       method may be repeated.
     - A write that changes something bumps `version` by one in the same transaction and wakes `wait_newer`; a write
-      that changes nothing does neither. Bulletins and the leader's terms never bump it.
+      that changes nothing does neither. Peer states and the leader's terms never bump it.
     - `read_state` is one consistent read.
     - No method blocks on another one's I/O for longer than that transaction takes.
 

@@ -1,6 +1,6 @@
 """The load of each replica: its open leases, and no counter that is counted up and down (R4 to R9).
 
-A failure counts as a lease, too. It leaves a *phantom*, which expires by itself, later with every failure in a row. So
+A failure counts as a lease, too. It leaves a *penalty*, which expires by itself, later with every failure in a row. So
 a replica that fails at once never looks idle, and the next request that tries a recovered replica finds out that it
 works. This is the whole circuit breaker.
 """

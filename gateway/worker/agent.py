@@ -158,7 +158,7 @@ async def run_agent(
     task_status: trio.TaskStatus[Agent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Runs until cancelled, then ends all processes at once. Each end has the limits of any stop: some seconds to free
-    the model, `stop_timeout`, and a limit for the kernel.
+    the model, `stop_timeout_seconds` of the settings, and a limit for the kernel.
 
     Reports started once leftover processes of a killed predecessor are gone. It must run in the thread that started
     Trio and lives as long as the worker (see `spawn_process`).

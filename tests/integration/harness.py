@@ -40,7 +40,7 @@ SCRIPTED: Final = f"""
 [backends.scripted]
 command = [{sys.executable!r}, "-m", "tests.fakes.scripted_backend"]
 """
-"""The scripted backend as a `[backends]` section; its behaviour is in the section's env (`scripted_model`)."""
+"""The scripted backend as a `[backends]` section; its behaviour is in the section's env (`scripted_config`)."""
 FILES_WAIT: Final = """
 import os, time
 read = os.pread

@@ -1,6 +1,6 @@
 """The pick in SQL and the pure picker are one policy: on random fleets both choose alike and agree on free slots.
 
-What the registry does not know (phantoms as load, see registry/pick_sql.py) is absent from these fleets.
+What the registry does not know (penalties as load, see registry/postgres/pick_sql.py) is absent from these fleets.
 """
 
 import asyncio

@@ -11,7 +11,7 @@ this is the same predicate and the same order in SQL; tests/properties/test_sql_
 | free slot                 | leases of the gateways that live < parallel; the asking gateway brings    |
 |                           | its own, and which replicas have just refused it                          |
 | suspect, busy             | the asking gateway: that is how it sees a replica, not what the replica is|
-| load                      | leases; not the phantoms of one gateway's failures (those are suspect)    |
+| load                      | leases; not the penalties of one gateway's failures (those are suspect)   |
 | longest unused            | the latest use that any gateway tells; never used comes first             |
 | free VRAM                 | the node's column; NULL, unknown, counts as none                          |
 | chance                    | no: the replica's id decides, so one state has one answer                 |

@@ -42,7 +42,7 @@ from gateway.registry.postgres.pool import (
     PostgresTransaction,
     open_postgres_pool,
 )
-from gateway.registry.postgres.reserve_slot import CLAIM_BOUNDS, reserve_slot_aio
+from gateway.registry.postgres.reserve_slot import RESERVE_BOUNDS, reserve_slot_aio
 from gateway.registry.postgres.rows import RowReader, demand_of
 from gateway.registry.postgres.schema import check_schema, migrate
 from gateway.registry.protocol import Event, RegistryError
@@ -181,7 +181,7 @@ class PostgresRegistry(Store):
         Raises `RegistryError`. The lease may be counted all the same, until the gateway publishes again.
         """
         work = partial(reserve_slot_aio, request, self._test_time())
-        return await self._pool.transaction("claim_slot", Mode.SHARED, work, CLAIM_BOUNDS)
+        return await self._pool.transaction("claim_slot", Mode.SHARED, work, RESERVE_BOUNDS)
 
     async def leave(self, gateway_id: GatewayId) -> None:
         """Deletes the gateway's peer state and ends its term as leader. Raises `RegistryError`."""

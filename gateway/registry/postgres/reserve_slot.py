@@ -8,7 +8,7 @@ best before the wait: R3.) Then the choice is written into the asking gateway's 
 nothing counts up and down. Rows of nodes and of replicas, and the counter, are never locked: heartbeats and control
 writes go on.
 
-A gateway's claims, and its own exchange of peer states, have to come one after the other: each writes all its leases.
+A gateway's reservations, and its own exchange of peer states, have to come one after the other: each writes all its leases.
 """
 
 from typing import Final, NamedTuple
@@ -21,7 +21,7 @@ from gateway.registry.postgres.pick_sql import PICK
 from gateway.registry.postgres.pool import Bounds, PostgresTransaction
 from gateway.registry.protocol import RegistryError
 
-CLAIM_BOUNDS: Final = Bounds(
+RESERVE_BOUNDS: Final = Bounds(
     lock_seconds=0.5, statement_seconds=0.5, idle_seconds=1.0, attempt_seconds=0.8, call_seconds=1.5, attempts=3
 )
 """The time limits. They are shorter than those of any other call, because a request waits for the pick, and others wait

@@ -1,4 +1,4 @@
-"""What the statements of `sql` read, as records (see `row_cache`)."""
+"""Turns the rows that the statements of `sql` read into records, and remembers the last ones."""
 
 from collections.abc import Iterable, Sequence
 from typing import Final
