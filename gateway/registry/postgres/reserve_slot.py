@@ -8,7 +8,7 @@ best before the wait: R3.) Then the choice is written into the asking gateway's 
 nothing counts up and down. Rows of nodes and of replicas, and the counter, are never locked: heartbeats and control
 writes go on.
 
-A gateway's reservations, and its own exchange of peer states, have to come one after the other: each writes all its leases.
+A gateway's reservations and its exchanges of peer states have to come one after the other: each writes all its leases.
 """
 
 from typing import Final, NamedTuple
