@@ -21,22 +21,13 @@ from hypercorn.utils import parse_socket_addr
 
 from gateway.api.http.http1 import StrictH11Protocol
 from gateway.api.http.http2 import BoundedH2Protocol
-from gateway.domain.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
 HTTP2: Final = "h2"
 """The name of HTTP/2 in ALPN."""
-DROPPED_BYTES_PER_SECOND: Final = 96 * 2**20
-"""How fast the rests of refused bodies are read and thrown away, all connections together. Without a limit, those who
-send them would take the processor from the requests that are answered."""
 Addresses = tuple[tuple[str, int] | None, tuple[str, int] | None]
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
-
-
-def open_drop_pace() -> TokenBucket:
-    """Returns the pace at which the connections of one listener throw away the rests of refused bodies."""
-    return TokenBucket(DROPPED_BYTES_PER_SECOND, burst=2**20)
 
 
 class BoundedConnection(TCPServer):
@@ -53,14 +44,11 @@ class BoundedConnection(TCPServer):
         *,
         write_timeout_seconds: float,
         http2: bool,
-        drop_pace: TokenBucket,
     ) -> None:
-        """`drop_pace` belongs to all connections of a listener (see `open_drop_pace`)."""
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
         self._spoken = stream
         self._write_timeout_seconds = write_timeout_seconds
         self._http2 = http2
-        self._drop_pace = drop_pace
 
     async def run(self) -> None:
         """Serve the connection until it ends; an error is logged and not raised, so that other connections go on."""
@@ -76,7 +64,7 @@ class BoundedConnection(TCPServer):
             return
         try:
             addresses = self._addresses()
-            async with _Tasks(self._drop_pace) as tasks:
+            async with _Tasks() as tasks:
                 self._task_group = tasks
                 self.protocol = self._open_conversation(tasks, addresses, alpn)  # type: ignore[assignment]
                 await self.protocol.initiate()
@@ -197,14 +185,10 @@ class _Conversation:
 class _Tasks(TaskGroup):
     """The tasks of one connection's requests, each with an inbox of its own."""
 
-    def __init__(self, drop_pace: TokenBucket) -> None:
-        super().__init__()
-        self._drop_pace = drop_pace
-
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
-        inbox = Inbox(config.max_app_queue_size, self._drop_pace)
+        inbox = Inbox(config.max_app_queue_size)
 
         async def send_and_record(message: Any) -> None:  # noqa: ANN401 - ASGI
             if message is not None and message["type"] == "http.response.start":
@@ -223,9 +207,8 @@ class Inbox:
     would hold its connection for ever. Only that more of the body has come, or its end, is still told, since a
     connection must not be closed under a client that writes its whole body before it reads the answer."""
 
-    def __init__(self, messages_max: int, drop_pace: TokenBucket) -> None:
+    def __init__(self, messages_max: int) -> None:
         self._messages_max = messages_max
-        self._drop_pace = drop_pace
         self._messages: deque[Any] = deque()
         self._disconnect: Any = None
         self._is_answered = False
@@ -241,7 +224,6 @@ class Inbox:
             await self._changed.wait()
         if self._is_answered:
             self._messages.clear()
-            await trio.sleep(self._drop_pace.take(len(message.get("body", b"")), trio.current_time()))
             message = {**message, "body": b""}
         self._messages.append(message)
         self._signal_change()

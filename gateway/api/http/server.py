@@ -20,10 +20,9 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from gateway.api.http.connection import BoundedConnection, open_drop_pace
+from gateway.api.http.connection import BoundedConnection
 from gateway.api.http.exchange import App
 from gateway.api.http.http2 import STREAMS_MAX
-from gateway.domain.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -61,7 +60,6 @@ class Listener:
     """The TLS context, or None for plain connections."""
     stop: trio.Event = field(default_factory=trio.Event)
     _connections: set[BoundedConnection] = field(default_factory=set)
-    _drop_pace: TokenBucket = field(default_factory=open_drop_pace)
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -108,9 +106,7 @@ class Listener:
             return
         spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
         timeout, http2 = self.settings.write_timeout_seconds, self.settings.http2
-        connection = BoundedConnection(
-            app, config, context, spoken, write_timeout_seconds=timeout, http2=http2, drop_pace=self._drop_pace
-        )
+        connection = BoundedConnection(app, config, context, spoken, write_timeout_seconds=timeout, http2=http2)
         self._connections.add(connection)
         try:
             await connection.run()

@@ -8,8 +8,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
-from gateway.api.http import connection
-from gateway.api.http.connection import DROPPED_BYTES_PER_SECOND, Inbox, open_drop_pace
+from gateway.api.http.connection import Inbox
 from gateway.api.http.exchange import LINGER_IDLE_SECONDS
 from tests.fakes.listener_harness import (
     DO,
@@ -132,12 +131,9 @@ async def test_clients_that_have_left_before_they_are_served_are_no_failure() ->
     assert [each["event"] for each in logs if each["log_level"] == "error"] == []
 
 
-async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(
-    mock_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(mock_clock: MockClock) -> None:
     """However long that takes, if more comes all the time: each part is more than the sockets of both sides hold, so
     the gateway has taken some of it when the client has written it."""
-    monkeypatch.setattr(connection, "DROPPED_BYTES_PER_SECOND", float("inf"))  # the clock stands still
     parts = 3
     async with open_listener() as harness:
         client = await harness.connect()
@@ -152,26 +148,9 @@ async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(
 
 async def test_the_end_of_a_refused_body_ends_its_connection() -> None:
     """Nothing waits for more of it."""
-    inbox = Inbox(messages_max=2, drop_pace=open_drop_pace())
+    inbox = Inbox(messages_max=2)
     inbox.record_answer()
     for number in range(4):
         await inbox.put({"type": "http.request", "body": b"much", "more_body": number < 3})
     with trio.fail_after(PATIENCE):
         assert await inbox.receive() == {"type": "http.request", "body": b"", "more_body": False}
-
-
-async def test_the_rests_of_refused_bodies_share_one_pace(autojump_clock: MockClock) -> None:
-    """Otherwise those who send them take the processor from everybody else."""
-    pace, part = open_drop_pace(), {"type": "http.request", "body": bytes(65_536), "more_body": True}
-    seconds = 2.0
-    inboxes = [Inbox(messages_max=2, drop_pace=pace) for _ in range(4)]
-
-    async def send_much(inbox: Inbox) -> None:
-        for _ in range(int(seconds * DROPPED_BYTES_PER_SECOND) // 65_536 // len(inboxes)):
-            await inbox.put(part)
-
-    async with trio.open_nursery() as nursery:
-        for inbox in inboxes:
-            inbox.record_answer()
-            nursery.start_soon(send_much, inbox)
-    assert trio.current_time() == pytest.approx(seconds, rel=0.05)
