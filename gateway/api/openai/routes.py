@@ -34,8 +34,6 @@ LARGE_BYTES: Final = 256 * 1024
 """The size of JSON that takes milliseconds to write, which would delay every stream of this process."""
 HUGE_BYTES: Final = 1024 * 1024
 """The size from which on bodies are parsed one at a time, because parsing may take several times their size."""
-REST_SECONDS_MAX: Final = 1.0
-"""The longest pause between two such bodies."""
 NUMBER_BYTES: Final = 20
 """The approximate size of one number of an embedding as JSON."""
 
@@ -73,7 +71,7 @@ class OpenAiApi:
         self._started = int(wall_clock())
         self._expose_replica = expose_replica
         # There is one thread for each, because several would compete with the event loop for the processor.
-        self._large, self._huge = trio.CapacityLimiter(1), trio.Lock()
+        self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
         """Return the routes below `/v1/`, all of which ask for the inference role."""
@@ -105,23 +103,12 @@ class OpenAiApi:
         """Parses a body, in a thread if that may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
         if len(body) <= READ_ON_LOOP_BYTES:
             call = parse(body)
-        elif len(body) < HUGE_BYTES:
-            call = await trio.to_thread.run_sync(parse, body, limiter=self._large)
         else:
-            call = await self._parse_huge(parse, body)
+            limiter = self._large if len(body) < HUGE_BYTES else self._huge
+            call = await trio.to_thread.run_sync(parse, body, limiter=limiter)
         if exchange.charge is not None:
             exchange.charge.record_kept(kept_bytes(call))
         return call
-
-    async def _parse_huge(self, parse: Callable[[bytes], Call], body: bytes) -> Call:
-        """Parses a body in its turn. The event loop cannot run during parts of it, so it gets as much time afterwards,
-        before the next body has its turn."""
-        async with self._huge:
-            began_at = trio.current_time()
-            try:
-                return await trio.to_thread.run_sync(parse, body)
-            finally:
-                await trio.sleep(min(trio.current_time() - began_at, REST_SECONDS_MAX))
 
     async def _generate(
         self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, chunks: Chunks, answer: Answer

@@ -5,7 +5,6 @@ from collections.abc import Callable
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import schema
@@ -13,7 +12,6 @@ from gateway.api.openai.routes import HUGE_BYTES
 from gateway.api.openai.schema import ChatCall, parse_chat, parse_completion, parse_embeddings
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
-from gateway.domain.ids import ModelName
 from gateway.domain.inference import LONG_CHARACTERS
 from tests.fakes.front import Front
 
@@ -92,24 +90,6 @@ async def test_huge_bodies_are_read_one_at_a_time_and_hold_no_smaller_one_up(par
             parser.go_on.set()
     assert parser.most_at_once == 2  # the smaller one beside a huge one
     assert len(parser.ran_on_loop) == 4
-
-
-async def test_the_loop_has_as_much_time_between_two_huge_bodies_as_one_took(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    began: list[float] = []
-
-    def parse(_body: bytes) -> ChatCall:
-        began.append(trio.from_thread.run_sync(trio.current_time))
-        trio.from_thread.run_sync(autojump_clock.jump, 0.4)
-        raise ModelNotFound(ModelName("m"))
-
-    monkeypatch.setattr(schema, "parse_chat", parse)
-    server = front()
-    async with trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(server.ask, "POST", CHAT, body_of(HUGE_BYTES + 200))
-    assert began[1] - began[0] >= 0.8
 
 
 def test_long_text_is_kept_in_its_smaller_form() -> None:
