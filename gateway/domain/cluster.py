@@ -158,11 +158,6 @@ class ProbeOutcome(StrEnum):
     UNREACHABLE = "unreachable"
     """There is no answer of any kind: the network or the machine fails. It is not routable from this gateway."""
 
-    @property
-    def may_serve(self) -> bool:
-        """Returns whether requests may be sent to a replica with this result."""
-        return self in (ProbeOutcome.ALIVE, ProbeOutcome.BUSY)
-
 
 @dataclass(frozen=True)
 class Progress:

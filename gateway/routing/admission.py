@@ -20,6 +20,7 @@ import trio
 from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
+from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
 from gateway.routing.decisions import DecisionLog
 from gateway.routing.fair_queue import FairQueue
@@ -207,11 +208,12 @@ class Admission:
         """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
         ends here."""
         refusals = self.loads.load_of(lease.candidate.replica_id).refusals
-        backoff = min(2.0 ** min(refusals, 30), RETRY_BACKOFF_MAX)
-        self.loads.record_full(lease, trio.current_time() + self._limits.retry_interval_seconds * backoff)
+        first = self._limits.retry_interval_seconds
+        pause = doubled_seconds(first, refusals, RETRY_BACKOFF_MAX * first)
+        self.loads.record_full(lease, trio.current_time() + pause)
         if (queue := self._queues.get(request.model)) is not None:
-            for first in queue.firsts():
-                first.wake.set()  # it may sleep until another time, or not know that there is something to ask again
+            for waiting in queue.firsts():
+                waiting.wake.set()  # it may sleep until another time, or not know that there is something to ask again
 
     def apply_remote_queues(self, queues: Iterable[RemoteQueue]) -> None:
         """Replaces what is known of the requests that wait at other gateways; `queues` has all of them."""

@@ -15,6 +15,7 @@ import trio
 from gateway.domain.activity import Usage
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
+from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate
 from gateway.routing.fair_queue import Share
 from gateway.routing.lease import Lease
@@ -213,7 +214,7 @@ class LoadTracker:
         """Records a failed call. It counts as load on the replica for 1 s, doubled with each failure in a row, at most
         60 s."""
         load = self.load_of(replica_id)
-        seconds = min(PENALTY_FIRST_SECONDS * 2.0 ** min(load.failures, 30), PENALTY_MAX_SECONDS)
+        seconds = doubled_seconds(PENALTY_FIRST_SECONDS, load.failures, PENALTY_MAX_SECONDS)
         load.failures += 1
         load.expiries.append(now + seconds)
 

@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from gateway.domain.ids import GatewayId, ModelName
+from gateway.routing.load_tracker import FOREVER, NEVER
 
 IGNORED_SECONDS: Final = 1.0
-NEVER: Final = float("-inf")
-FOREVER: Final = float("inf")
 
 
 class RemoteQueue(NamedTuple):

@@ -68,6 +68,7 @@ class ProbeStatistics:
     shared: int
     """The number of requests that waited for a probe of another request."""
     running: int
+    """The number of probes that are under way now."""
 
 
 class ProbeCache:

@@ -142,8 +142,10 @@ class _BoundedConnection(H2Protocol):
         self._meter = FrameMeter(LIMITS)
         self._steps: deque[bytes] = deque()
         """What was received and not worked on yet."""
-        self._linger_bytes: int | None = None
-        """How much may still arrive after a GOAWAY. None before it."""
+        self._is_refused = False
+        """Whether a GOAWAY was sent because of a flood. What arrives afterwards is thrown away."""
+        self._linger_bytes = LINGER_BYTES
+        """How much may still arrive then."""
         self._idle: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -167,7 +169,7 @@ class _BoundedConnection(H2Protocol):
 
     def data_received(self, data: bytes) -> None:
         """In small steps: whatever else this process does has a turn in between."""
-        if self._linger_bytes is not None:
+        if self._is_refused:
             self._throw_away(len(data))
             return
         is_idle = not self._steps
@@ -193,7 +195,7 @@ class _BoundedConnection(H2Protocol):
     def _send_away(self, flood: Flood) -> None:
         log.warning("session.flood", reason=str(flood), peer=self.transport.get_extra_info("peername"))
         self._steps.clear()
-        self._linger_bytes = LINGER_BYTES
+        self._is_refused = True
         with suppress(ProtocolError):
             self.connection._connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)  # noqa: SLF001
         self.connection.flush()
@@ -205,7 +207,6 @@ class _BoundedConnection(H2Protocol):
         self._idle = asyncio.get_running_loop().call_later(LINGER_SECONDS, self.transport.abort)
 
     def _throw_away(self, size: int) -> None:
-        assert self._linger_bytes is not None  # noqa: S101
         self._linger_bytes -= size
         if self._linger_bytes < 0:
             self.transport.abort()
@@ -223,7 +224,7 @@ class _BoundedConnection(H2Protocol):
 
     def end_use(self) -> None:
         self._uses -= 1
-        if not self._uses and not self.lost.done() and self._linger_bytes is None:
+        if not self._uses and not self.lost.done() and not self._is_refused:
             self._await_use(IDLE_SECONDS)
 
     def _await_use(self, seconds: float) -> None:

@@ -15,8 +15,6 @@ from gateway.worker.hostinfo.cpu import read_cpu_count, read_cpu_flags
 from gateway.worker.hostinfo.memory import read_memory
 from gateway.worker.hostinfo.readings import Amounts, read_disk
 
-__all__ = ["GPU_READERS", "GpuReader", "read_capacity"]
-
 GpuReader = Callable[[Amounts], tuple[Gpu, ...]]
 """Reads GPUs. It takes the machine's memory, which is the memory of a unified GPU."""
 GPU_READERS: Final[tuple[GpuReader, ...]] = (nvidia.read_gpus,)
