@@ -31,6 +31,7 @@ def _as_the_configuration(check: Callable[[str], Value]) -> Callable[[str], Valu
     """Makes a field's validator of a check of the configuration, with its message ("expected ..., got ...")."""
 
     def checked(text: str) -> Value:
+        """Returns the text as `check` reads it. Raises a validation error that names the field."""
         try:
             return check(text)
         except ValueError as error:

@@ -158,28 +158,35 @@ def add_model_routes(admin_app: AdminApp, service: ModelService) -> None:
 
     @admin_app.get("/api/models")
     async def models() -> Response:
+        """Answers with all models."""
         return json_response({"models": model_objects(service.source)})
 
     @admin_app.get("/api/models/<path:name>")
     async def model(name: str) -> Response:
+        """Answers with one model."""
         return service.show(ModelName(name))
 
     @admin_app.put("/api/models/<path:name>")
     async def put_model(name: str) -> Response:
+        """Adds or replaces a model."""
         return await service.put(ModelName(name), await read_object())
 
     @admin_app.delete("/api/models/<path:name>")
     async def remove_model(name: str) -> Response:
+        """Removes a model."""
         return await service.remove(ModelName(name))
 
     @admin_app.post("/api/models/<path:name>/load")
     async def load_model(name: str) -> Response:
+        """Requests a load, and waits for it if `wait` says so."""
         return await service.load(ModelName(name), count_of(request.args, "wait", 0, WAIT_SECONDS_MAX))
 
     @admin_app.post("/api/models/<path:name>/unload")
     async def unload_model(name: str) -> Response:
+        """Requests that the model be unloaded."""
         return await service.unload(ModelName(name))
 
     @admin_app.get("/api/models/<path:name>/load-status")
     async def model_load_status(name: str) -> Response:
+        """Answers with how far the load of the model is."""
         return json_response(load_status(service.source, ModelName(name)))

@@ -113,30 +113,37 @@ def add_node_routes(admin_app: AdminApp, registry: NodeRegistry, source: StatusS
 
     @admin_app.get("/api/nodes")
     async def nodes() -> Response:
+        """Answers with all nodes."""
         return json_response({"nodes": node_objects(source)})
 
     @admin_app.get("/api/nodes/<name>")
     async def node(name: str) -> Response:
+        """Answers with one node."""
         return service.show(name)
 
     @admin_app.patch("/api/nodes/<name>")
     async def patch_node(name: str) -> Response:
+        """Changes settings of a node."""
         return await service.edit(name, (await read_json(NodePatch)).to_edit())
 
     @admin_app.delete("/api/nodes/<name>")
     async def remove_node(name: str) -> Response:
+        """Removes a node, also a living one if `force` says so."""
         return await service.remove(name, force=flag_of(request.args, "force"))
 
     @admin_app.post("/api/nodes/<name>/approve")
     async def approve_node(name: str) -> Response:
+        """Approves a node."""
         return await service.edit(name, NodeEdit(approved=True))
 
     @admin_app.post("/api/nodes/<name>/drain")
     async def drain_node(name: str) -> Response:
+        """Drains a node."""
         return await service.edit(name, NodeEdit(draining=True))
 
     @admin_app.post("/api/nodes/<name>/resume")
     async def resume_node(name: str) -> Response:
+        """Ends the drain of a node."""
         return await service.edit(name, NodeEdit(draining=False))
 
 
@@ -145,10 +152,12 @@ def add_fleet_routes(admin_app: AdminApp, registry: StateReader, source: StatusS
 
     @admin_app.get("/api/replicas")
     async def replicas() -> Response:
+        """Answers with all replicas."""
         return json_response({"replicas": replica_objects(source)})
 
     @admin_app.get("/api/replicas/<replica_id>")
     async def replica(replica_id: str) -> Response:
+        """Answers with one replica."""
         found = next((each for each in replica_objects(source) if each["id"] == replica_id), None)
         if found is None:
             raise replica_not_found(replica_id)
@@ -156,5 +165,6 @@ def add_fleet_routes(admin_app: AdminApp, registry: StateReader, source: StatusS
 
     @admin_app.get("/api/events")
     async def events() -> Response:
+        """Answers with the newest events."""
         limit = count_of(request.args, "limit", EVENTS_DEFAULT, EVENTS_MAX)
         return json_response({"events": [asdict(event) for event in await registry.read_events(limit)]})

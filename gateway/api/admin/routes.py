@@ -71,24 +71,29 @@ def build_admin_app(
 
     @admin_app.get("/healthz")
     async def healthz() -> Response:
+        """Answers that the process lives."""
         return json_response({"status": "ok"})
 
     @admin_app.get("/readyz")
     async def readyz() -> Response:
+        """Answers whether this gateway can serve, and which parts work."""
         now = ready()
         document = {"status": now.status, "checks": dict(now.checks)}
         return json_response(document, status=200 if now.can_serve else 503)
 
     @admin_app.get("/metrics")
     async def exposition() -> Response:
+        """Answers with the metrics in the format of Prometheus."""
         return Response(metrics.exposition(read()), content_type=CONTENT_TYPE_LATEST)
 
     @admin_app.get("/api/status")
     async def status() -> Response:
+        """Answers with the status of the fleet."""
         return json_response(status_document(source))
 
     @admin_app.post("/api/explain")
     async def explain() -> Response:
+        """Answers with where a request would go now, and why."""
         body = await read_json(ExplainBody)
         return json_response(explanation(admission, ModelName(body.model)))
 

@@ -167,9 +167,11 @@ class _Conversation:
         )
 
     async def initiate(self) -> None:
+        """Begins the protocol."""
         await self.protocol.initiate()
 
     async def handle(self, event: Event) -> None:
+        """Passes an event on, and changes to HTTP/2 if the client begins with it."""
         try:
             await self.protocol.handle(event)
         except H2ProtocolAssumedError as error:
@@ -188,9 +190,11 @@ class _Tasks(TaskGroup):
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
+        """Starts the task of one request, and returns where its messages go."""
         inbox = Inbox(config.max_app_queue_size)
 
         async def send_and_record(message: Any) -> None:  # noqa: ANN401 - ASGI
+            """Sends a message of the response, and records the beginning of it."""
             if message is not None and message["type"] == "http.response.start":
                 inbox.record_answer()
             await send(message)

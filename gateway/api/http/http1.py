@@ -50,6 +50,7 @@ class _StrictBuffer(ReceiveBuffer):
     _is_reading_lines = False
 
     def maybe_extract_lines(self) -> list[bytearray] | None:
+        """Returns the lines of a head if they are complete, and remembers that a head is being read."""
         self._is_reading_lines = True
         try:
             return super().maybe_extract_lines()

@@ -46,7 +46,7 @@ class _AnsweredStream:
     idle = True
 
     async def handle(self, event: object) -> None:
-        pass
+        """Drops the event."""
 
 
 class _Streams(dict[int, Any]):
