@@ -14,6 +14,7 @@ from gateway.api.http.json_count import (
     VALUES_MAX,
     JsonCounter,
     check_counts,
+    find_last_field,
 )
 from gateway.domain.errors import BadRequest
 
@@ -57,6 +58,26 @@ def test_the_counts_are_those_of_the_document_at_every_cut(document: Any, ascii_
 @given(st.binary(max_size=60), st.integers(0, 60))
 def test_what_is_no_json_is_counted_without_an_error(data: bytes, cut: int) -> None:
     assert len(counted(data[:cut], data[cut:])) == 3
+
+
+@given(st.dictionaries(TEXTS, DOCUMENTS, min_size=1, max_size=5), st.booleans(), st.sampled_from([None, 1]), st.data())
+def test_the_last_field_is_found_at_every_end_of_the_text(
+    document: dict[str, Any], ascii_only: bool, indent: int | None, data: st.DataObject
+) -> None:
+    beginnings, text = [], "{"
+    for name, value in document.items():
+        beginnings.append(len(text.encode()))
+        text += json.dumps({name: value}, ensure_ascii=ascii_only, indent=indent)[1:-1] + ","
+    encoded = text.encode()[:-1]
+    end = data.draw(st.integers(1, len(encoded)))
+    begun = [at for at in beginnings if at <= end]
+    assert find_last_field(encoded[:end]) == (begun[-1], len(begun))
+
+
+def test_the_last_field_is_found_across_the_slices_of_the_search() -> None:
+    values = "[" + "[]," * 10_000 + '{"a": 1, "b": 2}]'
+    text = "{" + ",".join(f'"{name}": {values}' for name in "abcde")
+    assert find_last_field(text.encode()) == (text.index('"e": ['), 5)
 
 
 def refusal(body: bytes) -> BadRequest:
