@@ -80,7 +80,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
         }
     ),
     # Programs of their own; they share the wire with us, and nothing more.
-    "engines": frozenset({"backends.pb", "backends.metadata", "gguf"}),
+    "engines": frozenset({"backends.pb", "backends.metadata", "gguf", "observability.heap"}),
     # The composition roots of the two programs, and what starts them.
     "composition": frozenset(
         {

@@ -6,7 +6,6 @@ from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
 from gateway.registry.embedded.memory import open_memory_registry
 from gateway.registry.embedded.sqlite import open_sqlite_registry
-from gateway.registry.postgres.registry import open_postgres_registry
 from gateway.registry.protocol import Registry, RegistryError
 
 
@@ -24,6 +23,9 @@ def open_registry(section: RegistrySection, bridge: Bridge) -> AbstractAsyncCont
         case "sqlite":
             return open_sqlite_registry(url)
         case "postgresql" | "postgres":
+            # This is imported here because asyncpg takes 3 MB, and most gateways have no PostgreSQL.
+            from gateway.registry.postgres.registry import open_postgres_registry
+
             return open_postgres_registry(
                 bridge,
                 url,

@@ -15,7 +15,7 @@ from gateway.composition.parts import Gateway
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError
-from gateway.observability.heap import return_large_blocks
+from gateway.observability.heap import freeze_startup_objects, return_large_blocks
 from gateway.observability.logging import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -38,6 +38,7 @@ def serve(arguments: argparse.Namespace) -> int:
 async def run_gateway(config: Config) -> None:
     """Runs until SIGTERM or SIGINT, then drains and ends."""
     async with running_until_signal() as stop, open_gateway(config) as gateway:
+        freeze_startup_objects()
         print(greeting(gateway), file=sys.stderr, flush=True)
         await stop.wait()
         log.info("gateway.stopping", drain_seconds=config.server.drain_timeout)

@@ -18,6 +18,7 @@ from gateway.composition.worker import Join, run_worker
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError
+from gateway.observability.heap import freeze_startup_objects
 from gateway.observability.logging import configure_logging
 
 log = structlog.get_logger(__name__)
@@ -50,6 +51,7 @@ def worker(arguments: argparse.Namespace) -> int:
 async def _run_until_signal(config: Config, join: Join) -> None:
     async with running_until_signal() as stop, trio.open_nursery() as nursery:
         name = await nursery.start(partial(run_worker, config, join, stop))
+        freeze_startup_objects()
         print(f"gateway worker {__version__} has joined as {name}", file=sys.stderr, flush=True)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from gateway.backends.metadata import TOKEN_VARIABLE
+from gateway.observability.heap import freeze_startup_objects
 
 if TYPE_CHECKING:
     from gateway.engines.llama_cpp.server import EngineServer
@@ -112,6 +113,7 @@ async def _serve(address: Address, token: str) -> NoReturn:
     terminated = _watch_signals()
     bound = await _listen(server, address)
     _watch_parent()
+    freeze_startup_objects()
     log.info("listening on %s", bound)
     await terminated.wait()
     service.drain()
