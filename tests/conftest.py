@@ -109,6 +109,13 @@ def _migrated(_postgres: PostgresServer) -> str:
     return _postgres.name_of(url)
 
 
+@pytest.fixture(scope="session")
+def _shared(_postgres: PostgresServer, _migrated: str) -> Iterator[str]:
+    """Url of a database that many tests use, one after the other."""
+    with _postgres.open_database(_migrated) as url:
+        yield url
+
+
 async def _migrate(url: str) -> None:
     async with open_bridge() as bridge, open_postgres_pool(bridge, url) as pool:
         await migrate(pool)
@@ -134,3 +141,10 @@ def migrated_postgres_url(postgres_server: PostgresServer, _migrated: str) -> It
     """A database of this test's own that has a registry's tables."""
     with postgres_server.open_database(_migrated) as url:
         yield url
+
+
+@pytest.fixture
+def emptied_postgres_url(postgres_server: PostgresServer, _shared: str) -> str:
+    """A database that has a registry's tables, for a test that changes nothing but their rows."""
+    postgres_server.empty(_shared)
+    return _shared

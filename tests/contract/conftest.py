@@ -22,7 +22,7 @@ def clock() -> SettableClock:
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "postgres":
-        return str(request.getfixturevalue("migrated_postgres_url"))
+        return str(request.getfixturevalue("emptied_postgres_url"))
     return "memory:" if request.param == "memory" else f"sqlite:///{tmp_path}/registry.db"
 
 

@@ -303,25 +303,18 @@ def test_memory_and_sqlite_agree(history: Sequence[Call]) -> None:
         trio.run(compare, history, open_sqlite)
 
 
-EMPTY = """
-    TRUNCATE models, replicas, nodes, gateways, events RESTART IDENTITY;
-    UPDATE leadership SET gateway_id = NULL, epoch = 0, expires_at = 0;
-    UPDATE state_version SET version = 0;
-"""
-
-
 @given(history=histories)
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memory_and_postgres_agree(
-    postgres_server: PostgresServer, migrated_postgres_url: str, history: Sequence[Call]
+    postgres_server: PostgresServer, emptied_postgres_url: str, history: Sequence[Call]
 ) -> None:
-    postgres_server.ask(migrated_postgres_url, EMPTY)
+    postgres_server.empty(emptied_postgres_url)
 
     @asynccontextmanager
     async def open_postgres(clock: SettableClock, make_id: MakeId) -> AsyncIterator[Store]:
         async with (
             open_bridge() as bridge,
-            open_postgres_registry(bridge, migrated_postgres_url, clock=clock, make_id=make_id) as registry,
+            open_postgres_registry(bridge, emptied_postgres_url, clock=clock, make_id=make_id) as registry,
         ):
             yield registry
 

@@ -109,12 +109,10 @@ def assigned(gateways: list[StrictGateway]) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [2, 8])
-async def test_r3_sixty_four_picks_at_once_spread_evenly(
-    bridge: Bridge, migrated_postgres_url: str, count: int
-) -> None:
+async def test_r3_sixty_four_picks_at_once_spread_evenly(bridge: Bridge, emptied_postgres_url: str, count: int) -> None:
     """Never apart by more than one, whichever gateway picked; what is seen on the way is a little late."""
     with trio.fail_after(PATIENCE_SECONDS):
-        async with strict_gateways(bridge, migrated_postgres_url, slots=32, count=count) as gateways:
+        async with strict_gateways(bridge, emptied_postgres_url, slots=32, count=count) as gateways:
 
             async def request(gateway: StrictGateway) -> None:
                 await gateway.request()
@@ -128,10 +126,10 @@ async def test_r3_sixty_four_picks_at_once_spread_evenly(
     assert all(max(each) - min(each) <= count for each in spread)
 
 
-async def test_r3_no_replica_is_given_more_than_its_slots(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_r3_no_replica_is_given_more_than_its_slots(bridge: Bridge, emptied_postgres_url: str) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
-            strict_gateways(bridge, migrated_postgres_url, slots=4, count=4) as gateways,
+            strict_gateways(bridge, emptied_postgres_url, slots=4, count=4) as gateways,
             trio.open_nursery() as nursery,
         ):
             for number in range(64):
@@ -145,11 +143,11 @@ async def test_r3_no_replica_is_given_more_than_its_slots(bridge: Bridge, migrat
             nursery.cancel_scope.cancel()
 
 
-async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Bridge, emptied_postgres_url: str) -> None:
     """The other one's statement began before the first one's commit; what was best then is taken now."""
     async with (
-        strict_gateways(bridge, migrated_postgres_url, slots=1, count=2),
-        open_postgres_pool(bridge, migrated_postgres_url) as pool,
+        strict_gateways(bridge, emptied_postgres_url, slots=1, count=2),
+        open_postgres_pool(bridge, emptied_postgres_url) as pool,
     ):
         picked: list[ReplicaId | None] = []
         counted, go_on = trio.Event(), asyncio.Event()
@@ -181,11 +179,11 @@ async def test_r3_a_pick_that_waited_sees_what_was_picked_before_it(bridge: Brid
 
 
 async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_locks(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     async with (
-        open_two(bridge, migrated_postgres_url) as (one, other),
-        open_postgres_pool(bridge, migrated_postgres_url) as pool,
+        open_two(bridge, emptied_postgres_url) as (one, other),
+        open_postgres_pool(bridge, emptied_postgres_url) as pool,
     ):
         await place(one, slots=1)
         session = (await one.read_state()).nodes[NODE].session
@@ -209,9 +207,9 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
 
 
 async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
-    async with open_two(bridge, migrated_postgres_url) as (one, other):
+    async with open_two(bridge, emptied_postgres_url) as (one, other):
         await place(one, slots=2)
         await one.sync_peers(PeerState(GATEWAY), TTL_SECONDS)
         await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)
@@ -224,17 +222,17 @@ async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
         assert (await other.sync_peers(PeerState(OTHER_GATEWAY), TTL_SECONDS)).peers[GATEWAY].leases == {}
 
 
-async def test_a_claim_of_a_gateway_that_has_said_nothing_fails(bridge: Bridge, migrated_postgres_url: str) -> None:
-    async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
+async def test_a_claim_of_a_gateway_that_has_said_nothing_fails(bridge: Bridge, emptied_postgres_url: str) -> None:
+    async with open_postgres_registry(bridge, emptied_postgres_url) as registry:
         await place(registry, slots=1)
         with pytest.raises(ReservationFailed, match="does not know this gateway"):
             await reservations_at(registry)(SlotRequest(GATEWAY, MODEL))
 
 
-async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_l2_a_claim_does_not_wait_for_long(bridge: Bridge, emptied_postgres_url: str) -> None:
     async with (
-        open_postgres_registry(bridge, migrated_postgres_url) as registry,
-        open_postgres_pool(bridge, migrated_postgres_url) as pool,
+        open_postgres_registry(bridge, emptied_postgres_url) as registry,
+        open_postgres_pool(bridge, emptied_postgres_url) as pool,
     ):
         await place(registry, slots=1)
         await registry.sync_peers(PeerState(GATEWAY), TTL_SECONDS)

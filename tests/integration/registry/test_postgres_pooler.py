@@ -18,7 +18,7 @@ from gateway.registry.store import MakeId, Store
 from tests.contract.samples import SettableClock, spec
 from tests.fakes.postgres_server import PostgresServer
 from tests.fakes.transaction_pooler import open_transaction_pooler
-from tests.properties.test_registry_model import EMPTY, Call, compare, histories
+from tests.properties.test_registry_model import Call, compare, histories
 
 PATIENCE_SECONDS = 60.0
 
@@ -61,17 +61,17 @@ async def test_l16_two_gateways_with_eight_connections_share_two_of_the_server(
 @given(history=histories)
 @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memory_and_postgres_agree_through_a_pooler(
-    postgres_server: PostgresServer, migrated_postgres_url: str, history: Sequence[Call]
+    postgres_server: PostgresServer, emptied_postgres_url: str, history: Sequence[Call]
 ) -> None:
-    postgres_server.ask(migrated_postgres_url, EMPTY)
+    postgres_server.empty(emptied_postgres_url)
 
     @asynccontextmanager
     async def open_pooled(clock: SettableClock, make_id: MakeId) -> AsyncIterator[Store]:
         async with (
-            open_transaction_pooler(migrated_postgres_url) as pooler,
+            open_transaction_pooler(emptied_postgres_url) as pooler,
             open_bridge() as bridge,
             open_postgres_registry(
-                bridge, pooler.url, listen_url=migrated_postgres_url, clock=clock, make_id=make_id
+                bridge, pooler.url, listen_url=emptied_postgres_url, clock=clock, make_id=make_id
             ) as registry,
         ):
             yield registry
@@ -80,14 +80,14 @@ def test_memory_and_postgres_agree_through_a_pooler(
 
 
 async def test_m1_with_listen_url_a_write_wakes_at_once(
-    bridge: Bridge, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 2 * PATIENCE_SECONDS)
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
-            open_transaction_pooler(migrated_postgres_url) as pooler,
-            open_postgres_registry(bridge, pooler.url, listen_url=migrated_postgres_url) as one,
-            open_postgres_registry(bridge, pooler.url, listen_url=migrated_postgres_url) as other,
+            open_transaction_pooler(emptied_postgres_url) as pooler,
+            open_postgres_registry(bridge, pooler.url, listen_url=emptied_postgres_url) as one,
+            open_postgres_registry(bridge, pooler.url, listen_url=emptied_postgres_url) as other,
             trio.open_nursery() as nursery,
         ):
             await one.put_model(spec())
@@ -99,12 +99,12 @@ async def test_m1_with_listen_url_a_write_wakes_at_once(
 
 
 async def test_without_listen_url_versions_come_late_and_the_log_says_what_to_do(
-    bridge: Bridge, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 0.05)
     with trio.fail_after(PATIENCE_SECONDS), capture_logs() as logs:
         async with (
-            open_transaction_pooler(migrated_postgres_url) as pooler,
+            open_transaction_pooler(emptied_postgres_url) as pooler,
             open_postgres_registry(bridge, pooler.url) as one,
             open_postgres_registry(bridge, pooler.url) as other,
         ):
@@ -117,7 +117,7 @@ async def test_without_listen_url_versions_come_late_and_the_log_says_what_to_do
     } in logs
 
 
-async def test_the_pooler_is_one(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_the_pooler_is_one(bridge: Bridge, emptied_postgres_url: str) -> None:
     """What a client leaves in a session is not there in its next transaction, and settings are refused."""
 
     async def set_and_show_aio(url: str) -> str:
@@ -133,7 +133,7 @@ async def test_the_pooler_is_one(bridge: Bridge, migrated_postgres_url: str) -> 
     async def connect_aio(url: str) -> None:
         await asyncpg.connect(url, server_settings={"statement_timeout": "1s"})
 
-    async with open_transaction_pooler(migrated_postgres_url) as pooler:
+    async with open_transaction_pooler(emptied_postgres_url) as pooler:
         assert await bridge.run(set_and_show_aio, pooler.url) == "0"
         with pytest.raises(asyncpg.PostgresError, match="unsupported startup parameter: statement_timeout"):
             await bridge.run(connect_aio, pooler.url)

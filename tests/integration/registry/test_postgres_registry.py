@@ -80,9 +80,9 @@ async def test_l1_l2_a_role_with_short_limits_waits_as_long_as_we_say(
 
 
 async def test_r10_twenty_claims_of_a_node_with_four_slots_are_four_rows(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
-    async with open_two(bridge, migrated_postgres_url) as both:
+    async with open_two(bridge, emptied_postgres_url) as both:
         await join(both[0])
         epoch = await both[0].acquire_or_renew(GATEWAY, 60)
         assert epoch is not None
@@ -101,9 +101,9 @@ async def test_r10_twenty_claims_of_a_node_with_four_slots_are_four_rows(
     assert sorted(row.slot for row in rows.values()) == [0, 1, 2, 3]
 
 
-async def test_l16_fifty_transactions_share_five_connections(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_l16_fifty_transactions_share_five_connections(bridge: Bridge, emptied_postgres_url: str) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_postgres_registry(bridge, migrated_postgres_url, pool_size=5) as registry:
+        async with open_postgres_registry(bridge, emptied_postgres_url, pool_size=5) as registry:
             async with trio.open_nursery() as nursery:
                 for number in range(50):
                     nursery.start_soon(put, registry, f"m{number}")
@@ -112,11 +112,11 @@ async def test_l16_fifty_transactions_share_five_connections(bridge: Bridge, mig
 
 
 async def test_m1_a_write_of_one_gateway_wakes_the_other(
-    bridge: Bridge, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 2 * PATIENCE_SECONDS)
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
+        async with open_two(bridge, emptied_postgres_url) as (one, other), trio.open_nursery() as nursery:
             await put(one, "m")
             await other.wait_newer(
                 0
@@ -127,16 +127,16 @@ async def test_m1_a_write_of_one_gateway_wakes_the_other(
 
 
 async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen(
-    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer
+    bridge: Bridge, emptied_postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     """As after the failover to a standby that had not heard of the last commits."""
-    async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
+    async with open_two(bridge, emptied_postgres_url) as (one, other), trio.open_nursery() as nursery:
         for number in range(10):
             await one.put_model(spec(f"m{number}"))
         store: SnapshotStore[ClusterState] = SnapshotStore(EMPTY_STATE)
         await nursery.start(run_snapshot_watcher, one, store, lambda state: state)
         assert store.current.version == 10
-        postgres_server.ask(migrated_postgres_url, "UPDATE state_version SET version = 3")
+        postgres_server.ask(emptied_postgres_url, "UPDATE state_version SET version = 3")
         await other.put_model(spec("after"))
         with trio.fail_after(PATIENCE_SECONDS):
             await one.sync_peers(PeerState(GATEWAY), 10)
@@ -153,14 +153,14 @@ async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen
 
 
 async def test_m1_versions_come_in_the_order_of_commits_and_none_is_missed(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     async def write(registry: PostgresRegistry, names: range) -> None:
         for number in names:
             await put(registry, f"m{number}")
 
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
+        async with open_two(bridge, emptied_postgres_url) as (one, other), trio.open_nursery() as nursery:
             for first in range(0, 100, 10):
                 nursery.start_soon(write, one if first % 20 else other, range(first, first + 10))
             seen = 0
@@ -173,11 +173,11 @@ async def test_m1_versions_come_in_the_order_of_commits_and_none_is_missed(
 
 async def test_l13_an_epoch_that_was_taken_over_while_its_plan_waited_writes_nothing(
     bridge: Bridge,
-    migrated_postgres_url: str,
+    emptied_postgres_url: str,
 ) -> None:
     async with (
-        open_two(bridge, migrated_postgres_url) as (old, new),
-        open_postgres_pool(bridge, migrated_postgres_url) as pool,
+        open_two(bridge, emptied_postgres_url) as (old, new),
+        open_postgres_pool(bridge, emptied_postgres_url) as pool,
     ):
         await join(old)
         assert await old.acquire_or_renew(GATEWAY, 0) == 1
@@ -195,12 +195,12 @@ async def test_l13_an_epoch_that_was_taken_over_while_its_plan_waited_writes_not
 
 
 async def test_l15_a_term_that_is_prolonged_in_the_last_moment_is_not_taken(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     clock, taken = SettableClock(), []
     async with (
-        open_two(bridge, migrated_postgres_url, clock=clock) as (old, new),
-        open_postgres_pool(bridge, migrated_postgres_url) as pool,
+        open_two(bridge, emptied_postgres_url, clock=clock) as (old, new),
+        open_postgres_pool(bridge, emptied_postgres_url) as pool,
     ):
         assert await old.acquire_or_renew(GATEWAY, 10) == 1
         clock.seconds += 11
@@ -239,22 +239,22 @@ trio.run(main)
 
 
 async def test_a_gateway_that_is_stopped_while_it_decides_holds_nobody_up(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
-    command = [sys.executable, "-c", STOPPED, migrated_postgres_url]
+    command = [sys.executable, "-c", STOPPED, emptied_postgres_url]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as stopped:  # noqa: ASYNC220 - it is brief
         try:
             assert stopped.stdout is not None
             assert await trio.to_thread.run_sync(stopped.stdout.readline) == "deciding\n"
             with trio.fail_after(PATIENCE_SECONDS):
-                async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
+                async with open_postgres_registry(bridge, emptied_postgres_url) as registry:
                     assert await registry.put_model(spec())
         finally:
             stopped.kill()
 
 
 async def test_cancels_at_any_moment_leave_whole_writes_and_a_whole_pool(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     """The moments are shares of what a write takes at the time, so that there are many on any machine."""
     rng, size, cancelled, write_seconds = random.Random(7), 4, 0, 0.05
@@ -277,7 +277,7 @@ async def test_cancels_at_any_moment_leave_whole_writes_and_a_whole_pool(
             assert len(rows) in (0, 2)
 
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_postgres_registry(bridge, migrated_postgres_url, pool_size=size) as registry:
+        async with open_postgres_registry(bridge, emptied_postgres_url, pool_size=size) as registry:
             await join(registry)
             assert await registry.acquire_or_renew(GATEWAY, 600) == 1
             async with trio.open_nursery() as nursery:
@@ -310,10 +310,10 @@ END_WAITING = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_on(
-    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str, end: str
+    bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str, end: str
 ) -> None:
     with trio.fail_after(PATIENCE_SECONDS), capture_logs() as logs:
-        async with open_two(bridge, migrated_postgres_url) as (one, other), trio.open_nursery() as nursery:
+        async with open_two(bridge, emptied_postgres_url) as (one, other), trio.open_nursery() as nursery:
             await put(one, "m")
             await other.wait_newer(0)
             getattr(postgres_server, end)()
@@ -334,14 +334,14 @@ async def test_m3_without_a_server_methods_fail_and_afterwards_everything_goes_o
 
 
 async def test_m3_what_was_committed_while_the_listener_was_away_wakes_all_the_same(
-    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer
+    bridge: Bridge, emptied_postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     async with open_relay(postgres_server.port) as relay:
-        relayed = migrated_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
+        relayed = emptied_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
         with trio.fail_after(PATIENCE_SECONDS):
             async with (
-                open_postgres_registry(bridge, migrated_postgres_url) as writer,
-                open_postgres_registry(bridge, migrated_postgres_url, listen_url=relayed) as reader,
+                open_postgres_registry(bridge, emptied_postgres_url) as writer,
+                open_postgres_registry(bridge, emptied_postgres_url, listen_url=relayed) as reader,
             ):
                 await put(writer, "m")
                 await reader.wait_newer(0)
@@ -353,14 +353,14 @@ async def test_m3_what_was_committed_while_the_listener_was_away_wakes_all_the_s
 
 
 async def test_a_listener_notices_a_connection_that_is_dead_without_having_ended(
-    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, emptied_postgres_url: str, postgres_server: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_listener, "ASK_EVERY_SECONDS", 0.05)
     monkeypatch.setattr(postgres_listener, "ANSWER_SECONDS", 0.3)
     async with open_relay(postgres_server.port) as relay:
-        relayed = migrated_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
+        relayed = emptied_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
         with trio.fail_after(PATIENCE_SECONDS):
-            async with open_postgres_registry(bridge, migrated_postgres_url, listen_url=relayed) as registry:
+            async with open_postgres_registry(bridge, emptied_postgres_url, listen_url=relayed) as registry:
                 await until(lambda: relay.connections == 1)
                 relay.down.hold()
                 await until(lambda: relay.connections > 1)
@@ -370,12 +370,12 @@ async def test_a_listener_notices_a_connection_that_is_dead_without_having_ended
 
 
 async def test_a_connection_that_is_ended_in_a_transaction_costs_a_repetition(
-    bridge: Bridge, migrated_postgres_url: str
+    bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     with trio.fail_after(PATIENCE_SECONDS):
         async with (
-            open_postgres_registry(bridge, migrated_postgres_url) as registry,
-            open_postgres_pool(bridge, migrated_postgres_url) as pool,
+            open_postgres_registry(bridge, emptied_postgres_url) as registry,
+            open_postgres_pool(bridge, emptied_postgres_url) as pool,
         ):
             async with trio.open_nursery() as nursery, held_open(pool, Mode.CONTROL):
                 nursery.start_soon(put, registry, "m")
@@ -505,11 +505,11 @@ async def test_a_commit_that_is_not_answered_in_time_is_not_repeated(
 
 
 async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
-    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+    bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str
 ) -> None:
     bounds = Bounds(attempt_seconds=0.3, call_seconds=1.0)
     with trio.fail_after(PATIENCE_SECONDS):
-        async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
+        async with open_postgres_pool(bridge, emptied_postgres_url) as pool:
             await pool.transaction("ask", Mode.PLAIN, partial(ask_aio, "SELECT"))
             postgres_server.pause()
             with pytest.raises(RegistryError, match="no answer in time; is it overloaded"):
@@ -519,11 +519,11 @@ async def test_a_server_that_does_not_answer_is_an_error_within_the_bounds(
 
 
 async def test_a_connection_that_is_dead_without_having_ended_costs_a_repetition(
-    bridge: Bridge, migrated_postgres_url: str, postgres_server: PostgresServer
+    bridge: Bridge, emptied_postgres_url: str, postgres_server: PostgresServer
 ) -> None:
     bounds = Bounds(attempt_seconds=0.3)
     async with open_relay(postgres_server.port) as relay:
-        relayed = migrated_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
+        relayed = emptied_postgres_url.replace(f"127.0.0.1:{postgres_server.port}", relay.address)
         with trio.fail_after(PATIENCE_SECONDS):
             async with open_postgres_pool(bridge, relayed) as pool, trio.open_nursery() as nursery:
                 await pool.transaction("ask", Mode.PLAIN, partial(ask_aio, "SELECT"))
@@ -551,12 +551,12 @@ class Recorded(PostgresTransaction):
         return rows
 
 
-async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, migrated_postgres_url: str) -> None:
+async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, emptied_postgres_url: str) -> None:
     """Ours to the server and theirs to us, in each of the exchanges; an empty one is never sent at all."""
     one, other = PeerStateCache(GATEWAY), PeerStateCache(OTHER_GATEWAY)
     said = PeerState(GATEWAY, leases={REPLICA: 3})
 
-    async with open_postgres_pool(bridge, migrated_postgres_url) as pool:
+    async with open_postgres_pool(bridge, emptied_postgres_url) as pool:
 
         async def texts(conversation: PeerStateCache, peer_state: PeerState) -> list[object]:
             async def exchange_aio(transaction: PostgresTransaction) -> list[object]:
@@ -576,40 +576,40 @@ async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, mig
 
 
 async def test_a_bulletin_whose_row_was_removed_is_said_again_whole(
-    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+    bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str
 ) -> None:
     said = PeerState(GATEWAY, leases={REPLICA: 3})
-    async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
+    async with open_postgres_registry(bridge, emptied_postgres_url) as registry:
         await registry.sync_peers(said, 60)
-        postgres_server.ask(migrated_postgres_url, "DELETE FROM gateways")
+        postgres_server.ask(emptied_postgres_url, "DELETE FROM gateways")
         await registry.sync_peers(said, 60)
         peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 60)
     assert peer_states.peers == {GATEWAY: said}
 
 
 async def test_rows_of_gateways_that_are_long_dead_are_removed(
-    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str
+    bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str
 ) -> None:
     clock = SettableClock()
-    async with open_postgres_registry(bridge, migrated_postgres_url, clock=clock) as registry:
+    async with open_postgres_registry(bridge, emptied_postgres_url, clock=clock) as registry:
         await registry.sync_peers(PeerState(GATEWAY), 10)
         clock.seconds += SILENT_SECONDS_MAX
         await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
-        assert postgres_server.ask(migrated_postgres_url, "SELECT count(*) FROM gateways") == ["2"]
+        assert postgres_server.ask(emptied_postgres_url, "SELECT count(*) FROM gateways") == ["2"]
         clock.seconds += FORGET_DEAD_EVERY_SECONDS
         await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
-    assert postgres_server.ask(migrated_postgres_url, "SELECT id FROM gateways") == [OTHER_GATEWAY]
+    assert postgres_server.ask(emptied_postgres_url, "SELECT id FROM gateways") == [OTHER_GATEWAY]
 
 
 async def test_h11_the_clock_is_the_servers(
-    bridge: Bridge, postgres_server: PostgresServer, migrated_postgres_url: str, monkeypatch: pytest.MonkeyPatch
+    bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(time, "time", lambda: 120.0)
 
     def servers() -> float:
-        return float(postgres_server.ask(migrated_postgres_url, "SELECT extract(epoch FROM clock_timestamp())")[0])
+        return float(postgres_server.ask(emptied_postgres_url, "SELECT extract(epoch FROM clock_timestamp())")[0])
 
-    async with open_postgres_registry(bridge, migrated_postgres_url) as registry:
+    async with open_postgres_registry(bridge, emptied_postgres_url) as registry:
         before = servers()
         now = await registry.now()
         peer_states = await registry.sync_peers(PeerState(GATEWAY), 10)
@@ -617,8 +617,8 @@ async def test_h11_the_clock_is_the_servers(
         assert now <= peer_states.now <= servers()
 
 
-async def test_a_row_that_is_as_it_was_is_not_parsed_again(bridge: Bridge, migrated_postgres_url: str) -> None:
-    async with open_two(bridge, migrated_postgres_url) as (one, other):
+async def test_a_row_that_is_as_it_was_is_not_parsed_again(bridge: Bridge, emptied_postgres_url: str) -> None:
+    async with open_two(bridge, emptied_postgres_url) as (one, other):
         await join(one)
         await one.declare_models([spec(), spec("other")])
         before = await one.read_state()

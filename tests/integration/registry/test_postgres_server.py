@@ -1,6 +1,7 @@
 """The tests' PostgreSQL server does to itself what fault tests ask of it."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.fakes.postgres_server import PostgresServer
+from tests.fakes.postgres_server import EMPTY, PostgresServer
 from tests.integration.harness import WAIT_SECONDS
 
+ADD_EVENT = "INSERT INTO events (at, kind, subject, detail) VALUES (0, 'k', 's', 'd')"
 OWNER = """
 import sys
 from tests.fakes.postgres_server import open_postgres_server
@@ -62,3 +64,20 @@ def test_the_server_and_its_folder_end_with_a_killed_owner() -> None:
     while Path(folder).parent.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_an_emptied_registry_has_the_rows_that_the_migration_left(
+    postgres_server: PostgresServer, migrated_postgres_url: str
+) -> None:
+    def rows() -> dict[str, list[str]]:
+        return {table: postgres_server.ask(migrated_postgres_url, f"TABLE {table}") for table in tables}
+
+    tables = postgres_server.ask(migrated_postgres_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    before = rows()
+    postgres_server.ask(migrated_postgres_url, f"{ADD_EVENT}; UPDATE state_version SET version = 3")
+    assert rows() != before
+    postgres_server.empty(migrated_postgres_url)
+    assert rows() == before
+    assert [table for table in tables if not re.search(rf"\b{table}\b", EMPTY)] == ["schema_version"]
+    postgres_server.ask(migrated_postgres_url, ADD_EVENT)
+    assert postgres_server.ask(migrated_postgres_url, "SELECT id FROM events") == ["1"]
