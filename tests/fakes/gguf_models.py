@@ -213,7 +213,7 @@ TIED: Final = frozenset({"gemma2", "gemma3", "lfm2", "mamba"})
 NORMED_HEADS: Final = frozenset({"gemma3", "qwen3moe", "lfm2"})
 CASES: Final[Mapping[str, Shape]] = {
     "plain": Shape(),
-    "grouped": Shape(heads=16, kv_heads=4, embedding=1024, feed_forward=4096, vocabulary=32_000),
+    "grouped": Shape(heads=16, kv_heads=4, embedding=1024, feed_forward=4096, vocabulary=32_000, layers=3),
     "one kv head": Shape(kv_heads=1),
     "wide words": Shape(embedding=256, heads=4, kv_heads=2, layers=4, feed_forward=1024, vocabulary=128_000),
     "q8_0": Shape(weights="Q8_0", heads=16, kv_heads=4, embedding=1024, feed_forward=4096),
@@ -222,7 +222,7 @@ CASES: Final[Mapping[str, Shape]] = {
     "layers differ": Shape(architecture="deci", kv_heads=(8, 2, 4, 8, 1, 2, 8, 8)),
     "gemma2": Shape(architecture="gemma2", heads=8, kv_heads=4, window=1024),
     "gemma3": Shape(architecture="gemma3", layers=13, heads=8, kv_heads=4, window=512),
-    "gpt-oss": Shape(architecture="gpt-oss", heads=16, kv_heads=4, window=128, experts=8, experts_used=4),
+    "gpt-oss": Shape(architecture="gpt-oss", layers=4, heads=16, kv_heads=4, window=128, experts=8, experts_used=4),
     "experts": Shape(
         architecture="qwen3moe", heads=16, kv_heads=4, experts=16, experts_used=4, feed_forward=512, weights="Q8_0"
     ),
