@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
-JOBS   ?= 2
+JOBS   ?= 4
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 
+# JOBS: much of the time of a test is waiting, so there are more processes than a small machine has processors.
 # Tests start many processes: the code that they share is compiled once, also where the environment says otherwise.
 export PYTHONDONTWRITEBYTECODE :=
 

@@ -24,10 +24,11 @@ from gateway.bridge import open_bridge
 from gateway.registry.postgres.pool import open_postgres_pool
 from gateway.registry.postgres.schema import migrate
 from tests.fakes.postgres_server import PostgresServer, open_postgres_server
+from tests.order import pytest_collection_modifyitems
 from tests.process_logs import pytest_runtest_makereport
 from tests.programs import need_marked_programs, pytest_terminal_summary
 
-__all__ = ["pytest_runtest_makereport", "pytest_terminal_summary"]
+__all__ = ["pytest_collection_modifyitems", "pytest_runtest_makereport", "pytest_terminal_summary"]
 
 TEST_SECONDS_MAX: Final = float(os.environ.get("TEST_SECONDS_MAX", "900"))
 """Of one test, of what prepares it, and of what follows it: far above what any takes beside a busy neighbour."""

@@ -21,10 +21,11 @@ from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import DesiredReplica, DesiredSet, FromWorker, Report, ToWorker
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.session import WorkerSession
+from tests.amounts import seeds_to_run
 from tests.fakes.worker_harness import HEARTBEAT_SECONDS, desired_replica, nothing_known, settings_in
 from tests.fakes.worker_parts import FakeControl, FakeProcess, FakeSpawn
 
-SEEDS: Final = 40
+SEEDS: Final = seeds_to_run(40, quick=16)
 STEPS: Final = 60
 IDS: Final = 6
 """Replica ids that a set draws from; used up ids are replaced, as the planner does."""
@@ -206,7 +207,7 @@ def replica_of(process: FakeProcess) -> str:
     return process.env["LOCALAI_GRPC_AUTH_TOKEN"].removeprefix("token-of-")
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
+@pytest.mark.parametrize("seed", SEEDS)
 def test_w12_h10_a_worker_ends_up_with_what_the_last_set_wants(seed: int) -> None:
     with capture_logs():
         trio.run(live, seed, clock=MockClock(autojump_threshold=0))

@@ -11,12 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.amounts import seeds_to_run
 from tests.simulation.faults import LAST_CALLER
 from tests.simulation.fleet import Fleet, open_fleet
 from tests.simulation.fleet_faults import FleetEvents
 from tests.simulation.fleet_invariants import FleetWatch
 from tests.simulation.installation import MODELS
-from tests.simulation.seeds import seeds_to_run
 from tests.simulation.test_simulation import SETTLE_SECONDS
 from tests.simulation.world import Violation, World, run_seeded, step
 
@@ -24,7 +24,7 @@ EVENTS: Final = 250
 LAST_SECONDS: Final = 60.0
 """For the last requests, when nothing is wrong any more."""
 CUT_OFF: Final = "peers.cut_off"
-SEEDS: Final = seeds_to_run("SEEDS", 8, quick=5)
+SEEDS: Final = seeds_to_run(8, quick=3)
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:

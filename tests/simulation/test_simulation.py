@@ -7,16 +7,16 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tests.amounts import seeds_to_run
 from tests.simulation.faults import LAST_CALLER, Events
 from tests.simulation.installation import MODELS, Installation, open_installation
 from tests.simulation.invariants import Watch
-from tests.simulation.seeds import seeds_to_run
 from tests.simulation.world import Violation, World, run_seeded, step
 
 EVENTS: Final = 300
 SETTLE_SECONDS: Final = 400.0
 """After the last event: longer than the longest pause after a failed load, and than anybody waits for anything."""
-SEEDS: Final = seeds_to_run("SEEDS", 30, quick=16)
+SEEDS: Final = seeds_to_run(30, quick=8)
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:

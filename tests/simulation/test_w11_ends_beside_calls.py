@@ -1,11 +1,10 @@
 """W11: one gateway lets replicas go, because nobody uses them or for another model, while others route to them.
 
-Requests come at the moments around each decision, through any gateway; none of them is cut. Here some hundred ends:
+Requests come at the moments around each decision, through any gateway; none of them is cut. As many ends as one likes:
 
     W11_ENDS=1000 pytest tests/simulation/test_w11_ends_beside_calls.py
 """
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -13,11 +12,13 @@ from math import inf
 from pathlib import Path
 from typing import Final
 
+import pytest
 import trio
 
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.model_spec import ModelSpec
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
+from tests.amounts import amounts_to_run
 from tests.simulation.backend import Mood
 from tests.simulation.clients import Request
 from tests.simulation.fleet import FLEET_CONFIG, Fleet, open_fleet
@@ -26,7 +27,7 @@ from tests.simulation.machine import FOREIGN, OURS
 from tests.simulation.world import World, run_seeded
 
 GATEWAYS: Final = 2
-ENDS: Final = int(os.environ.get("W11_ENDS", "150"))
+ENDS: Final = amounts_to_run(150, quick=50, variable="W11_ENDS")
 """Replicas that are let go because nobody uses them. Evictions take longer, and are fewer."""
 SCALE_DOWN_SECONDS: Final = 1.0
 SPARE: Final = tuple(
@@ -115,15 +116,17 @@ def _run(folder: Path, specs: Sequence[ModelSpec], config: str, pause: Callable[
     run_seeded(world, main)
 
 
-def test_w11_no_request_is_cut_when_replicas_are_scaled_down_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ends", ENDS)
+def test_w11_no_request_is_cut_when_replicas_are_scaled_down_beside_it(tmp_path: Path, ends: int) -> None:
     _run(
         tmp_path,
         SPARE,
         FLEET_CONFIG + f'[reconciler]\nscale_down_delay = "{SCALE_DOWN_SECONDS:g}s"\n',
         lambda world: SCALE_DOWN_SECONDS + world.random.uniform(-0.3, 1.5),
-        ENDS,
+        ends,
     )
 
 
-def test_w11_no_request_is_cut_when_replicas_are_evicted_beside_it(tmp_path: Path) -> None:
-    _run(tmp_path, RIVALS, FLEET_CONFIG, lambda world: world.random.uniform(1.0, MIN_RESIDENCE_SECONDS), ENDS // 5)
+@pytest.mark.parametrize("ends", ENDS)
+def test_w11_no_request_is_cut_when_replicas_are_evicted_beside_it(tmp_path: Path, ends: int) -> None:
+    _run(tmp_path, RIVALS, FLEET_CONFIG, lambda world: world.random.uniform(1.0, MIN_RESIDENCE_SECONDS), ends // 5)

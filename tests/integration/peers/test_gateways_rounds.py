@@ -3,7 +3,6 @@
 A round is a replica that was ready and is drained. TEST_ROUNDS=1000 in the environment makes it a thousand.
 """
 
-import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from typing import Final
 import httpx
 import pytest
 
+from tests.amounts import amounts_to_run
 from tests.fakes.postgres_server import PostgresServer
 from tests.integration.gateways import (
     Gateways,
@@ -28,9 +28,7 @@ from tests.integration.gateways import (
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, wait_for
 from tests.integration.steady_load import SteadyLoad, sampled
 
-ROUNDS: Final = (
-    [int(os.environ["TEST_ROUNDS"])] if "TEST_ROUNDS" in os.environ else [15, pytest.param(40, marks=pytest.mark.slow)]
-)
+ROUNDS: Final = amounts_to_run(40, quick=15, variable="TEST_ROUNDS")
 ROUND_SECONDS_MAX: Final = 12.0
 """Far above what one takes beside a busy neighbour."""
 WORKERS: Final = {"one": "ab", "two": "ba"}

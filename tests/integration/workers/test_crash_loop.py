@@ -27,6 +27,7 @@ from gateway.worker.process.command import BackendProgram
 from gateway.worker.process.output import OutputLog
 from gateway.worker.process.spawn import spawn_process
 from gateway.worker.replica import ReplicaTask
+from tests.amounts import amounts_to_run
 from tests.fakes.own_processes import own_children
 from tests.fakes.worker_harness import WorkerHarness, desired_replica, open_worker, settings_in
 from tests.integration.harness import events_in, loads_allowed, running_gateway, scripted_config, together
@@ -161,7 +162,7 @@ class CrashLoop:
 
 
 @linux_only
-@pytest.mark.parametrize("crashes", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("crashes", amounts_to_run(1000, quick=100, variable="CRASHES"))
 async def test_h6_crashes_hold_nothing(tmp_path: Path, crashes: int) -> None:
     (tmp_path / "locks").mkdir()
     program = BackendProgram((sys.executable, "-I", "-S", "-c", SHORT_LIVED))

@@ -4,13 +4,14 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 import trio
 
+from tests.amounts import amounts_to_run
 from tests.integration.fleet import Fleet, fleet_config, running_fleet
 from tests.integration.harness import WAIT_SECONDS
 
 MODELS = 10
-REQUESTS = 1_000
 SCRIPTED = "\n".join(
     f"""
 [[models]]
@@ -23,7 +24,7 @@ context_size = 1024
 )
 
 
-async def ask_all(fleet: Fleet) -> Counter[int]:
+async def ask_all(fleet: Fleet, requests: int) -> Counter[int]:
     """All requests at once, in turn for each of the models."""
     statuses: Counter[int] = Counter()
     limits = httpx.Limits(max_connections=None)
@@ -34,14 +35,15 @@ async def ask_all(fleet: Fleet) -> Counter[int]:
             statuses[(await client.post("/v1/chat/completions", json=body)).status_code] += 1
 
         async with trio.open_nursery() as nursery:
-            for number in range(REQUESTS):
+            for number in range(requests):
                 nursery.start_soon(ask, number)
     return statuses
 
 
-def test_l14_a_thousand_first_requests_for_ten_models_on_three_workers_are_ten_loads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("requests", amounts_to_run(1000, quick=200, variable="FIRST_REQUESTS"))
+def test_l14_first_requests_for_ten_models_on_three_workers_are_ten_loads(tmp_path: Path, requests: int) -> None:
     with running_fleet(tmp_path, fleet_config(SCRIPTED), "one", "two", "three") as fleet:
-        assert trio.run(ask_all, fleet) == {200: REQUESTS}
+        assert trio.run(ask_all, fleet, requests) == {200: requests}
         events = httpx.get(f"{fleet.gateway.url}/api/events?limit=1000", timeout=WAIT_SECONDS).json()["events"]
         assert sum(event["kind"] == "replica.placed" for event in events) == MODELS
         assert fleet.gateway.metric_sum("gateway_loads_total") == MODELS
