@@ -17,6 +17,8 @@ from gateway.registry.embedded.memory import open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
 from tests.fakes.worker_parts import FakeSpawn
 
+PATIENCE_SECONDS = 120.0
+"""Far above what any answer takes beside a busy neighbour."""
 CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
 
 
@@ -58,7 +60,7 @@ async def open_installation(folder: Path, toml: str = "") -> AsyncIterator[Insta
     )
     async with opened as gateway, open_in_memory(gateway.shared.bridge, service) as channel:
         channels.append(channel)
-        async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
+        async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_SECONDS) as client:
             yield Installation(gateway, client, spawn, service)
 
 
