@@ -1,7 +1,6 @@
 """The types of single configuration values: the form of each, and the sentence that a user reads if a value is
 wrong."""
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +23,7 @@ from gateway.config.units import (
     parse_size,
 )
 from gateway.domain.artifact import find_fault
+from gateway.domain.host_port import parse_ip
 
 INT32_MAX: Final = 2**31 - 1
 """The largest number that reaches a backend: numbers are int32 on the wire (backend-protocol.md)."""
@@ -40,31 +40,16 @@ _VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 
 
 def _check_host(host: str) -> str:
-    if not _is_ip_address(host) and not _HOST_NAME.fullmatch(host):
+    if parse_ip(host) is None and not _HOST_NAME.fullmatch(host):
         raise ValueError(f'expected a host name or an IP address such as "127.0.0.1" or "::1", got {describe(host)}')
     return host
 
 
 def _check_reachable(host: str) -> str:
-    if _is_ip_address(_check_host(host)) and ipaddress.ip_address(host).is_unspecified:
+    ip = parse_ip(_check_host(host))
+    if ip is not None and ip.is_unspecified:
         raise ValueError(f"expected an address that other machines can reach, got {describe(host)}")
     return host
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether only this machine can reach `host`. It is False for names other than localhost, which may resolve
-    to anything."""
-    if _is_ip_address(host):
-        return ipaddress.ip_address(host).is_loopback
-    return host.lower().rstrip(".") == "localhost"
 
 
 def check_name(name: str) -> str:

@@ -41,11 +41,11 @@ from gateway.config.fields import (
     Size,
     VariablePattern,
     Variables,
-    is_loopback,
     nothing,
 )
 from gateway.config.units import PORT_MAX, PortRange
 from gateway.domain.builtin_backends import LLAMA_CPP
+from gateway.domain.host_port import is_loopback
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 

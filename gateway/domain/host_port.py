@@ -1,4 +1,4 @@
-"""The form of a backend process's address, and the hosts that nobody may claim. Pure."""
+"""The form of a backend process's address, and which hosts are the machine itself or can be nobody's. Pure."""
 
 import ipaddress
 import re
@@ -24,9 +24,19 @@ def split_address(address: str) -> tuple[str, int]:
     return check_host(bare), int(port)
 
 
+def parse_ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """Returns the IP address, or None for a name. An IPv4 address inside an IPv6 one is returned as IPv4, because it
+    leads there."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip
+
+
 def check_host(host: str) -> str:
     """Returns the host if it is a name, or an IP address that a machine can have. Raises `ValueError` otherwise."""
-    ip = _ip(host)
+    ip = parse_ip(host)
     if ip is None and (len(host) > HOST_CHARACTERS_MAX or not _NAME.fullmatch(host)):
         raise ValueError(f"expected a host name or an IP address, got {shown(host)}")
     if ip is not None and (ip.is_unspecified or ip.is_multicast or ip.is_link_local):
@@ -35,9 +45,18 @@ def check_host(host: str) -> str:
 
 
 def is_loopback(host: str) -> bool:
-    """Returns whether `host` names the machine itself."""
-    ip = _ip(host)
-    return host.lower().rstrip(".") == "localhost" if ip is None else ip.is_loopback
+    """Returns whether `host` names the machine itself: a loopback address, or `localhost`.
+
+    Any other name may be resolved to anything. Use `is_loopback_address` where the name is going to be resolved by
+    somebody whose answer is not trusted.
+    """
+    return is_loopback_address(host) or host.lower().rstrip(".") == "localhost"
+
+
+def is_loopback_address(host: str) -> bool:
+    """Returns whether `host` is a loopback address. Returns False for every name, `localhost` included."""
+    ip = parse_ip(host)
+    return ip is not None and ip.is_loopback
 
 
 def is_same_host(one: str, other: str) -> bool:
@@ -51,15 +70,5 @@ def shown(text: str) -> str:
 
 
 def _normal(host: str) -> str:
-    ip = _ip(host)
+    ip = parse_ip(host)
     return host.lower().rstrip(".") if ip is None else str(ip)
-
-
-def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Returns the IP address, or None for a name. An IPv4 address inside an IPv6 one is returned as IPv4, because it
-    leads there."""
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    return (ip.ipv4_mapped or ip) if isinstance(ip, ipaddress.IPv6Address) else ip

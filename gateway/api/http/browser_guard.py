@@ -5,19 +5,19 @@ has to be a loopback name (a rebound DNS name is not), and an `Origin` has to be
 be JSON: a page can send a form across origins, but not `application/json` without asking first.
 """
 
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from gateway.domain.errors import Forbidden, UnsupportedMediaType
+from gateway.domain.host_port import is_loopback
 
 
 def check_local_request(host: str | None, origin: str | None) -> None:
     """Raises `Forbidden` unless both name this machine. A client without an `Origin` is no browser."""
-    if host is None or not is_loopback_name(host_name(host)):
+    if host is None or not is_loopback(host_name(host)):
         raise Forbidden(
             "A gateway without API keys answers only to a loopback Host, such as localhost.", code="bad_host"
         )
-    if origin is not None and not is_loopback_name(_host_of(origin)):
+    if origin is not None and not is_loopback(_host_of(origin)):
         raise Forbidden(
             "A gateway without API keys takes no requests from web pages of other origins.", code="bad_origin"
         )
@@ -35,16 +35,6 @@ def host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
-
-
-def is_loopback_name(name: str) -> bool:
-    """Returns whether `name` is `localhost` or a loopback address, with or without brackets."""
-    if name.lower().rstrip(".") == "localhost":
-        return True
-    try:
-        return ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_of(origin: str) -> str:

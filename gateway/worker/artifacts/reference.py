@@ -1,6 +1,5 @@
 """Parses the reference of an artifact, before anything is fetched. Pure."""
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from typing import Final, TypeAlias
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from gateway.domain.artifact import hub_fault, shown, url_fault
+from gateway.domain.host_port import is_loopback_address
 
 HUB_URL: Final = "https://huggingface.co"
 REVISION: Final = "main"
@@ -95,15 +95,7 @@ def _checked(url: str, *, plain_loopback: bool) -> str:
         raise ArtifactError(f"{shown(url)} {fault}")
     parts = urlsplit(url)
     if parts.scheme != "https" and not (
-        plain_loopback and parts.scheme == "http" and is_loopback(parts.hostname or "")
+        plain_loopback and parts.scheme == "http" and is_loopback_address(parts.hostname or "")
     ):
         raise ArtifactError(f"{shown(url)} is not fetched: only https:// is")
     return urlunsplit(parts._replace(fragment=""))
-
-
-def is_loopback(host: str) -> bool:
-    """Returns whether `host` is a loopback address. A name never counts, because it may lead anywhere."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

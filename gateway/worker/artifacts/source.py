@@ -14,9 +14,10 @@ import httpx
 import trio
 
 from gateway.domain.artifact import shown
+from gateway.domain.host_port import is_loopback_address
 from gateway.domain.model_spec import NOTHING
 from gateway.domain.special_addresses import is_metadata, is_public
-from gateway.worker.artifacts.reference import ArtifactError, is_loopback
+from gateway.worker.artifacts.reference import ArtifactError
 
 GATEWAY_PATH: Final = "/api/artifacts/"
 """Below it a gateway serves the files that only it has, by their hash."""
@@ -75,7 +76,7 @@ async def address_for(source: Source, url: httpx.URL, resolve: Resolve, turn: in
     """
     if source.is_trusted and origin_of(url) == origin_of(httpx.URL(source.url)):
         return None
-    plain_is_fine = source.plain_loopback and url.scheme == "http" and is_loopback(url.host)
+    plain_is_fine = source.plain_loopback and url.scheme == "http" and is_loopback_address(url.host)
     if url.scheme != "https" and not plain_is_fine:
         raise ArtifactError(f"{shown(source.url)} redirects to {shown(str(url))}: only https:// is fetched")
     if not source.public_only:
