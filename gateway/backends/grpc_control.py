@@ -25,8 +25,6 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
-HEALTHY: Final = b"OK"
-
 
 class GrpcBackendControl:
     """`BackendControl` over real connections."""
@@ -45,8 +43,8 @@ class GrpcBackendControl:
             reply = await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
         except _FAILURES as error:
             raise BackendNotReady(_describe(error)) from error
-        if reply.message != HEALTHY:
-            raise BackendNotReady(f"Health answered {reply.message[:100]!r} instead of {HEALTHY!r}")
+        if reply.message != names.HEALTHY:
+            raise BackendNotReady(f"Health answered {reply.message[:100]!r} instead of {names.HEALTHY!r}")
 
     async def load_model(self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float) -> None:
         """Calls LoadModel. Raises `LoadFailed` if it does not succeed within `timeout_seconds`."""

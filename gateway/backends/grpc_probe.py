@@ -29,8 +29,6 @@ NO_WAY_THERE: Final = frozenset(
 )
 """The errors of the network if it cannot reach the machine. They say nothing about the replica."""
 
-HEALTHY: Final = b"OK"
-"""What Health answers, and nothing else (backend-protocol.md B3)."""
 TOO_BUSY: Final = frozenset({Status.RESOURCE_EXHAUSTED, Status.DEADLINE_EXCEEDED})
 """How Health is answered by a server whose threads all work on calls. Any other error is no answer of a healthy
 backend: a proxy whose backend is gone says UNAVAILABLE, and who does not know our token UNAUTHENTICATED."""
@@ -112,7 +110,7 @@ async def _read_answer_aio(stream: Stream[Any, pb.Reply]) -> None:
         raise _NotOurs(error.message) from error
     except (DecodeError, NotImplementedError, AssertionError) as error:
         raise _NotOurs(str(error)) from error
-    if reply is None or reply.message != HEALTHY:
+    if reply is None or reply.message != names.HEALTHY:
         raise _NotOurs("Health was not answered as it is")
 
 

@@ -1,4 +1,5 @@
-"""The names of the gRPC metadata that our own backends and the gateway exchange besides the messages.
+"""The words that our own backends and the gateway exchange besides the fields of the messages: the names of the gRPC
+metadata, and fixed texts.
 
 Foreign backends send none of the trailers. Each is an addition and never required.
 """
@@ -42,6 +43,8 @@ templates use the same name."""
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (backend-protocol.md B3)."""
 
+HEALTHY: Final = b"OK"
+"""The message of a healthy backend's answer to Health, and nothing else (backend-protocol.md B3)."""
 IDENTITY_MISMATCH: Final = "model identity mismatch"
 """Text of a NOT_FOUND that says "another model is loaded here" (H5)."""
 NOT_LOADED: Final = "model not loaded"

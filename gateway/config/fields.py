@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, Sec
 
 from gateway.config.units import (
     INTEGER_MAX,
-    PORT_MAX,
     Percent,
     PortRange,
     describe,
@@ -23,10 +22,10 @@ from gateway.config.units import (
     parse_size,
 )
 from gateway.domain.artifact import find_fault
-from gateway.domain.host_port import parse_ip
+from gateway.domain.host_port import PORT_MAX, parse_ip
+from gateway.domain.inference import INT32_MAX
+from gateway.domain.texts import is_visible_ascii
 
-INT32_MAX: Final = 2**31 - 1
-"""The largest number that reaches a backend: numbers are int32 on the wire (backend-protocol.md)."""
 BODY_BYTES_MAX: Final = 48 * 1024 * 1024
 """The upper limit of `server.max_body`: with its envelope, a body has to fit into one gRPC message of 50 MiB."""
 NAME_CHARACTERS_MAX: Final = 128
@@ -36,7 +35,6 @@ _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _VARIABLE_PATTERN: Final = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
-_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 
 
 def _check_host(host: str) -> str:
@@ -78,7 +76,7 @@ def _check_sha256(digest: str) -> str:
 
 
 def _check_secret(secret: SecretStr) -> SecretStr:
-    if not _VISIBLE_ASCII.fullmatch(secret.get_secret_value()):
+    if not is_visible_ascii(secret.get_secret_value()):
         raise ValueError("expected a secret of visible ASCII characters without spaces, not empty")
     return secret
 

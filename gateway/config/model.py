@@ -43,9 +43,9 @@ from gateway.config.fields import (
     Variables,
     nothing,
 )
-from gateway.config.units import PORT_MAX, PortRange
+from gateway.config.units import PortRange
 from gateway.domain.builtin_backends import LLAMA_CPP
-from gateway.domain.host_port import is_loopback
+from gateway.domain.host_port import PORT_MAX, is_loopback
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
 

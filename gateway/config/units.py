@@ -10,6 +10,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Final
 
+from gateway.domain.host_port import PORT_MAX
 from gateway.domain.resources import VramBudget
 
 DURATION_SECONDS_MAX: Final = 365 * 24 * 3600.0
@@ -17,7 +18,6 @@ DURATION_SECONDS_MAX: Final = 365 * 24 * 3600.0
 SIZE_BYTES_MAX: Final = 2**63 - 1
 INTEGER_MAX: Final = 2**63 - 1
 """TOML integers have 64 bits; Python's reader takes larger ones, we don't."""
-PORT_MAX: Final = 65535
 SHOWN_CHARACTERS: Final = 60
 
 _SECONDS: Final = MappingProxyType({"ms": Fraction(1, 1000), "s": Fraction(1), "m": Fraction(60), "h": Fraction(3600)})

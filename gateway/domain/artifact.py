@@ -5,11 +5,10 @@ import re
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+from gateway.domain.host_port import HOST_CHARACTERS_MAX
 from gateway.domain.texts import quoted
 
 ARTIFACT_CHARACTERS_MAX: Final = 8192
-HOST_CHARACTERS_MAX: Final = 253
-"""The largest length of a name in the DNS (RFC 1035, 2.3.4)."""
 MASK: Final = "***"
 """The text in place of a secret."""
 FORMS: Final = '"builtin:NAME", "file:PATH", "hf://OWNER/REPOSITORY/FILE" or "https://HOST/PATH"'

@@ -1,7 +1,12 @@
-"""What an exception comes from, and the words for it: httpx on Trio has none of its own for what TLS found. Pure."""
+"""Why a call failed: what an exception comes from, the words for it (httpx on Trio has none of its own for what TLS
+found), and whether an HTTP status passes. Pure."""
 
 import ssl
 from collections.abc import Iterator
+from typing import Final
+
+_TEMPORARY: Final = frozenset({408, 425, 429})
+"""The statuses below 500 after which the same request may succeed later (RFC 9110, RFC 8470, RFC 6585)."""
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -23,6 +28,11 @@ def cause_words(error: BaseException, *, trust_hint: str = "") -> str:
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not to be trusted: {cause.verify_message}{trust_hint}"
     return next((words for cause in causes if (words := str(cause))), type(error).__name__)
+
+
+def may_answer_later(status: int) -> bool:
+    """Returns whether the server may answer the same request later, by the HTTP status of its error."""
+    return status in _TEMPORARY or status >= 500
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -6,7 +6,7 @@ from typing import Final
 
 PORT_MAX: Final = 65535
 HOST_CHARACTERS_MAX: Final = 253
-"""The largest length of a name in the domain name system (RFC 1035)."""
+"""The largest length of a name in the DNS (RFC 1035, 2.3.4)."""
 
 _PORT: Final = re.compile(r"[1-9][0-9]{0,4}")
 _NAME: Final = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")

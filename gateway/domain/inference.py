@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 from gateway.domain.ids import ModelName, RequestId
 
+INT32_MAX: Final = 2**31 - 1
+"""The largest integer of a message to a backend or a worker, for token ids and counts, too (backend-protocol.md)."""
 ANYBODY: Final = "anonymous"
 
 

@@ -1,9 +1,16 @@
 """Prepares untrusted texts for a log line or an error: limited, and on one line. Pure."""
 
+import re
 from typing import Final
 
 QUOTED_CHARACTERS_MAX: Final = 200
 """The length at which a path, a name or an id is cut. A request's head may have tens of thousands of characters."""
+_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
+
+
+def is_visible_ascii(text: str) -> bool:
+    """Returns whether the text may be a secret in a header: characters of ASCII that one sees, at least one of them."""
+    return _VISIBLE_ASCII.fullmatch(text) is not None
 
 
 def quoted(text: str, characters_max: int = QUOTED_CHARACTERS_MAX) -> str:

@@ -9,9 +9,8 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Requirement
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.estimate import estimate_other, requirement_of
-from gateway.gguf.header import Header, read_header
+from gateway.gguf.header import MAGIC, Header, read_header
 
-MAGIC: Final = b"GGUF"
 SPLIT: Final = re.compile(r"(.+)-00001-of-([0-9]{5})\.gguf")
 PARTS_MAX: Final = 1000
 

@@ -17,6 +17,7 @@ from gateway.gguf.reader import NAME_BYTES_MAX, Readable, Reader, Scalar
 from gateway.gguf.tensors import BLOCK_OF, TENSOR_TYPES, Tensor, Weights, check_layout, weights_of
 
 MAGIC: Final = b"GGUF"
+"""The first bytes of every GGUF file."""
 VERSIONS: Final = (2, 3)
 STRING: Final = 8
 ARRAY: Final = 9

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from gateway.domain.ids import Address, BootId, ModelName, NodeId, ReplicaId
+from gateway.domain.inference import INT32_MAX
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Capacity, Gpu, VramBudget
@@ -75,7 +76,7 @@ def read_hello(message: pb.FromWorker) -> Hello | None:
         name=bounds.word(hello.name),
         boot_id=BootId(bounds.identifier(hello, "boot_id")),
         labels=bounds.mapping(bounds.at_most(hello, "labels", bounds.LABELS_MAX)),
-        max_replicas_per_model=bounds.whole(hello, "max_replicas_per_model", 1, bounds.INT32_MAX, 1),
+        max_replicas_per_model=bounds.whole(hello, "max_replicas_per_model", 1, INT32_MAX, 1),
         capacity=_capacity(hello.capacity),
         vram_budget=VramBudget(
             bounds.whole(hello.vram_budget, "amount", 0, bounds.BYTES_MAX), bounds.share(hello.vram_budget, "share")
@@ -160,9 +161,9 @@ def _possible_report(message: pb.Report, replica_id: ReplicaId, observed: Observ
         replica_id=replica_id,
         observed=observed,
         address=None if address is None else Address(address),
-        pid=bounds.whole(message, "pid", 0, bounds.INT32_MAX),
+        pid=bounds.whole(message, "pid", 0, INT32_MAX),
         parallel=bounds.whole(message, "parallel", 1, bounds.PARALLEL_MAX),
-        exit_code=bounds.whole(message, "exit_code", -bounds.INT32_MAX, bounds.INT32_MAX),
+        exit_code=bounds.whole(message, "exit_code", -INT32_MAX, INT32_MAX),
         error=None if error is None else bounds.error(error),
         done_bytes=bounds.whole(message, "done_bytes", 0, bounds.BYTES_MAX),
         total_bytes=bounds.whole(message, "total_bytes", 0, bounds.BYTES_MAX),

@@ -1,6 +1,5 @@
 """Registers a worker: one HTTP call with the join token returns its credential and the address for its sessions."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from types import MappingProxyType
@@ -10,8 +9,9 @@ import httpx
 import trio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gateway.domain.causes import cause_words
+from gateway.domain.causes import cause_words, may_answer_later
 from gateway.domain.ids import BootId, GatewayId, NodeId
+from gateway.domain.texts import is_visible_ascii
 
 PATH: Final = "/api/node/register"
 REGISTER_SECONDS: Final = 15.0
@@ -21,8 +21,6 @@ TRUST_HINT: Final = "; worker.tls_ca names those that are"
 WORDS_CHARACTERS_MAX: Final = 500
 """The length at which an error message of a gateway is cut before it is passed on."""
 
-_TRY_AGAIN: Final = frozenset({408, 425, 429})
-_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 _WHAT_TO_DO: Final[Mapping[str | int, str]] = MappingProxyType(
     {
         "invalid_node_credential": "remove what this worker keeps of its last start, and it joins as a new node",
@@ -83,7 +81,7 @@ class RegistrationAnswer(BaseModel):
 async def register(http: httpx.AsyncClient, url: str, token: str, request: RegistrationRequest) -> RegistrationAnswer:
     """Registers at one gateway and returns its answer. Raises `JoinRefused`, `JoinFailed`; neither ever shows the
     token."""
-    if not _VISIBLE_ASCII.fullmatch(token):
+    if not is_visible_ascii(token):
         raise JoinRefused("the join token is empty or holds characters that no token has; check it")
     try:
         with trio.fail_after(REGISTER_SECONDS):
@@ -119,7 +117,7 @@ def _read_answer(url: str, status: int, body: bytes) -> RegistrationAnswer:
         except ValidationError as error:
             raise JoinFailed(f"what answered at {url} is no gateway, or another version: {_fields(error)}") from error
     message, code = _read_error(body)
-    if 400 <= status < 500 and status not in _TRY_AGAIN:
+    if 400 <= status < 500 and not may_answer_later(status):
         todo = _WHAT_TO_DO.get(code or status) or _WHAT_TO_DO.get(status, "check the worker's configuration")
         raise JoinRefused(f"{url} refused the registration ({status}): {message}; {todo}", code=code)
     raise JoinFailed(f"{url} can't register workers now ({status}): {message}")

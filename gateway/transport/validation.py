@@ -14,7 +14,6 @@ from typing import Any, Final
 from gateway.domain.host_port import shown
 from gateway.transport.errors import MessageRefused
 
-INT32_MAX: Final = 2**31 - 1
 BYTES_MAX: Final = 2**63 - 1
 """The largest size of a disk or of main memory. Network file systems report sizes close to it."""
 VRAM_BYTES_MAX: Final = 2**50

@@ -7,8 +7,9 @@ from typing import Annotated, Final, TypeVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from gateway.api.http.json_body import INVALID_VALUE, validation_error, wrong_type, wrong_value
-from gateway.config.fields import INT32_MAX, check_name
+from gateway.config.fields import check_name
 from gateway.config.units import parse_budget, vram_budget
+from gateway.domain.inference import INT32_MAX
 from gateway.domain.resources import VramBudget
 
 Value = TypeVar("Value")

@@ -24,10 +24,8 @@ from gateway.api.http.json_body import (
     wrong_value,
 )
 from gateway.domain.errors import BadRequest
-from gateway.domain.inference import NO_BIAS, Sampling
+from gateway.domain.inference import INT32_MAX, NO_BIAS, Sampling
 
-INT32_MAX: Final = 2**31 - 1
-"""The largest integer of the wire protocol, which has 32 bits, for token ids and counts, too."""
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
 NAME_CHARACTERS_MAX: Final = 512

@@ -23,11 +23,11 @@ from gateway.api.http.json_body import (
     wrong_value,
 )
 from gateway.api.openai.content import Messages
-from gateway.api.openai.parameters import INT32_MAX, GenerationBody, Name, TokenLimit, User
+from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
-from gateway.domain.inference import EmbeddingInput, Generation, kept_text
+from gateway.domain.inference import INT32_MAX, EmbeddingInput, Generation, kept_text
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""

@@ -6,9 +6,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any
 
-from gateway.backends.metadata import FINISH_REASON
+from gateway.backends.metadata import FINISH_REASON, HEALTHY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.dispatch import Call, Method
@@ -18,8 +18,6 @@ from gateway.engines.llama_cpp.model import Model
 from gateway.engines.llama_cpp.options import LoadOptions, load_options
 from gateway.engines.llama_cpp.requests import embedding_input, generation_request
 from gateway.engines.llama_cpp.slots import Slots
-
-HEALTHY: Final = b"OK"
 
 
 @dataclass(frozen=True)

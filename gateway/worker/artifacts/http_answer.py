@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gateway.domain.causes import may_answer_later
+
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
 
 # A number of more than 18 digits is the size of no file. werkzeug takes any.
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 _UNSATISFIED: Final = re.compile(r"bytes \*/(\d{1,18})")
-_TRY_AGAIN: Final = frozenset({408, 425, 429})
 _HINTS: Final[Mapping[int, str]] = {
     401: "; it asks for a credential (HF_TOKEN is the one for Hugging Face)",
     403: "; the credential, if any, does not open it (a gated model has to be asked for first)",
@@ -89,7 +90,7 @@ def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdic
             return _read_rest(headers, asked)
         case 416 if asked.offset:
             return _read_unsatisfied(headers, asked)
-        case _ if status in _TRY_AGAIN or status >= 500:
+        case _ if may_answer_later(status):
             return TryAgain(f"it answered {status}", _retry_after(headers))
         case _:
             return HttpRefused(f"it answered {status}{_HINTS.get(status, '')}")

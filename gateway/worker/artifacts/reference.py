@@ -1,6 +1,5 @@
 """Parses the reference of an artifact, before anything is fetched. Pure."""
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,10 +8,10 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from gateway.domain.artifact import hub_fault, shown, url_fault
 from gateway.domain.host_port import is_loopback_address
+from gateway.domain.texts import is_visible_ascii
 
 HUB_URL: Final = "https://huggingface.co"
 REVISION: Final = "main"
-_VISIBLE_ASCII: Final = re.compile(r"[\x21-\x7e]+")
 
 
 class ArtifactError(Exception):
@@ -81,7 +80,7 @@ def parse_reference(artifact: str, hub: Hub, *, plain_loopback: bool = False) ->
 
 
 def _hub_url(artifact: str, path: str, hub: Hub) -> str:
-    if hub.token is not None and not _VISIBLE_ASCII.fullmatch(hub.token):
+    if hub.token is not None and not is_visible_ascii(hub.token):
         raise ArtifactError("HF_TOKEN holds characters that no token has; check it")
     if (fault := hub_fault(path)) is not None:
         raise ArtifactError(f"artifact {shown(artifact)!r} {fault}")
