@@ -30,8 +30,8 @@ from tests.simulation.clients import Clients, Request
 from tests.simulation.faulty_registry import FaultyRegistry
 from tests.simulation.fleet_registry import FleetRegistry
 from tests.simulation.installation import CONFIG, MODELS, SECRET, Installation
+from tests.simulation.joiner import Host, Link
 from tests.simulation.machine import SimProcess
-from tests.simulation.membership import Host, Link
 from tests.simulation.network import Network, find_no_file
 from tests.simulation.sim_worker import SimWorker
 from tests.simulation.world import World

@@ -14,7 +14,8 @@ from gateway import __version__
 from gateway.cli.outcome import USAGE, print_error
 from gateway.cli.processes.until_signal import run_program, running_until_signal
 from gateway.cli.setup.check_config import find_config
-from gateway.composition.worker import Join, run_worker
+from gateway.composition.joiner import Join
+from gateway.composition.worker import run_worker
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError

@@ -14,10 +14,10 @@ import pytest
 from gateway.cli import main
 from gateway.cli.outcome import OK
 from gateway.cli.parser import build_parser
-from gateway.composition.worker import LEAVE_SECONDS
 from gateway.config.load import load_config, parse_config
 from gateway.config.model import Config
 from gateway.config.units import parse_duration
+from gateway.worker.membership import LEAVE_SECONDS
 
 ROOT = Path(__file__).parents[3]
 DEPLOY = ROOT / "deploy"

@@ -1,18 +1,16 @@
-"""Membership of a worker in a fleet whose gateways it reaches without a network, kept as in `composition/worker`."""
+"""The gateways of a worker's join list, reached without a network: links that are slow, break and fall silent."""
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import trio
 
 from gateway.domain.ids import BootId, NodeId, new_id
-from gateway.domain.pacing import Backoff
 from gateway.domain.resources import UNKNOWN
 from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
 from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent
-from gateway.worker.session import WorkerSession
-from tests.fakes.worker_harness import HEARTBEAT_SECONDS, LEAVE_SECONDS, nothing_known
+from gateway.worker.membership import HoldSession, NoSession
+from tests.fakes.worker_harness import HEARTBEAT_SECONDS
 from tests.simulation.machine import MESSAGES_MAX
 
 if TYPE_CHECKING:
@@ -26,9 +24,6 @@ JOIN_SECONDS: Final = 10.0
 """For a registration."""
 LAST_WORDS_SECONDS: Final = 1.0
 """For what is still on its way when a session ends."""
-PAUSE_FIRST_SECONDS: Final = 0.2
-PAUSE_MAX_SECONDS: Final = 10.0
-LASTING_SECONDS: Final = 10.0
 
 
 class Host(Protocol):
@@ -72,74 +67,45 @@ class Link:
         self.at_gateway.cancel()
 
 
-class Membership:
-    """Of one boot of one machine."""
+class SimJoiner:
+    """Opens the sessions of one boot of one machine. A gateway that is None does not answer."""
 
-    def __init__(self, sim_worker: "SimWorker", agent: Agent, gateways: Iterator[Host | None]) -> None:
-        """`gateways` gives those of the join list, again and again; None is one that does not answer."""
+    def __init__(self, sim_worker: "SimWorker", agent: Agent) -> None:
         self.link: Link | None = None
         """Of the present session."""
         self._sim_worker = sim_worker
         self._agent = agent
-        self._gateways = gateways
         self._boot_id = BootId(new_id())
-        self._session: WorkerSession | None = None
-        self._joined = trio.Event()
-        self._is_leaving = False
-        self._ended = trio.Event()
 
-    async def run(self) -> None:
-        backoff = self._backoff()
-        for gateway in self._gateways:
-            began = trio.current_time()
-            if gateway is not None:
-                await self._attend(gateway)
-            if self._is_leaving:
-                self._ended.set()
-                return
-            if trio.current_time() - began > LASTING_SECONDS:
-                backoff.reset()
-            await trio.sleep(backoff.next_seconds())
-
-    async def say_goodbye(self) -> None:
-        with trio.move_on_after(LEAVE_SECONDS):
-            while self._session is None:
-                await self._joined.wait()
-            self._is_leaving = True
-            await self._session.finish()
-            await self._ended.wait()
-
-    async def _attend(self, gateway: Host) -> None:
-        """One session, from the registration to its end."""
+    async def attend(self, gateway: Host | None, hold: HoldSession) -> None:
+        """One session, from the registration to its end. Raises `NoSession`."""
+        if gateway is None:
+            raise NoSession("it does not answer")
         name, node_id = self._sim_worker.name, NodeId(self._sim_worker.name)
         try:
             with trio.fail_after(JOIN_SECONDS):
                 await gateway.register(Registration(name, self._boot_id, node_id))
         except (RegistryError, trio.TooSlowError) as error:
             self._sim_worker.world.note(f"{name} does not join: {error!r}")
-            return
+            raise NoSession(repr(error)) from error
         replicas, most = self._agent.all_reports(), self._sim_worker.replicas_max
         link = Link(gateway)
         gateway.serve(link, Hello(node_id, name, self._boot_id, max_replicas_per_model=most, replicas=replicas))
         try:
             with link.at_worker:
-                await self._hold(link)
+                await self._carry_session(link, hold)
         finally:
-            self.link = self._session = None
+            self.link = None
             link.at_gateway.cancel()
         self._sim_worker.world.note(f"{name} has no session any more")
 
-    async def _hold(self, link: Link) -> None:
-        heartbeat = HEARTBEAT_SECONDS
-        session = WorkerSession(self._agent, link.reports_out, link.orders, heartbeat, nothing_known, UNKNOWN)
+    async def _carry_session(self, link: Link, hold: HoldSession) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._carry_orders, link)
             nursery.start_soon(self._carry_reports, link)
             nursery.start_soon(self._watch_silence, link)
-            self.link, self._session = link, session
-            self._joined.set()
-            self._joined = trio.Event()
-            await session.run()
+            self.link = link
+            await hold(link.reports_out, link.orders, UNKNOWN)
             with trio.move_on_after(LAST_WORDS_SECONDS):
                 await link.ended.wait()
             nursery.cancel_scope.cancel()
@@ -169,6 +135,3 @@ class Membership:
             await trio.sleep_until(until)
         self._sim_worker.world.note(f"{self._sim_worker.name} does not hear its gateway any more")
         link.at_worker.cancel()
-
-    def _backoff(self) -> Backoff:
-        return Backoff(PAUSE_FIRST_SECONDS, PAUSE_MAX_SECONDS, self._sim_worker.world.random)
