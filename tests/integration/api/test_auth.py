@@ -10,7 +10,7 @@ import pytest
 
 from gateway.api.http.auth import Role
 from gateway.api.http.http_app import Endpoint
-from tests.fakes.front import Front
+from tests.fakes.api_harness import ApiHarness
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, start_gateway, wait_for
 
 INFERENCE_KEY: Final = "sk-inference-5f2c"
@@ -38,7 +38,7 @@ allow_anonymous = true
 
 
 DOORS: Final[Sequence[Endpoint]] = (
-    *Front().app.endpoints(),
+    *ApiHarness().app.endpoints(),
     Endpoint("GET", "/api/nothing", Role.ADMIN),
     Endpoint("GET", "/nothing", Role.INFERENCE),
     Endpoint("POST", "/", Role.INFERENCE),
@@ -231,7 +231,7 @@ def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> No
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> None:
     writing = [
-        door for door in Front().app.endpoints() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN
+        door for door in ApiHarness().app.endpoints() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN
     ]
     assert {door.path for door in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
     for door in writing:

@@ -12,7 +12,7 @@ import trio
 
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.domain.session import LogChunk
-from tests.fakes.front import ADMIN_KEY, INFERENCE_KEY, Front
+from tests.fakes.api_harness import ADMIN_KEY, INFERENCE_KEY, ApiHarness
 
 NEVER: Final = 1000.0
 PATIENCE: Final = 20.0
@@ -21,24 +21,24 @@ LOGS: Final = "/api/replicas/r1/logs"
 
 @dataclass
 class Installation:
-    front: Front
+    harness: ApiHarness
     client: httpx.AsyncClient
     listener: Listener
     ended: trio.Event
 
     async def wait_tails(self, count: int) -> None:
-        while len(self.front.tails.open) != count:  # noqa: ASYNC110 - the fake has no event for it
+        while len(self.harness.tails.open) != count:  # noqa: ASYNC110 - the fake has no event for it
             await trio.sleep(0.01)
 
     def write(self, *lines: str, ended: bool = False) -> None:
-        self.front.tails.open[0].send_nowait(LogChunk(1, lines, ended=ended))
+        self.harness.tails.open[0].send_nowait(LogChunk(1, lines, ended=ended))
 
 
 @asynccontextmanager
 async def open_installation() -> AsyncIterator[Installation]:
-    front, ended = Front(), trio.Event()
+    harness, ended = ApiHarness(), trio.Event()
     settings = ListenerSettings(drain_seconds=NEVER, write_timeout_seconds=NEVER, connections_max=10)
-    listener = Listener(front.app, settings, on_drain=front.app.drain, on_drain_end=front.app.end_streams)
+    listener = Listener(harness.app, settings, on_drain=harness.app.drain, on_drain_end=harness.app.end_streams)
 
     async def run(*, task_status: trio.TaskStatus[str]) -> None:
         await listener.run(open_socket("127.0.0.1", 0), task_status=task_status)
@@ -49,7 +49,7 @@ async def open_installation() -> AsyncIterator[Installation]:
             url = await nursery.start(run)
             headers = {"authorization": f"Bearer {ADMIN_KEY}"}
             async with httpx.AsyncClient(base_url=url, headers=headers, timeout=math.inf) as client:
-                yield Installation(front, client, listener, ended)
+                yield Installation(harness, client, listener, ended)
             nursery.cancel_scope.cancel()
 
 
@@ -81,7 +81,7 @@ async def test_a_reader_gets_each_line_when_it_is_written() -> None:
 
 async def test_text_keeps_the_connection() -> None:
     async with open_installation() as installation:
-        installation.front.tails.ready = (LogChunk(1, ("one", "two"), ended=True),)
+        installation.harness.tails.ready = (LogChunk(1, ("one", "two"), ended=True),)
         for _ in range(3):
             assert (await installation.client.get(LOGS)).text == "one\ntwo\n"
         assert len(installation.listener._connections) == 1
@@ -116,4 +116,4 @@ async def test_a11_output_is_for_admins() -> None:
         for key, status in ((INFERENCE_KEY, 403), ("sk-wrong", 401)):
             response = await installation.client.get(LOGS, headers={"authorization": f"Bearer {key}"})
             assert response.status_code == status
-        assert installation.front.tails.asked == []
+        assert installation.harness.tails.asked == []

@@ -11,8 +11,8 @@ from gateway.domain.ids import GatewayId
 from gateway.domain.routability import build_view
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import run_snapshot_watcher
+from tests.fakes.api_harness import JOIN_TOKEN, NOW, ApiHarness
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.front import JOIN_TOKEN, NOW, Front
 
 MODEL: Final = "/api/models/org/tiny"
 BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
@@ -20,41 +20,43 @@ BOOT, LATER_BOOT = "5a1c6f0e-5b0d-4a53-9c6e-2f3d8f3b7a01", "5a1c6f0e-5b0d-4a53-9
 
 
 @pytest.fixture
-async def fronts(nursery: trio.Nursery) -> tuple[Front, Front]:
+async def harnesses(nursery: trio.Nursery) -> tuple[ApiHarness, ApiHarness]:
     """Each has its own view, which follows the one registry."""
     registry = MemoryRegistry(lambda: NOW)
-    a, b = (Front(registry, gateway_id=GatewayId(name), auto_approve=False) for name in "ab")
-    for front in (a, b):
-        await nursery.start(run_snapshot_watcher, registry, front.views, build_view)
+    a, b = (ApiHarness(registry, gateway_id=GatewayId(name), auto_approve=False) for name in "ab")
+    for harness in (a, b):
+        await nursery.start(run_snapshot_watcher, registry, harness.views, build_view)
     return a, b
 
 
-async def put(front: Front, **changes: object) -> AsgiRequest:
-    return await front.ask("PUT", MODEL, json.dumps(BODY | changes).encode())
+async def put(harness: ApiHarness, **changes: object) -> AsgiRequest:
+    return await harness.ask("PUT", MODEL, json.dumps(BODY | changes).encode())
 
 
-async def register(front: Front, **fields: object) -> AsgiRequest:
+async def register(harness: ApiHarness, **fields: object) -> AsgiRequest:
     body = json.dumps({"name": "box"} | fields).encode()
-    return await front.ask("POST", "/api/node/register", body, key=JOIN_TOKEN)
+    return await harness.ask("POST", "/api/node/register", body, key=JOIN_TOKEN)
 
 
-async def test_m1_a_model_that_was_added_at_one_gateway_is_at_the_other(fronts: tuple[Front, Front]) -> None:
-    a, b = fronts
+async def test_m1_a_model_that_was_added_at_one_gateway_is_at_the_other(
+    harnesses: tuple[ApiHarness, ApiHarness],
+) -> None:
+    a, b = harnesses
     assert (await put(a)).status == 201
     await wait_all_tasks_blocked()
     assert (await b.ask("GET", MODEL)).json == (await a.ask("GET", MODEL)).json
     assert (await put(b, parallel=3)).status == 200
 
 
-async def test_m2_an_edit_and_a_removal_are_seen_by_both(fronts: tuple[Front, Front]) -> None:
-    a, b = fronts
+async def test_m2_an_edit_and_a_removal_are_seen_by_both(harnesses: tuple[ApiHarness, ApiHarness]) -> None:
+    a, b = harnesses
     await put(a)
     await put(b, parallel=3)
     await wait_all_tasks_blocked()
-    assert [(await front.ask("GET", MODEL)).json["spec"]["parallel"] for front in fronts] == [3, 3]
+    assert [(await harness.ask("GET", MODEL)).json["spec"]["parallel"] for harness in harnesses] == [3, 3]
     assert (await a.ask("DELETE", MODEL)).status == 200
     await wait_all_tasks_blocked()
-    assert [(await front.ask("GET", MODEL)).status for front in fronts] == [404, 404]
+    assert [(await harness.ask("GET", MODEL)).status for harness in harnesses] == [404, 404]
 
 
 @pytest.mark.parametrize(("verb", "status"), [("load", 202), ("unload", 200)])
@@ -62,40 +64,44 @@ async def test_w12_a_model_that_a_gateways_view_does_not_have_yet(
     verb: str, status: int, autojump_clock: MockClock
 ) -> None:
     registry = MemoryRegistry(lambda: NOW)
-    a, b = Front(registry), Front(registry)
+    a, b = ApiHarness(registry), ApiHarness(registry)
     await put(a)
     request = b.request("POST", f"{MODEL}/{verb}")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(request.run, b.app)
         await wait_all_tasks_blocked()
-        await b.look()
+        await b.update_view()
     assert request.status == status
 
 
-async def test_m1_a_worker_that_joined_at_one_gateway_is_approved_at_the_other(fronts: tuple[Front, Front]) -> None:
-    a, b = fronts
+async def test_m1_a_worker_that_joined_at_one_gateway_is_approved_at_the_other(
+    harnesses: tuple[ApiHarness, ApiHarness],
+) -> None:
+    a, b = harnesses
     answer = (await register(a, boot_id=BOOT)).json
     assert answer["approved"] is False
     assert (await b.ask("POST", "/api/nodes/box/approve")).json["approved"] is True
     assert (await a.ask("POST", f"/api/nodes/{answer['node_id']}/drain")).json["draining"] is True
     await wait_all_tasks_blocked()
-    told = [(await front.ask("GET", "/api/nodes/box")).json for front in fronts]
+    told = [(await harness.ask("GET", "/api/nodes/box")).json for harness in harnesses]
     assert told[0] == told[1]
     assert (told[0]["approved"], told[0]["draining"]) == (True, True)
 
 
-async def test_h10_a_worker_comes_back_as_the_same_node_at_another_gateway(fronts: tuple[Front, Front]) -> None:
-    a, b = fronts
+async def test_h10_a_worker_comes_back_as_the_same_node_at_another_gateway(
+    harnesses: tuple[ApiHarness, ApiHarness],
+) -> None:
+    a, b = harnesses
     first = (await register(a, boot_id=BOOT)).json
     proof = {"node_id": first["node_id"], "previous_boot_id": BOOT, "previous_credential": first["credential"]}
     second = (await register(b, boot_id=LATER_BOOT, name="another", **proof)).json
     assert (second["node_id"], second["gateway_id"]) == (first["node_id"], "b")
 
 
-async def test_m3_the_audit_trail_is_one(fronts: tuple[Front, Front]) -> None:
-    a, b = fronts
+async def test_m3_the_audit_trail_is_one(harnesses: tuple[ApiHarness, ApiHarness]) -> None:
+    a, b = harnesses
     await put(a)
     await put(b, parallel=3)
-    told = [(await front.ask("GET", "/api/events")).json["events"] for front in fronts]
+    told = [(await harness.ask("GET", "/api/events")).json["events"] for harness in harnesses]
     assert told[0] == told[1]
     assert len(told[0]) >= 2

@@ -13,9 +13,9 @@ from gateway.domain.ids import BootId, ModelName, NodeId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import build_view
 from gateway.transport.node_credentials import node_credential, session_metadata
+from tests.fakes.api_harness import CLUSTER_SECRET, ApiHarness
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fetching import sha256_of
-from tests.fakes.front import CLUSTER_SECRET, Front
 
 FILE = bytes(range(256)) * 10
 DIGEST = sha256_of(FILE)
@@ -23,20 +23,20 @@ NODE = Node(NodeId("n1"), "box", BootId("b1"), NodeStatus.HEALTHY)
 SPEC = ModelSpec(ModelName("m"), "llama-cpp", "file:weights.gguf", sha256=DIGEST)
 
 
-def front_with(folder: Path, *specs: ModelSpec, node: Node = NODE) -> Front:
+def front_with(folder: Path, *specs: ModelSpec, node: Node = NODE) -> ApiHarness:
     (folder / "weights.gguf").write_bytes(FILE)
-    front = Front(models_dir=folder)
+    harness = ApiHarness(models_dir=folder)
     models = {ModelName(f"m{number}"): spec for number, spec in enumerate(specs)}
-    front.views.publish(build_view(ClusterState(1, models=models, nodes={node.id: node})))
-    return front
+    harness.views.publish(build_view(ClusterState(1, models=models, nodes={node.id: node})))
+    return harness
 
 
-async def ask(front: Front, digest: str = DIGEST, method: str = "GET", **headers: str) -> AsgiRequest:
+async def ask(harness: ApiHarness, digest: str = DIGEST, method: str = "GET", **headers: str) -> AsgiRequest:
     credential = node_credential(CLUSTER_SECRET, NODE.id, NODE.boot_id)
     named = {**session_metadata(credential, NODE.id, NODE.boot_id)}
     more = {name.replace("_", "-"): value for name, value in headers.items()}
     path = f"/api/artifacts/{digest}"
-    return await front.request(method, path, key=None, headers={**named, **more}).run(front.app)
+    return await harness.request(method, path, key=None, headers={**named, **more}).run(harness.app)
 
 
 async def test_a_file_that_a_model_names(tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ async def test_head_tells_without_sending(tmp_path: Path) -> None:
 
 
 async def test_an_empty_file(tmp_path: Path) -> None:
-    front = front_with(tmp_path, SPEC)
+    harness = front_with(tmp_path, SPEC)
     (tmp_path / "weights.gguf").write_bytes(b"")
-    answer = await ask(front)
+    answer = await ask(harness)
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
 
 

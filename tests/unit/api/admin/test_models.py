@@ -16,8 +16,8 @@ from gateway.domain.resources import Requirement
 from gateway.domain.routability import build_view
 from gateway.registry.snapshot import run_snapshot_watcher
 from tests.contract.samples import join, lead, place, replica, spec
+from tests.fakes.api_harness import NOW, ApiHarness
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.front import NOW, Front
 
 TINY: Final = ModelName("org/tiny")
 BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
@@ -25,39 +25,39 @@ FAILURE: Final = LoadFailure("exit code 3", 1, NOW + 70)
 
 
 @pytest.fixture
-async def front(nursery: trio.Nursery) -> Front:
+async def harness(nursery: trio.Nursery) -> ApiHarness:
     """Its view follows the registry."""
-    front = Front()
-    await nursery.start(run_snapshot_watcher, front.registry, front.views, build_view)
-    return front
+    harness = ApiHarness()
+    await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
+    return harness
 
 
-async def put(front: Front, body: object, name: str = TINY) -> AsgiRequest:
-    return await front.ask("PUT", f"/api/models/{name}", json.dumps(body).encode())
+async def put(harness: ApiHarness, body: object, name: str = TINY) -> AsgiRequest:
+    return await harness.ask("PUT", f"/api/models/{name}", json.dumps(body).encode())
 
 
-async def declare(front: Front, **fields: object) -> None:
-    await front.registry.declare_models([spec(TINY, **fields)])
-    await front.look()
+async def declare(harness: ApiHarness, **fields: object) -> None:
+    await harness.registry.declare_models([spec(TINY, **fields)])
+    await harness.update_view()
 
 
-async def run_replica(front: Front, observed: Observed) -> Replica:
-    await join(front.registry)
-    model = (await front.registry.read_state()).models[TINY]
+async def run_replica(harness: ApiHarness, observed: Observed) -> Replica:
+    await join(harness.registry)
+    model = (await harness.registry.read_state()).models[TINY]
     placed = replica(model=TINY, revision=model.revision, observed=observed, address=Address("127.0.0.1:9"))
-    await place(front.registry, placed)
-    await front.look()
+    await place(harness.registry, placed)
+    await harness.update_view()
     return placed
 
 
-async def fail(front: Front) -> None:
-    epoch = await lead(front.registry)
-    await front.registry.apply(epoch, ControlWrite(set_failures=((TINY, FAILURE),)))
-    await front.look()
+async def fail(harness: ApiHarness) -> None:
+    epoch = await lead(harness.registry)
+    await harness.registry.apply(epoch, ControlWrite(set_failures=((TINY, FAILURE),)))
+    await harness.update_view()
 
 
-async def load_status(front: Front) -> dict[str, Any]:
-    request = await front.ask("GET", f"/api/models/{TINY}/load-status")
+async def load_status(harness: ApiHarness) -> dict[str, Any]:
+    request = await harness.ask("GET", f"/api/models/{TINY}/load-status")
     assert request.status == 200
     status: dict[str, Any] = request.json
     return status
@@ -66,12 +66,12 @@ async def load_status(front: Front) -> dict[str, Any]:
 # What is shown
 
 
-async def test_a_model_says_all_that_is_known_of_it(front: Front) -> None:
-    await put(front, {**BODY, "options": {"a": True}, "max_replicas": 2, "load_timeout": "1.5m"})
-    model = (await front.registry.read_state()).models[TINY]
-    await front.registry.record_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
-    await fail(front)
-    assert (await front.ask("GET", f"/api/models/{TINY}")).json == {
+async def test_a_model_says_all_that_is_known_of_it(harness: ApiHarness) -> None:
+    await put(harness, {**BODY, "options": {"a": True}, "max_replicas": 2, "load_timeout": "1.5m"})
+    model = (await harness.registry.read_state()).models[TINY]
+    await harness.registry.record_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
+    await fail(harness)
+    assert (await harness.ask("GET", f"/api/models/{TINY}")).json == {
         "name": TINY,
         "source": "api",
         "backend": "llama-cpp",
@@ -114,27 +114,27 @@ FULL: Final[dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("body", [BODY, FULL, {**BODY, "replicas": "all"}])
-async def test_what_a_model_shows_of_its_spec_says_the_same_spec(front: Front, body: dict[str, Any]) -> None:
-    first = await put(front, body)
-    version = front.registry.statistics().version
-    again = await put(front, first.json["spec"])
+async def test_what_a_model_shows_of_its_spec_says_the_same_spec(harness: ApiHarness, body: dict[str, Any]) -> None:
+    first = await put(harness, body)
+    version = harness.registry.statistics().version
+    again = await put(harness, first.json["spec"])
     assert (first.status, again.status) == (201, 200)
-    assert front.registry.statistics().version == version
+    assert harness.registry.statistics().version == version
     assert body.items() <= first.json["spec"].items()
 
 
 # Putting
 
 
-async def test_a_new_model_is_created_and_a_known_one_is_changed(front: Front) -> None:
-    request = await put(front, BODY)
+async def test_a_new_model_is_created_and_a_known_one_is_changed(harness: ApiHarness) -> None:
+    request = await put(harness, BODY)
     assert (request.status, request.json["name"], request.json["source"]) == (201, TINY, "api")
-    request = await put(front, {**BODY, "context_size": 4096})
+    request = await put(harness, {**BODY, "context_size": 4096})
     assert (request.status, request.json["spec"]["context_size"]) == (200, 4096)
 
 
-async def test_null_is_not_set(front: Front) -> None:
-    assert (await put(front, {**BODY, "context_size": None, "max_replicas": None})).status == 201
+async def test_null_is_not_set(harness: ApiHarness) -> None:
+    assert (await put(harness, {**BODY, "context_size": None, "max_replicas": None})).status == 201
 
 
 @pytest.mark.parametrize(
@@ -174,18 +174,20 @@ async def test_null_is_not_set(front: Front) -> None:
         ({"exclusive_group": "a b"}, "exclusive_group"),
     ],
 )
-async def test_l18_a_wrong_field_is_named_and_changes_nothing(front: Front, fields: dict[str, Any], param: str) -> None:
-    request = await put(front, {**BODY, **fields})
+async def test_l18_a_wrong_field_is_named_and_changes_nothing(
+    harness: ApiHarness, fields: dict[str, Any], param: str
+) -> None:
+    request = await put(harness, {**BODY, **fields})
     assert (request.status, request.error["type"], request.error["param"]) == (400, "invalid_request_error", param)
     assert f"{param}" in request.error["message"]
-    assert (await front.registry.read_state()).models == {}
+    assert (await harness.registry.read_state()).models == {}
 
 
 @pytest.mark.parametrize(
     "artifact", ["builtin:x", "file:a/b.gguf", "file:/srv/models/b.gguf", "https://h/x", "hf://o/r/f"]
 )
-async def test_artifacts_that_the_api_may_name(front: Front, artifact: str) -> None:
-    assert (await put(front, {**BODY, "artifact": artifact})).status == 201
+async def test_artifacts_that_the_api_may_name(harness: ApiHarness, artifact: str) -> None:
+    assert (await put(harness, {**BODY, "artifact": artifact})).status == 201
 
 
 @pytest.mark.parametrize(
@@ -223,64 +225,64 @@ async def test_artifacts_that_the_api_may_name(front: Front, artifact: str) -> N
     ],
 )
 async def test_an_artifact_that_can_never_load_is_refused_with_its_reason(
-    front: Front, artifact: str, reason: str
+    harness: ApiHarness, artifact: str, reason: str
 ) -> None:
-    request = await put(front, {**BODY, "artifact": artifact})
+    request = await put(harness, {**BODY, "artifact": artifact})
     assert (request.status, request.error["param"]) == (400, "artifact")
     assert reason in request.error["message"]
     assert "hunter2" not in request.error["message"]
     assert len(request.error["message"]) < 500
-    assert (await front.registry.read_state()).models == {}
+    assert (await harness.registry.read_state()).models == {}
 
 
 SIGNED: Final = "https://h/x?X-Amz-Date=1&X-Amz-Signature=hunter2"
 
 
-async def test_the_secrets_of_a_signed_url_are_not_shown_and_outlive_a_change(front: Front) -> None:
-    shown = (await put(front, {**BODY, "artifact": SIGNED})).json["spec"]
+async def test_the_secrets_of_a_signed_url_are_not_shown_and_outlive_a_change(harness: ApiHarness) -> None:
+    shown = (await put(harness, {**BODY, "artifact": SIGNED})).json["spec"]
     assert shown["artifact"] == "https://h/x?X-Amz-Date=1&X-Amz-Signature=***"
-    changed = await put(front, {**shown, "min_replicas": 1})
+    changed = await put(harness, {**shown, "min_replicas": 1})
     assert changed.status == 200
-    assert (await front.registry.read_state()).models[TINY].artifact == SIGNED
-    other = await put(front, {**shown, "artifact": "https://other/x?X-Amz-Signature=***"})
+    assert (await harness.registry.read_state()).models[TINY].artifact == SIGNED
+    other = await put(harness, {**shown, "artifact": "https://other/x?X-Amz-Signature=***"})
     assert (other.status, other.error["param"]) == (400, "artifact")
 
 
-async def test_a_password_that_an_older_gateway_has_kept_is_not_shown(front: Front) -> None:
-    await declare(front, artifact="https://user:hunter2@h/x")
-    request = await front.ask("GET", "/api/models")
+async def test_a_password_that_an_older_gateway_has_kept_is_not_shown(harness: ApiHarness) -> None:
+    await declare(harness, artifact="https://user:hunter2@h/x")
+    request = await harness.ask("GET", "/api/models")
     assert b"hunter2" not in request.body
     assert "https://***@h/x" in request.body.decode()
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null", b'{"backend": "\\ud800"}'])
-async def test_a_body_that_is_no_object(front: Front, body: bytes) -> None:
-    assert (await front.ask("PUT", "/api/models/a", body)).status == 400
+async def test_a_body_that_is_no_object(harness: ApiHarness, body: bytes) -> None:
+    assert (await harness.ask("PUT", "/api/models/a", body)).status == 400
 
 
 @pytest.mark.parametrize("name", ["a b", "x" * 257, "a/load", "a/unload", "a/load-status"])
-async def test_a_name_that_can_not_be_one_is_named(front: Front, name: str) -> None:
-    request = await put(front, BODY, name)
+async def test_a_name_that_can_not_be_one_is_named(harness: ApiHarness, name: str) -> None:
+    request = await put(harness, BODY, name)
     assert (request.status, request.error["param"]) == (400, "name")
 
 
-async def test_a_model_of_the_file_is_changed_in_the_file(front: Front) -> None:
-    await declare(front)
-    for request in (await put(front, BODY), await front.ask("DELETE", f"/api/models/{TINY}")):
+async def test_a_model_of_the_file_is_changed_in_the_file(harness: ApiHarness) -> None:
+    await declare(harness)
+    for request in (await put(harness, BODY), await harness.ask("DELETE", f"/api/models/{TINY}")):
         assert (request.status, request.error["code"]) == (409, "conflict")
         assert "configuration file" in request.error["message"]
-    assert (await front.registry.read_state()).models == {TINY: spec(TINY)}
+    assert (await harness.registry.read_state()).models == {TINY: spec(TINY)}
 
 
 async def test_who_puts_a_model_sees_it_as_soon_as_this_gateway_does(autojump_clock: MockClock) -> None:
-    front = Front()
-    request = front.request("PUT", f"/api/models/{TINY}", json.dumps(BODY).encode())
+    harness = ApiHarness()
+    request = harness.request("PUT", f"/api/models/{TINY}", json.dumps(BODY).encode())
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(request.run, front.app)
+        nursery.start_soon(request.run, harness.app)
         await wait_all_tasks_blocked()
         assert request.sent == []
         before = trio.current_time()
-        await front.look()
+        await harness.update_view()
         await request.answering.wait()
         assert trio.current_time() == before
 
@@ -288,12 +290,12 @@ async def test_who_puts_a_model_sees_it_as_soon_as_this_gateway_does(autojump_cl
 # Removing
 
 
-async def test_a_removed_model_is_not_there_any_more(front: Front) -> None:
-    await put(front, BODY)
-    front.loads.request(TINY)
-    assert (await front.ask("DELETE", f"/api/models/{TINY}")).json == {"removed": TINY}
-    assert (await front.registry.read_state()).models == {}
-    assert front.loads.wanted == {}
+async def test_a_removed_model_is_not_there_any_more(harness: ApiHarness) -> None:
+    await put(harness, BODY)
+    harness.loads.request(TINY)
+    assert (await harness.ask("DELETE", f"/api/models/{TINY}")).json == {"removed": TINY}
+    assert (await harness.registry.read_state()).models == {}
+    assert harness.loads.wanted == {}
 
 
 @pytest.mark.parametrize(
@@ -307,63 +309,63 @@ async def test_a_removed_model_is_not_there_any_more(front: Front) -> None:
         ("GET", "/load-status"),
     ],
 )
-async def test_a_model_that_is_not_there(front: Front, method: str, path: str) -> None:
-    request = await front.ask(method, f"/api/models/org/none{path}")
+async def test_a_model_that_is_not_there(harness: ApiHarness, method: str, path: str) -> None:
+    request = await harness.ask(method, f"/api/models/org/none{path}")
     assert (request.status, request.error["code"]) == (404, "model_not_found")
 
 
 # Loading
 
 
-async def test_a_load_is_asked_for_and_not_waited_for(front: Front) -> None:
-    await declare(front)
-    request = await front.ask("POST", f"/api/models/{TINY}/load")
+async def test_a_load_is_asked_for_and_not_waited_for(harness: ApiHarness) -> None:
+    await declare(harness)
+    request = await harness.ask("POST", f"/api/models/{TINY}/load")
     assert (request.status, request.json) == (202, {"model": TINY, "state": "not_loaded", "requested": True})
-    assert set(front.loads.wanted) == {TINY}
+    assert set(harness.loads.wanted) == {TINY}
 
 
-async def test_a_load_is_waited_for_until_it_is_over(front: Front) -> None:
-    await declare(front)
-    request = front.request("POST", f"/api/models/{TINY}/load?wait=30", b"")
+async def test_a_load_is_waited_for_until_it_is_over(harness: ApiHarness) -> None:
+    await declare(harness)
+    request = harness.request("POST", f"/api/models/{TINY}/load?wait=30", b"")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(request.run, front.app)
+        nursery.start_soon(request.run, harness.app)
         await wait_all_tasks_blocked()
         assert request.sent == []
-        await run_replica(front, Observed.READY)
-        front.loads.cancel(TINY)
+        await run_replica(harness, Observed.READY)
+        harness.loads.cancel(TINY)
     assert (request.status, request.json["state"], request.json["node"]) == (200, "ready", "name of node-1")
 
 
-async def test_l11_a_load_that_takes_longer_goes_on(front: Front, autojump_clock: MockClock) -> None:
-    await declare(front)
+async def test_l11_a_load_that_takes_longer_goes_on(harness: ApiHarness, autojump_clock: MockClock) -> None:
+    await declare(harness)
     before = trio.current_time()
-    request = await front.ask("POST", f"/api/models/{TINY}/load?wait=30")
+    request = await harness.ask("POST", f"/api/models/{TINY}/load?wait=30")
     assert (request.status, request.json["requested"]) == (202, True)
     assert trio.current_time() - before == 30
 
 
 @pytest.mark.parametrize("wait", ["0", "-1", "1.5", "x", "601", ""])
-async def test_a_wrong_wait_is_named(front: Front, wait: str) -> None:
-    await declare(front)
-    request = await front.ask("POST", f"/api/models/{TINY}/load?wait={wait}")
+async def test_a_wrong_wait_is_named(harness: ApiHarness, wait: str) -> None:
+    await declare(harness)
+    request = await harness.ask("POST", f"/api/models/{TINY}/load?wait={wait}")
     assert (request.status, request.error["param"]) == (400, "wait")
-    assert front.loads.wanted == {}
+    assert harness.loads.wanted == {}
 
 
 # How a load goes
 
 
-async def test_l11_a_load_status_says_how_far_it_is(front: Front) -> None:
-    await declare(front)
-    placed = await run_replica(front, Observed.FETCHING)
-    assert await load_status(front) == {
+async def test_l11_a_load_status_says_how_far_it_is(harness: ApiHarness) -> None:
+    await declare(harness)
+    placed = await run_replica(harness, Observed.FETCHING)
+    assert await load_status(harness) == {
         "model": TINY,
         "state": "fetching",
         "node": "name of node-1",
         "requested": False,
     }
-    front.progress.known[placed.id] = Progress(250, 1000, 50.0)
-    assert await load_status(front) == {
+    harness.progress.known[placed.id] = Progress(250, 1000, 50.0)
+    assert await load_status(harness) == {
         "model": TINY,
         "state": "fetching",
         "node": "name of node-1",
@@ -375,27 +377,27 @@ async def test_l11_a_load_status_says_how_far_it_is(front: Front) -> None:
     }
 
 
-async def test_l11_what_is_not_known_is_absent(front: Front) -> None:
-    await declare(front)
-    placed = await run_replica(front, Observed.FETCHING)
-    front.progress.known[placed.id] = Progress(250)
-    status = await load_status(front)
+async def test_l11_what_is_not_known_is_absent(harness: ApiHarness) -> None:
+    await declare(harness)
+    placed = await run_replica(harness, Observed.FETCHING)
+    harness.progress.known[placed.id] = Progress(250)
+    status = await load_status(harness)
     assert set(status) == {"model", "state", "node", "bytes_done", "requested"}
 
 
-async def test_of_several_loads_the_furthest_is_told(front: Front) -> None:
-    await declare(front, max_replicas=2)
-    await run_replica(front, Observed.PLACED)
+async def test_of_several_loads_the_furthest_is_told(harness: ApiHarness) -> None:
+    await declare(harness, max_replicas=2)
+    await run_replica(harness, Observed.PLACED)
     further = replica(ReplicaId("a"), model=TINY, revision=spec(TINY).revision, slot=1, observed=Observed.LOADING)
-    await place(front.registry, further)
-    await front.look()
-    assert (await load_status(front))["state"] == "loading"
+    await place(harness.registry, further)
+    await harness.update_view()
+    assert (await load_status(harness))["state"] == "loading"
 
 
-async def test_l10_a_failed_load_says_why_and_when_it_is_tried_again(front: Front) -> None:
-    await declare(front)
-    await fail(front)
-    assert await load_status(front) == {
+async def test_l10_a_failed_load_says_why_and_when_it_is_tried_again(harness: ApiHarness) -> None:
+    await declare(harness)
+    await fail(harness)
+    assert await load_status(harness) == {
         "model": TINY,
         "state": "failed",
         "error": "exit code 3",
@@ -404,39 +406,39 @@ async def test_l10_a_failed_load_says_why_and_when_it_is_tried_again(front: Fron
     }
 
 
-async def test_l9_the_next_try_still_says_how_the_last_one_ended(front: Front) -> None:
-    await declare(front)
-    await fail(front)
-    await run_replica(front, Observed.LOADING)
-    status = await load_status(front)
+async def test_l9_the_next_try_still_says_how_the_last_one_ended(harness: ApiHarness) -> None:
+    await declare(harness)
+    await fail(harness)
+    await run_replica(harness, Observed.LOADING)
+    status = await load_status(harness)
     assert (status["state"], status["error"]) == ("loading", "exit code 3")
 
 
-async def test_p4_a_model_without_room_says_so(front: Front) -> None:
-    await declare(front)
-    front.outcome.pending = {TINY: PendingReason("no healthy node has room for it", is_shortage=True)}
-    assert await load_status(front) == {
+async def test_p4_a_model_without_room_says_so(harness: ApiHarness) -> None:
+    await declare(harness)
+    harness.outcome.pending = {TINY: PendingReason("no healthy node has room for it", is_shortage=True)}
+    assert await load_status(harness) == {
         "model": TINY,
         "state": "not_loaded",
         "reason": "no healthy node has room for it",
         "requested": False,
     }
-    front.outcome.unsatisfiable = {TINY: "needs 9 GiB"}
-    status = await load_status(front)
+    harness.outcome.unsatisfiable = {TINY: "needs 9 GiB"}
+    status = await load_status(harness)
     assert (status["state"], status["error"]) == ("unsatisfiable", "needs 9 GiB")
 
 
 # Unloading
 
 
-async def test_w12_a_model_is_unloaded_by_whichever_gateway_is_asked(front: Front) -> None:
-    await declare(front)
-    front.loads.request(TINY)
+async def test_w12_a_model_is_unloaded_by_whichever_gateway_is_asked(harness: ApiHarness) -> None:
+    await declare(harness)
+    harness.loads.request(TINY)
     for _ in range(2):
-        request = await front.ask("POST", f"/api/models/{TINY}/unload")
+        request = await harness.ask("POST", f"/api/models/{TINY}/unload")
         assert (request.status, request.json["name"]) == (200, TINY)
-    assert (await front.registry.read_state()).unloads == {TINY: NOW}
-    assert front.loads.wanted == {}
+    assert (await harness.registry.read_state()).unloads == {TINY: NOW}
+    assert harness.loads.wanted == {}
 
 
 @pytest.mark.parametrize(
@@ -448,16 +450,16 @@ async def test_w12_a_model_is_unloaded_by_whichever_gateway_is_asked(front: Fron
     ],
 )
 async def test_l17_what_is_always_loaded_is_not_unloaded(
-    front: Front, source: str, fields: dict[str, object], said: tuple[str, str]
+    harness: ApiHarness, source: str, fields: dict[str, object], said: tuple[str, str]
 ) -> None:
     if source == "file":
-        await declare(front, **fields)
+        await declare(harness, **fields)
     else:
-        await front.registry.put_model(spec(TINY, **fields))
-    request = await front.ask("POST", f"/api/models/{TINY}/unload")
+        await harness.registry.put_model(spec(TINY, **fields))
+    request = await harness.ask("POST", f"/api/models/{TINY}/unload")
     assert (request.status, request.error["code"]) == (409, "conflict")
     assert all(part in request.error["message"] for part in said)
-    assert (await front.registry.read_state()).unloads == {}
+    assert (await harness.registry.read_state()).unloads == {}
 
 
 @pytest.mark.parametrize(
@@ -474,7 +476,9 @@ async def test_l17_what_is_always_loaded_is_not_unloaded(
         ("GET", "/api/artifacts/{}"),
     ],
 )
-async def test_an_error_quotes_no_long_path(front: Front, method: str, path: str) -> None:
-    request = await front.ask(method, path.format("x" * 30_000), json.dumps(BODY).encode() if method == "PUT" else b"")
+async def test_an_error_quotes_no_long_path(harness: ApiHarness, method: str, path: str) -> None:
+    request = await harness.ask(
+        method, path.format("x" * 30_000), json.dumps(BODY).encode() if method == "PUT" else b""
+    )
     assert 400 <= (request.status or 0) < 500
     assert len(request.body) < 1000

@@ -10,37 +10,37 @@ from gateway.domain.ids import BootId, GatewayId, NodeId
 from gateway.domain.resources import Capacity, Gpu
 from gateway.domain.session import Hello, Registration
 from tests.contract.samples import place, replica, spec
+from tests.fakes.api_harness import ADMIN_KEY, NOW, ApiHarness
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.front import ADMIN_KEY, NOW, Front
 
 GPU: Final = Gpu("nvidia", "NVIDIA L4", "GPU-1", vram_bytes=24 * 2**30, vram_free_bytes=20 * 2**30)
 CAPACITY: Final = Capacity((GPU,), 64, 32, 1000, 500, 8, ("avx2",))
 
 
-async def add_node(front: Front, name: str = "box", *, session: bool = True, approved: bool = True) -> Node:
+async def add_node(harness: ApiHarness, name: str = "box", *, session: bool = True, approved: bool = True) -> Node:
     boot_id = BootId(f"boot of {name}")
-    node = await front.registry.register_node(Registration(name, boot_id, approved=approved))
+    node = await harness.registry.register_node(Registration(name, boot_id, approved=approved))
     if session:
-        await front.registry.join_node(Hello(node.id, name, boot_id, capacity=CAPACITY), GatewayId("g"))
-    await front.look()
-    return await stored(front, node.id)
+        await harness.registry.join_node(Hello(node.id, name, boot_id, capacity=CAPACITY), GatewayId("g"))
+    await harness.update_view()
+    return await stored(harness, node.id)
 
 
-async def stored(front: Front, node_id: NodeId) -> Node:
-    return (await front.registry.read_state()).nodes[node_id]
+async def stored(harness: ApiHarness, node_id: NodeId) -> Node:
+    return (await harness.registry.read_state()).nodes[node_id]
 
 
-async def patch(front: Front, name: str, **fields: Any) -> AsgiRequest:
-    return await front.ask("PATCH", f"/api/nodes/{name}", json.dumps(fields).encode())
+async def patch(harness: ApiHarness, name: str, **fields: Any) -> AsgiRequest:
+    return await harness.ask("PATCH", f"/api/nodes/{name}", json.dumps(fields).encode())
 
 
 # What is shown
 
 
 async def test_a_node_says_all_that_is_known_of_it() -> None:
-    front = Front()
-    node = await add_node(front)
-    request = await front.ask("GET", "/api/nodes/box")
+    harness = ApiHarness()
+    node = await add_node(harness)
+    request = await harness.ask("GET", "/api/nodes/box")
     assert request.json == {
         "id": node.id,
         "name": "box",
@@ -76,17 +76,17 @@ async def test_a_node_says_all_that_is_known_of_it() -> None:
 
 
 async def test_the_lists_have_the_objects_of_the_status() -> None:
-    front = Front()
-    node = await add_node(front)
-    await front.registry.declare_models([spec("org/tiny")])
-    await place(front.registry, replica(model="org/tiny", node_id=node.id, since=NOW))
-    await front.look()
-    status = (await front.ask("GET", "/api/status")).json
+    harness = ApiHarness()
+    node = await add_node(harness)
+    await harness.registry.declare_models([spec("org/tiny")])
+    await place(harness.registry, replica(model="org/tiny", node_id=node.id, since=NOW))
+    await harness.update_view()
+    status = (await harness.ask("GET", "/api/status")).json
     assert [len(status[part]) for part in ("nodes", "models", "replicas")] == [1, 1, 1]
     assert status["replicas"][0]["age"] == 60.0
     for part, one in (("nodes", node.id), ("models", "org/tiny"), ("replicas", "replica-1")):
-        assert (await front.ask("GET", f"/api/{part}")).json == {part: status[part]}
-        assert (await front.ask("GET", f"/api/{part}/{one}")).json == status[part][0]
+        assert (await harness.ask("GET", f"/api/{part}")).json == {part: status[part]}
+        assert (await harness.ask("GET", f"/api/{part}/{one}")).json == status[part][0]
 
 
 @pytest.mark.parametrize(
@@ -102,38 +102,38 @@ async def test_the_lists_have_the_objects_of_the_status() -> None:
     ],
 )
 async def test_what_is_not_there_is_named(method: str, path: str, code: str) -> None:
-    request = await Front().ask(method, path)
+    request = await ApiHarness().ask(method, path)
     assert (request.status, request.error["code"]) == (404, code)
     assert "'nobody'" in request.error["message"]
 
 
 async def test_a_patch_of_nobody() -> None:
-    assert (await patch(Front(), "nobody", labels={})).error["code"] == "node_not_found"
+    assert (await patch(ApiHarness(), "nobody", labels={})).error["code"] == "node_not_found"
 
 
 async def test_an_id_wins_over_a_name() -> None:
-    front = Front()
-    first = await add_node(front)
-    second = await add_node(front, name=first.id)
-    assert (await front.ask("GET", f"/api/nodes/{first.id}")).json["name"] == "box"
-    assert (await front.ask("POST", f"/api/nodes/{first.id}/drain")).json["id"] == first.id
-    assert not (await stored(front, second.id)).draining
+    harness = ApiHarness()
+    first = await add_node(harness)
+    second = await add_node(harness, name=first.id)
+    assert (await harness.ask("GET", f"/api/nodes/{first.id}")).json["name"] == "box"
+    assert (await harness.ask("POST", f"/api/nodes/{first.id}/drain")).json["id"] == first.id
+    assert not (await stored(harness, second.id)).draining
 
 
 async def test_events_are_told_newest_first() -> None:
-    front = Front()
-    node = await add_node(front)
-    await front.registry.remove_node(node.id)
-    events = (await front.ask("GET", "/api/events")).json["events"]
+    harness = ApiHarness()
+    node = await add_node(harness)
+    await harness.registry.remove_node(node.id)
+    events = (await harness.ask("GET", "/api/events")).json["events"]
     assert [event["subject"] for event in events] == [node.id] * len(events)
     assert events[0]["kind"] == "node.removed"
     assert set(events[0]) == {"at", "kind", "subject", "detail", "epoch"}
-    assert (await front.ask("GET", "/api/events?limit=1")).json["events"] == events[:1]
+    assert (await harness.ask("GET", "/api/events?limit=1")).json["events"] == events[:1]
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1001", "9" * 30, "1.5", "all", ""])
 async def test_a_wrong_limit_is_named(limit: str) -> None:
-    request = await Front().ask("GET", f"/api/events?limit={limit}")
+    request = await ApiHarness().ask("GET", f"/api/events?limit={limit}")
     assert (request.status, request.error["param"]) == (400, "limit")
 
 
@@ -142,43 +142,43 @@ async def test_a_wrong_limit_is_named(limit: str) -> None:
 
 @pytest.mark.parametrize("by_name", [True, False])
 async def test_a_drain_and_its_end_answer_the_node_as_it_is_then(*, by_name: bool) -> None:
-    front = Front()
-    node = await add_node(front)
+    harness = ApiHarness()
+    node = await add_node(harness)
     for action, status in (("drain", "draining"), ("drain", "draining"), ("resume", "healthy"), ("resume", "healthy")):
-        request = await front.ask("POST", f"/api/nodes/{'box' if by_name else node.id}/{action}")
+        request = await harness.ask("POST", f"/api/nodes/{'box' if by_name else node.id}/{action}")
         assert (request.status, request.json["status"]) == (200, status)
-        assert (await stored(front, node.id)).status.value == status
+        assert (await stored(harness, node.id)).status.value == status
 
 
 async def test_an_approval() -> None:
-    front = Front()
-    await add_node(front, approved=False)
-    assert (await front.ask("GET", "/api/nodes/box")).json["status"] == "pending"
+    harness = ApiHarness()
+    await add_node(harness, approved=False)
+    assert (await harness.ask("GET", "/api/nodes/box")).json["status"] == "pending"
     for _ in range(2):
-        request = await front.ask("POST", "/api/nodes/box/approve")
+        request = await harness.ask("POST", "/api/nodes/box/approve")
         assert (request.json["status"], request.json["approved"]) == ("healthy", True)
 
 
 async def test_to_wish_twice_writes_once() -> None:
-    front = Front()
-    await add_node(front)
-    await front.ask("POST", "/api/nodes/box/drain")
-    version = front.registry.statistics().version
-    await front.ask("POST", "/api/nodes/box/drain")
-    assert front.registry.statistics().version == version
+    harness = ApiHarness()
+    await add_node(harness)
+    await harness.ask("POST", "/api/nodes/box/drain")
+    version = harness.registry.statistics().version
+    await harness.ask("POST", "/api/nodes/box/drain")
+    assert harness.registry.statistics().version == version
 
 
 async def test_what_an_admin_says_counts_instead_of_what_the_worker_says() -> None:
-    front = Front()
-    await add_node(front)
-    request = await patch(front, "box", labels={"tier": "gpu"}, vram_budget="50%", max_replicas_per_model=3)
+    harness = ApiHarness()
+    await add_node(harness)
+    request = await patch(harness, "box", labels={"tier": "gpu"}, vram_budget="50%", max_replicas_per_model=3)
     assert request.json["labels"]["tier"] == "gpu"
     assert request.json["capacity"]["max_replicas_per_model"] == 3
     assert request.json["capacity"]["free_vram_bytes"] == 8 * 2**30
-    request = await patch(front, "box", vram_budget="6GiB")
+    request = await patch(harness, "box", vram_budget="6GiB")
     assert request.json["capacity"]["free_vram_bytes"] == 2 * 2**30
     assert (request.json["labels"]["tier"], request.json["capacity"]["max_replicas_per_model"]) == ("gpu", 3)
-    request = await patch(front, "box", labels=None, vram_budget=None, max_replicas_per_model=None)
+    request = await patch(harness, "box", labels=None, vram_budget=None, max_replicas_per_model=None)
     assert "tier" not in request.json["labels"]
     assert request.json["capacity"]["max_replicas_per_model"] == 1
     assert request.json["capacity"]["free_vram_bytes"] == 20 * 2**30
@@ -215,26 +215,26 @@ async def test_what_an_admin_says_counts_instead_of_what_the_worker_says() -> No
     ],
 )
 async def test_a_wrong_field_is_named_and_changes_nothing(fields: dict[str, Any], param: str) -> None:
-    front = Front()
-    await add_node(front)
-    before = await front.registry.read_state()
-    request = await patch(front, "box", **fields)
+    harness = ApiHarness()
+    await add_node(harness)
+    before = await harness.registry.read_state()
+    request = await patch(harness, "box", **fields)
     assert (request.status, request.error["type"], request.error["param"]) == (400, "invalid_request_error", param)
-    assert await front.registry.read_state() == before
+    assert await harness.registry.read_state() == before
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"{", b"null"])
 async def test_a_patch_that_is_no_object(body: bytes) -> None:
-    front = Front()
-    await add_node(front)
-    assert (await front.ask("PATCH", "/api/nodes/box", body)).status == 400
+    harness = ApiHarness()
+    await add_node(harness)
+    assert (await harness.ask("PATCH", "/api/nodes/box", body)).status == 400
 
 
 async def test_a_patch_that_does_not_say_that_it_is_json() -> None:
-    front = Front()
-    await add_node(front)
+    harness = ApiHarness()
+    await add_node(harness)
     headers = {"host": "gateway.example", "authorization": f"Bearer {ADMIN_KEY}"}
-    request = await AsgiRequest("PATCH", "/api/nodes/box", headers, [b"{}"]).run(front.app)
+    request = await AsgiRequest("PATCH", "/api/nodes/box", headers, [b"{}"]).run(harness.app)
     assert (request.status, request.error["code"]) == (415, "unsupported_media_type")
 
 
@@ -242,15 +242,15 @@ async def test_a_patch_that_does_not_say_that_it_is_json() -> None:
 
 
 async def test_w12_a_node_that_is_there_is_removed_only_by_force() -> None:
-    front = Front()
-    node = await add_node(front)
-    await place(front.registry, replica(node_id=node.id))
-    request = await front.ask("DELETE", "/api/nodes/box")
+    harness = ApiHarness()
+    node = await add_node(harness)
+    await place(harness.registry, replica(node_id=node.id))
+    request = await harness.ask("DELETE", "/api/nodes/box")
     assert (request.status, request.error["code"]) == (409, "conflict")
     assert "force=true" in request.error["message"]
-    request = await front.ask("DELETE", "/api/nodes/box?force=true")
+    request = await harness.ask("DELETE", "/api/nodes/box?force=true")
     assert (request.status, request.json) == (200, {"removed": node.id})
-    state = await front.registry.read_state()
+    state = await harness.registry.read_state()
     assert (dict(state.nodes), dict(state.replicas)) == ({}, {})
 
 
@@ -264,32 +264,32 @@ async def test_w12_a_node_that_is_there_is_removed_only_by_force() -> None:
     ],
 )
 async def test_only_a_lost_node_is_removed_without_force(link: NodeStatus, status: int) -> None:
-    front = Front()
-    node = await add_node(front)
-    await front.registry.mark_node(node.id, node.session, link)
-    assert (await front.ask("DELETE", f"/api/nodes/{node.id}")).status == status
+    harness = ApiHarness()
+    node = await add_node(harness)
+    await harness.registry.mark_node(node.id, node.session, link)
+    assert (await harness.ask("DELETE", f"/api/nodes/{node.id}")).status == status
 
 
 async def test_h9_a_drained_node_that_is_offline_may_be_removed_and_one_that_waits_for_approval_may_not() -> None:
-    front = Front()
-    await add_node(front, "pending", approved=False)
-    gone = await add_node(front, "gone", session=False)
-    await front.ask("POST", "/api/nodes/gone/drain")
-    assert (await front.ask("DELETE", "/api/nodes/pending")).status == 409
-    assert (await front.ask("DELETE", "/api/nodes/gone")).json == {"removed": gone.id}
-    await add_node(front, "never approved", session=False, approved=False)
-    assert (await front.ask("DELETE", "/api/nodes/never approved")).status == 200
+    harness = ApiHarness()
+    await add_node(harness, "pending", approved=False)
+    gone = await add_node(harness, "gone", session=False)
+    await harness.ask("POST", "/api/nodes/gone/drain")
+    assert (await harness.ask("DELETE", "/api/nodes/pending")).status == 409
+    assert (await harness.ask("DELETE", "/api/nodes/gone")).json == {"removed": gone.id}
+    await add_node(harness, "never approved", session=False, approved=False)
+    assert (await harness.ask("DELETE", "/api/nodes/never approved")).status == 200
 
 
 @pytest.mark.parametrize("force", ["1", "yes", "True", ""])
 async def test_a_wrong_force_is_named(force: str) -> None:
-    front = Front()
-    await add_node(front)
-    request = await front.ask("DELETE", f"/api/nodes/box?force={force}")
+    harness = ApiHarness()
+    await add_node(harness)
+    request = await harness.ask("DELETE", f"/api/nodes/box?force={force}")
     assert (request.status, request.error["param"]) == (400, "force")
 
 
 async def test_a_wrong_method_is_told_the_right_ones() -> None:
-    request = await Front().ask("PUT", "/api/nodes/box")
+    request = await ApiHarness().ask("PUT", "/api/nodes/box")
     assert request.status == 405
     assert {"GET", "PATCH", "DELETE"} <= set(request.headers["allow"].split(", "))

@@ -26,12 +26,12 @@ from gateway.domain.routability import build_view
 from gateway.domain.session import LogChunk
 from gateway.transport.node_credentials import node_credential, session_metadata
 from gateway.transport.tls import peer_context, server_context
+from tests.fakes.api_harness import ADMIN_KEY, CLUSTER_SECRET, ApiHarness
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.certificates import make_authority
 from tests.fakes.fetching import sha256_of
 from tests.fakes.file_server import FileServer, Turn, open_file_server, redirect_to
-from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, Front
-from tests.fakes.served_fronts import PATIENCE_SECONDS, ServedFront, serving
+from tests.fakes.served_apis import PATIENCE_SECONDS, ServedApi, serving
 
 A, B, C = GatewayId("a"), GatewayId("b"), GatewayId("c")
 LOGS: Final = "/api/replicas/r1/logs"
@@ -50,37 +50,37 @@ def chunk(*lines: str, ended: bool = False) -> LogChunk:
     return LogChunk(1, lines, 0, ended)
 
 
-def front(gateway_id: GatewayId, session_at: GatewayId | None = None, **parts: Any) -> Front:
+def harness(gateway_id: GatewayId, session_at: GatewayId | None = None, **parts: Any) -> ApiHarness:
     """With the session of `r1` at that gateway."""
-    made = Front(gateway_id=gateway_id, **parts)
+    made = ApiHarness(gateway_id=gateway_id, **parts)
     if session_at != gateway_id:
         made.tails.refuse = HeldAtPeer(session_at, "The session is not here.")
     return made
 
 
 @asynccontextmanager
-async def open_scripted(*script: Turn, body: bytes = b"") -> AsyncIterator[tuple[Front, FileServer]]:
+async def open_scripted(*script: Turn, body: bytes = b"") -> AsyncIterator[tuple[ApiHarness, FileServer]]:
     """A gateway whose only peer, which has the session, answers as the script says."""
-    asked = front(A, B)
+    asked = harness(A, B)
     with trio.fail_after(PATIENCE_SECONDS):
         async with open_file_server(body, *script, etag=None) as server:
-            asked.hear(*asked.peers.states.values(), PeerState(B, server.origin))
+            asked.set_peers(*asked.peers.states.values(), PeerState(B, server.origin))
             yield asked, server
 
 
 @asynccontextmanager
-async def following(a: Front, b: ServedFront) -> AsyncIterator[AsgiRequest]:
+async def following(a: ApiHarness, b: ServedApi) -> AsyncIterator[AsgiRequest]:
     """A reader at `a` of a tail at `b`."""
     request = a.request("GET", FOLLOW)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(request.run, a.app)
         await request.answering.wait()
-        assert len(b.front.tails.open) == 1
+        assert len(b.harness.tails.open) == 1
         yield request
 
 
-async def wait_tails(b: ServedFront, count: int) -> None:
-    while len(b.front.tails.open) != count:  # noqa: ASYNC110 - the fake has no event for it
+async def wait_tails(b: ServedApi, count: int) -> None:
+    while len(b.harness.tails.open) != count:  # noqa: ASYNC110 - the fake has no event for it
         await trio.sleep(0.001)
 
 
@@ -93,7 +93,7 @@ async def wait_body(request: AsgiRequest, part: bytes) -> None:
 
 
 async def test_m4_the_last_lines_through_another_gateway() -> None:
-    a, b = front(A, B), front(B, B)
+    a, b = harness(A, B), harness(B, B)
     b.tails.ready = (chunk("one", "zwei ü"), chunk("three", ended=True))
     async with serving(a, b):
         request = await a.ask("GET", f"{LOGS}?lines=7")
@@ -103,7 +103,7 @@ async def test_m4_the_last_lines_through_another_gateway() -> None:
 
 
 async def test_m4_a_tail_through_another_gateway_comes_as_it_is_written() -> None:
-    a, b = front(A, B), front(B, B)
+    a, b = harness(A, B), harness(B, B)
     async with serving(a, b) as (_, at_b), following(a, at_b) as request:
         assert request.headers["content-type"].startswith("text/event-stream")
         assert request.headers["x-accel-buffering"] == "no"
@@ -117,7 +117,7 @@ async def test_m4_a_tail_through_another_gateway_comes_as_it_is_written() -> Non
 
 
 async def test_r4_a_client_that_leaves_ends_the_tail_at_the_other_gateway() -> None:
-    a, b = front(A, B), front(B, B)
+    a, b = harness(A, B), harness(B, B)
     async with serving(a, b) as (_, at_b), following(a, at_b) as request:
         request.hang_up()
         await wait_tails(at_b, 0)
@@ -125,7 +125,7 @@ async def test_r4_a_client_that_leaves_ends_the_tail_at_the_other_gateway() -> N
 
 
 async def test_m4_the_other_gateway_dies_in_the_middle_of_a_tail() -> None:
-    a, b = front(A, B), front(B, B)
+    a, b = harness(A, B), harness(B, B)
     async with serving(a, b) as (_, at_b), following(a, at_b) as request:
         b.tails.open[0].send_nowait(chunk("one"))
         await wait_body(request, b"one")
@@ -170,7 +170,7 @@ async def test_half_of_a_text_is_told_by_its_missing_end() -> None:
 
 
 async def test_the_beginning_of_a_drain_ends_a_relayed_tail_with_an_event() -> None:
-    a, b = front(A, B), front(B, B)
+    a, b = harness(A, B), harness(B, B)
     async with serving(a, b) as (_, at_b), following(a, at_b) as request:
         a.app.drain()
         await wait_tails(at_b, 0)
@@ -180,8 +180,8 @@ async def test_the_beginning_of_a_drain_ends_a_relayed_tail_with_an_event() -> N
 
 async def test_r4_a_client_that_leaves_before_the_answer_is_not_asked_for_any_more() -> None:
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    a = front(A, B)
-    a.hear(PeerState(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
+    a = harness(A, B)
+    a.set_peers(PeerState(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
     request = a.request("GET", FOLLOW)
     with trio.fail_after(PATIENCE_SECONDS):
         async with listening, trio.open_nursery() as nursery:
@@ -211,7 +211,7 @@ async def test_m4_the_callers_credentials_and_request_id_go_along() -> None:
 
 
 async def test_m4_nothing_is_relayed_twice() -> None:
-    a, b = front(A, B), front(B, A)  # each takes the other for the one that has it
+    a, b = harness(A, B), harness(B, A)  # each takes the other for the one that has it
     async with serving(a, b):
         request = await a.ask("GET", LOGS)
     assert (request.status, request.headers["retry-after"]) == (503, "5")
@@ -221,23 +221,23 @@ async def test_m4_nothing_is_relayed_twice() -> None:
 
 @pytest.mark.parametrize("others", [{}, {B: PeerState(B, "")}, {C: PeerState(C, NOBODY_LISTENS)}])
 async def test_m4_a_gateway_of_which_nothing_is_heard_is_named(others: dict[GatewayId, PeerState]) -> None:
-    a = front(A, B)
-    a.hear(*others.values())
+    a = harness(A, B)
+    a.set_peers(*others.values())
     request = await a.ask("GET", LOGS)
     assert (request.status, request.headers["retry-after"]) == (503, "5")
     assert "'b'" in request.error["message"]
 
 
 async def test_a_session_that_is_nowhere_is_asked_of_nobody() -> None:
-    a = front(A, None)
-    a.hear(PeerState(B, NOBODY_LISTENS))
+    a = harness(A, None)
+    a.set_peers(PeerState(B, NOBODY_LISTENS))
     request = await a.ask("GET", LOGS)
     assert (request.status, request.error["message"]) == (503, "The session is not here.")
 
 
 async def test_m4_a_gateway_that_can_not_be_reached_is_named() -> None:
-    a = front(A, B)
-    a.hear(PeerState(B, NOBODY_LISTENS))
+    a = harness(A, B)
+    a.set_peers(PeerState(B, NOBODY_LISTENS))
     request = await a.ask("GET", LOGS)
     assert (request.status, request.headers["retry-after"]) == (503, "5")
     assert request.error["message"].startswith(f"The gateway 'b' at {NOBODY_LISTENS} can't be reached: ")
@@ -245,8 +245,8 @@ async def test_m4_a_gateway_that_can_not_be_reached_is_named() -> None:
 
 @pytest.mark.parametrize("url", ["ftp://127.0.0.1", "http://host:port", "nonsense"])
 async def test_a_gateway_with_a_broken_url_is_named(url: str) -> None:
-    a = front(A, B)
-    a.hear(PeerState(B, url))
+    a = harness(A, B)
+    a.set_peers(PeerState(B, url))
     request = await a.ask("GET", LOGS)
     assert (request.status, "'b'" in request.error["message"]) == (503, True)
 
@@ -256,14 +256,14 @@ async def test_h8_a_gateway_that_does_not_answer_is_not_waited_for(monkeypatch: 
     (listening,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     with trio.fail_after(PATIENCE_SECONDS):
         async with listening:  # the kernel takes the connection, and nobody answers
-            a = front(A, B)
-            a.hear(PeerState(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
+            a = harness(A, B)
+            a.set_peers(PeerState(B, f"http://127.0.0.1:{listening.socket.getsockname()[1]}"))
             request = await a.ask("GET", LOGS)
     assert (request.status, "did not answer within" in request.error["message"]) == (503, True)
 
 
 async def test_m4_a_refusal_of_the_other_gateway_is_passed_on() -> None:
-    a, b = front(A, B), front(B, B, keys=(Key("ops", sha256("another key"), Role.ADMIN),))
+    a, b = harness(A, B), harness(B, B, keys=(Key("ops", sha256("another key"), Role.ADMIN),))
     async with serving(a, b):
         request = await a.ask("GET", LOGS)
     assert (request.status, request.error["code"]) == (401, "invalid_api_key")
@@ -288,10 +288,10 @@ async def test_what_something_else_says_in_place_of_the_gateway_is_not_passed_on
 async def test_a11_a_gateway_proves_itself(tmp_path: Path, trusted: str) -> None:
     authority = make_authority(tmp_path)
     cert, key = authority.issue("127.0.0.1")
-    a = front(A, B, peer_tls=peer_context([authority.cert if trusted == "authority" else cert]))
+    a = harness(A, B, peer_tls=peer_context([authority.cert if trusted == "authority" else cert]))
     turn, tls = Turn(headers={"content-type": "text/plain"}), server_context(cert, key)
     async with open_file_server(b"one\n", turn, tls=tls) as server:
-        a.hear(*a.peers.states.values(), PeerState(B, server.origin))
+        a.set_peers(*a.peers.states.values(), PeerState(B, server.origin))
         request = await a.ask("GET", LOGS)
     assert (request.status, request.body) == (200, b"one\n")
 
@@ -299,9 +299,9 @@ async def test_a11_a_gateway_proves_itself(tmp_path: Path, trusted: str) -> None
 async def test_a11_a_gateway_that_can_not_prove_itself_is_told_nothing(tmp_path: Path) -> None:
     cert, key = make_authority(tmp_path).issue("127.0.0.1")
     other, _ = make_authority(tmp_path / "other").issue("127.0.0.1")
-    a = front(A, B, peer_tls=peer_context([other]))
+    a = harness(A, B, peer_tls=peer_context([other]))
     async with open_file_server(b"one\n", tls=server_context(cert, key)) as server:
-        a.hear(*a.peers.states.values(), PeerState(B, server.origin))
+        a.set_peers(*a.peers.states.values(), PeerState(B, server.origin))
         request = await a.ask("GET", LOGS)
     assert (request.status, server.requests) == (503, [])
     assert "its certificate is not to be trusted" in request.error["message"]
@@ -310,12 +310,12 @@ async def test_a11_a_gateway_that_can_not_prove_itself_is_told_nothing(tmp_path:
 # Decisions
 
 
-def remember(where: Front, request_id: str) -> None:
+def remember(where: ApiHarness, request_id: str) -> None:
     where.admission.decisions.open(ModelName("m"), Origin(RequestId(request_id)))
 
 
 async def test_m4_a_decision_of_another_gateway() -> None:
-    a, b, c = front(A), front(B), front(C)
+    a, b, c = harness(A), harness(B), harness(C)
     remember(c, "mine")
     async with serving(a, b, c):
         request = await a.ask("GET", "/api/decisions/mine")
@@ -324,29 +324,29 @@ async def test_m4_a_decision_of_another_gateway() -> None:
 
 
 async def test_m4_a_decision_of_this_gateway_is_asked_of_nobody() -> None:
-    a = front(A)
-    a.hear(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
+    a = harness(A)
+    a.set_peers(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
     remember(a, "mine")
     assert (await a.ask("GET", "/api/decisions/mine")).json["request_id"] == "mine"
 
 
 async def test_m4_a_decision_that_no_gateway_remembers() -> None:
-    a, b, c = front(A), front(B), front(C)
+    a, b, c = harness(A), harness(B), harness(C)
     async with serving(a, b, c):
         request = await a.ask("GET", "/api/decisions/mine")
     assert (request.status, request.error["code"]) == (404, "not_found")
 
 
 async def test_a_gateway_that_nobody_can_reach_keeps_no_answer_open() -> None:
-    a = front(A)
-    a.hear(*a.peers.states.values(), PeerState(B, ""))
+    a = harness(A)
+    a.set_peers(*a.peers.states.values(), PeerState(B, ""))
     assert (await a.ask("GET", "/api/decisions/mine")).status == 404
 
 
 @pytest.mark.parametrize("found", [True, False])
 async def test_m4_a_decision_that_a_silent_gateway_may_have(found: bool) -> None:
-    a, b = front(A), front(B)
-    a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))  # is asked first
+    a, b = harness(A), harness(B)
+    a.set_peers(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))  # is asked first
     if found:
         remember(b, "mine")
     async with serving(a, b):
@@ -364,8 +364,8 @@ async def test_m4_a_gateway_that_could_not_tell_is_named() -> None:
 
 
 async def test_m4_a_decision_is_not_asked_for_twice() -> None:
-    a = front(A)
-    a.hear(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
+    a = harness(A)
+    a.set_peers(*a.peers.states.values(), PeerState(B, NOBODY_LISTENS))
     request = await a.request("GET", "/api/decisions/mine", headers={RELAYED: "1"}).run(a.app)
     assert request.status == 404
 
@@ -380,9 +380,9 @@ async def test_m4_a_request_id_with_signs_of_a_url() -> None:
 
 
 @asynccontextmanager
-async def file_at_b(tmp_path: Path, file: bytes = FILE) -> AsyncIterator[tuple[Front, Front]]:
+async def file_at_b(tmp_path: Path, file: bytes = FILE) -> AsyncIterator[tuple[ApiHarness, ApiHarness]]:
     """Two gateways that know the model, one of which has its file."""
-    a, b = front(A, models_dir=tmp_path / "a"), front(B, models_dir=tmp_path / "b")
+    a, b = harness(A, models_dir=tmp_path / "a"), harness(B, models_dir=tmp_path / "b")
     for each in (a, b):
         each.models_dir.mkdir()
         each.views.publish(build_view(ClusterState(1, models={SPEC.name: SPEC}, nodes={NODE.id: NODE})))
@@ -391,7 +391,7 @@ async def file_at_b(tmp_path: Path, file: bytes = FILE) -> AsyncIterator[tuple[F
         yield a, b
 
 
-def wanted(a: Front, digest: str = DIGEST, method: str = "GET", **headers: str) -> AsgiRequest:
+def wanted(a: ApiHarness, digest: str = DIGEST, method: str = "GET", **headers: str) -> AsgiRequest:
     proof = session_metadata(node_credential(CLUSTER_SECRET, NODE.id, NODE.boot_id), NODE.id, NODE.boot_id)
     more = {name.replace("_", "-"): value for name, value in headers.items()}
     return a.request(method, f"/api/artifacts/{digest}", key=None, headers={**proof, **more})
@@ -427,7 +427,7 @@ async def test_bytes_that_are_not_there_and_a_head_are_the_other_gateways(tmp_pa
 
 async def test_a7_what_no_model_names_is_asked_of_nobody(tmp_path: Path) -> None:
     async with file_at_b(tmp_path) as (a, _):
-        a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
+        a.set_peers(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
         assert (await wanted(a, "0" * 64).run(a.app)).status == 404
 
 
@@ -435,7 +435,7 @@ async def test_a_file_that_no_gateway_has(tmp_path: Path) -> None:
     async with file_at_b(tmp_path) as (a, b):
         (b.models_dir / "weights.gguf").unlink()
         assert (await wanted(a).run(a.app)).status == 404
-        a.hear(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
+        a.set_peers(*a.peers.states.values(), PeerState(C, NOBODY_LISTENS))
         assert (await wanted(a).run(a.app)).status == 503
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
-from tests.fakes.front import JOIN_TOKEN, Front
+from tests.fakes.api_harness import JOIN_TOKEN, ApiHarness
 
 SECRET = "PostgreSQL at db.internal:5432/fleet can't be used"
 
@@ -31,12 +31,12 @@ class AwayRegistry(MemoryRegistry):
 async def test_they_are_to_come_back_and_learn_nothing_of_our_insides(
     method: str, path: str, body: dict[str, str] | None
 ) -> None:
-    front = Front(registry=AwayRegistry())
+    harness = ApiHarness(registry=AwayRegistry())
     data = b"" if body is None else json.dumps(body).encode()
     if path.endswith("register"):
-        request = await front.request(method, path, data, key=JOIN_TOKEN).run(front.app)
+        request = await harness.request(method, path, data, key=JOIN_TOKEN).run(harness.app)
     else:
-        request = await front.ask(method, path, data)
+        request = await harness.ask(method, path, data)
     assert (request.status, request.error["code"]) == (503, "registry_unavailable")
     assert request.headers["retry-after"] == "5"
     assert "db.internal" not in request.error["message"]

@@ -11,9 +11,9 @@ from gateway.api.admin.replica_logs import HeldAtPeer, open_replica_tail
 from gateway.domain.errors import NotFound
 from gateway.domain.ids import GatewayId, NodeId, ReplicaId
 from gateway.domain.session import LogChunk
+from tests.fakes.api_harness import ApiHarness, FakeTails
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fleet import NODE, node, replica, state
-from tests.fakes.front import FakeTails, Front
 
 LOGS = "/api/replicas/r1/logs"
 REPLICA = ReplicaId("r1")
@@ -24,14 +24,14 @@ def chunk(*lines: str, skipped: int = 0, ended: bool = False) -> LogChunk:
 
 
 @asynccontextmanager
-async def following(front: Front) -> AsyncIterator[AsgiRequest]:
+async def following(harness: ApiHarness) -> AsyncIterator[AsgiRequest]:
     """A reader whose tail is open."""
-    request = front.request("GET", f"{LOGS}?follow=true")
+    request = harness.request("GET", f"{LOGS}?follow=true")
     with trio.fail_after(1000):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(request.run, front.app)
+            nursery.start_soon(request.run, harness.app)
             await wait_all_tasks_blocked()
-            assert len(front.tails.open) == 1
+            assert len(harness.tails.open) == 1
             yield request
 
 
@@ -39,22 +39,22 @@ async def following(front: Front) -> AsyncIterator[AsgiRequest]:
 
 
 async def test_the_last_lines_are_text() -> None:
-    front = Front()
-    front.tails.ready = (chunk("one", "zwei ü"), chunk("three", skipped=7, ended=True))
-    request = await front.ask("GET", LOGS)
+    harness = ApiHarness()
+    harness.tails.ready = (chunk("one", "zwei ü"), chunk("three", skipped=7, ended=True))
+    request = await harness.ask("GET", LOGS)
     assert request.status == 200
     assert request.headers["content-type"] == "text/plain; charset=utf-8"
     assert request.body.decode() == "one\nzwei ü\n... 7 lines left out ...\nthree\n"
-    assert front.tails.asked == [(REPLICA, 100, False)]
-    assert front.tails.open == []
+    assert harness.tails.asked == [(REPLICA, 100, False)]
+    assert harness.tails.open == []
 
 
 async def test_nothing_written_is_an_empty_text() -> None:
-    front = Front()
-    front.tails.ready = (chunk(ended=True),)
-    request = await front.ask("GET", f"{LOGS}?lines=1000&follow=false")
+    harness = ApiHarness()
+    harness.tails.ready = (chunk(ended=True),)
+    request = await harness.ask("GET", f"{LOGS}?lines=1000&follow=false")
     assert (request.status, request.body) == (200, b"")
-    assert front.tails.asked == [(REPLICA, 1000, False)]
+    assert harness.tails.asked == [(REPLICA, 1000, False)]
 
 
 @pytest.mark.parametrize(
@@ -73,35 +73,35 @@ async def test_nothing_written_is_an_empty_text() -> None:
     ],
 )
 async def test_a_wrong_value_is_named_before_a_tail_is_opened(query: str, param: str) -> None:
-    front = Front()
-    request = await front.ask("GET", f"{LOGS}?{query}")
+    harness = ApiHarness()
+    request = await harness.ask("GET", f"{LOGS}?{query}")
     assert (request.status, request.error["param"]) == (400, param)
-    assert front.tails.asked == []
+    assert harness.tails.asked == []
 
 
 @pytest.mark.parametrize("follow", ["true", "false"])
 async def test_what_opening_refuses_is_the_answer(follow: str) -> None:
-    front = Front()
-    front.tails.refuse = NotFound("No such replica.", code="replica_not_found")
-    request = await front.ask("GET", f"{LOGS}?follow={follow}")
+    harness = ApiHarness()
+    harness.tails.refuse = NotFound("No such replica.", code="replica_not_found")
+    request = await harness.ask("GET", f"{LOGS}?follow={follow}")
     assert (request.status, request.error["code"]) == (404, "replica_not_found")
 
 
 async def test_h8_a_worker_that_does_not_answer_is_not_waited_for(autojump_clock: MockClock) -> None:
-    front = Front()
-    request = await front.ask("GET", LOGS)
+    harness = ApiHarness()
+    request = await harness.ask("GET", LOGS)
     assert (request.status, request.headers["retry-after"]) == (503, "5")
-    assert front.tails.open == []
+    assert harness.tails.open == []
 
 
 async def test_half_of_the_lines_of_a_lost_node_is_no_answer(autojump_clock: MockClock) -> None:
-    front = Front()
-    front.tails.ready = (chunk("one"),)
-    request = front.request("GET", LOGS)
+    harness = ApiHarness()
+    harness.tails.ready = (chunk("one"),)
+    request = harness.request("GET", LOGS)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(request.run, front.app)
+        nursery.start_soon(request.run, harness.app)
         await wait_all_tasks_blocked()
-        front.tails.open[0].close()
+        harness.tails.open[0].close()
     assert (request.status, b"one" in request.body) == (503, False)
 
 
@@ -109,10 +109,10 @@ async def test_half_of_the_lines_of_a_lost_node_is_no_answer(autojump_clock: Moc
 
 
 async def test_lines_are_events_as_they_come(autojump_clock: MockClock) -> None:
-    front = Front()
-    async with following(front) as request:
+    harness = ApiHarness()
+    async with following(harness) as request:
         assert request.headers["content-type"].startswith("text/event-stream")
-        [tail] = front.tails.open
+        [tail] = harness.tails.open
         tail.send_nowait(chunk("one", "two\u2028three"))
         await wait_all_tasks_blocked()
         assert request.body.endswith(b'data: {"lines":["one","two\\u2028three"],"skipped":0}\n\n')
@@ -121,42 +121,42 @@ async def test_lines_are_events_as_they_come(autojump_clock: MockClock) -> None:
     end = b'data: {"lines":["last"],"skipped":0}\n\nevent: end\ndata: {"lines":[],"skipped":0}\n\n'
     assert request.body.endswith(b'data: {"lines":[],"skipped":3}\n\n' + end)
     assert request.is_complete
-    assert front.tails.open == []
+    assert harness.tails.open == []
 
 
 async def test_a_quiet_stream_says_now_and_then_that_it_lives(autojump_clock: MockClock) -> None:
-    front = Front()
-    async with following(front) as request:
+    harness = ApiHarness()
+    async with following(harness) as request:
         before = len(request.sent)
         await trio.sleep(46)
         assert [message["body"] for message in request.sent[before:]] == [b": nothing new\n\n"] * 3
-        front.tails.open[0].send_nowait(chunk(ended=True))
+        harness.tails.open[0].send_nowait(chunk(ended=True))
 
 
 async def test_r4_a_reader_that_leaves_ends_the_tail_at_once(autojump_clock: MockClock) -> None:
-    front = Front()
-    async with following(front) as request:
+    harness = ApiHarness()
+    async with following(harness) as request:
         request.hang_up()
         await wait_all_tasks_blocked()
-        assert front.tails.open == []
+        assert harness.tails.open == []
     assert not request.is_complete
 
 
 async def test_the_beginning_of_a_drain_ends_the_tail_with_an_event(autojump_clock: MockClock) -> None:
-    front = Front()
-    async with following(front) as request:
-        front.app.drain()
+    harness = ApiHarness()
+    async with following(harness) as request:
+        harness.app.drain()
         await wait_all_tasks_blocked()
-        assert front.tails.open == []
+        assert harness.tails.open == []
     assert request.is_complete
     assert b'"code":"shutting_down"' in request.body.split(b"data: ")[-1]
     assert b"event: end" not in request.body
 
 
 async def test_a_node_that_is_lost_ends_the_stream_with_an_error(autojump_clock: MockClock) -> None:
-    front = Front()
-    async with following(front) as request:
-        front.tails.open[0].close()
+    harness = ApiHarness()
+    async with following(harness) as request:
+        harness.tails.open[0].close()
     assert request.is_complete
     assert b'"code":"unavailable"' in request.body.split(b"data: ")[-1]
 

@@ -25,9 +25,9 @@ from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
+from tests.fakes.api_harness import MODELS_DIR, FakeLoads
 from tests.fakes.asgi import AsgiRequest
 from tests.fakes.fleet_status import fleet_status
-from tests.fakes.front import MODELS_DIR, FakeLoads
 from tests.fakes.routing_harness import idle_admission
 
 

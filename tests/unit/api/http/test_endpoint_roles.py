@@ -10,10 +10,10 @@ from gateway.api.http.http_app import Endpoint
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import Registration
 from gateway.transport.node_credentials import BOOT, NODE, node_credential
+from tests.fakes.api_harness import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, ApiHarness
 from tests.fakes.asgi import AsgiRequest
-from tests.fakes.front import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, Front
 
-DOORS: Final = Front().app.endpoints()
+DOORS: Final = ApiHarness().app.endpoints()
 CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
 NODE_ID: Final = NodeId("node-1")
 BOOT_ID: Final = BootId("boot-1")
@@ -101,13 +101,13 @@ def name_of(door: Endpoint) -> str:
     return f"{door.method} {door.path}"
 
 
-async def knock(front: Front, door: Endpoint, kind: str) -> AsgiRequest:
-    front.tails.ready = ()
-    await front.registry.register_node(Registration("n1", BOOT_ID, NODE_ID))
-    await front.look()
+async def knock(harness: ApiHarness, door: Endpoint, kind: str) -> AsgiRequest:
+    harness.tails.ready = ()
+    await harness.registry.register_node(Registration("n1", BOOT_ID, NODE_ID))
+    await harness.update_view()
     body = b"{}" if door.method in {"POST", "PATCH", "PUT"} else b""
     headers = {NODE: NODE_ID, BOOT: BOOT_ID}
-    return await front.request(door.method, door.path, body, key=CREDENTIALS[kind], headers=headers).run(front.app)
+    return await harness.request(door.method, door.path, body, key=CREDENTIALS[kind], headers=headers).run(harness.app)
 
 
 def code_of(request: AsgiRequest) -> str:
@@ -128,7 +128,7 @@ def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
 @pytest.mark.parametrize("kind", CREDENTIALS)
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 async def test_a11_what_a_credential_finds_at_a_door(door: Endpoint, kind: str, autojump_clock: MockClock) -> None:
-    request = await knock(Front(), door, kind)
+    request = await knock(ApiHarness(), door, kind)
     refusal = OUTCOMES[door.role][kind]
     if refusal is OPEN:
         assert request.status not in {401, 403, 405, 500, None}
@@ -142,7 +142,7 @@ async def test_a11_what_a_credential_finds_at_a_door(door: Endpoint, kind: str, 
 @pytest.mark.parametrize("kind", CREDENTIALS)
 async def test_a11_without_a_join_token_no_credential_joins(kind: str) -> None:
     register = Endpoint("POST", "/api/node/register", Role.JOIN)
-    request = await knock(Front(join_token=None), register, kind)
+    request = await knock(ApiHarness(join_token=None), register, kind)
     assert (request.status, code_of(request)) == (403, "join_disabled")
 
 
@@ -151,17 +151,17 @@ async def test_a11_without_a_join_token_no_credential_joins(kind: str) -> None:
     "path", ["/api/nothing", "/api/node", "/api/node/register/", "/api/nodes/x/y", "/api/replicas/x/y/z"]
 )
 async def test_a11_what_is_not_there_below_api_is_for_admins(path: str, kind: str) -> None:
-    request = await knock(Front(), Endpoint("GET", path, Role.ADMIN), kind)
+    request = await knock(ApiHarness(), Endpoint("GET", path, Role.ADMIN), kind)
     assert (request.status, code_of(request)) == (OUTCOMES[Role.ADMIN][kind] or (404, "not_found"))
 
 
 async def test_a11_a_web_page_of_another_origin_can_not_join_a_keyless_gateway() -> None:
-    front = Front(keys=())
+    harness = ApiHarness(keys=())
     for headers, code in (
         ({"host": "evil.example"}, "bad_host"),
         ({"host": "localhost", "origin": "null"}, "bad_origin"),
     ):
-        request = await front.request("POST", "/api/node/register", b"{}", key=JOIN_TOKEN, headers=headers).run(
-            front.app
+        request = await harness.request("POST", "/api/node/register", b"{}", key=JOIN_TOKEN, headers=headers).run(
+            harness.app
         )
         assert (request.status, code_of(request)) == (403, code)

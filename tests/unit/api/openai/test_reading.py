@@ -13,7 +13,7 @@ from gateway.api.openai.schema import ChatCall, parse_chat, parse_completion, pa
 from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.inference import LONG_CHARACTERS
-from tests.fakes.front import Front
+from tests.fakes.api_harness import ApiHarness
 
 PATIENCE_SECONDS = 20.0
 CHAT = "/v1/chat/completions"
@@ -51,18 +51,18 @@ def parser(monkeypatch: pytest.MonkeyPatch) -> Parser:
     return made
 
 
-def front() -> Front:
-    return Front(body_bytes_max=8 * HUGE_BYTES)
+def harness() -> ApiHarness:
+    return ApiHarness(body_bytes_max=8 * HUGE_BYTES)
 
 
 async def test_a_small_body_is_read_at_once(parser: Parser) -> None:
-    request = await front().ask("POST", CHAT, body_of(READ_ON_LOOP_BYTES))
+    request = await harness().ask("POST", CHAT, body_of(READ_ON_LOOP_BYTES))
     assert request.error["code"] == "model_not_found"
     assert parser.ran_on_loop == [True]
 
 
 async def test_the_loop_goes_on_while_a_larger_body_is_read(parser: Parser) -> None:
-    server = front()
+    server = harness()
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(server.ask, "POST", CHAT, body_of(READ_ON_LOOP_BYTES + 200))
@@ -76,7 +76,7 @@ async def test_the_loop_goes_on_while_a_larger_body_is_read(parser: Parser) -> N
 
 
 async def test_huge_bodies_are_read_one_at_a_time_and_hold_no_smaller_one_up(parser: Parser) -> None:
-    server = front()
+    server = harness()
     with trio.fail_after(PATIENCE_SECONDS):
         async with trio.open_nursery() as nursery:
             for _ in range(3):

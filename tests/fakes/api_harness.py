@@ -1,4 +1,4 @@
-"""The whole HTTP application over a registry in memory, with a view, tails and credentials that the test sets."""
+"""The HTTP API of one gateway as composition builds it, over a registry in memory. The test sets the parts below it."""
 
 import hashlib
 import math
@@ -95,7 +95,9 @@ class FakeLoads:
 
 
 @dataclass
-class Front:
+class ApiHarness:
+    """Opens `build_http_app` with a view, peers, log tails, loads and credentials that the test sets, and asks it."""
+
     registry: MemoryRegistry = field(default_factory=lambda: MemoryRegistry(lambda: NOW))
     tails: FakeTails = field(default_factory=FakeTails)
     views: SnapshotStore[FleetView] = field(default_factory=lambda: SnapshotStore(EMPTY_VIEW))
@@ -167,11 +169,11 @@ class Front:
             expose_replica=False,
         )
 
-    def hear(self, *others: PeerState) -> None:
+    def set_peers(self, *others: PeerState) -> None:
         """Exactly these other gateways live."""
         self.peers.update(PeerStates(0.0, 0, {each.gateway_id: each for each in others}))
 
-    async def look(self) -> None:
+    async def update_view(self) -> None:
         """The view follows the registry."""
         self.views.publish(build_view(await self.registry.read_state()))
 
