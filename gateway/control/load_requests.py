@@ -15,9 +15,8 @@ import trio
 from gateway.concurrency import Wake
 from gateway.domain.cluster import LoadFailure
 from gateway.domain.ids import ModelName
-from gateway.domain.routability import FleetView
+from gateway.domain.routability import FleetView, coming_up
 from gateway.registry.snapshot import SnapshotStore
-from gateway.routing.rejections import coming_up
 
 REQUEST_SECONDS: Final = 600.0
 

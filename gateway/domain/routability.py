@@ -1,15 +1,23 @@
-"""Decides which replicas may take a request: one predicate for every path that asks (R11, R12, A8). Pure."""
+"""Decides which replicas may take a request, and which may soon: one predicate each for every path that asks (R11, R12,
+A8). Pure."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from gateway.domain.builtin_backends import REFUSING
-from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Replica
+from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Progress, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
-from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+
+ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
+"""Returns how far the load of a replica is, or None if this gateway knows nothing of it."""
+
+
+def no_progress(_replica_id: ReplicaId) -> None:
+    """A `ProgressOf` for a gateway that knows of no loads. Returns None."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +107,59 @@ def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) ->
         free_vram_bytes=node.free_vram_bytes,
         refuses_when_full=refuses,
     )
+
+
+def coming_up(view: FleetView, model: ModelName) -> list[Replica]:
+    """Returns the replicas of the model's current revision that may serve soon: those that load, and those whose node
+    is silent and may be back at any moment."""
+    spec = view.state.models[model]
+    return [
+        replica
+        for replica in view.state.replicas.values()
+        if replica.model == model
+        and replica.revision == spec.revision
+        and replica.desired is Desired.RUN
+        and _may_yet_serve(replica, view.state.nodes.get(replica.node_id))
+    ]
+
+
+def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
+    if node is None or node.status not in (NodeStatus.HEALTHY, NodeStatus.UNHEALTHY):
+        return False
+    back = node.status is NodeStatus.UNHEALTHY and replica.observed is Observed.READY
+    return back or replica.observed in COMING_UP
+
+
+def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = no_progress) -> dict[str, object]:
+    """Returns the `loading` object of a 503 `model_loading`. What is not known is absent, never guessed (L11)."""
+    state: dict[str, object] = {"model": str(model), "state": "waiting"}
+    for replica in sorted(coming_up(view, model), key=_load_state, reverse=True)[:1]:
+        if replica.observed in COMING_UP:
+            state["state"] = replica.observed.value
+        if (node := view.state.nodes.get(replica.node_id)) is not None:
+            state["node"] = node.name
+        state |= _progress_text(progress_of(replica.id))
+    if (failure := view.state.failures.get(model)) is not None:
+        state["error"] = failure.cause
+    return state
+
+
+def _load_state(replica: Replica) -> int:
+    """Returns the sort key of a replica: a replica that loads comes before one whose node is silent."""
+    return tuple(Observed).index(replica.observed) if replica.observed in COMING_UP else -1
+
+
+def _progress_text(progress: Progress | None) -> dict[str, object]:
+    if progress is None:
+        return {}
+    fraction, eta = progress.fraction, progress.eta_seconds
+    text = {
+        "progress": None if fraction is None else round(fraction, 4),
+        "bytes_done": progress.done_bytes,
+        "bytes_total": progress.total_bytes,
+        "eta_seconds": None if eta is None else round(eta, 1),
+    }
+    return {name: value for name, value in text.items() if value is not None}
 
 
 EMPTY_VIEW: Final = build_view(EMPTY_STATE)

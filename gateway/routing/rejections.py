@@ -1,10 +1,10 @@
 """The errors of requests for which waiting makes no sense, or no sense any more. Pure."""
 
 from collections import Counter
-from collections.abc import Callable, Container
-from typing import Final, Protocol, TypeAlias
+from collections.abc import Container, Sequence
+from typing import Final, Protocol
 
-from gateway.domain.cluster import Node, NodeStatus, Progress, Replica
+from gateway.domain.cluster import NodeStatus, Progress
 from gateway.domain.errors import (
     BackendFailed,
     GatewayError,
@@ -17,20 +17,18 @@ from gateway.domain.errors import (
     Unavailable,
 )
 from gateway.domain.ids import ModelName, ReplicaId
-from gateway.domain.lifecycle import COMING_UP, Desired, Observed
-from gateway.domain.routability import FleetView
+from gateway.domain.routability import (
+    Candidate,
+    FleetView,
+    ProgressOf,
+    coming_up,
+    loading_state,
+    no_progress,
+)
 
 RETRY_AFTER_SECONDS: Final = 5.0
 """The `Retry-After` of a client if nothing better is known."""
 RETRY_AFTER_SECONDS_MAX: Final = 300.0
-
-
-ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
-"""Returns how far the load of a replica is, or None if this gateway knows nothing of it."""
-
-
-def no_progress(_replica_id: ReplicaId) -> None:
-    """A `ProgressOf` for a gateway that knows of no loads. Returns None."""
 
 
 class LoadOutlook(Protocol):
@@ -96,33 +94,49 @@ def timeout_rejection(
 ) -> GatewayError:
     """Returns the error of a request that has waited long enough. `shortage` says why no node has room for the model,
     if the request waits for room. `control_paused` says that nothing can be loaded now, for whatever reason."""
-    candidates = [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]
-    if candidates:
-        slots = sum(candidate.slots for candidate in candidates)
-        return Overloaded(
-            f"All {slots} slots of '{model}' stayed busy for {waited_seconds:.0f} s.", retry_after_seconds=1
-        )
+    if candidates := [each for each in view.candidates.get(model, ()) if each.replica_id not in excluded]:
+        return _all_busy(model, candidates, waited_seconds)
     if view.candidates.get(model) and not coming_up(view, model):
         return BackendFailed(f"Every replica of '{model}' failed this request, and no other came up in time.")
     if control_paused and not coming_up(view, model):
-        return Unavailable(
-            f"The model '{model}' is not loaded, and nothing could be for {waited_seconds:.0f} s: the gateway's "
-            "registry can't be used now.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-            code="registry_unavailable",
-        )
+        return _registry_away(model, waited_seconds)
     if not any(node.status is NodeStatus.HEALTHY for node in view.state.nodes.values()):
-        return NoNode(
-            f"No healthy node could serve '{model}' within {waited_seconds:.0f} s: {_nodes_there_are(view)}.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-        )
+        return _no_node(model, view, waited_seconds)
     if shortage is not None and not coming_up(view, model):
-        return InsufficientCapacity(
-            f"The model '{model}' could not be loaded within {waited_seconds:.0f} s: {shortage}.",
-            retry_after_seconds=RETRY_AFTER_SECONDS,
-            param="model",
-        )
-    loading = loading_state(view, model, progress_of)
+        return _no_room(model, shortage, waited_seconds)
+    return _still_loading(model, loading_state(view, model, progress_of), waited_seconds)
+
+
+def _all_busy(model: ModelName, candidates: Sequence[Candidate], waited_seconds: float) -> Overloaded:
+    slots = sum(candidate.slots for candidate in candidates)
+    return Overloaded(f"All {slots} slots of '{model}' stayed busy for {waited_seconds:.0f} s.", retry_after_seconds=1)
+
+
+def _registry_away(model: ModelName, waited_seconds: float) -> Unavailable:
+    return Unavailable(
+        f"The model '{model}' is not loaded, and nothing could be for {waited_seconds:.0f} s: the gateway's "
+        "registry can't be used now.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+        code="registry_unavailable",
+    )
+
+
+def _no_node(model: ModelName, view: FleetView, waited_seconds: float) -> NoNode:
+    return NoNode(
+        f"No healthy node could serve '{model}' within {waited_seconds:.0f} s: {_nodes_there_are(view)}.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+    )
+
+
+def _no_room(model: ModelName, shortage: str, waited_seconds: float) -> InsufficientCapacity:
+    return InsufficientCapacity(
+        f"The model '{model}' could not be loaded within {waited_seconds:.0f} s: {shortage}.",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+        param="model",
+    )
+
+
+def _still_loading(model: ModelName, loading: dict[str, object], waited_seconds: float) -> ModelLoading:
     return ModelLoading(
         f"The model '{model}' is still loading after {waited_seconds:.0f} s; the load goes on.",
         retry_after_seconds=_retry_after(loading.get("eta_seconds")),
@@ -140,56 +154,3 @@ def _retry_after(eta_seconds: object) -> float:
 def _nodes_there_are(view: FleetView) -> str:
     counts = Counter(node.status for node in view.state.nodes.values())
     return ", ".join(f"{counts[status]} {status}" for status in sorted(counts)) or "none has joined"
-
-
-def coming_up(view: FleetView, model: ModelName) -> list[Replica]:
-    """Returns the replicas of the model's current revision that may serve soon: those that load, and those whose node
-    is silent and may be back at any moment."""
-    spec = view.state.models[model]
-    return [
-        replica
-        for replica in view.state.replicas.values()
-        if replica.model == model
-        and replica.revision == spec.revision
-        and replica.desired is Desired.RUN
-        and _may_yet_serve(replica, view.state.nodes.get(replica.node_id))
-    ]
-
-
-def _may_yet_serve(replica: Replica, node: Node | None) -> bool:
-    if node is None or node.status not in (NodeStatus.HEALTHY, NodeStatus.UNHEALTHY):
-        return False
-    back = node.status is NodeStatus.UNHEALTHY and replica.observed is Observed.READY
-    return back or replica.observed in COMING_UP
-
-
-def loading_state(view: FleetView, model: ModelName, progress_of: ProgressOf = no_progress) -> dict[str, object]:
-    """Returns the `loading` object of a 503 `model_loading`. What is not known is absent, never guessed (L11)."""
-    state: dict[str, object] = {"model": str(model), "state": "waiting"}
-    for replica in sorted(coming_up(view, model), key=_load_state, reverse=True)[:1]:
-        if replica.observed in COMING_UP:
-            state["state"] = replica.observed.value
-        if (node := view.state.nodes.get(replica.node_id)) is not None:
-            state["node"] = node.name
-        state |= _progress_text(progress_of(replica.id))
-    if (failure := view.state.failures.get(model)) is not None:
-        state["error"] = failure.cause
-    return state
-
-
-def _load_state(replica: Replica) -> int:
-    """Returns the sort key of a replica: a replica that loads comes before one whose node is silent."""
-    return tuple(Observed).index(replica.observed) if replica.observed in COMING_UP else -1
-
-
-def _progress_text(progress: Progress | None) -> dict[str, object]:
-    if progress is None:
-        return {}
-    fraction, eta = progress.fraction, progress.eta_seconds
-    text = {
-        "progress": None if fraction is None else round(fraction, 4),
-        "bytes_done": progress.done_bytes,
-        "bytes_total": progress.total_bytes,
-        "eta_seconds": None if eta is None else round(eta, 1),
-    }
-    return {name: value for name, value in text.items() if value is not None}

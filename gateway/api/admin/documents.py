@@ -12,10 +12,9 @@ from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.routability import FleetView
+from gateway.domain.routability import FleetView, coming_up
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.load_tracker import LoadStatistics
-from gateway.routing.rejections import coming_up
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from typing import Any
 from gateway.api.admin.documents import StatusSource
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName
-from gateway.domain.routability import FleetView
-from gateway.routing.rejections import coming_up, loading_state
+from gateway.domain.routability import FleetView, coming_up, loading_state
 
 
 def load_status(source: StatusSource, model: ModelName) -> dict[str, Any]:

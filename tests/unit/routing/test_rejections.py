@@ -6,8 +6,8 @@ from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.errors import GatewayError, InsufficientCapacity, ModelLoadFailed, ModelLoading, NoNode, Overloaded
 from gateway.domain.ids import NodeId
 from gateway.domain.lifecycle import COMING_UP, Observed
-from gateway.domain.routability import FleetView
-from gateway.routing.rejections import immediate_rejection, loading_state, timeout_rejection
+from gateway.domain.routability import FleetView, loading_state
+from gateway.routing.rejections import immediate_rejection, timeout_rejection
 from tests.fakes.fleet import MODEL, node, replica, view
 
 NOW = 1000.0
