@@ -18,6 +18,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "frame_meter": frozenset(),
     "field_errors": frozenset(),
     "bridge": frozenset(),
+    # A log line escapes what a terminal would obey, as every other text for people does.
     "observability": frozenset({"domain.texts"}),
     "config": frozenset({"domain", "field_errors"}),
     "data_dir": frozenset({"domain", "private_files"}),
@@ -31,7 +32,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "routing": frozenset({"domain", "backends.protocol"}),
     # Joins the two sides over the network and knows neither.
     "transport": frozenset({"domain", "bridge", "frame_meter"}),
-    # Those that use them: siblings, too.
+    # Those that use them: siblings, too. What a gateway tells its peers is what its routing counts, and a silent node
+    # is probed in the same way as a replica before a call.
     "control": frozenset(
         {
             "domain",
@@ -40,7 +42,10 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "registry.clock",
             "registry.protocol",
             "registry.snapshot",
-            "routing",
+            "routing.admission",
+            "routing.load_tracker",
+            "routing.peer_fairness",
+            "routing.probe_cache",
             "backends.protocol",
         }
     ),
@@ -55,6 +60,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "private_files",
         }
     ),
+    # `transport.node_credentials` is pure: a worker proves itself over HTTP with the same credential as in its session.
     "api.http": frozenset(
         {
             "domain",
@@ -64,17 +70,26 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "transport.node_credentials",
         }
     ),
-    "api.openai": frozenset({"domain", "observability", "registry.snapshot", "routing", "api.http"}),
+    "api.openai": frozenset({"domain", "observability", "routing.router", "api.http"}),
+    # A model or a node that comes over HTTP is held against the rules of the configuration file, and the errors use the
+    # same words.
     "api.admin": frozenset(
         {
             "domain",
-            "config",
+            "config.fields",
+            "config.messages",
+            "config.model",
+            "config.rules",
+            "config.units",
             "control.fleet_status",
             "field_errors",
             "observability",
             "registry.protocol",
-            "registry.snapshot",
-            "routing",
+            "routing.admission",
+            "routing.decisions",
+            "routing.load_tracker",
+            "routing.probe_cache",
+            "routing.router",
             "transport.node_credentials",
             "api.http",
         }
@@ -102,18 +117,22 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "worker",
         }
     ),
+    # The program starts the roots. Beside them it needs the configuration with its errors, the errors that a root may
+    # raise (`data_dir`, `registry.protocol`), logging before anything runs, the engine that `gateway backend` becomes,
+    # and for `gateway estimate`, which works without a gateway, `gguf` and the words for sizes.
     "cli": frozenset(
         {
-            "bridge",
             "composition",
-            "config",
+            "config.load",
+            "config.model",
+            "config.problems",
             "data_dir",
             "domain.causes",
             "domain.resources",
-            "engines",
+            "engines.llama_cpp.main",
             "gguf",
-            "observability",
-            "registry.postgres",
+            "observability.heap",
+            "observability.logging",
             "registry.protocol",
         }
     ),

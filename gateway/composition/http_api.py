@@ -112,7 +112,6 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
     models = ModelService(
         registry=parts.registry,
         source=parts.source,
-        views=fleet.views,
         loads=parts.load_requests,
         backends=tuple(settings.backends),
         models_dir=settings.models_dir.absolute(),

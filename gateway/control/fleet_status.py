@@ -35,6 +35,12 @@ class FleetStatus:
         """Returns the fleet as this gateway sees it now."""
         return self.views.current
 
+    async def wait_version(self, version: int) -> None:
+        """Waits until this gateway's view shows that version of the registry's state, or a newer one."""
+        view = self.views.current
+        while view.state.version < version:
+            view = await self.views.wait_change(view)
+
     def progress_of(self, replica_id: ReplicaId) -> Progress | None:
         """Returns how far a load is, as the gateway with the node's session has reported it. Returns None if nobody has
         reported anything."""

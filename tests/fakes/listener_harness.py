@@ -19,10 +19,8 @@ from gateway.api.http.http_app import BodyLimits, HttpApp, Route
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.composition.http_api import ERRORS
 from gateway.domain.ids import GatewayId
-from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.api_harness import MODELS_DIR, READY, FakeLoads
 from tests.fakes.fleet_status import fleet_status
@@ -117,7 +115,7 @@ class Handlers:
 def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
     source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    service = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    service = ModelService(registry, source, FakeLoads(), (), MODELS_DIR)
     return HttpApp(
         [
             Route("POST", "/do", Role.INFERENCE, handlers.answer),

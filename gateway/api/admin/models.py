@@ -22,9 +22,8 @@ from gateway.domain.cluster import ClusterState
 from gateway.domain.errors import Conflict, ModelNotFound
 from gateway.domain.ids import ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.routability import FleetView, build_view
+from gateway.domain.routability import build_view
 from gateway.registry.protocol import DeclaredInFile, ModelRegistry
-from gateway.registry.snapshot import SnapshotStore
 
 WAIT_SECONDS_MAX: Final = 600
 """The longest wait for a load in one request."""
@@ -51,7 +50,6 @@ class ModelService:
 
     registry: ModelRegistry
     source: StatusSource
-    views: SnapshotStore[FleetView]
     loads: Loads
     backends: Collection[str]
     """The backends that the configuration declares."""
@@ -129,9 +127,7 @@ class ModelService:
 
     async def _follow(self, state: ClusterState) -> None:
         with trio.move_on_after(VIEW_SECONDS):
-            view = self.views.current
-            while view.state.version < state.version:
-                view = await self.views.wait_change(view)
+            await self.source.fleet.wait_version(state.version)
 
 
 def _found(state: ClusterState, name: ModelName) -> ModelSpec:

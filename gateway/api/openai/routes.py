@@ -19,7 +19,6 @@ from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Origin
 from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
-from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")
@@ -52,13 +51,19 @@ class Answer(Protocol):
     def __call__(self, request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes: ...
 
 
+class CurrentView(Protocol):
+    """Holds the view of routing, which says what models there are. The request path reads it without a call."""
+
+    current: FleetView
+
+
 class OpenAiApi:
     """Serves OpenAI's endpoints for chat, text completions, embeddings and the list of models."""
 
     def __init__(
         self,
         router: Router,
-        views: SnapshotStore[FleetView],
+        views: CurrentView,
         metrics: RequestMetrics,
         *,
         wall_clock: Callable[[], float],

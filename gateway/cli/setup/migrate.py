@@ -4,15 +4,13 @@ import argparse
 import os
 import sys
 
-from gateway.bridge import open_bridge
 from gateway.cli.outcome import USAGE
 from gateway.cli.processes.until_signal import run_program
 from gateway.cli.setup.check_config import find_config
+from gateway.composition.migration import migrate_postgres
 from gateway.config.load import load_config
 from gateway.config.model import RegistrySection
 from gateway.config.problems import ConfigError
-from gateway.registry.postgres.pool import open_postgres_pool
-from gateway.registry.postgres.schema import migrate
 
 
 def migrate_command(arguments: argparse.Namespace) -> int:
@@ -31,7 +29,6 @@ async def apply_migrations(registry: RegistrySection) -> None:
     if scheme not in {"postgresql", "postgres"}:
         print(f"nothing to do: a {scheme} registry is brought up to date by the gateway that opens it")
         return
-    async with open_bridge() as bridge, open_postgres_pool(bridge, registry.url) as pool:
-        applied = await migrate(pool)
-        numbers = ", ".join(map(str, applied))
-        print(f"{pool.server}: applied {numbers}" if applied else f"{pool.server}: up to date, nothing to do")
+    done = await migrate_postgres(registry.url)
+    numbers = ", ".join(map(str, done.applied))
+    print(f"{done.server}: applied {numbers}" if done.applied else f"{done.server}: up to date, nothing to do")

@@ -20,10 +20,8 @@ from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.composition.http_api import ERRORS
 from gateway.domain.errors import Conflict
 from gateway.domain.ids import GatewayId
-from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.embedded.memory import MemoryRegistry
-from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.load_tracker import LoadTracker
 from tests.fakes.api_harness import MODELS_DIR, FakeLoads
 from tests.fakes.asgi import AsgiRequest
@@ -60,7 +58,7 @@ def metrics() -> Metrics:
 def admin_app(parts: Parts, metrics: Metrics) -> AdminApp:
     source = StatusSource(fleet_status(GatewayId("g")), LoadTracker().statistics, dict, lambda: 0.0)
     registry = MemoryRegistry()
-    service = ModelService(registry, source, SnapshotStore(EMPTY_VIEW), FakeLoads(), (), MODELS_DIR)
+    service = ModelService(registry, source, FakeLoads(), (), MODELS_DIR)
     return build_admin_app(source, idle_admission(), metrics, readings, parts.ready, registry, service, errors=ERRORS)
 
 
