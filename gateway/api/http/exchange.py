@@ -48,15 +48,24 @@ class Exchange:
     """One request and its response, for handlers. It tracks what has been sent, because an error after the first byte
     takes another form."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        params: Mapping[str, str],
+        encode_error: EncodeError,
+    ) -> None:
+        """`params` are the values of each `{name}` in the route's path, and `encode_error` is that of its dialect."""
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.peer: str = str((scope.get("client") or ("unknown",))[0])
         """The address from which the request came: a proxy's, if there is one."""
         self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}
         self._header_bytes = sum(len(name) + len(value) for name, value in scope["headers"])
-        self.params: Mapping[str, str] = {}
-        """The values of each `{name}` in the route's path."""
+        self.params = params
+        self.encode_error = encode_error
         self._query_string: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._send = send
@@ -75,8 +84,6 @@ class Exchange:
         """The headers of every response to this request, from any handler."""
         self.route = "other"
         """The route's path, for the metrics; paths that no route names must not become labels."""
-        self.encode_error: EncodeError | None = None
-        """Of the route's dialect. None: of the application's."""
         self.model: ModelName | None = None
         """The model for the metrics, only if it exists."""
         self.notes: dict[str, object] = {}

@@ -144,9 +144,11 @@ class HttpApp:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
         else:
-            exchange = Exchange(scope, receive, send)
+            place, params = self._find(scope["path"])
+            encode_error = (place.routes[0].encode_error if place.routes else None) or self._errors.encode
+            exchange = Exchange(scope, receive, send, params=params, encode_error=encode_error)
             with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-                await self._serve(exchange, scope)
+                await self._serve(exchange, place, scope)
 
     def drain(self) -> None:
         """Begins the drain: new requests are refused, and running ones continue, except those without an end of their
@@ -185,9 +187,9 @@ class HttpApp:
                 return place, params
         return NOWHERE, NO_PARAMS
 
-    async def _serve(self, exchange: Exchange, scope: Scope) -> None:
+    async def _serve(self, exchange: Exchange, place: _Place, scope: Scope) -> None:
         try:
-            await self._guarded(exchange, partial(self._dispatch, exchange, scope))
+            await self._guarded(exchange, partial(self._dispatch, exchange, place, scope))
         finally:
             self._record_end(exchange)
 
@@ -213,14 +215,12 @@ class HttpApp:
             await self._send_error(exchange, InternalError())
 
     async def _send_error(self, exchange: Exchange, error: GatewayError) -> None:
-        await send_error(exchange, error, exchange.encode_error or self._errors.encode)
+        await send_error(exchange, error, exchange.encode_error)
 
-    async def _dispatch(self, exchange: Exchange, scope: Scope) -> None:
+    async def _dispatch(self, exchange: Exchange, place: _Place, scope: Scope) -> None:
         exchange.check_headers()
-        place, params = self._find(exchange.path)
-        exchange.encode_error = place.routes[0].encode_error if place.routes else None
         caller = self._admit(exchange, place.role)
-        exchange.route, exchange.params = place.path, params
+        exchange.route = place.path
         if place.routes:
             await self._run_route(exchange, place.routes, caller)
         elif place is not NOWHERE:
