@@ -10,10 +10,9 @@ import trio
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.composition.parts import Gateway
 from gateway.composition.tiny_model import write_tiny_model
-from gateway.control.sessions.node_session import SessionOver
 from gateway.data_dir import keep_node_id
 from gateway.domain.ids import BootId, new_id
-from gateway.domain.session import FromWorker, Hello, Registration, ToWorker
+from gateway.domain.session import FromWorker, Hello, Registration, SessionRefused, ToWorker
 from gateway.registry.protocol import RegistryError
 from gateway.worker.agent import Agent, run_agent
 from gateway.worker.capacity_reader import CapacityReader
@@ -73,7 +72,7 @@ async def _run_embedded_sessions(
                 if not has_begun:
                     task_status.started()
                     has_begun = True
-        except* (SessionOver, RegistryError) as group:
+        except* (SessionRefused, RegistryError) as group:
             if not has_begun:
                 raise
             log.warning("worker.embedded_session_ended", error=str(group.exceptions[0]))

@@ -11,9 +11,9 @@ from gateway.bridge import Bridge
 from gateway.config.model import Config
 from gateway.data_dir import StartupError
 from gateway.domain.ids import BootId, NodeId, new_id
-from gateway.domain.session import Hello
+from gateway.domain.session import Hello, SessionRefused
 from gateway.transport.client import open_session
-from gateway.transport.errors import SessionLost, SessionRefused
+from gateway.transport.errors import SessionLost
 from gateway.transport.node_credentials import session_metadata
 from gateway.transport.registration import JoinFailed, JoinRefused, RegistrationAnswer, RegistrationRequest, register
 from gateway.worker.agent import Agent

@@ -6,11 +6,9 @@ import trio
 
 from gateway.composition.http_settings import listener_tls
 from gateway.composition.parts import Gateway
-from gateway.control.sessions.node_session import SessionOver
 from gateway.data_dir import StartupError
-from gateway.domain.session import FromWorker, Hello, ToWorker
+from gateway.domain.session import FromWorker, Hello, SessionRefused, ToWorker
 from gateway.registry.protocol import NotRegistered
-from gateway.transport.errors import SessionRefused
 from gateway.transport.node_credentials import is_credential
 from gateway.transport.server import SessionServer
 
@@ -43,11 +41,8 @@ async def _serve_session(
     to_worker: trio.MemorySendChannel[ToWorker],
     from_worker: trio.MemoryReceiveChannel[FromWorker],
 ) -> None:
-    """Translates errors into those of the transport: a session that is over, or that cannot begin, is refused with the
-    reason."""
+    """Refuses a session that cannot begin because its node is not registered."""
     try:
         await gateway.control.sessions.run_session(hello, to_worker, from_worker)
-    except SessionOver as error:
-        raise SessionRefused(str(error), register_again=error.register_again) from error
     except NotRegistered as error:
         raise SessionRefused(str(error), register_again=True) from error

@@ -150,3 +150,18 @@ class Registration:
     """Whether a node that was unknown so far may serve at once."""
     proof_boot_id: BootId | None = None
     """The boot id of the start whose credential has proved `node_id`. None means that no proof is required."""
+
+
+class SessionEnded(Exception):
+    """A session has ended before the worker left. The message is a sentence for the worker's log."""
+
+
+class SessionRefused(SessionEnded):
+    """The gateway does not begin this session, or ends it. That says nothing against the worker's replicas.
+
+    `register_again` says that the worker has to register before its next session.
+    """
+
+    def __init__(self, message: str, *, register_again: bool = False) -> None:
+        super().__init__(message)
+        self.register_again = register_again

@@ -17,10 +17,10 @@ from grpclib.client import Channel, Stream
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.bridge import AioReceiver, AioSender, Bridge
-from gateway.domain.session import FromWorker, Hello, ToWorker
+from gateway.domain.session import FromWorker, Hello, SessionEnded, SessionRefused, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
-from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.errors import SessionLost
 from gateway.transport.limits import CONFIGURATION, bound_messages, cut
 from gateway.transport.node_credentials import session_metadata
 from gateway.transport.pb import worker_pb2 as pb

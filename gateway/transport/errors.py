@@ -1,20 +1,10 @@
-"""The ways in which a session can end, by what the worker can do about it."""
+"""The errors of the connection between a worker and a gateway; `domain/session` has those of the session itself."""
 
-
-class SessionEnded(Exception):
-    """The base class. Its message is a sentence for the log."""
+from gateway.domain.session import SessionEnded
 
 
 class SessionLost(SessionEnded):
     """The connection or the gateway was lost. The worker should attach again, to this gateway or another one."""
-
-
-class SessionRefused(SessionEnded):
-    """The gateway refuses this session. `register_again` says that a new registration may change that."""
-
-    def __init__(self, message: str, *, register_again: bool) -> None:
-        super().__init__(message)
-        self.register_again = register_again
 
 
 class MessageRefused(Exception):

@@ -13,11 +13,10 @@ from grpclib.server import Stream
 
 from gateway.bridge import AioReceiver, AioSender
 from gateway.domain.causes import leaves
-from gateway.domain.session import FromWorker, Hello, Report, ToWorker
+from gateway.domain.session import FromWorker, Hello, Report, SessionRefused, ToWorker
 from gateway.transport import codec as wire
 from gateway.transport import stream_pump as pump
 from gateway.transport.advertised import AdvertisedHost, checked_hello
-from gateway.transport.errors import SessionRefused
 from gateway.transport.pb import worker_pb2 as pb
 from gateway.transport.stream_pump import WAITING_MAX, StreamFailed
 

@@ -18,10 +18,9 @@ from gateway.bridge import Bridge, open_bridge
 from gateway.composition.parts import Gateway, open_parts
 from gateway.composition.services import leave_fleet, start_services
 from gateway.config.load import parse_config
-from gateway.control.sessions.node_session import SessionOver
 from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.session import Hello, Registration
+from gateway.domain.session import Hello, Registration, SessionRefused
 from gateway.registry.protocol import RegistryError
 from tests.fakes.worker_parts import FakeSpawn
 from tests.simulation.backend import SimBackend
@@ -94,7 +93,7 @@ class Post:
             async with link.orders_out, link.reports:
                 with link.at_gateway:
                     await self.gateway.control.sessions.run_session(hello, link.orders_out, link.reports)
-        except (SessionOver, RegistryError) as error:
+        except (SessionRefused, RegistryError) as error:
             self.installation.world.note(f"{self} ends the session of {hello.name}: {error}")
         finally:
             link.ended.set()

@@ -29,6 +29,7 @@ from gateway.domain.session import (
     Leaving,
     LogChunk,
     Report,
+    SessionRefused,
     ToWorker,
 )
 from gateway.registry.protocol import RETRY_SECONDS, NodeRegistry, RegistryError
@@ -47,18 +48,6 @@ waits for it."""
 UNWRITTEN_MAX: Final = 10_000
 """The largest number of replicas with unwritten reports. It is more than one machine has ports for."""
 UP: Final = frozenset({Observed.READY, Observed.DRAINING})
-
-
-class SessionOver(Exception):
-    """This session has to end. The message gives the reason for the worker's log; it says nothing against the worker's
-    replicas.
-
-    `register_again` says that the worker has to register before its next session.
-    """
-
-    def __init__(self, message: str, *, register_again: bool = False) -> None:
-        super().__init__(message)
-        self.register_again = register_again
 
 
 def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
@@ -136,19 +125,19 @@ class NodeSession:
         return self.leaving and not self._living
 
     def end(self, why: str) -> None:
-        """Has `run` raise `SessionOver` with this reason."""
+        """Has `run` raise `SessionRefused` with this reason."""
         self._why_ended = why
         self._ended.cancel()
 
     async def run(self) -> None:
-        """Runs until the worker closes its end, or until cancelled. Raises `SessionOver`."""
+        """Runs until the worker closes its end, or until cancelled. Raises `SessionRefused`."""
         with self._ended:
             await self._run()
         if self._ended.cancelled_caught:
-            raise SessionOver(self._why_ended)
+            raise SessionRefused(self._why_ended)
 
     async def _run(self) -> None:
-        problems: list[SessionOver] = []
+        problems: list[SessionRefused] = []
         try:
             async with trio.open_nursery() as nursery:
                 for task in (self._run_desired, self._run_heartbeats, self._run_writer, self._readiness_gate.run):
@@ -167,12 +156,12 @@ class NodeSession:
             await self._write()  # Write the last reports of a worker that has left.
 
     async def _run_until_over(
-        self, task: Callable[[], Awaitable[None]], problems: list[SessionOver], scope: trio.CancelScope
+        self, task: Callable[[], Awaitable[None]], problems: list[SessionRefused], scope: trio.CancelScope
     ) -> None:
         """Raises the error that ends the session, without a group around it."""
         try:
             await task()
-        except SessionOver as error:
+        except SessionRefused as error:
             problems.append(error)
             scope.cancel()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -267,9 +256,9 @@ class NodeSession:
             view = await settings.views.wait_change(view)
         while True:
             if not self._has_joined(view):
-                raise SessionOver("this node was removed, or its worker has registered anew", register_again=True)
+                raise SessionRefused("this node was removed, or its worker has registered anew", register_again=True)
             if view.state.nodes[self.node_id].session > self.number:
-                raise SessionOver(SUPERSEDED)
+                raise SessionRefused(SUPERSEDED)
             current = desired_set(view.state, self.node_id, settings.token_of)
             if current != sent:
                 await self._to_worker.send(current)
@@ -301,7 +290,7 @@ class NodeSession:
 
     async def _write(self) -> None:
         """Writes all unwritten reports. A report whose write fails stays unwritten. Raises `RegistryError`,
-        `SessionOver`."""
+        `SessionRefused`."""
         batch, registry = tuple(self._unwritten.values()), self._settings.registry
         written = not batch or await registry.record_reports(self.node_id, self.number, batch)
         for report in batch:
@@ -312,7 +301,7 @@ class NodeSession:
             if self._capacity is capacity:
                 self._capacity = None
         if not written:
-            raise SessionOver(SUPERSEDED)
+            raise SessionRefused(SUPERSEDED)
         for (model, revision), requirement in tuple(self._measured.items()):
             await registry.record_requirement(model, revision, requirement)
             if self._measured.get((model, revision)) is requirement:

@@ -13,10 +13,10 @@ from typing import Final
 import structlog
 import trio
 
-from gateway.control.sessions.node_session import SUPERSEDED, NodeSession, SessionOver, SessionSettings
+from gateway.control.sessions.node_session import SUPERSEDED, NodeSession, SessionSettings
 from gateway.domain.cluster import NodeStatus
 from gateway.domain.ids import NodeId, ReplicaId
-from gateway.domain.session import FromWorker, Hello, LogChunk, ToWorker
+from gateway.domain.session import FromWorker, Hello, LogChunk, SessionRefused, ToWorker
 from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
@@ -44,7 +44,7 @@ class Sessions:
         """Runs one session from its beginning to its end. Reports started once the node has joined.
 
         `ends_with_gateway` says that the worker is part of this process, so that its replicas end with the session.
-        Raises `RegistryError` if joining fails, and `SessionOver`.
+        Raises `RegistryError` if joining fails, and `SessionRefused`.
         """
         number = await self.settings.registry.join_node(hello, self.settings.gateway_id)
         session = NodeSession(hello, number, self.settings, to_worker, from_worker, is_embedded=ends_with_gateway)
@@ -54,7 +54,7 @@ class Sessions:
             ends_with_us = ends_with_gateway
             try:
                 await session.run()
-            except SessionOver:
+            except SessionRefused:
                 ends_with_us = False  # The worker lives and will reconnect.
                 raise
             finally:

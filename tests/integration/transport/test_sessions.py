@@ -26,13 +26,15 @@ from gateway.domain.session import (
     Leaving,
     LogChunk,
     Report,
+    SessionEnded,
+    SessionRefused,
     TailLogs,
     ToWorker,
 )
 from gateway.transport import client, server, session
 from gateway.transport import stream_pump as pump
 from gateway.transport.client import WorkerLink
-from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.errors import SessionLost
 from gateway.transport.tls import client_context, server_context
 from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.relay import open_relay

@@ -14,12 +14,12 @@ from grpclib import GRPCError, Status
 
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Observed
-from gateway.domain.session import EndTail, Heartbeat, Leaving, TailLogs
+from gateway.domain.session import EndTail, Heartbeat, Leaving, SessionEnded, SessionRefused, TailLogs
 from gateway.transport import client, server
 from gateway.transport import codec as wire
 from gateway.transport import limits as connections
 from gateway.transport import stream_pump as pump
-from gateway.transport.errors import SessionEnded, SessionLost, SessionRefused
+from gateway.transport.errors import SessionLost
 from gateway.transport.node_credentials import session_metadata
 from gateway.transport.pb import worker_pb2 as pb
 from tests.fakes.raw_grpc import RawGatewayStream, RawWorkerStream, open_gateway_play, play_worker

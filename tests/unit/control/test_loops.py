@@ -17,7 +17,7 @@ from gateway.control.reconciler import Reconciler
 from gateway.control.sessions import node_session
 from gateway.control.sessions.load_progress import LoadProgress
 from gateway.control.sessions.log_streams import CHUNKS_MAX
-from gateway.control.sessions.node_session import SUPERSEDED, SessionOver, SessionSettings, desired_set
+from gateway.control.sessions.node_session import SUPERSEDED, SessionSettings, desired_set
 from gateway.control.sessions.sessions import Sessions
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus, ProbeOutcome, Progress
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
@@ -36,6 +36,7 @@ from gateway.domain.session import (
     LogChunk,
     Registration,
     Report,
+    SessionRefused,
     TailLogs,
     ToWorker,
 )
@@ -135,7 +136,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
         with scope:
             try:
                 await sessions.run_session(HELLO, to_worker, from_worker, task_status=task_status)
-            except SessionOver as error:
+            except SessionRefused as error:
                 over.append(str(error))
         ended.set()
 
