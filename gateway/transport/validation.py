@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from gateway.domain.host_port import shown
+from gateway.domain.texts import escaped
 from gateway.transport.errors import MessageRefused
 
 BYTES_MAX: Final = 2**63 - 1
@@ -80,7 +81,7 @@ def identifier(message: Any, name: str) -> str:  # noqa: ANN401 - any message
 
 def word(text: str) -> str:
     """Returns the text cut to `WORD_CHARACTERS_MAX`, with unprintable characters escaped."""
-    return printable(text[:WORD_CHARACTERS_MAX])
+    return escaped(text[:WORD_CHARACTERS_MAX])
 
 
 def words(texts: Sequence[str]) -> tuple[str, ...]:
@@ -99,14 +100,4 @@ def error(text: str) -> str:
     if len(text) > ERROR_CHARACTERS_MAX:
         end = ERROR_CHARACTERS_MAX - ERROR_BEGINNING_CHARACTERS
         text = f"{text[:ERROR_BEGINNING_CHARACTERS]}\n[...]\n{text[-end:]}"
-    return printable(text, but="\n\t")
-
-
-def printable(text: str, but: str = "") -> str:
-    """Returns the text with escapes (`\x1b`) for what a terminal would obey or a reader would not see, except for
-    `but`."""
-    if text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() or each in but else each.encode("unicode_escape").decode() for each in text
-    )
+    return escaped(text, keep="\n\t")
