@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 
-from gateway.api.http.json_count import check_counts
+from gateway.api.http.json_count import COUNTED_FROM_BYTES, check_counts
 from gateway.domain.errors import BadRequest
 from gateway.field_errors import JSON_TYPES, NOT_EMPTY, FieldErrorKind, sort_error
 
@@ -80,7 +80,8 @@ Body = TypeVar("Body", bound=JsonBody)
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parses a body. Raises `BadRequest` if it is not JSON, not an object, or has too many values."""
     try:
-        check_counts(body)
+        if len(body) > COUNTED_FROM_BYTES:
+            check_counts(body)
         value = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise _not_json(body, error) from None

@@ -1,5 +1,5 @@
 """OpenAI's dialect: requests become domain requests, and answers become OpenAI's JSON.
 
-In reading order: `routes` (thin handlers), `schema` over `parameters`, `content` and `tools` (what a body may contain),
-`encode` and `chunks` (whole and streamed answers), `errors` (the envelope), `weight` (the memory of a parsed request).
+In reading order: `routes` (thin handlers), `schema` over `parameters`, `content` and `tools` (what a body may contain,
+and its translation), `encode` and `chunks` (whole and streamed answers), `errors` (the envelope).
 """

@@ -74,18 +74,15 @@ class Message(JsonBody):
 
     def as_chat_message(self) -> ChatMessage:
         """Return the message for a backend: `developer` becomes `system`, and text parts are joined."""
+        parts = self.content
+        text = parts if isinstance(parts, str) else PART_SEPARATOR.join(part.text for part in parts)
         return ChatMessage(
             role="system" if self.role == "developer" else self.role,
-            content=kept_text(self._text()),
+            content=kept_text(text),
             name=self.name,
             tool_call_id=self.tool_call_id,
             tool_calls=tuple(call.as_tool_call() for call in self.tool_calls or ()),
         )
-
-    def _text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return PART_SEPARATOR.join(part.text for part in self.content)
 
 
 Messages = Annotated[list[Message], Field(min_length=1, max_length=MESSAGES_MAX, fail_fast=True)]

@@ -1,5 +1,4 @@
-"""The parameters that chat and completions share: their bounds, their translation to `Sampling`, and those that are not
-supported.
+"""The parameters that chat and completions share: their bounds, and those that are not supported.
 
 Each bound is OpenAI's unless its comment says otherwise. `top_k`, `min_p`, `repeat_penalty` and `ignore_eos` are
 extensions with llama.cpp's names. `ignore_eos` is meant for tests and measurements.
@@ -23,8 +22,7 @@ from gateway.api.http.json_body import (
     wrong_type,
     wrong_value,
 )
-from gateway.domain.errors import BadRequest
-from gateway.domain.inference import INT32_MAX, NO_BIAS, Sampling
+from gateway.domain.inference import INT32_MAX
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
@@ -115,32 +113,6 @@ class GenerationBody(JsonBody):
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
     n: Annotated[int, Field(ge=1), AfterValidator(_single_answer)] | None = None
-
-    def sampling(self, max_tokens: int | None) -> Sampling:
-        """Return the sampling parameters for a backend; what the request does not set is left to the backend."""
-        return Sampling(
-            max_tokens=max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            repeat_penalty=self.repeat_penalty,
-            presence_penalty=self.presence_penalty,
-            frequency_penalty=self.frequency_penalty,
-            seed=None if self.seed is None else wire_seed(self.seed),
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            logit_bias=MappingProxyType(self.logit_bias) if self.logit_bias else NO_BIAS,
-            ignore_end=bool(self.ignore_eos),
-        )
-
-    def wants_usage(self) -> bool:
-        """Return whether the stream ends with a usage chunk. Raises `BadRequest` if there is no stream to end."""
-        if self.stream_options is None:
-            return False
-        if not self.stream:
-            message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
-            raise BadRequest(message, param="stream_options", code=INVALID_VALUE)
-        return bool(self.stream_options.include_usage)
 
 
 def wire_seed(seed: int) -> int:

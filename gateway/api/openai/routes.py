@@ -13,7 +13,6 @@ from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.errors import error_object
-from gateway.api.openai.weight import kept_bytes
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Origin
@@ -95,13 +94,13 @@ class OpenAiApi:
     async def _chat(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await self._parse(exchange, schema.parse_chat, body)
         del body  # Only the parsed request is kept while it waits.
-        origin = origin_of(exchange, caller)
+        origin = Origin(exchange.request_id, caller.name)
         await self._generate(exchange, origin, call, ChatChunks, encode.chat_completion)
 
     async def _completion(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
         call = await self._parse(exchange, schema.parse_completion, body)
         del body
-        origin = origin_of(exchange, caller)
+        origin = Origin(exchange.request_id, caller.name)
         await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
 
     async def _parse(self, exchange: Exchange, parse: Callable[[bytes], Call], body: bytes) -> Call:
@@ -112,7 +111,7 @@ class OpenAiApi:
             limiter = self._large if len(body) < HUGE_BYTES else self._huge
             call = await trio.to_thread.run_sync(parse, body, limiter=limiter)
         if exchange.charge is not None:
-            exchange.charge.record_kept(kept_bytes(call))
+            exchange.charge.record_kept(call.kept_bytes)
         return call
 
     async def _generate(
@@ -158,7 +157,7 @@ class OpenAiApi:
         call = await self._parse(exchange, schema.parse_embeddings, body)
         del body
         self._record_model(exchange, call.model, call.user)
-        found = await self._embed_all(call.inputs, origin_of(exchange, caller))
+        found = await self._embed_all(call.inputs, Origin(exchange.request_id, caller.name))
         vectors = [embedding for embedding, _ in found]
         headers = self._record_replica(exchange, found[-1][1])
         self._record_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
@@ -220,11 +219,6 @@ class OpenAiApi:
         exchange.notes["prompt_tokens"], exchange.notes["completion_tokens"] = prompt, completion
         self._metrics.tokens.labels(model, "prompt").inc(prompt)
         self._metrics.tokens.labels(model, "completion").inc(completion)
-
-
-def origin_of(exchange: Exchange, caller: Caller) -> Origin:
-    """Return the request's id and its caller's name, by which queues are fair and traces name the request."""
-    return Origin(exchange.request_id, caller.name)
 
 
 async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *args: *Ts) -> T:

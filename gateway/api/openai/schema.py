@@ -8,6 +8,7 @@ OpenAI API reference, endpoints chat/completions, completions and embeddings.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from sys import getsizeof
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal
 
@@ -23,15 +24,23 @@ from gateway.api.http.json_body import (
     wrong_value,
 )
 from gateway.api.openai.content import Messages
-from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User
+from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User, wire_seed
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
-from gateway.domain.inference import INT32_MAX, EmbeddingInput, Generation, kept_text
+from gateway.domain.inference import INT32_MAX, NO_BIAS, ChatMessage, EmbeddingInput, Generation, Sampling, Text, kept_text
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
 EMBEDDING_INPUTS_MAX: Final = 2048
+
+OBJECT_BYTES: Final = 400
+"""The memory of one message, tool call or input, without its texts. This and the next two are rather too much than too
+little."""
+BIAS_BYTES: Final = 130
+"""The memory of one entry of `logit_bias`: a place in a dictionary, an integer and a float."""
+TOKEN_BYTES: Final = 40
+"""The memory of one token id: an integer and the reference to it."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,8 @@ class GenerationCall:
     """Whether a last chunk carries the token counts. It is possible only with `stream`."""
     user: str | None
     """The caller's own name for its user. It has no effect on the answer."""
+    kept_bytes: int
+    """About how much memory it takes while it waits and is answered."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,8 @@ class EmbeddingsCall:
     inputs: tuple[EmbeddingInput, ...]
     encoding_format: Literal["float", "base64"]
     user: str | None
+    kept_bytes: int
+    """About how much memory it takes while it waits and is answered."""
 
 
 class TemplateSettings(JsonBody):
@@ -199,25 +212,28 @@ def parse_chat(body: bytes) -> ChatCall:
     parsed = parse_json(ChatBody, body)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
-    tools, choice = offer(parsed.tools or (), parsed.tool_choice, parallel=parsed.parallel_tool_calls)
-    settings = parsed.chat_template_kwargs or TemplateSettings()
-    sampling = parsed.sampling(parsed.token_limit())
+    tools = choice = None
+    if parsed.tools or parsed.tool_choice is not None:
+        tools, choice = offer(parsed.tools or (), parsed.tool_choice, parallel=parsed.parallel_tool_calls)
+    settings = parsed.chat_template_kwargs
     generation = Generation(
         model=ModelName(parsed.model),
         prompt=prompt,
-        sampling=sampling,
+        sampling=_sampling(parsed, parsed.token_limit()),
         tools=tools,
         tool_choice=choice,
-        thinking=settings.enable_thinking,
+        thinking=None if settings is None else settings.enable_thinking,
     )
-    return ChatCall(generation, bool(parsed.stream), parsed.wants_usage(), user)
+    return ChatCall(generation, bool(parsed.stream), _wants_usage(parsed), user, _generation_bytes(generation))
 
 
 def parse_completion(body: bytes) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
     parsed = parse_json(CompletionBody, body)
-    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), parsed.sampling(parsed.token_limit()))
-    return CompletionCall(generation, bool(parsed.stream), parsed.wants_usage(), parsed.user)
+    sampling = _sampling(parsed, parsed.token_limit())
+    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling)
+    kept_bytes = _generation_bytes(generation)
+    return CompletionCall(generation, bool(parsed.stream), _wants_usage(parsed), parsed.user, kept_bytes)
 
 
 def parse_embeddings(body: bytes) -> EmbeddingsCall:
@@ -227,4 +243,51 @@ def parse_embeddings(body: bytes) -> EmbeddingsCall:
     inputs = tuple(
         EmbeddingInput(model, kept_text(entry) if isinstance(entry, str) else entry) for entry in parsed.input
     )
-    return EmbeddingsCall(model, inputs, parsed.encoding_format or "float", parsed.user)
+    kept_bytes = sum(map(_input_bytes, inputs))
+    return EmbeddingsCall(model, inputs, parsed.encoding_format or "float", parsed.user, kept_bytes)
+
+
+def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:
+    """Returns the sampling parameters for a backend. What the request does not set is left to the backend."""
+    return Sampling(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        repeat_penalty=body.repeat_penalty,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        seed=None if body.seed is None else wire_seed(body.seed),
+        stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
+        logit_bias=MappingProxyType(body.logit_bias) if body.logit_bias else NO_BIAS,
+        ignore_end=bool(body.ignore_eos),
+    )
+
+
+def _wants_usage(body: GenerationBody) -> bool:
+    """Returns whether the stream ends with a usage chunk. Raises `BadRequest` if there is no stream to end."""
+    if body.stream_options is None:
+        return False
+    if not body.stream:
+        message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
+        raise BadRequest(message, param="stream_options", code=INVALID_VALUE)
+    return bool(body.stream_options.include_usage)
+
+
+def _generation_bytes(generation: Generation) -> int:
+    prompt, sampling = generation.prompt, generation.sampling
+    texts = getsizeof(prompt) if isinstance(prompt, Text) else sum(map(_message_bytes, prompt))
+    options = sum(map(getsizeof, (generation.tools or "", *sampling.stop)))
+    return OBJECT_BYTES + texts + options + BIAS_BYTES * len(sampling.logit_bias)
+
+
+def _message_bytes(message: ChatMessage) -> int:
+    calls = sum(OBJECT_BYTES + getsizeof(call.id) + getsizeof(call.arguments) for call in message.tool_calls)
+    texts = getsizeof(message.content) + getsizeof(message.name or "") + getsizeof(message.tool_call_id or "")
+    return OBJECT_BYTES + texts + calls
+
+
+def _input_bytes(item: EmbeddingInput) -> int:
+    text = item.text
+    return OBJECT_BYTES + (getsizeof(text) if isinstance(text, Text) else TOKEN_BYTES * len(text))
