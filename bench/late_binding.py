@@ -24,10 +24,9 @@ from gateway.domain.inference import Origin
 from gateway.domain.routability import FleetView, build_view
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.fair_queue import FairQueue
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 from gateway.routing.peer_fairness import RemoteQueue
 from gateway.routing.pending_request import PendingRequest
-from gateway.routing.picker import Policy
 from tests.fakes.fleet import MODEL, replica, spec, state
 
 NEVER: Final = float("inf")
@@ -63,13 +62,23 @@ class VirtualClock(trio.abc.Clock):
         return max(0.0, deadline - self.now)
 
 
+@dataclass(frozen=True)
+class OtherGateways:
+    """They read what this gateway publishes at fixed times and need no reports."""
+
+    has_peers: bool
+
+    def report_leases(self) -> None:
+        pass
+
+
 class SimulatedGateway(Admission):
     """An admission that puts whoever was given a lease into `served`, instead of waking a task."""
 
     def __init__(self, number: int, fleet: FleetView, setting: Setting) -> None:
-        policy = Policy(tie_break_by_chance=setting.gateways > 1)
+        peers = OtherGateways(has_peers=setting.gateways > 1)
         rng = Random(f"policy {setting.seed} {number}")
-        super().__init__(lambda: fleet, _limits(setting), wall_clock=lambda: 0.0, rng=rng, policy=lambda: policy)
+        super().__init__(lambda: fleet, _limits(setting), wall_clock=lambda: 0.0, rng=rng, peers=peers)
         self.id = GatewayId(str(number))
         self.served: list[PendingRequest] = []
         self.retry_armed = NEVER

@@ -146,7 +146,6 @@ PURE: Final = (
     "routing/picker.py",
     "routing/fair_queue.py",
     "routing/rejections.py",
-    "routing/lease.py",
     "routing/silence.py",
     "control/node_health.py",
     "backends/translate.py",

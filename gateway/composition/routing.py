@@ -5,7 +5,6 @@ from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from functools import partial
 from random import Random
-from typing import Final
 
 from gateway.backends.channel_pool import ChannelPool, Dial
 from gateway.backends.grpc_backend import GrpcBackends
@@ -21,13 +20,10 @@ from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.call_watch import CallWatch
 from gateway.routing.open_calls import OpenCalls
-from gateway.routing.picker import ALONE, Policy
 from gateway.routing.probe_cache import ProbeCache, open_probe_cache
 from gateway.routing.reservation import ReserveSlot, StrictReservations
 from gateway.routing.router import Router
 from gateway.routing.silence import tolerance
-
-SEVERAL: Final = Policy(tie_break_by_chance=True)
 
 
 @dataclass(frozen=True)
@@ -74,17 +70,16 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
 
 
 def _build_admission(shared: SharedParts, rng: Random, *, strict: bool) -> Admission:
-    views, peers, queue_wait = shared.views, shared.peers, shared.metrics.requests.queue_wait
+    views, queue_wait = shared.views, shared.metrics.requests.queue_wait
     return Admission(
         view=lambda: views.current,
         limits=_limits(shared.config),
         wall_clock=shared.clock,
         rng=rng,
         outlook=shared.status,
-        policy=lambda: SEVERAL if peers.has_peers else ALONE,
         strict=strict,
+        peers=shared.peers,
         demand_changed=shared.report_demand,
-        leases_changed=peers.report_leases,
         record_wait=lambda model, seconds: queue_wait.labels(model).observe(seconds),
     )
 

@@ -22,13 +22,12 @@ from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
-from gateway.routing.decisions import DecisionLog
+from gateway.routing.decisions import AttemptRecord, DecisionLog
 from gateway.routing.fair_queue import FairQueue
-from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import FOREVER, NEVER, LoadTracker
+from gateway.routing.load_tracker import FOREVER, NEVER, Lease, LoadTracker, Peers
 from gateway.routing.peer_fairness import RemoteQueue, SlotDeferral
 from gateway.routing.pending_request import PendingRequest
-from gateway.routing.picker import ALONE, Choice, Considered, Policy, pick
+from gateway.routing.picker import ALONE, SEVERAL, Choice, Considered, pick
 from gateway.routing.rejections import LoadOutlook, UnknownOutlook, immediate_rejection, timeout_rejection
 
 RETRY_BACKOFF_MAX: Final = 10.0
@@ -75,18 +74,17 @@ class Admission:
         wall_clock: Callable[[], float],
         rng: Random,
         outlook: LoadOutlook | None = None,
-        policy: Callable[[], Policy] = lambda: ALONE,
+        peers: Peers | None = None,
         strict: bool = False,
         demand_changed: Callable[[], None] = lambda: None,
-        leases_changed: Callable[[], None] = lambda: None,
         record_wait: Callable[[ModelName, float], None] = lambda _model, _seconds: None,
     ) -> None:
-        """`strict`, `leases_changed`: see `LoadTracker`. `demand_changed` is called when a model's queue begins or
+        """`strict`, `peers`: see `LoadTracker`. `demand_changed` is called when a model's queue begins or
         ends, `record_wait` with each lease given: for how many seconds its request waited for it."""
         self._view = view
         self.loads = LoadTracker(
             strict=strict,
-            leases_changed=leases_changed,
+            peers=peers,
             on_release=self._serve,
             on_free=self._record_free,
             on_peers_changed=self._apply_peer_changes,
@@ -101,7 +99,6 @@ class Admission:
         """The time of the next allowed guess. It lags behind while there are no guesses, so that several may then come
         at once."""
         self.decisions = DecisionLog()
-        self._policy = policy
         self._outlook = outlook or UnknownOutlook()
         self._demand_changed = demand_changed
         self._record_wait = record_wait
@@ -221,7 +218,7 @@ class Admission:
             self._serve_freed(model)
 
     def _record_free(self, model: ModelName, slots: int = 1) -> None:
-        if self._deferral.has_waiting(model):
+        if model in self._deferral.queues:
             self._deferral.record_free(model, slots, self._free_slots(model), trio.current_time())
         if model in self._queues:
             self._serve_freed(model)
@@ -239,7 +236,7 @@ class Admission:
         """Like `_serve`, and re-arms the timer of waiters blocked by a deferred slot or a suspect replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
-            self._deferral.is_deferring(model) or self._some_are_suspect(model)
+            model in self._deferral.ends or self._some_are_suspect(model)
         ):
             for first in queue.firsts():
                 first.wake.set()
@@ -285,11 +282,12 @@ class Admission:
     # A replica that has failed lately comes behind all others, also behind full ones: requests wait for those.
     def _bind(self, request: PendingRequest) -> Lease | None:
         now, candidates = trio.current_time(), self._candidates(request)
-        choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
+        policy = SEVERAL if self.loads.peers.has_peers else ALONE
+        choice = pick(candidates, self.loads.load_of, now, self._rng, policy)
         if choice is None:
             return None
         if choice.has_free_slot:
-            if self._deferral.is_deferring(request.model) and self._is_deferred(request, now):
+            if request.model in self._deferral.ends and self._is_deferred(request, now):
                 return None
         else:
             guess = self._guess(request.model, candidates, now)
@@ -297,7 +295,7 @@ class Admission:
                 return None
             choice = guess.among(choice)
         lease = self.loads.lease(choice.candidate, request.origin, now)
-        request.decision.picked(choice.candidate, choice.considered, now)
+        request.decision.attempts.append(AttemptRecord(choice.candidate, choice.considered, now))
         return lease
 
     def _is_deferred(self, request: PendingRequest, now: float) -> bool:
@@ -334,7 +332,8 @@ class Admission:
         if model not in view.state.models:
             raise ModelNotFound(model)
         candidates = view.candidates.get(model, ())
-        choice = pick(candidates, self.loads.load_of, now, self._rng, self._policy())
+        policy = SEVERAL if self.loads.peers.has_peers else ALONE
+        choice = pick(candidates, self.loads.load_of, now, self._rng, policy)
         if choice is None:
             return None, (), now
         return choice.candidate if choice.has_free_slot else None, choice.considered, now

@@ -14,8 +14,7 @@ from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError
 from gateway.routing.admission import Admission
 from gateway.routing.decisions import AttemptRecord
-from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import LoadTracker
+from gateway.routing.load_tracker import Lease, LoadTracker
 from gateway.routing.open_calls import OpenCall, OpenCalls
 from gateway.routing.pending_request import PendingRequest
 from gateway.routing.probe_cache import BUSY_SECONDS, ProbeCache
@@ -50,7 +49,7 @@ class Attempt:
         meanwhile."""
         if self._call is None:
             always = self.lease.candidate.refuses_when_full
-            self._call = OpenCall(self.calls, self.target, answers_always=always, on_lost=self.end_call)
+            self._call = self.calls.begin(self.target, answers_always=always, on_lost=self.end_call)
         return await self._call.wait(answer)
 
     def record_progress(self, *, done: bool) -> None:
@@ -81,7 +80,7 @@ class Attempt:
             self._record_error(error)
         self.is_over = True
         if self._call is not None:
-            self._call.close()
+            self.calls.end(self._call)
         self.lease.release()
 
     def __enter__(self) -> Self:
@@ -91,7 +90,7 @@ class Attempt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._call is not None:
-            self._call.close()
+            self.calls.end(self._call)
         if self.record.outcome == "running":
             self._record_error(error)
         may_go_on = self.record.outcome == "left" and self.lease.called and not self.lease.candidate.refuses_when_full

@@ -89,14 +89,13 @@ class CallWatch:
         silence = self._silence_of(replica_id, self._watched(replica_id))
         silence.seen_at = now
         due = now >= silence.ask_at and replica_id not in self._asked
-        if silence.unanswered or (due and replica_id in self._calls.waiting):
+        if silence.unanswered or (due and self._calls.waiting_for(replica_id)):
             self._loads.record_busy(replica_id, now + ASIDE_SECONDS)
         return due
 
     def _watched(self, replica_id: ReplicaId) -> Collection[OpenCall]:
         """Returns the calls that wait for the replica, or if there are none, those that wait for their clients."""
-        waiting = self._calls.waiting.get(replica_id, ())
-        return waiting or self._calls.open.get(replica_id, ())
+        return self._calls.waiting_for(replica_id) or self._calls.open.get(replica_id, ())
 
     def _silence_of(self, replica_id: ReplicaId, calls: Iterable[OpenCall]) -> Silence:
         """Returns the silence of the replica. A silence begins with the last sign of life or with the first wait, and
@@ -105,12 +104,12 @@ class CallWatch:
         if known is not None and last_contact_at <= known.since:
             return known
         since = max(last_contact_at, min(call.waiting_since for call in calls))
-        expected = self._calls.first_answers_of(replica_id).expected_seconds
+        expected = self._calls.first_answers[replica_id].expected_seconds
         silence = self._silences[replica_id] = Silence(since, since + expected, seen_at=since)
         return silence
 
     async def _ask(self, replica_id: ReplicaId, silence: Silence) -> None:
-        calls, waited = tuple(self._watched(replica_id)), replica_id in self._calls.waiting
+        calls, waited = tuple(self._watched(replica_id)), bool(self._calls.waiting_for(replica_id))
         if not calls:
             return
         settled = {
@@ -132,7 +131,7 @@ class CallWatch:
     def _record_alive(self, replica_id: ReplicaId, silence: Silence, settled: dict[OpenCall, float]) -> None:
         """Records that the replica answered. `settled` has the calls that had arrived there before the probe; the
         replica works on those that still wait."""
-        still = self._calls.waiting.get(replica_id, set())
+        still = self._calls.waiting_for(replica_id)
         beside = sum(call in still and call.waiting_since == since for call, since in settled.items())
         self._answered_beside[replica_id] = max(beside, self._answered_beside.get(replica_id, 0))
         self._loads.record_busy(replica_id, NEVER)
@@ -163,6 +162,6 @@ class CallWatch:
             calls=self._loads.in_flight(replica_id),
             answered_beside=self._answered_beside.get(replica_id, 0),
             silent_when_idle=self._probes.was_silent_when_idle(replica_id),
-            longest_seconds=self._calls.first_answers_of(replica_id).longest_seconds,
+            longest_seconds=self._calls.first_answers[replica_id].longest_seconds,
         )
         return Evidence(after, self._is_offline(replica_id))

@@ -14,7 +14,7 @@ import trio
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Considered, LoadView, Policy, score_of, why_not_chosen
+from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Considered, LoadView, Policy, consider, why_not_chosen
 
 DECISIONS_KEPT: Final = 1024
 CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
@@ -27,6 +27,7 @@ class AttemptRecord:
     chosen: Candidate
     considered: tuple[Considered, ...]
     picked_at: float
+    """When the replica was picked (Trio's clock, seconds)."""
     registry: str | None = None
     """The registry's answer in strict mode. None in the other mode."""
     probe: str | None = None
@@ -54,12 +55,6 @@ class Decision:
     origin: Origin
     asked_at: float
     attempts: list[AttemptRecord] = field(default_factory=list)
-
-    def picked(self, chosen: Candidate, considered: tuple[Considered, ...], now: float) -> AttemptRecord:
-        """Records that a replica was picked for the request at `now` (trio clock, seconds); returns the new attempt."""
-        attempt = AttemptRecord(chosen, considered, now)
-        self.attempts.append(attempt)
-        return attempt
 
 
 class DecisionLog:
@@ -94,7 +89,7 @@ def score_all(
     kept = list(candidates[:CANDIDATES_KEPT])
     if chosen is not None and all(each.replica_id != chosen.replica_id for each in kept):
         kept[-1] = chosen
-    return tuple(Considered(each, score_of(each, load_of(each.replica_id), now, CHANCE, policy)) for each in kept)
+    return tuple(consider(each, load_of(each.replica_id), now, CHANCE, policy) for each in kept)
 
 
 def describe(decision: Decision) -> dict[str, Any]:

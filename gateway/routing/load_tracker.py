@@ -5,10 +5,12 @@ a replica that fails at once never looks idle, and the next request that tries a
 works. This is the whole circuit breaker.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Final
+from types import TracebackType
+from typing import Final, Protocol, Self
 
 import trio
 
@@ -18,13 +20,70 @@ from gateway.domain.inference import Origin
 from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate
 from gateway.routing.fair_queue import Share
-from gateway.routing.lease import Lease
 
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
 PENALTY_FIRST_SECONDS: Final = 1.0
 """How long the first failure counts as load. Each further failure in a row counts twice as long."""
 PENALTY_MAX_SECONDS: Final = 60.0
+
+
+@dataclass(eq=False, slots=True)
+class Lease:
+    """The right to have one request on a replica, from the pick to the last byte. The scope of that request holds it.
+    Ending it is synchronous and idempotent, so no cancel can skip it (pitfall 13)."""
+
+    candidate: Candidate
+    """The replica. Strict mode may move the lease to another one before the call."""
+    origin: Origin
+    opened_at: float
+    _end: "Callable[[Lease], None] | None"
+    called: bool = False
+    """Whether the replica has the request, or may have it. Before that, the request still waits for a probe of the
+    replica."""
+    confirmed: bool = False
+    """Whether peers count the lease. In strict mode they do once the registry has confirmed the replica."""
+    refused: bool = False
+    """Whether the replica refused the request because it is full. Then the end of this lease frees no slot."""
+
+    def release(self) -> None:
+        """Ends the lease, so that another request can have the slot. Further calls do nothing."""
+        if self._end is not None:
+            end, self._end = self._end, None
+            end(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __repr__(self) -> str:
+        state = "open" if self._end is not None else "ended"
+        return f"<Lease {state} replica={self.candidate.replica_id} request={self.origin.request_id}>"
+
+
+class Peers(Protocol):
+    """The other gateways, which count the leases of this one."""
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether there are any. A gateway alone does nothing for them."""
+
+    def report_leases(self) -> None:
+        """Takes note that a lease has begun or ended, so `LoadTracker.published` may have changed. It is called only if
+        there are peers."""
+
+
+class NoPeers:
+    """The peers of a gateway that is alone."""
+
+    has_peers: Final = False
+
+    def report_leases(self) -> None:
+        """Does nothing."""
 
 
 @dataclass
@@ -86,23 +145,24 @@ class LoadTracker:
         clock: Callable[[], float] = trio.current_time,
         *,
         strict: bool = False,
-        leases_changed: Callable[[], None] = lambda: None,
+        peers: Peers | None = None,
         on_release: Callable[[ModelName], None] = lambda _model: None,
         on_free: Callable[[ModelName], None] = lambda _model: None,
         on_peers_changed: Callable[[Mapping[ReplicaId, int]], None] = lambda _changes: None,
     ) -> None:
-        """`strict`: leases begin unclaimed (see `StrictReservations`). The others are called when something happens:
+        """`strict`: leases begin unclaimed (see `StrictReservations`). The callbacks say that something has happened:
 
-        - `leases_changed`: a lease has begun or ended, so `published` may have changed;
         - `on_release`: free slots of a model have become good again, or may be asked for again;
         - `on_free`: a slot of a model has become free;
         - `on_peers_changed`: other gateways have so many leases more (less: negative) on each of these replicas.
         """
         self._clock = clock
-        self._loads: dict[ReplicaId, ReplicaLoad] = {}
+        self._loads = defaultdict[ReplicaId, ReplicaLoad](ReplicaLoad)
+        self.load_of: Callable[[ReplicaId], ReplicaLoad] = self._loads.__getitem__
+        """Returns the load of a replica. A new replica gets an empty one."""
         self._at_peers: Mapping[ReplicaId, int] = {}
         self.is_strict = strict
-        self.leases_changed = leases_changed
+        self.peers = peers or NoPeers()
         self._on_release = on_release
         self._on_free = on_free
         self._on_peers_changed = on_peers_changed
@@ -111,19 +171,11 @@ class LoadTracker:
         """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
         configuration."""
 
-    def load_of(self, replica_id: ReplicaId) -> ReplicaLoad:
-        """Returns the load of the replica. A new replica gets an empty one."""
-        load = self._loads.get(replica_id)
-        if load is None:
-            load = self._loads[replica_id] = ReplicaLoad()
-        return load
-
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease. The scope that takes it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
         self.load_of(candidate.replica_id).leases.add(lease)
         self._turns[candidate.model, origin.caller] = next(self._turn)
-        lease.confirmed = False
         if not self.is_strict:
             self.confirm(lease, now)
         return lease
@@ -132,7 +184,8 @@ class LoadTracker:
         """Confirms that the lease is for this replica. From now on peers count it."""
         lease.confirmed = True
         self.load_of(lease.candidate.replica_id).last_used = now
-        self.leases_changed()
+        if self.peers.has_peers:
+            self.peers.report_leases()
 
     def move(self, lease: Lease, candidate: Candidate) -> None:
         """Moves the lease to another replica of the model."""
@@ -152,8 +205,8 @@ class LoadTracker:
         load = self.load_of(lease.candidate.replica_id)
         load.leases.discard(lease)
         load.ended_at = self._clock()
-        if lease.confirmed:
-            self.leases_changed()
+        if lease.confirmed and self.peers.has_peers:
+            self.peers.report_leases()
         if lease.refused:
             self._on_release(lease.candidate.model)
         else:

@@ -4,40 +4,68 @@ A call counts as waiting only while its request really waits for the backend. Wh
 waits for the client: that it sends nothing then does not mean that it hangs, but its machine may vanish all the same.
 """
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Container, Mapping
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import trio
 
 from gateway.backends.protocol import Lost, Target
 from gateway.domain.ids import ReplicaId
-from gateway.routing.silence import FirstAnswers
+from gateway.routing.silence import LOOK_SECONDS_MAX, LOOK_SECONDS_MIN
 
 R = TypeVar("R")
 
 NOT_IN_FLEET: Final = "its replica is not in the fleet any more"
 
 
+@dataclass
+class FirstAnswers:
+    """Estimates how long one replica takes to begin an answer, as TCP estimates round trips (RFC 6298)."""
+
+    longest_seconds: float = 0.0
+    _mean_seconds: float | None = None
+    _deviation_seconds: float = 0.0
+
+    def record(self, seconds: float) -> None:
+        """Records how many seconds the replica took to begin one more answer."""
+        self.longest_seconds = max(self.longest_seconds, seconds)
+        if self._mean_seconds is None:
+            self._mean_seconds, self._deviation_seconds = seconds, seconds / 2
+            return
+        error = seconds - self._mean_seconds
+        self._deviation_seconds += (abs(error) - self._deviation_seconds) / 4
+        self._mean_seconds += error / 8
+
+    @property
+    def expected_seconds(self) -> float:
+        """Returns the length of a silence that is worth a probe, in seconds."""
+        if self._mean_seconds is None:
+            return LOOK_SECONDS_MAX
+        return min(max(self._mean_seconds + 4 * self._deviation_seconds, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX)
+
+
+@dataclass(eq=False, slots=True)
 class OpenCall:
-    """One call to one backend, from its beginning to its end."""
+    """One call to one backend, from its beginning to its end. `OpenCalls.begin` makes it."""
 
-    __slots__ = ("_because", "_calls", "_has_begun", "_on_lost", "_scope", "answers_always", "target", "waiting_since")
+    target: Target
+    answers_always: bool
+    """Whether its backend answers Health whatever it works on."""
+    _on_lost: Callable[[Lost], None]
+    """Called if the call is ended while it does not wait."""
+    _first_answers: FirstAnswers
+    waiting_since: float = field(default_factory=trio.current_time)
+    """The beginning of the current wait, else of the last one, else of the call (Trio's clock, seconds)."""
+    _scope: trio.CancelScope | None = None
+    _because: str = ""
+    _has_begun: bool = False
 
-    def __init__(
-        self, calls: "OpenCalls", target: Target, *, answers_always: bool, on_lost: Callable[[Lost], None]
-    ) -> None:
-        """`on_lost` is called if the call is ended while it does not wait."""
-        self._calls = calls
-        self._on_lost = on_lost
-        self._scope: trio.CancelScope | None = None
-        self._because = ""
-        self._has_begun = False
-        self.target = target
-        self.answers_always = answers_always
-        """Whether its backend answers Health whatever it works on."""
-        self.waiting_since = trio.current_time()
-        """The beginning of the current wait, else of the last one, else of the call (Trio's clock, seconds)."""
-        calls.add(self)
+    @property
+    def is_waiting(self) -> bool:
+        """Returns whether its request waits for the backend now."""
+        return self._scope is not None
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:
         """Returns the result of `answer`. Raises its errors, and `Lost` if the call is ended meanwhile or was ended
@@ -46,18 +74,15 @@ class OpenCall:
             raise Lost(self._because)
         scope = self._scope = trio.CancelScope()
         self.waiting_since = trio.current_time()
-        self._calls.begin_wait(self)
         try:
             with scope:
                 result = await answer()
                 if not self._has_begun:
                     self._has_begun = True
-                    answers = self._calls.first_answers_of(self.target.replica_id)
-                    answers.record(trio.current_time() - self.waiting_since)
+                    self._first_answers.record(trio.current_time() - self.waiting_since)
                 return result
         finally:
             self._scope = None
-            self._calls.end_wait(self)
         raise Lost(self._because)
 
     def end_lost(self, because: str) -> None:
@@ -69,18 +94,14 @@ class OpenCall:
         else:
             self._on_lost(Lost(because))
 
-    def close(self) -> None:
-        """Records that the call has ended, in whatever way. It has to be called at least once."""
-        self._calls.discard(self)
-
 
 class OpenCalls:
     """The open calls of one gateway, and which of them wait."""
 
     def __init__(self) -> None:
         self._open: dict[ReplicaId, set[OpenCall]] = {}
-        self._waiting: dict[ReplicaId, set[OpenCall]] = {}
-        self._answers: dict[ReplicaId, FirstAnswers] = {}
+        self.first_answers = defaultdict[ReplicaId, FirstAnswers](FirstAnswers)
+        """How long each replica takes to begin an answer. A new replica gets an empty estimate."""
         self._some_open: trio.Event | None = None
         """It exists while `wait_some_open` waits for it."""
 
@@ -89,34 +110,24 @@ class OpenCalls:
         """Returns the open calls of each replica that has any, whether they wait or not."""
         return self._open
 
-    @property
-    def waiting(self) -> Mapping[ReplicaId, set[OpenCall]]:
-        """Returns the waiting calls of each replica that has any."""
-        return self._waiting
+    def waiting_for(self, replica_id: ReplicaId) -> set[OpenCall]:
+        """Returns the calls of the replica whose requests wait for it now."""
+        return {call for call in self._open.get(replica_id, ()) if call.is_waiting}
 
-    def add(self, call: OpenCall) -> None:
-        """Adds a call that begins, and wakes `wait_some_open`."""
-        self._open.setdefault(call.target.replica_id, set()).add(call)
+    def begin(self, target: Target, *, answers_always: bool, on_lost: Callable[[Lost], None]) -> OpenCall:
+        """Adds a call that begins, and wakes `wait_some_open`. The call has to be removed with `end`."""
+        call = OpenCall(target, answers_always, on_lost, self.first_answers[target.replica_id])
+        self._open.setdefault(target.replica_id, set()).add(call)
         if self._some_open is not None:
             self._some_open.set()
+        return call
 
-    def discard(self, call: OpenCall) -> None:
-        """Removes a call that has ended. Does nothing if the call is not there any more."""
+    def end(self, call: OpenCall) -> None:
+        """Removes a call that has ended, in whatever way. Does nothing if the call is not there any more."""
         several = self._open.get(call.target.replica_id, set())
         several.discard(call)
         if not several:
             self._open.pop(call.target.replica_id, None)
-
-    def begin_wait(self, call: OpenCall) -> None:
-        """Adds the call to the waiting ones."""
-        self._waiting.setdefault(call.target.replica_id, set()).add(call)
-
-    def end_wait(self, call: OpenCall) -> None:
-        """Removes the call from the waiting ones. Raises `KeyError` if it is not one of them."""
-        several = self._waiting[call.target.replica_id]
-        several.remove(call)
-        if not several:
-            del self._waiting[call.target.replica_id]
 
     async def wait_some_open(self) -> None:
         """Waits until at least one call is open. Only one task may use it."""
@@ -124,13 +135,6 @@ class OpenCalls:
             self._some_open = trio.Event()
             await self._some_open.wait()
             self._some_open = None
-
-    def first_answers_of(self, replica_id: ReplicaId) -> FirstAnswers:
-        """Returns how long the replica takes to begin an answer. A new replica gets an empty estimate."""
-        found = self._answers.get(replica_id)
-        if found is None:
-            found = self._answers[replica_id] = FirstAnswers()
-        return found
 
     def end_lost(self, replica_id: ReplicaId, because: str) -> int:
         """Ends all calls of the replica, also those of clients that read slowly. Returns their number."""
@@ -143,4 +147,5 @@ class OpenCalls:
         """Ends the calls of replicas that are not in the fleet any more, and forgets these replicas."""
         for replica_id in [each for each in self._open if each not in fleet]:
             self.end_lost(replica_id, NOT_IN_FLEET)
-        self._answers = {each: answers for each, answers in self._answers.items() if each in fleet}
+        for replica_id in [each for each in self.first_answers if each not in fleet]:
+            del self.first_answers[replica_id]

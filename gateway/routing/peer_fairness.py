@@ -52,42 +52,35 @@ class SlotDeferral:
 
     def __init__(self, yield_seconds: float) -> None:
         self._yield_seconds = yield_seconds
-        self._queues: dict[ModelName, dict[GatewayId, _KnownQueue]] = {}
-        self._ends: dict[ModelName, Sequence[float]] = {}
-        """The end of each deferral by model, in order. No list is empty."""
+        self.queues: dict[ModelName, dict[GatewayId, _KnownQueue]] = {}
+        """The requests that wait at peers, by model."""
+        self.ends: dict[ModelName, Sequence[float]] = {}
+        """The end of each deferral by model, in order. No list is empty: a model that is not there defers nothing."""
 
     def apply(self, queues: Iterable[RemoteQueue], now: float) -> Sequence[ModelName]:
         """Replaces all queues of peers. Returns the models whose deferrals may have ended by that."""
         known_queues: dict[ModelName, dict[GatewayId, _KnownQueue]] = {}
         for queue in queues:
             known_queues.setdefault(queue.model, {})[queue.gateway_id] = self._update(queue, now)
-        self._queues, affected = known_queues, tuple(self._ends)
-        for model in self._ends.keys() - known_queues.keys():
-            del self._ends[model]
+        self.queues, affected = known_queues, tuple(self.ends)
+        for model in self.ends.keys() - known_queues.keys():
+            del self.ends[model]
         return affected
 
     def _update(self, queue: RemoteQueue, now: float) -> _KnownQueue:
-        known = self._queues.get(queue.model, {}).get(queue.gateway_id)
+        known = self.queues.get(queue.model, {}).get(queue.gateway_id)
         if known is None or known.queue.published_since != queue.published_since:
             return _KnownQueue(queue, now)
         return _KnownQueue(queue, known.first_at, known.ignored_until)
-
-    def has_waiting(self, model: ModelName) -> bool:
-        """Returns whether requests for the model wait at peers. It is cheap."""
-        return model in self._queues
 
     def record_free(self, model: ModelName, count: int, free: int, now: float) -> None:
         """Records that `count` slots have become free, which makes `free` in all."""
         self._settle(model, FOREVER, max(0, free - count), now)
         self._set_ends(model, [*self.deferred_until(model), *[now + self._yield_seconds] * count], free)
 
-    def is_deferring(self, model: ModelName) -> bool:
-        """Returns whether any slots are left to peers. It is cheap."""
-        return model in self._ends
-
     def deferred_until(self, model: ModelName) -> Sequence[float]:
         """Returns the end of each deferral of the model, in order."""
-        return self._ends.get(model, ())
+        return self.ends.get(model, ())
 
     def deferred_slots(self, model: ModelName, oldest: float, free: int, now: float) -> int:
         """Returns how many of the free slots are left to peers. `oldest` is the time since which the oldest request
@@ -114,12 +107,12 @@ class SlotDeferral:
             oldest_queue.ignored_until = now + IGNORED_SECONDS
 
     def _older(self, model: ModelName, oldest: float) -> Iterator[_KnownQueue]:
-        several = self._queues.get(model, {}).values()
+        several = self.queues.get(model, {}).values()
         return (each for each in several if each.queue.since < oldest - self._yield_seconds)
 
     def _set_ends(self, model: ModelName, ends: Sequence[float], free: int) -> None:
         """Keeps the newest deferrals, and no more of them than there are free slots."""
         if ends and free:
-            self._ends[model] = ends[-free:]
+            self.ends[model] = ends[-free:]
         else:
-            self._ends.pop(model, None)
+            self.ends.pop(model, None)

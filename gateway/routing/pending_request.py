@@ -1,53 +1,39 @@
 """One request on its way to a replica: its place in its model's queue, and what it has tried so far."""
 
+from dataclasses import dataclass, field
+
 import trio
 
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.routing.decisions import Decision
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 
 
+@dataclass(eq=False, slots=True)
 class PendingRequest:
     """The place of one request in its model's queue, and what its attempts came to. The request keeps it when it is
     sent to another replica, so it never queues behind later requests."""
 
-    __slots__ = (
-        "attempts_failed",
-        "decision",
-        "excluded",
-        "failure",
-        "found_busy",
-        "lease",
-        "losses",
-        "model",
-        "number",
-        "origin",
-        "reason",
-        "since",
-        "wake",
-    )
-
-    def __init__(self, number: int, model: ModelName, origin: Origin, since: float, decision: Decision) -> None:
-        self.number = number
-        self.model = model
-        self.origin = origin
-        self.since = since
-        self.decision = decision
-        self.reason = "first"
-        """Why the next pick is made: `first`, or the cause of the last re-route."""
-        self.excluded: set[ReplicaId] = set()
-        """The replicas that failed this request. It never tries one of them again."""
-        self.found_busy: set[ReplicaId] = set()
-        """The replicas that it was given and left because they did not answer a probe."""
-        self.attempts_failed = 0
-        self.losses = 0
-        """The number of attempts that failed after the backend had the request."""
-        self.lease: Lease | None = None
-        self.failure: GatewayError | None = None
-        """The error of the request, set instead of a lease if it must stop waiting."""
-        self.wake = trio.Event()
+    number: int
+    model: ModelName
+    origin: Origin
+    since: float
+    decision: Decision
+    reason: str = "first"
+    """Why the next pick is made: `first`, or the cause of the last re-route."""
+    excluded: set[ReplicaId] = field(default_factory=set)
+    """The replicas that failed this request. It never tries one of them again."""
+    found_busy: set[ReplicaId] = field(default_factory=set)
+    """The replicas that it was given and left because they did not answer a probe."""
+    attempts_failed: int = 0
+    losses: int = 0
+    """The number of attempts that failed after the backend had the request."""
+    lease: Lease | None = None
+    failure: GatewayError | None = None
+    """The error of the request, set instead of a lease if it must stop waiting."""
+    wake: trio.Event = field(default_factory=trio.Event)
 
     def __repr__(self) -> str:
         state = "refused" if self.failure is not None else "open" if self.lease is None else "served"

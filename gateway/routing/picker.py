@@ -79,7 +79,15 @@ class Considered(NamedTuple):
     """One candidate as it stood when a pick was made."""
 
     candidate: Candidate
-    score: Score
+    rank: Rank
+    chance_first: float
+    chance: float
+
+    @property
+    def score(self) -> Score:
+        """Returns the values that were compared. They are put in order only when somebody asks."""
+        decisive, rest = self.rank[:DECIDES_FOR_SEVERAL], self.rank[DECIDES_FOR_SEVERAL:]
+        return Score(*decisive, self.chance_first, *rest, self.chance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +115,10 @@ class Policy:
     same replica otherwise."""
 
 
-ALONE = Policy()
+ALONE: Final = Policy()
+"""The policy of a gateway without peers."""
+SEVERAL: Final = Policy(tie_break_by_chance=True)
+"""The policy of each gateway of a fleet."""
 
 
 def pick(
@@ -145,12 +156,7 @@ def _considered(chosen: Ranked, kept: Sequence[Ranked], policy: Policy) -> tuple
     """Of two whose ranks are the same, chance has preferred the chosen one."""
     others = [each for each in kept if each is not chosen][: CANDIDATES_KEPT - 1]
     late = 1.0 if policy.tie_break_by_chance else 0.0
-    return (_scored(chosen, 0.0, 0.0), *(_scored(each, late, 1.0) for each in others))
-
-
-def _scored(ranked: Ranked, chance_first: float, chance: float) -> Considered:
-    candidate, rank = ranked
-    return Considered(candidate, Score(*rank[:DECIDES_FOR_SEVERAL], chance_first, *rank[DECIDES_FOR_SEVERAL:], chance))
+    return (Considered(*chosen, 0.0, 0.0), *[Considered(*each, late, 1.0) for each in others])
 
 
 def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
@@ -167,10 +173,10 @@ def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
     )
 
 
-def score_of(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Score:
+def consider(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Considered:
     """Returns how the candidate stands in a pick at `now`; `rng` draws what breaks ties."""
     chance_first = rng.random() if policy.tie_break_by_chance else 0.0
-    return _scored((candidate, _rank(candidate, load, now)), chance_first, rng.random()).score
+    return Considered(candidate, _rank(candidate, load, now), chance_first, rng.random())
 
 
 def why_not_chosen(score: Score, winner: Score) -> str:

@@ -5,7 +5,7 @@ never probed (H3). Several requests that need the same answer share one probe. T
 nursery, so the request that started it may end without harm to the others (H4).
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import trio
 from gateway.backends.protocol import Target
 from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 
 log = structlog.get_logger(__name__)
 
@@ -88,7 +88,7 @@ class ProbeCache:
         self._probe = probe
         self._ttl_seconds = ttl_seconds
         self._in_flight = in_flight
-        self._known: dict[ReplicaId, _Known] = {}
+        self._known = defaultdict[ReplicaId, _Known](_Known)
         self._running: dict[Target, _Running] = {}
         """The running probes by target: if a replica has a new address, it is probed there, whatever runs at the old
         one."""
@@ -99,22 +99,22 @@ class ProbeCache:
 
     def record_alive(self, replica_id: ReplicaId) -> None:
         """Records that the replica answered something just now."""
-        known = self._of(replica_id)
+        known = self._known[replica_id]
         known.last_contact_at = known.alive_at = trio.current_time()
         known.busy_until = float("-inf")
         known.idle_busy_probes = 0
 
     def record_failure(self, replica_id: ReplicaId) -> None:
         """Records that a call failed, so that nothing known before counts any more."""
-        self._of(replica_id).alive_at = float("-inf")
+        self._known[replica_id].alive_at = float("-inf")
 
     def last_contact_at(self, replica_id: ReplicaId) -> float:
         """Returns the time of its last sign of life (Trio's clock, seconds), or minus infinity if there was none."""
-        return self._of(replica_id).last_contact_at
+        return self._known[replica_id].last_contact_at
 
     def was_silent_when_idle(self, replica_id: ReplicaId) -> bool:
         """Returns whether a probe since its last sign of life found it busy although it had no request."""
-        return self._of(replica_id).idle_busy_probes > 0
+        return self._known[replica_id].idle_busy_probes > 0
 
     def hold_until_answered(self, lease: Lease, target: Target) -> None:
         """Takes over a lease whose call was cancelled on a backend that may continue to compute. The slot is free only
@@ -130,7 +130,7 @@ class ProbeCache:
     async def check(self, target: Target) -> ProbeOutcome:
         """Returns what is known of the replica, or else the result of a probe. Without a probe there is no
         checkpoint."""
-        known = self._of(target.replica_id)
+        known = self._known[target.replica_id]
         now = trio.current_time()
         if now - known.alive_at < self._ttl_seconds:
             self._hits += 1
@@ -164,7 +164,7 @@ class ProbeCache:
 
     def _learn(self, replica_id: ReplicaId, outcome: ProbeOutcome, began_at: float, *, idle: bool) -> None:
         self._outcomes[outcome] += 1
-        known = self._of(replica_id)
+        known = self._known[replica_id]
         if outcome is ProbeOutcome.ALIVE:
             self.record_alive(replica_id)
             return
@@ -181,12 +181,6 @@ class ProbeCache:
         if idle and known.idle_busy_probes == HUNG_PROBES:
             log.warning("probe.replica_hangs", replica_id=replica_id)
             self.report_broken(replica_id, "it hangs: busy without any request")
-
-    def _of(self, replica_id: ReplicaId) -> _Known:
-        known = self._known.get(replica_id)
-        if known is None:
-            known = self._known[replica_id] = _Known()
-        return known
 
     def keep_only(self, fleet: Container[ReplicaId]) -> None:
         """Forgets replicas that are not in the fleet any more."""

@@ -19,8 +19,7 @@ from gateway.domain.peers import ReservationFailed, SlotRequest
 from gateway.domain.routability import Candidate, FleetView
 from gateway.routing.admission import Admission
 from gateway.routing.decisions import score_all
-from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import NEVER
+from gateway.routing.load_tracker import NEVER, Lease
 from gateway.routing.pending_request import PendingRequest
 
 log = structlog.get_logger(__name__)
@@ -75,7 +74,8 @@ class StrictReservations:
                 self._away_until = trio.current_time() + AWAY_SECONDS
                 return self._confirm(request, lease, f"away: {error}")
             except BaseException:
-                self._loads.leases_changed()  # Nobody may count what the registry may have written.
+                if self._loads.peers.has_peers:  # None of them may count what the registry may have written.
+                    self._loads.peers.report_leases()
                 raise
             return self._apply(request, lease, chosen)
 

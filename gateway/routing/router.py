@@ -180,7 +180,7 @@ class Router:
             probes=self._probes,
             calls=self._calls,
         )
-        scope.enter_context(attempt)
+        scope.push(attempt)
         if self._reservations is not None:
             if not await self._reservations.confirm(request, lease):
                 self._retries.record_no_slot(request, attempt)

@@ -70,32 +70,6 @@ def tolerance(misses: int, heartbeat_seconds: float) -> Tolerance:
     return Tolerance(misses, max(misses * heartbeat_seconds, SILENCE_SECONDS_MIN))
 
 
-@dataclass
-class FirstAnswers:
-    """Estimates how long one replica takes to begin an answer, as TCP estimates round trips (RFC 6298)."""
-
-    longest_seconds: float = 0.0
-    _mean_seconds: float | None = None
-    _deviation_seconds: float = 0.0
-
-    def record(self, seconds: float) -> None:
-        """Records how many seconds the replica took to begin one more answer."""
-        self.longest_seconds = max(self.longest_seconds, seconds)
-        if self._mean_seconds is None:
-            self._mean_seconds, self._deviation_seconds = seconds, seconds / 2
-            return
-        error = seconds - self._mean_seconds
-        self._deviation_seconds += (abs(error) - self._deviation_seconds) / 4
-        self._mean_seconds += error / 8
-
-    @property
-    def expected_seconds(self) -> float:
-        """Returns the length of a silence that is worth a probe, in seconds."""
-        if self._mean_seconds is None:
-            return LOOK_SECONDS_MAX
-        return min(max(self._mean_seconds + 4 * self._deviation_seconds, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX)
-
-
 @dataclass(frozen=True)
 class Evidence:
     """The knowledge about a replica besides its silence."""

@@ -1,6 +1,7 @@
 """Admission and router over a view that the test changes at will."""
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from random import Random
 
 import trio
@@ -11,7 +12,7 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import ANYBODY, Completion, Generation, Origin, Sampling
 from gateway.domain.routability import EMPTY_VIEW, FleetView
 from gateway.routing.admission import Admission, AdmissionLimits
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease, Peers
 from gateway.routing.open_calls import OpenCalls
 from gateway.routing.probe_cache import ProbeCache, ReportBroken
 from gateway.routing.rejections import LoadOutlook
@@ -29,6 +30,14 @@ LIMITS = AdmissionLimits(
 def idle_admission() -> Admission:
     """One that knows no model; needs no Trio."""
     return Admission(lambda: EMPTY_VIEW, LIMITS, wall_clock=lambda: 0.0, rng=Random(7))
+
+
+@dataclass
+class FakePeers:
+    """Peers that call the test when they are told of a lease."""
+
+    report_leases: Callable[[], None] = lambda: None
+    has_peers: bool = True
 
 
 class FakeProbe:
@@ -57,7 +66,7 @@ class RoutingHarness:
         gateway_id: GatewayId = GATEWAY,
         outlook: LoadOutlook | None = None,
         demand_changed: Callable[[], None] = lambda: None,
-        leases_changed: Callable[[], None] = lambda: None,
+        peers: Peers | None = None,
         report_broken: ReportBroken = lambda _replica_id, _because: None,
     ) -> None:
         """`reserve_slot`: strict mode."""
@@ -71,7 +80,7 @@ class RoutingHarness:
             outlook=outlook,
             strict=reserve_slot is not None,
             demand_changed=demand_changed,
-            leases_changed=leases_changed,
+            peers=peers,
         )
         self.loads = self.admission.loads
         self.backends = FakeBackends()

@@ -28,7 +28,7 @@ from gateway.registry.postgres.reserve_slot import Picked, pick_aio
 from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
 from gateway.routing.load_tracker import NEVER, ReplicaLoad
-from gateway.routing.picker import Score, pick, score_of
+from gateway.routing.picker import Score, consider, pick
 from tests.fakes.postgres_server import PostgresServer
 
 Row = Mapping[str, SqlValue]
@@ -346,7 +346,7 @@ class Stored:
     def scores(self, model: ModelName) -> dict[ReplicaId, Score]:
         """By candidate, chance left out: what stands alike is equally good."""
         return {
-            each.replica_id: score_of(each, self.load_of(each.replica_id), NOW, Random(0))._replace(chance=0.0)
+            each.replica_id: consider(each, self.load_of(each.replica_id), NOW, Random(0)).score._replace(chance=0.0)
             for each in self.candidates(model)
         }
 

@@ -22,7 +22,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.routability import Candidate
 from gateway.routing.fair_queue import FairQueue
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 from gateway.routing.pending_request import PendingRequest
 from tests.simulation.call_ledger import RERUNS_AFTER_LOSS_MAX
 from tests.simulation.clients import Request

@@ -36,9 +36,8 @@ class PeerTable:
         self.changed.set()
 
     def report_leases(self) -> None:
-        """Asks for an exchange because a lease has begun or ended. A gateway without peers needs none."""
-        if self.has_peers:
-            self.changed.set()
+        """Asks for an exchange because a lease has begun or ended. Leases of a gateway without peers need none."""
+        self.changed.set()
 
     def publish(self, own: PeerState) -> None:
         """Sets the state that the next exchange tells the peers."""

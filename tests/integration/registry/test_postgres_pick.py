@@ -21,7 +21,7 @@ from gateway.registry.postgres.pool import Bounds, Mode, PostgresTransaction, op
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.postgres.reserve_slot import LOCK_MODEL, reserve_slot_aio
 from gateway.registry.protocol import RegistryError
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 from tests.contract.samples import GATEWAY, MODEL, NODE, OTHER_GATEWAY, join, replica, spec
 from tests.fakes.postgres_fleet import held_open, open_two, until_waiting
 from tests.fakes.routing_harness import LIMITS, ORIGIN, RoutingHarness

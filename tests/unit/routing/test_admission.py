@@ -11,7 +11,7 @@ from gateway.domain.errors import InsufficientCapacity, ModelLoadFailed, ModelLo
 from gateway.domain.ids import ModelName
 from gateway.domain.lifecycle import Observed
 from gateway.domain.routability import FleetView
-from gateway.routing.lease import Lease
+from gateway.routing.load_tracker import Lease
 from gateway.routing.rejections import UnknownOutlook
 from tests.fakes.fleet import MODEL, node, replica, spec, view
 from tests.fakes.routing_harness import LIMITS, ORIGIN, RoutingHarness

@@ -316,7 +316,7 @@ async def test_a_foreign_backend_that_was_silent_before_its_request_hangs_by_its
 ) -> None:
     async with open_harness(A, refuses=False) as harness, trio.open_nursery() as nursery:
         if usual_seconds is not None:
-            harness.routing.calls.first_answers_of(A).record(usual_seconds)
+            harness.routing.calls.first_answers[A].record(usual_seconds)
         harness.falls_silent(A)
         harness.says(A, ProbeOutcome.BUSY)
         nursery.start_soon(Ends(harness.routing).ask)
@@ -389,7 +389,7 @@ async def test_new_requests_go_to_others_once_a_call_is_silent_for_longer_than_u
     async with open_harness(A, B) as harness, trio.open_nursery() as nursery:
         if usual_seconds is not None:
             for _ in range(10):
-                harness.routing.calls.first_answers_of(A).record(usual_seconds)
+                harness.routing.calls.first_answers[A].record(usual_seconds)
         harness.routing.backends.on_call = lambda target: target_called.append(target)
         target_called = list[Target]()
         harness.falls_silent(A)

@@ -16,7 +16,7 @@ from gateway.routing.decisions import DecisionLog, describe, describe_candidates
 from gateway.routing.load_tracker import ReplicaLoad
 from gateway.routing.picker import CANDIDATES_KEPT, Policy
 from tests.fakes.fleet import MODEL, NODE, node, replica, view
-from tests.fakes.routing_harness import ORIGIN, RoutingHarness
+from tests.fakes.routing_harness import ORIGIN, FakePeers, RoutingHarness
 
 A, B = ReplicaId("a"), ReplicaId("b")
 NOW = 100.0
@@ -179,7 +179,7 @@ async def test_an_explanation_says_why_a_replica_may_not_serve() -> None:
 async def test_the_same_chance_is_told_as_was_had(autojump_clock: trio.testing.MockClock) -> None:
     """With several gateways the pick is by chance before `last_used`, and so is what is told of it."""
     harness = RoutingHarness(replica(A), replica(B, slot=1))
-    harness.admission._policy = lambda: Policy(tie_break_by_chance=True)
+    harness.loads.peers = FakePeers()
     harness.admission._rng = Random(3)
     for _ in range(20):
         await trio.sleep(1)

@@ -265,9 +265,9 @@ def test_nothing_is_left_to_nobody() -> None:
     deferral = SlotDeferral(YIELD)
     deferral.apply([line(since=0.0)], now=1.0)
     deferral.record_free(MODEL, 1, free=1, now=1.0)
-    assert deferral.is_deferring(MODEL)
+    assert MODEL in deferral.ends
     assert deferral.apply([], now=1.0) == (MODEL,)
-    assert not deferral.is_deferring(MODEL)
+    assert MODEL not in deferral.ends
 
 
 # Alone

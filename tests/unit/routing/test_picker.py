@@ -5,7 +5,7 @@ from random import Random
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.routability import Candidate
 from gateway.routing.load_tracker import LoadTracker, ReplicaLoad
-from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Choice, Policy, pick, score_of, why_not_chosen
+from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Choice, Policy, consider, pick, why_not_chosen
 from tests.fakes.fleet import replica, view
 from tests.fakes.routing_harness import ORIGIN
 
@@ -139,8 +139,8 @@ def test_chance_between_several_gateways_comes_after_the_load() -> None:
 
 def test_what_a_loser_is_told_is_the_first_difference() -> None:
     rng = Random(1)
-    winner = score_of(candidate("a"), busy(1, last_used=5.0), NOW, rng)
-    loser = score_of(candidate("b"), busy(2, last_used=1.0), NOW, rng)
+    winner = consider(candidate("a"), busy(1, last_used=5.0), NOW, rng).score
+    loser = consider(candidate("b"), busy(2, last_used=1.0), NOW, rng).score
     assert why_not_chosen(loser, winner) == "more load (2 against 1)"
     assert why_not_chosen(winner, winner) == "chance"
 
@@ -151,8 +151,8 @@ def test_a_pick_tells_the_numbers_that_it_compared() -> None:
     choice = choose(several, uses)
     assert choice is not None
     assert [each.candidate.replica_id for each in choice.considered] == ["b", "a", "c"], "the chosen one first"
-    compared = [score_of(each.candidate, uses[each.candidate.replica_id], NOW, Random(1)) for each in choice.considered]
-    assert [each.score[:7] for each in choice.considered] == [each[:7] for each in compared]
+    compared = [consider(each.candidate, uses[each.candidate.replica_id], NOW, Random(1)) for each in choice.considered]
+    assert [each.score[:7] for each in choice.considered] == [each.score[:7] for each in compared]
 
 
 def test_a_pick_from_a_large_fleet_tells_of_the_chosen_one_and_of_some_others() -> None:

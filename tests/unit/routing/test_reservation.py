@@ -1,6 +1,5 @@
 """Strict mode: the registry has the last word on every lease, and a gateway serves on when it has none."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,25 +11,24 @@ from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import GatewayId, ReplicaId
 from gateway.domain.peers import PeerState, ReservationFailed
 from gateway.routing.decisions import describe
+from gateway.routing.load_tracker import FOREVER, Peers
 from gateway.routing.reservation import AWAY_SECONDS
 from tests.fakes.fleet import GATEWAY, MODEL, replica, view
 from tests.fakes.reservations import FakeReservations
-from tests.fakes.routing_harness import LIMITS, ORIGIN, RoutingHarness
+from tests.fakes.routing_harness import LIMITS, ORIGIN, FakePeers, RoutingHarness
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 AWAY = ReservationFailed("cannot reach it")
 
 
-def two(
-    reservations: FakeReservations, parallel: int = 2, leases_changed: Callable[[], None] = lambda: None
-) -> RoutingHarness:
+def two(reservations: FakeReservations, parallel: int = 2, peers: Peers | None = None) -> RoutingHarness:
     """The local pick is `A`."""
     harness = RoutingHarness(
         replica(A, parallel=parallel),
         replica(B, slot=1, parallel=parallel),
         reserve_slot=reservations,
         attempts=1,
-        leases_changed=leases_changed,
+        peers=peers,
     )
     harness.loads.load_of(B).last_used = 0.0
     return harness
@@ -146,7 +144,7 @@ async def test_r3_all_replicas_are_asked_less_often_while_none_is_free(autojump_
 
 async def test_a_proposal_is_nobody_elses_business(autojump_clock: trio.testing.MockClock) -> None:
     reservations, changes = FakeReservations(A, wait=trio.sleep_forever), list[int]()
-    harness = two(reservations, leases_changed=lambda: changes.append(1))
+    harness = two(reservations, peers=FakePeers(lambda: changes.append(1)))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(harness.generate)
         await trio.testing.wait_all_tasks_blocked()
@@ -187,7 +185,8 @@ async def test_claims_and_publications_come_one_after_the_other(autojump_clock: 
 async def test_a_gateway_serves_on_while_its_registry_is_away(autojump_clock: trio.testing.MockClock) -> None:
     """And asks it again only after a while: each request would wait for that."""
     reservations, changes = FakeReservations(B, [AWAY]), list[dict[ReplicaId, int]]()
-    harness = two(reservations, leases_changed=lambda: changes.append(harness.loads.published()))
+    harness = two(reservations, peers=FakePeers(lambda: changes.append(harness.loads.published())))
+    harness.loads.record_busy(B, FOREVER)  # or chance would decide between the two
     assert (await harness.generate())[1] == A
     assert said(harness) == [(A, "away: cannot reach it", "served")]
     assert changes == [{A: 1}, {}]
@@ -195,7 +194,6 @@ async def test_a_gateway_serves_on_while_its_registry_is_away(autojump_clock: tr
     assert [each[1] for each in said(harness)] == ["away"]
     assert len(reservations.asked) == 1
     await trio.sleep(AWAY_SECONDS)
-    harness.loads.load_of(B).last_used = trio.current_time()
     await harness.generate()
     assert said(harness) == [(B, "moved from a", "served")]
 

@@ -12,7 +12,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.peers import PeerState, Use
 from gateway.routing.load_tracker import NEVER, LoadTracker
 from tests.fakes.fleet import MODEL, replica, view
-from tests.fakes.routing_harness import RoutingHarness
+from tests.fakes.routing_harness import FakePeers, RoutingHarness
 
 A, B, C = ReplicaId("a"), ReplicaId("b"), ReplicaId("c")
 [CANDIDATE] = view(replica(A, parallel=2)).candidates[MODEL]
@@ -34,7 +34,7 @@ class Table(LoadTracker):
         self.changes: list[Mapping[ReplicaId, int]] = []
         super().__init__(
             lambda: self.now,
-            leases_changed=leases_changed or self._note_change,
+            peers=FakePeers(leases_changed or self._note_change),
             on_free=on_free,
             on_release=on_release,
             on_peers_changed=self.changes.append,

@@ -7,12 +7,12 @@ import pytest
 from gateway.domain.cluster import ProbeOutcome
 from gateway.domain.ids import ReplicaId
 from gateway.routing.load_tracker import LoadTracker
+from gateway.routing.open_calls import FirstAnswers
 from gateway.routing.silence import (
     LOOK_SECONDS_MAX,
     LOOK_SECONDS_MIN,
     SILENCE_SECONDS_MIN,
     Evidence,
-    FirstAnswers,
     Silence,
     Tolerance,
     Verdict,

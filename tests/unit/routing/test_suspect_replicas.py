@@ -4,8 +4,7 @@ import trio
 import trio.testing
 
 from gateway.domain.ids import ReplicaId
-from gateway.routing.lease import Lease
-from gateway.routing.load_tracker import PENALTY_FIRST_SECONDS
+from gateway.routing.load_tracker import PENALTY_FIRST_SECONDS, Lease
 from tests.fakes.fleet import replica
 from tests.fakes.routing_harness import RoutingHarness
 

@@ -16,9 +16,13 @@ from gateway.domain.ids import GatewayId, ModelName, ReplicaId
 from gateway.domain.peers import PeerState, PeerStates
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
+from gateway.routing.load_tracker import LoadTracker
+from tests.fakes.fleet import MODEL, replica, view
+from tests.fakes.routing_harness import ORIGIN
 
 ONE, TWO = GatewayId("one"), GatewayId("two")
 REPLICA = ReplicaId("r")
+[CANDIDATE] = view(replica(REPLICA)).candidates[MODEL]
 INTERVAL, TTL = 0.02, 15.0
 
 
@@ -57,9 +61,11 @@ class Member:
     cut_off_at: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        peers = PeerTable(self.gateway_id)
+        self.loads = LoadTracker(peers=peers)
         self.sync_peers = PeerSync(
             self.registry,
-            PeerTable(self.gateway_id),
+            peers,
             INTERVAL,
             TTL,
             fast=lambda last, has_peers: replace(last, leases=self.leases if has_peers else {}, demand=self.demand),
@@ -69,8 +75,8 @@ class Member:
         )
 
     def take_lease(self) -> None:
-        self.leases = {REPLICA: self.leases.get(REPLICA, 0) + 1}
-        self.sync_peers.peers.report_leases()
+        self.loads.lease(CANDIDATE, ORIGIN, trio.current_time())
+        self.leases = self.loads.published()
 
     @property
     def exchanges(self) -> int:
