@@ -7,6 +7,7 @@ Foreign backends send none of the trailers. Each is an addition and never requir
 import hashlib
 import hmac
 from collections.abc import Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -51,6 +52,11 @@ NOT_LOADED: Final = "model not loaded"
 """Text of a FAILED_PRECONDITION that says "nothing is loaded here" (R14)."""
 
 
+TOKENS_CACHED: Final = 1024
+"""The number of replicas whose tokens are not computed anew for each call."""
+
+
+@lru_cache(TOKENS_CACHED)
 def replica_token(cluster_secret: bytes, replica_id: ReplicaId) -> str:
     """Returns the bearer token of one replica. Every gateway can compute it, and no other process can guess it (H5)."""
     return hmac.new(cluster_secret, replica_id.encode(), hashlib.sha256).hexdigest()

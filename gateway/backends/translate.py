@@ -36,30 +36,29 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
-    """Returns a generation as a backend understands it. Only what the client set is set (see `SAMPLING_KEY`)."""
+    """Returns a generation as a backend understands it. Only what the client set is set (see `SAMPLING_KEY`).
+
+    String fields accept UTF-8 bytes, too, and check them. The generated types do not say so, hence the casts.
+    """
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=generation.model)
     if isinstance(generation.prompt, Text):
-        options.Prompt = _field(generation.prompt)
+        options.Prompt = cast("str", generation.prompt)
     else:
         options.UseTokenizerTemplate = True
         for message in generation.prompt:
             options.Messages.add(
                 role=message.role,
-                content=_field(message.content),
+                content=cast("str", message.content),
                 name=message.name or "",
                 tool_call_id=message.tool_call_id or "",
-                tool_calls=_tool_calls_text(message.tool_calls),
+                tool_calls=_tool_calls_text(message.tool_calls) if message.tool_calls else "",
             )
-        _set_tools(options, generation)
+        options.Tools = generation.tools or ""
+        options.ToolChoice = generation.tool_choice or ""
+        if generation.thinking is not None:
+            options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
     _set_sampling(options, generation.sampling)
     return options
-
-
-def _set_tools(options: pb.PredictOptions, generation: Generation) -> None:
-    options.Tools = generation.tools or ""
-    options.ToolChoice = generation.tool_choice or ""
-    if generation.thinking is not None:
-        options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
 
 
 def prompt_characters(generation: Generation) -> int:
@@ -69,17 +68,8 @@ def prompt_characters(generation: Generation) -> int:
     return sum(len(message.content) for message in generation.prompt)
 
 
-def _field(text: Text) -> str:
-    """Returns a text for a string field. The fields accept UTF-8 bytes and check them, which the generated types do not
-    say."""
-    return cast("str", text)
-
-
 def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
-    """Returns the calls of one message as OpenAI writes them, in one JSON text (backend-protocol.md B3), or "" if there
-    are none."""
-    if not calls:
-        return ""
+    """Returns the calls of one message as OpenAI writes them, in one JSON text (backend-protocol.md B3)."""
     return json.dumps(
         [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
@@ -99,7 +89,7 @@ def _set_sampling(options: pb.PredictOptions, sampling: Sampling) -> None:
     options.Penalty = sampling.repeat_penalty or 0.0
     options.PresencePenalty = sampling.presence_penalty or 0.0
     options.FrequencyPenalty = sampling.frequency_penalty or 0.0
-    options.Seed = _int32(sampling.seed or 0)
+    options.Seed = ((sampling.seed or 0) + 2**31) % 2**32 - 2**31  # wrapped into the range of an int32
     options.StopPrompts.extend(sampling.stop)
     options.IgnoreEOS = sampling.ignore_end
     if sampling.logit_bias:
@@ -124,16 +114,11 @@ def _explicit(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _int32(value: int) -> int:
-    """Returns `value` wrapped into the range of a proto int32."""
-    return (value + 2**31) % 2**32 - 2**31
-
-
 def embedding_options(item: EmbeddingInput, request_id: RequestId) -> pb.PredictOptions:
     """Returns the message for one input (backend-protocol.md B3). The text is in `Embeddings` and not in `Prompt`."""
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=item.model)
     if isinstance(item.text, Text):
-        options.Embeddings = _field(item.text)
+        options.Embeddings = cast("str", item.text)
     else:
         options.EmbeddingTokens.extend(item.text)
     return options
@@ -203,7 +188,7 @@ class ReplyReader:
             completion_tokens=self._completion_tokens,
             text=text + self._decoder.decode(b"", final=True),
             reasoning=reasoning,
-            tool_calls=_whole_tool_calls(self._tool_calls),
+            tool_calls=_whole_tool_calls(self._tool_calls) if self._tool_calls else (),
         )
 
     def _finish_reason(self, reason: str | None) -> FinishReason:

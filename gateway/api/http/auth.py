@@ -95,7 +95,7 @@ class Authenticator:
         low."""
         if needed is Role.JOIN:
             return self._authorize_joining(authorization)
-        caller = self._identify(authorization)
+        caller = self.anonymous if authorization is None or not self._keys else self._identify(authorization)
         if needed in OPENS[caller.role]:
             return caller
         if caller is NOBODY:
@@ -126,9 +126,7 @@ class Authenticator:
             raise Unauthenticated("The join token is not valid.", code="invalid_join_token")
         return WORKER
 
-    def _identify(self, authorization: str | None) -> Caller:
-        if authorization is None or not self._keys:
-            return self.anonymous
+    def _identify(self, authorization: str) -> Caller:
         token = _bearer(authorization)
         if token is None or (caller := self._find(token)) is None:
             raise Unauthenticated("The API key is not valid.")

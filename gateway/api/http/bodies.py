@@ -63,7 +63,7 @@ class BodyBudget:
     def hold(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
         """Changes a charge. Raises `NoRoomForBody` if it grows too much; a charge that shrinks is never refused."""
         is_large = promised_bytes > SMALL_BYTES
-        known = charge.promised_bytes if is_large == charge.is_large else 0
+        known = charge.promised_bytes if is_large == (charge.promised_bytes > SMALL_BYTES) else 0
         more, more_promised = held_bytes - charge.held_bytes, promised_bytes - known
         if more > 0:
             self._check(charge.caller, is_large, more, more_promised)
@@ -84,34 +84,25 @@ class BodyBudget:
 
     def _count(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
         self._held_bytes += held_bytes - charge.held_bytes
-        self._promise(charge, -charge.promised_bytes)
+        for size_bytes, sign in ((charge.promised_bytes, -1), (promised_bytes, 1)):
+            share = (charge.caller, size_bytes > SMALL_BYTES)
+            promised = self._promised.get(share, 0) + sign * size_bytes
+            if promised:
+                self._promised[share] = promised
+            else:
+                self._promised.pop(share, None)  # Callers without a body here leave no trace.
         charge.held_bytes, charge.promised_bytes = held_bytes, promised_bytes
-        self._promise(charge, promised_bytes)
-
-    def _promise(self, charge: "BodyCharge", more: int) -> None:
-        share = (charge.caller, charge.is_large)
-        promised = self._promised.get(share, 0) + more
-        if promised:
-            self._promised[share] = promised
-        else:
-            self._promised.pop(share, None)  # Callers without a body here leave no trace.
 
 
+@dataclass(eq=False, slots=True)
 class BodyCharge:
     """One body's part of the budget. It is a context manager that gives the part back when the request has ended."""
 
-    __slots__ = ("_budget", "caller", "held_bytes", "promised_bytes")
-
-    def __init__(self, budget: BodyBudget, caller: str) -> None:
-        self._budget = budget
-        self.caller = caller
-        self.held_bytes = 0
-        self.promised_bytes = 0
-
-    @property
-    def is_large(self) -> bool:
-        """Returns whether the body exceeds `SMALL_BYTES`, by what was announced, received or kept of it."""
-        return self.promised_bytes > SMALL_BYTES
+    _budget: BodyBudget
+    caller: str
+    held_bytes: int = 0
+    promised_bytes: int = 0
+    """What was announced or received of the body, whichever is more, or what is kept of it."""
 
     def record_arrived(self, size_bytes: int) -> None:
         """Records how much of the body has arrived. Raises `NoRoomForBody`."""

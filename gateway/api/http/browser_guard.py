@@ -5,12 +5,18 @@ has to be a loopback name (a rebound DNS name is not), and an `Origin` has to be
 be JSON: a page can send a form across origins, but not `application/json` without asking first.
 """
 
+from functools import lru_cache
+from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.domain.errors import Forbidden, UnsupportedMediaType
 from gateway.domain.host_port import is_loopback
 
+HEADERS_CACHED: Final = 64
+"""The number of header values that are not checked anew, because a client sends the same ones with each request."""
 
+
+@lru_cache(HEADERS_CACHED)
 def check_local_request(host: str | None, origin: str | None) -> None:
     """Raises `Forbidden` unless both name this machine. A client without an `Origin` is no browser."""
     if host is None or not is_loopback(host_name(host)):
@@ -23,6 +29,7 @@ def check_local_request(host: str | None, origin: str | None) -> None:
         )
 
 
+@lru_cache(HEADERS_CACHED)
 def check_json(content_type: str | None) -> None:
     """Raises `UnsupportedMediaType` unless the body is declared as JSON."""
     kind = (content_type or "").partition(";")[0].strip().lower()

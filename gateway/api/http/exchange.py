@@ -9,6 +9,7 @@ from urllib.parse import parse_qsl
 import trio
 
 from gateway.api.http.bodies import BodyCharge
+from gateway.api.http.browser_guard import check_json
 from gateway.domain.errors import BadRequest, GatewayError, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
 
@@ -69,6 +70,9 @@ class Exchange:
         self._query_string: bytes = scope.get("query_string", b"")
         self._receive = receive
         self._send = send
+        length = self._headers.get(b"content-length", b"")
+        self.announced_bytes = int(length.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if length.isdigit() else None
+        """The size of the body by the request's head. None if the head does not say."""
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
         """Whether there is a body, by the headers, and its end has not been seen."""
         self.request_id = self._accept_request_id()
@@ -126,12 +130,6 @@ class Exchange:
         if self._header_bytes > HEADER_BYTES_MAX:
             raise HeadersTooLarge(f"The request's headers have more than {HEADER_BYTES_MAX} bytes.")
 
-    @property
-    def announced_bytes(self) -> int | None:
-        """Returns the size of the body by the request's head, or None if the head does not say."""
-        announced = self._headers.get(b"content-length", b"")
-        return int(announced.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if announced.isdigit() else None
-
     def check_length(self, bytes_max: int) -> None:
         """Raises `PayloadTooLarge` if the head announces more."""
         if (self.announced_bytes or 0) > bytes_max:
@@ -143,29 +141,27 @@ class Exchange:
 
     async def read_body(self, bytes_max: int, timeout_seconds: float, charge: BodyCharge) -> bytes:
         """Reads the whole body, and records in `charge` how much of it has arrived. Raises `PayloadTooLarge`,
-        `NoRoomForBody`, `RequestTimeout`, `ClientGone`.
+        `NoRoomForBody`, `RequestTimeout`, `ClientGone`, and `UnsupportedMediaType` for one whose type the head does not
+        give.
 
         The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
         """
-        self._unread = True
-        with trio.move_on_after(timeout_seconds):
-            return await self._read_parts(bytes_max, charge)
-        self.closing = True
-        raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
-
-    async def _read_parts(self, bytes_max: int, charge: BodyCharge) -> bytes:
-        """Reads the parts into one buffer, which becomes the body without a copy."""
-        buffer = BytesIO()
-        while True:
-            message = await self._next_message()
-            if message["type"] == "http.disconnect":
-                raise ClientGone
-            buffer.write(message.get("body", b""))
-            if buffer.tell() > bytes_max:
-                self._refuse_size(bytes_max)
-            charge.record_arrived(buffer.tell())
-            if not self._unread:
-                return buffer.getvalue()
+        self._unread, buffer = True, BytesIO()
+        with trio.move_on_after(timeout_seconds) as scope:
+            while self._unread:
+                message = await self._next_message()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                buffer.write(message.get("body", b""))
+                if buffer.tell() > bytes_max:
+                    self._refuse_size(bytes_max)
+                charge.record_arrived(buffer.tell())
+        if scope.cancelled_caught:
+            self.closing = True
+            raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
+        if buffer.tell():
+            check_json(self.header("content-type"))
+        return buffer.getvalue()  # no copy
 
     async def _next_message(self) -> Message:
         message = await self._receive()
@@ -188,11 +184,12 @@ class Exchange:
         """
         self.closing = self.closing or self._unread
         length = (b"content-length", str(len(body)).encode())
-        await self.send_head(status, [(b"content-type", content_type), length, *(headers or [])])
+        head = [(b"content-type", content_type), length, *(headers or [])]
+        await self.send_message({"type": "http.response.start", "status": status, "headers": head})
         if self._unread:
             await self._respond_early(body)
         else:
-            await self.end_stream(body)
+            await self.send_message({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _respond_early(self, body: bytes) -> None:
         """Responds before the end of the body. The reading continues until the connection knows of the end, because

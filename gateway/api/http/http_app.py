@@ -15,7 +15,7 @@ import structlog
 import trio
 
 from gateway.api.http.auth import Authenticator, Caller, Role
-from gateway.api.http.bodies import BodyBudget, BodyCharge
+from gateway.api.http.bodies import BodyBudget
 from gateway.api.http.browser_guard import check_json, check_local_request
 from gateway.api.http.errors import ErrorPolicy, InternalError, send_error
 from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, Receive, Scope, Send
@@ -148,7 +148,10 @@ class HttpApp:
             encode_error = (place.routes[0].encode_error if place.routes else None) or self._errors.encode
             exchange = Exchange(scope, receive, send, params=params, encode_error=encode_error)
             with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-                await self._serve(exchange, place, scope)
+                try:
+                    await self._guarded(exchange, partial(self._dispatch, exchange, place, scope))
+                finally:
+                    self._record_end(exchange)
 
     def drain(self) -> None:
         """Begins the drain: new requests are refused, and running ones continue, except those without an end of their
@@ -186,12 +189,6 @@ class HttpApp:
             if params is not None:
                 return place, params
         return NOWHERE, NO_PARAMS
-
-    async def _serve(self, exchange: Exchange, place: _Place, scope: Scope) -> None:
-        try:
-            await self._guarded(exchange, partial(self._dispatch, exchange, place, scope))
-        finally:
-            self._record_end(exchange)
 
     async def _guarded(self, exchange: Exchange, answer: Callable[[], Awaitable[None]]) -> None:
         """Runs `answer`. Every error but a cancel becomes an error that the client can read.
@@ -263,8 +260,9 @@ class HttpApp:
         exchange.check_length(bytes_max)
         with self._bodies.open(caller.name, exchange.announced_bytes) as charge:
             exchange.charge = charge
+            seconds = self._limits.timeout_seconds
             await self._run_handler(
-                exchange, route, route.handler(exchange, caller, await self._read_body(exchange, bytes_max, charge))
+                exchange, route, route.handler(exchange, caller, await exchange.read_body(bytes_max, seconds, charge))
             )
 
     async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
@@ -279,13 +277,6 @@ class HttpApp:
             nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
             await self._guarded(exchange, answer)  # This is inside, so that the nursery does not wrap its errors.
             nursery.cancel_scope.cancel()
-
-    async def _read_body(self, exchange: Exchange, bytes_max: int, charge: BodyCharge) -> bytes:
-        """Reads the body. Raises `UnsupportedMediaType` for one that is not JSON, if its head did not say so."""
-        body = await exchange.read_body(bytes_max, self._limits.timeout_seconds, charge)
-        if body:
-            check_json(exchange.header("content-type"))
-        return body
 
     async def _run_until_drained(
         self, answer: Callable[[], Awaitable[None]], *, ends_with_service: bool = False

@@ -28,7 +28,16 @@ from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
-from gateway.domain.inference import INT32_MAX, NO_BIAS, ChatMessage, EmbeddingInput, Generation, Sampling, Text, kept_text
+from gateway.domain.inference import (
+    INT32_MAX,
+    NO_BIAS,
+    ChatMessage,
+    EmbeddingInput,
+    Generation,
+    Sampling,
+    Text,
+    kept_text,
+)
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""

@@ -9,8 +9,8 @@ pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from bench.request_path import measure_paths
 
-WARM_FUNCTIONS_MAX: Final = 152
-WARM_FILES_MAX: Final = 29
+WARM_FUNCTIONS_MAX: Final = 132
+WARM_FILES_MAX: Final = 28
 
 
 async def test_a_warm_chat_takes_a_short_way(tmp_path: Path) -> None:
