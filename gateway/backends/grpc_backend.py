@@ -24,7 +24,7 @@ from gateway.backends.send_limiter import SendLimiter
 from gateway.backends.unread_answer import ReaderLeft, UnreadAnswer
 from gateway.bridge import Bridge, CancelledByAsyncio
 from gateway.domain.errors import BackendFailed, GatewayError
-from gateway.domain.ids import ModelName, RequestId
+from gateway.domain.ids import RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation
 
 log = structlog.get_logger(__name__)
@@ -39,13 +39,9 @@ LARGE_CHARACTERS: Final = 1024 * 1024
 class GrpcBackends:
     """`Backends` over real connections."""
 
-    def __init__(
-        self, bridge: Bridge, channels: ChannelPool, context_size_of: Callable[[ModelName], int | None] = lambda _: None
-    ) -> None:
-        """`context_size_of` returns the tokens that a request to the model may have, or None if that is not known."""
+    def __init__(self, bridge: Bridge, channels: ChannelPool) -> None:
         self._bridge = bridge
         self._channels = channels
-        self._context_size_of = context_size_of
         self._turns = SendLimiter()
 
     @asynccontextmanager
@@ -55,7 +51,7 @@ class GrpcBackends:
         """Calls PredictStream and yields its answer as it comes. Leaving the context ends the call."""
         stream = _GrpcAnswerStream(on_end)
         request = _generation_request(generation, request_id)
-        reader = self._reader(generation)
+        reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
         with closing(stream):
             async with self._bridge.open_task(self._relay_aio, target, request, reader, stream):
                 yield stream
@@ -63,14 +59,11 @@ class GrpcBackends:
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
         request = _generation_request(generation, request_id)
-        reader = self._reader(generation)
+        reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
         call = _Call("Predict")
         reply = await self._unary(target, request, call, pb.Reply)
         delta = reader.delta(reply)
         return reader.completion(call.trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
-
-    def _reader(self, generation: Generation) -> translate.ReplyReader:
-        return translate.ReplyReader(generation.sampling.max_tokens, self._context_size_of(generation.model))
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         """Calls Embedding, and returns the vector. Raises `RouteError` or `GatewayError`."""

@@ -23,6 +23,8 @@ class Target:
     model: ModelName
     address: Address
     token: str = field(repr=False)
+    context_size: int | None = field(default=None, compare=False)
+    """The number of tokens that a request to the model may have. None if that is not known."""
 
 
 class RouteError(Exception):

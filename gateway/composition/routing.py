@@ -3,7 +3,6 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from functools import partial
 from random import Random
 
 from gateway.backends.channel_pool import ChannelPool, Dial
@@ -12,11 +11,9 @@ from gateway.backends.grpc_probe import GrpcProbe
 from gateway.composition.shared import SharedParts
 from gateway.config.model import Config
 from gateway.domain.cluster import ClusterState, NodeStatus
-from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.ids import ReplicaId
 from gateway.domain.peers import ReservationFailed, SlotRequest
-from gateway.domain.routability import FleetView
 from gateway.registry.protocol import RegistryError, SlotReserver
-from gateway.registry.snapshot import SnapshotStore
 from gateway.routing.admission import Admission, AdmissionLimits
 from gateway.routing.call_watch import CallWatch
 from gateway.routing.open_calls import OpenCalls
@@ -59,7 +56,7 @@ async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIte
             )
             router = Router(
                 admission=admission,
-                backends=GrpcBackends(shared.bridge, channels, partial(context_size_of, shared.views)),
+                backends=GrpcBackends(shared.bridge, channels),
                 probes=probes,
                 attempts=config.routing.attempts,
                 token_of=shared.token_of,
@@ -126,12 +123,6 @@ def reservations_at(registry: SlotReserver) -> ReserveSlot:
             raise ReservationFailed(str(error)) from error
 
     return reserve_slot
-
-
-def context_size_of(views: SnapshotStore[FleetView], model: ModelName) -> int | None:
-    """Returns how many tokens the model is configured to take. Returns None if that is not said."""
-    spec = views.current.state.models.get(model)
-    return None if spec is None else spec.context_size
 
 
 def is_offline(state: ClusterState, replica_id: ReplicaId) -> bool:

@@ -34,6 +34,8 @@ class Candidate:
     free_vram_bytes: int | None
     refuses_when_full: bool = True
     """Whether it refuses calls itself and notices when a call is cancelled. Foreign backends may do neither."""
+    context_size: int | None = None
+    """The number of tokens that its model is configured to take. None if that is not said."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,12 @@ def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> Flee
         if why_not_routable(replica, node, state.models.get(replica.model), newest) is None:
             assert node is not None  # noqa: S101 - both follow from being routable
             assert replica.address is not None  # noqa: S101
-            refuses = state.models[replica.model].backend in refusing
-            found.setdefault(replica.model, []).append(_candidate(replica, node, replica.address, refuses))
+            spec = state.models[replica.model]
+            found.setdefault(replica.model, []).append(_candidate(replica, node, spec, replica.address, refusing))
     return FleetView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
 
 
-def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) -> Candidate:
+def _candidate(replica: Replica, node: Node, spec: ModelSpec, address: Address, refusing: Container[str]) -> Candidate:
     return Candidate(
         replica_id=replica.id,
         model=replica.model,
@@ -105,7 +107,8 @@ def _candidate(replica: Replica, node: Node, address: Address, refuses: bool) ->
         address=address,
         slots=replica.parallel,
         free_vram_bytes=node.free_vram_bytes,
-        refuses_when_full=refuses,
+        refuses_when_full=spec.backend in refusing,
+        context_size=spec.context_size,
     )
 
 

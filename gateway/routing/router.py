@@ -192,7 +192,8 @@ class Router:
 
     def _target(self, candidate: Candidate) -> Target:
         token = self._token_of(candidate.replica_id)
-        return Target(candidate.replica_id, candidate.model, candidate.address, token)
+        size = candidate.context_size
+        return Target(candidate.replica_id, candidate.model, candidate.address, token, size)
 
     def statistics(self) -> RouterStatistics:
         """Counts leases and re-routes since this gateway started."""

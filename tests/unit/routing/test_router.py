@@ -9,7 +9,7 @@ from gateway.domain.errors import BackendFailed, BadRequest, ModelNotFound
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Completion, Delta, EmbeddingInput
 from tests.fakes.backends import DONE
-from tests.fakes.fleet import MODEL, replica, view
+from tests.fakes.fleet import MODEL, replica, spec, view
 from tests.fakes.routing_harness import ORIGIN, RoutingHarness, generation
 
 A, B = ReplicaId("a"), ReplicaId("b")
@@ -236,3 +236,13 @@ async def test_what_is_read_behind_the_end_of_a_call_says_nothing_of_its_replica
         with pytest.raises(BackendFailed):
             await stream.receive_batch()
     assert harness.loads.load_of(A).failures == 1
+
+
+async def test_the_backend_client_is_told_of_the_context_size_of_the_model() -> None:
+    """Without it an answer would not be known to be endless before it has a million tokens."""
+    sized, sizes = spec(context_size=4096), list[int | None]()
+    harness = RoutingHarness(replica(A, sized))
+    harness.show(view(replica(A, sized), specs=[sized]))
+    harness.backends.on_call = lambda target: sizes.append(target.context_size)
+    await harness.generate()
+    assert sizes == [4096]
