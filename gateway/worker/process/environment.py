@@ -44,7 +44,7 @@ SECRETS: Final = (
 )
 """The names of secrets in upper case, as patterns of a shell."""
 _IS_SECRET: Final = re.compile("|".join(map(translate, SECRETS)))
-"""All of `SECRETS` in one: each start of a backend asks for each variable, and a pattern at a time takes milliseconds."""
+"""All of `SECRETS` in one, because one pattern after the other takes milliseconds at each start of a backend."""
 _USER_IN_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s@]+@")
 """A URL with a user in it. A token may be written as the user, too."""
 

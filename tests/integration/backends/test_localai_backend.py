@@ -34,8 +34,8 @@ from tests.integration.localai import (
 from tests.integration.pool import ready, text_of, unload
 
 PROBES_EACH_PICK: Final = '[routing]\nprobe_ttl = "0s"\nprobe_timeout = "2s"\n'
-"""An eighth of its time is for the connect by which a probe tells a busy replica from one that cannot be reached. A gateway
-that gets no processor for that long ends the hold of a slot, as it would for a replica that cannot be reached."""
+"""An eighth of its time is for the connect by which a probe tells a busy replica from one that cannot be reached. A
+gateway that gets no processor for that long ends the hold of a slot, as it would for a replica out of reach."""
 HUNG_AFTER_PROBES: Final = 3
 """So many silent probes in a row would be a hung replica if it had no request."""
 ORPHAN_SECONDS_MAX: Final = 5.0
