@@ -1,4 +1,4 @@
-"""ASGI without a listener: a request as hypercorn hands it over with what is sent back, and an application of pages."""
+"""ASGI without a listener: a request as a listener hands it over with what is sent back; an application of pages."""
 
 import json
 import math
@@ -7,13 +7,14 @@ from typing import Any
 
 import trio
 
+from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
 from gateway.api.http.exchange import App, Headers, Message, Receive, Scope, Send
 
 LOCAL: Mapping[str, str] = {"host": "localhost"}
 
 
 class AsgiRequest:
-    """As hypercorn does it: the body comes in parts, and after the last byte of the answer (or when the client hangs
+    """As the listener does it: the body comes in parts, and after the last byte of the answer (or when the client hangs
     up) there is one more message, `http.disconnect`."""
 
     def __init__(
@@ -27,6 +28,7 @@ class AsgiRequest:
     ) -> None:
         path, _, query = path.partition("?")
         raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+        self.client = ClientWatch()
         self.scope: Scope = {
             "type": "http",
             "asgi": {"version": "3.0"},
@@ -41,7 +43,7 @@ class AsgiRequest:
             "client": ("127.0.0.1", 50000),
             "server": ("127.0.0.1", 8080),
             "state": {},
-            "extensions": {},
+            "extensions": {CLIENT_WATCH: self.client},
         }
         self.sent: list[Message] = []
         self.answering = trio.Event()
@@ -55,6 +57,7 @@ class AsgiRequest:
 
     def hang_up(self) -> None:
         self._deliver.send_nowait({"type": "http.disconnect"})
+        self.client.record_gone()
 
     async def receive(self) -> Message:
         return await self._incoming.receive()

@@ -1,5 +1,6 @@
 """The listener over real sockets, with an application that has a few routes of its own."""
 
+import math
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from gateway.api.http.http_app import BodyLimits, HttpApp, Route
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.composition.http_api import ERRORS
 from gateway.domain.ids import GatewayId
+from gateway.domain.pacing import TokenBucket
 from gateway.observability.metrics import Metrics, RequestMetrics
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.routing.load_tracker import LoadTracker
@@ -132,7 +134,9 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
 
 
 @asynccontextmanager
-async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> AsyncIterator[ListenerHarness]:
+async def open_listener(
+    *, body_bytes_max: int = 1000, drop_pace: TokenBucket | None = None, **settings: Any
+) -> AsyncIterator[ListenerHarness]:
     """Every limit that is not set is out of the way."""
     limits: dict[str, Any] = {
         "drain_seconds": NEVER,
@@ -144,7 +148,13 @@ async def open_listener(*, body_bytes_max: int = 1000, **settings: Any) -> Async
     }
     handlers = Handlers()
     app = build_app(handlers, body_bytes_max)
-    listener = Listener(app, ListenerSettings(**limits), on_drain=app.drain, on_drain_end=app.end_streams)
+    listener = Listener(
+        app,
+        ListenerSettings(**limits),
+        on_drain=app.drain,
+        on_drain_end=app.end_streams,
+        drop_pace=drop_pace or TokenBucket(math.inf, burst=math.inf),
+    )
     harness = ListenerHarness(listener, 0, trio.Event(), AsyncExitStack(), handlers)
 
     async def run(*, task_status: trio.TaskStatus[str]) -> None:

@@ -10,6 +10,7 @@ import trio
 
 from gateway.api.http.bodies import BodyCharge
 from gateway.api.http.browser_guard import check_json
+from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
 from gateway.domain.errors import BadRequest, GatewayError, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
 
@@ -73,6 +74,7 @@ class Exchange:
         length = self._headers.get(b"content-length", b"")
         self.announced_bytes = int(length.lstrip(b"0")[:LENGTH_DIGITS_MAX] or b"0") if length.isdigit() else None
         """The size of the body by the request's head. None if the head does not say."""
+        self._client: ClientWatch = scope["extensions"][CLIENT_WATCH]
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
         """Whether there is a body, by the headers, and its end has not been seen."""
         self.request_id = self._accept_request_id()
@@ -169,8 +171,11 @@ class Exchange:
             self._unread = False
         return message
 
-    async def wait_disconnect(self) -> None:
-        """Waits until the client hangs up. It never polls (pitfall 8)."""
+    def cancel_when_client_leaves(self, scope: trio.CancelScope) -> None:
+        """Has `scope` cancelled if the client leaves before it has the whole response."""
+        self._client.cancel_when_gone(scope)
+
+    async def _wait_disconnect(self) -> None:
         while (await self._next_message())["type"] != "http.disconnect":
             pass
 
@@ -197,7 +202,7 @@ class Exchange:
         await self.send_part(body)
         await self._drop_rest()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.wait_disconnect)
+            nursery.start_soon(self._wait_disconnect)
             await self.end_stream()
             nursery.cancel_scope.cancel()
 
@@ -234,6 +239,7 @@ class Exchange:
             message = {**message, "headers": [*message["headers"], *self.response_headers, *closing]}
         elif message["type"] == "http.response.body" and not message.get("more_body", False):
             self.complete = True
+            self._client.release()
         await self._send(message)
 
     @property

@@ -273,10 +273,9 @@ class HttpApp:
             await handler
 
         answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_on_disconnect, exchange, nursery.cancel_scope)
-            await self._guarded(exchange, answer)  # This is inside, so that the nursery does not wrap its errors.
-            nursery.cancel_scope.cancel()
+        with trio.CancelScope() as scope:
+            exchange.cancel_when_client_leaves(scope)
+            await self._guarded(exchange, answer)
 
     async def _run_until_drained(
         self, answer: Callable[[], Awaitable[None]], *, ends_with_service: bool = False
@@ -355,11 +354,3 @@ def _check_declared(exchange: Exchange) -> None:
     declared = exchange.header("content-type")
     if declared is not None and exchange.method not in SAFE_METHODS:
         check_json(declared)
-
-
-async def _cancel_on_disconnect(exchange: Exchange, scope: trio.CancelScope) -> None:
-    """Cancels the scope when the client leaves. The listener also sends "disconnect" after a complete response, while
-    it still has to close the connection or prepare it for the next request. A cancel would keep it from that."""
-    await exchange.wait_disconnect()
-    if not exchange.complete:
-        scope.cancel()

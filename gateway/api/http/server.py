@@ -1,8 +1,7 @@
-"""The listener: hypercorn's Trio connections with bounded writes, a limited number, a drain and a hard end.
+"""The listener: an accept loop with a limited number of connections, a drain and a hard end.
 
-hypercorn's own `serve` has no settings for that. A client that reads nothing holds its shutdown for ever (pitfalls 5,
-36), and one failing connection can take the server down (pitfall 10). So the accept loop is our own, and it serves a
-`BoundedConnection`.
+HTTP/1 is our own, and hypercorn speaks HTTP/2. Its `serve` is not used: a client that reads nothing holds its shutdown
+for ever (pitfalls 5, 36), and one failing connection can take the server down (pitfall 10).
 """
 
 import socket
@@ -17,12 +16,14 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio.lifespan import Lifespan
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import AppWrapper
 from hypercorn.utils import wrap_app
 
-from gateway.api.http.connection import BoundedConnection
 from gateway.api.http.exchange import App
-from gateway.api.http.http2 import STREAMS_MAX
+from gateway.api.http.listener.connection import Connection, Http2Service
+from gateway.api.http.listener.http1_input import open_drop_pace
+from gateway.api.http.listener.http1_request import Http1Service
+from gateway.api.http.listener.http2 import STREAMS_MAX
+from gateway.domain.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -59,7 +60,9 @@ class Listener:
     tls: ssl.SSLContext | None = None
     """The TLS context, or None for plain connections."""
     stop: trio.Event = field(default_factory=trio.Event)
-    _connections: set[BoundedConnection] = field(default_factory=set)
+    drop_pace: TokenBucket = field(default_factory=open_drop_pace)
+    """The pace, in bytes, at which all connections together throw away the rests of refused bodies."""
+    _connections: set[Connection] = field(default_factory=set)
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -71,15 +74,26 @@ class Listener:
         async with trio.open_nursery() as outer:
             await outer.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
-            context = WorkerContext(None)
+            http1, http2 = self._http1_service(), Http2Service(app, config, WorkerContext(None))
             async with trio.open_nursery() as connections:
-                serve = partial(self._serve_connection, app, config, context)
+                serve = partial(self._serve_connection, http1, http2)
                 await self._accept(listening, serve, connections, task_status)
                 outer.start_soon(self._end_in_time, connections.cancel_scope)
-                await context.terminated.set()  # Connections without a request close now.
-                self.on_drain()
+                await self._begin_drain(http1, http2)
             await lifespan.wait_for_shutdown()
             outer.cancel_scope.cancel()
+
+    def _http1_service(self) -> Http1Service:
+        timeout, http2 = self.settings.header_timeout_seconds, self.settings.http2
+        return Http1Service(self.app, timeout, speaks_http2=http2, drop_pace=self.drop_pace)
+
+    async def _begin_drain(self, http1: Http1Service, http2: Http2Service) -> None:
+        """Closes connections without a request now, and the others after theirs."""
+        http1.is_draining = True
+        await http2.context.terminated.set()
+        for connection in self._connections:
+            connection.begin_drain()
+        self.on_drain()
 
     async def _accept(
         self,
@@ -97,16 +111,13 @@ class Listener:
             await self.stop.wait()
             accepting.cancel_scope.cancel()
 
-    async def _serve_connection(
-        self, app: AppWrapper, config: Config, context: WorkerContext, stream: trio.SocketStream
-    ) -> None:
+    async def _serve_connection(self, http1: Http1Service, http2: Http2Service, stream: trio.SocketStream) -> None:
         if len(self._connections) >= self.settings.connections_max:
             log.warning("http.too_many_connections", limit=self.settings.connections_max)
             await trio.aclose_forcefully(stream)
             return
         spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
-        timeout, http2 = self.settings.write_timeout_seconds, self.settings.http2
-        connection = BoundedConnection(app, config, context, spoken, write_timeout_seconds=timeout, http2=http2)
+        connection = Connection(http1, http2, spoken, write_timeout_seconds=self.settings.write_timeout_seconds)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -142,7 +153,7 @@ def _url_of(listening: socket.socket, scheme: str) -> str:
 
 def _hypercorn_config(settings: ListenerSettings) -> Config:
     config = Config()
-    config.keep_alive_timeout = settings.header_timeout_seconds  # It is the header deadline as well (pitfall 35).
+    config.keep_alive_timeout = settings.header_timeout_seconds
     config.keep_alive_max_requests = 10**9
     config.read_timeout = None  # It would cut healthy event streams, whose clients send nothing.
     config.max_app_queue_size = 2  # These are unread parts of a body; each connection has as many.

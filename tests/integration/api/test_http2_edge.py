@@ -10,7 +10,7 @@ import httpx
 import pytest
 import trio
 
-from gateway.api.http.http2 import LIMITS, STREAMS_MAX
+from gateway.api.http.listener.http2 import LIMITS, STREAMS_MAX
 from tests.fakes.certificates import make_authority
 from tests.fakes.h2_client import HEAD, H2Client, raw_frame
 from tests.fakes.listener_harness import NEVER, SOON, ListenerHarness, open_listener, read_to_end

@@ -19,7 +19,7 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
-from gateway.api.http.http1 import SINGLE
+from gateway.api.http.listener.http1_head import SINGLE
 from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
 
 log = structlog.get_logger(__name__)

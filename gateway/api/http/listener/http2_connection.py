@@ -1,89 +1,60 @@
-"""One connection of the listener: its protocol, its bounded writes, and its failures, which affect no other connection.
+"""One HTTP/2 connection: hypercorn's, with bounded writes, and with an inbox for each request.
 
 `TCPServer` of hypercorn is not a public name. `pyproject.toml` pins the version, and
-tests/integration/api/test_listener.py checks the behaviour.
+tests/integration/api/test_http2_edge.py checks the behaviour.
 """
 
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import structlog
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.h11 import H2ProtocolAssumedError
 from hypercorn.trio.task_group import TaskGroup, _handle
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper, ConnectionState, Scope
 from hypercorn.utils import parse_socket_addr
 
-from gateway.api.http.http1 import StrictH11Protocol
-from gateway.api.http.http2 import BoundedH2Protocol
+from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
+from gateway.api.http.listener.http2 import BoundedH2Protocol
 
 log = structlog.get_logger(__name__)
 
-HTTP2: Final = "h2"
-"""The name of HTTP/2 in ALPN."""
 Addresses = tuple[tuple[str, int] | None, tuple[str, int] | None]
 Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
-class BoundedConnection(TCPServer):
-    """A connection that is closed when its client does not read or is gone, and whose failure affects no other."""
+class Http2Connection(TCPServer):
+    """A connection that is closed when its client does not read or is gone."""
 
     _input_ended = False
 
     def __init__(
-        self,
-        app: AppWrapper,
-        config: Config,
-        context: WorkerContext,
-        stream: Stream,
-        *,
-        write_timeout_seconds: float,
-        http2: bool,
+        self, app: AppWrapper, config: Config, context: WorkerContext, stream: Stream, *, write_timeout_seconds: float
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
         self._spoken = stream
         self._write_timeout_seconds = write_timeout_seconds
-        self._http2 = http2
 
-    async def run(self) -> None:
-        """Serve the connection until it ends; an error is logged and not raised, so that other connections go on."""
-        try:
-            await self._serve()
-        except Exception:
-            log.exception("http.connection_failed")
-
-    async def _serve(self) -> None:
-        try:
-            alpn = await self._shake_hands()
-        except (trio.BrokenResourceError, trio.TooSlowError):
-            return
+    async def serve(self, begin: bytes) -> None:
+        """Serve the connection until it ends, beginning with what has come already."""
         try:
             addresses = self._addresses()
             async with _Tasks() as tasks:
                 self._task_group = tasks
-                self.protocol = self._open_conversation(tasks, addresses, alpn)  # type: ignore[assignment]
+                self.protocol = self._open_protocol(tasks, addresses)  # type: ignore[assignment]
                 await self.protocol.initiate()
                 await self.idle_task.restart(tasks, self._idle_timeout)
+                if begin:
+                    await self.protocol.handle(RawData(begin))
                 await self._read_data()
         except OSError:
             pass
         finally:
             await self._close()
-
-    async def _shake_hands(self) -> str | None:
-        """Does the TLS handshake and returns the protocol agreed on by ALPN, if any. Raises `trio.BrokenResourceError`,
-        `trio.TooSlowError`."""
-        if not isinstance(self._spoken, trio.SSLStream):
-            return None
-        with trio.fail_after(self.config.ssl_handshake_timeout):
-            await self._spoken.do_handshake()
-        agreed: str | None = self._spoken.selected_alpn_protocol()
-        return agreed
 
     def _addresses(self) -> Addresses:
         """Returns the addresses of the client and of this end. Raises `OSError` for a client that has left already."""
@@ -91,13 +62,13 @@ class BoundedConnection(TCPServer):
         family = socket.family
         return parse_socket_addr(family, socket.getpeername()), parse_socket_addr(family, socket.getsockname())
 
-    def _open_conversation(self, tasks: TaskGroup, addresses: Addresses, alpn: str | None) -> "_Conversation":
+    def _open_protocol(self, tasks: TaskGroup, addresses: Addresses) -> BoundedH2Protocol:
         is_tls = isinstance(self._spoken, trio.SSLStream)
-        arguments = (
+        return BoundedH2Protocol(
             *(self.app, self.config, self.context, tasks, ConnectionState(self.state)),
             *(is_tls, *addresses, self.protocol_send),
+            write_timeout_seconds=self._write_timeout_seconds,
         )
-        return _Conversation(arguments, self.protocol_send, alpn, self._http2, self._write_timeout_seconds)
 
     async def protocol_send(self, event: Event) -> None:
         """Write what the protocol has to send, or act on its being idle or closed; hypercorn's protocols call this."""
@@ -147,43 +118,6 @@ class BoundedConnection(TCPServer):
             await trio.aclose_forcefully(self.stream)
 
 
-class _Conversation:
-    """The protocol of a connection: HTTP/2 if the client begins with it and it is allowed, else HTTP/1. It replaces
-    `ProtocolWrapper`."""
-
-    def __init__(
-        self,
-        arguments: tuple[Any, ...],
-        send: Callable[[Event], Awaitable[None]],
-        alpn: str | None,
-        http2: bool,
-        write_timeout_seconds: float,
-    ) -> None:
-        self._arguments = arguments
-        self._send = send
-        self._write_timeout_seconds = write_timeout_seconds
-        self.protocol: StrictH11Protocol | BoundedH2Protocol = (
-            self._http2() if http2 and alpn == HTTP2 else StrictH11Protocol(*arguments, speaks_http2=http2)
-        )
-
-    async def initiate(self) -> None:
-        """Begins the protocol."""
-        await self.protocol.initiate()
-
-    async def handle(self, event: Event) -> None:
-        """Passes an event on, and changes to HTTP/2 if the client begins with it."""
-        try:
-            await self.protocol.handle(event)
-        except H2ProtocolAssumedError as error:
-            self.protocol = self._http2()
-            await self.protocol.initiate()
-            await self._send(Updated(idle=True))  # It looked like a request and was none.
-            await self.protocol.handle(RawData(error.data))
-
-    def _http2(self) -> BoundedH2Protocol:
-        return BoundedH2Protocol(*self._arguments, write_timeout_seconds=self._write_timeout_seconds)
-
-
 class _Tasks(TaskGroup):
     """The tasks of one connection's requests, each with an inbox of its own."""
 
@@ -191,7 +125,9 @@ class _Tasks(TaskGroup):
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         """Starts the task of one request, and returns where its messages go."""
-        inbox = Inbox(config.max_app_queue_size)
+        watch = ClientWatch()
+        scope["extensions"][CLIENT_WATCH] = watch  # type: ignore[typeddict-item,assignment]
+        inbox = Inbox(config.max_app_queue_size, watch)
 
         async def send_and_record(message: Any) -> None:  # noqa: ANN401 - ASGI
             """Sends a message of the response, and records the beginning of it."""
@@ -211,8 +147,9 @@ class Inbox:
     would hold its connection for ever. Only that more of the body has come, or its end, is still told, since a
     connection must not be closed under a client that writes its whole body before it reads the answer."""
 
-    def __init__(self, messages_max: int) -> None:
+    def __init__(self, messages_max: int, watch: ClientWatch) -> None:
         self._messages_max = messages_max
+        self._watch = watch
         self._messages: deque[Any] = deque()
         self._disconnect: Any = None
         self._is_answered = False
@@ -223,6 +160,7 @@ class Inbox:
         if message["type"] == "http.disconnect":
             self._disconnect = message
             self._drop_rest()
+            self._watch.record_gone()
             return
         while len(self._messages) >= self._messages_max and not self._is_answered:
             await self._changed.wait()

@@ -1,0 +1,170 @@
+"""What a client sends over one HTTP/1 connection: read by one task, parsed for another, and bounded in between.
+
+The reading task stays at the socket as long as there is room, so that it notices when the client leaves. On an idle
+connection it costs nothing but one deadline: that of the next request's head.
+"""
+
+import math
+from typing import Final
+
+import trio
+
+from gateway.api.http.client_watch import ClientWatch
+from gateway.api.http.listener.byte_stream import ByteStream
+from gateway.api.http.listener.http1_head import Head
+from gateway.api.http.listener.http1_parser import BodyPart, Event, Http1Parser
+from gateway.api.http.listener.parking import ParkingSpot
+from gateway.domain.pacing import TokenBucket
+
+UNREAD_BYTES_MAX: Final = 64 * 1024
+"""The limit of what has arrived and is not processed. Beyond it nothing is read from the socket."""
+DROPPED_BYTES_PER_SECOND: Final = 96 * 2**20
+"""How fast the rests of refused bodies are read and thrown away, all connections together. Without a limit, those who
+send them would take the processor from the requests that are answered."""
+
+
+def open_drop_pace() -> TokenBucket:
+    """Returns the pace at which the connections of one listener throw away the rests of refused bodies."""
+    return TokenBucket(DROPPED_BYTES_PER_SECOND, burst=2**20)
+
+
+class Http1Input:
+    """The incoming side of a connection. `run` reads; everything else is for the task that serves the requests."""
+
+    __slots__ = (
+        *(
+            "_changed",
+            "_drop_pace",
+            "_head_timeout_seconds",
+            "_idle_since",
+            "_is_dropping",
+            "_parser",
+            "_pause_seconds",
+        ),
+        *("_room", "_stream", "_watch", "body_is_open", "dropped_parts", "is_gone"),
+    )
+
+    def __init__(
+        self, stream: ByteStream, parser: Http1Parser, *, head_timeout_seconds: float, drop_pace: TokenBucket
+    ) -> None:
+        """`drop_pace` belongs to all connections of a listener."""
+        self._stream = stream
+        self._parser = parser
+        self._head_timeout_seconds = head_timeout_seconds
+        self._drop_pace = drop_pace
+        self._changed = ParkingSpot()
+        """The serving task waits here for input."""
+        self._room = ParkingSpot()
+        """The reading task waits here until something was processed."""
+        self._idle_since = trio.current_time()
+        """The time since which there is no request, or infinity while there is one."""
+        self._is_dropping = False
+        """Whether the rest of the request's body is thrown away."""
+        self._pause_seconds = 0.0
+        """How long the reading task has to wait before it may read more of a refused body."""
+        self._watch: ClientWatch | None = None
+        self.body_is_open = False
+        """Whether the end of the current request's body is still to come."""
+        self.dropped_parts = 0
+        """How many times a part of a refused body was thrown away."""
+        self.is_gone = False
+        """Whether the client has left, or has sent no request for too long."""
+
+    # The task that reads
+
+    async def run(self) -> None:
+        """Reads until the client has left or is late with a request. Then nothing waits for it any more."""
+        try:
+            while await self._read_until_check():
+                pass
+        finally:
+            self.record_gone()
+
+    async def _read_until_check(self) -> bool:
+        """Reads until the client has left, or until a request could be late. Returns whether it is not so.
+
+        The deadline is not moved for each request. A connection that was busy is looked at again later.
+        """
+        with trio.CancelScope(deadline=self._check_at()) as scope:
+            await self._read()
+        return scope.cancelled_caught and trio.current_time() < self._check_at()
+
+    def _check_at(self) -> float:
+        since = self._idle_since if self._idle_since < math.inf else trio.current_time()
+        return since + self._head_timeout_seconds
+
+    async def _read(self) -> None:
+        while True:
+            room = UNREAD_BYTES_MAX - self._parser.unread_bytes
+            if room <= 0:
+                await self._room.wait()
+                continue
+            if self._pause_seconds:
+                await trio.sleep(self._pause_seconds)  # This is before the read, so that nobody who waits holds data.
+                self._pause_seconds = 0.0
+            data = await self._stream.receive(room)
+            if not data:
+                return
+            self._parser.feed(data)
+            if self._is_dropping:
+                self._drop(len(data))
+            self._changed.wake()
+
+    def _drop(self, size_bytes: int) -> None:
+        """Throws away what has arrived of a refused body."""
+        while self._is_dropping and (event := self._parser.next_event()) is not None:
+            self.dropped_parts += 1
+            if not isinstance(event, BodyPart):
+                self.record_gone()  # The end of the body cannot be found.
+            self._is_dropping = self.body_is_open = isinstance(event, BodyPart) and not event.is_last
+        self._pause_seconds = self._drop_pace.take(size_bytes, trio.current_time())
+
+    def record_gone(self) -> None:
+        """Notes that the client has left, and ends what is done for it."""
+        self.is_gone = True
+        if self._watch is not None:
+            self._watch.record_gone()
+        self._changed.wake()
+
+    # The task that serves the requests
+
+    async def wait_change(self) -> None:
+        """Waits until something has come, the client has left, or `wake` is called."""
+        await self._changed.wait()
+
+    def wake(self) -> None:
+        """Wakes the serving task, so that it looks around."""
+        self._changed.wake()
+
+    def next_event(self) -> Event | None:
+        """Returns the next event of the parser, or None until there is more."""
+        event = self._parser.next_event()
+        if isinstance(event, BodyPart):
+            self.body_is_open = not event.is_last
+        self._room.wake()
+        return event
+
+    def begin_request(self, head: Head, watch: ClientWatch) -> None:
+        """Notes that a request has begun, and who is to know when its client leaves."""
+        self._idle_since = math.inf
+        self._watch = watch
+        self.body_is_open = head.body_bytes != 0
+        self.dropped_parts = 0
+        if self.is_gone:
+            watch.record_gone()
+
+    def drop_rest(self) -> None:
+        """Throws away the rest of the request's body from now on."""
+        if self.body_is_open:
+            self._is_dropping = True
+            self._drop(0)
+            self._room.wake()
+
+    def end_request(self) -> None:
+        """Notes that the request was answered. The time for the head of the next one begins."""
+        self._idle_since = trio.current_time()
+        self._watch = None
+
+    def take_rest(self) -> bytes:
+        """Returns the bytes that have come and are in no event."""
+        return self._parser.take_rest()
