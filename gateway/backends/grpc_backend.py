@@ -1,47 +1,47 @@
-"""Calls backend processes over gRPC. Each call is one whole asyncio function behind the bridge (pitfalls 14, 21)."""
+"""Calls backend processes over gRPC: requests are translated, answers are read as they arrive."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Final, NoReturn, TypeVar
 
 import structlog
 import trio
+from google.protobuf.message import DecodeError, Message
 from grpclib import GRPCError
-from grpclib.client import Stream
 from grpclib.exceptions import StreamTerminatedError
-from h2.exceptions import StreamClosedError
 
 from gateway.backends import metadata as names
 from gateway.backends import translate
 from gateway.backends.call_errors import meaning
-from gateway.backends.channel_pool import ChannelPool
+from gateway.backends.grpc.call import OutgoingCall
+from gateway.backends.grpc.pool import ConnectionPool
+from gateway.backends.grpc.unary_answer import UnaryAnswer
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
 from gateway.backends.send_limiter import SendLimiter
-from gateway.backends.unread_answer import ReaderLeft, UnreadAnswer
-from gateway.bridge import Bridge, CancelledByAsyncio
+from gateway.backends.unread_answer import UnreadAnswer
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation
 
 log = structlog.get_logger(__name__)
 
-M = TypeVar("M")
-R = TypeVar("R")
+R = TypeVar("R", bound=Message)
 
+PATH: Final = "/backend.Backend/"
 LARGE_CHARACTERS: Final = 1024 * 1024
 """The size of a prompt from which on the copies that sending makes of it count."""
+FAILURES: Final = (GRPCError, StreamTerminatedError, OSError, DecodeError)
+"""The ways in which a call can fail by what the other side does."""
 
 
 class GrpcBackends:
     """`Backends` over real connections."""
 
-    def __init__(self, bridge: Bridge, channels: ChannelPool) -> None:
-        self._bridge = bridge
-        self._channels = channels
+    def __init__(self, connections: ConnectionPool) -> None:
+        self._connections = connections
         self._turns = SendLimiter()
 
     @asynccontextmanager
@@ -49,101 +49,62 @@ class GrpcBackends:
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         """Calls PredictStream and yields its answer as it comes. Leaving the context ends the call."""
-        stream = _GrpcAnswerStream(on_end)
-        request = _generation_request(generation, request_id)
-        reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
-        with closing(stream):
-            async with self._bridge.open_task(self._relay_aio, target, request, reader, stream):
-                yield stream
+        stream = _GrpcAnswerStream(
+            target, translate.ReplyReader(generation.sampling.max_tokens, target.context_size), on_end
+        )
+        try:
+            try:
+                await self._start(target, "PredictStream", _generation_request(generation, request_id), stream.call)
+            except FAILURES as error:
+                stream.call.end(error)
+            yield stream
+        finally:
+            stream.call.cancel()
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
-        request = _generation_request(generation, request_id)
         reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
-        call = _Call("Predict")
-        reply = await self._unary(target, request, call, pb.Reply)
+        reply, trailers = await self._unary(target, "Predict", _generation_request(generation, request_id), pb.Reply)
         delta = reader.delta(reply)
-        return reader.completion(call.trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
+        return reader.completion(trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         """Calls Embedding, and returns the vector. Raises `RouteError` or `GatewayError`."""
         request = _Request(partial(translate.embedding_options, item, request_id), len(item.text) >= LARGE_CHARACTERS)
-        return translate.embedding(await self._unary(target, request, _Call("Embedding"), pb.EmbeddingResult))
+        result, _ = await self._unary(target, "Embedding", request, pb.EmbeddingResult)
+        return translate.embedding(result)
 
-    async def _unary(self, target: Target, request: "_Request", call: "_Call", reply_type: type[R]) -> R:
-        async def answer(stream: Stream[pb.PredictOptions, R]) -> R:
-            reply = await stream.recv_message()
-            await stream.recv_trailing_metadata()
-            if not isinstance(reply, reply_type):
-                raise BackendFailed(f"The backend answered {call.method} without a message.")
-            return reply
-
+    async def _unary(
+        self, target: Target, method: str, request: "_Request", reply_type: type[R]
+    ) -> tuple[R, Mapping[str, str]]:
+        """Returns the reply and the trailers of one call."""
+        answer = UnaryAnswer()
+        call = OutgoingCall(answer)
         try:
-            return await self._bridge.run(self._call_aio, target, request, call, answer)
-        except CancelledByAsyncio as error:
-            raise call.meaning_of(StreamTerminatedError(str(error))) from error
-
-    async def _relay_aio(
-        self,
-        target: Target,
-        request: "_Request",
-        reader: translate.ReplyReader,
-        answer: "_GrpcAnswerStream",
-    ) -> None:
-        call = _Call("PredictStream")
-
-        async def relay(stream: Stream[pb.PredictOptions, pb.Reply]) -> str | None:
-            async for reply in stream:
-                await answer.deltas.put_aio(reader.delta(reply))
-                if reader.is_endless:
-                    log.warning("backend.endless_answer", replica_id=target.replica_id, model=target.model)
-                    await _cancel_aio(stream)
-                    return FinishReason.LENGTH
-            await stream.recv_trailing_metadata()
-            return call.trailers.get(names.FINISH_REASON)
-
-        try:
-            finish_reason = await self._call_aio(target, request, call, relay)
-            answer.complete(reader.completion(finish_reason))
-        except ReaderLeft:
-            pass  # The reader does not need the end of the call.
-        except (RouteError, GatewayError) as error:
-            answer.fail(error)
+            await self._start(target, method, request, call)
+            message = await answer.wait()
+            if message is None:
+                raise BackendFailed(f"The backend answered {method} without a message.")
+            return reply_type.FromString(message), call.trailers
+        except FAILURES as error:
+            raise meaning(error, call.trailers, sent=call.is_sent) from error
         finally:
-            answer.deltas.end(None)
+            call.cancel()
 
-    async def _call_aio(
-        self,
-        target: Target,
-        request: "_Request",
-        call: "_Call",
-        answer: Callable[[Stream[pb.PredictOptions, M]], Awaitable[R]],
-    ) -> R:
-        """Runs one call from opening to trailers. Raises `RouteError` and `GatewayError` only."""
-        try:
-            method = getattr(BackendStub(self._channels.get(target.replica_id, target.address)), call.method)
-            async with method.open(metadata=names.bearer(target.token)) as stream:
-                call.stream = stream
-                await self._send_aio(stream, request)
-                call.sent = True
-                return await answer(stream)
-        except (GRPCError, StreamTerminatedError, OSError) as error:
-            raise call.meaning_of(error) from error
-
-    async def _send_aio(self, stream: Stream[pb.PredictOptions, Any], request: "_Request") -> None:
+    async def _start(self, target: Target, method: str, request: "_Request", call: OutgoingCall) -> None:
+        """Sends the request of a call. Raises `FAILURES`."""
         if not request.is_large:
-            await stream.send_message(request.make(), end=True)
+            await self._send(target, method, request, call)
             return
-        async with self._turns.open_aio():
-            await stream.send_message(request.make(), end=True)
+        async with self._turns.open_turn():
+            await self._send(target, method, request, call)
+            await call.wait_sent()
 
-
-async def _cancel_aio(stream: Stream[Any, Any]) -> None:
-    """Cancels the call at the backend. If the call has ended meanwhile, there is nothing to cancel."""
-    try:
-        await stream.cancel()
-    except StreamClosedError:
-        pass
+    async def _send(self, target: Target, method: str, request: "_Request", call: OutgoingCall) -> None:
+        connection = self._connections.get(target.replica_id, target.address)
+        if not connection.is_ready:
+            await connection.wait_ready()
+        connection.start(call, PATH + method, target.token, request.make().SerializeToString())
 
 
 @dataclass(frozen=True)
@@ -159,63 +120,72 @@ def _generation_request(generation: Generation, request_id: RequestId) -> _Reque
     return _Request(make, translate.prompt_characters(generation) >= LARGE_CHARACTERS)
 
 
-@dataclass
-class _Call:
-    """How far a call got. The meaning of its failure depends on that."""
-
-    method: str
-    stream: Stream[Any, Any] | None = field(default=None, repr=False)
-    sent: bool = False
-
-    @property
-    def trailers(self) -> dict[str, str]:
-        found = self.stream.trailing_metadata if self.stream is not None else None
-        return {name: value for name, value in (found or {}).items() if isinstance(value, str)}
-
-    def meaning_of(self, error: Exception) -> RouteError | GatewayError:
-        return meaning(error, self.trailers, sent=self.sent)
-
-
 class _GrpcAnswerStream:
-    """A relayed generation: its reading end, and the way in which the relay reports the end of the call."""
+    """A streamed generation: what its connection puts in, and what its reader takes out."""
 
-    def __init__(self, on_end: OnEnd) -> None:
-        self.deltas = UnreadAnswer()
+    def __init__(self, target: Target, reader: translate.ReplyReader, on_end: OnEnd) -> None:
+        self.call = OutgoingCall(self)
+        self._target = target
+        self._reader = reader
         self._on_end = on_end
+        self._unread = UnreadAnswer()
         self._error: RouteError | GatewayError | None = None
 
-    def close(self) -> None:
-        """Tells the relay that nobody reads the rest."""
-        self.deltas.leave()
+    @property
+    def is_full(self) -> bool:
+        """Whether the backend has to wait until something was read."""
+        return self._unread.is_full
 
-    def complete(self, completion: Completion) -> None:
+    def take(self, message: bytes) -> bool:
+        """Takes the next reply. Returns False if the answer has become longer than it may be."""
+        self._unread.put(self._reader.delta(pb.Reply.FromString(message)))
+        if not self._reader.is_endless:
+            return True
+        log.warning("backend.endless_answer", replica_id=self._target.replica_id, model=self._target.model)
+        self._complete(FinishReason.LENGTH)
+        return False
+
+    def end(self, error: Exception | None) -> None:
+        """Takes the end of the call."""
+        if error is None:
+            self._complete(self.call.trailers.get(names.FINISH_REASON))
+            return
+        if not isinstance(error, FAILURES):
+            log.error("backend.call_failed", exc_info=error)
+        self._fail(meaning(error, self.call.trailers, sent=self.call.is_sent))
+
+    def _complete(self, finish_reason: str | None) -> None:
         """Ends the answer. All of it and its trailers have arrived, so the backend is done, whatever is still
         unread."""
-        self.deltas.end(completion)
+        self._unread.end(self._reader.completion(finish_reason))
         self._on_end(None)
 
-    def fail(self, error: RouteError | GatewayError) -> None:
+    def _fail(self, error: RouteError | GatewayError) -> None:
         """Ends the answer with an error. Before the first part, the reader decides whether the request goes to another
         replica."""
         self._error = error
-        if self.deltas.has_begun:
+        self._unread.end(None)
+        if self._unread.has_begun:
             self._on_end(error)
 
     async def receive(self) -> Delta | Completion:
+        """Waits for the next item."""
         try:
-            return await self.deltas.receive()
+            item = await self._unread.receive()
         except trio.EndOfChannel:
             self._raise_end()
+        self.call.read_on()
+        return item
 
     def receive_nowait(self) -> Delta | Completion:
+        """Returns the next item if it has arrived."""
         try:
-            return self.deltas.receive_nowait()
+            item = self._unread.receive_nowait()
         except trio.EndOfChannel:
             self._raise_end()
+        self.call.read_on()
+        return item
 
     def _raise_end(self) -> NoReturn:
-        """Raises the reason why the parts ended without a completion: a failed call, or a cancel of the asyncio
-        side."""
-        if self._error is None:
-            raise meaning(StreamTerminatedError("the call was cancelled on the asyncio side"), {}, sent=True)
-        raise self._error
+        """Raises why the parts ended without a completion, or the end of an answer that was read as a whole."""
+        raise self._error or trio.EndOfChannel

@@ -5,10 +5,9 @@ kernel, below gRPC. That one answers however busy the backend is, so no backend 
 loads a model or works for an hour is left alone.
 """
 
-import asyncio
 import socket
 import sys
-from typing import Final
+from typing import Final, Protocol
 
 IDLE_SECONDS: Final = 15
 """How long a connection is silent before the first probe of the kernel."""
@@ -20,9 +19,19 @@ GIVE_UP_SECONDS: Final = 30
 """How long sent data may stay unacknowledged. The kernel also waits this long for the probes above, if it is longer."""
 
 
-def end_with_peer(transport: asyncio.BaseTransport) -> None:
+class SocketOptions(Protocol):
+    """The part of a socket that has its options: Python's own, asyncio's and Trio's are alike in it."""
+
+    @property
+    def family(self) -> int:
+        """The address family."""
+
+    def setsockopt(self, level: int, option: int, value: int, /) -> None:
+        """Sets one option."""
+
+
+def end_with_peer(connection: SocketOptions | None) -> None:
     """Sets TCP keepalive. Does nothing for other connections, and on systems without such options."""
-    connection = transport.get_extra_info("socket")
     if connection is None or sys.platform != "linux" or connection.family not in (socket.AF_INET, socket.AF_INET6):
         return
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

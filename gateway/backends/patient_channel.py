@@ -73,7 +73,7 @@ class _PatientProtocol(H2Protocol):
         super().connection_made(transport)
         plain = self.connection
         self.connection = LeavingConnection(plain._connection, plain._transport, config=self.config)  # noqa: SLF001
-        end_with_peer(transport)
+        end_with_peer(transport.get_extra_info("socket"))
         self.processor = _PatientProcessor(self.handler, self.connection)
 
 

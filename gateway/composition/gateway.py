@@ -15,6 +15,7 @@ import trio
 
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.grpc.transport import Connect, connect
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.composition.embedded_worker import drain_embedded_worker
@@ -35,6 +36,7 @@ async def open_gateway(
     *,
     open_registry: OpenRegistry = open_registry,
     dial: Dial = dial,
+    connect: Connect = connect,
     spawn: SpawnProcess = spawn_process,
 ) -> AsyncIterator[Gateway]:
     """Opens a running gateway. Leaving the context stops it: the HTTP listener drains first, then the calls that other
@@ -48,7 +50,7 @@ async def open_gateway(
             open_bridge() as bridge,
             open_registry(config.registry, bridge) as registry,
             _holding_data_dir(config),
-            open_parts(config, registry, bridge, dial, Random()) as gateway,  # noqa: S311 - breaks ties
+            open_parts(config, registry, bridge, dial, Random(), connect=connect) as gateway,  # noqa: S311 - breaks ties
         ):
             try:
                 async with trio.open_nursery() as services:

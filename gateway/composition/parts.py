@@ -12,6 +12,7 @@ from gateway.api.admin.replica_logs import open_replica_tail
 from gateway.api.admin.routes import Readiness
 from gateway.api.http.http_app import HttpApp
 from gateway.backends.channel_pool import Dial
+from gateway.backends.grpc.transport import Connect, connect
 from gateway.bridge import Bridge
 from gateway.composition.control import Control, build_control
 from gateway.composition.http_api import HttpParts, build_http_app
@@ -43,11 +44,11 @@ class Gateway:
 
 @asynccontextmanager
 async def open_parts(
-    config: Config, registry: Registry, bridge: Bridge, dial: Dial, rng: Random
+    config: Config, registry: Registry, bridge: Bridge, dial: Dial, rng: Random, *, connect: Connect = connect
 ) -> AsyncIterator[Gateway]:
     """Opens a gateway of which no service runs yet. `rng` breaks ties between replicas. Raises `StartupError`."""
     shared, lag = build_shared(config, registry, bridge), LoopLag()
-    async with open_routing(shared, dial, rng) as routing:
+    async with open_routing(shared, dial, connect, rng) as routing:
         control = build_control(shared, routing)
         ready = partial(_readiness, shared)
         app = build_http_app(

@@ -1,11 +1,13 @@
 """The parts that carry requests: admission, probes, the router and the watch over its calls."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
-from gateway.backends.channel_pool import ChannelPool, Dial
+from gateway.backends.channel_pool import Dial
+from gateway.backends.grpc.pool import ConnectionPool, open_connection_pool
+from gateway.backends.grpc.transport import Connect
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_probe import GrpcProbe
 from gateway.composition.shared import SharedParts
@@ -28,42 +30,45 @@ class Routing:
     """The parts between the HTTP API and the backends."""
 
     admission: Admission
-    channels: ChannelPool
+    connections: ConnectionPool
     probes: ProbeCache
     call_watch: CallWatch
     router: Router
 
 
 @asynccontextmanager
-async def open_routing(shared: SharedParts, dial: Dial, rng: Random) -> AsyncIterator[Routing]:
-    """Opens the parts in the order of a request's way. `rng` breaks ties between replicas."""
+async def open_routing(shared: SharedParts, dial: Dial, connect: Connect, rng: Random) -> AsyncIterator[Routing]:
+    """Opens the parts in the order of a request's way. `dial` makes the channels of probes, and `connect` makes the
+    connections of inference calls. `rng` breaks ties between replicas."""
     config, slots = shared.config, _slot_reserver(shared)
     admission = _build_admission(shared, rng, strict=slots is not None)
-    with closing(ChannelPool(dial)) as channels:
-        async with open_probe_cache(
+    async with (
+        open_connection_pool(connect) as connections,
+        open_probe_cache(
             GrpcProbe(shared.bridge, config.routing.probe_timeout, dial),
             ttl_seconds=config.routing.probe_ttl,
             in_flight=admission.loads.in_flight,
             report_broken=shared.failure_reporter.report_broken,
-        ) as probes:
-            calls = OpenCalls()
-            call_watch = CallWatch(
-                calls=calls,
-                loads=admission.loads,
-                probes=probes,
-                tolerance=tolerance(config.health.misses, config.health.heartbeat),
-                is_offline=lambda replica_id: is_offline(shared.state(), replica_id),
-            )
-            router = Router(
-                admission=admission,
-                backends=GrpcBackends(shared.bridge, channels),
-                probes=probes,
-                attempts=config.routing.attempts,
-                token_of=shared.token_of,
-                reservations=_build_reservations(shared, admission, slots),
-                calls=calls,
-            )
-            yield Routing(admission=admission, channels=channels, probes=probes, call_watch=call_watch, router=router)
+        ) as probes,
+    ):
+        calls = OpenCalls()
+        call_watch = CallWatch(
+            calls=calls,
+            loads=admission.loads,
+            probes=probes,
+            tolerance=tolerance(config.health.misses, config.health.heartbeat),
+            is_offline=lambda replica_id: is_offline(shared.state(), replica_id),
+        )
+        router = Router(
+            admission=admission,
+            backends=GrpcBackends(connections),
+            probes=probes,
+            attempts=config.routing.attempts,
+            token_of=shared.token_of,
+            reservations=_build_reservations(shared, admission, slots),
+            calls=calls,
+        )
+        yield Routing(admission=admission, connections=connections, probes=probes, call_watch=call_watch, router=router)
 
 
 def _build_admission(shared: SharedParts, rng: Random, *, strict: bool) -> Admission:

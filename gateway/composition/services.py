@@ -90,7 +90,7 @@ async def _run_view_changes(gateway: Gateway) -> None:
         routing.admission.loads.keep_only(view.state.replicas)
         routing.probes.keep_only(view.state.replicas)
         routing.call_watch.keep_only(view.state.replicas)
-        routing.channels.keep_only(view.state.replicas)
+        routing.connections.keep_only(view.state.replicas)
         shared.progress.keep_only(view.state.replicas)
         shared.failure_reporter.keep_only(view.state.replicas)
         control.load_requests.wake.set()

@@ -10,11 +10,13 @@ import httpx
 from grpclib.client import Channel
 
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.bridge import Bridge
 from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
 from gateway.registry.embedded.memory import open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.in_memory_transport import connect_in_memory
 from tests.fakes.worker_parts import FakeSpawn
 
 PATIENCE_SECONDS = 120.0
@@ -49,6 +51,7 @@ async def open_installation(folder: Path, toml: str = "") -> AsyncIterator[Insta
     service, spawn = InMemoryBackend(), FakeSpawn()
     service.answer = answer_hello
     channels: list[Channel] = []
+    bridges: list[Bridge] = []
     config = parse_config(
         f'[server]\nport = 0\ndata_dir = "{folder}"\n[registry]\nurl = "memory:"\n[worker]\nname = "box"\n{toml}', {}
     )
@@ -56,10 +59,12 @@ async def open_installation(folder: Path, toml: str = "") -> AsyncIterator[Insta
         config,
         open_registry=lambda _section, _bridge: open_memory_registry(),
         dial=lambda _address: Handle(channels[0]),
+        connect=lambda address: connect_in_memory(bridges[0], service)(address),
         spawn=spawn,
     )
     async with opened as gateway, open_in_memory(gateway.shared.bridge, service) as channel:
         channels.append(channel)
+        bridges.append(gateway.shared.bridge)
         async with httpx.AsyncClient(base_url=gateway.url, timeout=PATIENCE_SECONDS) as client:
             yield Installation(gateway, client, spawn, service)
 

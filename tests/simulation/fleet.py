@@ -187,7 +187,15 @@ class Fleet:
         config = parse_config(self.config.format(folder=self.folder), {})
         faulty_registry = FaultyRegistry(self.world, self.registry, lambda: list(self.specs.values()))
         rng = Random(self.world.seed + number)
-        async with open_parts(config, faulty_registry.as_registry(), self.bridge, self.network.dial, rng) as gateway:
+        opened = open_parts(
+            config,
+            faulty_registry.as_registry(),
+            self.bridge,
+            self.network.dial,
+            rng,
+            connect=self.network.open_transport,
+        )
+        async with opened as gateway:
             faulty_registry.gateway_id = gateway.shared.id
             try:
                 async with trio.open_nursery() as services:

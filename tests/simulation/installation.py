@@ -113,7 +113,9 @@ async def open_installation(world: World, folder: Path) -> AsyncIterator[Install
     config = parse_config(CONFIG.format(folder=folder), {}).model_copy(update={"models": tuple(map(Entry, MODELS))})
     async with (
         open_bridge() as bridge,
-        open_parts(config, registry, bridge, network.dial, Random(world.seed)) as gateway,
+        open_parts(
+            config, registry, bridge, network.dial, Random(world.seed), connect=network.open_transport
+        ) as gateway,
     ):
         machines = tuple(_machine(world, network, call_ledger, folder, number) for number in range(3))
         installation = Installation(

@@ -16,6 +16,7 @@ from grpclib.protocol import H2Protocol
 
 from gateway.domain.ids import Address
 from gateway.domain.model_spec import ModelSpec
+from tests.fakes.in_memory_transport import ClientEnd, ServerEnd
 from tests.simulation.world import World
 
 
@@ -95,7 +96,7 @@ class Network:
         self._world = world
         self.hosts: dict[str, Host] = {}
         self._listening: dict[Address, Listener] = {}
-        self._connections: dict[Address, list[Pipe]] = {}
+        self._connections: dict[Address, list[Pipe | ServerEnd]] = {}
 
     def listen(self, address: Address, listener: Listener) -> None:
         self._listening[address] = listener
@@ -142,6 +143,21 @@ class Network:
 
     def dial(self, address: Address) -> Channel:
         return SimChannel(self, address)
+
+    async def open_transport(self, address: Address) -> ClientEnd:
+        """A connection of the gateway's calls. It and its bytes are held up as those of channels are."""
+        place = self.host(address)
+        while place.is_cut:  # noqa: ASYNC110 - a cut may be prolonged meanwhile
+            await trio.sleep_until(place.cut_until)
+        await trio.lowlevel.checkpoint()
+        listener = self._listening.get(address)
+        if listener is None or not listener.listens:
+            raise ConnectionRefusedError(f"connection to {address} refused")
+        loop, host = asyncio.get_event_loop(), address.rpartition(":")[0]
+        client = ClientEnd(listener.accept(), lambda act: loop.call_soon(self.carry, host, act))
+        alive = [pipe for pipe in self._connections.get(address, []) if not pipe.is_closing()]
+        self._connections[address] = [*alive, client.peer]
+        return client
 
     def dial_locally(self, address: Address) -> Channel:
         return SimChannel(self, address, local=True)

@@ -14,7 +14,7 @@ from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
 from gateway.backends.call_errors import meaning
-from gateway.backends.channel_pool import ChannelPool
+from gateway.backends.grpc.pool import open_connection_pool
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.backends.leaving_connection import NotProcessed
@@ -25,6 +25,7 @@ from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeo
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Delta, EmbeddingInput, FinishReason, Generation, Sampling
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.in_memory_transport import connect_in_memory
 
 MODEL = ModelName("m")
 TARGET = Target(ReplicaId("r1"), MODEL, Address("127.0.0.1:1"), "secret")
@@ -54,9 +55,12 @@ class Harness:
 @asynccontextmanager
 async def open_harness() -> AsyncIterator[Harness]:
     service = InMemoryBackend()
-    async with open_bridge() as bridge, open_in_memory(bridge, service) as channel:
-        backends = GrpcBackends(bridge, ChannelPool(lambda _address: channel))
-        yield Harness(bridge, service, backends, GrpcBackendControl(bridge, lambda _address: channel))
+    async with (
+        open_bridge() as bridge,
+        open_in_memory(bridge, service) as channel,
+        open_connection_pool(connect_in_memory(bridge, service)) as connections,
+    ):
+        yield Harness(bridge, service, GrpcBackends(connections), GrpcBackendControl(bridge, lambda _address: channel))
 
 
 def replies(*messages: pb.Reply, finish: str | None = "stop") -> Any:
@@ -294,11 +298,11 @@ async def test_a_call_that_breaks_before_its_first_piece_is_its_readers_to_judge
 
 
 async def test_a_refused_connection_is_unreachable() -> None:
-    def refuse(_address: Address) -> Any:
+    async def refuse(_address: Address) -> Any:
         raise ConnectionRefusedError(111, "Connection refused")
 
-    async with open_bridge() as bridge:
-        backends = GrpcBackends(bridge, ChannelPool(refuse))
+    async with open_connection_pool(refuse) as connections:
+        backends = GrpcBackends(connections)
         with pytest.raises(Unreachable):
             await backends.generate(TARGET, ASKED, REQUEST)
         async with backends.open_stream(TARGET, ASKED, REQUEST, unheard) as stream:

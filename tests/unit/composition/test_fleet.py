@@ -15,6 +15,7 @@ from grpclib.client import Channel
 pytest.importorskip("xllamacpp", reason="needs the llama extra")
 
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.bridge import Bridge
 from gateway.composition.gateway import open_gateway
 from gateway.composition.parts import Gateway
 from gateway.config.load import parse_config
@@ -25,6 +26,7 @@ from gateway.domain.lifecycle import Observed
 from gateway.domain.peers import SlotRequest
 from gateway.registry.embedded.memory import MemoryRegistry, open_memory_registry
 from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.in_memory_transport import connect_in_memory
 from tests.fakes.whole_gateway import CHAT, Handle
 from tests.fakes.worker_parts import FakeSpawn
 
@@ -72,6 +74,7 @@ class Fleet:
         self, name: str, *, embedded: bool = False, secret: str = SECRET, mode: str = "snapshot"
     ) -> AsyncIterator[Gateway]:
         channels: list[Channel] = []
+        bridges: list[Bridge] = []
         config = parse_config(
             f'[server]\nport = 0\ndata_dir = "{self._folder / name}"\n[auth]\ncluster_secret = "{secret}"\n'
             f'[registry]\nurl = "postgresql://nobody@127.0.0.1/none"\n[routing]\nmode = "{mode}"\n'
@@ -82,10 +85,12 @@ class Fleet:
             config,
             open_registry=lambda _section, _bridge: one_registry(self.registry),
             dial=lambda _address: Handle(channels[0]),
+            connect=lambda address: connect_in_memory(bridges[0], self.service)(address),
             spawn=self.spawn,
         )
         async with opened as gateway, open_in_memory(gateway.shared.bridge, self.service) as channel:
             channels.append(channel)
+            bridges.append(gateway.shared.bridge)
             yield gateway
 
 

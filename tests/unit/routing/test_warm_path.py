@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from gateway.backends import metadata as names
-from gateway.backends.channel_pool import ChannelPool
+from gateway.backends.grpc.pool import open_connection_pool
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import Target
@@ -18,7 +18,8 @@ from gateway.domain.ids import Address, ReplicaId
 from gateway.domain.inference import Completion, EmbeddingInput
 from gateway.routing.router import Router
 from tests.fakes.fleet import MODEL, replica
-from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream, open_in_memory
+from tests.fakes.in_memory_backend import InMemoryBackend, ServerStream
+from tests.fakes.in_memory_transport import connect_in_memory
 from tests.fakes.routing_harness import ORIGIN, RoutingHarness, generation
 
 A = ReplicaId("a")
@@ -87,8 +88,8 @@ async def answer(stream: ServerStream, request: pb.PredictOptions) -> None:
 async def open_harness() -> AsyncIterator[Harness]:
     routing, service = RoutingHarness(replica(A)), InMemoryBackend()
     service.answer = answer
-    async with open_bridge() as bridge, open_in_memory(bridge, service) as channel:
-        backends = GrpcBackends(bridge, ChannelPool(lambda _address: channel))
+    async with open_bridge() as bridge, open_connection_pool(connect_in_memory(bridge, service)) as connections:
+        backends = GrpcBackends(connections)
         router = Router(routing.admission, backends, routing.probes, attempts=3, token_of=lambda _replica: "t")
         yield Harness(routing, backends, router)
 
@@ -106,6 +107,7 @@ async def test_a_warm_call_starts_no_task_besides_those_of_its_rpc(kind: str) ->
 async def test_a_cold_call_starts_the_one_task_of_its_probe() -> None:
     async with open_harness() as harness:
         through_router, direct = harness.pairs()["generate"]
+        await direct()  # the first one connects
         spawned = Spawned()
         added = await spawned.during(through_router) - await spawned.during(direct)
         assert [name.rpartition(".")[2] for name in added.elements()] == ["_run_probe"]
