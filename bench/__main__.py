@@ -1,6 +1,6 @@
 """`python -m bench` (or `make bench`): measurements of the gateway; without a name, nearly all of them in brief.
 
-overhead -- what the gateway adds to calling a backend directly
+serving  -- what the gateway costs and adds, beside its upstream alone, another checkout and peers
 pick     -- what it costs to decide where a request goes
 quality  -- how long requests wait with our routing and with others, simulated
 herding  -- the same for several gateways of one fleet, whose backends refuse when they are full or can't, simulated
@@ -14,10 +14,10 @@ import argparse
 from bench.estimate_error import run_estimate_error
 from bench.fleet import run_fleet
 from bench.herding import run_herding
-from bench.overhead import run_overhead
 from bench.pick_cost import run_pick_cost
 from bench.request_path import run_request_path
 from bench.routing_quality import run_routing_quality
+from bench.serving.run import add_options, read_options, run_serving
 
 
 def main() -> None:
@@ -27,19 +27,19 @@ def main() -> None:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("overhead", "pick", "quality", "herding", "fleet", "estimate", "path"),
+        choices=("serving", "pick", "quality", "herding", "fleet", "estimate", "path"),
         help="default: all but `fleet` and `path`, in brief",
     )
-    parser.add_argument("--seconds", type=float, default=5.0, help="of `overhead`, per measurement")
     parser.add_argument(
         "--quick",
         action="store_true",
         help="fewer settings, which are the hardest of `quality` and `herding`, or requests (`fleet`)",
     )
+    add_options(parser.add_argument_group("serving"))
     options = parser.parse_args()
     what: str | None = options.what
-    if what in ("overhead", None):
-        run_overhead(options.seconds if what else 1.0)
+    if what in ("serving", None):
+        run_serving(read_options(options))
     if what in ("pick", None):
         run_pick_cost()
     if what in ("quality", None):

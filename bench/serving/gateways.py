@@ -1,0 +1,101 @@
+"""How the upstream alone is started, this checkout's gateway, and that of another checkout."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from bench.serving.programs import ROOT, Programs
+from bench.serving.servers import MODEL, Command
+
+CONFIG: Final = """
+[log]
+level = "warning"
+[worker]
+port_range = "{first_port}-{last_port}"
+[backends.bench]
+command = {command}
+refuses_when_full = true
+env = {environment}
+[[models]]
+name = "{model}"
+backend = "bench"
+parallel = 4096
+min_replicas = 1
+"""
+BACKEND_PORTS: Final = 20
+
+
+def direct(programs: Programs, port: int) -> Command:
+    """The upstream without anything in front of it."""
+
+    def make(_port: int, _folder: Path) -> Sequence[str]:
+        return (*programs.upstream, "--http", f"127.0.0.1:{port}")
+
+    return Command("direct", programs.language, make, programs.environment())
+
+
+def ours(programs: Programs, backend_port: int) -> Command:
+    """The gateway of this checkout."""
+    return _gateway("ours", ROOT, programs, backend_port)
+
+
+def other(programs: Programs, backend_port: int, path: Path) -> Command:
+    """The gateway at the path: a checkout, or an executable. Raises `SystemExit` if it is neither."""
+    if (path / "gateway" / "__main__.py").is_file():
+        return _gateway("against", path.resolve(), programs, backend_port)
+    if path.is_file():
+        return Command(
+            "against",
+            str(path),
+            lambda port, folder: (str(path.resolve()), *_serve(programs, port, backend_port, folder)),
+            is_gateway=True,
+        )
+    raise SystemExit(f"--against {path}: there is neither a checkout of the gateway nor a program.")
+
+
+def _gateway(name: str, checkout: Path, programs: Programs, backend_port: int) -> Command:
+    """Runs a checkout's code with this interpreter and what is installed for it."""
+    return Command(
+        name,
+        _version(checkout),
+        lambda port, folder: (sys.executable, "-m", "gateway", *_serve(programs, port, backend_port, folder)),
+        {"PYTHONPATH": str(checkout)},
+        is_gateway=True,
+    )
+
+
+def _serve(programs: Programs, port: int, backend_port: int, folder: Path) -> Sequence[str]:
+    config = CONFIG.format(
+        model=MODEL,
+        command=_toml_list(programs.upstream),
+        environment=_toml_table(programs.environment()),
+        first_port=backend_port,
+        last_port=backend_port + BACKEND_PORTS - 1,
+    )
+    (folder / "config.toml").write_text(config)
+    return ("serve", "--port", str(port))
+
+
+def _toml_list(values: Sequence[str]) -> str:
+    return "[" + ", ".join(f"'{each}'" for each in values) + "]"
+
+
+def _toml_table(values: dict[str, str]) -> str:
+    return "{ " + ", ".join(f"{name} = '{value}'" for name, value in values.items()) + " }"
+
+
+def _version(checkout: Path) -> str:
+    """The commit whose code Python really imports there. Raises `SystemExit` if it imports another checkout's."""
+    where = "import gateway, pathlib; print(pathlib.Path(gateway.__file__).parents[1])"
+    found = _output([sys.executable, "-c", where], checkout)
+    if Path(found) != checkout:
+        raise SystemExit(f"Python imports the gateway from {found}, although {checkout} was to be measured.")
+    return _output(["git", "describe", "--always", "--dirty"], checkout) or "unknown"
+
+
+def _output(command: Sequence[str], checkout: Path) -> str:
+    environment = {"PYTHONPATH": str(checkout), "PATH": "/usr/local/bin:/usr/bin:/bin"}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
