@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 import pytest
 
 PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
-    {"curl": "curl", "ip": "iproute2", "openssl": "openssl", "systemd-analyze": "systemd"},
+    {"cc": "gcc", "curl": "curl", "ip": "iproute2", "openssl": "openssl", "systemd-analyze": "systemd"},
 )
 """Debian's package of each program that a test may ask for."""
 NEEDS: Final = "needs "

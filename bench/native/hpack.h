@@ -82,7 +82,8 @@ static inline int huffman_decode(const uint8_t *in, size_t size, char *out) {
         code = length = 0;
     }
     out[written] = 0;
-    return length < 8 ? written : -1;  // what is left is padding
+    int is_padding = length < 8 && code == (1u << length) - 1;
+    return is_padding ? written : -1;
 }
 
 static inline int hpack_number(const uint8_t **at, const uint8_t *end, int prefix_bits, size_t *number) {

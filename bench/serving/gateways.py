@@ -12,8 +12,6 @@ from bench.serving.servers import MODEL, Command
 CONFIG: Final = """
 [log]
 level = "warning"
-[worker]
-port_range = "{first_port}-{last_port}"
 [backends.bench]
 command = {command}
 refuses_when_full = true
@@ -24,7 +22,6 @@ backend = "bench"
 parallel = 4096
 min_replicas = 1
 """
-BACKEND_PORTS: Final = 20
 
 
 def direct(programs: Programs, port: int) -> Command:
@@ -36,43 +33,41 @@ def direct(programs: Programs, port: int) -> Command:
     return Command("direct", programs.language, make, programs.environment())
 
 
-def ours(programs: Programs, backend_port: int) -> Command:
+def ours(programs: Programs) -> Command:
     """The gateway of this checkout."""
-    return _gateway("ours", ROOT, programs, backend_port)
+    return _gateway("ours", ROOT, programs)
 
 
-def other(programs: Programs, backend_port: int, path: Path) -> Command:
+def other(programs: Programs, path: Path) -> Command:
     """The gateway at the path: a checkout, or an executable. Raises `SystemExit` if it is neither."""
     if (path / "gateway" / "__main__.py").is_file():
-        return _gateway("against", path.resolve(), programs, backend_port)
+        return _gateway("against", path.resolve(), programs)
     if path.is_file():
         return Command(
             "against",
             str(path),
-            lambda port, folder: (str(path.resolve()), *_serve(programs, port, backend_port, folder)),
+            lambda port, folder: (str(path.resolve()), *_serve(programs, port, folder)),
             is_gateway=True,
         )
     raise SystemExit(f"--against {path}: there is neither a checkout of the gateway nor a program.")
 
 
-def _gateway(name: str, checkout: Path, programs: Programs, backend_port: int) -> Command:
+def _gateway(name: str, checkout: Path, programs: Programs) -> Command:
     """Runs a checkout's code with this interpreter and what is installed for it."""
     return Command(
         name,
         _version(checkout),
-        lambda port, folder: (sys.executable, "-m", "gateway", *_serve(programs, port, backend_port, folder)),
+        lambda port, folder: (sys.executable, "-m", "gateway", *_serve(programs, port, folder)),
         {"PYTHONPATH": str(checkout)},
         is_gateway=True,
     )
 
 
-def _serve(programs: Programs, port: int, backend_port: int, folder: Path) -> Sequence[str]:
+def _serve(programs: Programs, port: int, folder: Path) -> Sequence[str]:
     config = CONFIG.format(
         model=MODEL,
         command=_toml_list(programs.upstream),
         environment=_toml_table(programs.environment()),
-        first_port=backend_port,
-        last_port=backend_port + BACKEND_PORTS - 1,
     )
     (folder / "config.toml").write_text(config)
     return ("serve", "--port", str(port))

@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
 
 from bench.report import print_table
-from bench.serving.gateways import BACKEND_PORTS, direct, other, ours
+from bench.serving.gateways import direct, other, ours
 from bench.serving.peers import METRICS_PORT_OFFSET, installed_peers
 from bench.serving.processes import cores
 from bench.serving.programs import Programs, open_programs
@@ -21,7 +20,6 @@ from bench.serving.servers import Command, Server, open_server
 from bench.serving.summary import differences, ratios, summarize
 from tests.fakes.ports import free_port
 
-FIRST_BACKEND_PORT: Final = 20100
 Rounds = Mapping[str, Sequence[Figures]]
 """The figures of each round, by server."""
 
@@ -98,11 +96,10 @@ class _Bench:
 
     def _all_commands(self) -> Iterator[Command]:
         """`direct` comes first, because peers need its upstream."""
-        ports = (FIRST_BACKEND_PORT + number * BACKEND_PORTS for number in range(2))
         yield direct(self._programs, self._upstream_port)
-        yield ours(self._programs, next(ports))
+        yield ours(self._programs)
         if self._options.against is not None:
-            yield other(self._programs, next(ports), self._options.against)
+            yield other(self._programs, self._options.against)
         if self._options.peers is not None:
             yield from installed_peers(self._options.peers, f"http://127.0.0.1:{self._upstream_port}")
 
