@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PEERS  := .bench-peers
 ARGS   ?=
 JOBS   ?= 4
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -11,10 +12,10 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check unit sim lint fmt bench proto clean
+.PHONY: help run test test-slow check unit sim lint fmt bench bench-peers proto clean
 
 help: ## List the targets of this file.
-	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-10s %s\n' "$$name" "$$says"; done
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-11s %s\n' "$$name" "$$says"; done
 	@echo
 	@echo "ARGS=... is passed on to the program of a target: make unit ARGS='-k test_h9_ -x'"
 
@@ -45,15 +46,26 @@ fmt: $(VENV)/.dev ## Format the code and repair what ruff can repair.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.dev ## Measure overhead, pick cost and routing quality; ARGS=fleet measures several gateways.
+bench: $(VENV)/.dev ## Measure what the gateway costs and adds, picks, routing; ARGS='serving --section unary' only some of it.
 	$(BIN)/python -m bench $(ARGS)
+
+bench-peers: $(VENV)/.dev $(PEERS)/.installed ## Measure other gateways beside ours; installs them into .bench-peers.
+	$(BIN)/python -m bench serving --peers $(PEERS) $(ARGS)
+
+# Two environments, since they want different versions of the same packages. Without LiteLLM the others are measured.
+$(PEERS)/.installed:
+	$(PYTHON) -m venv $(PEERS)/routers
+	-$(PEERS)/routers/bin/pip install -q --disable-pip-version-check vllm-router sglang-router smg
+	$(PYTHON) -m venv $(PEERS)/litellm
+	-$(PEERS)/litellm/bin/pip install -q --disable-pip-version-check 'litellm[proxy]'
+	@touch $@
 
 # tests/test_generated_code.py fails when the generated code is stale.
 proto: $(VENV)/.dev ## Generate the protobuf code from proto/.
 	$(BIN)/python scripts/generate_proto.py
 
 clean: ## Remove the environment and all caches.
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # install EXTRAS: makes the environment if it is not there, and installs the gateway with these extras into it.
 define install

@@ -10,6 +10,8 @@ path     -- how many functions of ours, in how many files, one chat runs; only w
 """
 
 import argparse
+import signal
+import sys
 
 from bench.estimate_error import run_estimate_error
 from bench.fleet import run_fleet
@@ -21,6 +23,8 @@ from bench.serving.run import add_options, read_options, run_serving
 
 
 def main() -> None:
+    """Measures what the command line names."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended then, too
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -18,7 +18,7 @@ from gateway.routing.picker import Policy, pick
 from tests.fakes.fleet import MODEL, replica, spec, view
 
 FLEETS: Final = (1, 4, 10, 100, 1_000, 10_000)
-WARM_FLEETS: Final = (1, 4, 16)
+WARM_FLEETS: Final = (1, 10, 1_000, 10_000)
 ROUNDS: Final = 5
 ROUND_SECONDS: Final = 0.05
 SLOTS: Final = 4
@@ -30,7 +30,7 @@ def run_pick_cost() -> None:
     rows = [[f"{size:,}", *(f"{each:.2f}" for each in _pick_costs(size))] for size in FLEETS]
     header = ["replicas", "pick", "several gateways", "all taken", "consider"]
     print_table("Pick cost, microseconds", header, rows)
-    rows = [[f"{size}", f"{_warm_cost(size):.2f}"] for size in WARM_FLEETS]
+    rows = [[f"{size:,}", f"{_warm_cost(size):.2f}"] for size in WARM_FLEETS]
     title = "A warm request's way through admission, microseconds: ticket, pick, decision log, lease and its end"
     print_table(title, ["replicas", "wait_lease"], rows)
 
