@@ -1,9 +1,11 @@
-"""Files that only their owner may read: registries, secrets, credentials; and file locks. Everything here blocks."""
+"""Files that only their owner may read: registries, secrets, credentials; files that are written whole or not at all;
+and file locks. Everything here blocks."""
 
 import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -42,16 +44,22 @@ def narrow(path: Path) -> None:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Writes the file as a whole or not at all, also when another process writes it at the same time. Raises
-    `OSError`."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # Only its owner may read it.
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+    """Writes a file that only its owner may read, as `write_whole` does. Raises `OSError`."""
+
+    def write(made: Path) -> None:
+        with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w", encoding="utf-8") as file:
             file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+
+    write_whole(path, write)
+
+
+def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+    """Has `write` make the file at another path, and puts it at `path` as a whole or not at all, also when another
+    process does the same at the same time. Raises `OSError`, and the errors of `write`."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+        made = Path(folder) / path.name
+        write(made)
+        made.replace(path)
 
 
 def try_lock(path: Path, *, flags: int = 0, mode: int = OWNER_ONLY) -> int | None:

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from gateway.data_dir import keep_cluster_secret, keep_node_id, prepare_data_dir
 from gateway.domain.ids import BootId, NodeId
-from gateway.private_files import make_private, narrow, try_lock, write_private
+from gateway.private_files import make_private, narrow, try_lock, write_private, write_whole
 from gateway.registry.embedded.sqlite_file import SqliteFile
 from gateway.worker.identity import Identity, holding_folder, keep_identity, read_identity
 
@@ -101,6 +101,18 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="directory"):
         write_private(tmp_path / "taken", "secret")
     assert modes(tmp_path).keys() == {"taken"}
+
+
+def test_a_file_stays_as_it_was_if_its_writer_fails_half_way(tmp_path: Path) -> None:
+    def write_half(path: Path) -> None:
+        path.write_text("ha")
+        raise ValueError("no more")
+
+    write_private(tmp_path / "a", "old")
+    with pytest.raises(ValueError, match="no more"):
+        write_whole(tmp_path / "a", write_half)
+    assert (tmp_path / "a").read_text() == "old"
+    assert modes(tmp_path) == {"a": 0o600}
 
 
 def test_a_lock_is_held_by_one_and_free_once_it_is_closed(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Turns a model's artifact into a file on this machine, complete and verified before any process starts (L23)."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Final
 import trio
 
 from gateway.domain.model_spec import ModelSpec
+from gateway.private_files import write_whole
 from gateway.worker.artifacts.cache import Cache, cache_name
 from gateway.worker.artifacts.download import OnProgress
 from gateway.worker.artifacts.partial_file import file_sha256
@@ -166,7 +166,7 @@ class ArtifactStore:
         path = (self._models_dir / "builtin" / TINY_FILE).resolve()
         async with self._making:  # replicas that come up together make it once
             if not path.exists():
-                await trio.to_thread.run_sync(_write_whole, path, self._write_tiny_model, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(_write_model, path, self._write_tiny_model, abandon_on_cancel=True)
         return path
 
 
@@ -202,13 +202,10 @@ def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
     return path if path.is_file() else None
 
 
-def _write_whole(path: Path, write: WriteModel) -> None:
+def _write_model(path: Path, write: WriteModel) -> None:
     """Nobody ever sees half a file, also when two workers share the folder or this one is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as folder:
-        made = Path(folder) / path.name
-        write(made)
-        made.replace(path)
+    write_whole(path, write)
 
 
 def _cache_name(reference: Reference | None, sha256: str | None) -> str | None:
