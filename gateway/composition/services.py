@@ -1,8 +1,9 @@
 """Starts the services of a gateway in order, and takes it out of its fleet at the end."""
 
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -15,6 +16,7 @@ from gateway.config.model import Config
 from gateway.control.resource_estimates import EstimateRequirement, RequirementEstimates
 from gateway.data_dir import StartupError
 from gateway.domain.builtin_backends import refusing_backends
+from gateway.domain.ids import ReplicaId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Requirement
 from gateway.domain.routability import build_view
@@ -83,19 +85,35 @@ async def start_services(
 
 async def _run_view_changes(gateway: Gateway) -> None:
     """Tells every part that keeps state about replicas when the view changes."""
-    shared, routing, control = gateway.shared, gateway.routing, gateway.control
+    shared, control = gateway.shared, gateway.control
+    keepers = _keepers(gateway)
     view = shared.views.current
     while True:
-        routing.admission.apply_view_change()
-        routing.admission.loads.keep_only(view.state.replicas)
-        routing.probes.keep_only(view.state.replicas)
-        routing.call_watch.keep_only(view.state.replicas)
-        routing.connections.keep_only(view.state.replicas)
-        shared.progress.keep_only(view.state.replicas)
-        shared.failure_reporter.keep_only(view.state.replicas)
+        gateway.routing.admission.apply_view_change()
+        for keeper in keepers:
+            keeper.keep_only(view.state.replicas)
         control.load_requests.wake.set()
         shared.planner_wake.set()
         view = await shared.views.wait_change(view)
+
+
+class _ReplicaKeeper(Protocol):
+    """Keeps something for each replica, for as long as the replica is in the fleet."""
+
+    def keep_only(self, fleet: Collection[ReplicaId], /) -> None: ...
+
+
+def _keepers(gateway: Gateway) -> tuple[_ReplicaKeeper, ...]:
+    """Returns every part that has to forget replicas, in the order in which they do."""
+    routing, shared = gateway.routing, gateway.shared
+    return (
+        routing.admission.loads,
+        routing.probes,
+        routing.call_watch,
+        routing.connections,
+        shared.progress,
+        shared.failure_reporter,
+    )
 
 
 def _refuse_other_fleet(gateway: Gateway) -> None:
