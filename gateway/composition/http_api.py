@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from gateway.api.admin.app import AdminApp
 from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
 from gateway.api.admin.documents import StatusSource
@@ -109,29 +110,32 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
     logs = ReplicaLogs(parts.open_tail, peers)
     artifacts = ArtifactFiles(lambda: fleet.view.state, settings.models_dir, peers)
     decisions = Decisions(parts.admission.decisions, peers)
-    models = ModelService(
-        registry=parts.registry,
-        source=parts.source,
-        loads=parts.load_requests,
-        backends=tuple(settings.backends),
-        models_dir=settings.models_dir.absolute(),
+    return HttpApp(
+        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
+        PAGE_ROUTES,
+        _build_admin(settings, parts),
+        errors=ERRORS,
+        authenticator=settings.authenticator,
+        metrics=parts.metrics.requests,
+        limits=settings.limits,
     )
-    admin_app = build_admin_app(
+
+
+def _build_admin(settings: HttpSettings, parts: HttpParts) -> AdminApp:
+    """Builds the application behind the page routes."""
+    return build_admin_app(
         source=parts.source,
         admission=parts.admission,
         metrics=parts.metrics,
         read=parts.read,
         ready=parts.ready,
         registry=parts.registry,
-        models=models,
+        models=ModelService(
+            registry=parts.registry,
+            source=parts.source,
+            loads=parts.load_requests,
+            backends=tuple(settings.backends),
+            models_dir=settings.models_dir.absolute(),
+        ),
         errors=ERRORS,
-    )
-    return HttpApp(
-        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
-        PAGE_ROUTES,
-        admin_app,
-        errors=ERRORS,
-        authenticator=settings.authenticator,
-        metrics=parts.metrics.requests,
-        limits=settings.limits,
     )

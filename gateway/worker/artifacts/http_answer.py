@@ -117,14 +117,21 @@ def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
     etag = strong(headers.get("etag"))
     if first != asked.offset or (total is not None and last != total - 1):
         return StartOver("it answered with another part of the file than the one asked for")
-    if asked.total is not None and total not in {None, asked.total}:
-        return StartOver(f"the file has {total} bytes now, it had {asked.total}")
-    if asked.etag is not None and etag is not None and etag != asked.etag:
-        return StartOver("the file has changed")
+    if (change := _change_since(asked, total, etag)) is not None:
+        return StartOver(change)
     known = total if total is not None else asked.total
     # The request was for the rest up to the end, so the last announced byte is the file's last one if the length is
     # unknown.
     return Body(first, last + 1 if known is None else known, etag or asked.etag)
+
+
+def _change_since(asked: Asked, total: int | None, etag: str | None) -> str | None:
+    """Returns how the server's file differs from the one whose beginning is here, or None if nothing shows that."""
+    if asked.total is not None and total not in {None, asked.total}:
+        return f"the file has {total} bytes now, it had {asked.total}"
+    if asked.etag is not None and etag is not None and etag != asked.etag:
+        return "the file has changed"
+    return None
 
 
 def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> Verdict:
