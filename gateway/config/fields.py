@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, PlainValidator, SecretStr, StrictBool, StrictInt, StrictStr
 
 from gateway.config.units import (
-    INTEGER_MAX,
     Percent,
     PortRange,
     describe,
@@ -20,6 +19,7 @@ from gateway.config.units import (
     parse_duration,
     parse_port_range,
     parse_size,
+    plain_text,
 )
 from gateway.domain.artifact import find_fault
 from gateway.domain.host_port import PORT_MAX, parse_ip
@@ -149,17 +149,10 @@ def _parse_body_size(value: object) -> int:
 
 def _scalar_text(value: object) -> str:
     """Returns a scalar as the text that a backend or a label gets. Booleans are written as in TOML."""
-    match value:
-        case str() if "\0" not in value:
-            return value
-        case bool():
-            return "true" if value else "false"
-        case int() if abs(value) <= INTEGER_MAX:
-            return str(value)
-        case float():
-            return str(value)
-        case _:
-            raise ValueError(f"expected a string, a number, true or false, got {describe(value)}")
+    text = value if isinstance(value, str) and "\0" not in value else plain_text(value)
+    if text is None:
+        raise ValueError(f"expected a string, a number, true or false, got {describe(value)}")
+    return text
 
 
 def _check_argument(argument: str) -> str:

@@ -117,6 +117,13 @@ def describe(value: object) -> str:
     match value:
         case str():
             return quote(value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "...")
+        case _:
+            return plain_text(value) or kind(value)
+
+
+def plain_text(value: object) -> str | None:
+    """Returns a boolean or a number as TOML writes it, or None for any other value and for too large a number."""
+    match value:
         case bool():
             return "true" if value else "false"
         case int() if abs(value) <= INTEGER_MAX:
@@ -124,7 +131,7 @@ def describe(value: object) -> str:
         case float():
             return str(value)
         case _:
-            return kind(value)
+            return None
 
 
 def quote(text: str) -> str:
