@@ -26,6 +26,7 @@ IN_PYTHON: Final = pytest.param("", id="Python")
 BRIEF: Final = Effort(0.1)
 MORE_THAN_A_WINDOW: Final = 4000
 """Tokens of a stream that are more than 64 KiB."""
+WINDOW: Final = 65535
 NO_FIELDS: Final = bytes(5)
 """A gRPC message without fields."""
 
@@ -159,6 +160,15 @@ class Http2Client:
     def flush(self) -> None:
         self._socket.sendall(self.h2.data_to_send())
 
+    def open_window(self, stream: int | None) -> None:
+        """Of a stream, or of the connection."""
+        self.h2.increment_flow_control_window(1 << 20, stream_id=stream)
+        self.flush()
+
+    def received(self) -> int:
+        """Bytes of all data that has come."""
+        return sum(len(event.data) for event in self._events if isinstance(event, h2.events.DataReceived))
+
     def send_raw(self, data: bytes) -> None:
         self._socket.sendall(data)
 
@@ -218,16 +228,16 @@ def test_a_header_block_may_come_in_several_frames(client: Http2Client) -> None:
 
 
 @pytest.mark.needs_programs("cc")
-def test_a_stream_stops_at_its_window_and_goes_on(client: Http2Client) -> None:
+@pytest.mark.parametrize("limit", ["stream", "connection"])
+def test_a_stream_stops_at_each_window_and_goes_on(client: Http2Client, limit: str) -> None:
+    windows = {"stream": 1, "connection": None}
     client.open_call(1, "PredictStream", _message(f"tokens={MORE_THAN_A_WINDOW}"))
-    while client.h2.remote_flow_control_window(1) and client.h2.inbound_flow_control_window > 100:
-        client.wait(h2.events.DataReceived)
-    client.open_call(3, "Health")  # the connection's window is used up, but headers come
-    client.wait(h2.events.ResponseReceived, 1)
-    client.h2.increment_flow_control_window(1 << 20)
-    client.h2.increment_flow_control_window(1 << 20, stream_id=1)
+    client.open_window(next(stream for name, stream in windows.items() if name != limit))
+    client.h2.ping(b"whats up")
     client.flush()
-    client.wait(h2.events.StreamEnded, 3)
+    client.wait(h2.events.PingAckReceived)  # all that the upstream could send has come
+    assert WINDOW - 100 < client.received() <= WINDOW
+    client.open_window(windows[limit])
     client.wait(h2.events.StreamEnded, 1)
 
 
