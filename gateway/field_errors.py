@@ -95,5 +95,5 @@ def sort_error(detail: ErrorDetails, types: Mapping[str, str]) -> FieldError:
 
 
 def _whole(value: object) -> object:
-    """2.0 as 2: a bound reads as its author wrote it."""
+    """Returns 2.0 as 2, because a bound should read as its author wrote it."""
     return int(value) if isinstance(value, float) and value.is_integer() else value

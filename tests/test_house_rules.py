@@ -28,6 +28,12 @@ PRIVATE_WORDS: Final = frozenset(
     | {"workshop"}
 )
 """Words that this code once had for what the field has a word for; `docs/GLOSSARY.md` has the words that it uses."""
+NOUNS: Final = frozenset({"Bytes", "Its", "Models", "Seconds", "This", "Tokens"})
+"""First words of docstrings that look like a verb in the third person."""
+REWRITTEN_SOON: Final = frozenset(
+    {"gateway.api.http.connection", "gateway.api.http.http2", "gateway.api.http.server", "gateway.backends.translate"}
+)
+"""Modules that are about to be rewritten. Their docstrings keep the old form until then."""
 
 
 @cache
@@ -193,6 +199,30 @@ def test_every_public_class_and_function_says_what_it_is() -> None:
         if not ast.get_docstring(node)
     ]
     assert bare == []
+
+
+def test_docstrings_of_functions_say_in_the_third_person_what_they_do() -> None:
+    """It is "Returns the lease", neither "Return" nor "The lease". A property reads like an attribute: "The lease"."""
+    odd = [
+        f"{name_of(path)}:{node.lineno} {node.name}: {text.split()[0]}"
+        for path, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and (text := ast.get_docstring(node))
+        and not node.name.startswith("__")
+        and name_of(path) not in REWRITTEN_SOON
+        and _begins_with_verb(text) == _is_property(node)
+    ]
+    assert odd == []
+
+
+def _begins_with_verb(text: str) -> bool:
+    word = text.split()[0].rstrip(",")
+    return re.fullmatch("[A-Z][a-z]+s", word) is not None and word not in NOUNS
+
+
+def _is_property(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any((_named(each) or "").endswith("property") for each in node.decorator_list)
 
 
 def test_every_package_lists_its_modules_in_its_docstring() -> None:

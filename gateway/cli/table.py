@@ -38,7 +38,7 @@ def print_table(name: str, columns: Sequence[str], rows: Sequence[Mapping[str, A
 
 
 def table(columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """A header from the columns' names, then one line per row, however long; what a row does not have is "-"."""
+    """Yields a header with the columns' names, then one line per row, however long. A missing value is "-"."""
     from rich.console import Console
 
     written = StringIO()

@@ -38,7 +38,7 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Returns where its HTTP API listens; empty until it does."""
+        """The URL at which its HTTP API listens. It is empty until the listener is open."""
         return self.shared.listeners.url
 
 

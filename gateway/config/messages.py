@@ -25,7 +25,7 @@ class Explained(NamedTuple):
 
 
 def explain_errors(error: ValidationError, at: Loc) -> Iterator[Explained]:
-    """Each finding about the table that lies at `at`, with its place in the document."""
+    """Yields an explanation of each finding about the table at `at`, with its place in the document."""
     for detail in error.errors(include_url=False):
         if detail["type"] != _CONSEQUENCE:
             steps = detail["loc"]

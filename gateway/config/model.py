@@ -96,7 +96,7 @@ class ServerSection(Section):
 
     @property
     def is_loopback(self) -> bool:
-        """Returns whether only this machine can connect."""
+        """Whether only this machine can connect."""
         return is_loopback(self.host)
 
 
@@ -116,7 +116,7 @@ class ApiKey(Section):
 
     @property
     def digest(self) -> str:
-        """Returns the SHA-256 of the key in lower-case hex, whichever way the file gives it."""
+        """The SHA-256 of the key in lower-case hex, whichever way the file gives it."""
         if self.key is not None:
             return hashlib.sha256(self.key.get_secret_value().encode()).hexdigest()
         return self.key_sha256.get_secret_value() if self.key_sha256 is not None else ""
@@ -330,5 +330,5 @@ class Config(Section):
         return worker.model_copy(update={"models_dir": info.data["server"].data_dir / "models"})
 
     def specs(self) -> tuple[ModelSpec, ...]:
-        """The models as the planner and the registry know them."""
+        """Returns the models as the planner and the registry know them."""
         return tuple(model.to_spec() for model in self.models)

@@ -35,7 +35,7 @@ class PartialConfig:
 
 
 def read_partial(document: Mapping[str, Any]) -> tuple[PartialConfig, list[Refusal]]:
-    """The usable part of `document`, and every refusal."""
+    """Returns the usable part of `document`, and a problem for each value that was refused."""
     refused: list[Refusal] = []
     sections: dict[str, Section | None] = {}
     for name, raw in document.items():
@@ -68,7 +68,7 @@ def _read_models(raw: object, refused: list[Refusal]) -> tuple[ModelEntry | None
 
 
 def _read_table(model: type[AnySection], raw: object, at: Loc, refused: list[Refusal]) -> AnySection | None:
-    """The table without the keys it refuses. None: one without a default is among them."""
+    """Returns the table without the keys that were refused, or None if a refused key has no default."""
     try:
         return model.model_validate(raw)
     except ValidationError as error:

@@ -40,12 +40,12 @@ class ConfigError(Exception):
 
 
 def format_problems(problems: Iterable[Problem]) -> str:
-    """One line per problem, without a final newline."""
+    """Returns one line per problem, without a final newline."""
     return "\n".join(map(str, problems))
 
 
 def format_path(loc: Loc) -> str:
-    """A place as TOML users write it: `models[1].selector."gpu.vendor"`."""
+    """Returns a place as TOML users write it, such as `models[1].selector."gpu.vendor"`."""
     text = ""
     for step in loc:
         if isinstance(step, int):

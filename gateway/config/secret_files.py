@@ -18,8 +18,8 @@ class UnusableSecret(Exception):
 
 
 def read_secret_files(auth: AuthSection, folder: Path) -> tuple[AuthSection, list[Refusal]]:
-    """`auth` with the secrets of its files filled in, and the files that can't be used. A relative path is looked for
-    in `folder`; white space around a secret, such as the final newline, doesn't count."""
+    """Returns `auth` with the secrets of its files filled in, and a problem for each file that cannot be used. A
+    relative path is looked for in `folder`. White space around a secret, such as the final newline, is removed."""
     secrets, refused = dict[str, SecretStr](), list[Refusal]()
     for name in ("join_token", "cluster_secret"):
         path: Path | None = getattr(auth, f"{name}_file")

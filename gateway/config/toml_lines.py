@@ -18,7 +18,8 @@ DEPTH_MAX: Final = 6
 
 
 def locate_keys(text: str) -> dict[Loc, int]:
-    """Line, from 1, at which each table and key of the valid document `text` begins. May be incomplete, never wrong."""
+    """Returns the line, counted from 1, at which each table and key of the valid document `text` begins. The result may
+    be incomplete, but it is never wrong."""
     lines: dict[Loc, int] = {}
     table: Loc = ()
     arrays: dict[Loc, int] = {}
@@ -33,14 +34,15 @@ def locate_keys(text: str) -> dict[Loc, int]:
 
 
 def find_line(lines: Mapping[Loc, int], loc: Loc) -> int | None:
-    """Line of the key, else of the innermost table around it that is written down."""
+    """Returns the line of the key, or else of the innermost table around it that is written down. Returns None if there
+    is neither."""
     while loc and loc not in lines:
         loc = loc[:-1]
     return lines.get(loc)
 
 
 def _split_statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
-    """(first line, source, what it says alone) of each statement; blank lines and comments say nothing."""
+    """Yields the first line, the source and the parsed document of each statement. Blank lines have no statement."""
     start, statement_text = 1, ""
     for number, line in enumerate(text.split("\n"), start=1):
         statement_text += line + "\n"
@@ -60,7 +62,7 @@ def _parse(statement_text: str) -> dict[str, Any] | None:
 
 
 def _enter_table(header: dict[str, Any], arrays: dict[Loc, int]) -> Loc:
-    """The place that `[a.b]` or `[[a.b]]` opens. `arrays` holds the number of elements of each array of tables."""
+    """Returns the place that `[a.b]` or `[[a.b]]` opens. `arrays` counts the elements of each array of tables."""
     loc: Loc = ()
     value: Any = header
     while value:
@@ -76,7 +78,7 @@ def _enter_table(header: dict[str, Any], arrays: dict[Loc, int]) -> Loc:
 
 
 def _keys_of(statement: dict[str, Any]) -> Iterator[Loc]:
-    """Every place that a `key = value` sets: `a.b = [{c = 1}]` sets a, a.b, a.b[0] and a.b[0].c."""
+    """Yields every place that a `key = value` sets: `a.b = [{c = 1}]` sets a, a.b, a.b[0] and a.b[0].c."""
     waiting: list[tuple[Loc, Any]] = [((), statement)]
     while waiting:
         loc, value = waiting.pop()

@@ -62,8 +62,8 @@ class PortRange:
 
 
 def parse_duration(value: object) -> float:
-    """Seconds of a duration such as "500ms", "30s", "1.5m" or "2h"; at most a year. A bare number is refused, because
-    it doesn't say its unit."""
+    """Returns the seconds of a duration such as "500ms", "30s", "1.5m" or "2h"; at most a year. A bare number is
+    refused, because it doesn't say its unit."""
     match = _DURATION.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f'expected a duration such as "500ms", "30s", "5m" or "2h", got {describe(value)}')
@@ -74,7 +74,8 @@ def parse_duration(value: object) -> float:
 
 
 def parse_size(value: object) -> int:
-    """Bytes of a size such as "12GiB" (1024^3) or "500MB" (1000^2), or of a whole number, which is bytes already."""
+    """Returns the bytes of a size such as "12GiB" (1024^3) or "500MB" (1000^2), or of a whole number, which is bytes
+    already."""
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
     elif isinstance(value, str) and (match := _SIZE.fullmatch(value)):
@@ -87,7 +88,7 @@ def parse_size(value: object) -> int:
 
 
 def parse_budget(value: object) -> int | Percent:
-    """A size in bytes, or a share such as "80%"."""
+    """Returns a size in bytes, or a share such as "80%"."""
     if not isinstance(value, str) or not value.endswith("%"):
         return parse_size(value)
     match = _PERCENT.fullmatch(value)
@@ -102,7 +103,7 @@ def vram_budget(parsed: int | Percent) -> VramBudget:
 
 
 def parse_port_range(value: object) -> PortRange:
-    """The ports of a text such as "20100-20999"."""
+    """Returns the ports of a text such as "20100-20999"."""
     match = _PORTS.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         raise ValueError(f'expected a range of ports such as "20100-20999", got {describe(value)}')
@@ -113,7 +114,8 @@ def parse_port_range(value: object) -> PortRange:
 
 
 def describe(value: object) -> str:
-    """A value of the user's for an error message: as TOML writes it, shortened; what contains others by its kind."""
+    """Returns a value of the user's for an error message, as TOML writes it and shortened. A table or an array is named
+    by its kind."""
     match value:
         case str():
             return quote(value if len(value) <= SHOWN_CHARACTERS else value[:SHOWN_CHARACTERS] + "...")
@@ -135,7 +137,7 @@ def plain_text(value: object) -> str | None:
 
 
 def quote(text: str) -> str:
-    """The text in double quotes and on one line."""
+    """Returns the text in double quotes and on one line."""
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 

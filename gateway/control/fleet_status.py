@@ -32,7 +32,7 @@ class FleetStatus:
 
     @property
     def view(self) -> FleetView:
-        """Returns the fleet as this gateway sees it now."""
+        """The fleet as this gateway sees it now."""
         return self.views.current
 
     async def wait_version(self, version: int) -> None:

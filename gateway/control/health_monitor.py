@@ -51,15 +51,15 @@ class OpenSession(Protocol):
 
     @property
     def number(self) -> int:
-        """Returns the session number, which grows with each session of the node."""
+        """The session number, which grows with each session of the node."""
 
     @property
     def last_contact_at(self) -> float:
-        """Returns the time of the last message from the worker (Trio's clock, seconds)."""
+        """The time of the last message from the worker (Trio's clock, seconds)."""
 
     @property
     def leaving(self) -> bool:
-        """Returns whether the worker has said that it drains and ends."""
+        """Whether the worker has said that it drains and ends."""
 
 
 @dataclass(frozen=True)

@@ -43,12 +43,12 @@ class LeaderElection:
 
     @property
     def term_seconds(self) -> float:
-        """Returns the length of a term in seconds."""
+        """The length of a term in seconds."""
         return self.gateway_ttl_seconds * TERM_SHARE
 
     @property
     def epoch(self) -> int | None:
-        """Returns the epoch of this gateway's term, or None if it does not lead."""
+        """The epoch of this gateway's term, or None if it does not lead."""
         return self._epoch if trio.current_time() < self._until else None
 
     def lose(self) -> None:

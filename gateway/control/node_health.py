@@ -47,12 +47,12 @@ class HealthSettings:
 
     @property
     def suspect_after_seconds(self) -> float:
-        """Returns the seconds of silence after which the replicas of a node are probed."""
+        """The seconds of silence after which the replicas of a node are probed."""
         return min(self.misses * self.heartbeat_seconds, self.stale_after_seconds)
 
     @property
     def offline_after_seconds(self) -> float:
-        """Returns the seconds of silence after which a node is not expected back any more."""
+        """The seconds of silence after which a node is not expected back any more."""
         return OFFLINE_FACTOR * self.stale_after_seconds
 
 

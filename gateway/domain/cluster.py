@@ -170,14 +170,14 @@ class Progress:
 
     @property
     def fraction(self) -> float | None:
-        """Returns the share that has been fetched, 0 to 1, or None if it is unknown."""
+        """The share that has been fetched, 0 to 1, or None if it is unknown."""
         if self.done_bytes is None or not self.total_bytes:
             return None
         return min(1.0, self.done_bytes / self.total_bytes)
 
     @property
     def eta_seconds(self) -> float | None:
-        """Returns the seconds until everything is here at the observed rate, or None if that is unknown."""
+        """The seconds until everything is here at the observed rate, or None if that is unknown."""
         if self.done_bytes is None or self.total_bytes is None or not self.bytes_per_second:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.bytes_per_second

@@ -54,7 +54,7 @@ class ModelSpec:
 
     @cached_property
     def revision(self) -> Revision:
-        """Returns the hash of the explicitly set keys that the backend process sees, whatever their order (A8).
+        """The hash of the explicitly set keys that the backend process sees, whatever their order (A8).
 
         Neither scheduling keys nor defaults are part of it, so changing `min_replicas` or upgrading the gateway reloads
         nothing.

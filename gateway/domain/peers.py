@@ -89,9 +89,12 @@ class Audience:
 
 
 def audience(own: PeerState, seen_version: int, peer_states: PeerStates) -> Audience:
-    """`seen_version` is that of the gateway itself, whose peer state is `own`. One that has fallen silent is part of
-    the audience: it may be cut off from the registry and have clients all the same. Not so once another one lives at
-    its address: then its process has ended."""
+    """Returns what the gateways know that may route requests. `own` is the state that the calling gateway publishes,
+    and `seen_version` is the version of the registry's state that it routes by.
+
+    A silent gateway belongs to them, because it may be cut off from the registry and still have clients. It does not
+    once another gateway lives at its address, because its process has then ended.
+    """
     living = (own, *peer_states.peers.values())
     inhabited = {each.url for each in living if each.url}
     silent = [each for each in peer_states.silent.values() if each.url not in inhabited]

@@ -52,7 +52,7 @@ class Capacity:
 
     @property
     def _memories(self) -> tuple[Gpu, ...]:
-        """Returns one GPU for each memory: the unified ones share a single memory, which must not count twice."""
+        """One GPU for each memory: the unified ones share a single memory, which must not count twice."""
         unified = tuple(gpu for gpu in self.gpus if gpu.unified)
         return tuple(gpu for gpu in self.gpus if not gpu.unified) + unified[:1]
 

@@ -45,7 +45,7 @@ class LoadSettings:
         return round_up(self.context_size, CELLS_STEP)
 
     def window_cells(self, window: int) -> int:
-        """The same of a layer with a sliding window, which keeps a batch beyond it."""
+        """Returns the cells of a layer with a sliding window, which keeps one batch of tokens beyond the window."""
         return round_up(min(self.cells, window + self.batch), CELLS_STEP)
 
 

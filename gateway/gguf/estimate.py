@@ -45,16 +45,19 @@ class Estimate:
 
     @property
     def total_bytes(self) -> int:
-        """All of it on a machine without a GPU. On one with, `vram_bytes + ram_bytes` are more: some things are there
-        twice."""
+        """The bytes that the model takes on a machine without a GPU. On a machine with GPUs `vram_bytes + ram_bytes` is
+        more, because some data is in both memories."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
 
 
 def estimate(
     header: Header, settings: LoadSettings = DEFAULT_USE, *, gpu_layers: int | None = None, companion_bytes: int = 0
 ) -> Estimate:
-    """`gpu_layers`: how many go to a GPU, None for all; `companion_bytes`: the size of files that are loaded
-    beside, such as an mmproj. Raises `BrokenHeader`."""
+    """Returns the memory that a model takes, computed from its header and the load settings.
+
+    `gpu_layers` is the number of layers that go to GPUs; None means all. `companion_bytes` is the size of files that
+    are loaded beside the model, such as an mmproj. Raises `BrokenHeader`.
+    """
     shape = shape_of(header)
     caches = [layer_cache_bytes(shape, layer, settings) for layer in shape.layers]
     working = compute_bytes(shape, settings)

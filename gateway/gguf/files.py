@@ -16,20 +16,20 @@ PARTS_MAX: Final = 1000
 
 
 def read_file(path: Path) -> Header:
-    """The header of one file. Raises `BrokenHeader`, `OSError`; blocks."""
+    """Returns the header of one file. Raises `BrokenHeader`, `OSError`. It blocks."""
     with path.open("rb") as file:
         return read_header(file)
 
 
 def read_model(path: Path) -> Header:
-    """The header of the model that `path` begins, with the tensors of all of its parts. Raises `BrokenHeader`, also for
-    a part that is shorter than its tensors, and `OSError`; blocks."""
+    """Returns the header of the model whose first file is `path`, with the tensors of all of its parts. Raises
+    `BrokenHeader`, also for a part that is shorter than its tensors, and `OSError`. It blocks."""
     parts = [_whole(part) for part in part_paths(path)]
     return replace(parts[0], tensors=tuple(tensor for part in parts for tensor in part.tensors))
 
 
 def part_paths(path: Path) -> tuple[Path, ...]:
-    """`path` alone, or with the parts that its name says follow."""
+    """Returns the paths of all files of a model: `path`, and the further parts that its name announces."""
     found = SPLIT.fullmatch(path.name)
     if found is None or int(found[2]) > PARTS_MAX:
         return (path,)
@@ -37,7 +37,8 @@ def part_paths(path: Path) -> tuple[Path, ...]:
 
 
 def read_requirement(path: Path, spec: ModelSpec) -> Requirement:
-    """What a replica of the model takes, whose file is `path`: by its header if it is a GGUF file, else by its size.
+    """Returns the memory that a replica of a model needs. For a GGUF file at `path` it follows from the header, for any
+    other file from the size.
 
     Raises `BrokenHeader`, `OSError`; blocks.
     """

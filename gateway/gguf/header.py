@@ -60,17 +60,17 @@ class Header:
 
     @property
     def architecture(self) -> str:
-        """`llama`, `gemma3`, ...; empty when the file does not say."""
+        """The architecture, such as `llama` or `gemma3`. It is empty if the file does not say."""
         return str(self.metadata.get("general.architecture", ""))
 
     @property
     def file_bytes_min(self) -> int:
-        """A file that is shorter has not been fetched completely."""
+        """The least size of the complete file, in bytes. A shorter file has not been fetched completely."""
         return self.data_offset + self.data_bytes
 
 
 def read_header(stream: Readable) -> Header:
-    """Read from the beginning of a binary stream, to where the weights begin. Raises `BrokenHeader`, `OSError`."""
+    """Reads a header from the beginning of a binary stream up to the weights. Raises `BrokenHeader`, `OSError`."""
     reader = Reader(stream)
     if reader.take(len(MAGIC), "the magic number") != MAGIC:
         raise BrokenHeader("not a GGUF file")

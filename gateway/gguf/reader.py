@@ -29,7 +29,8 @@ class Readable(Protocol):
 
 
 class Reader:
-    """Every method raises `BrokenHeader`, and its subclass `NeedMore` where the stream ends."""
+    """Reads the values of a header from a binary stream. Every method raises `BrokenHeader`, and its subclass
+    `NeedMore` where the stream ends."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -49,7 +50,7 @@ class Reader:
         return data
 
     def skip(self, size: int, what: str) -> None:
-        """Read on, keeping nothing."""
+        """Skips `size` bytes without keeping them."""
         self._admit(size, what)
         end = self.position + size
         while self.position < end:
@@ -64,7 +65,7 @@ class Reader:
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
 
     def count(self, most: int, what: str) -> int:
-        """A length of 64 bits, of which the file may claim at most `most`."""
+        """Reads a length of 64 bits. A file with a length above `most` is broken."""
         at = self.position
         (count,) = self.unpack("<Q", what)
         if count > most:

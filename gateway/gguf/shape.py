@@ -135,7 +135,8 @@ class _ShapeReader:
         return tuple(heads if each < 0 else each for heads, each in zip(self._heads, given, strict=True))
 
     def _own_cache_layers(self) -> int:
-        """Neither layers that share a cache nor the ones that predict several tokens at once have one."""
+        """Returns the number of layers with a cache of their own. Layers that share a cache have none, nor have those
+        that predict several tokens at once."""
         shared = self._number("attention.shared_kv_layers") + self._number("nextn_predict_layers")
         return OWN_CACHE_LAYERS.get(self._architecture, max(self._count - shared, 0))
 
@@ -183,7 +184,8 @@ class _ShapeReader:
         return taps * (inner + 2 * self._number("ssm.group_count") * size) + inner * size
 
     def _each_layer(self, key: str, default: int) -> tuple[int, ...]:
-        """One number for all layers, or an array with one for each. Raises `BrokenHeader` for one that is shorter."""
+        """Returns a number for each layer. The file has one number for all, or an array. Raises `BrokenHeader` for an
+        array that is too short."""
         name = f"{self._architecture}.{key}"
         if name not in self._header.lengths:
             return (self._number(key, default),) * self._count

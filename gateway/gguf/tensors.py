@@ -52,7 +52,7 @@ class Tensor:
 
     @property
     def role(self) -> str:
-        """Returns the name without its layer."""
+        """The name without its layer: `attn_q.weight` of `blk.3.attn_q.weight`."""
         return found[2] if (found := LAYER.fullmatch(self.name)) else self.name
 
 

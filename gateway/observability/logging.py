@@ -24,7 +24,7 @@ OF_MANY_LINES: Final = frozenset({"error", "exception", "stack"})
 
 
 def bound_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
-    """A structlog processor that cuts the middle out of strings longer than `VALUE_CHARACTERS_MAX`."""
+    """Cuts the middle out of strings longer than `VALUE_CHARACTERS_MAX`."""
     for name, value in entry.items():
         if isinstance(value, str) and len(value) > VALUE_CHARACTERS_MAX:
             entry[name] = without_middle(value, VALUE_CHARACTERS_MAX)
@@ -32,7 +32,7 @@ def bound_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
 
 
 def escape_values(_logger: object, _method: str, entry: EventDict) -> EventDict:
-    """A structlog processor that escapes control characters, so that no value can control a terminal."""
+    """Escapes control characters, so that no value can control a terminal."""
     for name, value in entry.items():
         if isinstance(value, str):
             entry[name] = escaped(value, keep="\n\t" if name in OF_MANY_LINES else "")

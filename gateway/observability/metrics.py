@@ -123,7 +123,8 @@ class Metrics:
         self.loads = LoadMetrics(self._registry)
 
     def exposition(self, readings: Iterable[Reading]) -> bytes:
-        """The text format that Prometheus scrapes: what has happened, and what is now as `readings` tell it."""
+        """Returns all series in the text format that Prometheus scrapes: counters and histograms, and the gauges in
+        `readings`."""
         now = CollectorRegistry()
         now.register(_Readings(readings))
         return generate_latest(self._registry) + generate_latest(now)

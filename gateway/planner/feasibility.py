@@ -102,7 +102,7 @@ class FitCheck:
 
     @property
     def free_slot(self) -> int | None:
-        """The first slot number of the model that no replica holds; None if all are held (R10)."""
+        """The first slot number of the model that no replica holds, or None if all are held (R10)."""
         used = self.resources.slots.get(self.spec.name, ())
         for slot in range(self.node.max_replicas_per_model):
             if slot not in used:
@@ -119,7 +119,7 @@ class FitCheck:
 
     @property
     def exclusive_group_conflict(self) -> ModelName | None:
-        """A model of the same exclusive group that is on the node or has a reservation there; None if there is none.
+        """A model of the same exclusive group that is on the node or has a reservation there, or None.
 
         Two models of one group are never on one node, not even while one of them leaves (R17).
         """
@@ -167,7 +167,8 @@ class FitCheck:
 
     @property
     def disk_shortage(self) -> DiskShortage | None:
-        """What the model's artifact needs and what is free; None if it fits, is there already, or is unknown."""
+        """The shortage of disk for the model's artifact. None means that the artifact fits, is there already, or has
+        an unknown size."""
         model, info = self.spec.name, self.info
         size, free = info.artifact_bytes(model), info.free_disk_bytes(model)
         if size is None or free is None or model in info.fetched_models:

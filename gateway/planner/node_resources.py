@@ -129,14 +129,14 @@ class NodeInfo:
         return sum(self.artifact_bytes(model) or 0 for model in self.expected_models)
 
     def _unpromised_bytes(self, replicas: Iterable[Replica]) -> int | None:
-        """All memory of the node minus what the replicas need."""
+        """Returns all memory of the node minus what the replicas need, in bytes."""
         capacity = self.node.capacity
         total = capacity.vram_bytes if capacity.gpus else capacity.ram_bytes
         return None if total is None else total - self.memory_bytes_of(replicas)
 
     @property
     def _unused_bytes(self) -> int | None:
-        """The newest reading, corrected by what it can't include yet."""
+        """The newest reading of unused memory, in bytes, corrected by what it cannot include yet."""
         reading = free_memory_reading(self.node)
         if reading is None:
             return None
@@ -146,7 +146,8 @@ class NodeInfo:
 
     @property
     def _projected_unused_bytes(self) -> int | None:
-        """The newest reading plus what leaving replicas will give back. An outdated reading is no constraint."""
+        """The newest reading plus the memory that leaving replicas will give back. An outdated reading is no
+        constraint."""
         reading = free_memory_reading(self.node)
         if reading is None or self._is_reading_outdated:
             return None

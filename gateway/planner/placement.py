@@ -103,7 +103,8 @@ class Placer:
         )
 
     def _room_may_come_at(self, check: FitCheck, busy: list[Replica]) -> list[float]:
-        """When time alone may bring room: replicas in the way may go by then, or readings settle."""
+        """Returns the time at which room may come by waiting alone: replicas in the way may go then, or readings
+        settle."""
         settles_at = check.info.settles_at
         return [may_leave_at(self._working, each) for each in busy] + ([settles_at] if settles_at else [])
 

@@ -56,7 +56,8 @@ def plan(inputs: PlanningInput, new_replica_id: Callable[[], ReplicaId]) -> Plan
 
 
 def _precedence(working: WorkingState, spec: ModelSpec) -> tuple[bool, float, ModelName]:
-    """Who gets room first: models that lack required replicas, then those whose requests have waited longest."""
+    """Returns the key by which models get room in order: first those that lack required replicas, then those whose
+    requests have waited longest."""
     waiting_since = working.waiting_since(spec.name)
     has_minimum = working.replicas_above_minimum(spec) >= 0
     return has_minimum, inf if waiting_since is None else waiting_since, spec.name
@@ -234,7 +235,8 @@ def _awaited(spec: ModelSpec, leaving: Iterable[Replica]) -> str:
 
 
 def _report_shortage(builder: PlanBuilder, spec: ModelSpec, shortage: Insufficient) -> None:
-    """A surge rollout replaces replicas one by one if there is no room for one more; any other model waits (P5)."""
+    """Handles a replica that fits on no node. A surge rollout then replaces replicas one by one; any other model waits
+    (P5)."""
     builder.replan_by(shortage.replan_at)
     working = builder.working
     if outdated := outdated_replicas(working, spec):

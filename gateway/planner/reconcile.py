@@ -70,7 +70,7 @@ def why_drain(working: WorkingState, replica: Replica, newest_serving: Container
 
 
 def _outlives_change(replica: Replica, spec: ModelSpec, newest_serving: Container[ModelName]) -> bool:
-    """With a surge rollout, an outdated replica serves until the first current one does.
+    """Returns whether an outdated replica goes on. With a surge rollout, it serves until the first current one does.
 
     One that no worker has received yet would be loaded by the new spec, which its record does not say.
     """

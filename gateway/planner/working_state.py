@@ -79,7 +79,8 @@ class WorkingState:
         self._node_infos.pop(node.id, None)
 
     def _invalidate(self, replica: Replica) -> None:
-        """Whether other replicas of the model may be preempted depends on how many there are, on any node."""
+        """Forgets what was concluded for the model's nodes: whether a replica may be preempted depends on how many
+        there are, on any node."""
         self._live.pop(replica.model, None)
         self._node_infos.pop(replica.node_id, None)
         for node_id in {each.node_id for each in self._by_model[replica.model].values()}:

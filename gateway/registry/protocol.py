@@ -168,9 +168,9 @@ class NodeRegistry(StateReader, Protocol):
         """
 
     async def join_node(self, hello: Hello, gateway_id: GatewayId) -> int:
-        """A worker's session begins: the node's condition becomes healthy, it is known with what `hello` says, and this
-        gateway holds its session. Returns the session number, which grows with each session of the node. Its name is
-        the one that it was registered with.
+        """Records the beginning of a worker's session: the node's condition becomes healthy, its facts are those of
+        `hello`, and this gateway holds its session. Returns the session number, which grows with each session of the
+        node. Its name is the one that it was registered with.
 
         Replicas do not change: `hello.replicas` are for `record_reports`. Raises `NotRegistered` if there is no such
         node or it has another boot id.
@@ -229,7 +229,8 @@ class PeerRegistry(Protocol):
         does not count any more is heard as that of a silent gateway only, and its demand is not part of the state."""
 
     async def leave(self, gateway_id: GatewayId) -> None:
-        """The gateway ends: its peer state and its term as leader are over at once."""
+        """Removes what the gateway has in the registry as it ends: its peer state and its term as leader are over at
+        once."""
 
 
 class Registry(ModelRegistry, NodeRegistry, PlanRegistry, PeerRegistry, Protocol):

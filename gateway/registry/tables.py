@@ -62,8 +62,8 @@ class LeaderTerm:
 
     @property
     def term(self) -> tuple[GatewayId | None, int]:
-        """Returns the leader and its epoch without the end of the term. A renewal changes neither, and so does not
-        increment the version."""
+        """The leader and its epoch without the end of the term. A renewal changes neither, and so does not increment
+        the version."""
         return self.gateway_id, self.epoch
 
 

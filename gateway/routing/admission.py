@@ -111,7 +111,7 @@ class Admission:
         return PendingRequest(next(self._numbers), model, origin, trio.current_time(), decision)
 
     async def wait_lease(self, request: PendingRequest) -> Lease:
-        """A lease on a replica with a free slot; the caller has to release it.
+        """Returns a lease on a replica with a free slot, which the caller has to release.
 
         There is no checkpoint if a slot is free and nobody waits. Raises `Overloaded`, `ModelLoading`,
         `ModelLoadFailed`, `NoNode`, `InsufficientCapacity`, `BackendFailed`, and `ModelNotFound` if it is removed
@@ -127,7 +127,8 @@ class Admission:
         return await self._wait_in_queue(request)
 
     def _make_room(self, queue: FairQueue[PendingRequest], request: PendingRequest) -> None:
-        """A full queue takes one more only in place of another caller's that has many. Raises `Overloaded`."""
+        """Makes room in a full queue at the expense of another caller that has many requests in it. Raises
+        `Overloaded`."""
         full = Overloaded(
             f"{len(queue)} requests for '{request.model}' are waiting already; no more are taken.",
             retry_after_seconds=1,
@@ -161,7 +162,7 @@ class Admission:
                 lease.release()
 
     async def _sleep(self, request: PendingRequest) -> None:
-        """Until something changed for this request, or it is time to ask a refused replica again, or time is up.
+        """Sleeps until something changed for this request, or until it is time to ask a refused replica again.
 
         Raises what `rejections.timeout_rejection` says when time is up.
         """
@@ -187,9 +188,10 @@ class Admission:
         return request.since + limit
 
     def _retry_at(self, request: PendingRequest) -> float:
-        """When the first replica that is full or suspect may be asked again.
+        """Returns the time at which the first full or suspect replica may be asked again.
 
-        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it."""
+        Only the first of a line asks, for the whole line: a replica that it has excluded may serve those behind it.
+        """
         if not self._queues[request.model].is_first(request):
             return FOREVER
         now, candidates = trio.current_time(), self._view().candidates.get(request.model, ())
@@ -202,8 +204,8 @@ class Admission:
         return min((at for at in (*full, *retry_times, *deferred) if at > now), default=FOREVER)
 
     def record_refusal(self, request: PendingRequest, lease: Lease) -> None:
-        """The replica said "no free slot". That is no failure: it is asked again a little later, or when a lease on it
-        ends here."""
+        """Records that the replica said "no free slot". That is no failure: it is asked again a little later, or when a
+        lease on it ends here."""
         refusals = self.loads.load_of(lease.candidate.replica_id).refusals
         first = self._limits.retry_interval_seconds
         pause = doubled_seconds(first, refusals, RETRY_BACKOFF_MAX * first)
@@ -233,7 +235,8 @@ class Admission:
             self._record_free(model, slots)
 
     def _serve_freed(self, model: ModelName) -> None:
-        """Like `_serve`, and re-arms the timer of waiters blocked by a deferred slot or a suspect replica."""
+        """Serves the queue as `_serve` does, and re-arms the timer of waiters blocked by a deferred slot or a suspect
+        replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
             model in self._deferral.ends or self._some_are_suspect(model)
@@ -299,7 +302,7 @@ class Admission:
         return lease
 
     def _is_deferred(self, request: PendingRequest, now: float) -> bool:
-        """Whether all slots that are free now are left to older requests at other gateways."""
+        """Returns whether all slots that are free now are left to older requests at other gateways."""
         firsts = self._queues[request.model].firsts() if request.model in self._queues else ()
         oldest = min((first.since for first in firsts), default=request.since)
         free = self._free_slots(request.model)

@@ -109,12 +109,12 @@ class ReplicaLoad:
 
     @property
     def open_leases(self) -> int:
-        """Returns the number of leases on the replica, here and at peers as far as they have published them."""
+        """The number of leases on the replica, here and at peers as far as they have published them."""
         return len(self.leases) + self.at_peers
 
     @property
     def suspect_until(self) -> float:
-        """When its last penalty ends."""
+        """The time at which its last penalty ends."""
         return max(self.expiries, default=NEVER)
 
     def penalties(self, now: float) -> int:

@@ -107,7 +107,7 @@ class OpenCalls:
 
     @property
     def open(self) -> Mapping[ReplicaId, set[OpenCall]]:
-        """Returns the open calls of each replica that has any, whether they wait or not."""
+        """The open calls of each replica that has any, whether they wait or not."""
         return self._open
 
     def waiting_for(self, replica_id: ReplicaId) -> set[OpenCall]:

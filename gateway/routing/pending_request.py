@@ -49,5 +49,5 @@ class PendingRequest:
 
     @property
     def caller(self) -> str:
-        """Returns the name of the API key that the request came with, or of whoever needs none."""
+        """The name of the request's API key, or the name that stands for callers without a key."""
         return self.origin.caller

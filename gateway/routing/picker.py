@@ -153,7 +153,8 @@ def pick(
 
 
 def _considered(chosen: Ranked, kept: Sequence[Ranked], policy: Policy) -> tuple[Considered, ...]:
-    """Of two whose ranks are the same, chance has preferred the chosen one."""
+    """Returns the candidates that the decision keeps, the chosen one first. Of two with equal ranks, chance has
+    preferred the chosen one."""
     others = [each for each in kept if each is not chosen][: CANDIDATES_KEPT - 1]
     late = 1.0 if policy.tie_break_by_chance else 0.0
     return (Considered(*chosen, 0.0, 0.0), *[Considered(*each, late, 1.0) for each in others])

@@ -63,7 +63,7 @@ class StrictReservations:
         self._lock = lock
 
     async def confirm(self, request: PendingRequest, lease: Lease) -> bool:
-        """Whether the request has a slot; `lease` is on the replica that has it then."""
+        """Returns whether the request has a slot. If so, `lease` is then on the replica that has it."""
         async with self._queue, self._lock:
             if trio.current_time() < self._away_until:
                 return self._confirm(request, lease, "away")

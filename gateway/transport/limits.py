@@ -164,11 +164,11 @@ class _BoundedConnection(H2Protocol):
 
     @property
     def is_unauthenticated(self) -> bool:
-        """Returns whether the connection has no session."""
+        """Whether the connection has no session."""
         return not self._uses
 
     def data_received(self, data: bytes) -> None:
-        """In small steps: whatever else this process does has a turn in between."""
+        """Processes received bytes in small steps, so that other work of this process has a turn in between."""
         if self._is_refused:
             self._throw_away(len(data))
             return

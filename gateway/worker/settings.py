@@ -46,7 +46,8 @@ class WorkerSettings:
 def worker_settings(
     config: Config, state_folder: Path, *, bind: str, advertise: str, gateway: GatewaySource | None = None
 ) -> WorkerSettings:
-    """`bind` and `advertise`: hosts, as they follow for this kind of worker where the configuration says nothing."""
+    """Returns the settings of a worker. `bind` and `advertise` are the hosts that it uses where the configuration names
+    none."""
     worker = config.worker
     return WorkerSettings(
         state_folder=state_folder,

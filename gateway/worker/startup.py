@@ -25,7 +25,8 @@ LOAD_SECONDS_MAX: Final = 6 * 3600.0
 
 
 def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
-    """What is not set stays at the protocol's zero, which backends read as their own default."""
+    """Returns the request that loads the model. A value that is not set stays zero, which backends read as their own
+    default."""
     return pb.ModelOptions(
         Model=spec.name,
         ModelFile=str(artifact.path or ""),
@@ -36,14 +37,15 @@ def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
 
 
 def _options(spec: ModelSpec) -> dict[str, str]:
-    """`parallel` is said to backends that know it, and to others when the operator did: an option that a foreign
-    backend has never heard of may make it fail."""
+    """Returns the options for a backend. A foreign backend gets `parallel` only if the operator set it, because an
+    unknown option may make it fail."""
     tells_parallel = spec.parallel is not None or spec.backend in BUILTIN_BACKENDS
     return {**spec.options, **({"parallel": str(spec.slots)} if tells_parallel else {})}
 
 
 def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:
-    """The time LoadModel may take: what the spec says, else by the artifact's size (L7)."""
+    """Returns the seconds that LoadModel may take: the spec's value, or else a time that follows from the artifact's
+    size (L7)."""
     if spec.load_timeout_seconds is not None:
         return spec.load_timeout_seconds
     return min(LOAD_SECONDS_BASE + LOAD_SECONDS_PER_GIB * size_bytes / GIB, LOAD_SECONDS_MAX)

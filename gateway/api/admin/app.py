@@ -49,7 +49,7 @@ class AdminApp(QuartTrio):
         return self._envelope(self._errors.meaning(error))
 
     async def _answer_http_exception(self, error: HTTPException) -> Response:
-        """What Quart itself refuses, in our words."""
+        """Converts an error of Quart's own, such as an unknown path, to the gateway's JSON error."""
         match error.code:
             case 404:
                 return self._envelope(NotFound("There is nothing at this path."))
@@ -99,5 +99,5 @@ async def _read_declared() -> bytes:
 
 
 def json_response(document: object, status: int = 200) -> Response:
-    """Return a response whose body is `document` as JSON."""
+    """Returns a response whose body is `document` as JSON."""
     return Response(to_json(document), status=status, content_type="application/json")

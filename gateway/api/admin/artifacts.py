@@ -50,7 +50,7 @@ class ArtifactFiles:
     peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
-        """Return the routes of `/api/artifacts/{sha256}` (GET and HEAD), which ask for a node credential."""
+        """Returns the routes of `/api/artifacts/{sha256}` (GET and HEAD), which ask for a node credential."""
         path = "/api/artifacts/{sha256}"
         # A drain does not wait for gigabytes: the worker continues with what it has, here or at another gateway.
         return (

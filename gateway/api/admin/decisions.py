@@ -24,7 +24,7 @@ class Decisions:
     peers: PeerClient
 
     def routes(self) -> Sequence[Route]:
-        """Return the route of `/api/decisions/{request_id}`, which asks for the admin role."""
+        """Returns the route of `/api/decisions/{request_id}`, which asks for the admin role."""
         return (Route("GET", "/api/decisions/{request_id}", Role.ADMIN, self._show),)
 
     async def _show(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:

@@ -65,7 +65,7 @@ def _use(source: StatusSource, view: FleetView) -> _Use:
 
 
 def status_document(source: StatusSource) -> dict[str, Any]:
-    """Return the answer of `/api/status`: lists of the fleet's gateways, nodes, models and replicas."""
+    """Returns the answer of `/api/status`: lists of the fleet's gateways, nodes, models and replicas."""
     return {
         "gateways": gateway_objects(source),
         "nodes": node_objects(source),
@@ -75,7 +75,7 @@ def status_document(source: StatusSource) -> dict[str, Any]:
 
 
 def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
-    """Return every gateway as a JSON object, this one first and the others sorted by id."""
+    """Returns every gateway as a JSON object, this one first and the others sorted by id."""
     peers = source.fleet.peers
     others = sorted(peers.states.items())
     urls = [(peers.own.gateway_id, source.own_url()), *((gateway_id, peer.url) for gateway_id, peer in others)]
@@ -84,20 +84,20 @@ def gateway_objects(source: StatusSource) -> list[dict[str, Any]]:
 
 
 def node_objects(source: StatusSource) -> list[dict[str, Any]]:
-    """Return every node as a JSON object, sorted by name."""
+    """Returns every node as a JSON object, sorted by name."""
     nodes, now = source.fleet.view.state.nodes.values(), source.clock()
     return [node_object(node, now) for node in sorted(nodes, key=lambda node: node.name)]
 
 
 def model_objects(source: StatusSource) -> list[dict[str, Any]]:
-    """Return every model as a JSON object, sorted by name."""
+    """Returns every model as a JSON object, sorted by name."""
     view = source.fleet.view
     use = _use(source, view)
     return [_model(spec, view, use) for spec in sorted(view.state.models.values(), key=lambda spec: spec.name)]
 
 
 def replica_objects(source: StatusSource) -> list[dict[str, Any]]:
-    """Return every replica as a JSON object, sorted by its model and then by its `since`."""
+    """Returns every replica as a JSON object, sorted by its model and then by its `since`."""
     view, now = source.fleet.view, source.clock()
     state, use = view.state, _use(source, view)
     return [
@@ -146,7 +146,7 @@ def _age(since: float, now: float) -> float | None:
 
 
 def model_object(source: StatusSource, view: FleetView, spec: ModelSpec) -> dict[str, Any]:
-    """Return one model of `view` as a JSON object: its spec, its status, and its use in the whole fleet."""
+    """Returns one model of `view` as a JSON object: its spec, its status, and its use in the whole fleet."""
     return _model(spec, view, _use(source, view))
 
 

@@ -13,7 +13,8 @@ from gateway.routing.router import RouterStatistics
 def readings(
     source: StatusSource, router: RouterStatistics, probes: ProbeStatistics, registry: RegistryStatistics
 ) -> Iterator[Reading]:
-    """Models without requests show 0, so that a series does not appear only when something happens."""
+    """Yields the gauges of `/metrics`. A model without requests shows 0, so that a series does not appear only when
+    something happens."""
     view, loads, queues = source.fleet.view, source.loads(), source.queues()
     models = sorted(view.state.models)
     yield _by_model("gateway_in_flight", "Open leases.", {m: loads.in_flight_by_model.get(m, 0) for m in models})

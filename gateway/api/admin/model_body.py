@@ -122,5 +122,5 @@ def spec_body(spec: ModelSpec) -> dict[str, Any]:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as the configuration writes it, such as `1.5s`."""
+    """Returns a duration as the configuration writes it, such as `1.5s`."""
     return f"{seconds:.3f}".rstrip("0").rstrip(".") + "s"

@@ -35,13 +35,13 @@ class Loads(Protocol):
     """The open load requests of this gateway."""
 
     def request(self, model: ModelName) -> None:
-        """Ask for a load of the model, as a request for it would; nothing happens if a replica already serves."""
+        """Asks for a load of the model, as a request for it would; nothing happens if a replica already serves."""
 
     def cancel(self, model: ModelName) -> None:
         """Withdraws the load request."""
 
     async def wait_over(self, model: ModelName) -> None:
-        """Wait until a replica serves, or the load has failed, or it is not asked for any more."""
+        """Waits until a replica serves, or the load has failed, or it is not asked for any more."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class ModelService:
     """The absolute path of the models folder; see `parse_model`."""
 
     def show(self, name: ModelName) -> Response:
-        """Show the model as this gateway's view has it, without asking the registry."""
+        """Shows the model as this gateway's view has it, without asking the registry."""
         view = self.source.fleet.view
         return json_response(model_object(self.source, view, _found(view.state, name)))
 
@@ -100,7 +100,7 @@ class ModelService:
         return json_response(load_status(self.source, name), 200 if is_over and wait_seconds else 202)
 
     async def unload(self, name: ModelName) -> Response:
-        """Unload the model, also at a gateway that never served it (W12).
+        """Unloads the model, also at a gateway that never served it (W12).
 
         Raises `Conflict` for one that is always to be loaded.
         """
@@ -150,7 +150,7 @@ def _always_loaded(spec: ModelSpec) -> Conflict:
 
 
 def add_model_routes(admin_app: AdminApp, service: ModelService) -> None:
-    """Add the routes of models (`/api/models` and below) to the Quart application."""
+    """Adds the routes of models (`/api/models` and below) to the Quart application."""
 
     @admin_app.get("/api/models")
     async def models() -> Response:

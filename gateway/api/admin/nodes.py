@@ -35,7 +35,7 @@ class NodePatch(JsonBody):
     max_replicas_per_model: PositiveCount | None = None
 
     def to_edit(self) -> NodeEdit:
-        """Return the patch as an edit for the registry; overrides that the body does not name are kept."""
+        """Returns the patch as an edit for the registry; overrides that the body does not name are kept."""
         return NodeEdit(
             overrides=NodeOverrides(
                 labels=self.labels or {},
@@ -54,7 +54,7 @@ class NodeService:
         self._source = source
 
     def show(self, name: str) -> Response:
-        """Show the node as this gateway's view has it, without asking the registry."""
+        """Shows the node as this gateway's view has it, without asking the registry."""
         return self._answer(find_node(self._source.fleet.view.state, name))
 
     async def edit(self, name: str, edit: NodeEdit) -> Response:
@@ -85,7 +85,7 @@ class NodeService:
 
 
 def find_node(state: ClusterState, name: str) -> Node:
-    """Return the node that has `name` as its id, else as its name. Raises `NotFound`."""
+    """Returns the node that has `name` as its id, else as its name. Raises `NotFound`."""
     found = state.nodes.get(NodeId(name))
     if found is None:
         found = next((node for node in state.nodes.values() if node.name == name), None)
@@ -95,20 +95,20 @@ def find_node(state: ClusterState, name: str) -> Node:
 
 
 def node_not_found(name: str) -> NotFound:
-    """Return the error for a node that does not exist; `name` is the id or name that was asked for."""
+    """Returns the error for a node that does not exist; `name` is the id or name that was asked for."""
     return NotFound(
         f"No node has the id or name '{quoted(name)}'. GET /api/nodes lists those there are.", code="node_not_found"
     )
 
 
 def replica_not_found(replica_id: str) -> NotFound:
-    """Return the error for a replica that does not exist."""
+    """Returns the error for a replica that does not exist."""
     message = f"No replica has the id '{quoted(replica_id)}'. GET /api/replicas lists those there are."
     return NotFound(message, code="replica_not_found")
 
 
 def add_node_routes(admin_app: AdminApp, registry: NodeRegistry, source: StatusSource) -> None:
-    """Add the routes of nodes (`/api/nodes` and below) to the Quart application."""
+    """Adds the routes of nodes (`/api/nodes` and below) to the Quart application."""
     service = NodeService(registry, source)
 
     @admin_app.get("/api/nodes")
@@ -148,7 +148,7 @@ def add_node_routes(admin_app: AdminApp, registry: NodeRegistry, source: StatusS
 
 
 def add_fleet_routes(admin_app: AdminApp, registry: StateReader, source: StatusSource) -> None:
-    """Add the routes of replicas and of the audit trail (`/api/events`) to the Quart application."""
+    """Adds the routes of replicas and of the audit trail (`/api/events`) to the Quart application."""
 
     @admin_app.get("/api/replicas")
     async def replicas() -> Response:

@@ -69,7 +69,7 @@ class NodeRegistration:
     """The token buckets by address."""
 
     def routes(self) -> Sequence[Route]:
-        """Return the route of `/api/node/register`, which asks for the join token."""
+        """Returns the route of `/api/node/register`, which asks for the join token."""
         return (Route("POST", "/api/node/register", Role.JOIN, self._register, body_bytes_max=BODY_BYTES_MAX),)
 
     async def _register(self, exchange: Exchange, _caller: Caller, body: bytes) -> None:

@@ -67,7 +67,7 @@ class OpenNodeTail(Protocol):
 async def open_replica_tail(
     state: Callable[[], ClusterState], open_node_tail: OpenNodeTail, replica_id: ReplicaId, lines: int, *, follow: bool
 ) -> AsyncIterator[trio.MemoryReceiveChannel[LogChunk]]:
-    """An `OpenTail`, once its first two arguments are given."""
+    """Opens a reader of a replica's output. It is an `OpenTail` once its first two arguments are given."""
     replica = state().replicas.get(replica_id)
     if replica is None:
         raise replica_not_found(replica_id)
@@ -95,7 +95,7 @@ class ReplicaLogs:
         self._peers = peers
 
     def routes(self) -> Sequence[Route]:
-        """Return the route of `/api/replicas/{id}/logs`, which asks for the admin role and ends when a drain begins."""
+        """Returns the route of `/api/replicas/{id}/logs`. It asks for the admin role and ends when a drain begins."""
         return (Route("GET", "/api/replicas/{id}/logs", Role.ADMIN, self._logs, ends_with_service=True),)
 
     async def _logs(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:

@@ -49,7 +49,8 @@ class Readiness:
 
     @property
     def status(self) -> str:
-        """The status is `ready`, `degraded` if the gateway can serve but a part does not work, or `not ready`."""
+        """The status and the result of each check. The status is `ready`, `degraded` if the gateway can serve but a
+        part does not work, or `not ready`."""
         if not self.can_serve:
             return "not ready"
         return "ready" if all(self.checks.values()) else "degraded"
@@ -66,7 +67,7 @@ def build_admin_app(
     *,
     errors: ErrorPolicy,
 ) -> AdminApp:
-    """Build the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
+    """Builds the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
     admin_app = AdminApp(errors)
 
     @admin_app.get("/healthz")

@@ -45,7 +45,7 @@ class BodyBudget:
         more."""
 
     def open(self, caller: str, announced_bytes: int | None) -> "BodyCharge":
-        """Open the charge of a body that is about to be read. Raises `NoRoomForBody`.
+        """Opens the charge of a body that is about to be read. Raises `NoRoomForBody`.
 
         `announced_bytes` is None if the request does not say the size.
         """
@@ -57,7 +57,7 @@ class BodyBudget:
         return charge
 
     def statistics(self) -> BodyStatistics:
-        """Return how many bodies the budget counts now, and how many bytes they take."""
+        """Returns how many bodies the budget counts now, and how many bytes they take."""
         return BodyStatistics(self._bodies, self._held_bytes)
 
     def hold(self, charge: "BodyCharge", held_bytes: int, promised_bytes: int) -> None:
@@ -70,7 +70,7 @@ class BodyBudget:
         self._count(charge, held_bytes, promised_bytes)
 
     def close(self, charge: "BodyCharge") -> None:
-        """Give back what the charge has of the budget and of its caller's share."""
+        """Gives back what the charge has of the budget and of its caller's share."""
         self._bodies -= 1
         self._count(charge, 0, 0)
 

@@ -43,7 +43,7 @@ class ErrorPolicy:
 
 
 async def send_error(exchange: Exchange, error: GatewayError, encode: EncodeError) -> None:
-    """Tell the client of the error in the form that the response still allows.
+    """Tells the client of the error in the form that the response still allows.
 
     - If nothing was sent yet: the status and the error object.
     - In the middle of an event stream: one error event, then the stream ends without `[DONE]`.
@@ -60,7 +60,7 @@ async def send_error(exchange: Exchange, error: GatewayError, encode: EncodeErro
 
 
 def error_headers(error: GatewayError) -> Headers:
-    """Return the headers of an error: `Retry-After` in whole seconds if it has one, `WWW-Authenticate` for a 401."""
+    """Returns the headers of an error: `Retry-After` in whole seconds if it has one, `WWW-Authenticate` for a 401."""
     headers: Headers = []
     if error.retry_after_seconds is not None:
         headers.append((b"retry-after", str(math.ceil(error.retry_after_seconds)).encode()))

@@ -106,17 +106,17 @@ class Exchange:
         return RequestId(new_id())
 
     def count_for(self, model: ModelName) -> None:
-        """Have the metrics count the request for `model`, which has to exist."""
+        """Has the metrics count the request for `model`, which has to exist."""
         self.model = model
 
     def header(self, name: str) -> str | None:
-        """Return the value of a request header, whose `name` is in lower case. Returns None if it is absent."""
+        """Returns the value of a request header, whose `name` is in lower case. Returns None if it is absent."""
         value = self._headers.get(name.encode())
         return None if value is None else value.decode("latin-1")
 
     @property
     def query(self) -> Mapping[str, str]:
-        """Returns the fields of the URL's query string. A repeated name has its last value.
+        """The fields of the URL's query string. A repeated name has its last value.
 
         Raises `BadRequest` for an absurd number of names.
         """
@@ -213,22 +213,22 @@ class Exchange:
                     await self._next_message()
 
     async def start_event_stream(self, headers: Headers | None = None) -> None:
-        """Send the head of a response with status 200 whose body is a stream of server-sent events."""
+        """Sends the head of a response with status 200 whose body is a stream of server-sent events."""
         # `no` to buffering is for nginx, the usual proxy in front.
         fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
         await self.send_head(200, [*fixed, *(headers or [])], is_event_stream=True)
 
     async def send_head(self, status: int, headers: Headers, *, is_event_stream: bool = False) -> None:
-        """Send the status and the headers of the response. `is_event_stream`: its errors are events, too."""
+        """Sends the status and the headers of the response. With `is_event_stream`, an error is sent as an event."""
         self.is_event_stream = is_event_stream
         await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send_part(self, data: bytes) -> None:
-        """Send one part of the response's body, which is not the last."""
+        """Sends one part of the response's body, which is not the last."""
         await self.send_message({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end_stream(self, data: bytes = b"") -> None:
-        """Send the last part of the response's body, which may be empty, and end the response."""
+        """Sends the last part of the response's body, which may be empty, and ends the response."""
         await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
 
     async def send_message(self, message: Message) -> None:
@@ -244,8 +244,8 @@ class Exchange:
 
     @property
     def outcome(self) -> str:
-        """Returns the HTTP status, `error` for a response that failed after its first byte, or `cancelled` if the
-        client left."""
+        """The HTTP status, or `error` if the response failed after its first byte, or `cancelled` if the client
+        left."""
         if self.failed:
             return "error"
         return str(self.status) if self.complete else "cancelled"

@@ -180,7 +180,8 @@ class HttpApp:
         )
 
     def _find(self, path: str) -> tuple[_Place, Mapping[str, str]]:
-        """What answers at `path`, and what stands there for each `{name}`; an exact path comes before a pattern."""
+        """Returns the place that answers at `path`, with the value of each `{name}`. An exact path comes before a
+        pattern."""
         exact = self._exact.get(path)
         if exact is not None:
             return exact, NO_PARAMS

@@ -102,7 +102,7 @@ def parse_json(model_type: type[Body], body: bytes) -> Body:
 
 
 def validation_error(code: str, message: str, *at: str | int) -> PydanticCustomError:
-    """Return the error of a validator with a message of its own.
+    """Returns the error of a validator with a message of its own.
 
     In `message`, `{param}` stands for the path of the field and `{got}` for the JSON type of its value. `at` is the
     path from the validated value to the wrong part of it, so that a validator of a whole array can point at one entry.
@@ -111,7 +111,7 @@ def validation_error(code: str, message: str, *at: str | int) -> PydanticCustomE
 
 
 def text_or_array(expected: str) -> Discriminator:
-    """Return the discriminator of a union of a string, tagged `TEXT`, and an array, tagged `ARRAY`: many parameters
+    """Returns the discriminator of a union of a string, tagged `TEXT`, and an array, tagged `ARRAY`: many parameters
     have both forms."""
     tags: dict[type, str] = {str: TEXT.tag, list: ARRAY.tag}
     return Discriminator(
@@ -122,22 +122,22 @@ def text_or_array(expected: str) -> Discriminator:
 
 
 def wrong_type(expected: str, got: object, *at: str | int) -> PydanticCustomError:
-    """Return the complaint that a value is not of the JSON type `expected`; `at` is that of `validation_error`."""
+    """Returns the complaint that a value is not of the JSON type `expected`; `at` is that of `validation_error`."""
     return validation_error(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
 
 
 def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
-    """Return the complaint that a value breaks a rule; `must` is a verb phrase, such as `not be empty`."""
+    """Returns the complaint that a value breaks a rule; `must` is a verb phrase, such as `not be empty`."""
     return validation_error(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
 
 
 def unsupported(*at: str | int) -> PydanticCustomError:
-    """Return the complaint that the gateway knows a parameter but does not support it yet."""
+    """Returns the complaint that the gateway knows a parameter but does not support it yet."""
     return validation_error(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
 
 
 def json_kind(value: object) -> str:
-    """Return the JSON type of a parsed value, with its article."""
+    """Returns the JSON type of a parsed value, with its article."""
     match value:
         case None:
             return "null"
@@ -156,7 +156,7 @@ def json_kind(value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a caller's value for an error message: scalars as JSON, shortened; for anything larger its type."""
+    """Returns a caller's value for an error message: scalars as JSON, shortened; for anything larger its type."""
     if isinstance(value, str):
         text = to_json(value[:SHOWN_CHARACTERS_MAX]).decode()
     elif isinstance(value, int | float) and not isinstance(value, bool):
@@ -167,7 +167,7 @@ def shown(value: object) -> str:
 
 
 def field_path(at: tuple[str | int, ...]) -> str:
-    """Return `("messages", 0, "content")` as `messages[0].content`. Keys of the caller are shortened."""
+    """Returns `("messages", 0, "content")` as `messages[0].content`. Keys of the caller are shortened."""
     steps = (f"[{step}]" if isinstance(step, int) else f".{step[:SHOWN_CHARACTERS_MAX]}" for step in at)
     return "".join(steps).removeprefix(".")
 
@@ -192,7 +192,7 @@ def _bad_request(error: ErrorDetails) -> BadRequest:
 
 
 def _plain_message(error: ErrorDetails) -> tuple[str, str]:
-    """Code and message for one of pydantic's own errors."""
+    """Returns the code and the message for one of pydantic's own errors."""
     got = error["input"]
     if error["type"] == "finite_number" or (error["type"] == "float_type" and type(got) is int):
         return INVALID_VALUE, "Invalid value for '{param}': the number is too large."

@@ -81,7 +81,7 @@ class JsonCounter(StringRemover):
         self.containers += outside.count(b"[") + outside.count(b"{")
 
     def bound_broken(self) -> str | None:
-        """The bound that the counts break, in words for the caller. Returns None if they keep all."""
+        """Returns the bound that the counts break, in words for the caller, or None if they keep all."""
         if self.values > VALUES_MAX:
             return f"{VALUES_MAX} values"
         if self.containers > CONTAINERS_MAX:
@@ -118,7 +118,7 @@ def check_counts(body: bytes) -> None:
 
 
 def find_broken_bound(text: bytes) -> tuple[str | None, int]:
-    """Return the bound that `text` breaks, in words, and how much of the text breaks it; the bound is None if it keeps
+    """Returns the bound that `text` breaks, in words, and how much of the text breaks it; the bound is None if it keeps
     all."""
     if len(text) <= COUNTED_FROM_BYTES:
         return None, 0
@@ -132,7 +132,7 @@ def find_broken_bound(text: bytes) -> tuple[str | None, int]:
 
 
 def _find_slice(counter: JsonCounter, text: memoryview, start: int, step: int) -> tuple[JsonCounter, str | None, int]:
-    """Return the slice in which a bound is broken: its start, and the counts before it."""
+    """Returns the slice in which a bound is broken: its start, and the counts before it."""
     for at in range(start, len(text), step):
         before = replace(counter)
         counter.feed(bytes(text[at : at + step]))
@@ -150,7 +150,7 @@ def _too_many(beginning: bytes, bound: str) -> BadRequest:
 
 
 def _field_at_the_end(beginning: bytes) -> str | None:
-    """Return the body's last field, as far as it goes, or None if it is no object, or has too many fields to name one.
+    """Returns the body's last field, as far as it goes, or None if it is no object, or has too many fields to name one.
 
     Only parts of the text are parsed, because the parser cannot be interrupted. Raises `ValueError` if its first part
     is no JSON.

@@ -11,7 +11,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,10}")
 
 
 def count_of(query: Mapping[str, str], name: str, default: int, maximum: int) -> int:
-    """Return a whole number from 1 to `maximum`. Raises `BadRequest`."""
+    """Returns a whole number from 1 to `maximum`. Raises `BadRequest`."""
     text = query.get(name)
     if text is None:
         return default
@@ -21,7 +21,7 @@ def count_of(query: Mapping[str, str], name: str, default: int, maximum: int) ->
 
 
 def flag_of(query: Mapping[str, str], name: str) -> bool:
-    """Return `true` or `false`; the default is false. Raises `BadRequest`."""
+    """Returns `true` or `false`; the default is false. Raises `BadRequest`."""
     text = query.get(name, "false")
     if text not in {"true", "false"}:
         raise _wrong(name, "be 'true' or 'false'", text)

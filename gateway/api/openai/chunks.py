@@ -65,11 +65,11 @@ class ChatChunks(ChunkEncoder):
         self._begun_calls: Final = set[int]()
 
     def opening(self) -> list[bytes]:
-        """Return one chunk, which names the role `assistant` and has an empty text."""
+        """Returns one chunk, which names the role `assistant` and has an empty text."""
         return [self._before + b'"role":"assistant","content":""' + self._after]
 
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:
-        """Return one chunk with the next text, reasoning and parts of tool calls."""
+        """Returns one chunk with the next text, reasoning and parts of tool calls."""
         if not reasoning and not tool_calls:
             return self._before + b'"content":' + to_json(text) + self._after
         fields: dict[str, Any] = {"reasoning_content": reasoning} if reasoning else {}
@@ -105,9 +105,9 @@ class CompletionChunks(ChunkEncoder):
         super().__init__(completion_id(request_id), "text_completion", model, created, include_usage=include_usage)
 
     def opening(self) -> list[bytes]:
-        """Return no chunks: the stream of a text completion begins with its text."""
+        """Returns no chunks: the stream of a text completion begins with its text."""
         return []
 
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:  # noqa: ARG002 - as the base has it
-        """Return one chunk, whose text is the reasoning followed by the text; tool calls are not used."""
+        """Returns one chunk, whose text is the reasoning followed by the text; tool calls are not used."""
         return self._before + to_json(reasoning + text) + self._after

@@ -21,7 +21,7 @@ OWNER: Final = "gateway"
 
 
 def chat_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
-    """Encode a chat answer that is not streamed as a `chat.completion` object."""
+    """Encodes a chat answer that is not streamed as a `chat.completion` object."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.reasoning:
         message["reasoning_content"] = answer.reasoning
@@ -45,7 +45,7 @@ def _tool_call(request_id: RequestId, index: int, call: ToolCall) -> dict[str, A
 
 
 def tool_call_id(request_id: RequestId, index: int) -> str:
-    """Return an id for a call that the backend gave none: the client needs one to tell its result from others."""
+    """Returns an id for a call that the backend gave none: the client needs one to tell its result from others."""
     return f"call_{request_id}_{index}"
 
 
@@ -65,17 +65,17 @@ def text_completion(request_id: RequestId, model: ModelName, created: int, answe
 
 
 def chat_id(request_id: RequestId) -> str:
-    """Return the `id` of a chat answer, which is made from the request id."""
+    """Returns the `id` of a chat answer, which is made from the request id."""
     return f"chatcmpl-{request_id}"
 
 
 def completion_id(request_id: RequestId) -> str:
-    """Return the `id` of a text completion, which is made from the request id."""
+    """Returns the `id` of a text completion, which is made from the request id."""
     return f"cmpl-{request_id}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Return the `usage` object, which counts the tokens of the prompt and of the answer."""
+    """Returns the `usage` object, which counts the tokens of the prompt and of the answer."""
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -130,12 +130,12 @@ def _base64(vector: tuple[float, ...]) -> str:
 
 
 def model_object(name: ModelName, created: int) -> bytes:
-    """Encode one model as a `model` object."""
+    """Encodes one model as a `model` object."""
     return to_json(_model(name, created))
 
 
 def model_list(names: Iterable[ModelName], created: int) -> bytes:
-    """Encode models as a list of `model` objects, in the order of `names` and all with the same `created`."""
+    """Encodes models as a list of `model` objects, in the order of `names` and all with the same `created`."""
     return to_json({"object": "list", "data": [_model(name, created) for name in names]})
 
 

@@ -78,7 +78,7 @@ class OpenAiApi:
         self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
-        """Return the routes below `/v1/`, all of which ask for the inference role."""
+        """Returns the routes below `/v1/`, all of which ask for the inference role."""
         handlers = (
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._completion),

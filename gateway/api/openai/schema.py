@@ -131,7 +131,7 @@ class ChatBody(GenerationBody):
     prompt_cache_key: str | None = None
 
     def token_limit(self) -> int | None:
-        """Return the limit of generated tokens, which has two names, or None. Raises `BadRequest` if the two differ."""
+        """Returns the limit of generated tokens, which has two names, or None. Raises `BadRequest` if they differ."""
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:
             message = "'max_tokens' and 'max_completion_tokens' are two names of one limit and differ; set one."
@@ -165,7 +165,7 @@ class CompletionBody(GenerationBody):
     prompt: Annotated[str, BeforeValidator(_as_prompt)]
 
     def token_limit(self) -> int:
-        """Return the limit of generated tokens, which is `COMPLETION_TOKENS_DEFAULT` if the request has none."""
+        """Returns the limit of generated tokens, which is `COMPLETION_TOKENS_DEFAULT` if the request has none."""
         return COMPLETION_TOKENS_DEFAULT if self.max_tokens is None else self.max_tokens
 
 

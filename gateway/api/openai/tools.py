@@ -170,7 +170,7 @@ class MessageToolCall(JsonBody):
         return data
 
     def as_tool_call(self) -> ToolCall:
-        """Return the call for a backend, with its arguments as the text that the client sent."""
+        """Returns the call for a backend, with its arguments as the text that the client sent."""
         return ToolCall(self.id, self.function.name, self.function.arguments)
 
 

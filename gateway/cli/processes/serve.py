@@ -46,7 +46,7 @@ async def run_gateway(config: Config) -> None:
 
 
 def greeting(gateway: Gateway) -> str:
-    """What a person needs to know in the first minute."""
+    """Returns the lines that a person needs in the first minute: the address, the models and a first command."""
     models = [entry.name for entry in gateway.shared.config.models]
     body = f'{{"model":"{models[0]}","messages":[{{"role":"user","content":"hello"}}],"stream":true}}' if models else ""
     lines = [f"gateway {__version__} listens on {gateway.url}", f"models: {', '.join(models) or 'none'}"]

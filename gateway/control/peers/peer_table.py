@@ -28,7 +28,7 @@ class PeerTable:
 
     @property
     def states(self) -> Mapping[GatewayId, PeerState]:
-        """Returns the newest state of each other gateway that lives."""
+        """The newest state of each other gateway that lives."""
         return self.peer_states.peers
 
     def report_demand(self) -> None:

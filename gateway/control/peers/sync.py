@@ -128,8 +128,8 @@ class PeerSync:
 
     @property
     def _silence_ends_at(self) -> float:
-        """Returns when the peers will consider this gateway dead if it publishes nothing more. Returns infinity if they
-        do already."""
+        """The time at which the peers will consider this gateway dead if it publishes nothing more (Trio's clock,
+        seconds). It is infinite if they do already."""
         return inf if self._is_cut_off or self._synced_at == -inf else self._synced_at + self.ttl_seconds
 
     def _pause_seconds(self) -> float:

@@ -120,8 +120,8 @@ class NodeSession:
 
     @property
     def has_left(self) -> bool:
-        """Returns whether the worker has said that it leaves and that no replica runs there any more. Then the end of
-        this session is no failure."""
+        """Whether the worker has said that it leaves and that no replica runs there any more. Then the end of this
+        session is no failure."""
         return self.leaving and not self._living
 
     def end(self, why: str) -> None:

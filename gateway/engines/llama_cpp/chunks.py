@@ -35,7 +35,7 @@ class Chunk:
 
     @property
     def has_content(self) -> bool:
-        """Returns whether the chunk has any text, reasoning or tool calls. A chunk without them has only counts."""
+        """Whether the chunk has any text, reasoning or tool calls. A chunk without them has only counts."""
         return bool(self.text or self.reasoning or self.tool_calls)
 
 

@@ -124,7 +124,7 @@ async def _serve(address: Address, token: str) -> NoReturn:
 
 
 async def _listen(server: "EngineServer", address: Address) -> Address:
-    """Listens, and returns the address with the real port. Raises `StartError`."""
+    """Binds the address, starts the server on it, and returns the address with the real port. Raises `StartError`."""
     listener = bind(address)
     await server.start(sock=listener)
     return Address(address.host, listener.getsockname()[1])

@@ -65,8 +65,8 @@ class Model:
         del self._server
 
     def generate(self, request: GenerationRequest, sink: Sink) -> None:
-        """Generates, and passes every chunk to `sink` until that returns True. Raises `CallError` for a malformed
-        request."""
+        """Runs a generation, and passes every chunk to `sink` until that returns True. Raises `CallError` for a
+        malformed request."""
         chat = request.param == "messages"
         handle = self._server.handle_chat_completions if chat else self._server.handle_completions
         try:

@@ -46,7 +46,7 @@ class EngineService:
 
     @property
     def methods(self) -> Mapping[str, Method]:
-        """The handlers by the name of their RPC; an RPC that is missing here is answered with UNIMPLEMENTED."""
+        """The handlers by the name of their RPC. An RPC that is missing here is answered with UNIMPLEMENTED."""
         return MappingProxyType(
             {
                 "Health": self.health,

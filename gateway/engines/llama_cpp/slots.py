@@ -24,7 +24,7 @@ class Slots:
 
     @property
     def has_free(self) -> bool:
-        """Returns whether at least one slot is free."""
+        """Whether at least one slot is free."""
         return self.taken < self.total
 
     def start(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:

@@ -51,7 +51,7 @@ class Token:
 
     @property
     def is_word(self) -> bool:
-        """Returns whether the token is ordinary text, and not a control, byte or unknown token."""
+        """Whether the token is ordinary text, and not a control, byte or unknown token."""
         return self.kind == gguf.TokenType.NORMAL
 
 

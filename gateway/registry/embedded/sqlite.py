@@ -153,7 +153,7 @@ class _RowReader:
         self._replicas = RowCache(rows.REPLICA_COLUMNS, rows.replica_from_row)
 
     def part(self, transaction: SqliteTransaction, scope: RowScope) -> Tables:
-        """The rows of `scope`, or all."""
+        """Returns the rows that `scope` asks for, or all rows."""
         if scope.registration is None:
             return self.tables(transaction)
         key = scope.registration.node_id, rows.storable(scope.registration.name)

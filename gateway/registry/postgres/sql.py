@@ -111,8 +111,12 @@ parameters. The server considers such a connection busy, and none of its own tim
 
 
 def _exchange() -> str:
-    """$1 the time, $2 our id, $3 the time to live, then our `PLAIN_COLUMNS`, our `TEXT_COLUMNS` and their hashes (NULL:
-    as before), the ids of those whose texts we have, and the hashes of these, a column an array."""
+    """Returns the statement that stores this gateway's peer state and reads those of the peers.
+
+    $1 is the time, $2 this gateway's id and $3 the time to live. Then follow its `PLAIN_COLUMNS`, its `TEXT_COLUMNS`
+    and their hashes (NULL means unchanged). The last are the ids of the peers whose texts are known here, and the
+    hashes of those texts, one array for each column.
+    """
     first_plain = 4
     first_text = first_plain + len(PLAIN_COLUMNS)
     first_hash = first_text + len(TEXT_COLUMNS)

@@ -58,8 +58,8 @@ class _Flight:
 
     @property
     def missing_bytes(self) -> int:
-        """Returns the number of bytes that are reserved and not yet visible on the disk. Data that waits in memory to
-        be written belongs to them."""
+        """The number of bytes that are reserved and not yet visible on the disk. Data that waits in memory to be
+        written belongs to them."""
         return max(0, self.reserved_bytes - self.part.size) if self.part is not None else 0
 
     def record(self, done: int, total: int | None) -> None:

@@ -118,19 +118,19 @@ def build_request(source: Source, url: httpx.URL, address: str | None, headers: 
 
 @dataclass
 class GatewaySource:
-    """The membership says at each registration where the gateway is (`point_at`); downloads ask."""
+    """The gateway as a source of files. The membership sets its address at each registration, and downloads read it."""
 
     context: ssl.SSLContext | None = None
-    """What the gateway has to prove itself with."""
+    """The TLS context that checks the gateway's certificate. None means what the system trusts."""
     _url: str | None = field(default=None, init=False)
     _credential: Mapping[str, str] = field(default_factory=lambda: NOTHING, init=False, repr=False)
 
     def point_at(self, url: str, credential: Mapping[str, str]) -> None:
-        """`credential`: the headers that prove which node this is."""
+        """Sets the gateway to fetch from. `credential` are the headers that prove which node this is."""
         self._url, self._credential = url.rstrip("/"), credential
 
     def source(self, sha256: str) -> Source:
-        """Raises `Interrupted` before the first registration."""
+        """Returns the source of the file with this hash. Raises `Interrupted` before the first registration."""
         if self._url is None:
             raise Interrupted("there is no gateway to fetch it from yet")
         url = self._url + GATEWAY_PATH + sha256.lower()

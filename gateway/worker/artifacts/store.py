@@ -55,7 +55,7 @@ NO_ARTIFACT: Final = Artifact(None, 0)
 
 
 def no_tiny_model(_path: Path) -> None:
-    """The `WriteModel` of a worker that was given none."""
+    """Raises `ArtifactError`. It is the `WriteModel` of a worker that was given none."""
     raise ArtifactError("builtin:tiny can't be made here")
 
 

@@ -62,7 +62,7 @@ def _group_of(pid: int) -> int | None:
 
 
 def describe_excess(used_bytes: int, limit_bytes: int) -> str:
-    """The evidence that is reported when a replica is ended for its memory."""
+    """Returns the evidence that is reported when a replica is ended for its memory."""
     used, limit = format_bytes(used_bytes, round_up=True), format_bytes(limit_bytes)
     return f"the backend uses {used} of memory, more than watchdog.memory_limit, {limit}"
 
