@@ -33,7 +33,7 @@ JSON_TYPES: Final[Mapping[str, str]] = MappingProxyType(
         "model_type": "an object",
     }
 )
-"""pydantic's errors -> the type that was expected, as the users of each format call it."""
+"""The expected type for each of pydantic's errors, as users of JSON call it."""
 
 NOT_EMPTY: Final = "not be empty"
 _RANGES: Final[Mapping[str, str]] = MappingProxyType(
@@ -56,11 +56,11 @@ _LENGTHS: Final[Mapping[str, str]] = MappingProxyType(
 
 
 class FieldErrorKind(Enum):
-    """What is wrong with a field, by what can be said of it."""
+    """The kinds of errors of a field, by the information that a message can give."""
 
     MISSING = auto()
     UNKNOWN = auto()
-    """There is no field of that name."""
+    """The record has no field of that name."""
     TYPE = auto()
     RANGE = auto()
     LENGTH = auto()
@@ -72,8 +72,8 @@ class FieldError(NamedTuple):
 
     kind: FieldErrorKind
     rule: str
-    """TYPE, RANGE: what was expected, such as `a string` or `at least 1`. LENGTH: what the value must do, such as
-    `not be empty`. Else pydantic's own sentence."""
+    """The rule that the value breaks. For TYPE and RANGE it is the expected value, such as `a string` or `at least
+    1`, and for LENGTH a verb phrase, such as `not be empty`. For any other kind it is pydantic's own sentence."""
 
 
 def sort_error(detail: ErrorDetails, types: Mapping[str, str]) -> FieldError:

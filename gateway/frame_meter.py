@@ -49,7 +49,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Allowance:
-    """How many frames or streams of one kind a peer may send: `at_once` in a burst, then `per_second`."""
+    """The number of frames or streams of one kind that a peer may send: `at_once` in a burst, then `per_second`."""
 
     at_once: float
     per_second: float
@@ -60,20 +60,21 @@ class FrameLimits:
     """The limits of one HTTP/2 connection: an allowance for each kind of frame, and the largest header block."""
 
     control: Allowance
-    """PING, SETTINGS, PRIORITY, CONTINUATION and every unknown frame, each with or without ACK."""
+    """The limit of PING, SETTINGS, PRIORITY, CONTINUATION and unknown frames, each with or without ACK."""
     resets: Allowance
-    """RST_STREAM. Some clients reset a stream again for each of its frames that is still on the way."""
+    """The limit of RST_STREAM frames. Some clients reset a stream again for each of its frames that is still on the
+    way."""
     reset_streams: Allowance
-    """Streams that the peer has reset, or that were reset because of its faults. The meter has to be told of the
-    latter."""
+    """The limit of streams that the peer has reset, or that were reset because of its faults. The meter has to be
+    told of the latter."""
     rapid_resets: Allowance
-    """Requests that were reset in the same moment, before they could be processed."""
+    """The limit of requests that were reset in the same moment, before they could be processed."""
     small_data: Allowance
-    """DATA frames that bring (almost) nothing and do not end their stream."""
+    """The limit of DATA frames that carry (almost) no data and do not end their stream."""
     window_updates: Allowance
-    """Window updates beyond those that acknowledge sent data (`WINDOW_UPDATES_PER_DATA`)."""
+    """The limit of window updates beyond those that acknowledge sent data (`WINDOW_UPDATES_PER_DATA`)."""
     requests: Allowance | None
-    """HEADERS. None means no limit."""
+    """The limit of HEADERS frames. None means no limit."""
     header_block_bytes_max: int
     """The largest header block of one request, as it is on the wire: HEADERS and its CONTINUATIONs."""
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 CELL_CHARS_MAX: Final = 60
 PLAIN_WIDTH: Final = 10_000
-"""Of what is not printed on a terminal: a line is never folded there."""
+"""The width, in characters, of output that is not a terminal. It is so large that no line is ever folded."""
 COLOURS: Final[Mapping[str, str]] = {
     "healthy": "green",
     "ready": "green",

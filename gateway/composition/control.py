@@ -24,7 +24,7 @@ from gateway.planner.planning_input import WatchdogLimits
 from gateway.transport.node_credentials import fingerprint
 
 Waits = Callable[[], Mapping[ModelName, Waiting]]
-"""Tells how many wait for each model at this gateway."""
+"""Returns the requests that wait for each model at this gateway."""
 CUT_OFF: Final = "this gateway has lost its registry; another one may have it"
 
 

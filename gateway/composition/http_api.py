@@ -48,12 +48,12 @@ def _registry_unavailable(error: Exception) -> GatewayError:
 
 
 ERRORS: Final = ErrorPolicy(error_object, MappingProxyType({RegistryError: _registry_unavailable}))
-"""Paths that belong to no dialect write errors as OpenAI's API does."""
+"""The rules for errors. Paths that belong to no dialect write errors as OpenAI's API does."""
 
 
 @dataclass(frozen=True)
 class HttpSettings:
-    """What the configuration says of the HTTP API."""
+    """The configured values that the HTTP API needs."""
 
     gateway_id: GatewayId
     cluster_secret: bytes = field(repr=False)

@@ -79,14 +79,15 @@ class SharedParts:
     planner_wake: Wake
     monitor_wake: Wake
     leases_lock: trio.Lock
-    """Held by whoever writes this gateway's leases to the registry, from reading them to the end of the write."""
+    """The lock of the task that writes this gateway's leases to the registry, from reading them to the end of the
+    write."""
     election: LeaderElection
     failure_reporter: FailureReporter
     status: FleetStatus
     token_of: Callable[[ReplicaId], str]
-    """Gives the token by which a replica's backend knows that a call comes from this fleet."""
+    """Returns the token by which a replica's backend knows that a call comes from this fleet."""
     stop: trio.Event
-    """Set when the gateway has to stop: it accepts nothing more, drains and ends."""
+    """The event that stops the gateway: it accepts nothing more, drains and ends."""
 
     def state(self) -> ClusterState:
         """Returns the newest state of the registry that this gateway has read."""

@@ -201,9 +201,9 @@ Duration = Annotated[float, PlainValidator(parse_duration)]
 """A duration in seconds, written with a unit."""
 PositiveDuration = Annotated[float, PlainValidator(_parse_positive_duration)]
 Size = Annotated[int, PlainValidator(parse_size)]
-"""Bytes."""
+"""A number of bytes."""
 BodySize = Annotated[int, PlainValidator(_parse_body_size)]
-"""Bytes."""
+"""A number of bytes."""
 Budget = Annotated[int | Percent, PlainValidator(parse_budget)]
 """A number of bytes, or a share."""
 Ports = Annotated[PortRange, PlainValidator(parse_port_range)]

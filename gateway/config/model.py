@@ -181,7 +181,7 @@ class WatchdogSection(Section):
     """The `[watchdog]` table: when a backend counts as stuck, or as not worth its memory. 0 and None mean never."""
 
     busy_timeout: Duration = 0.0
-    """How long a replica may have requests without one piece of an answer."""
+    """How long a replica may have requests without sending any part of an answer."""
     idle_timeout: Duration = 0.0
     """How long a replica above `min_replicas` may have no request."""
     memory_limit: Size | None = None
@@ -225,7 +225,7 @@ class BackendSection(Section):
     command: Annotated[tuple[Argument, ...], Field(min_length=1)]
     env: Variables = Field(default_factory=nothing, repr=False)
     pass_env: tuple[VariablePattern, ...] = ()
-    """Variables of the worker that the program gets although they look like secrets."""
+    """The environment variables of the worker that the program gets although they look like secrets."""
     ready_timeout: PositiveDuration = 60.0
     refuses_when_full: Flag = False
     drains_on_term: Flag = False
@@ -291,11 +291,11 @@ class ModelEntry(Section):
 
 
 DEMO: Final = ModelEntry(name="demo", backend=LLAMA_CPP, artifact="builtin:demo")
-"""Answers questions about this gateway; it comes with the package."""
+"""The entry of the built-in model that answers questions about this gateway. It comes with the package."""
 TINY: Final = ModelEntry(name="tiny", backend=LLAMA_CPP, artifact="builtin:tiny")
-"""Random weights, made on the spot, for tests and measurements."""
+"""The entry of a model with random weights, which are made when it is loaded. It is for tests and measurements."""
 DEFAULT_MODELS: Final = (DEMO, TINY)
-"""What is served when the configuration says nothing of models."""
+"""The models that are served if the configuration has none."""
 
 
 class Config(Section):

@@ -24,7 +24,7 @@ class PartialConfig:
     config: Config
     """The sections; its backends and models are not filled in."""
     backends: Mapping[str, BackendSection | None] | None
-    """None as a whole: it can't be known which backends there are."""
+    """The `[backends]` section. None means that it was refused as a whole, so the names of the backends are unknown."""
     models: tuple[ModelEntry | None, ...]
 
     def known_models(self) -> Iterator[tuple[int, ModelEntry]]:

@@ -18,13 +18,13 @@ class Problem:
     """One thing to mend. `str()` is one line: `config.toml:12: models[0].artifact: message`."""
 
     path: str
-    """TOML path such as `models[1].artifact`; for an environment variable that names no key, the variable. Empty: the
-    file as a whole."""
+    """The TOML path, such as `models[1].artifact`. It is the variable's name for an environment variable that names
+    no key, and empty for the file as a whole."""
     message: str
     line: int | None = None
-    """Line of the file, from 1. None: not in the file, or not known for certain."""
+    """The line of the file, counted from 1. None means that it is not in the file, or not known for certain."""
     source: str = ""
-    """Where the value was set: the file, an environment variable, the command line. Empty: nowhere (a default)."""
+    """The origin of the value: the file, an environment variable or the command line. It is empty for a default."""
 
     def __str__(self) -> str:
         where = self.source if self.line is None else f"{self.source or 'text'}:{self.line}"

@@ -14,12 +14,12 @@ from gateway.domain.builtin_backends import LLAMA_CPP
 
 TTL_SECONDS_MIN: Final = 1.0
 TTL_INTERVALS_MIN: Final = 10
-"""Exchanges that a living gateway has time for before it counts as dead."""
+"""The least number of exchanges for which a living gateway has time before it counts as dead."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Values that don't go together: reported at `loc`, concluded from that and from `others`."""
+    """A conflict between values. It is reported at `loc`, and follows from that value and those at `others`."""
 
     loc: Loc
     message: str

@@ -12,9 +12,10 @@ from typing import Any, Final
 from gateway.config.problems import Loc
 
 STATEMENT_LINES_MAX: Final = 200
-"""A longer statement ends the search: each of its lines is parsed together with all before it."""
+"""The largest number of lines of one statement. A longer one ends the search, because each of its lines is parsed
+together with all before it."""
 DEPTH_MAX: Final = 6
-"""No key of ours lies deeper."""
+"""The depth below which no key of the configuration lies."""
 
 
 def locate_keys(text: str) -> dict[Loc, int]:

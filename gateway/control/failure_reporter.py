@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class FailureReport(NamedTuple):
-    """Why a replica is broken, and whether it was lost with its worker."""
+    """The reason why a replica is broken, and whether it was lost with its worker."""
 
     because: str
     lost: bool
@@ -31,7 +31,7 @@ class FailureReporter:
     registry: NodeRegistry
     _unwritten: dict[ReplicaId, FailureReport] = field(default_factory=dict, init=False)
     _known: dict[ReplicaId, bool] = field(default_factory=dict, init=False)
-    """All replicas that were reported. The value is True if the replica was lost with its worker."""
+    """The replicas that were reported. The value is True if the replica was lost with its worker."""
     _wake: Wake = field(default_factory=Wake, init=False)
 
     def report_broken(self, replica_id: ReplicaId, because: str) -> None:

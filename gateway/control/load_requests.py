@@ -51,7 +51,7 @@ class LoadRequests:
         self._changed = changed
         self._requests: dict[ModelName, _LoadRequest] = {}
         self.wake = Wake()
-        """Has to be set when the view has changed."""
+        """The wake-up of the loop that ends load requests. It has to be set when the view has changed."""
 
     def request(self, model: ModelName) -> None:
         """Requests a load of a model of the current view, which contains all earlier writes. A second request extends

@@ -39,16 +39,17 @@ class Reconciler:
     leadership: LeaderElection
     interval_seconds: float
     own_demand: Callable[[], tuple[Demand, ...]] | None = None
-    """What waits at this gateway now, so that the planner need not wait until that is published. None: what was."""
+    """Returns the demand at this gateway now, so that the planner need not wait until it is published. None means
+    that the planner uses the published demand."""
     usage: Callable[[float], Mapping[ReplicaId, Usage]] = lambda _now: NO_USAGE
-    """What is known of replicas' requests at the registry's time `now`, those of other gateways included."""
+    """Returns the usage of replicas at the registry's time `now`, other gateways included."""
     audience: Callable[[], Audience | None] = lambda: None
     """Returns what the gateways that may route requests know, or None if all of them route by the newest state."""
     limits: WatchdogLimits = NO_LIMITS
     wake: Wake = field(default_factory=Wake)
     history: PlanningHistory = NO_HISTORY
     outcome: PlanOutcome = field(default_factory=PlanOutcome)
-    """What the last plan could not bring about."""
+    """The pending replicas and unsatisfied minimums of the last plan."""
     planning_seconds: float = 0.0
     """The time that the last round spent on planning. The event loop served nobody meanwhile."""
 

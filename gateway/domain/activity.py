@@ -9,7 +9,7 @@ from gateway.domain.peers import PeerState
 
 @dataclass(frozen=True)
 class Usage:
-    """What the planner has to know of a replica's requests, those through one gateway or through all of them
+    """The facts about a replica's requests that the planner needs, for one gateway or for all of them
     (`merge_usage`)."""
 
     open: int
@@ -17,8 +17,8 @@ class Usage:
     idle_seconds: float
     """The time since its last request ended: 0 while it has one, infinity if it never had one."""
     silent_seconds: float
-    """While it has requests, the time since it took the oldest of them, or since the last piece of any answer.
-    Otherwise 0."""
+    """The seconds since the replica took the oldest of its requests, or since the last part of any answer if that is
+    later. It is 0 without requests."""
 
 
 def merge_usage(

@@ -23,7 +23,7 @@ _SECRET_FIELD: Final = re.compile(
     r"sig|signature|token|secret|passw|pwd|credential|auth|(^|[-_.])key([-_.]|$)|apikey|api_?key|accesskey|policy",
     re.IGNORECASE,
 )
-"""Names of query fields that prove something: X-Amz-Signature, X-Goog-Credential, sig, access_token."""
+"""The names of query fields that carry a secret: X-Amz-Signature, X-Goog-Credential, sig, access_token."""
 
 
 def find_fault(artifact: str) -> str | None:

@@ -10,14 +10,14 @@ LLAMA_CPP: Final = "llama-cpp"
 
 @dataclass(frozen=True)
 class BuiltinBackend:
-    """What is known of one program of ours. Nothing of it is assumed of a program under `[backends.NAME]`."""
+    """The properties of one built-in backend program. None of them is assumed of a program under `[backends.NAME]`."""
 
     default_parallel: int
-    """Requests that one replica serves at a time if the model does not say."""
+    """The number of requests that one replica serves at a time if the model does not say."""
     refuses_when_full: bool = True
-    """It turns a call away at once while all its slots are taken."""
+    """Whether it refuses a call at once while all its slots are taken."""
     drains_on_term: bool = True
-    """After SIGTERM it finishes its open calls and then ends."""
+    """Whether it finishes its open calls after SIGTERM and then ends."""
 
 
 BUILTIN_BACKENDS: Final[Mapping[str, BuiltinBackend]] = MappingProxyType(
@@ -25,7 +25,7 @@ BUILTIN_BACKENDS: Final[Mapping[str, BuiltinBackend]] = MappingProxyType(
 )
 REFUSING: Final = frozenset(name for name, backend in BUILTIN_BACKENDS.items() if backend.refuses_when_full)
 DEFAULT_PARALLEL: Final = 1
-"""Of a program that is not ours."""
+"""The number of parallel requests of a program that is not built in."""
 
 
 def default_parallel(backend: str) -> int:

@@ -16,14 +16,14 @@ class NodeStatus(StrEnum):
     """Whether a node may serve, and if not, why."""
 
     PENDING = "pending"
-    """It waits for an admin's approval."""
+    """The node waits for an admin's approval."""
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
-    """Nothing has come from it for `stale_after`."""
+    """No message has come from the node for `stale_after`."""
     DRAINING = "draining"
-    """It finishes its requests and takes nothing new."""
+    """The node finishes its requests and takes no new ones."""
     OFFLINE = "offline"
-    """It has left, or has been silent for long."""
+    """The node has left, or has been silent for long."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Node:
     name: str
     boot_id: BootId
     condition: NodeStatus
-    """Any status but `pending`. It is `draining` if the worker itself says that it leaves."""
+    """The state of the connection: any status but `pending`. It is `draining` if the worker itself says that it
+    leaves."""
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
     free_vram_bytes: int | None = None
@@ -52,10 +53,10 @@ class Node:
     session: int = 0
     """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
     gateway_id: GatewayId | None = None
-    """Who holds the session; None before the first and after it has ended."""
+    """The gateway that holds the session. None means that there is no session."""
     joined_boot_id: BootId | None = None
-    """Of the agent whose session began last: older credentials than that one's count for nothing any more. None: no
-    session ever began."""
+    """The boot id of the agent whose session began last. Credentials of earlier boots are void. None means that no
+    session has ever begun."""
 
     @property
     def status(self) -> NodeStatus:
@@ -75,25 +76,27 @@ class Replica:
     model: ModelName
     node_id: NodeId
     slot: int
-    """Index among the node's replicas of this model; (node, model, slot) is unique (R10)."""
+    """The index among the node's replicas of this model. The triple of node, model and slot is unique (R10)."""
     revision: Revision
     desired: Desired
     observed: Observed
     parallel: int
-    """Requests it serves at a time."""
+    """The number of requests that it serves at a time."""
     address: Address | None = None
     pid: int | None = None
     error: str | None = None
     exit_code: int | None = None
-    """Of an ended process; negative: the signal."""
+    """The exit code of an ended process. A negative one is the signal that ended it."""
     since: float = 0.0
     """When `observed` last changed: seconds of the registry's clock."""
     desired_version: int = 0
-    """Of the state in which `desired` became what it is: who has seen that version knows it."""
+    """The version of the state in which `desired` got its value. A gateway that has seen that version knows the
+    value."""
     broken: str | None = None
-    """Why it is of no use though nobody has reported its end: a gateway has found out in passing."""
+    """The reason why the replica is useless although its worker has not reported its end. A gateway found it out on
+    the request path."""
     lost: bool = False
-    """It is broken because it went with its worker, which says nothing of its model."""
+    """Whether the replica is broken because its worker ended, which says nothing about its model."""
 
 
 @dataclass(frozen=True)
@@ -103,14 +106,14 @@ class LoadFailure:
 
     cause: str
     attempts: int
-    """Failed loads in a row; a replica that breaks after it was ready counts from its second time on."""
+    """The number of failed loads in a row. A replica that breaks after it was ready counts from its second time on."""
     retry_at: float
-    """Seconds of the registry's clock."""
+    """The time of the next attempt, in seconds of the registry's clock."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """Requests wait for `model` at `gateway_id`, the oldest since `since` (registry clock, seconds)."""
+    """The requests that wait for `model` at `gateway_id`, the oldest since `since` (registry clock, seconds)."""
 
     gateway_id: GatewayId
     model: ModelName
@@ -123,15 +126,15 @@ class ClusterState:
     """One consistent read of the registry's control tables."""
 
     version: int
-    """Grows with every control write; two reads with one version are equal (demand excepted)."""
+    """The number that grows with every control write. Two reads with one version are equal (demand excepted)."""
     models: Mapping[ModelName, ModelSpec] = field(default_factory=dict)
     failures: Mapping[ModelName, LoadFailure] = field(default_factory=dict)
     nodes: Mapping[NodeId, Node] = field(default_factory=dict)
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
     demand: tuple[Demand, ...] = ()
-    """Of the gateways that live. Never part of the version."""
+    """The demand of the gateways that live. It is never part of the version."""
     requirements: Mapping[ModelName, Requirement] = field(default_factory=dict)
-    """What is known of the models' present revisions."""
+    """The known needs of the models' current revisions."""
     unloads: Mapping[ModelName, float] = field(default_factory=dict)
     """The time at which an unload was last requested: the model's replicas whose `since` is not later have to drain.
     Seconds of the registry's clock."""
@@ -149,19 +152,19 @@ class ProbeOutcome(StrEnum):
     """The result of a probe of a replica."""
 
     ALIVE = "alive"
-    """It answered."""
+    """The replica answered."""
     BUSY = "busy"
-    """It does not answer, but its machine takes connections for it, or it says that it has no time: a proof of life.
-    Another replica is preferred, nothing is removed (H1, H2)."""
+    """The replica does not answer, but its machine takes connections for it, or it says that it has no time. This
+    proves that it lives. Another replica is preferred, nothing is removed (H1, H2)."""
     GONE = "gone"
-    """Nobody listens at its address, or somebody else does, or what answers there does not work."""
+    """No program listens at the replica's address, or another one does, or the one that answers does not work."""
     UNREACHABLE = "unreachable"
     """There is no answer of any kind: the network or the machine fails. It is not routable from this gateway."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How much of a replica's artifact has been fetched. None means unknown."""
+    """The progress of fetching a replica's artifact. None means unknown."""
 
     done_bytes: int | None = None
     total_bytes: int | None = None

@@ -6,15 +6,16 @@ from typing import NewType
 ModelName = NewType("ModelName", str)
 NodeId = NewType("NodeId", str)
 BootId = NewType("BootId", str)
-"""Changes at every start of a worker agent: a node with a new boot id has none of its old processes (H10)."""
+"""The id of one start of a worker agent. A node with a new boot id has none of its old processes (H10)."""
 ReplicaId = NewType("ReplicaId", str)
-"""Made when a replica is placed and never used again: routes, leases, reports and stops name it (R9, H5)."""
+"""The id of a replica. It is made when the replica is placed and never used again; leases, reports and stops name it
+(R9, H5)."""
 GatewayId = NewType("GatewayId", str)
 RequestId = NewType("RequestId", str)
 Revision = NewType("Revision", str)
-"""SHA-256 (hex) of what a backend process sees of a model's spec; see `ModelSpec.revision`."""
+"""The SHA-256 (hex) of the part of a model's spec that a backend process sees; see `ModelSpec.revision`."""
 Address = NewType("Address", str)
-"""`host:port` of a backend process. Says where, never who (H5)."""
+"""The `host:port` of a backend process. It says where the process is, and never which one it is (H5)."""
 
 
 def new_id() -> str:

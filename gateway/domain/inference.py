@@ -84,7 +84,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logit_bias: Mapping[int, float] = field(default_factory=lambda: NO_BIAS)
-    """What is added to the logit of each token id, -100 (never) to 100 (always)."""
+    """The number that is added to the logit of each token id, from -100 (never) to 100 (always)."""
     ignore_end: bool = False
     """Whether to continue after the model's end token (for tests and measurements)."""
 

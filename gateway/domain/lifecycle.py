@@ -18,9 +18,9 @@ class Desired(StrEnum):
 
     RUN = "run"
     DRAIN = "drain"
-    """It takes no new request, finishes the open ones within the drain timeout, then ends."""
+    """The replica takes no new request, finishes the open ones within the drain timeout, then ends."""
     STOP = "stop"
-    """It ends now."""
+    """The replica ends now."""
 
 
 class Observed(StrEnum):

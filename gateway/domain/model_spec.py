@@ -43,8 +43,8 @@ class ModelSpec:
     exclusive_group: str | None = None
     load_timeout_seconds: float | None = None
     rollout: Literal["replace", "surge"] = "replace"
-    """What happens when the backend's part of the spec changes: the old replicas take no new request from then on, or
-    only once one of the new ones is ready."""
+    """The way in which a new revision replaces old replicas. With `replace` they take no new request at once, with
+    `surge` only when a new one is ready."""
     source: Literal["file", "api"] = "file"
 
     @property

@@ -45,7 +45,7 @@ class TokenBucket:
 
 
 DOUBLINGS_MAX: Final = 30
-"""More of them would only make numbers that no bound of ours lets through."""
+"""The largest number of doublings. More of them would make numbers beyond every limit."""
 
 
 def doubled_seconds(first_seconds: float, doublings: int, max_seconds: float) -> float:

@@ -18,7 +18,7 @@ SILENT_SECONDS_MAX: Final = 3600.0
 
 
 class PendingReason(NamedTuple):
-    """Why a wanted model cannot be started, as the leader sees it."""
+    """The reason why a wanted model cannot be started, as the leader sees it."""
 
     because: str
     is_shortage: bool
@@ -27,11 +27,11 @@ class PendingReason(NamedTuple):
 
 @dataclass(frozen=True)
 class Use:
-    """What one gateway's requests say about a replica that had any."""
+    """The use of one replica by the requests of one gateway."""
 
     since: float
-    """While it has requests, the time at which it took the oldest of them, or the last piece of an answer came.
-    Otherwise the time at which the last one ended."""
+    """The time at which the replica took the oldest of its requests, or at which the last part of an answer came if
+    that is later. Without requests, it is the time at which the last one ended."""
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class PeerState:
     progress: Mapping[ReplicaId, Progress] = field(default_factory=lambda: NOTHING)
     """The progress of loads on nodes whose session it holds."""
     pending: Mapping[ModelName, PendingReason] = field(default_factory=lambda: NOTHING)
-    """Published by the leader only: the models that need a replica that cannot be started yet."""
+    """The models that need a replica that cannot be started yet. Only the leader publishes them."""
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: NOTHING)
-    """Published by the leader only: the models that lack replicas of their minimum, with the numbers (P5)."""
+    """The models that lack replicas of their minimum, with the numbers (P5). Only the leader publishes them."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Audience:
     seen_version: int
     """The least version of the state that one of them routes by."""
     held: frozenset[ReplicaId] = frozenset()
-    """Replicas that had a request through a gateway when it was last heard, which nobody can ask any more."""
+    """The replicas that had a request through a gateway that has fallen silent, as it last published."""
 
 
 def audience(own: PeerState, seen_version: int, peer_states: PeerStates) -> Audience:
@@ -119,8 +119,8 @@ class SlotRequest:
     excluded: Collection[ReplicaId] = ()
     """The replicas that have failed this request."""
     suspect: Collection[ReplicaId] = ()
-    """They have failed lately: only if there is no other."""
+    """The replicas that have failed recently. One of them is chosen only if there is no other."""
     full: Collection[ReplicaId] = ()
-    """They have just said so, whatever is counted."""
+    """The replicas that have just refused a request as full, however many leases are counted."""
     busy: Collection[ReplicaId] = ()
-    """They did not answer a probe: rather others that have a free slot."""
+    """The replicas that did not answer a probe. Others with a free slot are preferred."""

@@ -30,7 +30,7 @@ from gateway.domain.model_spec import NOTHING, ModelSpec
 from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, VramBudget
 
 LOG_LINES_MAX: Final = 1000
-"""Of a replica's output: its worker keeps so many, and nobody can ask for more."""
+"""The largest number of lines of a replica's output that its worker keeps."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,15 @@ class Report:
     """The number of parallel requests, as the backend says it, or None."""
     exit_code: int | None = None
     error: str | None = None
-    """For `failed` and unexpected `gone`: one sentence with the cause, then the last lines of the process's stderr."""
+    """The error of a `failed` or unexpectedly `gone` replica: one sentence with the cause, then the last lines of
+    the process's stderr."""
     done_bytes: int | None = None
-    """While fetching, the number of bytes that are here, of `total_bytes`."""
+    """The number of fetched bytes, of `total_bytes`, while the artifact is being fetched."""
     total_bytes: int | None = None
     ram_bytes: int | None = None
-    """Once ready, the main memory that its processes hold."""
+    """The main memory that its processes hold, once it is ready."""
     vram_bytes: int | None = None
-    """Once ready, the GPU memory that its processes hold."""
+    """The GPU memory that its processes hold, once it is ready."""
 
 
 @dataclass(frozen=True)

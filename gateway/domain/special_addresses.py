@@ -32,8 +32,8 @@ SPECIAL_IPV4: Final = tuple(
         "240.0.0.0/4",  # reserved, broadcast included
     )
 )
-"""IANA's registry of special-purpose IPv4 addresses, and multicast. Some of these blocks are routed everywhere, but no
-file server is in any of them."""
+"""The blocks in IANA's registry of special-purpose IPv4 addresses, and multicast. Some of these blocks are routed
+everywhere, but no file server is in any of them."""
 GLOBAL_UNICAST_IPV6: Final = IPv6Network("2000::/3")
 """The block that IANA has opened for public hosts. Outside it are, among others, the loopback, fc00::/7 (private use),
 fe80::/10 (link-local), fec0::/10 (site-local), ff00::/8 (multicast), 100::/64 (discarded), 64:ff9b:1::/48 (NAT64 of one
@@ -50,8 +50,8 @@ SPECIAL_IPV6: Final = tuple(
 )
 """The blocks of IANA's registry of special-purpose IPv6 addresses within `GLOBAL_UNICAST_IPV6`."""
 IPV4_INSIDE: Final = (IPv6Network("::ffff:0:0/96"), IPv6Network("64:ff9b::/96"))
-"""Blocks whose last 32 bits are an IPv4 address, to which a packet goes: mapped addresses, and the NAT64 through which
-a network with IPv6 alone reaches public hosts."""
+"""The blocks whose last 32 bits are an IPv4 address, to which a packet goes: mapped addresses, and the NAT64 through
+which a network with IPv6 alone reaches public hosts."""
 METADATA_ADDRESSES: Final = frozenset(
     {
         IPv4Address("169.254.169.254"),  # AWS, Azure, Google, Oracle, DigitalOcean, OpenStack

@@ -7,9 +7,9 @@ from gateway.gguf.shape import Layer, Shape
 from gateway.gguf.tensors import BLOCK_OF
 
 CACHE_TYPES: Final = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
-"""What llama.cpp can keep keys and values in."""
+"""The types in which llama.cpp can keep keys and values."""
 CELLS_STEP: Final = 256
-"""llama.cpp rounds both a request's context and a window up to a multiple of this."""
+"""The multiple to which llama.cpp rounds up a request's context and a window."""
 STATE_VALUE_BYTES: Final = 4
 
 
@@ -18,14 +18,14 @@ class LoadSettings:
     """The settings of a load. The defaults are those of the built-in llama.cpp engine."""
 
     context_size: int = 4096
-    """Tokens of one request, prompt and answer together."""
+    """The number of tokens of one request, prompt and answer together."""
     parallel: int = 4
-    """Requests at a time; each has a context of its own."""
+    """The number of requests at a time. Each has a context of its own."""
     batch_tokens: int = 512
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     embeddings: bool = True
-    """Whether it is loaded for embeddings, too: then there are logits for every token of a batch."""
+    """Whether the model is loaded for embeddings, too. Then there are logits for every token of a batch."""
     flash_attention: bool = True
 
     def __post_init__(self) -> None:

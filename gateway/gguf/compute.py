@@ -21,7 +21,7 @@ from gateway.gguf.shape import Shape
 
 VALUE_BYTES: Final = 4
 TOKEN_BYTES: Final = 64
-"""Positions, ids and indices."""
+"""The bytes of a token's position, ids and indices."""
 
 
 def compute_bytes(shape: Shape, settings: LoadSettings) -> int:

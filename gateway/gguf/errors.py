@@ -6,9 +6,11 @@ class BrokenHeader(ValueError):
 
 
 class NeedMore(BrokenHeader):
-    """The data ends before the header does: of a prefix, read more; a whole file is cut short."""
+    """The data ends before the header does. If the data is a prefix of the file, more of it has to be read;
+    otherwise the file is cut short."""
 
     def __init__(self, what: str, position: int, wanted_bytes: int) -> None:
         super().__init__(f"{what} at byte {position} is cut short")
         self.wanted_bytes = wanted_bytes
-        """Counted from the beginning of the file, what it takes to get further. Often far from enough for the rest."""
+        """The number of bytes, from the beginning of the file, that it takes to get further. It is often far less
+        than the whole header."""

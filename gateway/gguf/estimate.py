@@ -15,12 +15,13 @@ from gateway.gguf.header import Header
 from gateway.gguf.shape import Shape, shape_of
 
 GPU_PROCESS_BYTES: Final = 300 * 1024**2
-"""A driver's own share for each process that uses a GPU. Assumed."""
+"""The memory that a GPU's driver takes for each process. It is an assumption."""
 PROCESS_BYTES: Final = 64 * 1024**2
-"""Our engine's process without a model, vocabulary included."""
+"""The memory of the built-in engine's process without a model, vocabulary included."""
 OTHER_FACTOR: Final = 1.2
 OTHER_BYTES: Final = 512 * 1024**2
-"""What a backend of another kind takes beside a file of some size: a guess on the safe side for runtimes in Python."""
+"""The memory that a backend of another kind takes beside `OTHER_FACTOR` times its file: a safe guess for runtimes in
+Python."""
 DEFAULT_USE: Final = LoadSettings()
 DIGITS_MAX: Final = 9
 
@@ -31,17 +32,17 @@ class Estimate:
 
     weights_bytes: int
     kv_bytes: int
-    """The cache of all requests together, states of recurrent layers included."""
+    """The bytes of the cache of all requests together, states of recurrent layers included."""
     compute_bytes: int
     vram_bytes: int
-    """On GPUs, with `offloaded_layers`."""
+    """The bytes on GPUs, with `offloaded_layers` there."""
     ram_bytes: int
-    """In main memory, with `offloaded_layers` on GPUs."""
+    """The bytes in main memory, with `offloaded_layers` on GPUs."""
     layers: int
-    """As llama.cpp counts them: the output is one more."""
+    """The number of layers as llama.cpp counts them: the output is one more."""
     offloaded_layers: int
     notes: tuple[str, ...]
-    """What was not known and how it was counted instead."""
+    """The facts that were unknown, each with the assumption that replaced it."""
 
     @property
     def total_bytes(self) -> int:

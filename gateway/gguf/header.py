@@ -23,13 +23,15 @@ STRING: Final = 8
 ARRAY: Final = 9
 KEYS_MAX: Final = 10_000
 ARRAY_ITEMS_MAX: Final = 4 * 1024**2
-"""Of all arrays together. A vocabulary of 256,000 tokens has about a million, merges, scores and types included."""
+"""The largest number of items of all arrays together. A vocabulary of 256,000 tokens has about a million, merges,
+scores and types included."""
 KEPT_ITEMS_MAX: Final = 4096
-"""A longer array is counted only. The ones that we need have an item for each layer."""
+"""The length up to which an array is kept. A longer one is only counted; the arrays that the estimate needs have one
+item for each layer."""
 TENSORS_MAX: Final = 100_000
 DIMENSIONS_MAX: Final = 4
 TENSOR_VALUES_MAX: Final = 2**50
-"""Values of one tensor."""
+"""The largest number of values of one tensor."""
 ALIGNMENT_DEFAULT: Final = 32
 ALIGNMENT_MAX: Final = 1024**2
 
@@ -42,16 +44,16 @@ class Header:
 
     version: int
     metadata: Mapping[str, Scalar]
-    """Every key with a value of its own."""
+    """The keys with a single value, and those values."""
     arrays: Mapping[str, tuple[Item, ...]]
     """The arrays of numbers that are not longer than `KEPT_ITEMS_MAX`."""
     lengths: Mapping[str, int]
-    """How many items each array has, kept or not."""
+    """The number of items of each array, kept or not."""
     tensors: tuple[Tensor, ...]
     data_offset: int
-    """Where the weights begin, in bytes from the beginning of the file."""
+    """The beginning of the weights, in bytes from the beginning of the file."""
     data_bytes: int
-    """What the tensors take from there, the gaps between them included."""
+    """The number of bytes of all tensors, the gaps between them included."""
 
     @cached_property
     def weights(self) -> Weights:

@@ -8,15 +8,15 @@ from typing import Final, Protocol
 from gateway.gguf.errors import BrokenHeader, NeedMore
 
 HEADER_BYTES_MAX: Final = 256 * 1024**2
-"""Real ones have up to about 20 MB, nearly all of it vocabulary."""
+"""The largest header that is read. Real ones have up to about 20 MB, nearly all of it vocabulary."""
 STRING_BYTES_MAX: Final = 16 * 1024**2
 NAME_BYTES_MAX: Final = 65_535
-"""Of keys, by the specification; tensors have far shorter names."""
+"""The longest name of a key that the specification allows. Tensors have far shorter names."""
 SKIP_STEP_BYTES: Final = 1024**2
 SCALARS: Final[Mapping[int, str]] = MappingProxyType({
     0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d",
 })  # fmt: skip
-"""Type number -> how `struct` reads one value of it."""
+"""The `struct` layout of one value for each type number."""
 
 Scalar = int | float | bool | str
 
@@ -35,7 +35,7 @@ class Reader:
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
         self.position = 0
-        """Bytes read so far."""
+        """The number of bytes read so far."""
 
     def take(self, size: int, what: str) -> bytes:
         """Reads exactly `size` bytes; errors call them `what`. Raises `NeedMore` where the stream ends."""

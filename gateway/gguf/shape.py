@@ -11,26 +11,27 @@ from gateway.gguf.tensors import Tensor
 
 LAYERS_MAX: Final = 4096
 NUMBER_MAX: Final = 2**32
-"""llama.cpp reads all of them into 32 bits."""
+"""The limit of every number. llama.cpp reads all of them into 32 bits."""
 
 WINDOW_PERIODS: Final[Mapping[str, int]] = MappingProxyType({
     "afmoe": 4, "cohere2": 4, "cohere2moe": 4, "exaone4": 4, "exaone-moe": 4, "gemma-embedding": 6, "gemma2": 2,
     "gemma3": 6, "gemma3n": 5, "gpt-oss": 2, "llama4": 4, "olmo2": 4, "plamo3": 8, "smallthinker": 4,
 })  # fmt: skip
-"""Architecture -> how many layers there are from one that sees everything to the next, where the file does not say."""
+"""The number of layers from one with full attention to the next, by architecture, for files that do not say."""
 FULL_LAYER_FIRST: Final = frozenset({"smallthinker"})
-"""Of each period. In all others the last layer of the period sees everything."""
+"""The architectures in which the first layer of each period has full attention. In all others it is the last one."""
 WINDOW_TOKENS: Final[Mapping[str, int]] = MappingProxyType({"gemma2": 4096, "llama4": 8192})
-"""Where the file does not say."""
+"""The window in tokens, by architecture, for files that do not say."""
 FIXED_WINDOW_TOKENS: Final[Mapping[str, int]] = MappingProxyType({"llama4": 8192, "smallthinker": 4096})
-"""Whatever the file says, unless that is 0."""
+"""The window in tokens, by architecture, whatever the file says, unless that is 0."""
 CACHELESS: Final = frozenset({
     "bert", "dream", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llada", "llada-moe", "modern-bert",
     "neo-bert", "nomic-bert", "nomic-bert-moe", "rnd1", "wavtokenizer-dec",
 })  # fmt: skip
-"""They see a whole input at once and remember nothing."""
+"""The architectures without a cache, because they process a whole input at once."""
 OWN_CACHE_LAYERS: Final[Mapping[str, int]] = MappingProxyType({"gemma3n": 20})
-"""The layers after these use the caches of earlier ones; other architectures say so by `shared_kv_layers`."""
+"""The number of layers with a cache of their own. Later layers use those caches. Other architectures say so by
+`shared_kv_layers`."""
 RECURRENT_ROLES: Final = ("ssm_", "shortconv.", "time_mix_")
 KEY_ROLES: Final = frozenset({"attn_k.weight", "attn_kv_a_mqa.weight", "attn_kv_b.weight"})
 FUSED_ROLE: Final = "attn_qkv.weight"
@@ -41,15 +42,15 @@ class Layer:
     """The properties of one layer that decide about the memory of its cache."""
 
     kv_heads: int
-    """0: no attention, or none with a cache of its own."""
+    """The number of heads of keys and values. It is 0 for a layer without attention, or without a cache of its own."""
     windowed: bool
-    """Its attention reaches back a fixed number of tokens only."""
+    """Whether its attention reaches back a fixed number of tokens only."""
     recurrent: bool
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts and lengths; 0 where the model has no such thing."""
+    """The dimensions of a model that decide about its memory. A number is 0 if the model has no such part."""
 
     layers: tuple[Layer, ...]
     embedding: int
@@ -61,12 +62,13 @@ class Shape:
     window_value_length: int
     window: int
     latent: bool
-    """Multi-head latent attention: values are computed from the keys' cache."""
+    """Whether the model has multi-head latent attention: values are computed from the keys' cache."""
     feed_forward: int
-    """Values per token between the two halves of the widest feed-forward part; of all chosen experts together."""
+    """The number of values per token between the two halves of the widest feed-forward part, of all chosen experts
+    together."""
     state_inner: int
     state_values: int
-    """Of one recurrent layer for one request; always F32."""
+    """The number of values, always F32, that one recurrent layer keeps for one request."""
     notes: tuple[str, ...] = field(default=())
 
 

@@ -20,7 +20,7 @@ TENSOR_TYPES: Final[Mapping[int, tuple[str, int, int]]] = MappingProxyType({
     29: ("iq1_m", 256, 56), 30: ("bf16", 1, 2), 34: ("tq1_0", 256, 54), 35: ("tq2_0", 256, 66),
     39: ("mxfp4", 32, 17), 40: ("nvfp4", 64, 36), 41: ("q1_0", 128, 18),
 })  # fmt: skip
-"""For each type number in the file: its name, values per block, and bytes per block (ggml.h)."""
+"""The name, the values per block and the bytes per block for each type number in the file (ggml.h)."""
 BLOCK_OF: Final[Mapping[str, tuple[int, int]]] = MappingProxyType(
     {name: (values, size) for name, values, size in TENSOR_TYPES.values()}
 )

@@ -5,7 +5,7 @@ import gc
 from typing import Final
 
 MMAP_THRESHOLD_OPTION: Final = -3
-"""`M_MMAP_THRESHOLD` of `<malloc.h>`."""
+"""The number of the option `M_MMAP_THRESHOLD` in `<malloc.h>`."""
 LARGE_BLOCK_BYTES: Final = 512 * 1024
 COLLECTION_THRESHOLDS: Final = (10_000, 20, 50)
 """How many new objects cause a collection of the youngest generation, and how many collections of one generation cause

@@ -20,7 +20,7 @@ Format = Literal["auto", "json", "console"]
 VALUE_CHARACTERS_MAX: Final = 16 * 1024
 """The length at which a value is cut. Parts of requests are cut much earlier (`domain.texts.quoted`)."""
 OF_MANY_LINES: Final = frozenset({"error", "exception", "stack"})
-"""Values that may have line ends: an error may end with the last output of a process."""
+"""The fields whose values may have line ends: an error may end with the last output of a process."""
 
 
 def bound_values(_logger: object, _method: str, entry: EventDict) -> EventDict:

@@ -19,7 +19,7 @@ LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 
 TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 LOAD_BUCKETS = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
 UNKNOWN_MODEL = "unknown"
-"""Label value of requests for a model that does not exist."""
+"""The label's value for requests for a model that does not exist."""
 
 
 class RequestMetrics:
@@ -91,7 +91,7 @@ class Reading:
     help: str
     labels: tuple[str, ...]
     values: tuple[tuple[tuple[str, ...], float], ...]
-    """(label values, value)."""
+    """The pairs of label values and the value."""
     is_counter: bool = False
 
     def as_metric(self) -> Metric:

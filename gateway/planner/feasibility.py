@@ -18,25 +18,25 @@ from gateway.planner.node_resources import NodeInfo, NodeResources
 from gateway.planner.working_state import WorkingState
 
 UNKNOWN_NEED_BYTES: Final = 1
-"""What a model of unknown size asks for, so that it is not put where there is no memory at all."""
+"""The memory that a model of unknown size asks for, so that it is not placed on a node without any free memory."""
 
 
 class Blockers(NamedTuple):
-    """What other models would have to give up so that the replica fits."""
+    """The memory and the replicas that other models would have to give up so that the replica fits."""
 
     missing_bytes: int
-    """Bytes of memory. Zero or less means that there is enough."""
+    """The missing bytes of memory. Zero or less means that there is enough."""
     conflicting_ids: frozenset[ReplicaId]
-    """Replicas of other models of the same exclusive group."""
+    """The replicas of other models of the same exclusive group."""
 
 
 class DiskShortage(NamedTuple):
     """An artifact that does not fit on a node's disk."""
 
     needed_bytes: int
-    """Its size, with the headroom that has to stay free."""
+    """The size of the artifact, with the headroom that has to stay free."""
     free_bytes: int
-    """What artifacts that are still to be fetched leave."""
+    """The free disk minus the artifacts that are still to be fetched."""
 
 
 @dataclass(eq=False)
@@ -52,9 +52,9 @@ class FitCheck:
     info: NodeInfo
     """The node with its replicas and reservations."""
     resources: NodeResources
-    """What is in use and free on it at the moment for which the question is asked."""
+    """The resources in use and free on the node at the moment for which the question is asked."""
     preempted: tuple[Replica, ...] = ()
-    """Replicas that count as gone although they have not been told to leave yet."""
+    """The replicas that count as gone although they have not been told to leave yet."""
 
     @classmethod
     def current(cls, working: WorkingState, node: Node, spec: ModelSpec) -> Self:

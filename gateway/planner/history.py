@@ -22,9 +22,9 @@ class PlanningHistory:
     last_demand_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
     """When a request was last seen waiting for the model, in seconds of the registry's clock."""
     in_demand: frozenset[ModelName] = frozenset()
-    """Models for which requests waited at the last plan, and therefore for some time after it."""
+    """The models for which requests waited at the last plan."""
     released: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))
-    """Memory that was given back and that no reading shows yet, by node."""
+    """The memory that was given back and that no reading shows yet, by node."""
 
 
 NO_HISTORY: Final = PlanningHistory()

@@ -27,25 +27,25 @@ WITHOUT_ARTIFACT: Final = frozenset({Observed.PLACED, Observed.FETCHING})
 
 @dataclass(frozen=True)
 class ReleasedMemory:
-    """What ended replicas gave back on one node, as long as no reading of the node shows it."""
+    """The memory that ended replicas gave back on one node, as long as no reading of the node shows it."""
 
     released_at: float
-    """When the last of them was deleted, in seconds of the registry's clock."""
+    """The time at which the last of them was deleted, in seconds of the registry's clock."""
     released_bytes: int
-    """How much memory they gave back together."""
+    """The memory in bytes that they gave back together."""
     reading: int | None
     """The bytes of memory that the node had reported as free before."""
 
 
 class NodeResources(NamedTuple):
-    """What is in use and what is free on one node, at one of two moments: now, or once leaving replicas have left."""
+    """The resources in use and free on one node, at one of two moments: now, or once leaving replicas have left."""
 
     replicas: tuple[Replica, ...]
     """The replicas that hold something of the node at that moment."""
     slots: Mapping[ModelName, set[int]]
     """The slot numbers that these replicas hold, by model."""
     free_bytes: int | None
-    """Bytes of memory for a newcomer, reservations for other models taken off. None means unknown."""
+    """The bytes of memory for one more replica, without what is reserved for other models. None means unknown."""
 
 
 @dataclass(eq=False, kw_only=True)
@@ -59,11 +59,11 @@ class NodeInfo:
     replicas: tuple[Replica, ...]
     """All replicas on the node, the leaving ones included."""
     reserved_for: tuple[ModelName, ...]
-    """Models that have a reservation on the node and no replica there yet."""
+    """The models that have a reservation on the node and no replica there yet."""
     requirements: Mapping[ModelName, Requirement]
-    """What each model takes, as far as it is known."""
+    """The resources that each model needs, as far as they are known."""
     released: ReleasedMemory | None
-    """What replicas that have ended gave back not long ago."""
+    """The memory that ended replicas gave back recently. None means that readings show all of it."""
     now: float
     """The time of the plan in seconds of the registry's clock."""
 

@@ -36,11 +36,11 @@ class Placement:
     slot: int
     scores: tuple[NodeScore, ...]
     is_free: bool = True
-    """False if the replica has to wait until `victims` or replicas that leave already are gone."""
+    """Whether the replica may start now. If not, it waits until `victims` and replicas that leave already are gone."""
     victims: tuple[Replica, ...] = ()
-    """Replicas that have to be drained now to make room."""
+    """The replicas that have to be drained now to make room."""
     replan_at: float | None = None
-    """When to plan again whatever happens, in seconds of the registry's clock."""
+    """The time at which to plan again whatever happens, in seconds of the registry's clock."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,10 @@ class Insufficient:
     """No node has room, and nothing may be done about it now."""
 
     reasons: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """What is missing, in numbers, by name of the node. Empty if no healthy node matches the model's selector."""
+    """The shortage on each node in words and numbers, by name of the node. It is empty if no healthy node matches
+    the model's selector."""
     replan_at: float | None = None
-    """When time alone may bring room, in seconds of the registry's clock. None if it can't."""
+    """The time at which waiting alone may bring room, in seconds of the registry's clock. None means never."""
 
     def __str__(self) -> str:
         if not self.reasons:

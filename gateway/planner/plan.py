@@ -18,7 +18,7 @@ class StartReplica:
     replica: Replica
     because: str
     scores: tuple[NodeScore, ...] = ()
-    """Why this node was chosen: the values that were compared, the most important first."""
+    """The values by which this node was chosen, the most important first."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Plan:
     set_load_failure: tuple[SetLoadFailure, ...] = ()
     pending: tuple[Pending, ...] = ()
     unsatisfiable: Mapping[ModelName, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Models that have fewer replicas than they have to have because there is no room, each with the reason (P5)."""
+    """The models that have fewer replicas than their minimum because there is no room, each with the reason (P5)."""
     replan_at: float | None = None
-    """When time alone changes the outcome for the same state, in seconds of the registry's clock. None if never."""
+    """The time at which the same state leads to another plan, in seconds of the registry's clock. None means never."""
 
     def as_write(self) -> ControlWrite:
         """Returns the plan's changes in the form in which the registry writes them."""

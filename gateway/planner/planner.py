@@ -157,13 +157,14 @@ def _forgive_failures(builder: PlanBuilder, spec: ModelSpec) -> None:
 
 @dataclass(frozen=True)
 class _Missing:
-    """Replicas that have to be started."""
+    """The replicas that have to be started, and the reason."""
 
     nodes: tuple[tuple[Node, ...] | None, ...]
-    """For each of them the nodes among which to choose. None means all nodes on which the model may run."""
+    """The nodes among which to choose, for each replica. None means all nodes on which the model may run."""
     because: str
     may_preempt: bool = True
-    """Others may be preempted so that a model is served at all, not so that it is served better."""
+    """Whether other replicas may be preempted. They may be so that a model is served at all, not so that it is
+    served better."""
 
 
 NOTHING_MISSING: Final = _Missing((), "")

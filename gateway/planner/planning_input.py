@@ -18,7 +18,7 @@ NOTHING_BROKEN: Final[Mapping[ReplicaId, str]] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class WatchdogLimits:
-    """When a replica counts as stuck, and when it counts as not worth its memory.
+    """The times after which a replica counts as stuck, or as not worth its memory.
 
     The values come from `watchdog` and `reconciler` in the configuration. An infinite value switches its rule off.
     """
@@ -39,18 +39,18 @@ class PlanningInput:
     """Holds everything that the planner may look at."""
 
     snapshot: ClusterState
-    """Models, nodes, replicas, demand and load failures, as one consistent read of the registry."""
+    """The models, nodes, replicas, demand and load failures, as one consistent read of the registry."""
     now: float
     """The time of the plan in seconds of the registry's clock."""
     usage: Mapping[ReplicaId, Usage] = field(default_factory=lambda: NO_USAGE)
-    """What is known of the requests of each replica. A replica that is not in it has never had one."""
+    """The usage of each replica. A replica that is not in it has never had a request."""
     broken: Mapping[ReplicaId, str] = field(default_factory=lambda: NOTHING_BROKEN)
-    """Replicas that some gateway has found useless although their processes live, each with the reason."""
+    """The replicas that some gateway has found useless although their processes live, each with the reason."""
     lost: frozenset[ReplicaId] = frozenset()
-    """Those of the broken replicas that ended together with their worker, which says nothing about their models."""
+    """The broken replicas that ended together with their worker, which says nothing about their models."""
     history: PlanningHistory = NO_HISTORY
-    """What the leader remembers from earlier plans."""
+    """The facts that the leader remembers from earlier plans."""
     limits: WatchdogLimits = NO_LIMITS
     """How long replicas may be silent or idle."""
     audience: Audience | None = None
-    """What the gateways that may route requests have seen. None means that all of them route by `snapshot`."""
+    """The knowledge of the gateways that may route requests. None means that all of them route by `snapshot`."""

@@ -33,11 +33,11 @@ class PreemptionCandidate(NamedTuple):
 
     replica: Replica
     memory_bytes: int
-    """Bytes of the node's memory that it gives back."""
+    """The bytes of the node's memory that it gives back."""
     spare_replicas: int
-    """How many replicas its model could do without, on all nodes together."""
+    """The number of replicas that its model has above its minimum, on all nodes together."""
     waiting_since: float | None
-    """When the oldest request that waits for its model began to wait. None if none waits."""
+    """The time since which the oldest request waits for its model. None means that none waits."""
 
 
 class CandidateList(NamedTuple):
@@ -45,7 +45,7 @@ class CandidateList(NamedTuple):
 
     candidates: tuple[PreemptionCandidate, ...]
     memory_bytes: int
-    """What all of them give back together."""
+    """The bytes of memory that all of them give back together."""
 
 
 class NodeCandidates(NamedTuple):
@@ -53,9 +53,9 @@ class NodeCandidates(NamedTuple):
 
     generation: int
     idle: CandidateList
-    """Those that may go now."""
+    """The candidates that may go now."""
     all: CandidateList
-    """Also those that may go once their requests have ended and they have been there long enough."""
+    """The candidates that may go now, or once their requests have ended and they have been there long enough."""
 
 
 class Preemption:

@@ -25,7 +25,7 @@ ABANDON_AFTER_SECONDS: Final = 30.0
 
 @dataclass(frozen=True)
 class ScaleUp:
-    """Whether a model gets one replica more than it has to have."""
+    """The decision whether a model gets one replica more than its minimum."""
 
     is_needed: bool = False
     because: str = ""

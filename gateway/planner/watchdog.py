@@ -18,10 +18,10 @@ DRAIN_RECHECK_SECONDS: Final = 0.5
 
 @dataclass(frozen=True)
 class Action:
-    """What to do about one replica. The default is to keep it as it is, whatever time passes."""
+    """The decision about one replica. The default is to keep it as it is, whatever time passes."""
 
     desired: Desired | None = None
-    """What is desired of it from now on. None means that nothing changes."""
+    """The new desired state of the replica. None means that nothing changes."""
     because: str = ""
     replan_in_seconds: float = inf
     """How long it takes until time alone changes this answer."""

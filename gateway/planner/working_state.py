@@ -30,12 +30,12 @@ class WorkingState:
         """The time of the plan in seconds of the registry's clock."""
         self.history = inputs.history
         self.replicas = dict(inputs.snapshot.replicas)
-        """All replicas once the plan is carried out. Only `put` and `remove` change it."""
+        """The replicas once the plan is carried out. Only `put` and `remove` change it."""
         self.reservations: dict[NodeId, tuple[ModelName, ...]] = {}
-        """Models for which room is being made on a node. Only `reserve` changes it."""
+        """The models for which room is being made on each node. Only `reserve` changes it."""
         broken = (inputs.snapshot.replicas[each] for each in inputs.broken if each in inputs.snapshot.replicas)
         self.nodes_with_broken_replicas = frozenset(each.node_id for each in broken)
-        """Nodes on which a replica has just broken. The whole node may be dead without being unhealthy yet."""
+        """The nodes on which a replica has just broken. The whole node may be dead without being unhealthy yet."""
         self._by_node: dict[NodeId, dict[ReplicaId, Replica]] = {}
         self._by_model: dict[ModelName, dict[ReplicaId, Replica]] = {}
         self._live: dict[ModelName, tuple[Replica, ...]] = {}

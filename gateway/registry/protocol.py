@@ -69,7 +69,7 @@ class NodeOverrides:
     """An admin's settings of a node. They replace the worker's own."""
 
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
-    """Labels that are added to the worker's, and replace those of the same name."""
+    """The labels that are added to the worker's, and replace those of the same name."""
     max_replicas_per_model: int | None = None
     vram_budget: VramBudget | None = None
 
@@ -99,7 +99,7 @@ class RegistryStatistics:
 
 
 class StateReader(Protocol):
-    """Reads of the fleet's state, which the other protocols have in common. `Registry` says what holds for all."""
+    """The reads of the fleet's state, which the other protocols have in common. `Registry` says what holds for all."""
 
     async def now(self) -> float:
         """Returns the registry's clock: seconds since the epoch. No other clock is compared across machines (H11)."""
@@ -115,7 +115,7 @@ class StateReader(Protocol):
 
 
 class ModelRegistry(StateReader, Protocol):
-    """What the configuration file and admins say of models."""
+    """The writes of models, by the configuration file and by admins."""
 
     async def declare_models(self, specs: Sequence[ModelSpec]) -> None:
         """Makes the models of the configuration file exactly `specs`. It adds, replaces and removes models with source
@@ -142,7 +142,7 @@ class ModelRegistry(StateReader, Protocol):
 
 
 class NodeRegistry(StateReader, Protocol):
-    """What is said of nodes: by workers of themselves and of their replicas, by those who watch them, and by admins."""
+    """The writes of nodes: by workers about themselves and their replicas, by the health monitor, and by admins."""
 
     async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """Stores what a replica of the model needs. A part that is None leaves the stored value. Returns False and
@@ -207,7 +207,7 @@ class NodeRegistry(StateReader, Protocol):
 
 
 class PlanRegistry(StateReader, Protocol):
-    """What only the leader writes, and how a gateway becomes the leader."""
+    """The writes that only the leader may make, and those by which a gateway becomes the leader."""
 
     async def acquire_or_renew(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         """Makes the gateway the leader for a term, or renews its term. Returns the epoch, which grows whenever the
@@ -222,7 +222,7 @@ class PlanRegistry(StateReader, Protocol):
 
 
 class PeerRegistry(Protocol):
-    """What gateways publish for each other."""
+    """The exchange of the states that gateways publish for each other."""
 
     async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes over the gateway's last peer state, to count for `ttl_seconds`, and hears the others'. One that

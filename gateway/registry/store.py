@@ -30,7 +30,7 @@ After = TypeVar("After", bound=Tables | None)
 """The rows to store. None if a write may be refused."""
 
 Decision: TypeAlias = Callable[[Tables, float], After]
-"""Decides by the stored rows and the time which rows to store. Pure."""
+"""Returns the rows to store, given the stored rows and the time. It is pure."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class RowScope:
 
     model: ModelName | None = None
     node: NodeId | None = None
-    """With its replicas."""
+    """The node whose row is read, with the rows of its replicas."""
     registration: Registration | None = None
     """The nodes that have its id or its name, or never had a session, which are few, with their replicas."""
     everything: bool = False

@@ -26,14 +26,14 @@ class ModelRow:
     spec: ModelSpec
     failure: LoadFailure | None = None
     requirement: Requirement | None = None
-    """What a replica of the current revision needs. None if that is not known."""
+    """The resources that a replica of the current revision needs. None means unknown."""
     unload_at: float | None = None
-    """See `ClusterState.unloads`; it outlives the revision."""
+    """The time of the last requested unload (see `ClusterState.unloads`). It outlives the revision."""
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a worker declares about its node: see `Hello`."""
+    """The facts that a worker declares about its node: see `Hello`."""
 
     labels: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     max_replicas_per_model: int = 1
@@ -77,9 +77,10 @@ class Tables:
     leadership: LeaderTerm = LeaderTerm()
     version: int = 0
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
-    """Model rows that this version does not understand, with their `source`: kept, never shown."""
+    """The model rows that this version of the gateway does not understand, with their `source`. They are kept and
+    never shown."""
     other_nodes: int = 0
-    """How many nodes there are besides `nodes`, where a registration is decided by a part of the rows."""
+    """The number of nodes besides `nodes`. It is not 0 only while a registration is decided by a part of the rows."""
 
     def state(self, demand: Iterable[Demand]) -> ClusterState:
         """Returns the rows as a `ClusterState`, in the order of ids, so that equal states iterate alike in every

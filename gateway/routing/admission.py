@@ -47,7 +47,7 @@ class AdmissionLimits:
     queue_timeout_seconds: float
     """How long a request waits for a free slot of a loaded model."""
     queue_length_max: int
-    """Waiting requests per model."""
+    """The largest number of waiting requests per model."""
     retry_interval_seconds: float
     yield_seconds: float = 0.06
     """How long a free slot is left to an older request at a peer, which has to learn of it and to ask: two

@@ -22,7 +22,7 @@ CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are 
 
 @dataclass(slots=True)
 class AttemptRecord:
-    """What is remembered of one lease of a request, from the pick to how it ended."""
+    """The record of one lease of a request, from the pick to its end."""
 
     chosen: Candidate
     considered: tuple[Considered, ...]

@@ -20,7 +20,7 @@ class Share(NamedTuple):
 
 
 class Waiter(Protocol):
-    """What the queue has to know of a waiting request."""
+    """The properties of a waiting request that the queue needs."""
 
     @property
     def number(self) -> int:
@@ -39,7 +39,7 @@ class FairQueue(Generic[W]):
 
     def __init__(self) -> None:
         self._lines: dict[str, list[W]] = {}
-        """Waiting requests by caller, in order of arrival. No line is empty."""
+        """The waiting requests by caller, in order of arrival. No line is empty."""
 
     def __len__(self) -> int:
         return sum(map(len, self._lines.values()))

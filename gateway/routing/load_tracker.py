@@ -95,9 +95,9 @@ class ReplicaLoad:
     """The leases of this replica that peers have published."""
     last_used: float = NEVER
     ended_at: float = NEVER
-    """When the last lease ended."""
+    """The time at which the last lease ended."""
     last_contact_at: float = NEVER
-    """When the last piece of an answer came."""
+    """The time at which the last part of an answer came."""
     full_until: float = NEVER
     refusals: int = 0
     """The number of refusals ("no free slot") in a row."""
@@ -105,7 +105,7 @@ class ReplicaLoad:
     failures: int = 0
     """The number of failures in a row."""
     expiries: list[float] = field(default_factory=list)
-    """When each penalty ends."""
+    """The time at which each penalty ends."""
 
     @property
     def open_leases(self) -> int:
@@ -138,7 +138,8 @@ class LoadStatistics:
 
 
 class LoadTracker:
-    """All leases of this gateway. The methods are synchronous, so no other task can see a half-done change."""
+    """The table of all leases of this gateway. The methods are synchronous, so no other task can see a half-done
+    change."""
 
     def __init__(
         self,

@@ -103,7 +103,7 @@ class OpenCalls:
         self.first_answers = defaultdict[ReplicaId, FirstAnswers](FirstAnswers)
         """How long each replica takes to begin an answer. A new replica gets an empty estimate."""
         self._some_open: trio.Event | None = None
-        """It exists while `wait_some_open` waits for it."""
+        """The event that a call has been opened. It exists while `wait_some_open` waits for it."""
 
     @property
     def open(self) -> Mapping[ReplicaId, set[OpenCall]]:

@@ -11,7 +11,7 @@ from gateway.domain.routability import Candidate
 
 
 class LoadView(Protocol):
-    """What the picker has to know of a replica's load."""
+    """The properties of a replica's load that the picker compares."""
 
     @property
     def open_leases(self) -> int:
@@ -35,11 +35,13 @@ class LoadView(Protocol):
 
 
 Rank = tuple[bool, bool, bool, int, float, int]
-"""What decides, in its order: suspect, taken, busy, load, last used, VRAM (negative: more is better)."""
+"""The values that are compared, in this order: suspect, taken, busy, load, last used, VRAM (negative: more is
+better)."""
 Ranked = tuple[Candidate, Rank]
 
 CANDIDATES_KEPT: Final = 16
-"""Per pick, the chosen one included: a fleet of thousands must not make a pick expensive."""
+"""The number of candidates that a decision keeps, the chosen one included. A fleet of thousands must not make a pick
+expensive."""
 DECIDES_FOR_SEVERAL: Final = 4
 """The number of leading values that count if several gateways share one outdated order. Chance decides before the
 rest."""
@@ -96,7 +98,7 @@ class Choice:
 
     candidate: Candidate
     has_free_slot: bool
-    """False: it is the best of those that are all taken."""
+    """Whether the candidate has a free slot. If not, all have none, and it is the best of them."""
     considered: tuple[Considered, ...] = field(default=(), compare=False)
     """The numbers that were compared, of the chosen one, which comes first, and of the first others."""
 

@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 Probe = Callable[[Target], Awaitable[ProbeOutcome]]
 """Probes one replica. It limits its own time and never raises."""
 ReportBroken = Callable[[ReplicaId, str], None]
-"""Takes a replica that is of no use, and why."""
+"""Takes a replica that is of no use, and the reason."""
 
 BUSY_SECONDS: Final = 1.0
 """How long a "busy" result is trusted before the replica is probed again."""

@@ -59,7 +59,8 @@ class StrictReservations:
         self._reserve_slot = reserve_slot
         self._away_until = NEVER
         self._queue = trio.Lock()
-        """Requests wait here for their turn, so that another task that wants the lock waits for one of them only."""
+        """The lock at which requests wait for their turn, so that another task that wants `lock` waits for one of
+        them only."""
         self._lock = lock
 
     async def confirm(self, request: PendingRequest, lease: Lease) -> bool:

@@ -48,7 +48,7 @@ class Verdict(StrEnum):
     """The meaning of a replica's silence for its calls."""
 
     SUSPECT = auto()
-    """Other replicas are preferred."""
+    """The replica is suspect, and others are preferred."""
     LOST = auto()
     """The replica cannot be reached, and its calls end."""
     HUNG = auto()
@@ -76,7 +76,7 @@ class Evidence:
 
     hung_after_seconds: float = inf
     is_offline: bool = False
-    """Whether its node is offline: nothing has come from the machine for long."""
+    """Whether the replica's node is offline: no message has come from the machine for long."""
 
 
 @dataclass

@@ -43,7 +43,7 @@ LINGER_SECONDS: Final = 2.0
 """How long a connection that was refused is still read. Bytes that nobody reads would make the kernel reset it, and the
 reset would overtake the GOAWAY that says why."""
 LINGER_BYTES: Final = 4 * 1024 * 1024
-"""How much of it is read meanwhile, and thrown away."""
+"""The number of bytes that are read from it meanwhile, and thrown away."""
 HEADER_BYTES_MAX: Final = 16 * 1024
 """The largest size of one call's headers; a credential is short."""
 LIMITS: Final = FrameLimits(
@@ -141,11 +141,11 @@ class _BoundedConnection(H2Protocol):
         self.opened_at = asyncio.get_running_loop().time()
         self._meter = FrameMeter(LIMITS)
         self._steps: deque[bytes] = deque()
-        """What was received and not worked on yet."""
+        """The steps of received data that are not processed yet."""
         self._is_refused = False
         """Whether a GOAWAY was sent because of a flood. What arrives afterwards is thrown away."""
         self._linger_bytes = LINGER_BYTES
-        """How much may still arrive then."""
+        """The number of bytes that may still arrive after that."""
         self._idle: asyncio.TimerHandle | None = None
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 

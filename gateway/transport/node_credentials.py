@@ -13,7 +13,7 @@ from typing import Final
 from gateway.domain.ids import BootId, NodeId
 
 IsCredential = Callable[[NodeId, BootId, str], bool]
-"""Whether the string is the credential of that node's agent, for that start of it."""
+"""Returns whether the string is the credential of that node's agent, for that boot of it."""
 
 AUTHORIZATION: Final = "authorization"
 """The metadata of a session's call: `Bearer CREDENTIAL`."""
@@ -21,7 +21,8 @@ NODE: Final = "x-gateway-node"
 BOOT: Final = "x-gateway-boot"
 
 _DOMAIN: Final = b"gateway node credential, version 1\0"
-"""Separates credentials from everything else that is derived from the same secret, above all a replica's token."""
+"""The prefix that separates credentials from everything else that is derived from the same secret, above all replica
+tokens."""
 
 _FINGERPRINT_DOMAIN: Final = b"gateway cluster secret fingerprint, version 1\0"
 

@@ -33,7 +33,7 @@ log = structlog.get_logger(__name__)
 NO_EPOCH: Final = -1
 """The epoch before the first desired set of a session."""
 ENDED_MAX: Final = 10_000
-"""How many ended replicas the agent remembers by their id."""
+"""The largest number of ended replicas that the agent remembers by their id."""
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,13 @@ class AgentStatistics:
 
 
 class Agent:
-    """All replicas of this machine. `run_agent` makes it. A `WorkerSession` passes it desired sets and reads its
-    reports."""
+    """The owner of all replicas of this machine. `run_agent` makes it. A `WorkerSession` passes it desired sets and
+    reads its reports."""
 
     def __init__(self, context: ReplicaContext, nursery: trio.Nursery) -> None:
         self.outbox = Outbox()
         self.leaving = trio.Event()
-        """Set when the worker starts no new replica and drains those it has."""
+        """The event that the worker leaves: it starts no new replica and drains those it has."""
         self._context = context
         self._nursery = nursery
         self._epoch = NO_EPOCH

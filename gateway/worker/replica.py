@@ -45,7 +45,8 @@ from gateway.worker.startup import BackendClient
 log = structlog.get_logger(__name__)
 
 PORT_ATTEMPTS_MAX: Final = 4
-"""How often one replica's process is started, each time on another port, if other programs take the port first."""
+"""The largest number of starts of one replica's process, each on another port, if other programs take the port
+first."""
 CRASH_NOTICE_SECONDS: Final = 0.5
 """How long to wait for an exit after a broken connection. A crash breaks the connection just before, and explains it
 better."""
@@ -60,12 +61,12 @@ REAP_SECONDS_MAX: Final = 5.0
 
 
 class CouldNotStart(Exception):
-    """There is no process, because this machine lacks what it needs."""
+    """The process could not be started, because this machine lacks what it needs."""
 
 
 @dataclass(frozen=True)
 class ReplicaContext:
-    """What all replicas of one worker share."""
+    """The parts that all replicas of one worker share."""
 
     settings: WorkerSettings
     ports: PortAllocator

@@ -40,7 +40,7 @@ class WorkerSettings:
     gateway: GatewaySource | None = None
     """The source of files that only the gateway has. None if the gateway is on this machine."""
     port_lock_folder: Path | None = None
-    """None: locks that all workers of this machine share."""
+    """The folder of the port locks. None means the one that all workers of this machine share."""
 
 
 def worker_settings(

@@ -18,7 +18,8 @@ HEALTH_TIMEOUT_SECONDS: Final = 2.0
 HEALTH_INTERVAL_SECONDS: Final = 0.05
 HEALTH_INTERVAL_GROWTH: Final = 1.5
 HEALTH_INTERVAL_SECONDS_MAX: Final = 0.5
-"""Backends written in Python come up in half a second or in a minute: asked often first, then less."""
+"""The longest pause between two questions. Backends written in Python come up in half a second or in a minute, so
+they are asked often first, then less."""
 LOAD_SECONDS_BASE: Final = 5 * 60.0
 LOAD_SECONDS_PER_GIB: Final = 20.0
 LOAD_SECONDS_MAX: Final = 6 * 3600.0

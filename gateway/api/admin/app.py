@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 
 
 class AdminApp(QuartTrio):
-    """Quart with safe defaults (pitfalls 1, 2, 35)."""
+    """The Quart application of the admin API, with safe defaults (pitfalls 1, 2, 35)."""
 
     def __init__(self, errors: ErrorPolicy) -> None:
         super().__init__(__name__, static_folder=None)

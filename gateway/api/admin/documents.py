@@ -19,17 +19,17 @@ from gateway.routing.load_tracker import LoadStatistics
 
 @dataclass(frozen=True)
 class StatusSource:
-    """Where the documents come from: what is known of the fleet, and the use of this gateway."""
+    """The source of the documents: the state of the fleet, and the usage of this gateway."""
 
     fleet: FleetStatus
     loads: Callable[[], LoadStatistics]
     queues: Callable[[], Mapping[ModelName, ModelQueueStatistics]]
     clock: Callable[[], float]
-    """Seconds of the registry's clock: ages are told by it (H11)."""
+    """The registry's clock in seconds, by which ages are computed (H11)."""
     own_load_request: Callable[[ModelName], bool] = lambda _model: False
-    """Whether somebody has asked for a load here that has come to nothing yet."""
+    """Whether this gateway has an open load request for the model."""
     own_url: Callable[[], str] = str
-    """Where other gateways reach this one; empty: nowhere."""
+    """The URL at which other gateways reach this one. It is empty if there is none."""
 
     def requested(self, model: ModelName) -> bool:
         """Returns whether there is an open load request for the model, or requests wait for it at another gateway."""

@@ -26,7 +26,7 @@ ENTRIES_MAX: Final = 256
 """The largest number of entries of `options` and of `selector`. Each wrong one costs time, and the configuration's
 checks collect all of them."""
 RESERVED: Final = ("/load", "/unload", "/load-status")
-"""Paths below a model's own path."""
+"""The paths below a model's own path. No model's name may end with one of them."""
 AT: Final = ("models", 0)
 """The place of the entry in a file, which the configuration's messages depend on."""
 

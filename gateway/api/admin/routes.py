@@ -43,9 +43,9 @@ class Readiness:
     """
 
     checks: Mapping[str, bool]
-    """Whether each part works."""
+    """The parts that are checked, each with whether it works."""
     can_serve: bool
-    """Whether it has had a snapshot and is not shutting down."""
+    """Whether the gateway has had a snapshot and is not shutting down."""
 
     @property
     def status(self) -> str:

@@ -24,12 +24,12 @@ class InternalError(GatewayError):
 
 @dataclass(frozen=True)
 class ErrorPolicy:
-    """What a client is told of an exception, and in which dialect."""
+    """The rules by which an exception becomes an answer, and the dialect in which that is written."""
 
     encode: EncodeError
     """The dialect of every path whose route has none of its own."""
     foreign: Mapping[type[Exception], Callable[[Exception], GatewayError]]
-    """Errors of other rooms -> what a client is told. They are looked up by the classes of the exception, in order."""
+    """The answers for errors of other rooms. They are looked up by the classes of the exception, in order."""
 
     def meaning(self, error: Exception) -> GatewayError:
         """Returns what a client is told. An exception that nobody expected is a bug of ours, and is logged here."""

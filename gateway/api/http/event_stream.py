@@ -12,8 +12,8 @@ _LINE_BREAKS_TO_SOME: Final = (
     ("\u2029".encode(), rb"\u2029"),
     ("\u0085".encode(), rb"\u0085"),
 )
-"""Characters that are allowed raw in JSON and end no line of an event stream. But `str.splitlines`, and readers that
-use it, cut there."""
+"""The characters that are allowed raw in JSON and end no line of an event stream. But `str.splitlines`, and readers
+that use it, cut there."""
 
 
 def event(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Any, Any, Any], Awaitable[None]]
-"""Loosely typed on purpose: each framework has its own types for the three."""
+"""An ASGI application. It is loosely typed on purpose: each framework has its own types for the three arguments."""
 Headers = list[tuple[bytes, bytes]]
 EncodeError = Callable[[GatewayError], bytes]
 """A dialect's error object as JSON: the body of an error response, and the data of the event that ends a failed stream.
@@ -76,7 +76,7 @@ class Exchange:
         """The size of the body by the request's head. None if the head does not say."""
         self._client: ClientWatch = scope["extensions"][CLIENT_WATCH]
         self._unread = b"transfer-encoding" in self._headers or self._headers.get(b"content-length", b"0") != b"0"
-        """Whether there is a body, by the headers, and its end has not been seen."""
+        """Whether the headers announce a body whose end has not been seen."""
         self.request_id = self._accept_request_id()
         self.started_at = trio.current_time()
         self.status: int | None = None
@@ -97,7 +97,7 @@ class Exchange:
         self.charge: BodyCharge | None = None
         """The charge of the request's body, while that is read and answered."""
         self.failed = False
-        """Whether it ended with an error after the response had begun."""
+        """Whether the response ended with an error after it had begun."""
 
     def _accept_request_id(self) -> RequestId:
         given = self._headers.get(REQUEST_ID, b"")

@@ -35,7 +35,7 @@ Handler = Callable[[Exchange, Caller, bytes], Awaitable[None]]
 
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing, and whose bodies mean nothing (RFC 9110, 9.2.1 and 9.3.1)."""
+"""The methods that change nothing, and whose bodies mean nothing (RFC 9110, 9.2.1 and 9.3.1)."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Route:
     body_bytes_max: int | None = None
     """The limit of the body, if it is less than the general one."""
     ends_with_service: bool = False
-    """It ends as soon as the drain begins, since it would go on for as long as its client likes."""
+    """Whether the response ends as soon as the drain begins, since it would go on for as long as its client likes."""
     encode_error: EncodeError | None = None
-    """Its dialect's way to write an error. All routes of one path have the same. None: the application's."""
+    """The encoder of errors of its dialect. All routes of one path have the same. None means the application's."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ class Endpoint:
 
 @dataclass(frozen=True)
 class _Place:
-    """What answers at one path, or at all paths of one pattern."""
+    """The routes, or the admin application, that answer at one path or at all paths of one pattern."""
 
     path: str
-    """As it is declared."""
+    """The path as the routes declare it, with a `{name}` for each part that varies."""
     role: Role
     routes: tuple[Route, ...] = ()
     """One for each method. None if Quart answers."""
@@ -313,7 +313,7 @@ class HttpApp:
 
 
 QUIET_ROUTES: Final = frozenset({"/healthz", "/readyz", "/metrics"})
-"""Routes without log lines, because machines call them every few seconds."""
+"""The routes without log lines, because machines call them every few seconds."""
 
 
 NO_PARAMS: Final[Mapping[str, str]] = MappingProxyType({})

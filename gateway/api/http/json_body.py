@@ -46,8 +46,8 @@ class JsonBody(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({})
-    """Known parameters that are not supported, with the values, besides null, at which they change nothing. Those
-    values are accepted, and any other value is refused by name."""
+    """The known parameters that are not supported, with the values, besides null, at which they change nothing.
+    Those values are accepted, and any other value is refused by name."""
 
     _known: ClassVar[frozenset[str]] = frozenset()
 

@@ -53,7 +53,8 @@ class Message(JsonBody):
     tool_call_id: str | None = None
     tool_calls: MessageToolCalls | None = None
     reasoning_content: str | None = None
-    """Accepted because answers carry it, and dropped: earlier reasoning is no part of a conversation."""
+    """The reasoning of an earlier answer. It is accepted because answers carry it, and dropped, because it is no
+    part of a conversation."""
 
     @model_validator(mode="before")
     @classmethod

@@ -63,7 +63,8 @@ class Function(JsonBody):
     """A function that the model may call: its name, what it does, and a JSON schema of its arguments."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"strict": (False, True)})
-    """Arguments follow the schema in any case, because llama.cpp samples them under a grammar made from it."""
+    """The parameter `strict` changes nothing: arguments follow the schema in any case, because llama.cpp samples
+    them under a grammar made from it."""
 
     name: FunctionName
     description: str | None = None
@@ -161,7 +162,8 @@ class MessageToolCall(JsonBody):
     type: Literal["function"]
     function: CalledFunction
     index: Annotated[int, Field(ge=0)] | None = None
-    """Accepted because the parts of a streamed call carry it, and dropped, because the order says the same."""
+    """The position of the call. It is accepted because the parts of a streamed call carry it, and dropped, because
+    the order says the same."""
 
     @model_validator(mode="before")
     @classmethod

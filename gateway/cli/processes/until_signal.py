@@ -20,7 +20,7 @@ Ts = TypeVarTuple("Ts")
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 EXPECTED: Final = (StartupError, RegistryError)
-"""Errors whose messages are for the user. Any other error is a bug."""
+"""The errors whose messages are for the user. Any other error is a bug."""
 
 
 def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:

@@ -24,7 +24,7 @@ class PeerTable:
         self.connected = False
         """Whether the last exchange succeeded."""
         self.changed = Wake()
-        """Set when this gateway has news for its peers."""
+        """The wake-up of the peer sync. It is set when this gateway has news for its peers."""
 
     @property
     def states(self) -> Mapping[GatewayId, PeerState]:

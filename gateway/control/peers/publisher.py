@@ -52,9 +52,10 @@ class PeerStatePublisher:
     outcome: PlanOutcome
     planner_wake: Wake
     always_publishes_leases: bool = False
-    """Strict mode: another gateway may pick by them before this one has heard of it."""
+    """Whether leases are published even without known peers, as in strict mode. Another gateway may then pick by
+    them before this one knows of it."""
     _woken_for: Mapping[tuple[GatewayId, ModelName], int] = field(default_factory=dict, init=False)
-    """How many wait where and for what, as of when this woke the planner last."""
+    """The number of requests that waited for each model at each gateway when this publisher last woke the planner."""
     _woken_at: float = field(default=-inf, init=False)
 
     def fast(self, last: PeerState, has_peers: bool) -> PeerState:

@@ -60,8 +60,8 @@ class PeerSync:
     """Called when its peers consider this gateway dead."""
     clock: RegistryClock = field(default_factory=RegistryClock)
     turn: trio.Lock = field(default_factory=trio.Lock)
-    """Held from the making of a peer state until it is written. Every task that writes this gateway's leases holds
-    it."""
+    """The lock that is held from the making of a peer state until it is written. Every task that writes this
+    gateway's leases holds it."""
     _synced_at: float = field(default=-inf, init=False)
     _slow_at: float = field(default=-inf, init=False)
     _is_cut_off: bool = field(default=False, init=False)

@@ -16,7 +16,7 @@ class LoadOutcome(StrEnum):
     READY = "ready"
     FAILED = "failed"
     STOPPED = "stopped"
-    """It was stopped on request before it was ready."""
+    """The replica was stopped on request before it was ready."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ CONTEXT_EXCEEDED_TYPE: Final = "exceed_context_size_error"
 INTERNAL_ERROR: Final = 500
 SCHEMA_ERROR: Final = "JSON schema error at"
 GRAMMAR_ERROR: Final = "failed to parse grammar"
-"""llama.cpp's error about tools, the only input of which it makes a grammar."""
+"""The end of llama.cpp's error about tools, which are the only input that it turns into a grammar."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.slots import Slots
 
 Sink = Callable[[Mapping[str, Any]], bool]
-"""Takes one raw chunk, on llama.cpp's calling thread. Returning True ends the generation."""
+"""Takes one raw chunk on llama.cpp's calling thread. Returns True to end the generation."""
 
 BUFFERED_CHUNKS_MAX: Final = 1024
 """The number of chunks that wait for a slow client before the generation's thread waits. llama.cpp has no backpressure:
@@ -30,7 +30,7 @@ class RunningGeneration:
         self._read = read
         self._arrived = asyncio.Event()
         self._changed = Condition()
-        """Guards the next four attributes, which both threads use."""
+        """The condition that guards the next four attributes, which both threads use."""
         self._chunks: deque[Chunk] = deque()
         self._announced = False
         self._cancelled = False

@@ -32,8 +32,8 @@ NATIVE_SETTINGS: Final = {
     # anybody take them from each other: 12 tokens a second instead of 99 were seen.
     "GOMP_SPINCOUNT": "1000",
 }
-"""Environment variables that native libraries read when they are loaded. A variable that is set already keeps its
-value."""
+"""The environment variables that native libraries read when they are loaded. A variable that is set already keeps
+its value."""
 LINGER_SECONDS: Final = 0.2
 """How long the process stays after the last answer. Requests that are still on their way are refused. If they stayed
 unread they would reset the connection at its end, and the client would lose what it has not read yet."""

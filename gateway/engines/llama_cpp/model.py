@@ -54,8 +54,8 @@ class Model:
         except RuntimeError as error:
             raise LoadError(f"llama.cpp can't load {options.file}: {error}") from error
         self._embedding = Lock()
-        """Held while llama.cpp embeds. It pools only inputs of one micro-batch together, so the vectors of longer
-        parallel inputs would be wrong."""
+        """The lock that is held while llama.cpp embeds. llama.cpp pools only inputs of one micro-batch together, so
+        the vectors of longer parallel inputs would be wrong."""
         self.limits = self._read_limits()
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)

@@ -11,7 +11,7 @@ from gateway.engines.llama_cpp.errors import LoadError
 CONTEXT_TOKENS_DEFAULT: Final = 4096
 """The default context size per request. llama.cpp lowers it to the context that the model was trained for."""
 CONTEXT_STEP_TOKENS: Final = 256
-"""llama.cpp rounds a slot's context up to a multiple of this."""
+"""The multiple to which llama.cpp rounds a slot's context up."""
 PARALLEL_DEFAULT: Final = 4
 PARALLEL_MAX: Final = 256
 THREADS_MAX: Final = 1024

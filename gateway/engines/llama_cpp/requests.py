@@ -23,11 +23,11 @@ REFUSED_FIELDS: Final = {
     "TopLogprobs": "top_logprobs",
     "NegativePrompt": "negative_prompt",
 }
-"""Fields that would change the answer and that are not supported, with OpenAI's name for each. They are refused and
-never ignored."""
+"""The fields that would change the answer and that are not supported, with OpenAI's name for each. They are refused
+and never ignored."""
 
 CHAT_ONLY_FIELDS: Final = {"Tools": "tools", "ToolChoice": "tool_choice"}
-"""Further fields that only a chat supports: a raw prompt has no template that would show the model its tools."""
+"""The fields that only a chat supports: a raw prompt has no template that would show the model its tools."""
 
 STREAMED: Final[Body] = {
     "stream": True,

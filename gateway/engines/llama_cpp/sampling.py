@@ -16,7 +16,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import invalid
 
 SEED_RANDOM: Final = 2**32 - 1
-"""llama.cpp's value for "a different seed each time". A caller who sets a seed never wants that."""
+"""The value by which llama.cpp takes a different seed each time. A caller who sets a seed never wants that."""
 REPEAT_PENALTY_MIN: Final = 0.01
 LOGIT_BIAS_MAX: Final = 100.0
 STOPS_MAX: Final = 64

@@ -40,7 +40,7 @@ class EngineService:
     def __init__(self) -> None:
         self._loaded: Loaded | None = None
         self._changing = asyncio.Lock()
-        """Held while a model is loaded or unloaded."""
+        """The lock that is held while a model is loaded or unloaded."""
         self._loads: set[asyncio.Task[pb.Result]] = set()
         self._draining = False
 

@@ -59,11 +59,11 @@ class Mode(StrEnum):
     """How a transaction begins. A gateway's transaction touches `state_version` first: see the module `schema`."""
 
     PLAIN = ""
-    """It reads no table of the registry yet."""
+    """The transaction begins without a table of the registry, because there may be none yet."""
     SHARED = "; LOCK TABLE state_version IN ACCESS SHARE MODE"
-    """It does not change the version."""
+    """The transaction does not change the version."""
     CONTROL = "; SELECT FROM state_version FOR UPDATE"
-    """Only one at a time runs in the whole fleet."""
+    """The transaction changes the version. Only one at a time runs in the whole fleet."""
 
 
 class PostgresTransaction:

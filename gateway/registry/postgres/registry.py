@@ -97,7 +97,8 @@ class PostgresRegistry(Store):
         self._clock = clock
         self._server_clock = RegistryClock()
         self._lost_version = -1
-        """Versions up to this one, and above the present one, belong to a history that was rolled back."""
+        """The highest version of a history that was rolled back. Versions from it down to the present one belong to
+        that history."""
         self._peer_caches: dict[GatewayId, PeerStateCache] = {}
         self._forget_dead_at = 0.0
         self._end_stopped_at = 0.0

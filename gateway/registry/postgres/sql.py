@@ -46,9 +46,9 @@ def _read(models: str, nodes: str, replicas: str, *more: str) -> str:
 
 
 READ_STATE: Final = _read("true", "true", "true", _columns("gateways", DEMAND_COLUMNS, f"expires_at > {now(1)}"))
-"""$1 is the time of a test's clock or NULL, here and below."""
+"""The statement that reads the whole state. $1 is the time of a test's clock or NULL, here and below."""
 READ_PART: Final = _read("$2 OR name = $3", "$2 OR id = $4", "$2 OR node_id = $4")
-"""$2: everything, $3 a model, $4 a node."""
+"""The statement that reads a part of the state: everything if $2 is true, else the model $3 and the node $4."""
 _OF_REGISTRATION: Final = "id = $2 OR name = $3 OR (joined_boot_id IS NULL AND link = 'offline')"
 READ_FOR_REGISTRATION: Final = _read(
     "false",
@@ -56,7 +56,8 @@ READ_FOR_REGISTRATION: Final = _read(
     f"node_id IN (SELECT id FROM nodes WHERE {_OF_REGISTRATION})",  # noqa: S608 - constants only
     "(SELECT count(*) AS nodes_total FROM nodes) AS count_of_nodes",
 )
-"""$2: the id of a node, $3 the name; the order of magnitude is that of `UNJOINED_MAX`, whatever the fleet has."""
+"""The statement that reads the rows for a registration of the node with id $2 or name $3. It reads at most about
+`UNJOINED_MAX` rows, whatever the size of the fleet."""
 
 
 def _upsert(table: str, key: str, columns: Sequence[str]) -> str:
@@ -75,8 +76,8 @@ DELETE_NODES: Final = "DELETE FROM nodes WHERE id = ANY($1::text[])"
 PUT_LEADERSHIP: Final = (
     "UPDATE leadership SET gateway_id = $1, epoch = $2, expires_at = $3 WHERE expires_at = $4 RETURNING epoch"
 )
-"""$4 is the value that was read before: a leader may have renewed its term since, which takes no lock on the
-counter."""
+"""The statement that makes a gateway the leader. $4 is the end of term that was read before: a leader may have
+renewed its term since, which takes no lock on the counter."""
 RENEW_TERM: Final = f"UPDATE leadership SET expires_at = {now(1)} + $2 WHERE gateway_id = $3 RETURNING epoch"  # noqa: S608 - constants only
 END_TERM: Final = "UPDATE leadership SET expires_at = 0 WHERE gateway_id = $1"
 
@@ -106,8 +107,8 @@ SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name = 'gateway' AND pg_has_role(usesysid, 'MEMBER')
     AND state = 'active' AND wait_event = 'ClientRead' AND state_change < clock_timestamp() - make_interval(secs => $1)
 """
-"""Ends connections whose gateway has been stopped for this many seconds between the two messages of a statement with
-parameters. The server considers such a connection busy, and none of its own timeouts ends it."""
+"""The statement that ends connections whose gateway has been stopped for $1 seconds between the two messages of a
+statement with parameters. The server considers such a connection busy, and none of its own timeouts ends it."""
 
 
 def _exchange() -> str:

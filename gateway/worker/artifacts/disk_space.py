@@ -15,7 +15,7 @@ class CachedFile:
     size_bytes: int
     used_at: float
     is_free: bool
-    """Whether no replica needs it now."""
+    """Whether no replica needs the file now."""
 
 
 @dataclass(frozen=True)

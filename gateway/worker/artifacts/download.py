@@ -45,7 +45,8 @@ PAUSE_FIRST_SECONDS: Final = 0.5
 PAUSE_SECONDS_MAX: Final = 30.0
 WRITE_BYTES: Final = 1024 * 1024
 REPORT_SECONDS: Final = 0.5
-"""Between two reports of how far a download is: often enough to be seen, seldom enough to be written down each time."""
+"""The time between two reports of a download's progress: short enough for people who watch, long enough for each
+report to be written down."""
 ROOM_CHECK_BYTES: Final = 256 * 1024 * 1024
 """The number of bytes between two checks of the disk, because others fill it, too."""
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})

@@ -27,7 +27,7 @@ class Asked:
     etag: str | None = None
     total: int | None = None
     has_digest: bool = False
-    """Whether the file's hash is known. Then a file that ends too early is detected."""
+    """Whether the file's hash is known. If so, a file that ends too early is detected."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from gateway.domain.special_addresses import is_metadata, is_public
 from gateway.worker.artifacts.reference import ArtifactError
 
 GATEWAY_PATH: Final = "/api/artifacts/"
-"""Below it a gateway serves the files that only it has, by their hash."""
+"""The path below which a gateway serves the files that only it has, by their hash."""
 REDIRECTS_MAX: Final = 5
 RESOLVE_SECONDS: Final = 30.0
 
@@ -29,7 +29,8 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 
 class Interrupted(Exception):
-    """This attempt failed and another one may not. `retry_after_seconds`: as the server asks."""
+    """The attempt failed, and another one may succeed. `retry_after_seconds` is the pause that the server asks for,
+    or None."""
 
     def __init__(self, reason: str, retry_after_seconds: float | None = None) -> None:
         super().__init__(reason)
@@ -42,11 +43,11 @@ class Source:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=lambda: NOTHING, repr=False)
-    """Credentials. They go to the origin of `url` only, wherever it redirects to."""
+    """The headers with the credentials. They go to the origin of `url` only, wherever it redirects to."""
     is_trusted: bool = False
     """Whether the operator has named its origin (the hub, a gateway). It may then have any address and no TLS."""
     public_only: bool = False
-    """Whether neither it nor a redirect may lead to an address of a private network or of this machine."""
+    """Whether addresses of private networks and of this machine are refused, also in redirects."""
     plain_loopback: bool = False
     """Whether `http://` to this machine itself is allowed."""
     redirects_max: int = REDIRECTS_MAX

@@ -34,7 +34,8 @@ CACHE_FOLDER: Final = "cache"
 DEFAULT_HUB: Final = Hub()
 TINY: Final = "tiny"
 TINY_FORMAT: Final = 1
-"""To be raised when something else is written for it than before: files of the old format are left unused."""
+"""The format of the built-in tiny model's file. It has to be raised when another file is written than before; old
+files are then left unused."""
 TINY_FILE: Final = f"tiny-{TINY_FORMAT}.gguf"
 
 

@@ -37,7 +37,7 @@ class BackendProgram:
     """Whether the program drains after SIGTERM: it refuses new calls, finishes the open ones and ends. SIGTERM ends the
     open calls of any other program."""
     pass_env: tuple[str, ...] = ()
-    """Variables of the worker's environment that it gets although they look like secrets: names or patterns."""
+    """The variables of the worker's environment that it gets although they look like secrets: names or patterns."""
 
 
 OUR_PROGRAMS: Final[Mapping[str, BackendProgram]] = MappingProxyType(

@@ -11,14 +11,14 @@ import trio
 from gateway.domain.resources import format_bytes
 
 LOOK_SECONDS: Final = 2.0
-"""Between two looks at one replica."""
+"""The time between two looks at one replica."""
 
 
 @dataclass(frozen=True)
 class _Resident:
     own_bytes: int
     shared_bytes: int
-    """Pages of files (also of mapped ones, such as weights) and of shared memory."""
+    """The bytes in pages of files (also of mapped ones, such as weights) and of shared memory."""
 
 
 def group_memory_bytes(pid: int) -> int | None:
