@@ -267,7 +267,7 @@ class ModelEntry(Section):
     load_timeout: PositiveDuration | None = None
     """How long a load may take. None means that it depends on the size of the artifact."""
     rollout: Literal["replace", "surge"] = "replace"
-    """What a change of the model does to its old replicas; see `ModelSpec.rollout`."""
+    """The way in which a changed model replaces its old replicas; see `ModelSpec.rollout`."""
 
     def to_spec(self) -> ModelSpec:
         """Converts this entry to the `ModelSpec` that the planner and the registry use."""

@@ -1,4 +1,4 @@
-"""From a TOML document to its usable part: each table is checked by itself, and what it refuses gets the default."""
+"""Turns a TOML document into its usable part: each table is checked by itself, and a refused value gets its default."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

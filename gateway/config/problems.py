@@ -1,4 +1,4 @@
-"""What is wrong with a configuration: where, what, and in which words the user reads it."""
+"""The problems of a configuration: the place, the fault, and the words in which the user reads them."""
 
 import re
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What the values of a configuration must satisfy together. Pure; each rule yields its findings."""
+"""The rules that values of a configuration must satisfy together. Pure; each rule yields its findings."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass

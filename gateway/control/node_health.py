@@ -25,8 +25,8 @@ OFFLINE_FACTOR: Final = 4
 
 @dataclass(frozen=True)
 class Connectivity:
-    """What one gateway knows of the connection to a node at one moment. Ages are those of its own monotonic clock
-    (H11)."""
+    """The knowledge of one gateway about the connection to a node at one moment. Ages are those of its own monotonic
+    clock (H11)."""
 
     connected: bool
     """Whether the node has an open session at this gateway."""

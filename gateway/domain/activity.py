@@ -1,4 +1,4 @@
-"""What is known of each replica's requests: how many are open, and since when it is idle or silent. Pure."""
+"""The requests of each replica: how many are open, and since when it is idle or silent. Pure."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -49,7 +49,7 @@ class Node:
     draining: bool = False
     capacity: Capacity = UNKNOWN
     since: float = 0.0
-    """When `condition` last changed: seconds of the registry's clock."""
+    """The time at which `condition` last changed, in seconds of the registry's clock."""
     session: int = 0
     """The newest session's number: a write that names another one is void (H9). It grows, and need not start at 1."""
     gateway_id: GatewayId | None = None
@@ -88,7 +88,7 @@ class Replica:
     exit_code: int | None = None
     """The exit code of an ended process. A negative one is the signal that ended it."""
     since: float = 0.0
-    """When `observed` last changed: seconds of the registry's clock."""
+    """The time at which `observed` last changed, in seconds of the registry's clock."""
     desired_version: int = 0
     """The version of the state in which `desired` got its value. A gateway that has seen that version knows the
     value."""

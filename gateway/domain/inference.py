@@ -114,7 +114,7 @@ class EmbeddingInput:
 
 
 class FinishReason(StrEnum):
-    """Why a generation ended, in OpenAI's words."""
+    """The reason why a generation ended, in OpenAI's words."""
 
     STOP = "stop"
     LENGTH = "length"

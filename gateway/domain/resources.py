@@ -1,4 +1,5 @@
-"""What a machine has, as its worker found it, and what models need of it. None or empty means unknown. Pure."""
+"""The resources of a machine, as its worker found them, and the resources that models need. None or empty means
+unknown. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

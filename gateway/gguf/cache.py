@@ -1,4 +1,5 @@
-"""What a model remembers of its requests: the KV cache of each layer, and the states of recurrent ones. Pure."""
+"""The memory that a model keeps for its requests: the KV cache of each layer, and the states of recurrent ones.
+Pure."""
 
 from dataclasses import dataclass
 from typing import Final

@@ -1,4 +1,4 @@
-"""What a model needs while it computes a batch. Pure.
+"""The memory that a model needs while it computes a batch. Pure.
 
 llama.cpp lays the intermediate results of a batch out so that memory is used again, so that what counts is the widest
 moment. Four of them can be the widest; with E values per token in the embedding, all in F32:

@@ -1,4 +1,4 @@
-"""Why a GGUF header can't be read."""
+"""The errors of reading a GGUF header."""
 
 
 class BrokenHeader(ValueError):

@@ -1,4 +1,4 @@
-"""What can be seen of a running gateway: logs and metrics.
+"""The logs and metrics of a running gateway.
 
 In reading order: `logging` (one line per event, set up once), `metrics` (the Prometheus series), `heap` (makes the
 memory that the system shows be the memory that is in use).

@@ -1,4 +1,4 @@
-"""From the fleet's state to what should change: pure functions on the vocabulary of `domain` alone.
+"""Turns the fleet's state into a plan of changes: pure functions on the vocabulary of `domain` alone.
 
 The README in this folder shows the stages in one diagram and one plan as an example. In reading order:
 

@@ -1,4 +1,4 @@
-"""What the leader remembers between two plans, because no row of the registry says it. Pure.
+"""The leader's memory between two plans, for facts that no row of the registry has. Pure.
 
 All of it may be lost when another gateway takes over. A load that nobody needs then lives a little longer, and memory
 that was given back counts as free one heartbeat later.
@@ -20,7 +20,7 @@ class PlanningHistory:
     """The leader's memory from one plan to the next."""
 
     last_demand_at: Mapping[ModelName, float] = field(default_factory=lambda: MappingProxyType({}))
-    """When a request was last seen waiting for the model, in seconds of the registry's clock."""
+    """The time at which a request was last seen waiting for the model, in seconds of the registry's clock."""
     in_demand: frozenset[ModelName] = frozenset()
     """The models for which requests waited at the last plan."""
     released: Mapping[NodeId, ReleasedMemory] = field(default_factory=lambda: MappingProxyType({}))

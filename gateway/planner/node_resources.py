@@ -69,13 +69,13 @@ class NodeInfo:
 
     @cached_property
     def current(self) -> NodeResources:
-        """What is in use and free now. A replica that fits into this may be started."""
+        """The resources in use and free now. A replica that fits into this may be started."""
         free = _least(self._unused_bytes, self._unpromised_bytes(self.replicas), self.projected.free_bytes)
         return NodeResources(self.replicas, _slots(self.replicas), free)
 
     @cached_property
     def projected(self) -> NodeResources:
-        """What will be in use and free once the leaving replicas have left and the node's readings have settled."""
+        """The resources in use and free once the leaving replicas have left and the node's readings have settled."""
         staying = tuple(each for each in self.replicas if not is_leaving(each))
         free = _least(self._projected_unused_bytes, self._unpromised_bytes(staying))
         if free is not None:
@@ -84,7 +84,8 @@ class NodeInfo:
 
     @cached_property
     def settles_at(self) -> float | None:
-        """When time alone makes the next reading count, in seconds of the registry's clock. None if all count."""
+        """The time at which the next reading begins to count, in seconds of the registry's clock. None means that
+        all count."""
         times = [each.since + SETTLE_SECONDS for each in self.replicas if each.observed is Observed.READY]
         if self.released is not None:
             times.append(self.released.released_at + SETTLE_SECONDS)

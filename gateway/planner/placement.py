@@ -1,4 +1,4 @@
-"""Which node a new replica goes to. Pure.
+"""Chooses the node of a new replica. Pure.
 
 The nodes that match the model's selector are asked in this order of preference:
 

@@ -1,4 +1,4 @@
-"""What a plan consists of: one list for each verb, and each entry says why."""
+"""The plan: one list of entries for each verb, and each entry says why."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

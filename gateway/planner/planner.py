@@ -1,4 +1,4 @@
-"""From what is there to what should change: one pure function that makes a plan.
+"""Compares what is wanted with what is there: one pure function that makes a plan.
 
 The planner is level-triggered. The plan follows from the whole state alone, so a lost event costs time and never
 correctness, and a plan that was carried out leaves nothing to plan. Every entry says why.

@@ -1,4 +1,4 @@
-"""What one plan is made from: a frozen record, so that the same input always gives the same plan."""
+"""The input of one plan: a frozen record, so that the same input always gives the same plan."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

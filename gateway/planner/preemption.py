@@ -1,4 +1,5 @@
-"""Which replicas end so that another model fits on a node: as few as necessary, the longest unused first. Pure.
+"""Chooses the replicas that end so that another model fits on a node: as few as necessary, the longest unused first.
+Pure.
 
 | a replica                                                        | may be preempted                     |
 |------------------------------------------------------------------|--------------------------------------|

@@ -1,4 +1,4 @@
-"""Which replicas have to go because of what became of their node or their model, and why. Pure.
+"""Decides which replicas have to go because their node or their model has changed, and says why. Pure.
 
 | the node is                        | its replicas                                                             |
 |------------------------------------|--------------------------------------------------------------------------|

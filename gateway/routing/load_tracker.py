@@ -169,7 +169,7 @@ class LoadTracker:
         self._on_peers_changed = on_peers_changed
         self._turn = count(1)
         self._turns: dict[tuple[ModelName, str], int] = {}
-        """For each model and caller, the number of its last lease, counted over all leases. Callers are keys of the
+        """The number of the last lease of each model and caller, counted over all leases. Callers are keys of the
         configuration."""
 
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:

@@ -41,8 +41,8 @@ class BodyBudget:
         self._held_bytes = 0
         self._bodies = 0
         self._promised: dict[tuple[str, bool], int] = {}
-        """For each caller, and for large and small bodies separately: the received or announced bytes, whichever is
-        more."""
+        """The received or announced bytes, whichever is more, for each caller, with large and small bodies counted
+        separately."""
 
     def open(self, caller: str, announced_bytes: int | None) -> "BodyCharge":
         """Opens the charge of a body that is about to be read. Raises `NoRoomForBody`.

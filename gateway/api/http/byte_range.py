@@ -1,4 +1,4 @@
-"""Which part of a file a request's `Range` header asks for (RFC 9110, 14.1 and 14.2). Pure.
+"""Reads the part of a file that a request's `Range` header asks for (RFC 9110, 14.1 and 14.2). Pure.
 
 werkzeug's `parse_range_header` is not used: it ignores `bytes=-0`, which no file has, and `range_for_length` refuses
 the last 500 bytes of a file of 100, which is the whole file.

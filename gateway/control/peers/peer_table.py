@@ -1,4 +1,5 @@
-"""What this gateway and the other gateways of its fleet have told each other last, and whether it is still part of it.
+"""The newest peer states of this gateway and of the others in its fleet, and whether this gateway still reaches
+them.
 
 `PeerSync` keeps it up to date; whoever has to know of the others only reads it.
 """

@@ -1,4 +1,4 @@
-"""What this gateway says in its peer states, and what becomes of what it hears in the others'."""
+"""Makes the peer state that this gateway publishes, and applies those that its peers publish."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping

@@ -1,4 +1,4 @@
-"""What stores have in common whose rows only this process writes: its clock, and peer states and terms in its memory.
+"""The common part of stores whose rows only this process writes: its clock, and peer states and terms in memory.
 
 Every gateway that publishes or leads there lives in this process, so none of that has to outlive the process.
 """

@@ -21,7 +21,8 @@ from gateway.worker.hostinfo.readings import (
 log = structlog.get_logger(__name__)
 
 NO_LIMIT_BYTES: Final = 2**60
-"""From this value on a limit means no limit: version 1 expresses that by the largest number of whole pages."""
+"""The least value of a limit that means no limit. Version 1 of cgroups expresses that by the largest number of whole
+pages."""
 
 _LIMIT_FILES: Final = ("memory.max", "memory.high", "memory.limit_in_bytes")
 """The files with limits. Above `memory.high` a group is not killed but slowed down until nothing moves, so there is no
