@@ -225,7 +225,7 @@ def test_each_page_of_docs_is_in_the_reading_list() -> None:
         ("%D9%A3 s3://bucket R1.x", []),
     ],
 )
-def test_rows_are_told_from_other_words(text: str, rows: list[str]) -> None:
+def test_rows_are_distinguished_from_other_words(text: str, rows: list[str]) -> None:
     assert rows_cited_in(text) == rows
 
 

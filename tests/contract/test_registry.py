@@ -264,7 +264,7 @@ async def test_what_a_report_does_not_say_stays(registry: Registry, clock: Setta
     assert await stored(registry) == gone
 
 
-async def test_since_is_when_the_state_changed_not_when_it_was_last_told(
+async def test_since_is_when_the_state_changed_not_when_it_was_last_reported(
     registry: Registry, clock: SettableClock
 ) -> None:
     session = await join(registry)
@@ -448,7 +448,7 @@ async def test_r10_two_claims_of_one_slot_in_one_write_make_one_row(registry: Re
     assert (await registry.read_state()).replicas == {REPLICA: replica()}
 
 
-async def test_r9_a_placed_id_is_not_placed_again_elsewhere(registry: Registry) -> None:
+async def test_r9_a_placed_id_is_not_placed_again_on_another_node(registry: Registry) -> None:
     await join(registry)
     await place(registry, replica())
     async with bumping(registry, 0):
@@ -562,7 +562,7 @@ BULLETIN = PeerState(
 )
 
 
-async def test_a_gateway_hears_the_others_newest_bulletins(registry: Registry) -> None:
+async def test_a_gateway_gets_the_newest_states_of_its_peers(registry: Registry) -> None:
     async with bumping(registry, 0):
         assert (await registry.sync_peers(PeerState(GATEWAY), 10)).peers == {}
         peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY, "http://two"), 10)
@@ -586,7 +586,7 @@ async def test_the_answer_tells_the_time_and_the_version(registry: Registry, clo
     assert (peer_states.now, peer_states.version) == (77.5, 1)
 
 
-async def test_a_gateway_that_has_gone_silent_is_heard_no_more_and_nobody_waits_there(
+async def test_a_gateway_that_has_gone_silent_is_no_peer_any_more_and_its_demand_ends(
     registry: Registry, clock: SettableClock
 ) -> None:
     await registry.sync_peers(BULLETIN, 10)
@@ -597,7 +597,7 @@ async def test_a_gateway_that_has_gone_silent_is_heard_no_more_and_nobody_waits_
     assert (await registry.read_state()).demand == ()
 
 
-async def test_w11_what_a_silent_gateway_said_last_is_remembered_for_a_while(
+async def test_w11_the_last_state_of_a_silent_gateway_is_kept_for_a_while(
     registry: Registry, clock: SettableClock
 ) -> None:
     await registry.sync_peers(BULLETIN, 10)
@@ -623,7 +623,7 @@ async def test_w11_a_gateway_that_has_said_goodbye_is_not_silent_but_gone(
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
 
 
-async def test_a_gateway_that_leaves_is_heard_no_more_until_it_speaks_again(registry: Registry) -> None:
+async def test_a_gateway_that_leaves_is_no_peer_until_it_publishes_again(registry: Registry) -> None:
     await registry.sync_peers(BULLETIN, 10)
     await registry.leave(GATEWAY)
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers == {}

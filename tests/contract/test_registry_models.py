@@ -145,7 +145,7 @@ async def test_nothing_is_known_of_a_model_that_comes_back(registry: Registry) -
 # Unloading
 
 
-async def test_w12_a_wish_to_unload_has_the_registrys_time(registry: Registry, clock: SettableClock) -> None:
+async def test_w12_an_unload_has_the_registrys_time(registry: Registry, clock: SettableClock) -> None:
     await registry.put_model(API_SPEC)
     clock.seconds = 1500.5
     async with bumping(registry, 1):
@@ -167,7 +167,7 @@ async def test_w12_a_file_model_can_be_unloaded_and_an_unknown_one_can_not(regis
 # Requirements
 
 
-async def test_an_estimate_is_kept_and_told_by_no_event(registry: Registry) -> None:
+async def test_an_estimate_is_kept_and_has_no_event(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
     async with bumping(registry, 1):
         assert await registry.record_requirement(MODEL, API_SPEC.revision, ESTIMATE)

@@ -272,7 +272,7 @@ async def test_only_an_unknown_node_is_approved_as_the_registration_says(
     assert (await registry.register_node(registration(node_id, "boot-3", name="box", approved=False))).approved
 
 
-async def test_the_wish_to_drain_outlives_the_workers_restart(registry: Registry) -> None:
+async def test_the_order_to_drain_outlives_the_workers_restart(registry: Registry) -> None:
     await join(registry)
     await registry.edit_node(NODE, NodeEdit(draining=True))
     await join(registry, hello(boot_id="boot-2"))
@@ -471,7 +471,7 @@ async def test_h9_a_session_of_a_removed_node_is_none_of_the_node_that_returns(
 # Capacity
 
 
-async def test_the_capacity_is_noted_with_what_follows_from_it(registry: Registry) -> None:
+async def test_the_capacity_is_recorded_with_what_follows_from_it(registry: Registry) -> None:
     session = await join(registry, hello(capacity=PAIR, vram_budget=VramBudget(share=0.75)))
     assert (await stored_node(registry)).free_vram_bytes == 11 * GIB
     less = replace(PAIR, gpus=(replace(PAIR.gpus[0], vram_free_bytes=15 * GIB), PAIR.gpus[1]), ram_free_bytes=7)
@@ -587,7 +587,7 @@ async def test_an_empty_override_takes_the_earlier_one_back(registry: Registry) 
     assert await stored_node(registry) == before
 
 
-async def test_an_admins_wishes_outlive_sessions_and_restarts(registry: Registry) -> None:
+async def test_an_admins_settings_outlive_sessions_and_restarts(registry: Registry) -> None:
     await join(registry)
     wishes = NodeEdit(approved=False, draining=True, overrides=NodeOverrides({"tier": "a"}, 5, VramBudget(share=0.5)))
     await registry.edit_node(NODE, wishes)
@@ -718,7 +718,7 @@ async def test_the_audit_trail_tells_of_a_restart_and_of_a_new_name(registry: St
     ]
 
 
-async def test_a_removed_nodes_replicas_are_told_of_one_by_one(registry: Store) -> None:
+async def test_a_removed_nodes_replicas_have_an_event_each(registry: Store) -> None:
     await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1, observed=Observed.READY))
     beginning = len(await told(registry))

@@ -207,7 +207,7 @@ def test_a_rollout_that_we_do_not_know_replaces(word: str) -> None:
 
 
 @pytest.mark.parametrize("word", ["", "hibernate", "RUN"])
-def test_a_wish_that_we_do_not_know_drains(word: str) -> None:
+def test_a_desired_state_that_we_do_not_know_drains(word: str) -> None:
     wanted = pb.DesiredSet(replicas=[pb.DesiredReplica(replica_id="r", desired=word)])
     read = wire.read_to_worker(pb.ToWorker(desired_set=wanted))
     assert isinstance(read, DesiredSet)

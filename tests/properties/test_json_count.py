@@ -109,7 +109,7 @@ def test_no_field_is_blamed_where_there_are_thousands() -> None:
 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b'{"a": [1,' + b",1" * (VALUES_MAX + 2)])
-def test_what_is_no_json_is_told_so_and_not_counted_out(body: bytes) -> None:
+def test_what_is_no_json_is_refused_as_such_and_not_counted_out(body: bytes) -> None:
     padding = b" " * COUNTED_FROM_BYTES
     with pytest.raises(ValueError, match=r"recursion|expected value"):
         check_counts(padding + body)

@@ -472,7 +472,7 @@ def test_what_the_asking_gateway_knows_of_replicas_counts(database: Database) ->
 
 
 @pytest.mark.parametrize("count", ["x", "", "9" * 30, None, [], -1])
-def test_what_can_not_be_read_of_a_bulletin_is_not_said(database: Database, count: object) -> None:
+def test_what_can_not_be_read_of_a_peer_state_is_left_out(database: Database, count: object) -> None:
     said = {"r0": count, "r9": 1}
     fleet = replace(SOUND, gateways=[gateway_row("g0", said, said), gateway_row("g1", {"r0": 1})])
     assert Stored(database, fleet).pick(MODEL) == Picked(ReplicaId("r0"), has_free_slot=True)

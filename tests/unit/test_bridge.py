@@ -113,7 +113,7 @@ async def test_a_function_that_does_not_obey_is_left_behind(autojump_clock: trio
     assert [line["event"] for line in logs] == ["bridge.abandoned"]
 
 
-async def test_the_outlet_hands_over_and_waits_only_for_a_full_channel() -> None:
+async def test_the_sender_hands_over_and_waits_only_for_a_full_channel() -> None:
     send, receive = trio.open_memory_channel[int](2)
     sender = AioSender(send)
     put: list[int] = []
@@ -160,7 +160,7 @@ async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
     assert [line["event"] for line in logs] == ["bridge.loop_error"]
 
 
-async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_end() -> None:
+async def test_the_receiver_takes_what_is_there_and_waits_for_what_comes_until_the_end() -> None:
     send, receive = trio.open_memory_channel[int](2)
     receiver = AioReceiver(receive)
     taken: list[int] = []
@@ -184,7 +184,7 @@ async def test_the_inlet_takes_what_is_there_and_waits_for_what_comes_until_the_
     assert taken == [1, 2, -1]
 
 
-async def test_a_cancel_ends_a_wait_at_the_inlet() -> None:
+async def test_a_cancel_ends_a_wait_at_the_receiver() -> None:
     send, receive = trio.open_memory_channel[int](0)
     receiver = AioReceiver(receive)
 

@@ -86,7 +86,7 @@ def test_what_was_sent_may_be_acknowledged() -> None:
         meter.read(COUNTED["window"] * 11, 0)
 
 
-def test_streams_that_were_reset_are_counted_as_they_are_told() -> None:
+def test_streams_that_were_reset_are_counted_as_they_are_reported() -> None:
     meter = started()
     for _ in range(10):
         meter.record_reset_stream(0)

@@ -256,11 +256,13 @@ def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("door", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
-def test_strangers_may_infer_and_never_administer(anonymous: GatewayProcess, door: Endpoint, key: str | None) -> None:
+def test_anonymous_callers_may_infer_and_never_administer(
+    anonymous: GatewayProcess, door: Endpoint, key: str | None
+) -> None:
     response = knock(anonymous, door, key, host="llm.example")
     assert (response.status_code == 403) is (door.role not in {Role.INFERENCE, Role.WORKER})
     assert (response.status_code == 401) is (door.role is Role.WORKER)
 
 
-def test_a_stranger_gets_an_answer(anonymous: GatewayProcess) -> None:
+def test_a_caller_without_a_key_gets_an_answer(anonymous: GatewayProcess) -> None:
     assert anonymous.chat(max_tokens=1).status_code == 200

@@ -114,7 +114,7 @@ def test_absurd_json_is_refused_by_the_field_and_the_bound(gateway: GatewayProce
 
 
 @pytest.mark.parametrize("kind", ["[", '{"a":'])
-def test_deep_nesting_is_told_as_that(gateway: GatewayProcess, kind: str) -> None:
+def test_deep_nesting_is_refused_as_that(gateway: GatewayProcess, kind: str) -> None:
     answer = send(gateway, ('{"model":"m","tools":' + kind * 100_000).encode())
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_json")
     assert "nested too deeply" in answer.json()["error"]["message"]

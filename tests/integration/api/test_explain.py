@@ -46,7 +46,7 @@ def test_what_would_happen_is_explained(tmp_path: Path) -> None:
         assert replica_of(gateway.chat("scripted")) == longest_unused
 
 
-def test_what_happened_is_told_attempt_by_attempt(tmp_path: Path) -> None:
+def test_what_happened_is_shown_attempt_by_attempt(tmp_path: Path) -> None:
     with running_pool(tmp_path, {"tokens": 1, "check_loaded": True}) as gateway, gateway.client() as client:
         forgetful, other = ready(gateway).values()
         unload(forgetful)

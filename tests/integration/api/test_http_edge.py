@@ -220,7 +220,7 @@ def test_requests_in_one_go_are_answered_in_order(gateway: GatewayProcess) -> No
     assert re.findall(rb"HTTP/1\.1 (\d+)", answer) == [b"200"] * 4
 
 
-def test_a_client_that_asks_before_it_sends_is_told_to_go_on(gateway: GatewayProcess) -> None:
+def test_a_client_that_expects_100_continue_gets_it(gateway: GatewayProcess) -> None:
     with RawClient(gateway) as raw:
         raw.send(post("Expect: 100-continue", "Connection: close", body=b"", length=len(CHAT_BODY)))
         assert status_of(raw.read_until(b"\r\n\r\n")) == 100

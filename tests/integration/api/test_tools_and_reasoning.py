@@ -183,7 +183,7 @@ def test_a_raw_completion_has_the_text_as_the_model_wrote_it(client: openai.Open
 # The model's own settings
 
 
-def test_the_demo_model_says_the_same_again_unless_told_otherwise(client: openai.OpenAI) -> None:
+def test_the_demo_model_repeats_its_answer_by_default(client: openai.OpenAI) -> None:
     """Greedy by default, though the request sets no temperature: the file asks for it."""
 
     def texts(count: int, **fields: Any) -> set[str]:

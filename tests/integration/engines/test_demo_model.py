@@ -72,7 +72,7 @@ def test_it_answers_the_question_of_the_readme_word_by_word(demo: xllamacpp.Serv
     assert ask(demo, "What is a replica?")["content"] == A_REPLICA
 
 
-def test_it_is_greedy_unless_told_otherwise(demo: xllamacpp.Server) -> None:
+def test_it_is_greedy_by_default(demo: xllamacpp.Server) -> None:
     answers = {ask(demo, "Tell me about probes.", seed=seed)["content"] for seed in range(5)}
     assert len(answers) == 1
 
@@ -104,7 +104,7 @@ def test_it_thinks_before_it_counts(demo: xllamacpp.Server) -> None:
     assert message["content"] == "1 slot is free."
 
 
-def test_it_does_not_think_when_told_so(demo: xllamacpp.Server) -> None:
+def test_it_does_not_think_when_thinking_is_off(demo: xllamacpp.Server) -> None:
     message = ask(demo, "What is a replica?", chat_template_kwargs={"enable_thinking": False})
     assert not message.get("reasoning_content")
     assert message["content"] == A_REPLICA

@@ -177,14 +177,14 @@ def test_the_output_of_a_replica_is_read_at_any_gateway(fleet: Gateways) -> None
             assert (said.returncode, said.stdout) == (0, "good morning\n"), said.stderr
 
 
-def test_a_decision_is_told_at_any_gateway(fleet: Gateways) -> None:
+def test_a_decision_is_shown_by_any_gateway(fleet: Gateways) -> None:
     for asked, told in (NAMES, reversed(NAMES)):
         answer = fleet.gateways[asked].chat(WARM)
         decision = get(fleet.gateways[told], f"/api/decisions/{answer.headers['x-request-id']}")
         assert decision["model"] == WARM
 
 
-def test_s7_the_progress_of_a_load_is_told_at_any_gateway(fleet: Gateways) -> None:
+def test_s7_the_progress_of_a_load_is_shown_by_any_gateway(fleet: Gateways) -> None:
     """The file is at gateway `a`, which stands still twice while it hands it out. The worker does not tell of what
     comes within `REPORT_SECONDS` after it has told of the file's length."""
     loading = in_background(lambda: fleet.gateways["b"].chat("large"))

@@ -208,7 +208,7 @@ async def test_what_keeps_a_registry_from_opening_is_said_with_its_remedy(
     assert "s3cret" not in str(refused.value)
 
 
-async def test_tables_that_are_missing_or_old_are_not_touched_when_told_not_to(
+async def test_tables_that_are_missing_or_old_are_not_touched_when_migration_is_off(
     bridge: Bridge, postgres_server: PostgresServer, postgres_url: str
 ) -> None:
     with pytest.raises(

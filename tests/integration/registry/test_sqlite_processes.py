@@ -75,7 +75,7 @@ def url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/registry.db"
 
 
-async def test_a_second_process_is_told_who_has_the_file_and_takes_over_when_that_one_is_killed(url: str) -> None:
+async def test_a_second_process_learns_who_has_the_file_and_takes_over_when_that_one_is_killed(url: str) -> None:
     with child(HOLDER, url) as holder:
         assert lines(holder, 1) == ["open\n"]
         with pytest.raises(RegistryLocked) as refused:

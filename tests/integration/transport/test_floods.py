@@ -79,7 +79,9 @@ async def test_calls_without_a_credential_are_few(resets: bool) -> None:
         assert client.goaway == CALM
 
 
-async def test_a_stranger_has_its_time_once_however_often_it_tries(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_unauthenticated_peer_has_its_time_once_however_often_it_tries(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", 0.2)
     async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
         client = await connect(session_gateway, held)
@@ -88,7 +90,7 @@ async def test_a_stranger_has_its_time_once_however_often_it_tries(monkeypatch: 
         await client.read_to_end()
 
 
-async def test_the_oldest_stranger_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_oldest_unauthenticated_peer_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "UNAUTHENTICATED_MAX", 2)
     async with open_session_gateway() as session_gateway, AsyncExitStack() as held:
         async with session_gateway.attach():

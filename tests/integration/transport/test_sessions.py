@@ -218,7 +218,7 @@ async def test_what_was_sent_before_leaving_arrives() -> None:
         assert tuple(got) == SAID, "the gateway has them by the time the worker has left"
 
 
-async def test_when_serving_ends_what_it_sent_arrives_and_senders_are_told() -> None:
+async def test_when_serving_ends_what_it_sent_arrives_and_senders_fail() -> None:
     async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
         served = await session_gateway.next_session()
         for asked in ASKED:
@@ -380,7 +380,7 @@ async def chatter(send: trio.MemorySendChannel[Any], record: object) -> None:
         pass
 
 
-async def test_h8_a_worker_that_is_not_heard_is_given_up_and_told() -> None:
+async def test_h8_a_silent_worker_is_given_up_and_gets_the_reason() -> None:
     async with (
         open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
         open_relay(session_gateway.port) as relay,
@@ -397,7 +397,7 @@ async def test_h8_a_worker_that_is_not_heard_is_given_up_and_told() -> None:
         served.end.set()
 
 
-async def test_h8_a_gateway_that_is_not_heard_is_given_up() -> None:
+async def test_h8_a_silent_gateway_is_given_up() -> None:
     async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
         async with (
             session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
@@ -548,7 +548,7 @@ async def test_a_worker_that_leaves_hangs_up_though_the_gateway_stands_still(aut
         assert connections_to(relay.address) == []
 
 
-async def test_a_certificate_of_a_stranger_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
+async def test_an_unknown_certificate_is_not_trusted(authority: Authority, tmp_path: Path) -> None:
     tls = server_context(*authority.issue("127.0.0.1"))
     unknown_peer = make_authority(tmp_path / "stranger")
     async with open_session_gateway(tls=tls) as session_gateway:

@@ -83,7 +83,7 @@ def test_s6_a_worker_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None
         assert fleet.gateway.chat().status_code == 200
 
 
-def test_l23_without_a_hash_the_request_is_told_what_would_help(tmp_path: Path) -> None:
+def test_l23_without_a_hash_the_answer_says_what_would_help(tmp_path: Path) -> None:
     put(tmp_path, b"weights")
     with running_fleet(tmp_path, fleet_config(SCRIPTED + model("scripted", None)), "w1") as fleet:
         error = fleet.gateway.chat().json()["error"]

@@ -82,7 +82,7 @@ def code_of(event: str) -> str:
     return code
 
 
-def test_m7_a_request_without_a_byte_goes_elsewhere_when_its_worker_is_killed(tmp_path: Path) -> None:
+def test_m7_a_request_without_a_byte_is_rerouted_when_its_worker_is_killed(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     config = held_fleet_config(gate, TWICE, health=PATIENT)
     with running_fleet(tmp_path, config, "one", "two") as fleet:

@@ -28,7 +28,7 @@ def loaded(gateway: GatewayProcess) -> set[str]:
     return {replica["model"] for replica in gateway.status()["replicas"] if replica["pid"] is not None}
 
 
-def test_r17_rivals_take_turns_and_who_streams_is_not_evicted(tmp_path: Path) -> None:
+def test_r17_exclusive_models_take_turns_and_one_that_streams_is_not_evicted(tmp_path: Path) -> None:
     """`b` waits while `a`, which is called `scripted`, is in the middle of an answer."""
     gate = tmp_path / "gate"
     script = {"tokens": 3, "hold_after_tokens": 1, "gate": str(gate)}

@@ -171,7 +171,7 @@ async def test_l20_a_failing_load_shows_the_backends_message(tmp_path: Path, scr
     assert failed.error == "bad magic"
 
 
-async def test_l22_a_crash_in_the_load_is_told_by_its_exit(tmp_path: Path) -> None:
+async def test_l22_a_crash_in_the_load_is_explained_by_its_exit(tmp_path: Path) -> None:
     async with open_real_worker(tmp_path, {"load_exits": 9}) as worker:
         await worker.want(desired_replica("a"))
         failed = await worker.wait_report("a", Observed.FAILED)

@@ -318,7 +318,7 @@ def test_a_node_is_removed_once_its_worker_is_gone(tmp_path: Path) -> None:
 # Leaving
 
 
-def test_r13_a_worker_that_is_told_to_stop_finishes_its_stream_and_leaves(tmp_path: Path) -> None:
+def test_r13_a_worker_that_gets_sigterm_finishes_its_stream_and_leaves(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with running_fleet(tmp_path, held_fleet_config(gate, TWICE), "one", "two") as fleet:
         fleet.wait_serving("one", "two", model=HELD)

@@ -83,7 +83,7 @@ def fails(status: Status, text: str = "", *, first: pb.Reply | None = None, **tr
     return answer
 
 
-async def test_a_stream_is_pieces_and_a_completion_with_true_counts() -> None:
+async def test_a_stream_is_deltas_and_a_completion_with_true_counts() -> None:
     async with open_harness() as harness:
         harness.service.answer = replies(
             pb.Reply(message=b"hel", tokens=1, prompt_tokens=7),
@@ -251,7 +251,7 @@ async def test_a_slow_reader_holds_its_backend_back() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 30_000])
-async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int) -> None:
+async def test_a_call_ends_with_the_last_delta_however_little_was_read(size: int) -> None:
     """A short answer fits whole between the backend and a client that reads nothing."""
     asked = Generation(MODEL, "hello", Sampling(max_tokens=1000))
     ends, ended = list[RouteError | GatewayError | None](), trio.Event()
@@ -272,7 +272,7 @@ async def test_a_call_ends_with_the_last_piece_however_little_was_read(size: int
     assert len("".join(item.text for item in items)) == size * (90_000 // (size + 100))
 
 
-async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_is_read() -> None:
+async def test_a_call_that_breaks_behind_its_first_delta_has_ended_before_that_is_read() -> None:
     ends, ended = list[RouteError | GatewayError | None](), trio.Event()
 
     def note_end(error: RouteError | GatewayError | None) -> None:
@@ -287,7 +287,7 @@ async def test_a_call_that_breaks_behind_its_first_piece_has_ended_before_that_i
     assert [type(end) for end in ends] == [BackendFailed]
 
 
-async def test_a_call_that_breaks_before_its_first_piece_is_its_readers_to_judge() -> None:
+async def test_a_call_that_breaks_before_its_first_delta_is_its_readers_to_judge() -> None:
     ends = list[RouteError | GatewayError | None]()
     async with open_harness() as harness:
         harness.service.answer = fails(Status.RESOURCE_EXHAUSTED, "full", x_gateway_refused="full")

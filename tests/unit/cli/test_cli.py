@@ -314,7 +314,7 @@ def test_nodes_are_listed(gateway: str, capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.parametrize("action", ["approve", "drain", "resume"])
-def test_a_node_is_told_what_to_do(gateway: str, capsys: pytest.CaptureFixture[str], action: str) -> None:
+def test_a_node_is_administered(gateway: str, capsys: pytest.CaptureFixture[str], action: str) -> None:
     reply(f"/api/nodes/a%2Fb%20c/{action}", {**BOX, "status": "draining"})
     assert main(["nodes", action, "a/b c", "--url", gateway, "--api-key", "k"]) == 0
     assert FakeGateway.methods == [f"POST /api/nodes/a%2Fb%20c/{action}"]

@@ -68,7 +68,7 @@ def test_models_are_listed(gateway: str, capsys: pytest.CaptureFixture[str]) -> 
         ("remove", "DELETE /api/models/org/tiny", "org/tiny: removed\n"),
     ],
 )
-def test_a_model_is_told_what_to_do(
+def test_a_model_is_loaded_unloaded_and_changed(
     gateway: str, capsys: pytest.CaptureFixture[str], action: str, request_line: str, said: str
 ) -> None:
     reply(request_line.partition(" ")[2], MODEL)

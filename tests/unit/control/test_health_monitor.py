@@ -242,7 +242,7 @@ async def test_h9_a_node_that_has_left_stays_offline(autojump_clock: MockClock) 
         assert harness.probe.asked == []
 
 
-async def test_h9_a_node_whose_newest_session_is_elsewhere_is_not_judged_by_an_older_one(
+async def test_h9_a_node_whose_newest_session_is_at_a_peer_is_not_judged_by_an_older_one(
     autojump_clock: MockClock,
 ) -> None:
     async with open_health_harness() as harness:

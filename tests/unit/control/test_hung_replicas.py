@@ -80,7 +80,7 @@ async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, Failur
         nursery.cancel_scope.cancel()
 
 
-async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
+async def test_a_reported_failure_is_known_to_all_and_its_replica_is_replaced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_fleet() as (registry, reconciler, complaints, session):
@@ -103,7 +103,7 @@ async def test_a_complaint_is_everybodys_and_what_it_is_about_is_replaced(
         assert list((await registry.read_state()).replicas) == [successor]
 
 
-async def test_a_complaint_waits_for_the_registry(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reported_failure_waits_for_the_registry(autojump_clock: trio.testing.MockClock) -> None:
     registry = FlakyRegistry()
     complaints = FailureReporter(registry)
     async with trio.open_nursery() as nursery:

@@ -48,7 +48,7 @@ async def open_harness(seen: FleetView = NOT_LOADED) -> AsyncIterator[Harness]:
         nursery.cancel_scope.cancel()
 
 
-async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
+async def test_a_load_request_is_demand_until_a_replica_serves(autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
         await trio.sleep(3)
@@ -60,13 +60,13 @@ async def test_a_wish_is_demand_until_a_replica_serves(autojump_clock: MockClock
         assert harness.changes == [True, False]
 
 
-async def test_what_serves_already_is_no_wish() -> None:
+async def test_a_model_that_serves_already_has_no_load_request() -> None:
     async with open_harness(LOADED) as harness:
         harness.load_requests.request(MODEL)
         assert (harness.load_requests.waiting(), harness.changes) == ({}, [])
 
 
-async def test_l10_a_failure_ends_a_wish() -> None:
+async def test_l10_a_failure_ends_a_load_request() -> None:
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
         await harness.see(LOADING)
@@ -83,7 +83,7 @@ async def test_l9_an_earlier_failure_is_no_answer() -> None:
         assert not harness.is_open
 
 
-async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() -> None:
+async def test_w12_an_unload_ends_a_load_request_at_whatever_gateway_it_was_asked_for() -> None:
     async with open_harness(view(unloads={MODEL: 5.0})) as harness:
         harness.load_requests.request(MODEL)
         await harness.see(view(unloads={MODEL: 5.0}))
@@ -92,7 +92,7 @@ async def test_w12_an_unload_ends_a_wish_at_whatever_gateway_it_was_asked_for() 
         assert not harness.is_open
 
 
-async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
+async def test_w12_a_load_request_after_an_unload_is_another_one() -> None:
     """Also if the unload and the second wish come before anybody has looked."""
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
@@ -103,14 +103,14 @@ async def test_w12_a_wish_after_an_unload_is_another_one() -> None:
         assert harness.changes == [True, False, True]
 
 
-async def test_a_removed_model_is_not_wished_for() -> None:
+async def test_a_removed_model_has_no_load_request() -> None:
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
         await harness.see(EMPTY_VIEW)
         assert not harness.is_open
 
 
-async def test_a_wish_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
+async def test_a_load_request_that_nothing_comes_of_ends(autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
         await trio.sleep(REQUEST_SECONDS - 1)
@@ -132,7 +132,7 @@ async def test_l6_a_load_may_take_as_long_as_it_takes(autojump_clock: MockClock)
         assert not harness.is_open
 
 
-async def test_a_dropped_wish_lets_those_go_who_wait_for_it(autojump_clock: MockClock) -> None:
+async def test_a_dropped_load_request_ends_the_waits_for_it(autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         harness.load_requests.request(MODEL)
         with trio.fail_after(1):

@@ -444,7 +444,7 @@ async def test_ready_counts_once_the_replica_answers_at_its_advertised_address(
         assert {(target.address, target.token) for target in control.probed} == {("10.0.0.9:9", f"t-{replica_id}")}
 
 
-async def test_a_replica_that_cannot_be_reached_is_stopped_and_the_reason_is_told(
+async def test_a_replica_that_cannot_be_reached_is_stopped_and_the_reason_is_shown(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_control() as control:
@@ -514,7 +514,7 @@ async def test_a_replica_that_is_ready_nowhere_has_failed(autojump_clock: trio.t
         assert "ready at no address" in (await control.state()).failures[MODEL].cause
 
 
-async def test_a_replica_that_this_gateway_has_not_heard_of_yet_is_asked_once_it_has(
+async def test_a_replica_that_no_view_shows_yet_is_asked_once_one_does(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with open_control() as control:
@@ -696,7 +696,7 @@ def test_a_token_does_not_show() -> None:
 # Loads
 
 
-async def test_l11_progress_is_told_and_not_stored(autojump_clock: trio.testing.MockClock) -> None:
+async def test_l11_progress_is_shown_and_not_stored(autojump_clock: trio.testing.MockClock) -> None:
     async with open_control() as control:
         await control.ask_for()
         replica_id = await control.only_replica()

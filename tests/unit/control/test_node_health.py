@@ -27,12 +27,12 @@ def broken(silent: float, current: NodeStatus = HEALTHY) -> Assessment:
 
 
 @pytest.mark.parametrize("current", LINKS)
-def test_who_is_heard_of_is_healthy(current: NodeStatus) -> None:
+def test_a_node_that_sends_is_healthy(current: NodeStatus) -> None:
     assert connected(14.5, current) == Assessment(HEALTHY, suspect=False, again_in=0.5)
 
 
 @pytest.mark.parametrize("current", [HEALTHY, UNHEALTHY, DRAINING])
-def test_who_is_heard_of_and_leaves_is_draining(current: NodeStatus) -> None:
+def test_a_node_that_sends_and_leaves_is_draining(current: NodeStatus) -> None:
     assert connected(0, current, leaving=True) == Assessment(DRAINING, suspect=False, again_in=15)
 
 

@@ -3,7 +3,7 @@
 from gateway.domain.builtin_backends import LLAMA_CPP, default_parallel, refusing_backends
 
 
-def test_a_foreign_backend_serves_one_request_at_a_time_unless_it_is_told() -> None:
+def test_a_foreign_backend_serves_one_request_at_a_time_by_default() -> None:
     assert (default_parallel(LLAMA_CPP), default_parallel("other")) == (4, 1)
 
 

@@ -19,7 +19,7 @@ def test_time_gives_back_what_was_used_and_no_more_than_the_burst() -> None:
     assert [pace.take(1, 200.0) for _ in range(4)] == [0.0, 0.0, 0.0, 0.5]
 
 
-def test_who_is_told_to_come_later_has_taken_nothing() -> None:
+def test_a_caller_that_has_to_come_later_has_taken_nothing() -> None:
     pace = TokenBucket(per_second=2.0, burst=1.0)
     assert pace.try_take(1, 0.0) == 0.0
     assert [pace.try_take(1, 0.0) for _ in range(3)] == [0.5, 0.5, 0.5]

@@ -85,7 +85,7 @@ def test_the_finish_reason() -> None:
     assert read_chunk({"choices": [{"delta": {}, "finish_reason": "length"}]}, "messages").finish_reason == "length"
 
 
-def test_a_prompt_that_is_too_long_is_told_with_both_numbers() -> None:
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers() -> None:
     error = error_of({"code": 400, "type": "exceed_context_size_error", "n_prompt_tokens": 2006, "n_ctx": 1024})
     assert error.status is Status.INVALID_ARGUMENT
     assert "2006" in error.message

@@ -26,7 +26,7 @@ def test_a_part_of_a_call_is_in_the_deltas() -> None:
     assert _reply([Chunk(tool_calls=(BEGINNING,))]) == pb.Reply(chat_deltas=[pb.ChatDelta(tool_calls=[BEGINNING])])
 
 
-def test_a_whole_answer_has_all_its_pieces_and_the_totals() -> None:
+def test_a_whole_answer_has_all_its_chunks_and_the_totals() -> None:
     pieces = [Chunk(reasoning="h"), Chunk(reasoning="m"), Chunk("a"), Chunk("b", completion_tokens=4)]
     pieces += [Chunk(tool_calls=(BEGINNING,)), Chunk(tool_calls=(END,))]
     whole = Chunk(prompt_tokens=3, completion_tokens=9, prompt_ms=0.5, generation_ms=1.5, finish_reason="tool_calls")

@@ -69,7 +69,7 @@ def test_a_chat_has_its_tools() -> None:
 
 
 @pytest.mark.parametrize(("said", "thinks"), [("true", True), ("false", False)])
-def test_a_chat_may_be_told_whether_to_think(said: str, thinks: bool) -> None:
+def test_a_chat_may_say_whether_to_think(said: str, thinks: bool) -> None:
     assert THINKING_KEY == "enable_thinking"
     body = generation_request(asking(Metadata={THINKING_KEY: said}), LIMITS).body
     assert body["chat_template_kwargs"] == {"enable_thinking": thinks}

@@ -84,7 +84,7 @@ def why(decided: Plan) -> list[tuple[str, bool]]:
     return [(wait.because, wait.is_shortage) for wait in decided.pending]
 
 
-def test_p3_a_node_with_too_little_memory_is_not_chosen_and_the_numbers_are_told() -> None:
+def test_p3_a_node_with_too_little_memory_is_not_chosen_and_the_numbers_are_shown() -> None:
     assert places(decide(fleet(needs={MODEL: 8}, nodes=[box("n1", free=7), box("n2", free=8)]))) == [(MODEL, "n2")]
     decided = decide(fleet(needs={MODEL: 8}, nodes=[box(free=7)]))
     assert places(decided) == []
@@ -203,7 +203,7 @@ def test_w11_the_room_counts_once_the_process_is_gone_although_the_reading_is_ol
     assert places(decide(seen)) == [(MODEL, "n1")]
 
 
-def test_what_was_given_back_is_remembered_until_the_node_tells_anew() -> None:
+def test_released_memory_is_kept_until_the_node_reports_anew() -> None:
     gone = loaded(A, observed=Observed.GONE)
     seen = fleet(gone, needs={A: 10, MODEL: 10, B: 10}, nodes=[box(free=4)])
     history = record_released(NO_HISTORY, seen, [gone], NOW - 1)
@@ -350,7 +350,7 @@ def test_r17_not_even_while_the_other_one_leaves() -> None:
     assert (places(decided), why(decided)) == ([], [("evicting a on name-n1", False)])
 
 
-def test_r17_models_that_become_rivals_by_an_edit_part() -> None:
+def test_r17_models_that_become_exclusive_by_an_edit_part() -> None:
     pair = [spec(A, **GROUP), spec(**GROUP)]
     rows = [loaded(A, since=NOW - 20), loaded(MODEL, since=NOW - 10)]
     seen = fleet(*rows, needs={A: 1, MODEL: 1}, waiting=[], of=pair)
@@ -358,7 +358,7 @@ def test_r17_models_that_become_rivals_by_an_edit_part() -> None:
     assert evicted(decide(seen, {"m1": BUSY})) == ["a1"]
 
 
-def test_p5_a_floor_beyond_the_room_is_told_and_nothing_moves() -> None:
+def test_p5_a_minimum_beyond_the_room_is_shown_and_nothing_moves() -> None:
     three = spec(min_replicas=3, max_replicas=3)
     rows = [replica("m1", three), replica("m2", three, slot=1)]
     decided = decide(fleet(*rows, needs={MODEL: 10}, nodes=[box(free=4)], waiting=[], of=[three]))
@@ -368,14 +368,14 @@ def test_p5_a_floor_beyond_the_room_is_told_and_nothing_moves() -> None:
     assert decided.replan_at is None
 
 
-def test_p5_a_floor_that_no_node_may_serve_is_told() -> None:
+def test_p5_a_minimum_that_no_node_may_serve_is_shown() -> None:
     picky = spec(min_replicas=1, selector={"tier": "gpu"})
     decided = decide(fleet(needs={MODEL: 1}, waiting=[], of=[picky]))
     assert decided.unsatisfiable == {MODEL: "0 of 1 replicas: no healthy node matches its selector"}
     assert [short for _, short in why(decided)] == [False]
 
 
-def test_used_never_and_used_long_ago_are_told_apart_by_their_age() -> None:
+def test_used_never_and_used_long_ago_differ_by_their_age() -> None:
     rows = [loaded(A, since=NOW - 100), loaded(B, since=NOW - 50)]
     seen = fleet(*rows, needs={A: 10, B: 10, MODEL: 10}, nodes=[box(free=4)])
     assert evicted(decide(seen, {"a1": Usage(0, inf, 0.0)})) == ["a1"]

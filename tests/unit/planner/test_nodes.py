@@ -74,7 +74,7 @@ def test_l3_a_load_on_a_silent_node_is_taken_over_by_another_one(observed: Obser
     assert places(decide(fleet(node(A, condition=NodeStatus.UNHEALTHY), observed=observed))) == [B]
 
 
-def test_demand_is_met_elsewhere_while_the_node_is_silent() -> None:
+def test_demand_is_met_on_another_node_while_the_node_is_silent() -> None:
     seen = state([replica(R)], nodes=[node(A, condition=NodeStatus.UNHEALTHY), node(B)], demand=[demand()])
     assert places(decide(seen)) == [B]
 

@@ -93,7 +93,7 @@ def test_r10_a_slot_is_never_used_twice() -> None:
     assert sorted(start.replica.slot for start in decided.start) == [0, 2]
 
 
-def test_a_failed_load_is_forgotten_and_remembered_as_a_failure() -> None:
+def test_a_failed_load_is_deleted_and_recorded_as_a_failure() -> None:
     broken = replica("r", observed=Observed.FAILED, error="exit 3")
     decided = decide(state([broken], demand=[demand()]))
     assert [entry.replica_id for entry in decided.delete] == ["r"]

@@ -93,7 +93,7 @@ def test_why_an_old_replica_is_not_routable_says_so_under_either_rollout() -> No
     assert why_not_routable(old(), ROOMY, REPLACE) == told
 
 
-def test_an_old_load_that_no_worker_has_heard_of_does_not_survive_the_change() -> None:
+def test_an_old_load_that_no_worker_has_received_does_not_survive_the_change() -> None:
     """Its worker would be told the new spec, under the old revision."""
     assert [who for who, _, _ in ends(decide(fleet(old(observed=Observed.PLACED))))] == ["old"]
 

@@ -156,7 +156,7 @@ def test_l12_not_before_its_time_and_not_what_is_wanted() -> None:
     assert ends(plan_for(kept, NOW, history=long_ago)) == []
 
 
-def test_demand_is_remembered_and_a_new_leader_takes_every_load_as_wanted() -> None:
+def test_demand_is_kept_in_the_history_and_a_new_leader_takes_every_load_as_wanted() -> None:
     loading = fleet(replica("r", observed=Observed.LOADING))
     taken_over = record_demand(NO_HISTORY, loading, 10.0)
     assert record_demand(taken_over, loading, 20.0).last_demand_at == {MODEL: 10.0}

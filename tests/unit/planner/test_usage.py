@@ -40,7 +40,7 @@ def test_h1_busy_with_progress_is_left_alone_and_looked_at_again_in_time() -> No
     assert decided.replan_at == NOW + 1
 
 
-def test_busy_without_a_piece_of_an_answer_is_stopped_with_its_evidence_and_replaced() -> None:
+def test_busy_without_any_part_of_an_answer_is_stopped_with_its_evidence_and_replaced() -> None:
     seen = state([replica(R)], demand=[demand()])
     decided = decide(seen, {R: Usage(4, 0.0, 300.0)})
     assert wanted(decided) == [(R, Desired.STOP, "4 requests and no piece of an answer for 300 s")]

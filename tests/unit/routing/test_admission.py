@@ -166,7 +166,7 @@ async def test_l10_a_load_failure_answers_all_waiters_with_its_cause(
     assert trio.current_time() == 0
 
 
-async def test_l9_a_failure_is_not_told_once_it_may_be_tried_again(autojump_clock: trio.testing.MockClock) -> None:
+async def test_l9_a_failure_is_no_answer_once_it_may_be_tried_again(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness()
     harness.view = view(failures={MODEL: LoadFailure("exit 3", 1, harness.wall_now)})
     with pytest.raises(ModelLoading):
@@ -527,7 +527,7 @@ class NoRoom(UnknownOutlook):
         return f"no room for {model}"
 
 
-async def test_p4_a_request_for_what_has_no_room_is_told_the_shortage_once_it_has_waited(
+async def test_p4_a_request_for_what_has_no_room_gets_the_shortage_once_it_has_waited(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = RoutingHarness(outlook=NoRoom())

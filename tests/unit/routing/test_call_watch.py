@@ -125,7 +125,7 @@ class Ends:
 # Machines that are out of reach
 
 
-async def test_requests_without_a_byte_go_elsewhere_when_their_machine_has_vanished(autojump_clock: MockClock) -> None:
+async def test_requests_without_a_byte_are_rerouted_when_their_machine_has_vanished(autojump_clock: MockClock) -> None:
     async with open_harness(A) as harness, trio.open_nursery() as nursery:
         harness.falls_silent(A)
         ends = Ends(harness.routing)

@@ -54,7 +54,7 @@ def test_every_way_to_lose_has_its_words() -> None:
     assert verdict(idle, idle, vram=8) == "chance"
 
 
-def test_chance_between_several_gateways_is_told_as_such() -> None:
+def test_chance_between_several_gateways_is_shown_as_such() -> None:
     words = verdict(used(last_used=1.0), used(last_used=2.0), policy=Policy(tie_break_by_chance=True))
     assert words == "chance, since several gateways pick from one view"
 
@@ -114,7 +114,7 @@ def told(harness: RoutingHarness) -> dict[str, Any]:
     return document
 
 
-async def test_each_attempt_is_told_with_its_cause_and_times(autojump_clock: trio.testing.MockClock) -> None:
+async def test_each_attempt_is_shown_with_its_cause_and_times(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness(replica(A), replica(B, slot=1))
     harness.loads.load_of(B).last_used = 0.0
     harness.backends.script(A, Unreachable("refused"))
@@ -144,7 +144,7 @@ async def test_a_running_attempt_and_one_whose_client_left(autojump_clock: trio.
     assert (left["outcome"], left["ended_after"]) == ("left", 2)
 
 
-async def test_a_refusal_and_a_busy_probe_are_told() -> None:
+async def test_a_refusal_and_a_busy_probe_are_shown() -> None:
     harness = RoutingHarness(replica(A), replica(B, slot=1))
     harness.loads.load_of(B).last_used = 0.0
     harness.probe.outcomes[A] = ProbeOutcome.BUSY
@@ -176,7 +176,7 @@ async def test_an_explanation_says_why_a_replica_may_not_serve() -> None:
     assert harness.admission.not_routable(MODEL) == {B: "its model's spec has changed since it was loaded"}
 
 
-async def test_the_same_chance_is_told_as_was_had(autojump_clock: trio.testing.MockClock) -> None:
+async def test_the_chance_that_is_shown_is_the_one_that_decided(autojump_clock: trio.testing.MockClock) -> None:
     """With several gateways the pick is by chance before `last_used`, and so is what is told of it."""
     harness = RoutingHarness(replica(A), replica(B, slot=1))
     harness.loads.peers = FakePeers()

@@ -95,7 +95,7 @@ def test_one_that_comes_back_has_kept_its_place() -> None:
     assert not queue.is_first(second)
 
 
-def test_the_leaver_names_who_is_first_then() -> None:
+def test_leaving_names_who_is_first_then() -> None:
     queue, (first, second, third) = queue_of("a", "a", "a")
     assert queue.remove(second) is None
     assert queue.remove(first) is third

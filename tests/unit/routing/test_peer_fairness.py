@@ -49,7 +49,7 @@ class Waits:
 # Who goes first
 
 
-async def test_late_binding_a_slot_is_left_to_an_older_request_elsewhere_for_a_moment(
+async def test_late_binding_a_slot_is_left_to_an_older_request_at_a_peer_for_a_moment(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = slots(1)
@@ -78,7 +78,7 @@ async def test_late_binding_nothing_is_left_to_a_request_that_is_not_clearly_old
     assert waits.served == {"here": 1}
 
 
-async def test_late_binding_a_newcomer_does_not_overtake_an_older_request_elsewhere(
+async def test_late_binding_a_newcomer_does_not_overtake_an_older_request_at_a_peer(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = slots(1)
@@ -133,7 +133,7 @@ async def test_late_binding_a_slot_that_was_free_before_is_taken_at_once() -> No
     assert harness.in_flight() == 1
 
 
-async def test_late_binding_another_model_is_no_rival(autojump_clock: trio.testing.MockClock) -> None:
+async def test_late_binding_another_model_does_not_compete(autojump_clock: trio.testing.MockClock) -> None:
     harness = slots(1)
     held = await harness.lease("holder")
     harness.admission.apply_remote_queues([line(since=-1.0, model=ModelName("another"))])

@@ -115,7 +115,7 @@ def test_leases_at_other_gateways_count_like_our_own() -> None:
     assert not choice.has_free_slot
 
 
-def test_a_phantom_weighs_like_a_lease_and_takes_no_slot() -> None:
+def test_a_penalty_weighs_like_a_lease_and_takes_no_slot() -> None:
     failing = ReplicaLoad(expiries=[NOW + 1, NOW + 2])
     assert chosen(choose([candidate("a"), candidate("b")], {"a": failing, "b": busy(1)})) == "b"
     choice = choose([candidate("a", slots=1)], {"a": failing})
@@ -137,7 +137,7 @@ def test_chance_between_several_gateways_comes_after_the_load() -> None:
         assert chosen(pick(candidates, uses.__getitem__, NOW, Random(seed), Policy(tie_break_by_chance=True))) == "b"
 
 
-def test_what_a_loser_is_told_is_the_first_difference() -> None:
+def test_why_a_candidate_was_not_chosen_is_the_first_difference() -> None:
     rng = Random(1)
     winner = consider(candidate("a"), busy(1, last_used=5.0), NOW, rng).score
     loser = consider(candidate("b"), busy(2, last_used=1.0), NOW, rng).score

@@ -74,7 +74,7 @@ async def test_a_ttl_of_zero_probes_every_time(autojump_clock: MockClock) -> Non
         assert harness.probes == 3
 
 
-async def test_what_is_known_is_told_without_even_a_checkpoint(autojump_clock: MockClock) -> None:
+async def test_what_is_known_is_returned_without_even_a_checkpoint(autojump_clock: MockClock) -> None:
     async with open_harness() as harness:
         harness.cache.record_alive(A)
         with trio.CancelScope() as scope:
@@ -102,7 +102,7 @@ async def test_a_failed_call_ends_what_was_known(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("outcome", [ProbeOutcome.GONE, ProbeOutcome.UNREACHABLE])
-async def test_a_bad_outcome_is_told_and_not_remembered(autojump_clock: MockClock, outcome: ProbeOutcome) -> None:
+async def test_a_bad_outcome_is_returned_and_not_cached(autojump_clock: MockClock, outcome: ProbeOutcome) -> None:
     async with open_harness() as harness:
         harness.says(outcome)
         assert await harness.check() is outcome

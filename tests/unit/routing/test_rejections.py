@@ -79,7 +79,7 @@ def test_l11_beside_a_healthy_node_it_is_a_load_that_goes_on() -> None:
     assert loading_state(seen, MODEL) == {"model": "m", "state": "waiting", "node": "name-n1"}
 
 
-def test_l11_what_loads_is_told_rather_than_what_is_silent() -> None:
+def test_l11_a_load_with_progress_is_shown_rather_than_a_silent_one() -> None:
     loading = replica("z", node_id=NodeId("n2"), observed=Observed.LOADING)
     seen = view(replica("r"), loading, nodes=[SILENT, node("n2")])
     assert loading_state(seen, MODEL) == {"model": "m", "state": "loading", "node": "name-n2"}
@@ -95,7 +95,7 @@ def test_p4_a_model_for_which_there_is_no_room_is_refused_with_the_numbers() -> 
     assert error.message == f"The model 'm' could not be loaded within 60 s: {SHORTAGE}."
 
 
-def test_who_waits_for_a_load_while_the_registry_is_away_is_told_so() -> None:
+def test_who_waits_for_a_load_while_the_registry_is_away_gets_that_as_the_reason() -> None:
     error = timeout_rejection(view(), MODEL, 60, (), control_paused=True)
     assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
     loading = view(replica("r", observed=Observed.LOADING))

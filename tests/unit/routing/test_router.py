@@ -29,7 +29,7 @@ async def test_r1_each_request_is_routed_on_its_own() -> None:
     assert harness.backends.calls.count(A) in range(40, 61)
 
 
-async def test_a_stream_brings_pieces_then_its_completion() -> None:
+async def test_a_stream_brings_deltas_then_its_completion() -> None:
     harness = RoutingHarness(replica(A))
     harness.backends.script(A, Delta("hel"), Delta("lo"), DONE)
     async with harness.router.open_stream(generation(), ORIGIN) as stream:
@@ -152,7 +152,7 @@ async def test_a_stale_replica_alone_is_waited_for_like_a_load(autojump_clock: t
     assert served == [B]
 
 
-async def test_a_stale_replica_that_stays_alone_is_told_as_a_failed_backend(
+async def test_a_stale_replica_that_stays_alone_is_answered_as_a_failed_backend(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     harness = RoutingHarness(replica(A))

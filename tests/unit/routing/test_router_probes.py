@@ -224,7 +224,7 @@ async def test_a_foreign_backend_that_has_answered_has_its_slot_back_at_once() -
     assert harness.probe.asked == [A]
 
 
-async def test_phantoms_double_expire_and_are_forgiven(autojump_clock: trio.testing.MockClock) -> None:
+async def test_penalties_double_expire_and_are_forgiven(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness(replica(A))
     harness.backends.script(A, BackendFailed("broke"))
     use = harness.loads.load_of(A)

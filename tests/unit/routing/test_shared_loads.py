@@ -54,7 +54,7 @@ def test_a_lease_is_published_from_the_pick_to_its_end() -> None:
     assert (table.published(), table.changed) == ({}, 4)
 
 
-def test_r4_others_are_told_of_an_end_before_anybody_here_is_given_the_slot() -> None:
+def test_r4_peers_learn_of_an_end_before_any_request_here_gets_the_slot() -> None:
     order = list[str]()
     table = Table(
         leases_changed=lambda: order.append(f"told {table.published()}"), on_free=lambda _model: order.append("free")
@@ -94,7 +94,7 @@ def test_use_is_silence_while_there_are_requests_and_idleness_after() -> None:
     assert table.uses() == {A: 7.0}
 
 
-def test_what_others_have_is_replaced_and_only_changes_are_told() -> None:
+def test_what_others_have_is_replaced_and_only_changes_are_reported() -> None:
     table = Table()
     table.apply_peers({A: 1, B: 2})
     table.apply_peers({A: 1, B: 2})
@@ -103,7 +103,7 @@ def test_what_others_have_is_replaced_and_only_changes_are_told() -> None:
     assert [table.load_of(each).at_peers for each in (A, B, C)] == [0, 1, 1]
 
 
-def test_a_mapping_that_is_used_again_is_not_taken_for_what_was_heard_before() -> None:
+def test_a_mapping_that_is_used_again_is_not_taken_for_what_was_received_before() -> None:
     table, at_peers = Table(), {A: 1}
     table.apply_peers(at_peers)
     at_peers[A] = 2
@@ -121,7 +121,7 @@ def test_a_replica_of_which_others_have_fewer_is_not_full_any_more() -> None:
     assert (table.load_of(B).full_until, table.load_of(B).refusals) == (9.0, 3)
 
 
-def test_leases_elsewhere_on_a_replica_that_no_view_shows_yet_are_not_forgotten() -> None:
+def test_leases_at_peers_on_a_replica_that_no_view_shows_yet_are_not_forgotten() -> None:
     table = Table()
     table.apply_peers({A: 1})
     table.keep_only(())
@@ -139,7 +139,7 @@ async def test_others_leases_count_in_the_pick() -> None:
     assert picked[:2] == [B, B]
 
 
-async def test_a_slot_freed_elsewhere_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_slot_freed_at_a_peer_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness(replica(A, parallel=1))
     harness.loads.apply_peers({A: 1, B: 1})
     harness.loads.load_of(A).full_until = inf

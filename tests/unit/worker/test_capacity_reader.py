@@ -21,14 +21,14 @@ def test_a_small_difference_is_none() -> None:
     assert steadied(BEFORE, now) == BEFORE
 
 
-def test_a_noticeable_difference_and_any_other_fact_is_told() -> None:
+def test_a_noticeable_difference_and_any_other_fact_is_reported() -> None:
     loaded = replace(BEFORE, gpus=(replace(GPU, vram_free_bytes=12 * GIB),), ram_free_bytes=39 * GIB, cpu_count=4)
     assert steadied(BEFORE, loaded) == loaded
     swapped = replace(BEFORE, gpus=(replace(GPU, uuid="GPU-2", vram_free_bytes=20 * GIB - 1),))
     assert steadied(BEFORE, swapped) == swapped
 
 
-def test_what_becomes_unknown_or_known_is_told() -> None:
+def test_what_becomes_unknown_or_known_is_reported() -> None:
     unknown = replace(BEFORE, ram_free_bytes=None)
     assert steadied(BEFORE, unknown) == unknown
     assert steadied(unknown, BEFORE) == BEFORE

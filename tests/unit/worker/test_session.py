@@ -38,7 +38,7 @@ async def test_h8_it_says_regularly_that_it_lives(
         assert trio.current_time() - begin == pytest.approx(3 * HEARTBEAT_SECONDS)
 
 
-async def test_what_the_machine_has_is_told_when_it_has_changed(
+async def test_what_the_machine_has_is_reported_when_it_has_changed(
     tmp_path: Path, autojump_clock: MockClock, spawn: FakeSpawn, control: FakeControl
 ) -> None:
     current = Capacity(ram_bytes=8)

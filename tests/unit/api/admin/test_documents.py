@@ -60,7 +60,7 @@ def busy_table(requests: int) -> LoadTracker:
     return table
 
 
-def test_each_gateway_is_told_and_who_leads() -> None:
+def test_each_gateway_is_shown_and_who_leads() -> None:
     source = at_a(PeerState(C), PeerState(B, "http://b:8080"), leader=B, own_url=lambda: "http://a:8080")
     assert status_document(source)["gateways"] == [
         {"id": "a", "leader": False, "url": "http://a:8080"},
@@ -118,7 +118,7 @@ def test_l11_progress_that_this_gateway_hears_of_comes_first() -> None:
     assert load_status(source, MODEL)["progress"] == 0.5
 
 
-def test_l11_progress_of_which_nobody_has_heard_is_not_told() -> None:
+def test_l11_progress_that_no_gateway_knows_is_not_shown() -> None:
     assert "progress" not in load_status(at_a(PeerState(B), fleet=loading()), MODEL)
 
 
@@ -134,7 +134,7 @@ LEADERS: Final = PeerState(
 )
 
 
-def test_p4_what_does_not_come_up_is_told_as_the_leader_sees_it() -> None:
+def test_p4_what_does_not_come_up_is_shown_as_the_leader_sees_it() -> None:
     source = at_a(LEADERS, PeerState(C), fleet=view(specs=[spec(), spec(OTHER)]), leader=B)
     assert load_status(source, MODEL)["reason"] == "no room"
     assert load_status(source, OTHER) == {
@@ -159,7 +159,7 @@ def test_p4_a_new_leader_believes_itself_before_its_view_says_who_leads() -> Non
 
 
 @pytest.mark.parametrize("leader", [None, C])
-def test_p4_nothing_is_told_of_a_leader_that_is_not_heard(leader: GatewayId | None) -> None:
+def test_p4_nothing_is_shown_of_a_silent_leader(leader: GatewayId | None) -> None:
     source = at_a(LEADERS, fleet=view(), leader=leader)
     assert (source.fleet.pending(), source.fleet.unsatisfiable(), source.fleet.shortage_of(MODEL)) == ({}, {}, None)
 

@@ -163,7 +163,7 @@ async def test_what_is_no_event_stream_is_not_kept_without_end(monkeypatch: pyte
     assert len(request.body) < 500
 
 
-async def test_half_of_a_text_is_told_by_its_missing_end() -> None:
+async def test_half_of_a_text_is_recognised_by_its_missing_end() -> None:
     async with open_scripted(Turn(headers={"content-type": "text/plain"}, cut_after=3), body=b"one\ntwo\n") as (a, _):
         request = await a.ask("GET", LOGS)
     assert (request.status, request.body, request.is_complete) == (200, b"one", False)
@@ -296,7 +296,7 @@ async def test_a11_a_gateway_proves_itself(tmp_path: Path, trusted: str) -> None
     assert (request.status, request.body) == (200, b"one\n")
 
 
-async def test_a11_a_gateway_that_can_not_prove_itself_is_told_nothing(tmp_path: Path) -> None:
+async def test_a11_a_gateway_that_can_not_prove_itself_gets_nothing(tmp_path: Path) -> None:
     cert, key = make_authority(tmp_path).issue("127.0.0.1")
     other, _ = make_authority(tmp_path / "other").issue("127.0.0.1")
     a = harness(A, B, peer_tls=peer_context([other]))

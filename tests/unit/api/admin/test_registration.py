@@ -155,7 +155,7 @@ async def test_a11_an_older_credential_counts_until_a_newer_one_was_used() -> No
     assert newest.json["node_id"] == node_id
 
 
-async def test_who_registers_without_end_is_told_to_wait_and_writes_nothing_more(
+async def test_who_registers_without_end_has_to_wait_and_writes_nothing_more(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(node_register, "REGISTRATIONS_BURST", 3)

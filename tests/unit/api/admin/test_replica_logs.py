@@ -186,7 +186,7 @@ async def test_the_tail_of_a_replica_is_asked_of_its_node() -> None:
 
 
 @pytest.mark.parametrize("holder", [GatewayId("other"), None])
-async def test_m4_a_node_without_a_session_here_has_one_elsewhere_or_none(holder: GatewayId | None) -> None:
+async def test_m4_a_node_without_a_session_here_has_one_at_a_peer_or_none(holder: GatewayId | None) -> None:
     @asynccontextmanager
     async def open_node_tail(
         _node_id: NodeId, _replica_id: ReplicaId, _lines: int, *, follow: bool

@@ -103,7 +103,7 @@ async def test_h7_a_gateway_that_ends_is_not_ready_whatever_works(app: HttpApp, 
     assert (request.status, request.json["status"]) == (503, "not ready")
 
 
-async def test_health_is_told_also_while_draining(app: HttpApp) -> None:
+async def test_health_is_answered_also_while_draining(app: HttpApp) -> None:
     app.drain()
     assert [(await get(app, path)).status for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 503]
 
@@ -136,7 +136,7 @@ async def test_a_path_below_api_that_is_not_there(app: HttpApp) -> None:
     assert (request.status, request.error["code"]) == (404, "not_found")
 
 
-async def test_a_wrong_method_is_told_the_right_ones(app: HttpApp) -> None:
+async def test_a_wrong_method_is_answered_with_the_right_ones(app: HttpApp) -> None:
     request = await get(app, "/api/status", "DELETE")
     assert (request.status, request.error["code"]) == (405, "method_not_allowed")
     assert set(request.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
@@ -165,7 +165,7 @@ async def test_a_refusal_of_quart_has_our_envelope(app: HttpApp, admin_app: Admi
 
 
 @pytest.mark.parametrize("bug", [ValueError("secret detail"), ExceptionGroup("several", [ValueError("secret detail")])])
-async def test_a_bug_is_told_without_its_text_and_logged_with_it(
+async def test_a_bug_is_answered_without_its_text_and_logged_with_it(
     app: HttpApp, admin_app: AdminApp, bug: Exception
 ) -> None:
     @admin_app.get("/api/bug")

@@ -61,7 +61,7 @@ def test_no_key_and_a_wrong_key_open_nothing(with_keys: Authenticator, authoriza
     assert "sk-" not in caught.value.message
 
 
-def test_a_role_that_is_too_low_is_told_from_a_wrong_key(with_keys: Authenticator) -> None:
+def test_a_role_that_is_too_low_is_distinguished_from_a_wrong_key(with_keys: Authenticator) -> None:
     with pytest.raises(Forbidden, match=r"'chat'.*'admin'"):
         with_keys.authorize("Bearer sk-chat", Role.ADMIN)
 
@@ -81,7 +81,7 @@ def test_without_keys_whoever_reaches_the_loopback_is_the_administrator(authoriz
 
 
 @pytest.mark.parametrize("keys", [(), KEYS])
-def test_strangers_never_administer(keys: tuple[Key, ...]) -> None:
+def test_anonymous_callers_never_administer(keys: tuple[Key, ...]) -> None:
     authenticator = Authenticator(keys, allow_anonymous=True)
     assert not authenticator.trusts_this_machine
     with pytest.raises(Forbidden):

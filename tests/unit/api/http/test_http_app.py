@@ -158,7 +158,9 @@ async def test_any_other_path_is_not_there(build: Build, registry: CollectorRegi
 
 
 @pytest.mark.parametrize(("path", "method", "allowed"), [("/do", "GET", "POST"), ("/see", "DELETE", "GET")])
-async def test_a_wrong_method_is_told_the_right_one(build: Build, path: str, method: str, allowed: str) -> None:
+async def test_a_wrong_method_is_answered_with_the_right_one(
+    build: Build, path: str, method: str, allowed: str
+) -> None:
     request = await AsgiRequest(method, path, JSON).run(build())
     assert (request.status, request.error["code"]) == (405, "method_not_allowed")
     assert request.headers["allow"] == allowed
@@ -239,7 +241,7 @@ async def test_a_form_does_not_reach_the_pages(build: Build) -> None:
     assert (await AsgiRequest("GET", "/pages/x", headers).run(build())).status == 200
 
 
-async def test_the_methods_of_a_path_are_all_told(build: Build) -> None:
+async def test_the_methods_of_a_path_are_all_listed(build: Build) -> None:
     request = await AsgiRequest("PATCH", "/thing/1", JSON).run(build())
     assert (request.status, request.headers["allow"]) == (405, "PUT, DELETE")
 
@@ -280,7 +282,7 @@ async def test_headers_are_measured_before_anything_else(build: Build) -> None:
 
 
 @pytest.mark.parametrize("path", ["/do", "/nothing", "/pages/x", "/see"])
-async def test_without_a_key_not_even_what_exists_is_told(build: Build, path: str) -> None:
+async def test_without_a_key_not_even_what_exists_is_revealed(build: Build, path: str) -> None:
     request = await get(path).run(build(keys=[KEY]))
     assert (request.status, request.headers["www-authenticate"]) == (401, "Bearer")
 
@@ -333,7 +335,7 @@ async def test_an_error_of_ours_says_all_it_knows(build: Build, logs: Logs) -> N
     assert entries_of(logs, "request.failed") == []
 
 
-async def test_a_bug_is_told_without_its_text_and_logged_with_it(build: Build, logs: Logs) -> None:
+async def test_a_bug_is_answered_without_its_text_and_logged_with_it(build: Build, logs: Logs) -> None:
     request = await post().run(build(failing(ValueError("secret detail"))))
     assert (request.status, request.error["code"]) == (500, "internal_error")
     assert b"secret detail" not in request.body
@@ -585,7 +587,7 @@ async def test_whatever_has_no_dialect_has_the_applications(build: Build) -> Non
         assert (await answer_to(app, "POST", path)).startswith(b'{"error":')
 
 
-async def test_an_error_of_another_room_is_told_as_the_policy_says(
+async def test_an_error_of_another_room_is_answered_as_the_policy_says(
     admin_app: FakeAdminApp, registry: CollectorRegistry
 ) -> None:
     class Away(LookupError):

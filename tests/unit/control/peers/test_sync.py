@@ -108,7 +108,7 @@ async def test_one_alone_speaks_once_a_second_whatever_its_requests_do(autojump_
         assert one.sync_peers.peers.own.leases == {}
 
 
-async def test_a_queue_that_begins_is_told_at_once(autojump_clock: MockClock) -> None:
+async def test_a_queue_that_begins_is_published_at_once(autojump_clock: MockClock) -> None:
     async with open_gateways(ONE) as [one]:
         await trio.sleep(0.5)
         one.demand = (Demand(ONE, ModelName("m"), 1, 0.0),)

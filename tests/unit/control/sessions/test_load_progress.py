@@ -31,7 +31,7 @@ def told(watch: LoadProgress, now: float) -> Progress:
     return progress
 
 
-def test_l11_nothing_is_guessed_of_what_was_not_told(watch: LoadProgress) -> None:
+def test_l11_nothing_is_guessed_of_what_was_not_reported(watch: LoadProgress) -> None:
     assert watch.progress_of(R, 0) is None
     watch.record(fetching(), 0)
     assert told(watch, 5) == Progress()
@@ -48,7 +48,7 @@ def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadProg
     assert (told(watch, 20).fraction, told(watch, 20).eta_seconds) == (0.3, 35.0)
 
 
-def test_l11_a_fetch_that_stalls_is_told_to_take_longer(watch: LoadProgress) -> None:
+def test_l11_a_fetch_that_stalls_has_a_longer_estimate(watch: LoadProgress) -> None:
     watch.record(fetching(0, 1000), 0)
     watch.record(fetching(500, 1000), 10)
     assert (told(watch, 10).eta_seconds, told(watch, 40).eta_seconds) == (10.0, 40.0)
@@ -78,7 +78,7 @@ def test_a_load_ends_once(
     assert watch.progress_of(R, 20) is None
 
 
-def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
+def test_h10_what_was_loaded_before_the_first_report_is_no_load(
     watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
     watch.record(Report(R, Observed.READY), 1)
@@ -86,7 +86,7 @@ def test_h10_what_was_loaded_before_anything_was_heard_is_no_load(
     assert ends == []
 
 
-def test_l10_a_failure_counts_even_if_nothing_was_heard_before(
+def test_l10_a_failure_counts_even_without_an_earlier_report(
     watch: LoadProgress, ends: list[tuple[ReplicaId, LoadOutcome, float | None]]
 ) -> None:
     watch.record(Report(R, Observed.FAILED), 1)

@@ -18,7 +18,7 @@ V1 = '"v1"'
 PART = Asked(40, V1, 100)
 
 
-def test_the_rest_is_asked_for_only_where_it_can_be_told_that_it_is_the_rest() -> None:
+def test_the_rest_is_asked_for_only_where_the_answer_proves_that_it_is_the_rest() -> None:
     asked_for = {
         Asked(): (None, None),
         PART: ("bytes=40-", V1),
@@ -41,7 +41,7 @@ def test_a_weak_etag_does_not_name_the_bytes() -> None:
     assert read_answer(200, {"content-length": "9", "etag": 'W/"v1"'}, Asked()) == Body(0, 9, None)
 
 
-def test_a_file_whose_end_can_not_be_told_needs_a_hash() -> None:
+def test_a_file_whose_end_is_unknown_needs_a_hash() -> None:
     assert isinstance(read_answer(200, {}, Asked()), HttpRefused)
     assert read_answer(200, {}, Asked(has_digest=True)) == Body(0, None, None)
 

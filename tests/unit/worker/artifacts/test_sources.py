@@ -101,7 +101,7 @@ async def test_l23_without_a_hash_the_error_says_what_would_help(tmp_path: Path)
         await ArtifactStore(tmp_path).fetch(spec)
 
 
-async def test_a_gateway_sends_nobody_elsewhere(tmp_path: Path, clock: MockClock) -> None:
+async def test_a_gateway_redirects_nobody(tmp_path: Path, clock: MockClock) -> None:
     async with open_file_server(FILE, Turn(status=302, headers={"location": "/other"})) as server:
         gateway = GatewaySource()
         gateway.point_at(server.origin, {})
@@ -126,7 +126,7 @@ def test_a_credential_is_not_shown() -> None:
     assert "secret" not in repr(gateway) + repr(gateway.source(RIGHT))
 
 
-async def test_progress_is_told_at_once_and_then_seldom(autojump_clock: MockClock) -> None:
+async def test_progress_is_reported_at_once_and_then_seldom(autojump_clock: MockClock) -> None:
     told: list[tuple[int, int | None]] = []
     progress = DownloadProgress(lambda done, total: told.append((done, total)))
     for done in range(1000):

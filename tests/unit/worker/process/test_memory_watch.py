@@ -98,6 +98,6 @@ def test_a_zombie_holds_nothing() -> None:
         (3000 * GIB, 2999 * GIB, ("3000 GiB", "2999 GiB")),
     ],
 )
-def test_an_excess_is_told_such_that_more_reads_as_more(used: int, limit: int, sizes: tuple[str, str]) -> None:
+def test_an_excess_is_worded_such_that_more_reads_as_more(used: int, limit: int, sizes: tuple[str, str]) -> None:
     sentence = f"the backend uses {sizes[0]} of memory, more than watchdog.memory_limit, {sizes[1]}"
     assert describe_excess(used, limit) == sentence

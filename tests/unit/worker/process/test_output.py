@@ -46,7 +46,7 @@ async def test_a_follower_begins_with_what_was_and_ends_with_the_process() -> No
         assert await late.take() == ((), 0, True)
 
 
-async def test_a_follower_that_lags_loses_lines_and_is_told_how_many() -> None:
+async def test_a_follower_that_lags_loses_lines_and_gets_their_number() -> None:
     output = OutputLog()
     with output.open_follower(0) as follower:
         for number in range(LOG_LINES_MAX + 7):
