@@ -67,10 +67,10 @@ def _cells(times: list[tuple[float, float]]) -> list[str]:
 def measure_takeover(fleet: Gateways, ttl_seconds: float, times: int) -> None:
     """From the death of the leader until another one says that it leads: killed, and told to end."""
     killed = [_time_takeover(fleet, fleet.kill_gateway) for _ in range(times)]
-    told = [_time_takeover(fleet, lambda name: fleet.gateways[name].stop()) for _ in range(times)]
+    terminated = [_time_takeover(fleet, lambda name: fleet.gateways[name].stop()) for _ in range(times)]
     rows = [
         [what, f"{min(each):.2f}", f"{median(each):.2f}", f"{max(each):.2f}"]
-        for what, each in (("killed", killed), ("told to end", told))
+        for what, each in (("killed", killed), ("told to end", terminated))
     ]
     header = ["the leader was", "least", "median", "most"]
     print_table(f"Another one leads after, seconds; gateway_ttl = {ttl_seconds:g} s", header, rows)

@@ -1,4 +1,4 @@
-"""The text of a conversation, as template.jinja makes it, in pieces of which some are the model's own."""
+"""The text of a conversation, as template.jinja makes it, in segments of which some are the model's own."""
 
 import json
 from typing import Any, Final, NamedTuple
@@ -25,7 +25,7 @@ LEARNED: Final = 1.0
 COPIED: Final = 3.0
 
 
-class Piece(NamedTuple):
+class Segment(NamedTuple):
     text: str
     weight: float
     """GIVEN, or how much it matters that the model learns to write this and to end its turn after it. What is copied

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from demo_model import noise, strangers, thinking, tools
+from demo_model import noise, off_topic, thinking, tools
 from demo_model.conversations import system_prompts
 from demo_model.llama import Json, Reply, assistant, user
 from demo_model.questions import Entry, Pair, held_out_pairs, new_form_pairs, trained_pairs
@@ -56,7 +56,7 @@ def all_measures(entries: list[Entry], rng: random.Random) -> Iterator[Measure]:
     yield from _single(entries, rng)
     yield from _tools(entries, rng)
     yield from _thinking()
-    held_out = strangers.Strangers(rng).held_out()
+    held_out = off_topic.OffTopic(rng).held_out()
     yield Measure("unknown questions, held out: polite", _cases(_politely(held_out)), SINGLE_MIN)
 
 
@@ -161,7 +161,7 @@ def _thinking() -> Iterator[Measure]:
 
 
 def _politely(questions: list[str]) -> list[Pair]:
-    return [Pair(question, strangers.ANSWER) for question in questions]
+    return [Pair(question, off_topic.ANSWER) for question in questions]
 
 
 def _cases(pairs: list[Pair], **options: object) -> list[Case]:
@@ -170,7 +170,7 @@ def _cases(pairs: list[Pair], **options: object) -> list[Case]:
 
 def conversation_pairs(entries: list[Entry], rng: random.Random, turns: int) -> list[Pair]:
     """Questions for one conversation: mostly held out, some strange."""
-    held_out, strange = held_out_pairs(entries), _politely(strangers.Strangers(rng).held_out())
+    held_out, strange = held_out_pairs(entries), _politely(off_topic.OffTopic(rng).held_out())
     return [rng.choice(strange if rng.random() < 0.15 else held_out) for _ in range(turns)]
 
 

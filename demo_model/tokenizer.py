@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from demo_model import tools
-from demo_model.chat_format import CONTROL_TOKENS, END, MARKUP_TOKENS, Piece
+from demo_model.chat_format import CONTROL_TOKENS, END, MARKUP_TOKENS, Segment
 from demo_model.conversations import Conversations
 from demo_model.questions import Entry
 
@@ -20,7 +20,7 @@ VALUE_WEIGHT: Final = 300
 class Encoded(NamedTuple):
     tokens: list[int]
     weights: list[float]
-    """For each token how much it matters that the model writes it; see `Piece.weight`."""
+    """For each token how much it matters that the model writes it; see `Segment.weight`."""
 
 
 def train_tokenizer(entries: list[Entry], conversations: Conversations) -> Tokenizer:
@@ -47,15 +47,15 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def encode_pieces(tokenizer: Tokenizer, pieces: list[Piece], length_max: int) -> Encoded:
+def encode_segments(tokenizer: Tokenizer, segments: list[Segment], length_max: int) -> Encoded:
     """The conversation up to `length_max` tokens."""
     end = encode(tokenizer, END)
     tokens: list[int] = []
     weights: list[float] = []
-    for piece in pieces:
-        ids = encode(tokenizer, piece.text) + (end if piece.weight else [])
+    for segment in segments:
+        ids = encode(tokenizer, segment.text) + (end if segment.weight else [])
         tokens += ids
-        weights += [piece.weight] * len(ids)
+        weights += [segment.weight] * len(ids)
     return Encoded(tokens[:length_max], weights[:length_max])
 
 
@@ -79,5 +79,5 @@ def _text(entries: list[Entry], conversations: Conversations) -> list[str]:
     questions = [question for entry in entries for question in entry.trained]
     answers = [entry.answer for entry in entries]
     lines = questions + [question.lower() for question in questions] + answers
-    lines += [piece.text for _ in range(SAMPLES) for piece in conversations.sample()]
+    lines += [segment.text for _ in range(SAMPLES) for segment in conversations.sample()]
     return lines + [text for value in _values() for text in (value, f" {value}", f" {value.lower()}")] * VALUE_WEIGHT

@@ -16,7 +16,7 @@ from demo_model import questions
 from demo_model.conversations import Conversations
 from demo_model.gguf_file import write_gguf
 from demo_model.network import Network, Shape
-from demo_model.tokenizer import Encoded, encode_pieces, train_tokenizer
+from demo_model.tokenizer import Encoded, encode_segments, train_tokenizer
 
 SEED: Final = 7
 THREADS: Final = 2
@@ -86,7 +86,7 @@ def schedule(step: int, steps: int) -> float:
 def batches(conversations: Conversations, tokenizer: Tokenizer, rng: random.Random) -> Iterator[Batch]:
     """For ever; each of about BATCH_TOKENS tokens in rows of similar length."""
     while True:
-        rows = [encode_pieces(tokenizer, conversations.sample(), LENGTH_MAX) for _ in range(POOL)]
+        rows = [encode_segments(tokenizer, conversations.sample(), LENGTH_MAX) for _ in range(POOL)]
         cut = _cut(sorted(rows, key=lambda row: len(row.tokens)))
         rng.shuffle(cut)
         yield from (_batch(part) for part in cut)

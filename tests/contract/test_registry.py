@@ -548,7 +548,7 @@ async def test_a_leader_that_leaves_makes_room_at_once(registry: Registry) -> No
 
 # Bulletins
 
-BULLETIN = PeerState(
+PEER_STATE = PeerState(
     GATEWAY,
     "http://one:8080",
     "f1",
@@ -567,16 +567,16 @@ async def test_a_gateway_gets_the_newest_states_of_its_peers(registry: Registry)
         assert (await registry.sync_peers(PeerState(GATEWAY), 10)).peers == {}
         peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY, "http://two"), 10)
         assert peer_states.peers == {GATEWAY: PeerState(GATEWAY)}
-        await registry.sync_peers(BULLETIN, 10)
+        await registry.sync_peers(PEER_STATE, 10)
         peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
         again = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
-    assert replace(peer_states.peers[GATEWAY], pending={}) == replace(BULLETIN, pending={})
+    assert replace(peer_states.peers[GATEWAY], pending={}) == replace(PEER_STATE, pending={})
     assert peer_states.peers[GATEWAY].pending[MODEL].is_shortage
     assert again.peers == peer_states.peers
-    changed = replace(BULLETIN, leases={}, seen_version=8)
+    changed = replace(PEER_STATE, leases={}, seen_version=8)
     await registry.sync_peers(changed, 10)
     last = (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers[GATEWAY]
-    assert (last.leases, last.seen_version, last.uses) == ({}, 8, BULLETIN.uses)
+    assert (last.leases, last.seen_version, last.uses) == ({}, 8, PEER_STATE.uses)
 
 
 async def test_the_answer_tells_the_time_and_the_version(registry: Registry, clock: SettableClock) -> None:
@@ -589,9 +589,9 @@ async def test_the_answer_tells_the_time_and_the_version(registry: Registry, clo
 async def test_a_gateway_that_has_gone_silent_is_no_peer_any_more_and_its_demand_ends(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.sync_peers(BULLETIN, 10)
+    await registry.sync_peers(PEER_STATE, 10)
     clock.seconds += 9
-    assert (await registry.read_state()).demand == BULLETIN.demand
+    assert (await registry.read_state()).demand == PEER_STATE.demand
     clock.seconds += 2
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers == {}
     assert (await registry.read_state()).demand == ()
@@ -600,14 +600,14 @@ async def test_a_gateway_that_has_gone_silent_is_no_peer_any_more_and_its_demand
 async def test_w11_the_last_state_of_a_silent_gateway_is_kept_for_a_while(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.sync_peers(BULLETIN, 10)
+    await registry.sync_peers(PEER_STATE, 10)
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
     clock.seconds += 11
     peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
     said = peer_states.silent[GATEWAY]
     assert (peer_states.peers, [*peer_states.silent]) == ({}, [GATEWAY])
-    assert (said.url, said.seen_version, said.leases) == (BULLETIN.url, 7, BULLETIN.leases)
-    await registry.sync_peers(BULLETIN, 10)
+    assert (said.url, said.seen_version, said.leases) == (PEER_STATE.url, 7, PEER_STATE.leases)
+    await registry.sync_peers(PEER_STATE, 10)
     peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
     assert ([*peer_states.peers], peer_states.silent) == ([GATEWAY], {})
     clock.seconds += SILENT_SECONDS_MAX + 11
@@ -617,20 +617,20 @@ async def test_w11_the_last_state_of_a_silent_gateway_is_kept_for_a_while(
 async def test_w11_a_gateway_that_has_said_goodbye_is_not_silent_but_gone(
     registry: Registry, clock: SettableClock
 ) -> None:
-    await registry.sync_peers(BULLETIN, 10)
+    await registry.sync_peers(PEER_STATE, 10)
     await registry.leave(GATEWAY)
     clock.seconds += 11
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).silent == {}
 
 
 async def test_a_gateway_that_leaves_is_no_peer_until_it_publishes_again(registry: Registry) -> None:
-    await registry.sync_peers(BULLETIN, 10)
+    await registry.sync_peers(PEER_STATE, 10)
     await registry.leave(GATEWAY)
     assert (await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)).peers == {}
     assert (await registry.read_state()).demand == ()
-    await registry.sync_peers(BULLETIN, 10)
+    await registry.sync_peers(PEER_STATE, 10)
     peer_states = await registry.sync_peers(PeerState(OTHER_GATEWAY), 10)
-    assert peer_states.peers[GATEWAY].leases == BULLETIN.leases
+    assert peer_states.peers[GATEWAY].leases == PEER_STATE.leases
 
 
 async def test_demand_is_each_gateways_own_and_no_version(registry: Registry) -> None:

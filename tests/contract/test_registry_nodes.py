@@ -58,7 +58,7 @@ async def leave(registry: Registry, session: int, node_id: NodeId = NODE) -> Non
     assert await registry.mark_node(node_id, session, OFF, ended=True)
 
 
-async def told(registry: Store, beginning: int = 0) -> list[tuple[str, str]]:
+async def events_of(registry: Store, beginning: int = 0) -> list[tuple[str, str]]:
     """Kind and detail of the events from the `beginning`th on, the oldest first."""
     events = (await registry.read_events(100))[::-1]
     assert {event.subject for event in events[beginning:] if event.kind.startswith("node.")} <= {NODE, OTHER_NODE}
@@ -235,15 +235,15 @@ async def test_h10_a_new_boot_id_ends_the_nodes_replicas_and_only_those(
 ) -> None:
     await join(registry)
     await join(registry, hello(OTHER_NODE))
-    elsewhere = replica(OTHER_REPLICA, node_id=OTHER_NODE, observed=Observed.READY)
+    on_other_node = replica(OTHER_REPLICA, node_id=OTHER_NODE, observed=Observed.READY)
     failed = replica(ReplicaId("replica-3"), slot=1, observed=Observed.FAILED, error="exit code 1")
-    await place(registry, replica(observed=Observed.READY), elsewhere, failed)
+    await place(registry, replica(observed=Observed.READY), on_other_node, failed)
     clock.seconds = 2000.0
     async with bumping(registry, 1):
         await registry.register_node(registration(boot_id="boot-2"))
     replicas = (await registry.read_state()).replicas
     assert replicas[REPLICA] == replica(observed=Observed.GONE, since=2000.0)
-    assert replicas[elsewhere.id] == elsewhere
+    assert replicas[on_other_node.id] == on_other_node
     assert replicas[failed.id] == failed
 
 
@@ -589,8 +589,10 @@ async def test_an_empty_override_takes_the_earlier_one_back(registry: Registry) 
 
 async def test_an_admins_settings_outlive_sessions_and_restarts(registry: Registry) -> None:
     await join(registry)
-    wishes = NodeEdit(approved=False, draining=True, overrides=NodeOverrides({"tier": "a"}, 5, VramBudget(share=0.5)))
-    await registry.edit_node(NODE, wishes)
+    admin_edit = NodeEdit(
+        approved=False, draining=True, overrides=NodeOverrides({"tier": "a"}, 5, VramBudget(share=0.5))
+    )
+    await registry.edit_node(NODE, admin_edit)
     for boot_id in ("boot-1", "boot-2"):
         session = await join(registry, hello(boot_id=boot_id, labels={"tier": "gpu"}))
         await registry.record_capacity(NODE, session, PAIR)
@@ -613,13 +615,13 @@ async def test_an_edit_leaves_the_session_alone(registry: Registry) -> None:
 async def test_w13_a_removed_node_takes_its_replicas_along_whatever_they_are(registry: Registry) -> None:
     await leave(registry, await join(registry))
     await join(registry, hello(OTHER_NODE))
-    elsewhere = replica(ReplicaId("replica-3"), node_id=OTHER_NODE)
+    on_other_node = replica(ReplicaId("replica-3"), node_id=OTHER_NODE)
     stuck = replica(desired=Desired.STOP, observed=Observed.DRAINING)
-    await place(registry, stuck, replica(OTHER_REPLICA, slot=1, observed=Observed.FAILED), elsewhere)
+    await place(registry, stuck, replica(OTHER_REPLICA, slot=1, observed=Observed.FAILED), on_other_node)
     async with bumping(registry, 1):
         assert await registry.remove_node(NODE)
     state = await registry.read_state()
-    assert (list(state.nodes), state.replicas) == ([OTHER_NODE], {elsewhere.id: elsewhere})
+    assert (list(state.nodes), state.replicas) == ([OTHER_NODE], {on_other_node.id: on_other_node})
 
 
 async def test_an_unknown_node_cant_be_removed(registry: Registry) -> None:
@@ -688,7 +690,7 @@ async def test_the_audit_trail_tells_what_happened_to_a_node(registry: Store) ->
     await registry.mark_node(NODE, session, NodeStatus.UNHEALTHY)
     await registry.mark_node(NODE, session, OFF, ended=True)
     await registry.remove_node(NODE)
-    assert await told(registry) == [
+    assert await events_of(registry) == [
         ("node.registered", "box, to be approved"),
         ("node.joined", f"session {session} at gateway {GATEWAY}"),
         ("node.link", "offline -> healthy"),
@@ -705,11 +707,11 @@ async def test_the_audit_trail_tells_what_happened_to_a_node(registry: Store) ->
 
 async def test_the_audit_trail_tells_of_a_restart_and_of_a_new_name(registry: Store) -> None:
     await join(registry, hello(name="box"))
-    beginning = len(await told(registry))
+    beginning = len(await events_of(registry))
     await registry.register_node(registration(name="tower"))
     await registry.register_node(registration(name="tower", boot_id=BootId("boot-2")))
     session = await registry.join_node(hello(boot_id="boot-2"), OTHER_GATEWAY)
-    assert await told(registry, beginning) == [
+    assert await events_of(registry, beginning) == [
         ("node.registered", "tower"),
         ("node.registered", "tower"),
         ("node.link", "healthy -> offline"),
@@ -721,9 +723,9 @@ async def test_the_audit_trail_tells_of_a_restart_and_of_a_new_name(registry: St
 async def test_a_removed_nodes_replicas_have_an_event_each(registry: Store) -> None:
     await join(registry)
     await place(registry, replica(), replica(OTHER_REPLICA, slot=1, observed=Observed.READY))
-    beginning = len(await told(registry))
+    beginning = len(await events_of(registry))
     await registry.remove_node(NODE)
-    assert await told(registry, beginning) == [
+    assert await events_of(registry, beginning) == [
         ("replica.forgotten", "placed"),
         ("replica.forgotten", "ready"),
         ("node.removed", (f"name of {NODE}")),

@@ -38,7 +38,7 @@ class Fetching:
     bytes_max: int | None = None
     disk: Disk = field(default_factory=lambda: Disk(1000 * GIB, 900 * GIB))
     progress: list[tuple[int, int | None]] = field(default_factory=list)
-    _told: trio.Event = field(default_factory=trio.Event)
+    _changed: trio.Event = field(default_factory=trio.Event)
 
     def __post_init__(self) -> None:
         self.cache = Cache(self.folder, self.bytes_max, read_disk=lambda _folder: self.disk)
@@ -54,12 +54,12 @@ class Fetching:
 
     def _note(self, done: int, total: int | None) -> None:
         self.progress.append((done, total))
-        self._told.set()
-        self._told = trio.Event()
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def wait_progress(self, done: int) -> None:
         while not self.progress or self.progress[-1][0] < done:
-            await self._told.wait()
+            await self._changed.wait()
 
     def files(self) -> list[str]:
         return sorted(path.name for path in self.folder.iterdir())

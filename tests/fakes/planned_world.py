@@ -48,7 +48,7 @@ class PlannedWorld:
 
     def __post_init__(self) -> None:
         self._ids = Ids()
-        self._told = {node_id: [total] * (self.lag + 1) for node_id, total in self.memory.items()}
+        self._readings = {node_id: [total] * (self.lag + 1) for node_id, total in self.memory.items()}
 
     def ask(self, model: str, seconds: int = 1) -> None:
         self.requests.append(Request(ModelName(model), self.now, seconds))
@@ -58,9 +58,9 @@ class PlannedWorld:
         self._serve()
         decided = self._plan()
         self._work()
-        for node_id, told in self._told.items():
-            told.append(self.memory[node_id] - self.used(node_id))
-            del told[0]
+        for node_id, reported in self._readings.items():
+            reported.append(self.memory[node_id] - self.used(node_id))
+            del reported[0]
         self.now += 1
         return decided
 
@@ -84,8 +84,8 @@ class PlannedWorld:
         )
 
     def _node(self, node_id: NodeId) -> Node:
-        told = Capacity(ram_bytes=self.memory[node_id], ram_free_bytes=self._told[node_id][0])
-        return node(node_id, capacity=told, max_replicas_per_model=3)
+        reported = Capacity(ram_bytes=self.memory[node_id], ram_free_bytes=self._readings[node_id][0])
+        return node(node_id, capacity=reported, max_replicas_per_model=3)
 
     def _waiting(self) -> list[Request]:
         return [request for request in self.requests if request.replica is None]

@@ -105,8 +105,8 @@ class WorkerHarness:
     peers: list[FromWorker] = field(default_factory=list)
     """What came besides reports."""
 
-    async def want(self, *wishes: DesiredReplica, epoch: int = 1) -> None:
-        await self.to_worker.send(DesiredSet(epoch, wishes))
+    async def want(self, *replicas: DesiredReplica, epoch: int = 1) -> None:
+        await self.to_worker.send(DesiredSet(epoch, replicas))
 
     def _take(self, message: FromWorker) -> None:
         if isinstance(message, Report):

@@ -338,7 +338,7 @@ def node_of(answer: httpx.Response) -> str:
     return str(answer.headers["x-gateway-node"])
 
 
-def complaint(worker: WorkerProcess) -> str:
+def error_line(worker: WorkerProcess) -> str:
     """What a worker that has ended says to its user: one line, the last."""
     *logged, last = worker.lines
     assert re.match(r"gateway: \S", last), worker.log

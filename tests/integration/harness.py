@@ -268,7 +268,7 @@ def loads_allowed(seconds: float) -> int:
 
 
 @contextmanager
-def deaf_port() -> Iterator[int]:
+def silent_port() -> Iterator[int]:
     """A port at which nobody listens, and that nobody else gets while the context is open."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))

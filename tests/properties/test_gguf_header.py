@@ -60,9 +60,9 @@ def test_everything_is_read_as_the_reference_library_reads_it(tmp_path: Path) ->
     header, reference = read_file(path), gguf.GGUFReader(path)
     ours = {each.name: (list(each.shape), each.size_bytes, header.data_offset + each.offset) for each in header.tensors}
     assert ours == {each.name: (each.shape.tolist(), each.n_bytes, each.data_offset) for each in reference.tensors}
-    told = {*header.metadata, *header.lengths}
+    listed = {*header.metadata, *header.lengths}
     fields = {name for name in reference.fields if not name.startswith("GGUF.")}
-    assert told == fields
+    assert listed == fields
     assert header.architecture == "llama"
     assert header.metadata["llama.attention.layer_norm_rms_epsilon"] == pytest.approx(1e-5)
     assert header.arrays["llama.attention.head_count_kv"] == (2, 1)

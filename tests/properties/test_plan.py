@@ -296,15 +296,15 @@ def test_r17_exclusive_groups_hold(given_state: tuple[ClusterState, Mapping[Repl
         group = after.models[row.model].exclusive_group
         if group is None or status_of(after, row) is not NodeStatus.HEALTHY or row.desired is not Desired.RUN:
             continue
-        rivals = [
+        others_of_group = [
             other
             for other in after.replicas.values()
             if other.node_id == row.node_id
             and other.model != row.model
             and after.models[other.model].exclusive_group == group
         ]
-        assert row.id in before.replicas or not rivals
-        assert not any(other.desired is Desired.RUN for other in rivals)
+        assert row.id in before.replicas or not others_of_group
+        assert not any(other.desired is Desired.RUN for other in others_of_group)
 
 
 @unhurried

@@ -72,7 +72,7 @@ class World:
     def send(self) -> None:
         """A new set, maybe twice, maybe of a new leader."""
         self._epoch += self._rng.random() < 0.2
-        wanted = DesiredSet(self._epoch, self._wishes())
+        wanted = DesiredSet(self._epoch, self._desired())
         self._sent.append(wanted)
         for _ in range(self._rng.choice((1, 1, 2))):
             self._put(wanted)
@@ -84,7 +84,7 @@ class World:
 
     def lose(self) -> None:
         """A set that never arrives."""
-        self._sent.append(DesiredSet(self._epoch, self._wishes()))
+        self._sent.append(DesiredSet(self._epoch, self._desired()))
 
     def kill(self) -> None:
         living = [process for process in self._spawn.started if process.code is None]
@@ -125,7 +125,7 @@ class World:
         assert may_follow(before, report.observed), f"{report.replica_id}: {before} -> {report.observed}"
         self.observed_states[report.replica_id] = report.observed
 
-    def _wishes(self) -> tuple[DesiredReplica, ...]:
+    def _desired(self) -> tuple[DesiredReplica, ...]:
         """Some of the ids in any order, some of them twice; ended ones give way to new ones."""
         for place, name in enumerate(self._ids):
             if self.observed_states.get(ReplicaId(name)) in FINAL and self._rng.random() < 0.7:

@@ -47,7 +47,7 @@ class Mood(StrEnum):
     """Has lost its model."""
     IMPOSTOR = auto()
     """Has another model."""
-    STRANGER = auto()
+    OTHER_PROGRAM = auto()
     """Another process has its address: it knows no token of ours."""
     BROKEN = auto()
     """Answers with an internal error."""
@@ -120,7 +120,7 @@ class SimBackend:
 
     def be(self, mood: Mood, seconds: float) -> None:
         self._mood, self._mood_until = mood, trio.current_time() + seconds
-        self.disturbed |= mood in (Mood.STRANGER, Mood.RESETS)
+        self.disturbed |= mood in (Mood.OTHER_PROGRAM, Mood.RESETS)
 
     @property
     def mood(self) -> Mood:
@@ -139,7 +139,7 @@ class SimBackend:
     async def _serve(self, method: str, stream: ServerStream) -> None:
         request = await stream.recv_message()
         given = dict(stream.metadata or {}).get(names.AUTHORIZATION)
-        if given != f"Bearer {self.token}" or self.mood is Mood.STRANGER:
+        if given != f"Bearer {self.token}" or self.mood is Mood.OTHER_PROGRAM:
             if isinstance(request, pb.PredictOptions):
                 self._call_ledger.visit(request.CorrelationId, self.token).outcome = "stale"
             raise GRPCError(Status.UNAUTHENTICATED, "wrong or missing token")
@@ -174,8 +174,8 @@ class SimBackend:
             await stream.send_message(pb.Result(success=False, message=load.error))
             return
         self.model = options.Model
-        told = dict(option.split(":", 1) for option in options.Options)
-        self.slots = int(told.get("parallel", "1"))
+        given_options = dict(option.split(":", 1) for option in options.Options)
+        self.slots = int(given_options.get("parallel", "1"))
         await stream.send_message(pb.Result(success=True))
 
     async def _answer_call(self, method: str, stream: ServerStream, options: pb.PredictOptions) -> None:

@@ -242,10 +242,10 @@ class FleetWatch:
         for post, watch in self._watches.items():
             watch.check_end()
             self._check_views(post)
-            if elsewhere := {
+            if misplaced := {
                 name: use.at_peers for name, use in post.gateway.routing.admission.loads._loads.items() if use.at_peers
             }:
-                self._world.object_to(f"{post} counts leases elsewhere: {elsewhere}")
+                self._world.object_to(f"{post} counts leases elsewhere: {misplaced}")
         self._world.raise_violations()
 
     def _check_views(self, post: Post) -> None:

@@ -52,9 +52,9 @@ class Link:
         self.orders_in, self.orders = trio.open_memory_channel[ToWorker](1)
         self.reports_out, self.reports_late = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
         self.reports_in, self.reports = trio.open_memory_channel[FromWorker](MESSAGES_MAX)
-        self.heard_at = trio.current_time()
+        self.last_message_at = trio.current_time()
         """When the worker last heard of the gateway."""
-        self.reported_at = self.heard_at
+        self.reported_at = self.last_message_at
         """When the gateway last heard of the worker."""
         self.at_worker = trio.CancelScope()
         self.at_gateway = trio.CancelScope()
@@ -114,7 +114,7 @@ class SimJoiner:
         async with link.orders_late, link.orders_in:
             async for order in link.orders_late:
                 await self._carry(link, order, link.orders_in)
-                link.heard_at = trio.current_time()
+                link.last_message_at = trio.current_time()
 
     async def _carry_reports(self, link: Link) -> None:
         async with link.reports_late, link.reports_in:
@@ -131,7 +131,7 @@ class SimJoiner:
             await trio.lowlevel.checkpoint()  # whoever has closed the other end ends the session
 
     async def _watch_silence(self, link: Link) -> None:
-        while (until := link.heard_at + SILENCE_SECONDS) > trio.current_time():  # noqa: ASYNC110
+        while (until := link.last_message_at + SILENCE_SECONDS) > trio.current_time():  # noqa: ASYNC110
             await trio.sleep_until(until)
         self._sim_worker.world.note(f"{self._sim_worker.name} does not hear its gateway any more")
         link.at_worker.cancel()

@@ -65,6 +65,6 @@ def test_a_seed_decides_everything(tmp_path: Path) -> None:
     """Wherever in memory things lie."""
     first = simulate(7, tmp_path / "first", events=60)
     for number in range(1, 3):
-        elsewhere = [object() for _ in range(number * 50_000)]
-        again = simulate(7, tmp_path / f"again-{len(elsewhere)}", events=60)
+        ballast = [object() for _ in range(number * 50_000)]
+        again = simulate(7, tmp_path / f"again-{len(ballast)}", events=60)
         assert again.trace.digest == first.trace.digest

@@ -25,7 +25,7 @@ EPOCH: Final = 1_700_000_000.0
 SKEW_SECONDS: Final = 120.0
 SMALLEST_JUMP: Final = 1e-9
 """A jump to a deadline can fall short of it by a rounding error; without a minimum it could be repeated for ever."""
-TOLD: Final = frozenset({"info", "warning", "error", "critical", "exception"})
+LOGGED: Final = frozenset({"info", "warning", "error", "critical", "exception"})
 ALARMS: Final = frozenset({"error", "critical", "exception"})
 
 
@@ -113,8 +113,8 @@ def run_seeded(world: World, main: Callable[[], Awaitable[None]]) -> None:
             trio.run(main, clock=world.clock)
         except Exception as group:  # noqa: BLE001 - whatever it is, it is told with its seed
             error = _innermost(group)
-            told = Violation(f"SEED={world.seed}: {type(error).__name__}: {error}\n{world.trace.tail()}")
-            raise told from (None if isinstance(error, Violation) else group)
+            violation = Violation(f"SEED={world.seed}: {type(error).__name__}: {error}\n{world.trace.tail()}")
+            raise violation from (None if isinstance(error, Violation) else group)
 
 
 async def step(world: World, next_event_at: float) -> bool:
@@ -159,7 +159,7 @@ def _logs_in_trace(world: World) -> Iterator[None]:
         details = " ".join(f"{key}={value}" for key, value in entry.items() if key not in {"event", "exc_info"})
         if level in ALARMS and entry["event"] not in world.expected_alarms:
             world.object_to(f"the log says: {entry['event']} {details}")
-        elif level in TOLD | ALARMS:
+        elif level in LOGGED | ALARMS:
             world.note(f"    {entry['event']} {details}")
         raise structlog.DropEvent
 

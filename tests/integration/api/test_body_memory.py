@@ -57,7 +57,7 @@ def send(gateway: GatewayProcess, content: Any) -> httpx.Response:
     return httpx.post(gateway.url + CHAT, content=content, headers=JSON, timeout=60.0)
 
 
-def in_pieces(body: bytes) -> Iterator[bytes]:
+def in_parts(body: bytes) -> Iterator[bytes]:
     """Sent without saying how much it is."""
     for start in range(0, len(body), MIB):
         yield body[start : start + MIB]
@@ -70,7 +70,7 @@ def test_a_wave_of_large_bodies_stays_within_twice_the_budget_and_is_given_back(
     body = chat_body("a" * (8 * MIB - 1000))
     before = memory_bytes(gateway, "VmRSS")
     forget_peak(gateway)
-    answers = together(WAVE, lambda _: send(gateway, body if says_its_size else in_pieces(body)))
+    answers = together(WAVE, lambda _: send(gateway, body if says_its_size else in_parts(body)))
     peak = memory_bytes(gateway, "VmHWM")
     statuses = Counter(answer.status_code for answer in answers)
     assert set(statuses) == {200, 503}

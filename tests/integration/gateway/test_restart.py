@@ -18,11 +18,11 @@ from tests.integration.harness import (
     GatewayProcess,
     RawClient,
     chat_request,
-    deaf_port,
     events_in,
     is_alive,
     running_gateway,
     scripted_config,
+    silent_port,
     start_gateway,
     wait_for,
 )
@@ -176,7 +176,7 @@ def test_status_shows_the_fleet_as_tables_and_as_json(tmp_path: Path) -> None:
 
 
 def test_status_of_no_gateway_is_one_line(tmp_path: Path) -> None:
-    with deaf_port() as port:
+    with silent_port() as port:
         url = f"http://127.0.0.1:{port}"
         asked = run_command(tmp_path, "status", "--url", url)
     assert (asked.returncode, asked.stdout) == (1, "")

@@ -178,9 +178,9 @@ def test_the_output_of_a_replica_is_read_at_any_gateway(fleet: Gateways) -> None
 
 
 def test_a_decision_is_shown_by_any_gateway(fleet: Gateways) -> None:
-    for asked, told in (NAMES, reversed(NAMES)):
+    for asked, shown in (NAMES, reversed(NAMES)):
         answer = fleet.gateways[asked].chat(WARM)
-        decision = get(fleet.gateways[told], f"/api/decisions/{answer.headers['x-request-id']}")
+        decision = get(fleet.gateways[shown], f"/api/decisions/{answer.headers['x-request-id']}")
         assert decision["model"] == WARM
 
 
@@ -189,15 +189,15 @@ def test_s7_the_progress_of_a_load_is_shown_by_any_gateway(fleet: Gateways) -> N
     comes within `REPORT_SECONDS` after it has told of the file's length."""
     loading = in_background(lambda: fleet.gateways["b"].chat("large"))
 
-    def told(gateway: GatewayProcess, key: str) -> dict[str, Any]:
+    def shown(gateway: GatewayProcess, key: str) -> dict[str, Any]:
         status: dict[str, Any] = get(gateway, "/api/models/large/load-status")
         return status if status.get(key) else {}
 
-    wait_for(partial(told, fleet.gateways["b"], "bytes_total"), "the length to be told")
+    wait_for(partial(shown, fleet.gateways["b"], "bytes_total"), "the length to be told")
     time.sleep(REPORT_SECONDS)
     (fleet.folder / FIRST_GATE).touch()
     for gateway in both(fleet):
-        status = wait_for(partial(told, gateway, "bytes_done"), "the progress to be told")
+        status = wait_for(partial(shown, gateway, "bytes_done"), "the progress to be told")
         (node,) = [each["node"] for each in gateway.status()["replicas"] if each["model"] == "large"]
         assert (status["state"], status["node"], status["bytes_total"]) == ("fetching", node, FILE_BYTES)
         assert 0 < status["bytes_done"] <= FILE_BYTES
@@ -325,8 +325,8 @@ def test_a_warm_request_costs_no_statement_and_a_gateway_costs_a_bounded_number(
             assert client.post("/v1/chat/completions", json=body).status_code == 200
     spent, seconds = other.statements() - before, time.monotonic() - began
     print(f"{requests} requests in {seconds:.1f} s: {dict(spent)}")  # noqa: T201
-    told = spent.pop("exchange")
-    assert told <= seconds / SYNC_SECONDS + seconds + 2  # once a second it looks for others that have stopped
+    shown = spent.pop("exchange")
+    assert shown <= seconds / SYNC_SECONDS + seconds + 2  # once a second it looks for others that have stopped
     assert spent.total() <= BACKGROUND_RATE * (seconds + 1)
 
 

@@ -30,11 +30,11 @@ def test_it_says_what_it_applied_and_the_second_time_that_there_is_nothing_to_do
 
 def test_a_failure_is_one_line_without_the_password(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "postgresql://postgres:s3cret@127.0.0.1:1/x") == 1
-    told = capsys.readouterr()
-    assert told.out == ""
-    assert told.err.startswith("gateway: PostgreSQL at 127.0.0.1:1/x can't be used: ")
-    assert told.err.count("\n") == 1
-    assert "s3cret" not in told.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("gateway: PostgreSQL at 127.0.0.1:1/x can't be used: ")
+    assert output.err.count("\n") == 1
+    assert "s3cret" not in output.err
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "memory"])

@@ -397,10 +397,10 @@ async def test_no_connection_is_used_again_in_the_middle_of_a_transaction(
     """Else the next commit would be that of what was broken off, too. The driver would notice, and complain."""
     postgres_server.ask(migrated_postgres_url, "CREATE TABLE t (x int)")
     has_written = trio.Event()
-    complaints: list[str] = []
+    loop_errors: list[str] = []
 
     async def break_off_aio(transaction: PostgresTransaction) -> None:
-        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context["message"]))
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: loop_errors.append(context["message"]))
         await transaction.rows_aio("INSERT INTO t VALUES (1)")
         await transaction.rows_aio(statement)
         if error is LookupError:
@@ -421,7 +421,7 @@ async def test_no_connection_is_used_again_in_the_middle_of_a_transaction(
                 await has_written.wait()
                 nursery.cancel_scope.cancel()
             await pool.transaction("write", Mode.PLAIN, partial(ask_aio, "INSERT INTO t VALUES (2)"))
-    assert complaints == []
+    assert loop_errors == []
     assert postgres_server.ask(migrated_postgres_url, "SELECT x FROM t") == ["2"]
 
 

@@ -50,7 +50,7 @@ async def open_real_worker(
             yield worker
 
 
-class Rival:
+class PortTaker:
     """A program that listens at the address of the first process to be started, just before that does."""
 
     def __init__(self) -> None:
@@ -97,15 +97,15 @@ async def test_a_replica_comes_up_with_its_token_and_stops(tmp_path: Path) -> No
 async def test_a_port_that_another_program_has_taken_meanwhile_is_given_up_for_another(
     tmp_path: Path, backend: str, artifact: str
 ) -> None:
-    with closing(Rival()) as rival:
-        async with open_real_worker(tmp_path, {}, spawn=rival.spawn) as worker:
+    with closing(PortTaker()) as taker:
+        async with open_real_worker(tmp_path, {}, spawn=taker.spawn) as worker:
             await worker.want(desired_replica("a", backend=backend, artifact=artifact))
             ready = await worker.wait_report("a", Observed.READY)
             first = next(report for report in worker.history if report.observed is Observed.STARTING)
         assert ready.address != first.address
         assert ready.pid != first.pid
-        assert rival.socket is not None
-        assert first.address == f"127.0.0.1:{rival.socket.getsockname()[1]}"
+        assert taker.socket is not None
+        assert first.address == f"127.0.0.1:{taker.socket.getsockname()[1]}"
 
 
 async def test_w7_a_killed_replica_is_reported_gone_and_its_successor_runs(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from tests.integration.fleet import (
     TWICE,
     Fleet,
     Stream,
-    complaint,
+    error_line,
     fleet_config,
     held_fleet_config,
     in_background,
@@ -41,7 +41,7 @@ from tests.integration.fleet import (
     stays,
     wait_joined,
 )
-from tests.integration.harness import WAIT_SECONDS, deaf_port, is_alive, running_gateway, scripted_config, wait_for
+from tests.integration.harness import WAIT_SECONDS, is_alive, running_gateway, scripted_config, silent_port, wait_for
 
 HEARTBEAT_SECONDS: Final = 0.5
 """What `fleet_config` says."""
@@ -73,22 +73,22 @@ def test_a11_a_worker_joins_by_a_token_that_nobody_sees(tmp_path: Path, by_file:
         assert (node["status"], node["approved"], node["labels"]["tier"]) == ("healthy", True, "far")
         assert node["capacity"]["ram_bytes"] > 0
         backend = worker.backend_pid()
-        assert not [pid for pid in (worker.process.pid, backend) if JOIN_TOKEN in told_by_kernel(pid, "cmdline")]
-        assert JOIN_TOKEN not in told_by_kernel(backend, "environ")
+        assert not [pid for pid in (worker.process.pid, backend) if JOIN_TOKEN in known_to_kernel(pid, "cmdline")]
+        assert JOIN_TOKEN not in known_to_kernel(backend, "environ")
         assert JOIN_TOKEN not in worker.log + fleet.gateway.log
         kept = [path for path in (worker.folder / "data").rglob("*") if path.is_file() and path.suffix != ".gguf"]
         assert kept
         assert not [path for path in kept if JOIN_TOKEN.encode() in path.read_bytes()]
 
 
-def told_by_kernel(pid: int, name: str) -> str:
+def known_to_kernel(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text()
 
 
 def test_a11_a_wrong_token_ends_the_worker_with_one_line(door: Fleet) -> None:
     worker = door.start_worker("stranger", env={"GATEWAY_JOIN_TOKEN": WRONG_TOKEN})
     assert worker.ended() == 1
-    line = complaint(worker)
+    line = error_line(worker)
     assert door.gateway.url in line
     assert "check the join token" in line
     assert WRONG_TOKEN not in worker.log + door.gateway.log
@@ -99,7 +99,7 @@ def test_a_gateway_that_takes_no_workers_says_what_it_lacks(tmp_path: Path) -> N
     with running_gateway(tmp_path / "gateway", TINY) as gateway:
         worker = start_worker(tmp_path / "far", "far", gateway.url, config=fleet_config())
         assert worker.ended() == 1
-        assert "auth.join_token" in complaint(worker)
+        assert "auth.join_token" in error_line(worker)
 
 
 def test_a_worker_waits_for_a_gateway_that_is_not_up_yet(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_the_name_of_a_node_that_is_there_is_refused(door: Fleet) -> None:
     before = door.node("first")["id"]
     worker = start_worker(door.folder / "namesake", "first", door.gateway.url, config=door.config)
     assert worker.ended() == 1
-    line = complaint(worker)
+    line = error_line(worker)
     assert "'first'" in line
     assert "another name" in line
     assert door.node("first")["id"] == before
@@ -126,12 +126,12 @@ def test_the_name_of_a_node_that_is_there_is_refused(door: Fleet) -> None:
 def test_a_folder_in_which_a_worker_runs_is_refused(door: Fleet) -> None:
     worker = start_worker(door.workers["first"].folder, "second", door.gateway.url, config=door.config)
     assert worker.ended() == 1
-    assert "server.data_dir" in complaint(worker)
+    assert "server.data_dir" in error_line(worker)
     assert door.workers["first"].joins == 1
 
 
 def test_a_dead_gateway_in_the_list_is_passed_over(door: Fleet) -> None:
-    with deaf_port() as port:
+    with silent_port() as port:
         dead = f"http://127.0.0.1:{port}"
         worker = door.add_worker("passer", join=f"{dead},{door.gateway.url}")
     assert dead in worker.log
@@ -323,25 +323,25 @@ def test_r13_a_worker_that_gets_sigterm_finishes_its_stream_and_leaves(tmp_path:
     with running_fleet(tmp_path, held_fleet_config(gate, TWICE), "one", "two") as fleet:
         fleet.wait_serving("one", "two", model=HELD)
         stream = Stream(fleet.gateway, HELD, tokens=HELD_TOKENS)
-        leaver, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
-        pid = leaver.backend_pid()
-        leaver.send_signal(signal.SIGTERM)
-        fleet.wait_node(leaver.name, "draining")
+        leaving, other = fleet.workers[stream.node], ({"one", "two"} - {stream.node}).pop()
+        pid = leaving.backend_pid()
+        leaving.send_signal(signal.SIGTERM)
+        fleet.wait_node(leaving.name, "draining")
         nodes = [node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)]
         assert set(nodes) == {other}
         assert not stream.ended
-        assert leaver.process.poll() is None
+        assert leaving.process.poll() is None
         gate.touch()
         events = stream.result()
         assert events[-1] == DONE
         assert not [event for event in events if '"error"' in event]
-        assert leaver.ended() == 0
+        assert leaving.ended() == 0
         assert not is_alive(pid)
         # H9: nothing that it said before revives it
-        assert fleet.wait_node(leaver.name, "offline")
-        stays(lambda: fleet.node(leaver.name)["status"] == "offline", "the node is offline", 6 * HEARTBEAT_SECONDS)
+        assert fleet.wait_node(leaving.name, "offline")
+        stays(lambda: fleet.node(leaving.name)["status"] == "offline", "the node is offline", 6 * HEARTBEAT_SECONDS)
         assert fleet.gateway.metric('gateway_in_flight{model="scripted"}') == 0
-        assert "Traceback" not in leaver.log + fleet.gateway.log
+        assert "Traceback" not in leaving.log + fleet.gateway.log
 
 
 def test_h13_a_second_signal_ends_the_worker_at_once(tmp_path: Path) -> None:

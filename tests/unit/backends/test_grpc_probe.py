@@ -83,7 +83,7 @@ class Backend:
 def backend() -> Iterator[Backend]:
     """A scripted backend process that listens."""
     address = f"127.0.0.1:{free_port()}"
-    told, log = os.pipe()
+    from_server, log = os.pipe()
     environment = {"SCRIPT": json.dumps({"ignore_stdin": True}), "SCRIPT_LOG": f"/dev/fd/{log}", TOKEN_VARIABLE: TOKEN}
     process = subprocess.Popen(
         [sys.executable, "-m", "tests.fakes.scripted_backend", "--addr", address],
@@ -93,12 +93,12 @@ def backend() -> Iterator[Backend]:
     )
     try:
         os.close(log)
-        wait_until_it_says(told, b"listening")
+        wait_until_it_says(from_server, b"listening")
         yield Backend(address, process)
     finally:
         process.kill()
         process.wait()
-        os.close(told)
+        os.close(from_server)
 
 
 def wait_until_it_says(pipe: int, word: bytes) -> None:
@@ -130,9 +130,9 @@ async def test_a_killed_process_is_gone(backend: Backend) -> None:
 
 
 async def test_nobody_at_the_port_is_gone() -> None:
-    with closing(socket.socket()) as deaf:
-        deaf.bind(("127.0.0.1", 0))
-        assert await probe(address_of(deaf), PATIENT_SECONDS) is ProbeOutcome.GONE
+    with closing(socket.socket()) as bound:
+        bound.bind(("127.0.0.1", 0))
+        assert await probe(address_of(bound), PATIENT_SECONDS) is ProbeOutcome.GONE
 
 
 async def test_a_listener_that_never_answers_is_busy(listener: socket.socket) -> None:
@@ -227,7 +227,7 @@ async def test_what_does_not_say_ok_is_no_backend_of_ours(said: bytes) -> None:
             assert await asked(target("a:1")) is ProbeOutcome.GONE
 
 
-async def probe_stranger(
+async def probe_other_server(
     listening: socket.socket,
     serve: Callable[[trio.SocketStream], Awaitable[None]],
     connect_share: float = CONNECT_SHARE,
@@ -247,7 +247,7 @@ async def test_who_does_not_speak_http2_is_gone(listener: socket.socket, answer:
         await stream.send_all(answer)
         await trio.sleep_forever()
 
-    assert await probe_stranger(listener, serve, NEARLY_HALF) is ProbeOutcome.GONE
+    assert await probe_other_server(listener, serve, NEARLY_HALF) is ProbeOutcome.GONE
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ async def test_who_speaks_http2_and_no_grpc_is_gone(listener: socket.socket, hea
                     connection.send_headers(event.stream_id, headers, end_stream=True)
             await stream.send_all(connection.data_to_send())
 
-    assert await probe_stranger(listener, serve) is ProbeOutcome.GONE
+    assert await probe_other_server(listener, serve) is ProbeOutcome.GONE
 
 
 async def test_a_grpc_server_of_somebody_else_is_gone() -> None:

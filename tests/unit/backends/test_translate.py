@@ -125,8 +125,8 @@ def test_the_rest_of_a_split_character_is_part_of_what_ends_the_answer() -> None
     assert streamed.delta(pb.Reply(message="a🙂".encode()[:-1])).text == "a"
     assert streamed.completion("length").text == "\ufffd"
     whole = ReplyReader(None)
-    piece = whole.delta(pb.Reply(message="é".encode()[:1]))
-    assert whole.completion("length", text="ab" + piece.text).text == "ab\ufffd"
+    part = whole.delta(pb.Reply(message="é".encode()[:1]))
+    assert whole.completion("length", text="ab" + part.text).text == "ab\ufffd"
 
 
 def test_counts_never_go_back() -> None:
@@ -150,13 +150,13 @@ def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
 def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
     """Of two calls at once, of which one begins later; some backends repeat the id and the name."""
     reader = ReplyReader(None)
-    pieces = [
+    parts = [
         reader.delta(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='{"a'), content="Well.")),
         reader.delta(reply(pb.ToolCallDelta(index=1, name="g", arguments="{}"))),
         reader.delta(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='": '))),
         reader.delta(reply(pb.ToolCallDelta(index=0, arguments="1}"))),
     ]
-    assert [(piece.text, piece.tool_calls) for piece in pieces] == [
+    assert [(part.text, part.tool_calls) for part in parts] == [
         ("Well.", (ToolCallDelta(0, "c1", "f", '{"a'),)),
         ("", (ToolCallDelta(1, "", "g", "{}"),)),
         ("", (ToolCallDelta(0, "c1", "f", '": '),)),
@@ -204,8 +204,8 @@ def test_a_vector_of_numbers_and_a_count_that_is_none() -> None:
 
 def test_counts_that_can_not_be_are_none() -> None:
     reader = ReplyReader(5)
-    piece = reader.delta(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
-    assert (piece.prompt_tokens, piece.completion_tokens) == (0, 0)
+    part = reader.delta(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
+    assert (part.prompt_tokens, part.completion_tokens) == (0, 0)
 
 
 def deltas_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) -> int:

@@ -129,7 +129,7 @@ def stream(*chunks: object) -> None:
     FakeGateway.replies["/v1/chat/completions"] = (200, "text/event-stream", body)
 
 
-def piece(text: str) -> dict[str, Any]:
+def text_chunk(text: str) -> dict[str, Any]:
     return {"choices": [{"delta": {"content": text}}], "usage": None}
 
 
@@ -271,7 +271,7 @@ def test_chat_streams_and_remembers(
     gateway: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reply("/v1/models", {"data": [{"id": "a"}, {"id": "demo"}]})
-    stream(piece("hel"), piece("lo"), usage(2))
+    stream(text_chunk("hel"), text_chunk("lo"), usage(2))
     ask(monkeypatch, "hi", "", "again")
     assert main(["chat", "--url", gateway]) == 0
     shown = capsys.readouterr().out
@@ -294,7 +294,7 @@ def test_chat_says_what_went_wrong(
 def test_chat_says_what_went_wrong_in_the_middle(
     gateway: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream(piece("hel"), {"error": {"message": "The backend was lost."}})
+    stream(text_chunk("hel"), {"error": {"message": "The backend was lost."}})
     ask(monkeypatch, "hi")
     assert main(["chat", "x", "--url", gateway]) == 1
     captured = capsys.readouterr()

@@ -146,10 +146,10 @@ async def test_r3_a_gateway_that_is_alone_tells_its_leases_only_in_strict_mode(t
         async with trio.open_nursery() as requests:
             requests.start_soon(chat, one)
             await eventually(lambda: one.routing.admission.loads.in_flight(replica_id) == 1)
-            told = one.control.publisher.fast(one.shared.peers.own, one.shared.peers.has_peers).leases
+            published_leases = one.control.publisher.fast(one.shared.peers.own, one.shared.peers.has_peers).leases
             fleet.may_answer.set()
         assert not one.shared.peers.has_peers
-    assert told == ({replica_id: 1} if mode == "strict" else {})
+    assert published_leases == ({replica_id: 1} if mode == "strict" else {})
 
 
 async def test_a_gateway_that_ends_is_followed_as_leader_and_forgotten(fleet: Fleet) -> None:

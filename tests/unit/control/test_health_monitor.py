@@ -53,11 +53,11 @@ async def test_l3_within_a_second_routing_has_lost_them_and_another_node_has_the
     autojump_clock: MockClock,
 ) -> None:
     async with open_node() as harness, trio.open_nursery() as nursery:
-        complaints = FailureReporter(harness.registry)
-        harness.monitor.report_broken = complaints.report_lost
+        reporter = FailureReporter(harness.registry)
+        harness.monitor.report_broken = reporter.report_lost
         await harness.join(OTHER_NODE)
         nursery.start_soon(harness.run_heartbeats, OTHER_NODE)
-        nursery.start_soon(complaints.run)
+        nursery.start_soon(reporter.run)
         nursery.start_soon(harness.run_planner)
         await harness.registry.sync_peers(PeerState(GATEWAY, demand=(demand(),)), inf)
         assert [each.replica_id for each in harness.views.current.candidates[MODEL]] == [A]

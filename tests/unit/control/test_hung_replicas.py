@@ -71,23 +71,23 @@ async def open_fleet() -> AsyncIterator[tuple[MemoryRegistry, Reconciler, Failur
     await registry.declare_models([spec(min_replicas=1)])
     await registry.register_node(Registration("box", BootId("boot"), NODE))
     session = await registry.join_node(Hello(NODE, "box", BootId("boot"), max_replicas_per_model=2), GATEWAY)
-    complaints = FailureReporter(registry)
+    reporter = FailureReporter(registry)
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
-        nursery.start_soon(complaints.run)
+        nursery.start_soon(reporter.run)
         [only] = (await registry.read_state()).replicas
         await registry.record_reports(NODE, session, [Report(only, Observed.READY)])
-        yield registry, reconciler, complaints, session
+        yield registry, reconciler, reporter, session
         nursery.cancel_scope.cancel()
 
 
 async def test_a_reported_failure_is_known_to_all_and_its_replica_is_replaced(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with open_fleet() as (registry, reconciler, complaints, session):
+    async with open_fleet() as (registry, reconciler, reporter, session):
         [hung] = (await registry.read_state()).replicas
         version = (await registry.read_state()).version
         for because in ("it hangs", "it still does"):
-            complaints.report_broken(hung, because)
+            reporter.report_broken(hung, because)
             await trio.testing.wait_all_tasks_blocked()
         assert (await registry.read_state()).version == version + 1
         assert (await registry.read_state()).replicas[hung].broken == "it hangs"
@@ -105,14 +105,14 @@ async def test_a_reported_failure_is_known_to_all_and_its_replica_is_replaced(
 
 async def test_a_reported_failure_waits_for_the_registry(autojump_clock: trio.testing.MockClock) -> None:
     registry = FlakyRegistry()
-    complaints = FailureReporter(registry)
+    reporter = FailureReporter(registry)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(complaints.run)
-        complaints.report_broken(A, "it hangs")
-        complaints.report_lost(B, "nothing listens")
+        nursery.start_soon(reporter.run)
+        reporter.report_broken(A, "it hangs")
+        reporter.report_lost(B, "nothing listens")
         await trio.sleep(10)
         assert registry.peer_states == []
-        complaints.report_lost(A, "nothing listens")
+        reporter.report_lost(A, "nothing listens")
         registry.down = False
         await trio.sleep(2 * RETRY_SECONDS)
         nursery.cancel_scope.cancel()

@@ -107,7 +107,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     to_worker, from_gateway = trio.open_memory_channel[ToWorker](100)
     to_gateway, from_worker = trio.open_memory_channel[FromWorker](8)
     waiting: dict[ModelName, Waiting] = {}
-    complaints = FailureReporter(registry)
+    reporter = FailureReporter(registry)
     outcomes: dict[ReplicaId, ProbeOutcome] = {}
     probed: list[Target] = []
     progress = LoadProgress()
@@ -124,7 +124,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
             views=views,
             token_of=lambda who: f"t-{who}",
             probe=probe,
-            report_broken=complaints.report_broken,
+            report_broken=reporter.report_broken,
             heartbeat_seconds=HEARTBEAT_SECONDS,
             node_changed=lambda: None,
             load_progress=progress,
@@ -143,7 +143,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
         await nursery.start(run_snapshot_watcher, registry, views, build_view)
         nursery.start_soon(_wake_on_change, views, reconciler)
-        nursery.start_soon(complaints.run)
+        nursery.start_soon(reporter.run)
         exchange = open_exchange(registry, waiting, reconciler)
         await nursery.start(exchange.run)
         await nursery.start(run_session)
@@ -182,7 +182,7 @@ def open_exchange(registry: MemoryRegistry, waiting: Mapping[ModelName, Waiting]
         ttl_seconds=15,
         fast=with_demand,
         slow=lambda last: last,
-        on_received=lambda _heard, _own: None,
+        on_received=lambda _peers, _own: None,
         on_cut_off=lambda: None,
     )
 

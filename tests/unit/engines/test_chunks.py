@@ -66,7 +66,7 @@ def test_what_a_chunk_has_to_be_sent_for(chunk: Chunk, has: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "told"),
+    ("message", "explanation"),
     [
         (
             "Unable to generate parser for this template. JSON schema error at #/a: unrecognized type x",
@@ -75,10 +75,10 @@ def test_what_a_chunk_has_to_be_sent_for(chunk: Chunk, has: bool) -> None:
         ("Failed to initialize samplers: failed to parse grammar", "too large or nested too deeply"),
     ],
 )
-def test_a_tool_without_a_grammar_is_the_tools_fault(message: str, told: str) -> None:
+def test_a_tool_without_a_grammar_is_the_tools_fault(message: str, explanation: str) -> None:
     error = error_of({"code": 400, "message": message, "type": "invalid_request_error"})
     assert (error.status, error.trailers) == (Status.INVALID_ARGUMENT, {ERROR_PARAM: "tools"})
-    assert told in error.message
+    assert explanation in error.message
 
 
 def test_the_finish_reason() -> None:

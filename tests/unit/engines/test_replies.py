@@ -27,10 +27,10 @@ def test_a_part_of_a_call_is_in_the_deltas() -> None:
 
 
 def test_a_whole_answer_has_all_its_chunks_and_the_totals() -> None:
-    pieces = [Chunk(reasoning="h"), Chunk(reasoning="m"), Chunk("a"), Chunk("b", completion_tokens=4)]
-    pieces += [Chunk(tool_calls=(BEGINNING,)), Chunk(tool_calls=(END,))]
+    parts = [Chunk(reasoning="h"), Chunk(reasoning="m"), Chunk("a"), Chunk("b", completion_tokens=4)]
+    parts += [Chunk(tool_calls=(BEGINNING,)), Chunk(tool_calls=(END,))]
     whole = Chunk(prompt_tokens=3, completion_tokens=9, prompt_ms=0.5, generation_ms=1.5, finish_reason="tool_calls")
-    assert _last_reply(whole, pieces) == pb.Reply(
+    assert _last_reply(whole, parts) == pb.Reply(
         message=b"ab",
         tokens=9,
         prompt_tokens=3,

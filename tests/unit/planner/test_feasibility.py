@@ -88,8 +88,8 @@ def test_p3_a_node_with_too_little_memory_is_not_chosen_and_the_numbers_are_show
     assert places(decide(fleet(needs={MODEL: 8}, nodes=[box("n1", free=7), box("n2", free=8)]))) == [(MODEL, "n2")]
     decided = decide(fleet(needs={MODEL: 8}, nodes=[box(free=7)]))
     assert places(decided) == []
-    told = "no healthy node has room for it (name-n1: needs 8 GiB of memory, 7 GiB free)"
-    assert why(decided) == [(told, True)]
+    reason = "no healthy node has room for it (name-n1: needs 8 GiB of memory, 7 GiB free)"
+    assert why(decided) == [(reason, True)]
 
 
 def test_p3_what_is_unknown_is_no_constraint_and_a_known_zero_is() -> None:
@@ -148,8 +148,8 @@ def test_p1_the_artifact_has_to_fit_on_the_disk_beside_its_headroom() -> None:
     assert len(decide(seen).start) == 1
     full = node(capacity=replace(roomy, disk_free_bytes=15 * GIB - 1))
     decided = decide(replace(seen, nodes={full.id: full}))
-    told = "no healthy node has room for it (name-n1: needs 15 GiB of disk, 14.9 GiB free)"
-    assert why(decided) == [(told, True)]
+    reason = "no healthy node has room for it (name-n1: needs 15 GiB of disk, 14.9 GiB free)"
+    assert why(decided) == [(reason, True)]
 
 
 @pytest.mark.parametrize(("free_gib", "fits"), [(80, False), (119, False), (120, True), (500, True)])
@@ -209,8 +209,8 @@ def test_released_memory_is_kept_until_the_node_reports_anew() -> None:
     history = record_released(NO_HISTORY, seen, [gone], NOW - 1)
     after = replace(seen, replicas={})
     assert places(decide(after, history=history)) == [(MODEL, "n1")]
-    told = box(free=5)
-    assert places(decide(replace(after, nodes={told.id: told}), history=history)) == []
+    reread = box(free=5)
+    assert places(decide(replace(after, nodes={reread.id: reread}), history=history)) == []
     assert places(plan_at(after, NOW + SETTLE_SECONDS, history)) == []
 
 
@@ -245,8 +245,8 @@ def test_r9_an_eviction_leaves_models_that_are_used_alone_and_looks_again_soon()
     seen = fleet(loaded(A), needs={A: 14, MODEL: 14}, nodes=[box(free=10)])
     decided = decide(seen, {"a1": BUSY})
     assert evicted(decided) == []
-    told = "no healthy node has room for it (name-n1: needs 14 GiB of memory, 10 GiB free; in use: a)"
-    assert why(decided) == [(told, True)]
+    reason = "no healthy node has room for it (name-n1: needs 14 GiB of memory, 10 GiB free; in use: a)"
+    assert why(decided) == [(reason, True)]
     assert decided.replan_at == NOW + RECHECK_SECONDS
 
 
@@ -283,10 +283,10 @@ def test_a_model_that_is_waited_for_gives_way_to_older_requests_only(since: floa
     assert evicted(decide(seen)) == (["a1"] if goes else [])
 
 
-@pytest.mark.parametrize("told", [(5.0, 15.0, 20.0), (20.0, 5.0, 15.0), (20.0, 15.0, 5.0)])
-def test_of_several_gateways_demand_the_oldest_request_counts(told: tuple[float, ...]) -> None:
+@pytest.mark.parametrize("since_times", [(5.0, 15.0, 20.0), (20.0, 5.0, 15.0), (20.0, 15.0, 5.0)])
+def test_of_several_gateways_demand_the_oldest_request_counts(since_times: tuple[float, ...]) -> None:
     """In whichever order they are read."""
-    several = [replace(demand(MODEL, since=since), gateway_id=GatewayId(f"g{since}")) for since in told]
+    several = [replace(demand(MODEL, since=since), gateway_id=GatewayId(f"g{since}")) for since in since_times]
     waiting = [*several, demand(A, since=10.0)]
     seen = fleet(loaded(A), needs={A: 14, MODEL: 14}, nodes=[box(free=10)], waiting=waiting)
     assert evicted(decide(seen)) == ["a1"]
@@ -340,8 +340,8 @@ def test_r17_on_the_only_node_the_idle_one_gives_way_and_the_used_one_does_not()
     assert evicted(decide(seen)) == ["a1"]
     decided = decide(seen, {"a1": BUSY})
     assert (places(decided), evicted(decided)) == ([], [])
-    told = "no healthy node has room for it (name-n1: 'a' of the exclusive group 'big' is there; in use: a)"
-    assert why(decided) == [(told, True)]
+    reason = "no healthy node has room for it (name-n1: 'a' of the exclusive group 'big' is there; in use: a)"
+    assert why(decided) == [(reason, True)]
 
 
 def test_r17_not_even_while_the_other_one_leaves() -> None:
@@ -363,8 +363,8 @@ def test_p5_a_minimum_beyond_the_room_is_shown_and_nothing_moves() -> None:
     rows = [replica("m1", three), replica("m2", three, slot=1)]
     decided = decide(fleet(*rows, needs={MODEL: 10}, nodes=[box(free=4)], waiting=[], of=[three]))
     assert not decided.as_write()
-    told = "no healthy node has room for it (name-n1: needs 10 GiB of memory, 4 GiB free)"
-    assert decided.unsatisfiable == {MODEL: f"2 of 3 replicas: {told}"}
+    reason = "no healthy node has room for it (name-n1: needs 10 GiB of memory, 4 GiB free)"
+    assert decided.unsatisfiable == {MODEL: f"2 of 3 replicas: {reason}"}
     assert decided.replan_at is None
 
 

@@ -88,9 +88,9 @@ def test_a8_a_new_one_on_a_node_that_does_not_serve_ends_no_surge(status: NodeSt
 
 def test_why_an_old_replica_is_not_routable_says_so_under_either_rollout() -> None:
     assert why_not_routable(old(), ROOMY, SURGE) is None
-    told = "its model's spec has changed since it was loaded"
-    assert why_not_routable(old(), ROOMY, SURGE, {MODEL}) == told
-    assert why_not_routable(old(), ROOMY, REPLACE) == told
+    reason = "its model's spec has changed since it was loaded"
+    assert why_not_routable(old(), ROOMY, SURGE, {MODEL}) == reason
+    assert why_not_routable(old(), ROOMY, REPLACE) == reason
 
 
 def test_an_old_load_that_no_worker_has_received_does_not_survive_the_change() -> None:

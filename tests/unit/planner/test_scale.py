@@ -130,8 +130,8 @@ def test_p5_all_on_nodes_of_which_one_has_no_room() -> None:
     nodes = [node("n1", max_replicas_per_model=0), node("n2"), node("n3", condition=NodeStatus.UNHEALTHY)]
     decided = decide(state(specs=[EVERYWHERE], nodes=nodes))
     assert [start.replica.node_id for start in decided.start] == ["n2"]
-    [told] = decided.unsatisfiable.values()
-    assert "name-n1: 0 of 0 slots taken" in told
+    [reason] = decided.unsatisfiable.values()
+    assert "name-n1: 0 of 0 slots taken" in reason
 
 
 @pytest.mark.parametrize("observed", sorted(COMING_UP))

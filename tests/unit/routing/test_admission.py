@@ -425,7 +425,7 @@ async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_
     harness, served_at, scope = one_slot(), list[float](), trio.CancelScope()
     ticket = harness.admission.open_request(MODEL, ORIGIN)
 
-    async def leaver() -> None:
+    async def leaving_request() -> None:
         with scope:
             await harness.lease(caller="x")
 
@@ -435,7 +435,7 @@ async def test_each_callers_first_asks_in_place_of_a_refused_request_that_hangs_
 
     async with trio.open_nursery() as nursery:
         with await harness.admission.wait_lease(ticket) as lease:
-            for request in (leaver, later):
+            for request in (leaving_request, later):
                 nursery.start_soon(request)
                 await trio.testing.wait_all_tasks_blocked()
             harness.admission.record_refusal(ticket, lease)

@@ -333,8 +333,8 @@ async def test_a_foreign_backend_that_was_silent_before_its_request_hangs_by_its
 async def test_h12_a_stream_that_flows_is_never_ended(autojump_clock: MockClock, outcome: ProbeOutcome) -> None:
     """Nor are others of the same replica."""
     async with open_harness(A) as harness, trio.open_nursery() as nursery:
-        pieces = [trio.Event() for _ in range(40)]
-        items = [item for event in pieces for item in (event, Delta("x"))]
+        arrivals = [trio.Event() for _ in range(40)]
+        items = [item for event in arrivals for item in (event, Delta("x"))]
         harness.routing.backends.script(A, *items, DONE)
         ends = Ends(harness.routing)
         nursery.start_soon(ends.stream)
@@ -343,7 +343,7 @@ async def test_h12_a_stream_that_flows_is_never_ended(autojump_clock: MockClock,
         nursery.start_soon(ends.ask)
         await trio.sleep(0.1)
         harness.says(A, outcome)
-        for event in pieces:
+        for event in arrivals:
             await trio.sleep(8)
             event.set()
         await harness.wait_for(lambda: ends.all, 1)

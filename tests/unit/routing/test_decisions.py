@@ -61,8 +61,8 @@ def test_chance_between_several_gateways_is_shown_as_such() -> None:
 
 def test_nobody_chosen_means_no_free_slot() -> None:
     considered = score_all([candidate("a", slots=1)], None, lambda _: used(leases=1), NOW)
-    (told,) = describe_candidates(considered, None, NOW)
-    assert told == {
+    (shown,) = describe_candidates(considered, None, NOW)
+    assert shown == {
         "replica": "a",
         "node": "name-n1",
         "verdict": "no free slot",
@@ -106,7 +106,7 @@ async def test_the_log_is_bounded_by_itself() -> None:
     assert sum(log.find(RequestId(str(number))) is not None for number in range(3000)) == 1024
 
 
-def told(harness: RoutingHarness) -> dict[str, Any]:
+def shown(harness: RoutingHarness) -> dict[str, Any]:
     """The decision on the last request, through JSON and back."""
     decision = harness.admission.decisions.find(ORIGIN.request_id)
     assert decision is not None
@@ -120,7 +120,7 @@ async def test_each_attempt_is_shown_with_its_cause_and_times(autojump_clock: tr
     harness.backends.script(A, Unreachable("refused"))
     await trio.sleep(10)
     await harness.generate()
-    document = told(harness)
+    document = shown(harness)
     assert (document["request_id"], document["model"], document["caller"]) == ("request", "m", "anonymous")
     first, second = document["attempts"]
     assert (first["replica"], first["node"], first["probe"], first["outcome"]) == (A, "name-n1", "alive", "unreachable")
@@ -137,10 +137,10 @@ async def test_a_running_attempt_and_one_whose_client_left(autojump_clock: trio.
     async with trio.open_nursery() as nursery:
         nursery.start_soon(harness.generate)
         await trio.sleep(2)
-        (running,) = told(harness)["attempts"]
+        (running,) = shown(harness)["attempts"]
         assert (running["outcome"], running["ended_after"]) == ("running", None)
         nursery.cancel_scope.cancel()
-    (left,) = told(harness)["attempts"]
+    (left,) = shown(harness)["attempts"]
     assert (left["outcome"], left["ended_after"]) == ("left", 2)
 
 
@@ -149,7 +149,7 @@ async def test_a_refusal_and_a_busy_probe_are_shown() -> None:
     harness.loads.load_of(B).last_used = 0.0
     harness.probe.outcomes[A] = ProbeOutcome.BUSY
     await harness.generate()
-    assert [(each["replica"], each["probe"], each["outcome"]) for each in told(harness)["attempts"]] == [
+    assert [(each["replica"], each["probe"], each["outcome"]) for each in shown(harness)["attempts"]] == [
         (A, "busy", "busy"),
         (B, "alive", "served"),
     ]
@@ -158,7 +158,7 @@ async def test_a_refusal_and_a_busy_probe_are_shown() -> None:
     harness.loads.record_success(harness.view.candidates[MODEL][0])
     harness.backends.script(A, Refused(draining=False))
     await harness.generate()
-    assert [each["outcome"] for each in told(harness)["attempts"]] == ["full", "served"]
+    assert [each["outcome"] for each in shown(harness)["attempts"]] == ["full", "served"]
 
 
 async def test_an_explanation_takes_nothing_and_leaves_nothing() -> None:
@@ -184,5 +184,5 @@ async def test_the_chance_that_is_shown_is_the_one_that_decided(autojump_clock: 
     for _ in range(20):
         await trio.sleep(1)
         await harness.generate()
-        (attempt,) = told(harness)["attempts"]
+        (attempt,) = shown(harness)["attempts"]
         assert attempt["candidates"][1]["verdict"] == "chance, since several gateways pick from one view"

@@ -169,6 +169,6 @@ def test_a_choice_from_a_part_tells_what_was_compared_of_all() -> None:
     everyone, part = choose(several, uses), choose(several[1:2], uses)
     assert everyone is not None
     assert part is not None
-    told = part.among(everyone).considered
-    assert told[0].candidate is several[1]
-    assert sorted(each.candidate.replica_id for each in told) == ["a", "b", "c"]
+    kept = part.among(everyone).considered
+    assert kept[0].candidate is several[1]
+    assert sorted(each.candidate.replica_id for each in kept) == ["a", "b", "c"]

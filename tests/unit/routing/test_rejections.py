@@ -21,7 +21,7 @@ def after_a_failure(at: Node, *replicas: Replica) -> GatewayError | None:
     return immediate_rejection(view(*replicas, nodes=[at], failures=FAILED), MODEL, NOW)
 
 
-def told(seen: FleetView) -> GatewayError:
+def rejected(seen: FleetView) -> GatewayError:
     return timeout_rejection(seen, MODEL, 60, ())
 
 
@@ -55,7 +55,7 @@ def test_l9_nothing_comes_from_a_node_that_is_not_waited_for(lost: Node, observe
 
 @pytest.mark.parametrize("unfit", [SILENT, *LOST], ids=lambda unfit: unfit.status)
 def test_without_a_healthy_node_the_error_says_which_there_are(unfit: Node) -> None:
-    error = told(view(replica("r"), nodes=[unfit]))
+    error = rejected(view(replica("r"), nodes=[unfit]))
     assert isinstance(error, NoNode)
     assert error.message == f"No healthy node could serve 'm' within 60 s: 1 {unfit.status}."
 
@@ -66,16 +66,16 @@ def test_several_nodes_are_counted_by_their_status() -> None:
         node("n2", condition=NodeStatus.OFFLINE),
         node("n3", condition=NodeStatus.OFFLINE),
     ]
-    assert told(view(nodes=nodes)).message.endswith(": 1 draining, 2 offline.")
+    assert rejected(view(nodes=nodes)).message.endswith(": 1 draining, 2 offline.")
 
 
 def test_a_fleet_without_any_node_says_so() -> None:
-    assert told(view(nodes=[])).message.endswith(": none has joined.")
+    assert rejected(view(nodes=[])).message.endswith(": none has joined.")
 
 
 def test_l11_beside_a_healthy_node_it_is_a_load_that_goes_on() -> None:
     seen = view(replica("r"), nodes=[SILENT, node("n2")])
-    assert isinstance(told(seen), ModelLoading)
+    assert isinstance(rejected(seen), ModelLoading)
     assert loading_state(seen, MODEL) == {"model": "m", "state": "waiting", "node": "name-n1"}
 
 

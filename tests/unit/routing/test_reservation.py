@@ -37,8 +37,8 @@ def two(reservations: FakeReservations, parallel: int = 2, peers: Peers | None =
 def attempts(harness: RoutingHarness) -> list[dict[str, Any]]:
     decision = harness.admission.decisions.find(ORIGIN.request_id)
     assert decision is not None
-    told: list[dict[str, Any]] = describe(decision)["attempts"]
-    return told
+    recorded: list[dict[str, Any]] = describe(decision)["attempts"]
+    return recorded
 
 
 def said(harness: RoutingHarness) -> list[tuple[str, str, str]]:

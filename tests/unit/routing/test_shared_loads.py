@@ -160,7 +160,7 @@ def peer_state(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, fl
 
 
 @pytest.mark.parametrize(
-    ("own", "told", "expected"),
+    ("own", "peers_published", "expected"),
     [
         pytest.param(Usage(2, 0, 50), [({A: 3}, {A: 90.0})], Usage(5, 0, 10), id="busy at both"),
         pytest.param(Usage(2, 0, 5), [({A: 3}, {A: 60.0})], Usage(5, 0, 5), id="the newest sign of life counts"),
@@ -168,13 +168,13 @@ def peer_state(name: str, leases: dict[ReplicaId, int], uses: dict[ReplicaId, fl
         pytest.param(Usage(1, 0, 70), [({}, {A: 99.0})], Usage(1, 0, 70), id="busy here only"),
         pytest.param(Usage(0, 8, 0), [({}, {A: 93.0})], Usage(0, 7, 0), id="idle since the last one anywhere"),
         pytest.param(None, [({}, {A: 93.0}), ({}, {A: 95.0})], Usage(0, 5, 0), id="never used here"),
-        pytest.param(Usage(1, 0, 70), [({A: 1}, {})], Usage(2, 0, 0), id="just begun, its use not told yet"),
+        pytest.param(Usage(1, 0, 70), [({A: 1}, {})], Usage(2, 0, 0), id="just begun, its use not published yet"),
         pytest.param(None, [({A: 1}, {A: 101.0})], Usage(1, 0, 0), id="clocks differ a little"),
     ],
 )
 def test_h1_usage_of_several_gateways(
-    own: Usage | None, told: list[tuple[dict[ReplicaId, int], dict[ReplicaId, float]]], expected: Usage
+    own: Usage | None, peers_published: list[tuple[dict[ReplicaId, int], dict[ReplicaId, float]]], expected: Usage
 ) -> None:
-    peer_states = [peer_state(str(number), *each) for number, each in enumerate(told)]
+    peer_states = [peer_state(str(number), *each) for number, each in enumerate(peers_published)]
     mine = {B: Usage(1, 0, 3)} | ({A: own} if own is not None else {})
     assert merge_usage(mine, peer_states, now=100.0) == {A: expected, B: Usage(1, 0, 3)}

@@ -87,10 +87,10 @@ def test_hosts_are_compared_by_what_they_name(one: str, other: str, same: bool) 
 def test_a_replica_is_where_its_worker_advertises_to_be() -> None:
     advertised = AdvertisedHost.of_hello(hello("10.0.0.7"), "10.0.0.9")
     assert advertised.checked(ready("10.0.0.7:20100")) == ready("10.0.0.7:20100")
-    elsewhere = advertised.checked(ready("10.0.0.8:20100"))
-    assert elsewhere.observed is Observed.FAILED
-    assert elsewhere.error is not None
-    assert "10.0.0.7, which the worker advertises" in elsewhere.error
+    other_host = advertised.checked(ready("10.0.0.8:20100"))
+    assert other_host.observed is Observed.FAILED
+    assert other_host.error is not None
+    assert "10.0.0.7, which the worker advertises" in other_host.error
 
 
 @pytest.mark.parametrize(

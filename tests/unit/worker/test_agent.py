@@ -473,29 +473,29 @@ async def test_shutdown_ends_all_at_once_within_the_bound_and_says_so(
     assert json.loads((settings.state_folder / "processes.json").read_text()) == {"processes": []}
 
 
-class RivalSpawn(FakeSpawn):
-    """Another program listens at the address before the process does, which ends, as often as there are `rivals`."""
+class PortTakingSpawn(FakeSpawn):
+    """Another program listens at the address before the process does, at most `taken_ports_max` times."""
 
-    def __init__(self, rivals: int) -> None:
+    def __init__(self, taken_ports_max: int) -> None:
         super().__init__()
-        self.rivals = rivals
+        self.taken_ports_max = taken_ports_max
         self.sockets: list[socket.socket] = []
 
     def __call__(self, command: Sequence[str], *, env: Mapping[str, str], cwd: Path | None) -> FakeProcess:
         process = super().__call__(command, env=env, cwd=cwd)
-        if len(self.sockets) < self.rivals:
+        if len(self.sockets) < self.taken_ports_max:
             host, port = command[-1].split(":")
             self.sockets.append(socket.create_server((host, int(port))))
             process.end(1)
         return process
 
     def close(self) -> None:
-        for rival in self.sockets:
-            rival.close()
+        for taken in self.sockets:
+            taken.close()
 
 
 async def test_another_port_is_tried_when_somebody_was_faster(tmp_path: Path, autojump_clock: MockClock) -> None:
-    spawn = RivalSpawn(2)
+    spawn = PortTakingSpawn(2)
     with closing(spawn), capture_logs() as logs:
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
             await worker.want(desired_replica("a"))
@@ -525,7 +525,7 @@ async def test_a_backend_that_says_its_address_is_in_use_is_believed(
 async def test_ports_that_are_taken_every_time_end_the_start_with_the_cause(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    spawn = RivalSpawn(100)
+    spawn = PortTakingSpawn(100)
     with closing(spawn):
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
             await worker.want(desired_replica("a"))
@@ -553,7 +553,7 @@ async def test_a_process_that_ends_at_its_start_for_another_reason_is_started_on
 async def test_a_replica_that_is_not_wanted_any_more_tries_no_other_port(
     tmp_path: Path, autojump_clock: MockClock
 ) -> None:
-    spawn = RivalSpawn(100)
+    spawn = PortTakingSpawn(100)
     with closing(spawn):
         async with open_worker(settings_in(tmp_path), spawn, FakeControl(spawn)) as worker:
             await worker.want(desired_replica("a"))

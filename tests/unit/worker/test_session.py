@@ -137,8 +137,8 @@ async def test_h10_a_new_session_begins_with_all_that_the_last_one_may_have_lost
         await worker.from_worker.aclose()  # the gateway is gone
         spawn.started[0].end(-9)
         await wait_all_tasks_blocked()
-        told = {report.replica_id: report.observed for report in worker.agent.all_reports()}
-        assert told == {"a": Observed.GONE, "b": Observed.READY}
+        reported = {report.replica_id: report.observed for report in worker.agent.all_reports()}
+        assert reported == {"a": Observed.GONE, "b": Observed.READY}
         assert [replica.replica_id for replica in worker.agent.statistics().replicas] == ["b"]
 
 

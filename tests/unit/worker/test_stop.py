@@ -26,7 +26,7 @@ LIMIT_BYTES: Final = 512 * 2**20
 USED_BYTES: Final = 600 * 2**20
 
 
-class DeafControl(FakeControl):
+class SilentControl(FakeControl):
     """Its Free keeps no time."""
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
@@ -86,7 +86,7 @@ async def test_w8_a_backend_is_asked_to_let_go_then_terminated_then_killed(
 
 
 @both_ends
-@pytest.mark.parametrize("control", [FakeControl, DeafControl])
+@pytest.mark.parametrize("control", [FakeControl, SilentControl])
 async def test_w8_a_free_that_hangs_holds_the_signals_up_for_five_seconds(
     tmp_path: Path, autojump_clock: MockClock, control: type[FakeControl], end: End
 ) -> None:

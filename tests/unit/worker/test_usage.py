@@ -135,9 +135,9 @@ async def test_l5_a_replica_says_how_far_its_file_is(tmp_path: Path, clock: Mock
         async with open_worker(settings, spawn, FakeControl(spawn)) as worker:
             await worker.want(desired_replica("a", artifact="file:w", sha256=sha256_of(FILE)))
             await worker.wait_report("a", Observed.READY)
-    told = [(each.done_bytes, each.total_bytes) for each in worker.history if each.observed is Observed.FETCHING]
-    assert told[0] == (None, None)
-    assert (1000, len(FILE)) in told
+    reported = [(each.done_bytes, each.total_bytes) for each in worker.history if each.observed is Observed.FETCHING]
+    assert reported[0] == (None, None)
+    assert (1000, len(FILE)) in reported
     assert all(report.done_bytes is None for report in worker.history if report.observed is not Observed.FETCHING)
 
 
@@ -166,7 +166,7 @@ async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_p
     gateway, spawn, is_ready = GatewaySource(), FakeSpawn(), trio.Event()
     settings = replace(settings_in(tmp_path), gateway=gateway, cache_bytes_max=len(FILE))
     context = context_in(settings, spawn)
-    wished, other = (desired_replica("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))
+    first, other = (desired_replica("a", artifact=f"file:{name}", sha256=sha256_of(FILE)) for name in ("one", "two"))
 
     def note(report: Report) -> None:
         if report.observed is Observed.READY:
@@ -174,7 +174,7 @@ async def test_p1_the_file_of_a_running_replica_is_not_removed_for_another(tmp_p
 
     async with open_file_server(FILE) as server:
         gateway.point_at(server.origin, {})
-        task = ReplicaTask(wished, context, note)
+        task = ReplicaTask(first, context, note)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(task.run)
             await is_ready.wait()

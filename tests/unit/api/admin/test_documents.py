@@ -71,8 +71,8 @@ def test_each_gateway_is_shown_and_who_leads() -> None:
 
 @pytest.mark.parametrize("leader", [None, GatewayId("dead")])
 def test_nobody_leads_who_is_not_there(leader: GatewayId | None) -> None:
-    told = status_document(at_a(PeerState(B), leader=leader))["gateways"]
-    assert by_id(told, "id", "leader") == {"a": False, "b": False}
+    shown = status_document(at_a(PeerState(B), leader=leader))["gateways"]
+    assert by_id(shown, "id", "leader") == {"a": False, "b": False}
 
 
 def test_r5_in_flight_is_the_fleets() -> None:
@@ -93,8 +93,8 @@ def test_metrics_are_this_gateways_since_who_reads_them_adds_up() -> None:
     queues = {MODEL: ModelQueueStatistics(waiting=2, oldest_seconds=1.0)}
     other = PeerState(B, leases={R1: 3}, demand=(demand(MODEL, 3),))
     source = at_a(other, loads=busy_table(1).statistics, queues=lambda: queues)
-    told = readings(source, RouterStatistics({}, {}), ProbeStatistics({}, 0, 0, 0), RegistryStatistics(1))
-    samples = {reading.name: dict(reading.values) for reading in told}
+    shown = readings(source, RouterStatistics({}, {}), ProbeStatistics({}, 0, 0, 0), RegistryStatistics(1))
+    samples = {reading.name: dict(reading.values) for reading in shown}
     assert samples["gateway_in_flight"] == {(MODEL,): 1, (OTHER,): 0}
     assert samples["gateway_queue_length"] == {(MODEL,): 2, (OTHER,): 0}
     assert samples["gateway_is_leader"] == {(): 1.0}
@@ -106,8 +106,8 @@ def loading() -> FleetView:
 
 def test_l11_progress_that_another_gateway_hears_of() -> None:
     other = PeerState(B, progress={R1: Progress(25, 100, 25.0)})
-    told = load_status(at_a(PeerState(C), other, fleet=loading()), MODEL)
-    assert (told["progress"], told["bytes_done"], told["eta_seconds"]) == (0.25, 25, 3.0)
+    shown = load_status(at_a(PeerState(C), other, fleet=loading()), MODEL)
+    assert (shown["progress"], shown["bytes_done"], shown["eta_seconds"]) == (0.25, 25, 3.0)
 
 
 def test_l11_progress_that_this_gateway_hears_of_comes_first() -> None:
@@ -166,5 +166,5 @@ def test_p4_nothing_is_shown_of_a_silent_leader(leader: GatewayId | None) -> Non
 
 def test_h11_ages_are_of_the_registrys_clock() -> None:
     fleet = state([replica(R1, since=NOW - 40)])
-    [told] = status_document(at_a(fleet=build_view(fleet)))["replicas"]
-    assert told["age"] == 40
+    [shown] = status_document(at_a(fleet=build_view(fleet)))["replicas"]
+    assert shown["age"] == 40

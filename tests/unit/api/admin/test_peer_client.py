@@ -272,9 +272,9 @@ async def test_m4_a_refusal_of_the_other_gateway_is_passed_on() -> None:
 
 
 async def test_no_redirect_is_followed() -> None:
-    async with open_file_server(b"secret") as elsewhere, open_scripted(redirect_to(elsewhere.url)) as (a, _):
+    async with open_file_server(b"secret") as other_server, open_scripted(redirect_to(other_server.url)) as (a, _):
         request = await a.ask("GET", LOGS)
-    assert (request.status, elsewhere.requests) == (503, [])
+    assert (request.status, other_server.requests) == (503, [])
     assert "answered 302, and not as a gateway does" in request.error["message"]
 
 

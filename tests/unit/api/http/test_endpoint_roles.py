@@ -116,8 +116,8 @@ def code_of(request: AsgiRequest) -> str:
 
 
 def test_a11_each_route_has_the_role_that_it_should() -> None:
-    told = {(door.method, door.path): door.role for door in DOORS if door.method not in {"HEAD", "OPTIONS"}}
-    assert told == EXPECTED
+    declared = {(door.method, door.path): door.role for door in DOORS if door.method not in {"HEAD", "OPTIONS"}}
+    assert declared == EXPECTED
 
 
 def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:

@@ -25,7 +25,7 @@ def watch(ends: list[tuple[ReplicaId, LoadOutcome, float | None]]) -> LoadProgre
     return LoadProgress(lambda *end: ends.append(end))
 
 
-def told(watch: LoadProgress, now: float) -> Progress:
+def progress_at(watch: LoadProgress, now: float) -> Progress:
     progress = watch.progress_of(R, now)
     assert progress is not None
     return progress
@@ -34,7 +34,7 @@ def told(watch: LoadProgress, now: float) -> Progress:
 def test_l11_nothing_is_guessed_of_what_was_not_reported(watch: LoadProgress) -> None:
     assert watch.progress_of(R, 0) is None
     watch.record(fetching(), 0)
-    assert told(watch, 5) == Progress()
+    assert progress_at(watch, 5) == Progress()
     assert (Progress().fraction, Progress().eta_seconds) == (None, None)
     assert (Progress(5).fraction, Progress(5, 10).eta_seconds, Progress(5, 0).fraction) == (None, None, None)
 
@@ -42,16 +42,16 @@ def test_l11_nothing_is_guessed_of_what_was_not_reported(watch: LoadProgress) ->
 def test_l11_the_rate_is_what_was_fetched_since_the_first_number(watch: LoadProgress) -> None:
     watch.record(fetching(), 0)
     watch.record(fetching(100, 1000), 10)
-    assert told(watch, 10) == Progress(100, 1000)
+    assert progress_at(watch, 10) == Progress(100, 1000)
     watch.record(fetching(300, 1000), 20)
-    assert told(watch, 20) == Progress(300, 1000, 20.0)
-    assert (told(watch, 20).fraction, told(watch, 20).eta_seconds) == (0.3, 35.0)
+    assert progress_at(watch, 20) == Progress(300, 1000, 20.0)
+    assert (progress_at(watch, 20).fraction, progress_at(watch, 20).eta_seconds) == (0.3, 35.0)
 
 
 def test_l11_a_fetch_that_stalls_has_a_longer_estimate(watch: LoadProgress) -> None:
     watch.record(fetching(0, 1000), 0)
     watch.record(fetching(500, 1000), 10)
-    assert (told(watch, 10).eta_seconds, told(watch, 40).eta_seconds) == (10.0, 40.0)
+    assert (progress_at(watch, 10).eta_seconds, progress_at(watch, 40).eta_seconds) == (10.0, 40.0)
 
 
 def test_more_than_all_is_all() -> None:

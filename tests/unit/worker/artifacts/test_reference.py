@@ -38,7 +38,7 @@ def test_a_reference_is_read(artifact: str, expected: Reference) -> None:
 
 
 @pytest.mark.parametrize(
-    ("artifact", "complaint"),
+    ("artifact", "message"),
     [
         ("weights.gguf", "is not known"),
         ("s3://bucket/a", "is not known"),
@@ -55,8 +55,8 @@ def test_a_reference_is_read(artifact: str, expected: Reference) -> None:
         ("hf://user:secret@o/r/f", "names no file: an @ has its place behind"),
     ],
 )
-def test_what_can_not_be_fetched_is_refused_by_name(artifact: str, complaint: str) -> None:
-    with pytest.raises(ArtifactError, match=complaint) as refused:
+def test_what_can_not_be_fetched_is_refused_by_name(artifact: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message) as refused:
         parse_reference(artifact, HUB)
     assert "secret" not in str(refused.value)
 

@@ -127,10 +127,10 @@ def test_a_credential_is_not_shown() -> None:
 
 
 async def test_progress_is_reported_at_once_and_then_seldom(autojump_clock: MockClock) -> None:
-    told: list[tuple[int, int | None]] = []
-    progress = DownloadProgress(lambda done, total: told.append((done, total)))
+    reported: list[tuple[int, int | None]] = []
+    progress = DownloadProgress(lambda done, total: reported.append((done, total)))
     for done in range(1000):
         progress(done, 1000)
         await trio.sleep(REPORT_SECONDS / 100)
-    assert told[0] == (0, 1000)
-    assert 9 <= len(told) <= 11
+    assert reported[0] == (0, 1000)
+    assert 9 <= len(reported) <= 11

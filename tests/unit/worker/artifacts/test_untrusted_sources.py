@@ -19,7 +19,7 @@ from tests.fakes.certificates import Authority, make_authority
 from tests.fakes.fetching import patient_clock
 from tests.fakes.file_server import open_file_server, redirect_to
 
-STRANGER = Source("https://models.example/a.gguf", public_only=True)
+UNTRUSTED = Source("https://models.example/a.gguf", public_only=True)
 PUBLIC = "93.184.215.14"
 
 
@@ -94,7 +94,7 @@ def test_an_address_that_is_not_public(address: str) -> None:
 async def test_a_name_that_leads_inside_is_refused(addresses: list[str]) -> None:
     names = Names(addresses)
     with pytest.raises(ArtifactError, match="an address that is not public"):
-        await address_for(STRANGER, httpx.URL(STRANGER.url), names, 0)
+        await address_for(UNTRUSTED, httpx.URL(UNTRUSTED.url), names, 0)
     assert names.asked == [("models.example", 443)]
 
 
@@ -107,7 +107,7 @@ async def test_an_address_in_any_spelling_is_refused(host: str) -> None:
 
 async def test_what_the_operator_names_may_lie_anywhere() -> None:
     names = Names(["127.0.0.1"])
-    assert await address_for(Source(STRANGER.url), httpx.URL(STRANGER.url), names, 0) is None
+    assert await address_for(Source(UNTRUSTED.url), httpx.URL(UNTRUSTED.url), names, 0) is None
     assert names.asked == []
 
 
@@ -116,28 +116,28 @@ async def test_what_the_operator_names_may_lie_anywhere() -> None:
 )
 async def test_not_even_what_the_operator_names_redirects_to_the_metadata_of_a_cloud(host: str) -> None:
     with pytest.raises(ArtifactError, match="leads to a cloud's metadata"):
-        await address_for(Source(STRANGER.url), httpx.URL(f"https://{host}/latest"), Names(["127.0.0.1"]), 0)
+        await address_for(Source(UNTRUSTED.url), httpx.URL(f"https://{host}/latest"), Names(["127.0.0.1"]), 0)
 
 
 async def test_a_trusted_origin_does_not_vouch_for_where_it_redirects_to() -> None:
     hub = Source("https://hub.internal/a", is_trusted=True, public_only=True)
     names = Names(["10.0.0.1"])
     assert await address_for(hub, httpx.URL("https://hub.internal/b"), names, 0) is None
-    for elsewhere in ("https://other.internal/b", "https://hub.internal:8443/b"):
+    for other_url in ("https://other.internal/b", "https://hub.internal:8443/b"):
         with pytest.raises(ArtifactError, match="an address that is not public"):
-            await address_for(hub, httpx.URL(elsewhere), names, 0)
+            await address_for(hub, httpx.URL(other_url), names, 0)
 
 
 async def test_each_attempt_takes_another_address() -> None:
     names = Names([PUBLIC, "93.184.215.15"])
-    dialled = [await address_for(STRANGER, httpx.URL(STRANGER.url), names, turn) for turn in range(3)]
+    dialled = [await address_for(UNTRUSTED, httpx.URL(UNTRUSTED.url), names, turn) for turn in range(3)]
     assert dialled == [PUBLIC, "93.184.215.15", PUBLIC]
 
 
 @pytest.mark.parametrize("answer", [OSError("no such host"), []])
 async def test_a_name_without_an_address_is_asked_for_again(answer: Sequence[str] | OSError) -> None:
     with pytest.raises(Interrupted, match=r"models\.example"):
-        await address_for(STRANGER, httpx.URL(STRANGER.url), Names(answer), 0)
+        await address_for(UNTRUSTED, httpx.URL(UNTRUSTED.url), Names(answer), 0)
 
 
 def test_the_checked_address_is_dialled_and_the_name_is_proved() -> None:

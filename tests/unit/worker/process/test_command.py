@@ -77,9 +77,9 @@ def test_model_options_say_what_is_set() -> None:
 
 def test_a_foreign_backend_hears_of_parallel_only_when_it_is_set() -> None:
     silent = ModelSpec(ModelName("m"), "whisper", "")
-    told = ModelSpec(ModelName("m"), "whisper", "", parallel=2)
+    with_parallel = ModelSpec(ModelName("m"), "whisper", "", parallel=2)
     assert list(model_options(silent, NO_ARTIFACT).Options) == []
-    assert list(model_options(told, NO_ARTIFACT).Options) == ["parallel:2"]
+    assert list(model_options(with_parallel, NO_ARTIFACT).Options) == ["parallel:2"]
     assert model_options(silent, NO_ARTIFACT).ModelFile == ""
 
 

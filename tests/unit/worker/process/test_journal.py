@@ -25,7 +25,7 @@ def remember(folder: Path, record: ProcessRecord) -> None:
     (folder / "processes.json").write_text(json.dumps({"processes": [asdict(record)]}))
 
 
-def remembered(folder: Path) -> list[dict[str, object]]:
+def recorded(folder: Path) -> list[dict[str, object]]:
     records: list[dict[str, object]] = json.loads((folder / "processes.json").read_text())["processes"]
     return records
 
@@ -33,10 +33,10 @@ def remembered(folder: Path) -> list[dict[str, object]]:
 def test_a_process_is_recorded_from_spawn_to_reaping(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
     records = ProcessJournal(tmp_path)
     with records.recording(sleeper.pid, ReplicaId("a"), 20100):
-        assert remembered(tmp_path) == [
+        assert recorded(tmp_path) == [
             {"pid": sleeper.pid, "started": start_mark(sleeper.pid), "replica_id": "a", "port": 20100}
         ]
-    assert remembered(tmp_path) == []
+    assert recorded(tmp_path) == []
     assert [path.name for path in tmp_path.iterdir()] == ["processes.json"]
 
 
@@ -45,7 +45,7 @@ async def test_h13_a_leftover_is_killed_and_forgotten(tmp_path: Path, sleeper: s
     reaped = await ProcessJournal(tmp_path).reap_leftovers()
     assert [record.replica_id for record in reaped] == ["a"]
     assert sleeper.poll() == -9
-    assert remembered(tmp_path) == []
+    assert recorded(tmp_path) == []
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ async def test_h13_a_recycled_number_is_spared(
     remember(tmp_path, ProcessRecord(sleeper.pid, mark, ReplicaId("a"), 20100))
     assert await ProcessJournal(tmp_path).reap_leftovers() == ()
     assert sleeper.poll() is None
-    assert remembered(tmp_path) == []
+    assert recorded(tmp_path) == []
 
 
 async def test_a_leftover_that_has_ended_is_forgotten(tmp_path: Path, sleeper: subprocess.Popen[bytes]) -> None:
@@ -94,4 +94,4 @@ async def test_a_leftover_that_has_ended_is_forgotten(tmp_path: Path, sleeper: s
 async def test_an_unreadable_file_is_no_reason_not_to_start(tmp_path: Path, text: str) -> None:
     (tmp_path / "processes.json").write_text(text)
     assert await ProcessJournal(tmp_path).reap_leftovers() == ()
-    assert remembered(tmp_path) == []
+    assert recorded(tmp_path) == []

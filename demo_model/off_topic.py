@@ -50,7 +50,7 @@ CONSONANTS: Final = "bdfgklmnprstvwxz"
 VOWELS: Final = "aeiou"
 
 
-class Strangers:
+class OffTopic:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._lists = _read()
@@ -93,7 +93,7 @@ class Strangers:
 def _read() -> dict[str, list[str]]:
     lists: dict[str, list[str]] = {}
     name = ""
-    for line in lines_of((DATA / "strangers.txt").read_text(encoding="utf-8")):
+    for line in lines_of((DATA / "off_topic.txt").read_text(encoding="utf-8")):
         if line.startswith("["):
             name = line.strip("[]")
             lists[name] = []
