@@ -73,16 +73,16 @@ def _row(llama: Llama, measure: Measure, misses: int) -> Row:
 def _template_row(llama: Llama) -> Row:
     """Training and template must agree to the letter, or all rates below are of another model than the trained one."""
     offered = [tools.documented(name) for name in tools.KNOWN]
-    told = "It's <b> & so on."
-    system: Json = {"role": "system", "content": told}
+    system_prompt = "It's <b> & so on."
+    system: Json = {"role": "system", "content": system_prompt}
     first, second = user_turn("a"), user_turn("c")
     texts = [
         (llama.prompt([user("a")]), first),
         (llama.prompt([user("a")], **no_thinking()), first + NO_THINKING),
         (llama.prompt([user("a"), assistant("b"), user("c")]), f"{first}b{END}\n{second}"),
-        (llama.prompt([system, user("a")]), system_block(told, []) + first),
+        (llama.prompt([system, user("a")]), system_block(system_prompt, []) + first),
         (llama.prompt([user("a")], tools=offered), system_block("", offered) + first),
-        (llama.prompt([system, user("a")], tools=offered), system_block(told, offered) + first),
+        (llama.prompt([system, user("a")], tools=offered), system_block(system_prompt, offered) + first),
     ]
     return Row("chat template as in training", sum(one == other for one, other in texts), len(texts), 1.0)
 

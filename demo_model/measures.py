@@ -91,11 +91,11 @@ def _single(entries: list[Entry], rng: random.Random) -> Iterator[Measure]:
     yield Measure("held out, lower case, no mark", _cases(lower))
     typos = [Pair(noise.with_typo(rng, pair.question), pair.answer) for pair in held_out]
     yield Measure("held out, with a typo", _cases(typos))
-    told = [
+    with_system_prompt = [
         Case([{"role": "system", "content": rng.choice(systems)}, *case.messages], case.right)
         for case in _cases(held_out)
     ]
-    yield Measure("held out, with a new system prompt", told)
+    yield Measure("held out, with a new system prompt", with_system_prompt)
     yield Measure("held out, enable_thinking false", _cases(held_out[::2], **no_thinking()))
 
 

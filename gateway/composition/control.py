@@ -72,7 +72,7 @@ def _build_reconciler(shared: SharedParts, routing: Routing, waiting: Waits) -> 
 
     return Reconciler(
         registry=shared.registry,
-        leadership=shared.election,
+        election=shared.election,
         interval_seconds=config.reconciler.interval,
         own_demand=own_demand,
         usage=lambda now: merge_usage(loads.usage(), peers.states.values(), now),
@@ -136,7 +136,7 @@ def _build_publisher(shared: SharedParts, routing: Routing, waiting: Waits) -> P
         admission=admission,
         waiting=waiting,
         load_progress=shared.progress,
-        leadership=shared.election,
+        election=shared.election,
         outcome=shared.outcome,
         planner_wake=shared.planner_wake,
         always_publishes_leases=admission.loads.is_strict,

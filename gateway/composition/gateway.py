@@ -61,8 +61,8 @@ async def open_gateway(
                         spawn=spawn,
                         estimate=partial(estimate_requirement, config.worker.models_dir),
                     )
-                    async with trio.open_nursery() as front:
-                        await _start_front(gateway, front, listening)
+                    async with trio.open_nursery() as listener_nursery:
+                        await _start_listener(gateway, listener_nursery, listening)
                         try:
                             yield gateway
                         finally:
@@ -101,7 +101,7 @@ def _listening_socket(config: Config) -> Iterator[socket.socket]:
         yield listening
 
 
-async def _start_front(gateway: Gateway, front: trio.Nursery, listening: socket.socket) -> None:
+async def _start_listener(gateway: Gateway, listener_nursery: trio.Nursery, listening: socket.socket) -> None:
     shared = gateway.shared
     server = shared.config.server
     listener = Listener(
@@ -117,4 +117,4 @@ async def _start_front(gateway: Gateway, front: trio.Nursery, listening: socket.
         tls=listener_tls(shared.config, *(["h2"] if server.http2 else []), "http/1.1"),
         stop=shared.stop,
     )
-    shared.listeners.open_http(await front.start(listener.run, listening))
+    shared.listeners.open_http(await listener_nursery.start(listener.run, listening))

@@ -36,7 +36,7 @@ class Reconciler:
     `interval_seconds`."""
 
     registry: PlanRegistry
-    leadership: LeaderElection
+    election: LeaderElection
     interval_seconds: float
     own_demand: Callable[[], tuple[Demand, ...]] | None = None
     """Returns the demand at this gateway now, so that the planner need not wait until it is published. None means
@@ -69,7 +69,7 @@ class Reconciler:
 
     async def _round(self) -> float:
         """Runs one round. Returns the seconds until the next round if nothing wakes the loop."""
-        epoch, self.planning_seconds = self.leadership.epoch, 0.0
+        epoch, self.planning_seconds = self.election.epoch, 0.0
         if epoch is None:
             self.outcome.record(Plan())
             self.history = NO_HISTORY
@@ -78,7 +78,7 @@ class Reconciler:
             return await self._plan_and_apply(epoch)
         except StaleEpoch as error:
             log.warning("leadership.lost", epoch=epoch, error=str(error))
-            self.leadership.lose()
+            self.election.lose()
             return 0
         except RegistryError as error:
             log.warning("control.registry_unavailable", error=str(error))
@@ -102,7 +102,7 @@ class Reconciler:
     def _with_own_demand(self, state: ClusterState) -> ClusterState:
         if self.own_demand is None:
             return state
-        theirs = (row for row in state.demand if row.gateway_id != self.leadership.gateway_id)
+        theirs = (row for row in state.demand if row.gateway_id != self.election.gateway_id)
         return replace(state, demand=(*self.own_demand(), *theirs))
 
     def _plan(self, state: ClusterState, now: float) -> Plan:

@@ -35,7 +35,7 @@ Decision: TypeAlias = Callable[[Tables, float], After]
 
 @dataclass(frozen=True)
 class RowScope:
-    """The rows that a decision reads and may change, besides the leadership. A store may pass more."""
+    """The rows that a decision reads and may change, besides the leader's row. A store may pass more."""
 
     model: ModelName | None = None
     node: NodeId | None = None
@@ -222,7 +222,7 @@ class Store(ABC):
         outcome = await self._transact(
             "lead", lambda tables, now: writes.term_acquired(tables, gateway_id, now + term_seconds, now), NO_ROWS
         )
-        return None if outcome.after is None else outcome.after.leadership.epoch
+        return None if outcome.after is None else outcome.after.leader_term.epoch
 
     async def apply(self, epoch: int, write: ControlWrite) -> bool:
         """Applies a planner's write and returns whether anything changed. Raises `StaleEpoch` for an old epoch."""

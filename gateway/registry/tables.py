@@ -74,7 +74,7 @@ class Tables:
     models: Mapping[ModelName, ModelRow] = field(default_factory=dict)
     nodes: Mapping[NodeId, NodeRow] = field(default_factory=dict)
     replicas: Mapping[ReplicaId, Replica] = field(default_factory=dict)
-    leadership: LeaderTerm = LeaderTerm()
+    leader_term: LeaderTerm = LeaderTerm()
     version: int = 0
     unreadable: Mapping[ModelName, str] = field(default_factory=dict)
     """The model rows that this version of the gateway does not understand, with their `source`. They are kept and
@@ -94,8 +94,8 @@ class Tables:
             demand=tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))),
             requirements=_ordered({name: row.requirement for name, row in self.models.items() if row.requirement}),
             unloads=_ordered({name: row.unload_at for name, row in self.models.items() if row.unload_at is not None}),
-            leader=self.leadership.gateway_id,
-            epoch=self.leadership.epoch,
+            leader=self.leader_term.gateway_id,
+            epoch=self.leader_term.epoch,
         )
 
 

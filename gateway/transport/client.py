@@ -1,7 +1,7 @@
 """The worker's end of a session: one connection, one call, and two channels between the call and the worker.
 
 The whole call is one asyncio function behind the bridge. An error on entering is raised; a later one is in
-`WorkerLink.error`. Leaving never waits for a gateway that does not answer (pitfalls 21, 38).
+`SessionChannels.error`. Leaving never waits for a gateway that does not answer (pitfalls 21, 38).
 """
 
 import ssl
@@ -40,8 +40,11 @@ _REFUSED: Final = frozenset({Status.PERMISSION_DENIED, Status.FAILED_PRECONDITIO
 
 
 @dataclass
-class WorkerLink:
-    """An open session. When it is over, `send` raises `trio.BrokenResourceError` and `receive` ends."""
+class SessionChannels:
+    """The two channels of an open session at its worker.
+
+    When the session is over, `send` raises `trio.BrokenResourceError` and `receive` ends.
+    """
 
     send: trio.MemorySendChannel[FromWorker]
     receive: trio.MemoryReceiveChannel[ToWorker]
@@ -58,7 +61,7 @@ async def open_session(
     hello: Hello,
     silence_seconds: float,
     tls: ssl.SSLContext | None = None,
-) -> AsyncIterator[WorkerLink]:
+) -> AsyncIterator[SessionChannels]:
     """Opens a session with the gateway at `address` (`host:port`). It is entered once the gateway's first message is
     there, for `receive`.
 
@@ -69,7 +72,7 @@ async def open_session(
     """
     send, outgoing = trio.open_memory_channel[FromWorker](WAITING_MAX)
     incoming, receive = trio.open_memory_channel[ToWorker](WAITING_MAX)
-    link = WorkerLink(send, receive)
+    channels = SessionChannels(send, receive)
     call = _AttachCall(
         address=address,
         credential=credential,
@@ -78,12 +81,12 @@ async def open_session(
         tls=tls,
         receiver=AioReceiver(outgoing),
         sender=AioSender(incoming),
-        link=link,
+        channels=channels,
     )
     with send, receive, outgoing, incoming:
         async with bridge.open_task(call.run_aio):
             await call.wait_welcome()
-            yield link
+            yield channels
             send.close()
             receive.close()
             with trio.move_on_after(FLUSH_SECONDS):
@@ -105,7 +108,7 @@ class _AttachCall:
     tls: ssl.SSLContext | None
     receiver: AioReceiver[FromWorker]
     sender: AioSender[ToWorker]
-    link: WorkerLink
+    channels: SessionChannels
 
     def __post_init__(self) -> None:
         self._first_message = False
@@ -117,7 +120,7 @@ class _AttachCall:
         with trio.move_on_after(WELCOME_SECONDS):
             await self._first_message_or_end.wait()
         if not self._first_message:
-            raise self.link.error or SessionLost(
+            raise self.channels.error or SessionLost(
                 f"the gateway at {self.address} did not answer within {WELCOME_SECONDS:g} s"
             )
 
@@ -125,7 +128,7 @@ class _AttachCall:
         try:
             await self._call_aio()
         except Exception as error:  # noqa: BLE001 - `_reason` logs what it does not know
-            self.link.error = _reason(error, self.address)
+            self.channels.error = _reason(error, self.address)
         finally:
             self.receiver.close()
             self.sender.close()

@@ -123,10 +123,10 @@ class _Attachments(WorkerSessionBase):
 
     async def Attach(self, stream: AttachStream) -> None:  # noqa: N802 - named by worker.proto
         with ExitStack() as use:
-            verdict = await self._attach_aio(stream, use)
+            how = await self._attach_aio(stream, use)
             try:
                 async with asyncio.timeout(END_SECONDS):
-                    await stream.send_trailing_metadata(status=verdict.status, status_message=verdict.message or None)
+                    await stream.send_trailing_metadata(status=how.status, status_message=how.message or None)
             except (TimeoutError, ProtocolError):
                 cut(stream)
 

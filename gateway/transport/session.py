@@ -45,7 +45,7 @@ CLOSING: Final = SessionEnd(Status.UNAVAILABLE, "the gateway stops")
 
 
 class Session:
-    """One session. It is made on the asyncio side when the worker has sent its hello. The first verdict counts."""
+    """One session. It is made on the asyncio side when the worker has sent its hello. The first end counts."""
 
     def __init__(self, hello: Hello, advertised: AdvertisedHost) -> None:
         self.hello = checked_hello(hello, advertised)
@@ -54,23 +54,23 @@ class Session:
         incoming, self._from_worker = trio.open_memory_channel[FromWorker](WAITING_MAX)
         self._receiver, self._sender = AioReceiver(outgoing), AioSender(incoming)
         self._scope = trio.CancelScope()
-        self._verdict: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
+        self._end: asyncio.Future[SessionEnd] = asyncio.get_running_loop().create_future()
         self._served = False
 
-    def end(self, verdict: SessionEnd) -> None:
-        """Ends the session with `verdict`, which the worker gets. Further calls change nothing."""
-        if not self._verdict.done():
-            self._verdict.set_result(verdict)
+    def end(self, how: SessionEnd) -> None:
+        """Ends the session in the way that `how` says, which the worker gets. Further calls change nothing."""
+        if not self._end.done():
+            self._end.set_result(how)
 
     async def run_aio(self, stream: AttachStream, silence_seconds: float) -> SessionEnd:
-        """Runs the half of the stream until there is a verdict. A worker that vanished cancels it."""
+        """Runs the half of the stream until the session ends. A worker that vanished cancels it."""
         reading = asyncio.create_task(self._read_aio(stream, silence_seconds))
         writing = asyncio.create_task(self._write_aio(stream, silence_seconds))
         try:
-            verdict = await self._verdict
+            how = await self._end
             if self._served:
                 await asyncio.wait({writing}, timeout=FLUSH_SECONDS)
-            return verdict
+            return how
         finally:
             reading.cancel()
             writing.cancel()
@@ -86,15 +86,15 @@ class Session:
                 log.warning("session.handler_timeout", node=self.hello.name, seconds=END_SECONDS)
             self._end_serving(SessionEnd(Status.OK))
         except* SessionRefused as refusals:
-            self._end_serving(_verdict_of(next(leaves(refusals))))
+            self._end_serving(_end_of(next(leaves(refusals))))
         except* Exception:
-            if not self._verdict.done():  # Otherwise the stream ended first, and that is the reason.
+            if not self._end.done():  # Otherwise the stream ended first, and that is the reason.
                 log.exception("session.handler_failed", node=self.hello.name)
             self._end_serving(SessionEnd(Status.ABORTED, "the gateway failed to serve this session; its log says why"))
 
-    def _end_serving(self, verdict: SessionEnd) -> None:
+    def _end_serving(self, how: SessionEnd) -> None:
         self._served = True
-        self.end(verdict)
+        self.end(how)
 
     async def _read_aio(self, stream: AttachStream, silence_seconds: float) -> None:
         try:
@@ -138,6 +138,6 @@ class Session:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + END_SECONDS)
 
 
-def _verdict_of(refusal: BaseException) -> SessionEnd:
+def _end_of(refusal: BaseException) -> SessionEnd:
     again = isinstance(refusal, SessionRefused) and refusal.register_again
     return SessionEnd(Status.NOT_FOUND if again else Status.PERMISSION_DENIED, str(refusal))

@@ -18,11 +18,11 @@ GATEWAY_TTL_SECONDS = 15.0
 async def open_reconciler(
     registry: Registry, gateway_id: GatewayId = GATEWAY, interval_seconds: float = 30
 ) -> AsyncIterator[Reconciler]:
-    leadership = LeaderElection(registry, gateway_id, GATEWAY_TTL_SECONDS)
-    reconciler = Reconciler(registry, leadership, interval_seconds)
-    leadership.changed = reconciler.wake.set
+    election = LeaderElection(registry, gateway_id, GATEWAY_TTL_SECONDS)
+    reconciler = Reconciler(registry, election, interval_seconds)
+    election.changed = reconciler.wake.set
     async with trio.open_nursery() as nursery:
-        await nursery.start(leadership.run)
+        await nursery.start(election.run)
         await nursery.start(reconciler.run)
         yield reconciler
         nursery.cancel_scope.cancel()

@@ -11,7 +11,7 @@ import trio
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import FromWorker, Heartbeat, Hello, ToWorker
-from gateway.transport.client import WorkerLink, open_session
+from gateway.transport.client import SessionChannels, open_session
 from gateway.transport.node_credentials import is_credential, node_credential
 from gateway.transport.server import SessionServer
 from gateway.transport.session import Serve
@@ -82,7 +82,7 @@ class SessionGateway:
         credential_: str | None = None,
         silence_seconds: float = PATIENCE_SECONDS,
         tls: ssl.SSLContext | None = None,
-    ) -> AbstractAsyncContextManager[WorkerLink]:
+    ) -> AbstractAsyncContextManager[SessionChannels]:
         """As a worker does it."""
         said = said or hello()
         return open_session(

@@ -73,7 +73,7 @@ class FleetRegistry(SimRegistry):
     async def overrule(self, write: ControlWrite) -> None:
         """In the name of whoever leads."""
         try:
-            await self.apply(self._tables.leadership.epoch, write)
+            await self.apply(self._tables.leader_term.epoch, write)
         except StaleEpoch:
             self._world.note("the leader has changed in between")
 

@@ -48,7 +48,7 @@ class PeerStatePublisher:
     admission: Admission
     waiting: Callable[[], Mapping[ModelName, Waiting]]
     load_progress: LoadProgress
-    leadership: LeaderElection
+    election: LeaderElection
     outcome: PlanOutcome
     planner_wake: Wake
     always_publishes_leases: bool = False
@@ -79,7 +79,7 @@ class PeerStatePublisher:
 
     def slow(self, last: PeerState) -> PeerState:
         """Returns `last` with new values of the parts that may be a moment old."""
-        leads = self.leadership.epoch is not None
+        leads = self.election.epoch is not None
         return replace(
             last,
             url=self.url(),

@@ -62,7 +62,7 @@ class EmbeddedStore(Store):
     def _with_term(self, tables: Tables) -> Tables:
         """Returns the tables with this process's term. A leader that this process has not seen belongs to an earlier
         process."""
-        return replace(tables, leadership=replace(tables.leadership, expires_at=self._leader.expires_at))
+        return replace(tables, leader_term=replace(tables.leader_term, expires_at=self._leader.expires_at))
 
     def _demand(self) -> list[Demand]:
         return [row for peer_state in self._counting(self._clock()).values() for row in peer_state.demand]

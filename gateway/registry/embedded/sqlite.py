@@ -163,7 +163,7 @@ class _RowReader:
         return Tables(
             nodes={row.node.id: row for row in nodes.values()},
             replicas={replica.id: replica for replica in replicas.values()},
-            leadership=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            leader_term=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
             version=transaction.rows("SELECT version FROM state_version")[0][0],
             other_nodes=transaction.rows("SELECT count(*) FROM nodes")[0][0] - len(nodes),
         )
@@ -176,7 +176,7 @@ class _RowReader:
             models={model.spec.name: model for model in models.values() if model},
             nodes={row.node.id: row for row in nodes.values()},
             replicas={replica.id: replica for replica in replicas.values()},
-            leadership=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
+            leader_term=LeaderTerm(*transaction.rows("SELECT gateway_id, epoch FROM leadership")[0]),
             version=transaction.rows("SELECT version FROM state_version")[0][0],
             unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
         )
@@ -189,8 +189,8 @@ def _write(transaction: SqliteTransaction, changes: Changes) -> None:
     transaction.write(PUT_MODEL, [rows.model_to_row(row) for row in changes.models])
     transaction.write(PUT_NODE, [rows.node_to_row(row) for row in changes.nodes])
     transaction.write(PUT_REPLICA, [rows.replica_to_row(replica) for replica in changes.replicas])
-    if changes.leadership:
-        term = {"gateway_id": changes.leadership.gateway_id, "epoch": changes.leadership.epoch}
+    if changes.leader_term:
+        term = {"gateway_id": changes.leader_term.gateway_id, "epoch": changes.leader_term.epoch}
         transaction.write("UPDATE leadership SET gateway_id = :gateway_id, epoch = :epoch", [term])
     transaction.write(ADD_EVENT, [vars(event) for event in changes.events])
     transaction.write(TRIM_EVENTS, [{"kept": EVENTS_KEPT}])

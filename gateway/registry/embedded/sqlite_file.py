@@ -175,9 +175,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _refuse_unknown_file(path: Path, connection: sqlite3.Connection) -> None:
     """Raises `RegistryError` unless the file is whole, is a registry, and has a known schema. It comes before any
     write."""
-    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    if verdict != "ok":
-        raise _damaged(path, verdict)
+    (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if answer != "ok":
+        raise _damaged(path, answer)
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     (application_id,) = connection.execute("PRAGMA application_id").fetchone()
     if tables and application_id != APPLICATION_ID:

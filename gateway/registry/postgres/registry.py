@@ -219,8 +219,8 @@ class PostgresRegistry(Store):
         after = decide(before, now)
         stored: Tables = before if after is None else after
         changes = difference(before, stored, now, epoch)
-        if stored.leadership != before.leadership:
-            await _put_leadership_aio(transaction, before.leadership, stored.leadership)
+        if stored.leader_term != before.leader_term:
+            await _put_leader_term_aio(transaction, before.leader_term, stored.leader_term)
         if changes:
             await _write_aio(transaction, changes)
         return Outcome(before, after, changed=bool(changes))
@@ -273,8 +273,8 @@ async def _write_aio(transaction: PostgresTransaction, changes: Changes) -> None
     await transaction.rows_aio(sql.BUMP, *events)
 
 
-async def _put_leadership_aio(transaction: PostgresTransaction, before: LeaderTerm, after: LeaderTerm) -> None:
+async def _put_leader_term_aio(transaction: PostgresTransaction, before: LeaderTerm, after: LeaderTerm) -> None:
     if not await transaction.rows_aio(
-        sql.PUT_LEADERSHIP, after.gateway_id, after.epoch, after.expires_at, before.expires_at
+        sql.PUT_LEADER_TERM, after.gateway_id, after.epoch, after.expires_at, before.expires_at
     ):
         raise asyncpg.SerializationError("the leader has prolonged its term meanwhile")

@@ -33,7 +33,7 @@ class RowReader:
             models={model.spec.name: model for model in models.values() if model},
             nodes={each.node.id: each for each in nodes.values()},
             replicas={replica.id: replica for replica in replicas.values()},
-            leadership=LeaderTerm(row["leader"], row["epoch"], row["expires_at"]),
+            leader_term=LeaderTerm(row["leader"], row["epoch"], row["expires_at"]),
             version=row["version"],
             unreadable={values[NAME]: values[SOURCE] for values, model in models.items() if model is None},
         )

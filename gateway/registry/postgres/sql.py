@@ -73,7 +73,7 @@ DELETE_MODELS: Final = "DELETE FROM models WHERE name = ANY($1::text[])"
 DELETE_REPLICAS: Final = "DELETE FROM replicas WHERE id = ANY($1::text[])"
 DELETE_NODES: Final = "DELETE FROM nodes WHERE id = ANY($1::text[])"
 
-PUT_LEADERSHIP: Final = (
+PUT_LEADER_TERM: Final = (
     "UPDATE leadership SET gateway_id = $1, epoch = $2, expires_at = $3 WHERE expires_at = $4 RETURNING epoch"
 )
 """The statement that makes a gateway the leader. $4 is the end of term that was read before: a leader may have

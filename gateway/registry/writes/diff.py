@@ -25,14 +25,14 @@ class Changes:
     models: tuple[ModelRow, ...]
     nodes: tuple[NodeRow, ...]
     replicas: tuple[Replica, ...]
-    leadership: LeaderTerm | None
+    leader_term: LeaderTerm | None
     events: tuple[Event, ...]
     """The events that people want to know. Not every change is one: a node's free memory changes all the time."""
 
     def __bool__(self) -> bool:
         """Returns whether any row differs, and so whether there is a new version."""
         removed = self.removed_models or self.removed_replicas or self.removed_nodes
-        return bool(removed or self.models or self.nodes or self.replicas or self.leadership)
+        return bool(removed or self.models or self.nodes or self.replicas or self.leader_term)
 
 
 def difference(before: Tables, after: Tables, now: float, epoch: int | None = None) -> Changes:
@@ -48,7 +48,7 @@ def difference(before: Tables, after: Tables, now: float, epoch: int | None = No
         models=_written(before.models, after.models),
         nodes=_written(before.nodes, after.nodes),
         replicas=_written(before.replicas, after.replicas),
-        leadership=after.leadership if after.leadership.term != before.leadership.term else None,
+        leader_term=after.leader_term if after.leader_term.term != before.leader_term.term else None,
         events=tuple(Event(now, *event, epoch) for event in _events(before, after)),
     )
 
@@ -75,8 +75,8 @@ def _events(before: Tables, after: Tables) -> Iterator[tuple[str, str, str]]:
         yield "node.removed", node_id, before.nodes[node_id].node.name
     for replica in _written(before.replicas, after.replicas):
         yield _replica_event(before.replicas.get(replica.id), replica)
-    if after.leadership.term != before.leadership.term:
-        yield "gateway.leads", after.leadership.gateway_id or "", f"epoch {after.leadership.epoch}"
+    if after.leader_term.term != before.leader_term.term:
+        yield "gateway.leads", after.leader_term.gateway_id or "", f"epoch {after.leader_term.epoch}"
 
 
 def _model_events(old: ModelRow | None, new: ModelRow) -> Iterator[tuple[str, str, str]]:

@@ -48,12 +48,12 @@ def _reported(replica: Replica, report: Report, now: float) -> Replica:
 def term_acquired(tables: Tables, gateway_id: GatewayId, until: float, now: float) -> Tables | None:
     """Makes `gateway_id` the leader until `until`. The epoch is a new one unless it led already. Returns None if
     another gateway leads."""
-    leader = tables.leadership
+    leader = tables.leader_term
     if leader.gateway_id == gateway_id:
-        return replace(tables, leadership=replace(leader, expires_at=until))
+        return replace(tables, leader_term=replace(leader, expires_at=until))
     if leader.gateway_id is not None and leader.expires_at > now:
         return None
-    return replace(tables, leadership=LeaderTerm(gateway_id, leader.epoch + 1, until))
+    return replace(tables, leader_term=LeaderTerm(gateway_id, leader.epoch + 1, until))
 
 
 def broken(tables: Tables, replica_id: ReplicaId, because: str, *, lost: bool) -> Tables | None:
@@ -72,7 +72,7 @@ def applied(tables: Tables, epoch: int, write: ControlWrite) -> Tables:
 
     Raises `StaleEpoch` unless `epoch` is the leader's (L13).
     """
-    leader = tables.leadership
+    leader = tables.leader_term
     if epoch != leader.epoch:
         raise StaleEpoch(f"epoch {epoch} is over: gateway {leader.gateway_id} leads with epoch {leader.epoch}")
     replicas = {key: replica for key, replica in tables.replicas.items() if key not in write.delete}

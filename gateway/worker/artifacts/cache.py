@@ -112,7 +112,7 @@ class Cache:
             return target
         flight.part = part
         try:
-            transfer = Download(
+            download = Download(
                 http_client=self.http_client,
                 locate=locate,
                 part=part,
@@ -120,7 +120,7 @@ class Cache:
                 make_room=partial(self._make_room, name),
                 on_progress=flight.record,
             )
-            await transfer.run()
+            await download.run()
             await trio.to_thread.run_sync(part.promote)
         finally:
             part.close()

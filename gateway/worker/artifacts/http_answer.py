@@ -67,7 +67,7 @@ class HttpRefused:
     reason: str
 
 
-Verdict: TypeAlias = Body | Complete | StartOver | TryAgain | HttpRefused
+AnswerMeaning: TypeAlias = Body | Complete | StartOver | TryAgain | HttpRefused
 
 
 def request_headers(asked: Asked) -> dict[str, str]:
@@ -81,7 +81,7 @@ def request_headers(asked: Asked) -> dict[str, str]:
     return headers
 
 
-def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdict:
+def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> AnswerMeaning:
     """Returns the meaning of a response. `headers` have names in lower case."""
     match status:
         case 200:
@@ -96,7 +96,7 @@ def read_answer(status: int, headers: Mapping[str, str], asked: Asked) -> Verdic
             return HttpRefused(f"it answered {status}{_HINTS.get(status, '')}")
 
 
-def _read_whole(headers: Mapping[str, str], asked: Asked) -> Verdict:
+def _read_whole(headers: Mapping[str, str], asked: Asked) -> AnswerMeaning:
     if (encoding := headers.get("content-encoding", "identity").lower()) != "identity":
         return HttpRefused(f"it sends the file encoded ({encoding[:40]}), although that was not asked for")
     length = headers.get("content-length", "")
@@ -106,7 +106,7 @@ def _read_whole(headers: Mapping[str, str], asked: Asked) -> Verdict:
     return Body(0, total, strong(headers.get("etag")))
 
 
-def _read_rest(headers: Mapping[str, str], asked: Asked) -> Verdict:
+def _read_rest(headers: Mapping[str, str], asked: Asked) -> AnswerMeaning:
     found = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
     if found is None or not asked.offset:
         return StartOver("it answered with a part of the file that can't be told which")

@@ -44,20 +44,20 @@ DOORS: Final[Sequence[Endpoint]] = (
     Endpoint("POST", "/", Role.INFERENCE),
 )
 """Every route of the gateway, and paths that are none; the unit tests of endpoint roles have the table of outcomes."""
-CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
-HEALTH: Final = [door for door in DOORS if door.role is Role.PUBLIC]
+CLOSED: Final = [endpoint for endpoint in ENDPOINTS if endpoint.role is not Role.PUBLIC]
+HEALTH: Final = [endpoint for endpoint in ENDPOINTS if endpoint.role is Role.PUBLIC]
 
 
-def name_of(door: Endpoint) -> str:
-    return f"{door.method} {door.path}"
+def name_of(endpoint: Endpoint) -> str:
+    return f"{endpoint.method} {endpoint.path}"
 
 
-def knock(gateway: GatewayProcess, door: Endpoint, key: str | None = None, **headers: str) -> httpx.Response:
+def knock(gateway: GatewayProcess, endpoint: Endpoint, key: str | None = None, **headers: str) -> httpx.Response:
     credentials = {"authorization": f"Bearer {key}"} if key is not None else {}
-    json: Any = {} if door.method == "POST" else None
+    json: Any = {} if endpoint.method == "POST" else None
     # Certificates play no part, and to load them would take longer than all the rest.
     with httpx.Client(base_url=gateway.url, verify=False, timeout=WAIT_SECONDS) as client:
-        return client.request(door.method, door.path, headers={**credentials, **headers}, json=json)
+        return client.request(endpoint.method, endpoint.path, headers={**credentials, **headers}, json=json)
 
 
 def code_of(response: httpx.Response) -> str:
@@ -93,58 +93,58 @@ def anonymous(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProce
 
 
 def test_the_table_of_routes_is_not_empty() -> None:
-    names = {name_of(door) for door in DOORS}
+    names = {name_of(endpoint) for endpoint in ENDPOINTS}
     assert names >= {"POST /v1/embeddings", "GET /metrics", "POST /api/node/register", "GET /healthz"}
 
 
 # Keys
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_without_a_key_nothing_opens(locked: GatewayProcess, door: Endpoint) -> None:
-    response = knock(locked, door)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
+def test_without_a_key_nothing_opens(locked: GatewayProcess, endpoint: Endpoint) -> None:
+    response = knock(locked, endpoint)
     assert response.status_code == 401
     assert code_of(response) in {"invalid_api_key", "invalid_join_token", "invalid_node_credential", ""}
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize(
     "key", [WRONG_KEY, INFERENCE_KEY[:-1], ADMIN_KEY + "x", hashlib.sha256(HASHED_KEY.encode()).hexdigest()]
 )
 def test_with_a_wrong_key_nothing_opens_and_it_is_not_repeated(
-    locked: GatewayProcess, door: Endpoint, key: str
+    locked: GatewayProcess, endpoint: Endpoint, key: str
 ) -> None:
-    response = knock(locked, door, key)
+    response = knock(locked, endpoint, key)
     assert response.status_code == 401
     assert key not in response.text
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_an_inference_key_opens_inference_only(locked: GatewayProcess, door: Endpoint) -> None:
-    response = knock(locked, door, INFERENCE_KEY)
-    if door.role is Role.ADMIN:
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
+def test_an_inference_key_opens_inference_only(locked: GatewayProcess, endpoint: Endpoint) -> None:
+    response = knock(locked, endpoint, INFERENCE_KEY)
+    if endpoint.role is Role.ADMIN:
         assert (response.status_code, code_of(response)) in {(403, "forbidden"), (403, "")}
         assert INFERENCE_KEY not in response.text
-    elif door.role is Role.JOIN:
+    elif endpoint.role is Role.JOIN:
         assert (response.status_code, code_of(response)) == (401, "invalid_join_token")
-    elif door.role is Role.WORKER:
+    elif endpoint.role is Role.WORKER:
         assert (response.status_code, code_of(response)) in {(401, "invalid_node_credential"), (401, "")}
     else:
         assert response.status_code not in {401, 403}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [ADMIN_KEY, HASHED_KEY])
-def test_an_admin_key_opens_all_but_what_is_for_workers(locked: GatewayProcess, door: Endpoint, key: str) -> None:
-    refused = knock(locked, door, key).status_code in {401, 403}
-    assert refused is (door.role in FOR_WORKERS)
+def test_an_admin_key_opens_all_but_what_is_for_workers(locked: GatewayProcess, endpoint: Endpoint, key: str) -> None:
+    refused = knock(locked, endpoint, key).status_code in {401, 403}
+    assert refused is (endpoint.role in FOR_WORKERS)
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
-def test_a11_the_join_token_opens_joining_and_nothing_else(locked: GatewayProcess, door: Endpoint) -> None:
-    response = knock(locked, door, JOIN_TOKEN)
-    assert (response.status_code == 401) is (door.role is not Role.JOIN)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
+def test_a11_the_join_token_opens_joining_and_nothing_else(locked: GatewayProcess, endpoint: Endpoint) -> None:
+    response = knock(locked, endpoint, JOIN_TOKEN)
+    assert (response.status_code == 401) is (endpoint.role is not Role.JOIN)
     assert JOIN_TOKEN not in response.text
 
 
@@ -160,10 +160,10 @@ def test_a_worker_registers(locked: GatewayProcess) -> None:
         assert client.get(node).json()["name"] == "further"
 
 
-@pytest.mark.parametrize("door", HEALTH, ids=name_of)
+@pytest.mark.parametrize("endpoint", HEALTH, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
-def test_health_is_open(locked: GatewayProcess, door: Endpoint, key: str | None) -> None:
-    assert knock(locked, door, key, host="probe.example").status_code == 200
+def test_health_is_open(locked: GatewayProcess, endpoint: Endpoint, key: str | None) -> None:
+    assert knock(locked, endpoint, key, host="probe.example").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -189,36 +189,36 @@ def test_a_key_answers_a_real_request(locked: GatewayProcess) -> None:
 
 
 def test_with_keys_any_host_may_be_named(locked: GatewayProcess) -> None:
-    door = Endpoint("GET", "/v1/models", Role.INFERENCE)
-    assert knock(locked, door, INFERENCE_KEY, host="llm.example", origin="https://app.example").status_code == 200
+    endpoint = Endpoint("GET", "/v1/models", Role.INFERENCE)
+    assert knock(locked, endpoint, INFERENCE_KEY, host="llm.example", origin="https://app.example").status_code == 200
 
 
 # Without keys, on loopback
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example:8080", "192.168.0.1", ""])
-def test_a_foreign_host_is_refused(keyless: GatewayProcess, door: Endpoint, host: str) -> None:
-    response = knock(keyless, door, host=host)
+def test_a_foreign_host_is_refused(keyless: GatewayProcess, endpoint: Endpoint, host: str) -> None:
+    response = knock(keyless, endpoint, host=host)
     assert (response.status_code, code_of(response)) in {(403, "bad_host"), (403, "")}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize("origin", ["http://evil.example", "https://evil.example:8080", "null", "http://[::1"])
-def test_a_foreign_page_is_refused(keyless: GatewayProcess, door: Endpoint, origin: str) -> None:
-    response = knock(keyless, door, origin=origin)
+def test_a_foreign_page_is_refused(keyless: GatewayProcess, endpoint: Endpoint, origin: str) -> None:
+    response = knock(keyless, endpoint, origin=origin)
     assert (response.status_code, code_of(response)) in {(403, "bad_origin"), (403, "")}
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize("host", ["localhost", "localhost:8080", "127.0.0.1:1", "[::1]", "[::1]:8080"])
 def test_this_machine_may_do_everything_that_is_not_for_workers(
-    keyless: GatewayProcess, door: Endpoint, host: str
+    keyless: GatewayProcess, endpoint: Endpoint, host: str
 ) -> None:
-    response = knock(keyless, door, host=host, origin="http://localhost:3000")
-    if door.role is Role.JOIN:
+    response = knock(keyless, endpoint, host=host, origin="http://localhost:3000")
+    if endpoint.role is Role.JOIN:
         assert (response.status_code, code_of(response)) == (403, "join_disabled")
-    elif door.role is Role.WORKER:
+    elif endpoint.role is Role.WORKER:
         assert response.status_code == 401
     else:
         assert response.status_code not in {401, 403}
@@ -233,9 +233,9 @@ def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> 
     writing = [
         door for door in ApiHarness().app.endpoints() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN
     ]
-    assert {door.path for door in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
-    for door in writing:
-        assert knock(keyless, door, **{"content-type": content_type}).status_code == 415
+    assert {endpoint.path for endpoint in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
+    for endpoint in writing:
+        assert knock(keyless, endpoint, **{"content-type": content_type}).status_code == 415
 
 
 # Open to other machines
@@ -254,14 +254,14 @@ def test_an_open_address_by_argument_does_not_start_either(tmp_path: Path) -> No
     assert gateway.process.wait(WAIT_SECONDS) == 2
 
 
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
 @pytest.mark.parametrize("key", [None, WRONG_KEY])
 def test_anonymous_callers_may_infer_and_never_administer(
-    anonymous: GatewayProcess, door: Endpoint, key: str | None
+    anonymous: GatewayProcess, endpoint: Endpoint, key: str | None
 ) -> None:
-    response = knock(anonymous, door, key, host="llm.example")
-    assert (response.status_code == 403) is (door.role not in {Role.INFERENCE, Role.WORKER})
-    assert (response.status_code == 401) is (door.role is Role.WORKER)
+    response = knock(anonymous, endpoint, key, host="llm.example")
+    assert (response.status_code == 403) is (endpoint.role not in {Role.INFERENCE, Role.WORKER})
+    assert (response.status_code == 401) is (endpoint.role is Role.WORKER)
 
 
 def test_a_caller_without_a_key_gets_an_answer(anonymous: GatewayProcess) -> None:

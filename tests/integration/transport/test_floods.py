@@ -44,13 +44,17 @@ async def call(client: H2Client, *more: tuple[str, str]) -> int:
 
 @pytest.mark.parametrize("flood", FLOODS.values(), ids=FLOODS)
 async def test_a_flood_of_frames_is_sent_away_and_a_session_goes_on(flood: bytes) -> None:
-    async with open_session_gateway() as session_gateway, AsyncExitStack() as held, session_gateway.attach() as link:
+    async with (
+        open_session_gateway() as session_gateway,
+        AsyncExitStack() as held,
+        session_gateway.attach() as channels,
+    ):
         served = await session_gateway.next_session()
         client = await connect(session_gateway, held)
         await client.stream.send_all(flood * 8000)
         await client.read_to_end()
         assert client.goaway == CALM
-        await link.send.send(Leaving())
+        await channels.send.send(Leaving())
         assert await served.from_worker.receive() == Leaving()
         served.end.set()
 

@@ -70,12 +70,12 @@ ASKED: tuple[ToWorker, ...] = (
 )
 
 
-async def wait_end(link: WorkerLink) -> SessionEnded:
+async def wait_end(channels: SessionChannels) -> SessionEnded:
     """Reads to the end and says why it ended."""
-    async for _ in link.receive:
+    async for _ in channels.receive:
         pass
-    assert link.error is not None
-    return link.error
+    assert channels.error is not None
+    return channels.error
 
 
 async def collect(receive: trio.MemoryReceiveChannel[Any], count: int) -> tuple[Any, ...]:
@@ -86,25 +86,25 @@ async def collect(receive: trio.MemoryReceiveChannel[Any], count: int) -> tuple[
 
 
 async def test_all_that_is_said_arrives_in_order() -> None:
-    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as channels:
         served = await session_gateway.next_session()
         assert served.hello == hello()
-        assert await link.receive.receive() == Heartbeat()
+        assert await channels.receive.receive() == Heartbeat()
         for said in SAID:
-            await link.send.send(said)
+            await channels.send.send(said)
         for asked in ASKED:
             await served.to_worker.send(asked)
         assert await collect(served.from_worker, len(SAID)) == SAID
-        assert await collect(link.receive, len(ASKED)) == ASKED
+        assert await collect(channels.receive, len(ASKED)) == ASKED
         served.end.set()
 
 
 async def test_a_big_desired_set_arrives() -> None:
-    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as channels:
         served = await session_gateway.next_session()
         wanted = desired_set(5000)
         await served.to_worker.send(wanted)
-        assert (await collect(link.receive, 2))[1] == wanted
+        assert (await collect(channels.receive, 2))[1] == wanted
         served.end.set()
 
 
@@ -116,13 +116,13 @@ async def test_twenty_workers_at_once() -> None:
             await to_worker.send(TailLogs(record.pid or 0, ReplicaId(said.node_id), 1, follow=False))
 
     async def work(number: int) -> None:
-        async with session_gateway.attach(hello(f"node-{number}")) as link:
+        async with session_gateway.attach(hello(f"node-{number}")) as channels:
             waiting.discard(number)
             if not waiting:
                 together.set()
             await together.wait()
-            await link.send.send(Report(ReplicaId("r"), Observed.READY, pid=number))
-            answers.append((await collect(link.receive, 2))[1])
+            await channels.send.send(Report(ReplicaId("r"), Observed.READY, pid=number))
+            answers.append((await collect(channels.receive, 2))[1])
 
     waiting, together, answers = set(range(20)), trio.Event(), list[ToWorker]()
     async with open_session_gateway(echo) as session_gateway, trio.open_nursery() as nursery:
@@ -135,12 +135,15 @@ async def test_twenty_workers_at_once() -> None:
 
 async def test_a_slow_reader_slows_the_worker_and_is_no_silence_of_it() -> None:
     chunk = LogChunk(1, ("x" * 2**20,))
-    async with open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway, session_gateway.attach() as link:
+    async with (
+        open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
+        session_gateway.attach() as channels,
+    ):
         served = await session_gateway.next_session()
         sent = 0
         with trio.move_on_after(3 * TERSE_SECONDS):
             while sent < 1000:
-                await link.send.send(chunk)
+                await channels.send.send(chunk)
                 sent += 1
         assert sent < 1000
         assert await collect(served.from_worker, sent) == (chunk,) * sent
@@ -181,9 +184,9 @@ async def test_a_session_may_be_refused_in_its_middle() -> None:
         async with trio.open_nursery():  # so that it arrives in a group
             raise SessionRefused("the node was removed", register_again=True)
 
-    async with open_session_gateway(refuse_later) as session_gateway, session_gateway.attach() as link:
-        await link.send.send(Heartbeat())
-        error = await wait_end(link)
+    async with open_session_gateway(refuse_later) as session_gateway, session_gateway.attach() as channels:
+        await channels.send.send(Heartbeat())
+        error = await wait_end(channels)
     assert isinstance(error, SessionRefused)
     assert error.register_again
     assert "the node was removed" in str(error)
@@ -212,22 +215,22 @@ async def test_what_was_sent_before_leaving_arrives() -> None:
         got.extend([record async for record in from_worker])
 
     async with open_session_gateway(listen) as session_gateway:
-        async with session_gateway.attach() as link:
+        async with session_gateway.attach() as channels:
             for said in SAID:
-                link.send.send_nowait(said)
+                channels.send.send_nowait(said)
         assert tuple(got) == SAID, "the gateway has them by the time the worker has left"
 
 
 async def test_when_serving_ends_what_it_sent_arrives_and_senders_fail() -> None:
-    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as channels:
         served = await session_gateway.next_session()
         for asked in ASKED:
             served.to_worker.send_nowait(asked)
         served.end.set()
-        assert (await collect(link.receive, 1 + len(ASKED)))[1:] == ASKED
-        assert "ended the session" in str(await wait_end(link))
+        assert (await collect(channels.receive, 1 + len(ASKED)))[1:] == ASKED
+        assert "ended the session" in str(await wait_end(channels))
         with pytest.raises(trio.BrokenResourceError):
-            await link.send.send(Heartbeat())
+            await channels.send.send(Heartbeat())
 
 
 async def test_a_gateway_that_stops_tells_every_worker_at_once() -> None:
@@ -247,8 +250,8 @@ async def test_a_gateway_that_stops_tells_every_worker_at_once() -> None:
         session_gateway.attach(hello("node-2")) as two,
     ):
         session_gateway.scope.cancel()
-        for link in (one, two):
-            error = await wait_end(link)
+        for channels in (one, two):
+            error = await wait_end(channels)
             assert isinstance(error, SessionLost)
             assert "the gateway stops" in str(error)
         assert not session_gateway.closed.is_set(), "the workers need not wait for what the gateway still does"
@@ -306,9 +309,9 @@ async def test_a_session_that_fails_hurts_no_other() -> None:
 
     async with open_session_gateway(serve) as session_gateway, session_gateway.attach(hello("node-2")) as other:
         with capture_logs() as logs:
-            async with session_gateway.attach(hello("node-1")) as link:
-                await link.send.send(Heartbeat())
-                error = await wait_end(link)
+            async with session_gateway.attach(hello("node-1")) as channels:
+                await channels.send.send(Heartbeat())
+                error = await wait_end(channels)
         assert isinstance(error, SessionLost)
         assert "a bug" not in str(error)
         assert [line["event"] for line in logs] == ["session.handler_failed"]
@@ -323,7 +326,7 @@ async def test_a_worker_that_vanishes_ends_its_session_only() -> None:
         session_gateway.attach(hello("node-2")) as other,
     ):
         stays = await session_gateway.next_session()
-        async with session_gateway.attach(hello("node-1"), address=relay.address) as link:
+        async with session_gateway.attach(hello("node-1"), address=relay.address) as channels:
             goes = await session_gateway.next_session()
             await relay.hang_up()
             with pytest.raises(trio.EndOfChannel):
@@ -331,7 +334,7 @@ async def test_a_worker_that_vanishes_ends_its_session_only() -> None:
             with pytest.raises(trio.BrokenResourceError):
                 await goes.to_worker.send(Heartbeat())
             goes.end.set()
-            assert "broke" in str(await wait_end(link)), "to the worker it is the gateway that has vanished"
+            assert "broke" in str(await wait_end(channels)), "to the worker it is the gateway that has vanished"
         await other.send.send(Leaving())
         assert await stays.from_worker.receive() == Leaving()
         stays.end.set()
@@ -340,13 +343,13 @@ async def test_a_worker_that_vanishes_ends_its_session_only() -> None:
 @pytest.mark.parametrize("end", ["worker vanishes", "gateway stops"])
 async def test_an_end_while_nobody_takes_what_was_sent_is_an_end_all_the_same(end: str) -> None:
     async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
-        async with session_gateway.attach(address=relay.address) as link:
+        async with session_gateway.attach(address=relay.address) as channels:
             served = await session_gateway.next_session()
             with trio.move_on_after(TERSE_SECONDS):
-                await chatter(link.send, LogChunk(1, ("x" * 2**20,)))
+                await chatter(channels.send, LogChunk(1, ("x" * 2**20,)))
             await (relay.hang_up() if end == "worker vanishes" else cancel(session_gateway.scope))
             served.end.set()
-            assert isinstance(await wait_end(link), SessionLost)
+            assert isinstance(await wait_end(channels), SessionLost)
         await served.over.wait()
 
 
@@ -359,14 +362,14 @@ async def test_a_gateway_that_only_talks_keeps_its_session(monkeypatch: pytest.M
     monkeypatch.setattr(session, "END_SECONDS", 0.1)
     async with (
         open_session_gateway(silence_seconds=LASTING_SECONDS) as session_gateway,
-        session_gateway.attach() as link,
+        session_gateway.attach() as channels,
     ):
         served = await session_gateway.next_session()
         served.from_worker.close()
         with trio.move_on_after(1.25 * LASTING_SECONDS):
-            await chatter(link.send, Heartbeat())
+            await chatter(channels.send, Heartbeat())
         await served.to_worker.send(EndTail(1))
-        assert await collect(link.receive, 2) == (Heartbeat(), EndTail(1))
+        assert await collect(channels.receive, 2) == (Heartbeat(), EndTail(1))
         served.end.set()
 
 
@@ -384,29 +387,29 @@ async def test_h8_a_silent_worker_is_given_up_and_gets_the_reason() -> None:
     async with (
         open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
         open_relay(session_gateway.port) as relay,
-        session_gateway.attach(address=relay.address) as link,
+        session_gateway.attach(address=relay.address) as channels,
         trio.open_nursery() as nursery,
     ):
         served = await session_gateway.next_session()
         relay.up.hold()
-        nursery.start_soon(chatter, link.send, Heartbeat())
+        nursery.start_soon(chatter, channels.send, Heartbeat())
         nursery.start_soon(chatter, served.to_worker, Heartbeat())
         with pytest.raises(trio.EndOfChannel):
             await served.from_worker.receive()
-        assert "nothing was heard" in str(await wait_end(link))
+        assert "nothing was heard" in str(await wait_end(channels))
         served.end.set()
 
 
 async def test_h8_a_silent_gateway_is_given_up() -> None:
     async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
         async with (
-            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
+            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as channels,
             trio.open_nursery() as nursery,
         ):
             served = await session_gateway.next_session()
             relay.down.hold()
-            nursery.start_soon(chatter, link.send, Heartbeat())
-            error = await wait_end(link)
+            nursery.start_soon(chatter, channels.send, Heartbeat())
+            error = await wait_end(channels)
             assert isinstance(error, SessionLost)
             assert "nothing was heard" in str(error)
         async for _ in served.from_worker:
@@ -419,31 +422,31 @@ async def test_h8_a_worker_that_takes_nothing_is_given_up() -> None:
     async with (
         open_session_gateway(silence_seconds=TERSE_SECONDS) as session_gateway,
         open_relay(session_gateway.port) as relay,
-        session_gateway.attach(address=relay.address) as link,
+        session_gateway.attach(address=relay.address) as channels,
         trio.open_nursery() as nursery,
     ):
         served = await session_gateway.next_session()
         relay.down.hold()
-        nursery.start_soon(chatter, link.send, Heartbeat())
+        nursery.start_soon(chatter, channels.send, Heartbeat())
         nursery.start_soon(chatter, served.to_worker, desired_set(20_000))
         async for _ in served.from_worker:
             pass
         served.end.set()
         relay.down.release()
-        assert isinstance(await wait_end(link), SessionLost)
+        assert isinstance(await wait_end(channels), SessionLost)
 
 
 async def test_h8_a_gateway_that_takes_nothing_is_given_up() -> None:
     async with open_session_gateway() as session_gateway, open_relay(session_gateway.port) as relay:
         async with (
-            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as link,
+            session_gateway.attach(address=relay.address, silence_seconds=TERSE_SECONDS) as channels,
             trio.open_nursery() as nursery,
         ):
             served = await session_gateway.next_session()
             relay.up.hold()
             nursery.start_soon(chatter, served.to_worker, Heartbeat())
-            nursery.start_soon(chatter, link.send, LogChunk(1, ("x" * 2**22,)))
-            error = await wait_end(link)
+            nursery.start_soon(chatter, channels.send, LogChunk(1, ("x" * 2**22,)))
+            error = await wait_end(channels)
             assert "nothing was taken" in str(error)
             nursery.cancel_scope.cancel()
         relay.up.release()
@@ -494,10 +497,10 @@ async def test_a_port_that_is_taken_is_an_error_of_the_server() -> None:
 
 
 async def test_too_large_a_message_is_not_sent() -> None:
-    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as channels:
         served = await session_gateway.next_session()
         await served.to_worker.send(TailLogs(1, ReplicaId("r" * (pump.MESSAGE_BYTES_MAX + 1)), 1, follow=False))
-        assert "ended the session: a message of" in str(await wait_end(link)), "the gateway itself has refused it"
+        assert "ended the session: a message of" in str(await wait_end(channels)), "the gateway itself has refused it"
         served.end.set()
 
 
@@ -512,16 +515,16 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 async def test_a_session_over_tls(authority: Authority) -> None:
     tls = server_context(*authority.issue("127.0.0.1"))
     async with open_session_gateway(tls=tls) as session_gateway:
-        async with session_gateway.attach(tls=client_context(authority.cert)) as link:
+        async with session_gateway.attach(tls=client_context(authority.cert)) as channels:
             served = await session_gateway.next_session()
             await served.to_worker.send(desired_set(2000))
-            assert (await collect(link.receive, 2))[1] == desired_set(2000)
-            await link.send.send(Leaving())
+            assert (await collect(channels.receive, 2))[1] == desired_set(2000)
+            await channels.send.send(Leaving())
             assert await served.from_worker.receive() == Leaving()
             served.end.set()
-        async with session_gateway.attach(tls=client_context(authority.cert)) as link:
+        async with session_gateway.attach(tls=client_context(authority.cert)) as channels:
             session_gateway.scope.cancel()
-            assert "the gateway stops" in str(await wait_end(link))
+            assert "the gateway stops" in str(await wait_end(channels))
         await session_gateway.closed.wait()
 
 

@@ -303,12 +303,12 @@ async def test_a_connection_without_a_session_is_cut(said: bytes, monkeypatch: p
     """One with a session that says nothing is not cut, though it is there for longer: it has its own bound."""
     monkeypatch.setattr(connections, "CREDENTIAL_SECONDS", IDLE_SECONDS)
     monkeypatch.setattr(connections, "IDLE_SECONDS", IDLE_SECONDS)
-    async with open_session_gateway() as session_gateway, session_gateway.attach() as link:
+    async with open_session_gateway() as session_gateway, session_gateway.attach() as channels:
         async with await trio.open_tcp_stream("127.0.0.1", session_gateway.port) as idle:
             if said:
                 await idle.send_all(said)
             await end_of(idle)
-        await link.send.send(Leaving())
+        await channels.send.send(Leaving())
         served = await session_gateway.next_session()
         assert await served.from_worker.receive() == Leaving()
         served.end.set()
@@ -400,9 +400,9 @@ async def test_a_newer_gateway_may_welcome_by_an_unknown_message() -> None:
 
     async with open_session_gateway() as session_gateway, open_gateway_play(session_gateway.bridge, play) as address:
         with trio.CancelScope() as scope:
-            async with session_gateway.attach(address=address) as link:
+            async with session_gateway.attach(address=address) as channels:
                 with pytest.raises(trio.WouldBlock):
-                    link.receive.receive_nowait()
+                    channels.receive.receive_nowait()
                 scope.cancel()
                 await trio.sleep_forever()
         assert scope.cancelled_caught
@@ -417,9 +417,9 @@ async def test_leaving_a_gateway_that_never_ends_is_bounded(monkeypatch: pytest.
     async with (
         open_session_gateway() as session_gateway,
         open_gateway_play(session_gateway.bridge, play) as address,
-        session_gateway.attach(address=address) as link,
+        session_gateway.attach(address=address) as channels,
     ):
-        await link.send.send(Leaving())
+        await channels.send.send(Leaving())
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def cached(fleet: Fleet, worker: str) -> list[Path]:
 
 
 def artifact_statuses(fleet: Fleet) -> list[int]:
-    """Of the gateway's answers at the door for files, in order."""
+    """Of the gateway's answers at the endpoint for files, in order."""
     lines = (line for line in fleet.gateway.lines if '"path": "/api/artifacts/' in line)
     return [int(found[1]) for line in lines if (found := re.search(r'"status": (\d+)', line))]
 

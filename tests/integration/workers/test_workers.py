@@ -49,9 +49,9 @@ WRONG_TOKEN: Final = "wrong-0123456789abcdef"
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def shared_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """A gateway with nothing to run and one worker, `first`: for those who are to be refused."""
-    with running_fleet(tmp_path_factory.mktemp("door"), fleet_config(), "first") as fleet:
+    with running_fleet(tmp_path_factory.mktemp("shared"), fleet_config(), "first") as fleet:
         yield fleet
 
 
@@ -85,14 +85,14 @@ def known_to_kernel(pid: int, name: str) -> str:
     return Path(f"/proc/{pid}/{name}").read_text()
 
 
-def test_a11_a_wrong_token_ends_the_worker_with_one_line(door: Fleet) -> None:
-    worker = door.start_worker("stranger", env={"GATEWAY_JOIN_TOKEN": WRONG_TOKEN})
+def test_a11_a_wrong_token_ends_the_worker_with_one_line(shared_fleet: Fleet) -> None:
+    worker = shared_fleet.start_worker("stranger", env={"GATEWAY_JOIN_TOKEN": WRONG_TOKEN})
     assert worker.ended() == 1
     line = error_line(worker)
-    assert door.gateway.url in line
+    assert shared_fleet.gateway.url in line
     assert "check the join token" in line
-    assert WRONG_TOKEN not in worker.log + door.gateway.log
-    assert [node["name"] for node in door.gateway.status()["nodes"]] == ["first"]
+    assert WRONG_TOKEN not in worker.log + shared_fleet.gateway.log
+    assert [node["name"] for node in shared_fleet.gateway.status()["nodes"]] == ["first"]
 
 
 def test_a_gateway_that_takes_no_workers_says_what_it_lacks(tmp_path: Path) -> None:
@@ -112,33 +112,37 @@ def test_a_worker_waits_for_a_gateway_that_is_not_up_yet(tmp_path: Path) -> None
         assert fleet.node("far")["status"] == "healthy"
 
 
-def test_the_name_of_a_node_that_is_there_is_refused(door: Fleet) -> None:
-    before = door.node("first")["id"]
-    worker = start_worker(door.folder / "namesake", "first", door.gateway.url, config=door.config)
+def test_the_name_of_a_node_that_is_there_is_refused(shared_fleet: Fleet) -> None:
+    before = shared_fleet.node("first")["id"]
+    worker = start_worker(
+        shared_fleet.folder / "namesake", "first", shared_fleet.gateway.url, config=shared_fleet.config
+    )
     assert worker.ended() == 1
     line = error_line(worker)
     assert "'first'" in line
     assert "another name" in line
-    assert door.node("first")["id"] == before
-    assert door.workers["first"].joins == 1
+    assert shared_fleet.node("first")["id"] == before
+    assert shared_fleet.workers["first"].joins == 1
 
 
-def test_a_folder_in_which_a_worker_runs_is_refused(door: Fleet) -> None:
-    worker = start_worker(door.workers["first"].folder, "second", door.gateway.url, config=door.config)
+def test_a_folder_in_which_a_worker_runs_is_refused(shared_fleet: Fleet) -> None:
+    worker = start_worker(
+        shared_fleet.workers["first"].folder, "second", shared_fleet.gateway.url, config=shared_fleet.config
+    )
     assert worker.ended() == 1
     assert "server.data_dir" in error_line(worker)
-    assert door.workers["first"].joins == 1
+    assert shared_fleet.workers["first"].joins == 1
 
 
-def test_a_dead_gateway_in_the_list_is_passed_over(door: Fleet) -> None:
+def test_a_dead_gateway_in_the_list_is_passed_over(shared_fleet: Fleet) -> None:
     with silent_port() as port:
         dead = f"http://127.0.0.1:{port}"
-        worker = door.add_worker("passer", join=f"{dead},{door.gateway.url}")
+        worker = shared_fleet.add_worker("passer", join=f"{dead},{shared_fleet.gateway.url}")
     assert dead in worker.log
-    assert door.node("passer")["status"] == "healthy"
+    assert shared_fleet.node("passer")["status"] == "healthy"
     worker.send_signal(signal.SIGTERM)
     assert worker.ended() == 0
-    assert door.command("nodes", "remove", "passer").returncode == 0
+    assert shared_fleet.command("nodes", "remove", "passer").returncode == 0
 
 
 def test_a_gateway_with_a_worker_of_its_own_takes_others_besides(tmp_path: Path) -> None:
@@ -172,10 +176,10 @@ def test_h10_a_worker_that_starts_again_is_the_node_that_it_was_under_another_na
         assert [(node["id"], node["name"]) for node in fleet.gateway.status()["nodes"]] == [(before, "farther")]
 
 
-def test_a11_a_credential_is_good_for_one_start_of_one_node(door: Fleet) -> None:
+def test_a11_a_credential_is_good_for_one_start_of_one_node(shared_fleet: Fleet) -> None:
     """Registered by hand, attached over real gRPC."""
     names, boots = ("hand-1", "hand-2"), (str(uuid.uuid4()), str(uuid.uuid4()))
-    mine, others = (register(door, name, boot) for name, boot in zip(names, boots, strict=True))
+    mine, others = (register(shared_fleet, name, boot) for name, boot in zip(names, boots, strict=True))
     good = metadata_of(mine["credential"], mine["node_id"], boots[0])
     assert attach(mine, {}) is Status.UNAUTHENTICATED
     assert attach(mine, metadata_of(mine["credential"], others["node_id"], boots[0])) is Status.UNAUTHENTICATED
@@ -183,14 +187,14 @@ def test_a11_a_credential_is_good_for_one_start_of_one_node(door: Fleet) -> None
     assert attach(mine, metadata_of(JOIN_TOKEN, mine["node_id"], boots[0])) is Status.UNAUTHENTICATED
     assert attach(mine, good, hello_of(others["node_id"], boots[1])) is Status.PERMISSION_DENIED
     assert attach(mine, good, hello_of(mine["node_id"], boots[1])) is Status.PERMISSION_DENIED
-    assert {door.node(name)["status"] for name in names} == {"offline"}  # none of it was a session
+    assert {shared_fleet.node(name)["status"] for name in names} == {"offline"}  # none of it was a session
     assert attach(mine, good, hello_of(mine["node_id"], boots[0])) is Status.OK
     proof = {"node_id": mine["node_id"], "previous_boot_id": boots[0], "previous_credential": mine["credential"]}
-    again = register(door, names[0], str(uuid.uuid4()), **proof)
+    again = register(shared_fleet, names[0], str(uuid.uuid4()), **proof)
     assert again["node_id"] == mine["node_id"]
     assert attach(mine, good, hello_of(mine["node_id"], boots[0])) is Status.NOT_FOUND  # it has started again since
     for name in names:
-        assert door.command("nodes", "remove", name, "--force").returncode == 0
+        assert shared_fleet.command("nodes", "remove", name, "--force").returncode == 0
 
 
 def register(fleet: Fleet, name: str, boot_id: str, **proof: str) -> dict[str, Any]:

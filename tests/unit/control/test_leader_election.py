@@ -67,8 +67,8 @@ async def open_two() -> AsyncIterator[Two]:
         nursery.cancel_scope.cancel()
 
 
-def _noting(two: Two, leadership: LeaderElection) -> Callable[[], None]:
-    return lambda: two.changes.append((trio.current_time(), leadership.gateway_id, leadership.epoch))
+def _noting(two: Two, election: LeaderElection) -> Callable[[], None]:
+    return lambda: two.changes.append((trio.current_time(), election.gateway_id, election.epoch))
 
 
 async def test_l15_one_leads_for_as_long_as_it_lives(autojump_clock: MockClock) -> None:

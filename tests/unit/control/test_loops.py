@@ -212,7 +212,7 @@ async def test_demand_becomes_a_row_and_reaches_the_worker(autojump_clock: trio.
             Desired.RUN,
             f"t-{desired_replica.replica_id}",
         )
-        assert wanted.epoch == control.reconciler.leadership.epoch
+        assert wanted.epoch == control.reconciler.election.epoch
 
 
 async def test_reports_make_a_replica_routable(autojump_clock: trio.testing.MockClock) -> None:
@@ -267,16 +267,16 @@ async def test_l13_a_leader_that_was_replaced_stops_planning_and_takes_over_anew
 ) -> None:
     async with open_control() as control:
         await trio.testing.wait_all_tasks_blocked()
-        leadership = control.reconciler.leadership
-        epochs = [leadership.epoch]
+        election = control.reconciler.election
+        epochs = [election.epoch]
         await control.registry.leave(GATEWAY)  # as if it had been stopped for longer than its term
         assert await control.registry.acquire_or_renew(GatewayId("other"), 10) == 2
         await control.ask_for()
         assert (await control.state()).replicas == {}
-        epochs.append(leadership.epoch)
+        epochs.append(election.epoch)
         await trio.sleep(15)
         await control.only_replica()
-        assert [*epochs, leadership.epoch] == [1, None, 3]
+        assert [*epochs, election.epoch] == [1, None, 3]
 
 
 async def test_h12_a_session_that_breaks_changes_nothing_by_itself(autojump_clock: trio.testing.MockClock) -> None:

@@ -60,7 +60,7 @@ OUTCOMES: Final[dict[Role, dict[str, tuple[int, str] | None]]] = {
         "worker": OPEN,
     },
 }
-"""Role of the door and kind of the credential -> status and code."""
+"""The status and code for each role of an endpoint and kind of credential."""
 EXPECTED: Final = {
     ("POST", "/v1/chat/completions"): Role.INFERENCE,
     ("POST", "/v1/completions"): Role.INFERENCE,
@@ -97,8 +97,8 @@ EXPECTED: Final = {
 """Written down a second time on purpose: a route that is new, or whose role has changed, has to be meant."""
 
 
-def name_of(door: Endpoint) -> str:
-    return f"{door.method} {door.path}"
+def name_of(endpoint: Endpoint) -> str:
+    return f"{endpoint.method} {endpoint.path}"
 
 
 async def knock(harness: ApiHarness, door: Endpoint, kind: str) -> AsgiRequest:
@@ -116,13 +116,17 @@ def code_of(request: AsgiRequest) -> str:
 
 
 def test_a11_each_route_has_the_role_that_it_should() -> None:
-    declared = {(door.method, door.path): door.role for door in DOORS if door.method not in {"HEAD", "OPTIONS"}}
+    declared = {
+        (endpoint.method, endpoint.path): endpoint.role
+        for endpoint in ENDPOINTS
+        if endpoint.method not in {"HEAD", "OPTIONS"}
+    }
     assert declared == EXPECTED
 
 
 def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
-    roles = {door.path: door.role for door in DOORS}
-    assert all(door.role is roles[door.path] for door in DOORS)
+    roles = {endpoint.path: endpoint.role for endpoint in ENDPOINTS}
+    assert all(endpoint.role is roles[endpoint.path] for endpoint in ENDPOINTS)
 
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
@@ -132,7 +136,7 @@ async def test_a11_what_a_credential_finds_at_a_door(door: Endpoint, kind: str, 
     refusal = OUTCOMES[door.role][kind]
     if refusal is OPEN:
         assert request.status not in {401, 403, 405, 500, None}
-    elif door.method == "HEAD":
+    elif endpoint.method == "HEAD":
         assert request.status == refusal[0]
     else:
         assert (request.status, code_of(request)) == refusal

@@ -167,7 +167,7 @@ async def test_a_wrong_method_is_answered_with_the_right_one(
 
 
 def test_every_way_in_is_listed_with_its_role(build: Build) -> None:
-    endpoints = {(door.method, door.path): door.role for door in build().endpoints()}
+    endpoints = {(endpoint.method, endpoint.path): endpoint.role for endpoint in build().endpoints()}
     assert endpoints["DELETE", "/thing/{id}"] is Role.INFERENCE
     assert endpoints["GET", "/admin"] is Role.ADMIN
     assert endpoints["GET", "/health"] is Role.PUBLIC
