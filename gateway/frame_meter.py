@@ -186,6 +186,7 @@ class _Bucket:
             raise Flood(f"more than {allowed.at_once:g} {self._name} at once, or {allowed.per_second:g} per second")
 
     def give(self, number: float) -> None:
+        """Fills the bucket by `number`, up to its size."""
         self._left = min(self._allowance.at_once, self._left + number)
 
 

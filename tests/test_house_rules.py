@@ -35,7 +35,8 @@ WITHOUT_SUBJECT: Final = frozenset({"None", "Of", "That", "They", "Those", "What
 """First words of docstrings that only a reader who knows the thing already can follow."""
 REWRITTEN_SOON: Final = frozenset(
     {"gateway.api.http.connection", "gateway.api.http.http2", "gateway.api.http.server"}
-    | {"gateway.backends.grpc_probe", "gateway.backends.translate"}
+    | {f"gateway.backends.{name}" for name in ("grpc_backend", "grpc_control", "grpc_probe")}
+    | {f"gateway.backends.{name}" for name in ("patient_channel", "translate")}
 )
 """Modules that are about to be rewritten. Their docstrings keep the old form until then."""
 NAMED: Final = ("gateway", "tests", "bench", "demo_model", "examples", "scripts")
@@ -202,7 +203,7 @@ def test_every_public_class_and_function_says_what_it_is() -> None:
         f"{name_of(path)}:{node.lineno} {node.name}"
         for path, tree in trees()
         for node in _public(tree)
-        if not ast.get_docstring(node)
+        if not ast.get_docstring(node) and name_of(path) not in REWRITTEN_SOON
     ]
     assert bare == []
 
@@ -283,13 +284,9 @@ def test_no_name_is_made_of_a_private_word() -> None:
 
 
 def _public(tree: ast.Module) -> Iterator[ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]:
-    """Public classes, functions and methods; not those of private classes, and no overloads of a protocol's `...`."""
-    for node in tree.body:
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
+    """Public classes, and all functions whose name is public: also those within functions and private classes."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+            continue
+        if not isinstance(node, ast.ClassDef) or node in tree.body:
             yield node
-            if isinstance(node, ast.ClassDef):
-                yield from (
-                    each
-                    for each in node.body
-                    if isinstance(each, ast.FunctionDef | ast.AsyncFunctionDef) and not each.name.startswith("_")
-                )

@@ -66,6 +66,7 @@ def _build_reconciler(shared: SharedParts, routing: Routing, waiting: Waits) -> 
     config, loads, peers = shared.config, routing.admission.loads, shared.peers
 
     def own_demand() -> tuple[Demand, ...]:
+        """Returns the requests that wait here as rows of demand."""
         now = shared.clock()
         rows = waiting().items()
         return tuple(Demand(shared.id, model, each.waiting, now - each.oldest_seconds) for model, each in rows)
@@ -149,6 +150,7 @@ def _build_sync(
     registry = shared.config.registry
 
     def cut_off() -> None:
+        """Forgets the silence of nodes and ends all sessions, because peers take over both."""
         monitor.restart()
         sessions.end_all(CUT_OFF)
 

@@ -122,6 +122,7 @@ def reservations_at(registry: SlotReserver) -> ReserveSlot:
     """Makes a `ReserveSlot` that asks the registry; a `RegistryError` becomes `ReservationFailed`."""
 
     async def reserve_slot(request: SlotRequest) -> ReplicaId | None:
+        """Asks the registry for one slot. Raises `ReservationFailed`."""
         try:
             return await registry.reserve_slot(request)
         except RegistryError as error:

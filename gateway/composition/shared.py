@@ -113,6 +113,7 @@ def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedPa
     progress = LoadProgress(partial(_record_load, metrics.loads, views))
 
     def leader_changed() -> None:
+        """Wakes the planner and the health monitor, because their duties have changed."""
         planner_wake.set()
         monitor_wake.set()
 

@@ -106,6 +106,7 @@ class _Entries:
         self.lengths: dict[str, int] = {}
 
     def read(self, count: int) -> None:
+        """Reads `count` keys with their values. Raises `BrokenHeader`."""
         for _ in range(count):
             key = self._reader.text("a key", NAME_BYTES_MAX)
             if key in self.metadata or key in self.lengths:

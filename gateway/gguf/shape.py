@@ -92,6 +92,7 @@ class _ShapeReader:
         self._window = self._window_tokens()
 
     def read(self) -> Shape:
+        """Returns the shape. Raises `BrokenHeader`."""
         layers = self._layers()
         return Shape(
             layers=layers,

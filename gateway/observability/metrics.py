@@ -111,6 +111,7 @@ class _Readings(Collector):
         self._readings = readings
 
     def collect(self) -> Iterator[Metric]:
+        """Yields the readings as metrics of `prometheus_client`."""
         return (reading.as_metric() for reading in self._readings)
 
 

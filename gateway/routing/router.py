@@ -113,6 +113,7 @@ class Router:
         """
 
         async def begin(attempt: Attempt, held: AsyncExitStack) -> RoutedStream:
+            """Opens the stream, and waits for its first item."""
             call = self._backends.open_stream(attempt.target, generation, origin.request_id, attempt.end_call)
             stream = await held.enter_async_context(call)
             return RoutedStream(attempt, await attempt.wait(stream.receive), stream)
@@ -125,6 +126,7 @@ class Router:
         """Gets a whole answer. Returns it with the replica that made it. Raises `GatewayError`."""
 
         async def begin(attempt: Attempt, _held: AsyncExitStack) -> Completion:
+            """Waits for the whole answer."""
             call = partial(self._backends.generate, attempt.target, generation, origin.request_id)
             return await attempt.wait(call)
 
@@ -134,6 +136,7 @@ class Router:
         """Gets the vector of one input. Returns it with the replica that made it. Raises `GatewayError`."""
 
         async def begin(attempt: Attempt, _held: AsyncExitStack) -> Embedding:
+            """Waits for the vector."""
             return await attempt.wait(partial(self._backends.embed, attempt.target, item, origin.request_id))
 
         return await self._unary(item.model, origin, begin)

@@ -125,6 +125,7 @@ class _AttachCall:
             )
 
     async def run_aio(self) -> None:
+        """Runs the call to its end, and records why it ended."""
         try:
             await self._call_aio()
         except Exception as error:  # noqa: BLE001 - `_reason` logs what it does not know

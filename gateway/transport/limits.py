@@ -71,6 +71,7 @@ def bound_messages(stream: AnyStream) -> None:
     read = inner.recv_data
 
     async def read_bounded(size: int) -> bytes:
+        """Reads as before, after a check of the announced size. Raises `StreamFailed`."""
         check_size(size)
         return await read(size)
 
@@ -150,6 +151,7 @@ class _BoundedConnection(H2Protocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Limits the connection, which has `CREDENTIAL_SECONDS` to show a credential."""
         super().connection_made(transport)
         self.transport = cast("asyncio.Transport", transport)
         if len(self._open) >= CONNECTIONS_MAX:
@@ -212,6 +214,7 @@ class _BoundedConnection(H2Protocol):
             self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Removes the connection from the open ones."""
         super().connection_lost(exc)
         self._open.discard(self)
         self._stop_timer()
@@ -219,10 +222,12 @@ class _BoundedConnection(H2Protocol):
             self.lost.set_result(None)
 
     def begin_use(self) -> None:
+        """Counts a session on this connection, which therefore may stay open."""
         self._uses += 1
         self._stop_timer()
 
     def end_use(self) -> None:
+        """Counts a session less. Without any, the connection has `IDLE_SECONDS` left."""
         self._uses -= 1
         if not self._uses and not self.lost.done() and not self._is_refused:
             self._await_use(IDLE_SECONDS)

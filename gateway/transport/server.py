@@ -122,6 +122,7 @@ class _Attachments(WorkerSessionBase):
             await asyncio.wait(tasks, timeout=2 * END_SECONDS)
 
     async def Attach(self, stream: AttachStream) -> None:  # noqa: N802 - named by worker.proto
+        """Serves one session from its call to its end, and sends the worker how it ended."""
         with ExitStack() as use:
             how = await self._attach_aio(stream, use)
             try:

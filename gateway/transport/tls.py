@@ -20,7 +20,8 @@ def server_context(cert: Path, key: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(HTTP2)
 
-    def refuse_to_ask() -> NoReturn:  # Otherwise OpenSSL asks at the terminal and waits.
+    def refuse_to_ask() -> NoReturn:
+        """Raises `TlsError`. Otherwise OpenSSL would ask for the password at the terminal and wait."""
         raise TlsError(f"the key {key} is encrypted; give one that is not")
 
     try:

@@ -271,6 +271,7 @@ class HttpApp:
         once the handler has parsed it."""
 
         async def run() -> None:
+            """Awaits the handler."""
             await handler
 
         answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)

@@ -176,6 +176,7 @@ class OpenAiApi:
         waiting = iter(enumerate(inputs))
 
         async def work(scope: trio.CancelScope) -> None:
+            """Embeds one input after the other until none is left."""
             try:
                 for index, item in waiting:
                     found[index] = await self._router.embed(item, origin)

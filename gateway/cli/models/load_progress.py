@@ -69,6 +69,7 @@ def _print_changes() -> Callable[[Status], None]:
     seen = ""
 
     def show(status: Status) -> None:
+        """Prints the state if it differs from the last one."""
         nonlocal seen
         state = status_line(
             {key: status[key] for key in ("model", "state", "node", "error", "reason") if key in status}
@@ -88,6 +89,7 @@ def _bar() -> Iterator[Callable[[Status], None]]:
         task = progress.add_task("", total=None)
 
         def show(status: Status) -> None:
+            """Moves the bar to the state's share."""
             share = 1.0 if status["state"] == "ready" else status.get("progress")
             # Without a known share the bar only shows that something is going on.
             progress.update(

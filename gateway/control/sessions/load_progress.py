@@ -28,11 +28,13 @@ class _Load:
     """The time of the first report with a number of bytes, and that number."""
 
     def update(self, report: Report, now: float) -> None:
+        """Takes the newest report. `now` is the time of Trio's clock in seconds."""
         self.newest = report
         if self.fetch_from is None and report.done_bytes is not None:
             self.fetch_from = now, report.done_bytes
 
     def progress(self, now: float) -> Progress:
+        """Returns how far the load is, with the average rate since bytes were first reported."""
         done, total = self.newest.done_bytes, self.newest.total_bytes
         if done is None or self.fetch_from is None:
             return Progress(done, total)

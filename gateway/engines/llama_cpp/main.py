@@ -155,6 +155,7 @@ def _watch_signals() -> asyncio.Event:
     terminated = asyncio.Event()
 
     def on_term() -> None:
+        """Begins the drain, or ends the process at a second signal."""
         if terminated.is_set():
             _exit(EXIT_SIGNALLED + signal.SIGTERM)
         terminated.set()

@@ -98,6 +98,7 @@ Reader = Callable[[str, str], Any]
 
 def _integer(minimum: int, maximum: int) -> Reader:
     def read(name: str, text: str) -> int:
+        """Returns the number. Raises `LoadError`."""
         if not (text.isascii() and text.isdecimal() and minimum <= int(text) <= maximum):
             raise LoadError(f"option {name} must be a whole number from {minimum} to {maximum}, not {text!r}")
         return int(text)
@@ -113,6 +114,7 @@ def _boolean(name: str, text: str) -> bool:
 
 def _one_of(*choices: str) -> Reader:
     def read(name: str, text: str) -> str:
+        """Returns the text if it is one of the choices. Raises `LoadError`."""
         if text not in choices:
             raise LoadError(f"option {name} must be one of {', '.join(choices)}, not {text!r}")
         return text

@@ -121,6 +121,7 @@ def _is_integer(value: object) -> bool:
 
 def _number(minimum: float, maximum: float = NUMBER_MAX) -> Reader:
     def read(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
+        """Returns the field for llama.cpp's request. Raises `CallError`."""
         if not (_is_number(value) and minimum <= value <= maximum):
             _wrong(name, f"a number from {minimum:g} to {maximum:g}", value)
         return {name: float(value)}

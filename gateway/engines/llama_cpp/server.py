@@ -72,14 +72,17 @@ class _EngineConnection(H2Protocol):
             self._transport.write_eof()
 
     def cut(self) -> None:
+        """Closes the connection."""
         if self._transport is not None:
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
+        """Passes data on until the server has ended its side; later data is dropped."""
         if not self._has_ended:
             super().data_received(data)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Allows more streams than grpclib does, and lists the connection as open."""
         super().connection_made(transport)
         h2 = self.connection._connection  # noqa: SLF001 - grpclib has no setting for this
         h2.update_settings({SettingCodes.MAX_CONCURRENT_STREAMS: CONCURRENT_STREAMS_MAX})
@@ -88,6 +91,7 @@ class _EngineConnection(H2Protocol):
         self._open[self] = asyncio.Event()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        """Removes the connection from the open ones, and tells those that wait for its end."""
         super().connection_lost(exc)
         if (lost := self._open.pop(self, None)) is not None:
             lost.set()

@@ -151,9 +151,11 @@ def _add_weights(
     hidden_length = 2 * embedding_length
 
     def matrix(rows: int, columns: int, scale: float) -> npt.NDArray[np.float32]:
+        """Returns random weights, normally distributed with the deviation `scale`."""
         return (rng.standard_normal((rows, columns)) * scale).astype(np.float32)
 
     def add(name: str, tensor: npt.NDArray[Any]) -> None:
+        """Adds one tensor of weights to the file."""
         writer.add_tensor(f"{name}.weight", tensor)
 
     norm = np.ones(embedding_length, dtype=np.float32)

@@ -124,6 +124,7 @@ class SqliteRegistry(EmbeddedStore):
 
     async def _run(self, method: str, work: Callable[[SqliteTransaction], Result], mode: str = "IMMEDIATE") -> Result:
         def run() -> Result:
+            """Runs the transaction in a worker thread, and counts its statements."""
             with self._file.transaction(mode) as transaction:
                 try:
                     return work(transaction)
@@ -169,6 +170,7 @@ class _RowReader:
         )
 
     def tables(self, transaction: SqliteTransaction) -> Tables:
+        """Reads all rows."""
         models = self._models.records(map(tuple, transaction.rows(READ_MODELS)), is_whole=True)
         nodes = self._nodes.records(map(tuple, transaction.rows(READ_NODES)), is_whole=True)
         replicas = self._replicas.records(map(tuple, transaction.rows(READ_REPLICAS)), is_whole=True)

@@ -219,6 +219,7 @@ async def open_postgres_pool(bridge: Bridge, url: str, *, size: int = POOL_SIZE)
     server = server_of(url)
 
     async def open_aio() -> Pool:
+        """Creates the pool. It opens no connection yet."""
         return await asyncpg.create_pool(
             url,
             min_size=0,

@@ -132,6 +132,7 @@ class PostgresRegistry(Store):
         """Returns the last `newest` lines of the audit trail, the newest first. Raises `RegistryError`."""
 
         async def read_aio(transaction: PostgresTransaction) -> tuple[Event, ...]:
+            """Reads the lines in one transaction."""
             return tuple(Event(*row) for row in await transaction.rows_aio(sql.READ_EVENTS, newest))
 
         return await self._pool.transaction("read_events", Mode.SHARED, read_aio)
@@ -144,6 +145,7 @@ class PostgresRegistry(Store):
         cache = self._peer_caches.setdefault(peer_state.gateway_id, PeerStateCache(peer_state.gateway_id))
 
         async def exchange_aio(transaction: PostgresTransaction) -> PeerStates:
+            """Publishes and reads peer states, and cleans up now and then."""
             peer_states = await cache.exchange_aio(transaction, peer_state, ttl_seconds, self._test_time())
             await self._forget_dead_aio(transaction, peer_states.now)
             await self._end_stopped_aio(transaction, peer_states.now)
@@ -188,6 +190,7 @@ class PostgresRegistry(Store):
         """Deletes the gateway's peer state and ends its term as leader. Raises `RegistryError`."""
 
         async def leave_aio(transaction: PostgresTransaction) -> None:
+            """Deletes the gateway's row and ends its term."""
             await transaction.rows_aio(sql.LEAVE, gateway_id)
             await transaction.rows_aio(sql.END_TERM, gateway_id)
 
@@ -195,6 +198,7 @@ class PostgresRegistry(Store):
 
     async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
         async def renew_aio(transaction: PostgresTransaction) -> int | None:
+            """Renews the term. Returns its epoch, or None if this gateway does not lead."""
             renewed = await transaction.rows_aio(sql.RENEW_TERM, self._test_time(), term_seconds, gateway_id)
             return renewed[0]["epoch"] if renewed else None
 

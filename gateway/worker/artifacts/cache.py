@@ -63,6 +63,7 @@ class _Flight:
         return max(0, self.reserved_bytes - self.part.size) if self.part is not None else 0
 
     def record(self, done: int, total: int | None) -> None:
+        """Tells every replica that waits for this file how much of it is here."""
         for tell in self.listeners:
             tell(done, total)
 

@@ -53,6 +53,7 @@ def folder_locks(folder: Path) -> TryLock:
     other lockers."""
 
     def try_file(port: int) -> Release | None:
+        """Locks the port's file. Returns None if another worker has the lock."""
         lock = try_lock(folder / f"{port}.lock")
         return None if lock is None else partial(os.close, lock)
 

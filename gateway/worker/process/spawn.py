@@ -81,6 +81,7 @@ class _Process:
         popen.stdout.close()
 
     async def wait(self) -> int:
+        """Waits for the exit, kills what the process has left behind, and returns the exit code."""
         if self._popen.returncode is None:
             await wait_exit(self.pid)
             self._reap()
@@ -89,9 +90,11 @@ class _Process:
         return self._popen.wait()
 
     def terminate(self) -> None:
+        """Sends SIGTERM to the process group."""
         self._signal_group(signal.SIGTERM)
 
     def kill(self) -> None:
+        """Sends SIGKILL to the process group."""
         self._signal_group(signal.SIGKILL)
 
     def _signal_group(self, number: signal.Signals) -> None:
