@@ -13,6 +13,7 @@ from typing import Final
 from tests.test_architecture import MAY_IMPORT, PACKAGE, inner_imports, modules, name_of, room_of
 
 FILES_FLAT_MAX: Final = 20
+LINES_WITHOUT_REASON_MAX: Final = 300
 FAN_OUT_MAX: Final = 25
 POSITIONAL_ARGUMENTS_MAX: Final = 5
 """Of one call to something of ours: more of them can't be read without looking the callee up."""
@@ -71,6 +72,16 @@ def test_each_permission_to_import_is_used() -> None:
 def test_no_folder_has_more_files_than_a_reader_can_survey() -> None:
     flat = Counter(path.parent.relative_to(PACKAGE) for path in modules())
     assert {str(folder): count for folder, count in flat.items() if count > FILES_FLAT_MAX} == {}
+
+
+def test_a_long_file_says_why_at_its_top() -> None:
+    silent = [
+        name_of(path)
+        for path, tree in trees()
+        if len(path.read_text().splitlines()) > LINES_WITHOUT_REASON_MAX
+        and "longer than others" not in " ".join((ast.get_docstring(tree) or "").split())
+    ]
+    assert silent == []
 
 
 def test_no_class_name_means_two_things() -> None:

@@ -3,6 +3,8 @@
 Durations are seconds and sizes are bytes once they are read. A key that is not set and has no fixed default is None,
 and its docstring says what that means. These classes check each value by itself. `load_config` checks what must fit
 together and makes the sentences, and it is the only way in which a configuration reaches the gateway.
+
+This file is longer than others because it has every key, so that nobody has to look for one in several places.
 """
 
 import hashlib

@@ -15,11 +15,11 @@ something that gets no request and for which nothing is deleted:
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -33,8 +33,6 @@ from gateway.registry.tables import Declared, ModelRow, NodeRow
 SqlValue = str | int | float | None
 State = TypeVar("State", bound=StrEnum)
 Declaration = TypeVar("Declaration", Declared, NodeOverrides)
-Record = TypeVar("Record")
-Values: TypeAlias = tuple[Any, ...]
 
 MODEL_COLUMNS: Final = (
     "name",
@@ -285,27 +283,3 @@ def storable(text: str) -> str:
     """Returns the text without what a store refuses. The output of a dying process may hold bytes that are no text
     (lone surrogates), and NUL, which ends a text in SQLite's JSON functions and is no text for PostgreSQL."""
     return text.encode(errors="replace").decode().replace("\0", "\ufffd")
-
-
-class RowCache(Generic[Record]):
-    """Records of one table, kept from one reading to the next: a row that is as it was is the record that it was.
-
-    All of the state is read whenever any of it has changed, and by whoever plans while he holds the lock that all
-    writers want: to parse it anew would take several times as long as to read it.
-    """
-
-    def __init__(self, columns: Sequence[str], read: Callable[[dict[str, Any]], Record]) -> None:
-        self._columns = columns
-        self._read = read
-        self._records: dict[Values, Record] = {}
-
-    def records(self, table: Iterable[Values], *, is_whole: bool) -> dict[Values, Record]:
-        """Returns the record of each row in `table`. With `is_whole` the cache then forgets all other records."""
-        found = {values: self._record(values) for values in table}
-        if is_whole:
-            self._records = found
-        return found
-
-    def _record(self, values: Values) -> Record:
-        known = self._records.get(values)
-        return self._read(dict(zip(self._columns, values, strict=True))) if known is None else known

@@ -3,6 +3,8 @@
 A failure counts as a lease, too. It leaves a *penalty*, which expires by itself, later with every failure in a row. So
 a replica that fails at once never looks idle, and the next request that tries a recovered replica finds out that it
 works. This is the whole circuit breaker.
+
+This file is longer than others because leases, penalties and the leases of peers make up one number, the load.
 """
 
 from collections import defaultdict

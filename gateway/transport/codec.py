@@ -7,6 +7,8 @@ life all the same.
 Messages of a worker are checked here, and the results are within the bounds of `validation`. A message with an
 impossible value is refused (`MessageRefused`), which ends its session. An impossible report says that its replica
 failed.
+
+This file is longer than others because the two directions of each message stand side by side.
 """
 
 from collections.abc import Mapping

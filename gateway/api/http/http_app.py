@@ -3,6 +3,8 @@
 A handler that streams or is on the request path is plain ASGI (`Route`). Every other path goes to `admin_app`, the
 Quart application. A request passes, in this order: header size, drain, browser guard, credentials, route, body,
 handler.
+
+This file is longer than others because the order of these checks protects the gateway, and is read in one place.
 """
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence

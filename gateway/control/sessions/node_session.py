@@ -1,5 +1,8 @@
 """The gateway's side of one worker's session: the desired set goes out, reports come in and are written to the
-registry."""
+registry.
+
+This file is longer than others because sending, receiving and writing share the state of one session.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace

@@ -20,7 +20,7 @@ from gateway.registry import rows
 from gateway.registry.embedded.base import EmbeddedStore
 from gateway.registry.embedded.sqlite_file import SqliteFile, SqliteTransaction, database_path
 from gateway.registry.protocol import Event
-from gateway.registry.rows import RowCache
+from gateway.registry.row_cache import RowCache
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope
 from gateway.registry.tables import EVENTS_KEPT, LeaderTerm, Tables
 from gateway.registry.writes.diff import Changes, difference

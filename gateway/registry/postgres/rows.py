@@ -9,7 +9,8 @@ from gateway.domain.cluster import Demand, Replica
 from gateway.registry import rows
 from gateway.registry.peer_rows import demand_from_text
 from gateway.registry.postgres.sql import DEMAND_COLUMNS
-from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS, RowCache, Values
+from gateway.registry.row_cache import RowCache, Values
+from gateway.registry.rows import MODEL_COLUMNS, NODE_COLUMNS, REPLICA_COLUMNS
 from gateway.registry.tables import LeaderTerm, ModelRow, NodeRow, Tables
 
 NAME: Final = MODEL_COLUMNS.index("name")
