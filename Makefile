@@ -31,7 +31,7 @@ test-slow: $(VENV)/.dev ## Run the tests that take minutes.
 check: lint ## Check what a change must pass before it is pushed: lint, types, house rules, documents, unit tests.
 	$(PYTEST) tests/unit $(wildcard tests/test_*.py) $(ARGS)
 
-unit: $(VENV)/.test ## Run the unit tests; those of the llama.cpp engine only if it is installed.
+unit: $(VENV)/.test ## Run the unit tests; modules that need llama.cpp are skipped if it is not installed.
 	$(PYTEST) tests/unit $(ARGS)
 
 sim: $(VENV)/.dev ## Run the simulated fleets; SEED=123 replays one run.
