@@ -129,4 +129,10 @@ def test_w11_no_request_is_cut_when_replicas_are_scaled_down_beside_it(tmp_path:
 
 @pytest.mark.parametrize("ends", ENDS)
 def test_w11_no_request_is_cut_when_replicas_are_evicted_beside_it(tmp_path: Path, ends: int) -> None:
-    _run(tmp_path, EXCLUSIVE_MODELS, FLEET_CONFIG, lambda world: world.random.uniform(1.0, MIN_RESIDENCE_SECONDS), ends // 5)
+    _run(
+        tmp_path,
+        EXCLUSIVE_MODELS,
+        FLEET_CONFIG,
+        lambda world: world.random.uniform(1.0, MIN_RESIDENCE_SECONDS),
+        ends // 5,
+    )

@@ -134,7 +134,7 @@ def _change_since(asked: Asked, total: int | None, etag: str | None) -> str | No
     return None
 
 
-def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> Verdict:
+def _read_unsatisfied(headers: Mapping[str, str], asked: Asked) -> AnswerMeaning:
     found = _UNSATISFIED.fullmatch(headers.get("content-range", ""))
     if found is not None and int(found[1]) == asked.offset and asked.total in {None, asked.offset}:
         return Complete()

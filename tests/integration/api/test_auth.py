@@ -37,7 +37,7 @@ allow_anonymous = true
 """
 
 
-DOORS: Final[Sequence[Endpoint]] = (
+ENDPOINTS: Final[Sequence[Endpoint]] = (
     *ApiHarness().app.endpoints(),
     Endpoint("GET", "/api/nothing", Role.ADMIN),
     Endpoint("GET", "/nothing", Role.INFERENCE),
@@ -231,7 +231,9 @@ def test_a_key_that_nobody_asked_for_does_no_harm(keyless: GatewayProcess) -> No
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
 def test_a_form_can_send_nothing(keyless: GatewayProcess, content_type: str) -> None:
     writing = [
-        door for door in ApiHarness().app.endpoints() if door.method in {"POST", "PATCH"} and door.role is not Role.JOIN
+        endpoint
+        for endpoint in ApiHarness().app.endpoints()
+        if endpoint.method in {"POST", "PATCH"} and endpoint.role is not Role.JOIN
     ]
     assert {endpoint.path for endpoint in writing} >= {"/v1/embeddings", "/api/explain", "/api/nodes/<name>/drain"}
     for endpoint in writing:

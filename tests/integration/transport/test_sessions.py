@@ -33,7 +33,7 @@ from gateway.domain.session import (
 )
 from gateway.transport import client, server, session
 from gateway.transport import stream_pump as pump
-from gateway.transport.client import WorkerLink
+from gateway.transport.client import SessionChannels
 from gateway.transport.errors import SessionLost
 from gateway.transport.tls import client_context, server_context
 from tests.fakes.certificates import Authority, make_authority

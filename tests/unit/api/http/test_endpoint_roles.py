@@ -13,8 +13,8 @@ from gateway.transport.node_credentials import BOOT, NODE, node_credential
 from tests.fakes.api_harness import ADMIN_KEY, CLUSTER_SECRET, INFERENCE_KEY, JOIN_TOKEN, ApiHarness
 from tests.fakes.asgi import AsgiRequest
 
-DOORS: Final = ApiHarness().app.endpoints()
-CLOSED: Final = [door for door in DOORS if door.role is not Role.PUBLIC]
+ENDPOINTS: Final = ApiHarness().app.endpoints()
+CLOSED: Final = [endpoint for endpoint in ENDPOINTS if endpoint.role is not Role.PUBLIC]
 NODE_ID: Final = NodeId("node-1")
 BOOT_ID: Final = BootId("boot-1")
 CREDENTIALS: Final = {
@@ -101,13 +101,15 @@ def name_of(endpoint: Endpoint) -> str:
     return f"{endpoint.method} {endpoint.path}"
 
 
-async def knock(harness: ApiHarness, door: Endpoint, kind: str) -> AsgiRequest:
+async def knock(harness: ApiHarness, endpoint: Endpoint, kind: str) -> AsgiRequest:
     harness.tails.ready = ()
     await harness.registry.register_node(Registration("n1", BOOT_ID, NODE_ID))
     await harness.update_view()
-    body = b"{}" if door.method in {"POST", "PATCH", "PUT"} else b""
+    body = b"{}" if endpoint.method in {"POST", "PATCH", "PUT"} else b""
     headers = {NODE: NODE_ID, BOOT: BOOT_ID}
-    return await harness.request(door.method, door.path, body, key=CREDENTIALS[kind], headers=headers).run(harness.app)
+    return await harness.request(endpoint.method, endpoint.path, body, key=CREDENTIALS[kind], headers=headers).run(
+        harness.app
+    )
 
 
 def code_of(request: AsgiRequest) -> str:
@@ -130,10 +132,10 @@ def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
 
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
-@pytest.mark.parametrize("door", CLOSED, ids=name_of)
-async def test_a11_what_a_credential_finds_at_a_door(door: Endpoint, kind: str, autojump_clock: MockClock) -> None:
-    request = await knock(ApiHarness(), door, kind)
-    refusal = OUTCOMES[door.role][kind]
+@pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
+async def test_a11_what_a_credential_finds_at_a_door(endpoint: Endpoint, kind: str, autojump_clock: MockClock) -> None:
+    request = await knock(ApiHarness(), endpoint, kind)
+    refusal = OUTCOMES[endpoint.role][kind]
     if refusal is OPEN:
         assert request.status not in {401, 403, 405, 500, None}
     elif endpoint.method == "HEAD":
