@@ -9,6 +9,7 @@ from typing import Final
 
 import pytest
 
+from tests.amounts import amounts_to_run
 from tests.integration.harness import (
     LONG_TINY,
     GatewayProcess,
@@ -43,7 +44,7 @@ def test_r4_a_client_that_leaves_mid_stream_frees_its_slot(tiny: GatewayProcess,
     assert tiny.backend_pids() == [pid]
 
 
-@pytest.mark.parametrize("disconnects", [300, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("disconnects", amounts_to_run(1000, quick=300, variable="DISCONNECTS"))
 def test_r4_random_disconnects_leave_nothing(tiny: GatewayProcess, disconnects: int) -> None:
     (pid,) = tiny.backend_pids()
     with ThreadPoolExecutor(AT_ONCE) as pool:
