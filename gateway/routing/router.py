@@ -16,7 +16,7 @@ import trio
 
 from gateway.backends.protocol import AnswerStream, Backends, RouteError, Target
 from gateway.domain.errors import BackendFailed, GatewayError
-from gateway.domain.ids import ModelName, ReplicaId
+from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission
@@ -26,6 +26,7 @@ from gateway.routing.pending_request import PendingRequest
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.reservation import StrictReservations
 
+Q = TypeVar("Q", Generation, EmbeddingInput)
 R = TypeVar("R")
 Begin = Callable[[Attempt, AsyncExitStack], Awaitable[R]]
 """Begins the call of one attempt, and returns its answer or the beginning of it. The stack receives what has to end
@@ -125,53 +126,44 @@ class Router:
     async def generate(self, generation: Generation, origin: Origin) -> tuple[Completion, Candidate]:
         """Gets a whole answer. Returns it with the replica that made it. Raises `GatewayError`."""
 
-        async def begin(attempt: Attempt, _held: AsyncExitStack) -> Completion:
-            """Waits for the whole answer."""
-            call = partial(self._backends.generate, attempt.target, generation, origin.request_id)
-            return await attempt.wait(call)
-
-        return await self._unary(generation.model, origin, begin)
+        return await self._unary(self._backends.generate, generation, origin)
 
     async def embed(self, item: EmbeddingInput, origin: Origin) -> tuple[Embedding, Candidate]:
         """Gets the vector of one input. Returns it with the replica that made it. Raises `GatewayError`."""
+        return await self._unary(self._backends.embed, item, origin)
 
-        async def begin(attempt: Attempt, _held: AsyncExitStack) -> Embedding:
-            """Waits for the vector."""
-            return await attempt.wait(partial(self._backends.embed, attempt.target, item, origin.request_id))
+    async def _unary(
+        self, call: Callable[[Target, Q, RequestId], Awaitable[R]], question: Q, origin: Origin
+    ) -> tuple[R, Candidate]:
+        async def begin(attempt: Attempt, _held: AsyncExitStack) -> R:
+            return await attempt.wait(partial(call, attempt.target, question, origin.request_id))
 
-        return await self._unary(item.model, origin, begin)
-
-    async def _unary(self, model: ModelName, origin: Origin, begin: Begin[R]) -> tuple[R, Candidate]:
         async with AsyncExitStack() as held:
-            answer, attempt = await self._try(held, model, origin, begin)
+            answer, attempt = await self._try(held, question.model, origin, begin)
             attempt.record_progress(done=True)
             return answer, attempt.lease.candidate
 
     async def _try(self, held: AsyncExitStack, model: ModelName, origin: Origin, begin: Begin[R]) -> tuple[R, Attempt]:
         """Returns the result of `begin` for the first attempt that comes to an answer.
 
-        `held` receives what has to be given back when the answer has ended: first the call, then the lease. Raises
-        `GatewayError`.
+        `held` receives what has to be given back when the answer has ended: first the call, then the lease. What a
+        failed attempt has is given back before the next one. Raises `GatewayError`.
         """
         request = self._admission.open_request(model, origin)
         while True:
-            async with AsyncExitStack() as scope:
-                attempt = await self._take(scope, request)
-                if attempt is None:
-                    continue
+            attempt = await self._take(held, request)
+            if attempt is not None:
                 try:
-                    answer = await begin(attempt, scope)
+                    return await begin(attempt, held), attempt
                 except RouteError as error:
                     self._retries.record(request, error, attempt)
-                    continue
-                held.push_async_exit(scope.pop_all())
-                return answer, attempt
+            await held.aclose()
 
-    async def _take(self, scope: AsyncExitStack, request: PendingRequest) -> Attempt | None:
+    async def _take(self, held: AsyncExitStack, request: PendingRequest) -> Attempt | None:
         """Returns a lease on a replica that is alive or at least busy. Returns None if the picked one was not, and
         another has to be picked.
 
-        The lease lives in `scope`. A cancelled call to a backend that may not notice it leaves the lease to the probe
+        The lease lives in `held`. A cancelled call to a backend that may not notice it leaves the lease to the probe
         cache.
         """
         lease = await self._admission.wait_lease(request)
@@ -183,7 +175,7 @@ class Router:
             probes=self._probes,
             calls=self._calls,
         )
-        scope.push(attempt)
+        held.push(attempt)
         if self._reservations is not None:
             if not await self._reservations.confirm(request, lease):
                 self._retries.record_no_slot(request, attempt)
