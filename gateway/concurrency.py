@@ -1,4 +1,4 @@
-"""A wake-up that coalesces: however often it is set before somebody waits, that one wakes once."""
+"""A wake-up for a loop. However often it is set before the loop waits, the loop wakes once."""
 
 import trio
 

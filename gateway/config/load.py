@@ -29,7 +29,8 @@ _POSITION: Final = re.compile(r" \(at line (\d+), column (\d+)\)$")
 def load_config(
     path: Path | None, environ: Mapping[str, str], overrides: Mapping[str, object] = NO_OVERRIDES
 ) -> Config:
-    """Returns the checked configuration of `path` (None: the defaults) under the environment and the command line.
+    """Returns the checked configuration: the file at `path`, overridden by the environment and the command line.
+    Without a file (None) the defaults count.
 
     `overrides` are values of command-line options by TOML path, `{"server.port": 9000}`; None means "not given". Secret
     files are read; a relative path starts beside the configuration file. Raises `ConfigError`.

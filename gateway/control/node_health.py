@@ -43,7 +43,8 @@ class HealthSettings:
     heartbeat_seconds: float
     stale_after_seconds: float
     misses: int
-    """The number of missed heartbeats, or of probes in a row that found nobody, that means something."""
+    """The number of missed heartbeats, or of failed probes in a row, after which a node or replica is considered
+    dead."""
 
     @property
     def suspect_after_seconds(self) -> float:

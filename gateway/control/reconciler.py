@@ -51,7 +51,7 @@ class Reconciler:
     outcome: PlanOutcome = field(default_factory=PlanOutcome)
     """The pending replicas and unsatisfied minimums of the last plan."""
     planning_seconds: float = 0.0
-    """The time that the last round spent on planning. The event loop served nobody meanwhile."""
+    """The seconds that the last round spent on planning. The event loop did nothing else meanwhile."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Runs until cancelled. Reports started after the first round. Planning takes half of the event loop at most:

@@ -24,10 +24,11 @@ class Usage:
 def merge_usage(
     own: Mapping[ReplicaId, Usage], peer_states: Iterable[PeerState], now: float
 ) -> Mapping[ReplicaId, Usage]:
-    """Returns the usage of each replica that had a request through any gateway. `now`: seconds of the registry's clock.
+    """Returns the usage of each replica that had a request through any gateway. `now` is the time in seconds of the
+    registry's clock.
 
     A replica is as busy as all its requests, idle only since the last of them ended, and silent only since the last
-    piece of any answer.
+    part of any answer.
     """
     merged = dict(own)
     for peer_state in peer_states:

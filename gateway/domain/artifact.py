@@ -140,12 +140,13 @@ def masked(artifact: str) -> str:
 
 
 def is_masked(artifact: str) -> bool:
-    """Returns whether it contains a masked secret, so that nobody could load it."""
+    """Returns whether the reference contains a masked secret, and so cannot be loaded."""
     return any(field.endswith(f"={MASK}") for field in artifact.partition("?")[2].split("&"))
 
 
 def unmasked(artifact: str, known: str | None) -> str:
-    """Returns the reference that an administrator means who was shown `known` and puts `artifact`."""
+    """Returns `known` if `artifact` is its masked form, as administrators see it and put it back, and `artifact`
+    otherwise."""
     return known if known is not None and is_masked(artifact) and artifact == masked(known) else artifact
 
 

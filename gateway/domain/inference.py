@@ -91,7 +91,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Generation:
-    """Text to be generated: from a conversation through the model's own template, or from a raw prompt."""
+    """A text to be generated, from a conversation through the model's own template or from a raw prompt."""
 
     model: ModelName
     prompt: Text | tuple[ChatMessage, ...]

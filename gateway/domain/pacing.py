@@ -1,5 +1,5 @@
-"""How fast somebody may go who is free to go faster: a token bucket, and pauses between attempts that double up to a
-bound. Pure: time and chance are arguments."""
+"""Limits the pace of callers and of attempts: a token bucket, and pauses between attempts that double up to a bound.
+Pure: time and chance are arguments."""
 
 from dataclasses import dataclass, field
 from random import Random

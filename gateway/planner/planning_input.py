@@ -24,7 +24,7 @@ class WatchdogLimits:
     """
 
     busy_seconds: float = inf
-    """How long a replica may have requests without sending any piece of an answer."""
+    """How long a replica may have requests without sending any part of an answer."""
     idle_seconds: float = inf
     """How long a replica above the model's minimum may have no request."""
     scale_down_seconds: float = inf

@@ -16,7 +16,8 @@ class Share(NamedTuple):
     held: int
     """The number of slots that the caller holds now."""
     last_turn: int
-    """The number of the caller's last slot, counted over all slots that anybody got. 0 if it never got one."""
+    """The number of the caller's last slot, counted over the slots of all callers. It is 0 if the caller never got
+    one."""
 
 
 class Waiter(Protocol):

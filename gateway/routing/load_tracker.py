@@ -157,7 +157,7 @@ class LoadTracker:
 
         - `on_release`: free slots of a model have become good again, or may be asked for again;
         - `on_free`: a slot of a model has become free;
-        - `on_peers_changed`: other gateways have so many leases more (less: negative) on each of these replicas.
+        - `on_peers_changed`: the numbers of other gateways' leases on these replicas have changed by so many.
         """
         self._clock = clock
         self._loads = defaultdict[ReplicaId, ReplicaLoad](ReplicaLoad)

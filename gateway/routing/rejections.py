@@ -45,7 +45,7 @@ class LoadOutlook(Protocol):
 
 
 class UnknownOutlook:
-    """The `LoadOutlook` of a router that has nobody to ask."""
+    """The `LoadOutlook` of a router without a control plane."""
 
     def progress_of(self, _replica_id: ReplicaId) -> Progress | None:
         """Returns None for each replica."""

@@ -1,5 +1,5 @@
 """The exchange of state between this gateway and the other gateways of its fleet, through the registry.
 
-`peer_table` (what was said last), `sync` (publishes and reads, and detects when it is cut off), `publisher` (what is
-published, and who is told what was read).
+In reading order: `peer_table` (the newest states), `sync` (publishes and reads states, and detects when this gateway is
+cut off), `publisher` (makes this gateway's state, and applies those of its peers).
 """

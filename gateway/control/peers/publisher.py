@@ -109,8 +109,8 @@ class PeerStatePublisher:
         self._wake_planner((*own.demand, *demand))
 
     def _wake_planner(self, demand: Iterable[Demand]) -> None:
-        """Wakes the planner at once when somebody elsewhere begins or ceases to wait, and at times while the number
-        changes. Who begins or ceases to wait here wakes it without us."""
+        """Wakes the planner at once when requests at a peer begin or cease to wait, and now and then while their
+        number changes. Requests at this gateway wake it without this."""
         now, before = trio.current_time(), self._woken_for
         counts = {(row.gateway_id, row.model): row.waiting for row in demand}
         known = {key: before.get(key, count) for key, count in counts.items()}

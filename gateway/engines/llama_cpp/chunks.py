@@ -66,7 +66,7 @@ def _choice(raw: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _tool_call(call: Mapping[str, Any]) -> pb.ToolCallDelta:
-    """Reads a part of a tool call. The first part has the call's id and name, and every part has a piece of its
+    """Reads a part of a tool call. The first part has the call's id and name, and every part has a part of its
     arguments."""
     function = call.get("function") or {}
     return pb.ToolCallDelta(

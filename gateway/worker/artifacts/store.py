@@ -63,9 +63,9 @@ def no_tiny_model(_path: Path) -> None:
 class ArtifactStore:
     """The artifacts of one worker, below its `models_dir`.
 
-    `gateway`: has the files that `file:` names and that are not here; None: this worker runs in its gateway.
-    `plain_loopback`: `http://` will do where it leads to this machine itself.
-    `write_tiny_model`: makes the file of `builtin:tiny`.
+    `gateway` is the source of `file:` artifacts that are not on this machine. None means that this worker runs in its
+    gateway. `plain_loopback` allows `http://` to this machine itself. `write_tiny_model` makes the file of
+    `builtin:tiny`.
     """
 
     def __init__(
