@@ -133,6 +133,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "gguf",
             "observability.heap",
             "observability.logging",
+            "observability.task_tree",
             "registry.protocol",
         }
     ),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVarTuple
@@ -12,6 +13,7 @@ import trio
 from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.data_dir import StartupError
 from gateway.domain.causes import leaves
+from gateway.observability.task_tree import task_tree
 from gateway.registry.protocol import RegistryError
 
 log = structlog.get_logger(__name__)
@@ -19,6 +21,7 @@ log = structlog.get_logger(__name__)
 Ts = TypeVarTuple("Ts")
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SHOW_TASKS: Final = signal.SIGUSR1
 EXPECTED: Final = (StartupError, RegistryError)
 """The errors whose messages are for the user. Any other error is a bug."""
 
@@ -41,10 +44,11 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
 
 @asynccontextmanager
 async def running_until_signal() -> AsyncIterator[trio.Event]:
-    """Yields an event that SIGTERM and SIGINT set. A second signal ends the process at once, and the kernel ends the
-    backends with it (they ask for that at their start)."""
+    """Yields an event that SIGTERM and SIGINT set. A second one of them ends the process at once, and the kernel ends
+    the backends with it (they ask for that at their start). SIGUSR1 prints the tree of tasks, and the process goes on.
+    """
     stop = trio.Event()
-    with trio.open_signal_receiver(*STOP_SIGNALS) as signals:
+    with trio.open_signal_receiver(*STOP_SIGNALS, SHOW_TASKS) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch_signals, signals, stop)
             yield stop
@@ -53,6 +57,9 @@ async def running_until_signal() -> AsyncIterator[trio.Event]:
 
 async def _watch_signals(signals: AsyncIterator[int], stop: trio.Event) -> None:
     async for number in signals:
-        if stop.is_set():
+        if number == SHOW_TASKS:
+            print(task_tree(), file=sys.stderr, flush=True)
+        elif stop.is_set():
             os._exit(128 + number)
-        stop.set()
+        else:
+            stop.set()
