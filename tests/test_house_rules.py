@@ -27,7 +27,7 @@ PRIVATE_WORDS: Final = frozenset(
     | {"elsewhere", "leadership"}
     | {"ground", "heard", "inlet", "leaver", "leavers", "noted", "outlet", "phantom", "phantoms", "piece", "pieces"}
     | {"remembered", "rival", "rivals", "stranger", "strangers", "tally", "told", "voice", "wish", "wished", "wishes"}
-    | {"workshop"}
+    | {"front", "workshop"}
 )
 """Words that this code once had for what the field has a word for; `docs/GLOSSARY.md` has the words that it uses."""
 NOUNS: Final = frozenset({"Bytes", "Its", "Models", "Seconds", "This", "Tokens"})
