@@ -47,6 +47,7 @@ def write_private(path: Path, text: str) -> None:
     """Writes a file that only its owner may read, as `write_whole` does. Raises `OSError`."""
 
     def write(made: Path) -> None:
+        """Writes the text to a new file of its owner."""
         with os.fdopen(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w", encoding="utf-8") as file:
             file.write(text)
 

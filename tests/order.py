@@ -1,7 +1,7 @@
-"""The order in which the processes of pytest-xdist run the tests: what takes long comes first, spread over all of them.
+"""The order in which the processes of pytest-xdist run the tests: long ones come first, spread over all of them.
 
-xdist hands each process one piece of the list, and a process that has done its own takes tests from the end of another
-one's. So each piece begins with its share of the long tests, and only short ones are left when the first process is
+xdist hands each process one portion of the list, and a process that has done its own takes tests from the end of
+another one's. So each portion begins with its share of the long tests, and only short ones are left when the first process is
 done. Without xdist the tests run in the order of their files.
 """
 
@@ -33,24 +33,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def spread(items: Sequence[T], processes: int) -> list[T]:
-    """Returns the items so that each of `processes` equal pieces begins with its share of the long tests. Those of one
-    file stay together, since they may share what is made for them."""
+    """Returns the items so that each of `processes` equal portions begins with its share of the long tests. Those of
+    one file stay together, since they may share what is made for them."""
     long = sorted((item for item in items if _rank(item) < len(LONG)), key=_rank)
     short = iter([item for item in items if _rank(item) == len(LONG)])
     shares: list[list[T]] = [[] for _ in range(processes)]
     for number, (_, of_file) in enumerate(groupby(long, key=lambda item: item.nodeid.partition("::")[0])):
         shares[number % processes].extend(of_file)
-    return list(chain.from_iterable(_pieces(shares, short, len(items)))) + list(short)
+    return list(chain.from_iterable(_portions(shares, short, len(items)))) + list(short)
 
 
-def _pieces(shares: Sequence[list[T]], short: Iterator[T], count: int) -> Iterator[list[T]]:
-    """Yields each share, filled up with short tests to the length of a piece."""
+def _portions(shares: Sequence[list[T]], short: Iterator[T], count: int) -> Iterator[list[T]]:
+    """Yields each share, filled up with short tests to the length of a portion."""
     given = 0
     for number, share in enumerate(shares):
         length = (count - given) // (len(shares) - number)  # as xdist divides them
-        piece = [*share, *islice(short, max(0, length - len(share)))]
-        given += len(piece)
-        yield piece
+        portion = [*share, *islice(short, max(0, length - len(share)))]
+        given += len(portion)
+        yield portion
 
 
 def _rank(item: Named) -> int:

@@ -32,7 +32,7 @@ class UnreadAnswer:
 
     @property
     def is_full(self) -> bool:
-        """Returns whether so much is unread that the backend has to wait."""
+        """Whether so much is unread that the backend has to wait."""
         return self._bytes >= self._bytes_max
 
     def put(self, item: Delta) -> None:

@@ -10,7 +10,7 @@ from gateway.registry.postgres.schema import migrate
 
 @dataclass(frozen=True)
 class Migrated:
-    """What `migrate_postgres` has done."""
+    """The result of `migrate_postgres`."""
 
     server: str
     """The server, without a password."""

@@ -100,7 +100,8 @@ async def _run_view_changes(gateway: Gateway) -> None:
 class _ReplicaKeeper(Protocol):
     """Keeps something for each replica, for as long as the replica is in the fleet."""
 
-    def keep_only(self, fleet: Collection[ReplicaId], /) -> None: ...
+    def keep_only(self, fleet: Collection[ReplicaId], /) -> None:
+        """Forgets everything about replicas that are not in `fleet`."""
 
 
 def _keepers(gateway: Gateway) -> tuple[_ReplicaKeeper, ...]:

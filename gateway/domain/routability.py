@@ -17,7 +17,7 @@ ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
 
 
 def no_progress(_replica_id: ReplicaId) -> None:
-    """A `ProgressOf` for a gateway that knows of no loads. Returns None."""
+    """Returns None: the `ProgressOf` of a gateway that knows of no loads."""
 
 
 @dataclass(frozen=True, slots=True)

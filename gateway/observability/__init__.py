@@ -1,4 +1,4 @@
-"""What can be seen of a running gateway: logs, metrics and tasks.
+"""Shows a running gateway from outside: logs, metrics and tasks.
 
 In reading order: `logging` (one line per event, set up once), `metrics` (the Prometheus series), `heap` (makes the
 memory that the system shows be the memory that is in use), `task_tree` (where each task waits, for SIGUSR1).

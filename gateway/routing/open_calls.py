@@ -40,7 +40,7 @@ class FirstAnswers:
 
     @property
     def expected_seconds(self) -> float:
-        """Returns the length of a silence that is worth a probe, in seconds."""
+        """The length of a silence that is worth a probe, in seconds."""
         if self._mean_seconds is None:
             return LOOK_SECONDS_MAX
         return min(max(self._mean_seconds + 4 * self._deviation_seconds, LOOK_SECONDS_MIN), LOOK_SECONDS_MAX)
@@ -64,7 +64,7 @@ class OpenCall:
 
     @property
     def is_waiting(self) -> bool:
-        """Returns whether its request waits for the backend now."""
+        """Whether its request waits for the backend now."""
         return self._scope is not None
 
     async def wait(self, answer: Callable[[], Awaitable[R]]) -> R:

@@ -87,7 +87,7 @@ class Considered(NamedTuple):
 
     @property
     def score(self) -> Score:
-        """Returns the values that were compared. They are put in order only when somebody asks."""
+        """The values that were compared. They are put in order only when somebody asks."""
         decisive, rest = self.rank[:DECIDES_FOR_SEVERAL], self.rank[DECIDES_FOR_SEVERAL:]
         return Score(*decisive, self.chance_first, *rest, self.chance)
 

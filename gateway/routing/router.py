@@ -136,6 +136,7 @@ class Router:
         self, call: Callable[[Target, Q, RequestId], Awaitable[R]], question: Q, origin: Origin
     ) -> tuple[R, Candidate]:
         async def begin(attempt: Attempt, _held: AsyncExitStack) -> R:
+            """Makes the call of one attempt."""
             return await attempt.wait(partial(call, attempt.target, question, origin.request_id))
 
         async with AsyncExitStack() as held:

@@ -115,7 +115,7 @@ def compare(sent: bytes) -> None:
         assert mine == theirs
 
 
-def test_the_preface_of_http_2_is_told_only_at_the_beginning() -> None:
+def test_the_preface_of_http_2_is_recognized_only_at_the_beginning() -> None:
     preface = b"PRI * HTTP/2.0\r\n\r\n"
     parser = Http1Parser(speaks_http2=True)
     parser.feed(preface[:5])

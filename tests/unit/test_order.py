@@ -23,10 +23,10 @@ def items(folder: str, files: int, tests: int) -> list[Item]:
 
 def test_each_process_begins_with_its_share_of_the_long_tests() -> None:
     found = spread([*items("contract", 4, 5), *items("simulation", 4, 3), *items("unit", 10, 20)], processes=4)
-    pieces = [found[start : start + 58] for start in range(0, 232, 58)]
-    for number, piece in enumerate(pieces):
-        assert [item for item in piece if item.is_long] == piece[: 3 + 5]
-        assert {item.nodeid.partition("::")[0] for item in piece[:3]} == {f"tests/simulation/test_{number}.py"}
+    portions = [found[start : start + 58] for start in range(0, 232, 58)]
+    for number, portion in enumerate(portions):
+        assert [item for item in portion if item.is_long] == portion[: 3 + 5]
+        assert {item.nodeid.partition("::")[0] for item in portion[:3]} == {f"tests/simulation/test_{number}.py"}
 
 
 @pytest.mark.parametrize("processes", [2, 3, 4, 7])

@@ -102,7 +102,7 @@ class BodyCharge:
     caller: str
     held_bytes: int = 0
     promised_bytes: int = 0
-    """What was announced or received of the body, whichever is more, or what is kept of it."""
+    """The announced or received bytes of the body, whichever is more, or those that are kept of it."""
 
     def record_arrived(self, size_bytes: int) -> None:
         """Records how much of the body has arrived. Raises `NoRoomForBody`."""

@@ -45,7 +45,7 @@ class StringRemover:
     """Whether the last slice ended with a backslash that belongs to the next one's first byte."""
 
     def remove_strings(self, data: bytes) -> tuple[bytes, int]:
-        """Return the next slice without its strings, and how many strings began in it."""
+        """Returns the next slice without its strings, and how many strings began in it."""
         texts = self._without_escapes(data).split(b'"')
         outside, quotes = b"".join(texts[self._inside :: 2]), len(texts) - 1
         begun = (quotes + (not self._inside)) // 2
@@ -53,7 +53,7 @@ class StringRemover:
         return outside, begun
 
     def _without_escapes(self, data: bytes) -> bytes:
-        """Return the slice without escapes: every quote that remains begins or ends a string."""
+        """Returns the slice without escapes: every quote that remains begins or ends a string."""
         if self._escaping and data:
             self._escaping, data = False, data[1:]
         if b"\\" not in data:
@@ -74,7 +74,7 @@ class JsonCounter(StringRemover):
     """The number of strings that have begun, names of fields included."""
 
     def feed(self, data: bytes) -> None:
-        """Count what the next slice of the text has."""
+        """Counts what the next slice of the text has."""
         outside, begun = self.remove_strings(data)
         self.strings += begun
         self.values += outside.count(b",")
@@ -100,7 +100,7 @@ class FieldCounter(StringRemover):
     _depth: int = 0
 
     def feed(self, data: bytes) -> None:
-        """Count the fields that begin in the next slice of the text."""
+        """Counts the fields that begin in the next slice of the text."""
         outside, _ = self.remove_strings(data)
         marks = outside.translate(None, _NO_MARKS)
         depths = list(accumulate(map(_DEPTHS.__getitem__, marks), initial=self._depth))
@@ -166,7 +166,7 @@ def _field_at_the_end(beginning: bytes) -> str | None:
 
 
 def find_last_field(text: bytes) -> tuple[int, int]:
-    """Return where the last field of an object begins, after the brace or the comma before it, and how many fields the
+    """Returns where the last field of an object begins, after the brace or the comma before it, and how many fields the
     object has.
 
     `text` begins with the object's brace, and may end anywhere in the object.
@@ -180,7 +180,7 @@ def find_last_field(text: bytes) -> tuple[int, int]:
 
 
 def _find_last_beginning(counter: FieldCounter, text: bytes, start: int, step: int) -> tuple[FieldCounter, int, int]:
-    """Return the counter before the last slice in which a field begins, that slice's start, and the number of fields
+    """Returns the counter before the last slice in which a field begins, that slice's start, and the number of fields
     up to the end of the text."""
     before, found = counter, start
     for at in range(start, len(text), step):

@@ -74,7 +74,7 @@ class Message(JsonBody):
         return self
 
     def as_chat_message(self) -> ChatMessage:
-        """Return the message for a backend: `developer` becomes `system`, and text parts are joined."""
+        """Returns the message for a backend: `developer` becomes `system`, and text parts are joined."""
         parts = self.content
         text = parts if isinstance(parts, str) else PART_SEPARATOR.join(part.text for part in parts)
         return ChatMessage(

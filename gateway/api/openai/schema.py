@@ -4,6 +4,8 @@ A parameter is honoured, or accepted at the value where it changes nothing, or r
 hints that cannot change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
 `chat_template_kwargs` is an extension that other servers share; here it may contain `enable_thinking` only. Source: the
 OpenAI API reference, endpoints chat/completions, completions and embeddings.
+
+The file is longer than others because it has the bodies of three endpoints, which share most of their parameters.
 """
 
 from collections.abc import Mapping

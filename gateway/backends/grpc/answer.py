@@ -1,4 +1,4 @@
-"""What the headers, messages and trailers of one gRPC answer say. Pure."""
+"""Reads the headers, messages and trailers of one gRPC answer. Pure."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

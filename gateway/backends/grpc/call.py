@@ -53,7 +53,7 @@ class OutgoingCall:
 
     @property
     def trailers(self) -> Mapping[str, str]:
-        """Returns the trailers. There are none before the end."""
+        """The trailers. There are none before the end."""
         return self._reader.trailers
 
     def begin(self, carrier: Carrier, stream_id: int) -> None:

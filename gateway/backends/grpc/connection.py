@@ -61,12 +61,12 @@ class Connection:
 
     @property
     def takes_calls(self) -> bool:
-        """Returns whether new calls may be made on it, now or soon."""
+        """Whether new calls may be made on it, now or soon."""
         return self._error is None and self._state.takes_streams
 
     @property
     def is_ready(self) -> bool:
-        """Returns whether a call can be started now."""
+        """Whether a call can be started now."""
         return self._transport is not None and self.takes_calls and self._state.has_room
 
     async def wait_ready(self) -> None:

@@ -2,6 +2,8 @@
 
 It knows what gRPC needs of HTTP/2 (RFC 9113): requests of one header block and one body, answers of headers, data and
 trailers. Whoever drives it reads from a socket into `receive`, and writes to it what `take_output` returns.
+
+The file is longer than others because it is one state machine, whose frames all touch the same state.
 """
 
 from collections.abc import Mapping
@@ -110,17 +112,17 @@ class ConnectionState:
 
     @property
     def takes_streams(self) -> bool:
-        """Returns whether the connection may get further streams, now or when one ends."""
+        """Whether the connection may get further streams, now or when one ends."""
         return not self.is_leaving and not self.is_broken
 
     @property
     def has_room(self) -> bool:
-        """Returns whether the other side takes another stream now."""
+        """Whether the other side takes another stream now."""
         return len(self._streams) < self._streams_max
 
     @property
     def is_over(self) -> bool:
-        """Returns whether nothing will come any more that anybody waits for."""
+        """Whether nothing will come any more that anybody waits for."""
         return self.is_broken or (self.is_leaving and not self._streams)
 
     def open_stream(self, block: bytes, body: bytes) -> int:

@@ -24,7 +24,7 @@ class MessageReader:
 
     @property
     def is_between_messages(self) -> bool:
-        """Returns whether no message has begun that is not complete."""
+        """Whether no message has begun that is not complete."""
         return self._have == 0
 
     def read(self, data: bytes) -> list[bytes]:

@@ -1,4 +1,4 @@
-"""What a connection has to send: frames in their order, and behind them request bodies as the windows allow. Pure."""
+"""The unsent output of a connection: frames in their order, and then request bodies as the windows allow. Pure."""
 
 from typing import Final
 

@@ -204,7 +204,7 @@ def local_file(spec: ModelSpec, models_dir: Path) -> Path | None:
 
 
 def _write_model(path: Path, write: WriteModel) -> None:
-    """Nobody ever sees half a file, also when two workers share the folder or this one is killed."""
+    """Writes the file in one step: no reader sees half of it, also if two workers share the folder or one is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, write)
 

@@ -206,7 +206,7 @@ async def test_r3_heartbeats_and_control_writes_go_on_while_a_pick_holds_its_loc
                 go_on.set()
 
 
-async def test_r3_a_claim_is_heard_at_once_and_replaced_by_the_next_bulletin(
+async def test_r3_a_reservation_arrives_at_once_and_is_replaced_by_the_next_peer_state(
     bridge: Bridge, emptied_postgres_url: str
 ) -> None:
     async with open_two(bridge, emptied_postgres_url) as (one, other):

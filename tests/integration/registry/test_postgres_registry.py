@@ -551,7 +551,7 @@ class Recorded(PostgresTransaction):
         return rows
 
 
-async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, emptied_postgres_url: str) -> None:
+async def test_a_text_of_a_peer_state_crosses_the_network_once(bridge: Bridge, emptied_postgres_url: str) -> None:
     """Ours to the server and theirs to us, in each of the exchanges; an empty one is never sent at all."""
     one, other = PeerStateCache(GATEWAY), PeerStateCache(OTHER_GATEWAY)
     said = PeerState(GATEWAY, leases={REPLICA: 3})
@@ -575,7 +575,7 @@ async def test_a_text_of_a_bulletin_crosses_the_network_once(bridge: Bridge, emp
         assert await texts(other, PeerState(OTHER_GATEWAY)) == ["{}"]
 
 
-async def test_a_bulletin_whose_row_was_removed_is_said_again_whole(
+async def test_a_peer_state_whose_row_was_removed_is_published_again_whole(
     bridge: Bridge, postgres_server: PostgresServer, emptied_postgres_url: str
 ) -> None:
     said = PeerState(GATEWAY, leases={REPLICA: 3})

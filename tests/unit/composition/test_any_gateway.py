@@ -83,9 +83,9 @@ async def test_m1_a_worker_that_joined_at_one_gateway_is_approved_at_the_other(
     assert (await b.ask("POST", "/api/nodes/box/approve")).json["approved"] is True
     assert (await a.ask("POST", f"/api/nodes/{answer['node_id']}/drain")).json["draining"] is True
     await wait_all_tasks_blocked()
-    told = [(await harness.ask("GET", "/api/nodes/box")).json for harness in harnesses]
-    assert told[0] == told[1]
-    assert (told[0]["approved"], told[0]["draining"]) == (True, True)
+    answers = [(await harness.ask("GET", "/api/nodes/box")).json for harness in harnesses]
+    assert answers[0] == answers[1]
+    assert (answers[0]["approved"], answers[0]["draining"]) == (True, True)
 
 
 async def test_h10_a_worker_comes_back_as_the_same_node_at_another_gateway(
@@ -102,6 +102,6 @@ async def test_m3_the_audit_trail_is_one(harnesses: tuple[ApiHarness, ApiHarness
     a, b = harnesses
     await put(a)
     await put(b, parallel=3)
-    told = [(await harness.ask("GET", "/api/events")).json["events"] for harness in harnesses]
-    assert told[0] == told[1]
-    assert len(told[0]) >= 2
+    answers = [(await harness.ask("GET", "/api/events")).json["events"] for harness in harnesses]
+    assert answers[0] == answers[1]
+    assert len(answers[0]) >= 2

@@ -238,7 +238,7 @@ async def test_what_is_read_behind_the_end_of_a_call_says_nothing_of_its_replica
     assert harness.loads.load_of(A).failures == 1
 
 
-async def test_the_backend_client_is_told_of_the_context_size_of_the_model() -> None:
+async def test_the_backend_client_gets_the_context_size_of_the_model() -> None:
     """Without it an answer would not be known to be endless before it has a million tokens."""
     sized, sizes = spec(context_size=4096), list[int | None]()
     harness = RoutingHarness(replica(A, sized))

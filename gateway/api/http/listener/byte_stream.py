@@ -81,7 +81,7 @@ class PlainStream(ByteStream):
         self._socket.setblocking(False)
 
     async def receive(self, bytes_max: int) -> bytes:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         while True:
             try:
                 await trio.lowlevel.wait_readable(self._socket)
@@ -106,8 +106,11 @@ class PlainStream(ByteStream):
                 continue
 
     async def close(self) -> None:
-        """See `ByteStream`. Closing a socket with unread data in it would reset the connection, and its client would
-        never see the answer. So the output ends first, and what is there is read."""
+        """Implements `ByteStream`.
+
+        Closing a socket with unread data in it would reset the connection, and its client would never see the answer.
+        So the output ends first, and what is there is read.
+        """
         try:
             self._socket.shutdown(socket.SHUT_WR)
             left = PENDING_BYTES_MAX
@@ -118,13 +121,13 @@ class PlainStream(ByteStream):
         self.close_now()
 
     def close_now(self) -> None:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         if self._socket.fileno() >= 0:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
     def addresses(self) -> tuple[Address, Address]:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         return _address(self._socket.getpeername()), _address(self._socket.getsockname())
 
     def to_trio(self) -> trio.SocketStream:
@@ -141,7 +144,7 @@ class TlsStream(ByteStream):
         self._stream = stream
 
     async def receive(self, bytes_max: int) -> bytes:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         try:
             return bytes(await self._stream.receive_some(bytes_max))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -155,7 +158,7 @@ class TlsStream(ByteStream):
         await self._stream.send_all(data)
 
     async def close(self) -> None:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         with trio.move_on_after(CLOSE_SECONDS, shield=True):
             try:
                 await self._stream.aclose()
@@ -163,11 +166,11 @@ class TlsStream(ByteStream):
                 pass
 
     def close_now(self) -> None:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         self._stream.transport_stream.socket.close()
 
     def addresses(self) -> tuple[Address, Address]:
-        """See `ByteStream`."""
+        """Implements `ByteStream`."""
         sock = self._stream.transport_stream.socket
         return _address(sock.getpeername()), _address(sock.getsockname())
 

@@ -25,7 +25,7 @@ Stream = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 @dataclass(frozen=True)
 class Http2Service:
-    """What all HTTP/2 connections of a listener share, for hypercorn."""
+    """The parts that all HTTP/2 connections of a listener share, for hypercorn."""
 
     app: AppWrapper
     config: Config
@@ -49,7 +49,7 @@ class Connection:
         self._http1: Http1Connection | None = None
 
     async def run(self) -> None:
-        """Serve the connection until it ends; an error is logged and not raised, so that other connections go on.
+        """Serves the connection until it ends; an error is logged and not raised, so that other connections go on.
 
         A cancel together with an error arrives as a group: the error is logged, and the cancel continues (pitfall 2).
         """
@@ -72,7 +72,7 @@ class Connection:
             self._http1.look_around()
 
     async def close_now(self) -> None:
-        """Close the connection at once, without waiting for unsent data."""
+        """Closes the connection at once, without waiting for unsent data."""
         if isinstance(self._stream, ByteStream):
             self._stream.close_now()
             return

@@ -1,4 +1,4 @@
-"""What a client sends over one HTTP/1 connection: read by one task, parsed for another, and bounded in between.
+"""The input of one HTTP/1 connection: read by one task, parsed for another, and bounded in between.
 
 The reading task stays at the socket as long as there is room, so that it notices when the client leaves. On an idle
 connection it costs nothing but one deadline: that of the next request's head.

@@ -85,7 +85,7 @@ class Http1Parser:
 
     @property
     def unread_bytes(self) -> int:
-        """Returns the number of bytes that were fed and are in no event yet."""
+        """The number of bytes that were fed and are in no event yet."""
         return len(self._buffer) - self._at
 
     def feed(self, data: bytes) -> None:

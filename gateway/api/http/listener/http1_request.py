@@ -24,7 +24,7 @@ PARTS_AT_ONCE: Final = 32
 
 @dataclass
 class Http1Service:
-    """What all HTTP/1 connections of a listener share."""
+    """The parts that all HTTP/1 connections of a listener share."""
 
     app: App
     head_timeout_seconds: float

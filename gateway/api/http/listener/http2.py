@@ -70,12 +70,12 @@ class BoundedH2Protocol(H2Protocol):
         self._reader_watch = trio.CancelScope()
 
     async def initiate(self, headers: list[tuple[bytes, bytes]] | None = None, settings: bytes | None = None) -> None:
-        """Begin the connection, and start the task that ends streams whose clients do not read."""
+        """Begins the connection, and start the task that ends streams whose clients do not read."""
         await super().initiate(headers, settings)
         self.task_group.spawn(self._watch_readers)
 
     async def handle(self, event: Event) -> None:
-        """Take bytes that the client sent, or the end of the connection, which ends every stream of it."""
+        """Takes bytes that the client sent, or the end of the connection, which ends every stream of it."""
         if isinstance(event, RawData):
             await self._read(event.data)
         elif isinstance(event, Closed):
@@ -138,7 +138,7 @@ class BoundedH2Protocol(H2Protocol):
     # Answers
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send one event of a stream's response, and note since when its client has read nothing of it."""
+        """Sends one event of a stream's response, and note since when its client has read nothing of it."""
         if isinstance(event, Body):
             await trio.lowlevel.checkpoint()  # A handler that keeps writing to an ended stream has to notice.
         if isinstance(event, Body | EndBody) and event.stream_id in self.stream_buffers:

@@ -40,7 +40,7 @@ class Http2Connection(TCPServer):
         self._write_timeout_seconds = write_timeout_seconds
 
     async def serve(self, begin: bytes) -> None:
-        """Serve the connection until it ends, beginning with what has come already."""
+        """Serves the connection until it ends, beginning with what has come already."""
         try:
             addresses = self._addresses()
             async with _Tasks() as tasks:
@@ -71,7 +71,7 @@ class Http2Connection(TCPServer):
         )
 
     async def protocol_send(self, event: Event) -> None:
-        """Write what the protocol has to send, or act on its being idle or closed; hypercorn's protocols call this."""
+        """Writes what the protocol has to send, or act on its being idle or closed; hypercorn's protocols call this."""
         match event:
             case RawData():
                 if not await self._send_bounded(event.data):
@@ -113,7 +113,7 @@ class Http2Connection(TCPServer):
         return False
 
     async def close_now(self) -> None:
-        """Close the connection at once, without waiting for unsent data."""
+        """Closes the connection at once, without waiting for unsent data."""
         with trio.CancelScope(shield=True):  # Closing forcefully only schedules, and never waits.
             await trio.aclose_forcefully(self.stream)
 
@@ -142,7 +142,7 @@ class _Tasks(TaskGroup):
 
 
 class Inbox:
-    """What has come of a request and its handler has not read. The end of the client always fits. Once the handler
+    """The messages of a request that its handler has not read. The end of the client always fits. Once the handler
     answers, it is not interested in the rest of the body: with hypercorn's own inbox a refused body that nobody reads
     would hold its connection for ever. Only that more of the body has come, or its end, is still told, since a
     connection must not be closed under a client that writes its whole body before it reads the answer."""
@@ -171,7 +171,7 @@ class Inbox:
         self._signal_change()
 
     async def receive(self) -> Any:  # noqa: ANN401 - ASGI
-        """Wait for the request's next ASGI message; once all are read and the client has left, it is the disconnect."""
+        """Waits for the request's next ASGI message; the last one is the disconnect."""
         await trio.lowlevel.checkpoint()
         while not self._messages and self._disconnect is None:
             await self._changed.wait()
@@ -182,7 +182,7 @@ class Inbox:
         return message
 
     def record_answer(self) -> None:
-        """Note that the handler has begun to answer: the rest of the request's body is thrown away."""
+        """Notes that the handler has begun to answer: the rest of the request's body is thrown away."""
         self._drop_rest()
 
     def _drop_rest(self) -> None:

@@ -23,7 +23,7 @@ NODE = Node(NodeId("n1"), "box", BootId("b1"), NodeStatus.HEALTHY)
 SPEC = ModelSpec(ModelName("m"), "llama-cpp", "file:weights.gguf", sha256=DIGEST)
 
 
-def front_with(folder: Path, *specs: ModelSpec, node: Node = NODE) -> ApiHarness:
+def harness_with(folder: Path, *specs: ModelSpec, node: Node = NODE) -> ApiHarness:
     (folder / "weights.gguf").write_bytes(FILE)
     harness = ApiHarness(models_dir=folder)
     models = {ModelName(f"m{number}"): spec for number, spec in enumerate(specs)}
@@ -40,7 +40,7 @@ async def ask(harness: ApiHarness, digest: str = DIGEST, method: str = "GET", **
 
 
 async def test_a_file_that_a_model_names(tmp_path: Path) -> None:
-    answer = await ask(front_with(tmp_path, SPEC), DIGEST.upper())
+    answer = await ask(harness_with(tmp_path, SPEC), DIGEST.upper())
     assert (answer.status, answer.body) == (200, FILE)
     assert answer.headers["content-length"] == str(len(FILE))
     assert answer.headers["etag"] == f'"{DIGEST}"'
@@ -50,13 +50,13 @@ async def test_a_file_that_a_model_names(tmp_path: Path) -> None:
 
 async def test_a_large_file_comes_in_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(artifacts, "CHUNK_BYTES", 1000)
-    answer = await ask(front_with(tmp_path, SPEC))
+    answer = await ask(harness_with(tmp_path, SPEC))
     assert answer.body == FILE
     assert max(len(message.get("body", b"")) for message in answer.sent) == 1000
 
 
 async def test_the_rest_of_a_file(tmp_path: Path) -> None:
-    answer = await ask(front_with(tmp_path, SPEC), range="bytes=100-", if_range=f'"{DIGEST}"')
+    answer = await ask(harness_with(tmp_path, SPEC), range="bytes=100-", if_range=f'"{DIGEST}"')
     assert (answer.status, answer.body) == (206, FILE[100:])
     assert answer.headers["content-range"] == f"bytes 100-{len(FILE) - 1}/{len(FILE)}"
     assert answer.headers["content-length"] == str(len(FILE) - 100)
@@ -64,23 +64,23 @@ async def test_the_rest_of_a_file(tmp_path: Path) -> None:
 
 async def test_the_rest_of_another_file_is_the_whole_of_this_one(tmp_path: Path) -> None:
     for condition in ('"other"', f'W/"{DIGEST}"', "Wed, 21 Oct 2015 07:28:00 GMT"):
-        answer = await ask(front_with(tmp_path, SPEC), range="bytes=100-", if_range=condition)
+        answer = await ask(harness_with(tmp_path, SPEC), range="bytes=100-", if_range=condition)
         assert (answer.status, answer.body) == (200, FILE)
 
 
 async def test_bytes_that_are_not_there(tmp_path: Path) -> None:
-    answer = await ask(front_with(tmp_path, SPEC), range=f"bytes={len(FILE)}-")
+    answer = await ask(harness_with(tmp_path, SPEC), range=f"bytes={len(FILE)}-")
     assert (answer.status, answer.error["code"]) == (416, "range_not_satisfiable")
     assert answer.headers["content-range"] == f"bytes */{len(FILE)}"
 
 
 async def test_head_tells_without_sending(tmp_path: Path) -> None:
-    answer = await ask(front_with(tmp_path, SPEC), method="HEAD")
+    answer = await ask(harness_with(tmp_path, SPEC), method="HEAD")
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", str(len(FILE)))
 
 
 async def test_an_empty_file(tmp_path: Path) -> None:
-    harness = front_with(tmp_path, SPEC)
+    harness = harness_with(tmp_path, SPEC)
     (tmp_path / "weights.gguf").write_bytes(b"")
     answer = await ask(harness)
     assert (answer.status, answer.body, answer.headers["content-length"]) == (200, b"", "0")
@@ -98,13 +98,13 @@ async def test_an_empty_file(tmp_path: Path) -> None:
     ],
 )
 async def test_a7_what_no_model_names_is_not_there(tmp_path: Path, spec: ModelSpec) -> None:
-    answer = await ask(front_with(tmp_path, spec))
+    answer = await ask(harness_with(tmp_path, spec))
     assert (answer.status, answer.error["code"]) == (404, "not_found")
 
 
 @pytest.mark.parametrize("digest", ["..", "..%2Fweights.gguf", "weights.gguf", "%00", "0" * 64, ""])
 async def test_a7_a_request_names_no_path(tmp_path: Path, digest: str) -> None:
-    answer = await ask(front_with(tmp_path, SPEC), digest)
+    answer = await ask(harness_with(tmp_path, SPEC), digest)
     assert answer.status in {401, 403, 404}
 
 
@@ -126,27 +126,27 @@ def test_the_hash_says_which_models_are_meant() -> None:
 
 
 async def test_the_first_path_that_is_there_is_taken(tmp_path: Path) -> None:
-    assert (await ask(front_with(tmp_path, replace(SPEC, artifact="file:nowhere"), SPEC))).body == FILE
+    assert (await ask(harness_with(tmp_path, replace(SPEC, artifact="file:nowhere"), SPEC))).body == FILE
 
 
 async def test_a_node_that_is_not_approved_gets_nothing(tmp_path: Path) -> None:
     for node in (replace(NODE, approved=False), replace(NODE, id=NodeId("n2"))):
-        answer = await ask(front_with(tmp_path, SPEC, node=node))
+        answer = await ask(harness_with(tmp_path, SPEC, node=node))
         assert (answer.status, answer.error["code"]) == (403, "forbidden")
 
 
 @pytest.mark.parametrize("header", ["x-gateway-node", "x-gateway-boot"])
 async def test_a11_a_credential_is_of_one_node_and_one_start(tmp_path: Path, header: str) -> None:
     for other in ("n2", ""):
-        answer = await ask(front_with(tmp_path, SPEC), **{header: other})
+        answer = await ask(harness_with(tmp_path, SPEC), **{header: other})
         assert (answer.status, answer.error["code"]) == (401, "invalid_node_credential")
 
 
 async def test_a11_the_credential_of_an_earlier_start_opens_nothing_once_a_later_one_has_joined(tmp_path: Path) -> None:
     later = BootId("later")
     registered = replace(NODE, boot_id=later, joined_boot_id=NODE.boot_id)
-    assert (await ask(front_with(tmp_path, SPEC, node=registered))).status == 200
-    answer = await ask(front_with(tmp_path, SPEC, node=replace(registered, joined_boot_id=later)))
+    assert (await ask(harness_with(tmp_path, SPEC, node=registered))).status == 200
+    answer = await ask(harness_with(tmp_path, SPEC, node=replace(registered, joined_boot_id=later)))
     assert (answer.status, answer.error["code"]) == (401, "invalid_node_credential")
 
 
@@ -154,6 +154,6 @@ async def test_a_file_that_becomes_shorter_breaks_the_answer_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "pread", lambda *_: b"")
-    answer = await ask(front_with(tmp_path, SPEC))
+    answer = await ask(harness_with(tmp_path, SPEC))
     assert answer.status == 200
     assert not answer.is_complete

@@ -385,7 +385,7 @@ async def test_l11_what_is_not_known_is_absent(harness: ApiHarness) -> None:
     assert set(status) == {"model", "state", "node", "bytes_done", "requested"}
 
 
-async def test_of_several_loads_the_furthest_is_told(harness: ApiHarness) -> None:
+async def test_of_several_loads_the_furthest_is_shown(harness: ApiHarness) -> None:
     await declare(harness, max_replicas=2)
     await run_replica(harness, Observed.PLACED)
     further = replica(ReplicaId("a"), model=TINY, revision=spec(TINY).revision, slot=1, observed=Observed.LOADING)

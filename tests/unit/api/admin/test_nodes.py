@@ -120,7 +120,7 @@ async def test_an_id_wins_over_a_name() -> None:
     assert not (await stored(harness, second.id)).draining
 
 
-async def test_events_are_told_newest_first() -> None:
+async def test_events_are_listed_newest_first() -> None:
     harness = ApiHarness()
     node = await add_node(harness)
     await harness.registry.remove_node(node.id)
@@ -159,7 +159,7 @@ async def test_an_approval() -> None:
         assert (request.json["status"], request.json["approved"]) == ("healthy", True)
 
 
-async def test_to_wish_twice_writes_once() -> None:
+async def test_the_same_change_twice_writes_once() -> None:
     harness = ApiHarness()
     await add_node(harness)
     await harness.ask("POST", "/api/nodes/box/drain")
@@ -289,7 +289,7 @@ async def test_a_wrong_force_is_named(force: str) -> None:
     assert (request.status, request.error["param"]) == (400, "force")
 
 
-async def test_a_wrong_method_is_told_the_right_ones() -> None:
+async def test_a_wrong_method_is_answered_with_the_right_ones() -> None:
     request = await ApiHarness().ask("PUT", "/api/nodes/box")
     assert request.status == 405
     assert {"GET", "PATCH", "DELETE"} <= set(request.headers["allow"].split(", "))

@@ -220,7 +220,7 @@ async def test_m4_nothing_is_relayed_twice() -> None:
 
 
 @pytest.mark.parametrize("others", [{}, {B: PeerState(B, "")}, {C: PeerState(C, NOBODY_LISTENS)}])
-async def test_m4_a_gateway_of_which_nothing_is_heard_is_named(others: dict[GatewayId, PeerState]) -> None:
+async def test_m4_a_gateway_that_is_silent_is_named(others: dict[GatewayId, PeerState]) -> None:
     a = harness(A, B)
     a.set_peers(*others.values())
     request = await a.ask("GET", LOGS)

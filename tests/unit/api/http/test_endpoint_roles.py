@@ -133,7 +133,9 @@ def test_a11_all_methods_of_a_path_ask_for_one_role() -> None:
 
 @pytest.mark.parametrize("kind", CREDENTIALS)
 @pytest.mark.parametrize("endpoint", CLOSED, ids=name_of)
-async def test_a11_what_a_credential_finds_at_a_door(endpoint: Endpoint, kind: str, autojump_clock: MockClock) -> None:
+async def test_a11_what_each_endpoint_answers_to_each_credential(
+    endpoint: Endpoint, kind: str, autojump_clock: MockClock
+) -> None:
     request = await knock(ApiHarness(), endpoint, kind)
     refusal = OUTCOMES[endpoint.role][kind]
     if refusal is OPEN:
