@@ -46,7 +46,7 @@ class Http1Connection:
 
     def look_around(self) -> None:
         """Has an idle connection end, once the drain has begun."""
-        self._input.wake()
+        self._input.changed.wake()
 
     async def _serve_requests(self) -> bool:
         """Serves requests until the connection has to end. Returns whether it goes on with HTTP/2."""
@@ -55,6 +55,7 @@ class Http1Connection:
             if isinstance(event, Head):
                 if not await self._serve(event):
                     return False
+                del event  # An idle connection does not keep its last request.
             elif isinstance(event, Fault):
                 await self._refuse(event.status)
                 return False
@@ -75,7 +76,7 @@ class Http1Connection:
             if self._input.is_gone or self._service.is_draining:
                 return None
             is_waiting = True
-            await self._input.wait_change()
+            await self._input.changed.wait()
 
     async def _serve(self, head: Head) -> bool:
         """Serves one request, and returns whether another one may follow."""

@@ -32,16 +32,19 @@ class Http1Input:
     """The incoming side of a connection. `run` reads; everything else is for the task that serves the requests."""
 
     __slots__ = (
-        *(
-            "_changed",
-            "_drop_pace",
-            "_head_timeout_seconds",
-            "_idle_since",
-            "_is_dropping",
-            "_parser",
-            "_pause_seconds",
-        ),
-        *("_room", "_stream", "_watch", "body_is_open", "dropped_parts", "is_gone"),
+        "_drop_pace",
+        "_head_timeout_seconds",
+        "_idle_since",
+        "_is_dropping",
+        "_parser",
+        "_pause_seconds",
+        "_room",
+        "_stream",
+        "_watch",
+        "body_is_open",
+        "changed",
+        "dropped_parts",
+        "is_gone",
     )
 
     def __init__(
@@ -52,8 +55,8 @@ class Http1Input:
         self._parser = parser
         self._head_timeout_seconds = head_timeout_seconds
         self._drop_pace = drop_pace
-        self._changed = ParkingSpot()
-        """The serving task waits here for input."""
+        self.changed = ParkingSpot()
+        """The serving task waits here until something has come, the client has left, or somebody wakes it."""
         self._room = ParkingSpot()
         """The reading task waits here until something was processed."""
         self._idle_since = trio.current_time()
@@ -108,7 +111,7 @@ class Http1Input:
             self._parser.feed(data)
             if self._is_dropping:
                 self._drop(len(data))
-            self._changed.wake()
+            self.changed.wake()
 
     def _drop(self, size_bytes: int) -> None:
         """Throws away what has arrived of a refused body."""
@@ -124,17 +127,9 @@ class Http1Input:
         self.is_gone = True
         if self._watch is not None:
             self._watch.record_gone()
-        self._changed.wake()
+        self.changed.wake()
 
     # The task that serves the requests
-
-    async def wait_change(self) -> None:
-        """Waits until something has come, the client has left, or `wake` is called."""
-        await self._changed.wait()
-
-    def wake(self) -> None:
-        """Wakes the serving task, so that it looks around."""
-        self._changed.wake()
 
     def next_event(self) -> Event | None:
         """Returns the next event of the parser, or None until there is more."""

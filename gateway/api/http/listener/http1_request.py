@@ -70,9 +70,9 @@ class Http1Request:
             message = self._dropped_part() if self.response.has_begun else self._next_part()
             if message is not None:
                 return message
-            await self._input.wait_change()
+            await self._input.changed.wait()
         while not (self._input.is_gone or self.is_complete):
-            await self._input.wait_change()
+            await self._input.changed.wait()
         return {"type": DISCONNECT}
 
     def _next_part(self) -> Message | None:
@@ -108,7 +108,7 @@ class Http1Request:
             await self._write(data)
         if is_last:
             self.is_complete = True
-            self._input.wake()  # A task of the application may wait for the disconnect.
+            self._input.changed.wake()  # A task of the application may wait for the disconnect.
         else:
             await self._give_way()
 
