@@ -1,6 +1,7 @@
 """The listener over real sockets, with an application that has a few routes of its own."""
 
 import math
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.models import ModelService
 from gateway.api.admin.routes import PAGE_ROUTES, build_admin_app
 from gateway.api.http.auth import Authenticator, Caller, Role
-from gateway.api.http.exchange import Exchange
+from gateway.api.http.exchange import App, Exchange
 from gateway.api.http.http_app import BodyLimits, HttpApp, Route
 from gateway.api.http.server import Listener, ListenerSettings, open_socket
 from gateway.composition.http_api import ERRORS
@@ -135,9 +136,14 @@ def build_app(handlers: Handlers, body_bytes_max: int) -> HttpApp:
 
 @asynccontextmanager
 async def open_listener(
-    *, body_bytes_max: int = 1000, drop_pace: TokenBucket | None = None, **settings: Any
+    *,
+    body_bytes_max: int = 1000,
+    drop_pace: TokenBucket | None = None,
+    tls: ssl.SSLContext | None = None,
+    app: App | None = None,
+    **settings: Any,
 ) -> AsyncIterator[ListenerHarness]:
-    """Every limit that is not set is out of the way."""
+    """Every limit that is not set is out of the way. `app` answers instead of the routes of `Handlers`."""
     limits: dict[str, Any] = {
         "drain_seconds": NEVER,
         "write_timeout_seconds": NEVER,
@@ -147,12 +153,13 @@ async def open_listener(
         **settings,
     }
     handlers = Handlers()
-    app = build_app(handlers, body_bytes_max)
+    routes = build_app(handlers, body_bytes_max)
     listener = Listener(
-        app,
+        routes if app is None else app,
         ListenerSettings(**limits),
-        on_drain=app.drain,
-        on_drain_end=app.end_streams,
+        on_drain=routes.drain,
+        on_drain_end=routes.end_streams,
+        tls=tls,
         drop_pace=drop_pace or TokenBucket(math.inf, burst=math.inf),
     )
     harness = ListenerHarness(listener, 0, trio.Event(), AsyncExitStack(), handlers)
@@ -170,7 +177,7 @@ async def open_listener(
             nursery.cancel_scope.cancel()
 
 
-async def read_response(stream: trio.SocketStream) -> int:
+async def read_response(stream: trio.abc.ReceiveStream) -> int:
     """Reads one response to its end and returns its status."""
     reader = h11.Connection(h11.CLIENT)
     reader.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
@@ -178,7 +185,7 @@ async def read_response(stream: trio.SocketStream) -> int:
     status = 0
     while not isinstance(event := reader.next_event(), h11.EndOfMessage):
         if event is h11.NEED_DATA:
-            reader.receive_data(await stream.receive_some())
+            reader.receive_data(bytes(await stream.receive_some()))
         elif isinstance(event, h11.Response):
             status = event.status_code
     return status

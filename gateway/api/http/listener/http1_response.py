@@ -68,9 +68,10 @@ class Http1Response:
             lines.append(b"transfer-encoding: chunked\r\n")
         if self.closes and not says_close:
             lines.append(b"connection: close\r\n")
-        self._head = b"".join((_status_line(status), *lines, date_line, b"\r\n"))
+        head = b"".join((_status_line(status), *lines, date_line, b"\r\n"))
+        _check_lines(head, len(lines) + 3)
+        self._head = head
         self.has_begun = True
-        _check_lines(self._head, len(lines) + 3)
 
     def encode(self, data: bytes, *, is_last: bool) -> bytes:
         """Returns the bytes to write for one part of the body: with the head if it is the first part, and with the end
