@@ -20,7 +20,7 @@ from hypercorn.utils import wrap_app
 
 from gateway.api.http.exchange import App
 from gateway.api.http.listener.connection import Connection, Http2Service
-from gateway.api.http.listener.http1_input import open_drop_pace
+from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.api.http.listener.http2 import STREAMS_MAX
 from gateway.domain.pacing import TokenBucket
@@ -74,7 +74,7 @@ class Listener:
         async with trio.open_nursery() as outer:
             await outer.start(lifespan.handle_lifespan)
             await lifespan.wait_for_startup()
-            http1, http2 = self._http1_service(), Http2Service(app, config, WorkerContext(None))
+            http1, http2 = self._http1_service(), Http2Service(app, config, WorkerContext(None), self.drop_pace)
             async with trio.open_nursery() as connections:
                 serve = partial(self._serve_connection, http1, http2)
                 await self._accept(listening, serve, connections, task_status)

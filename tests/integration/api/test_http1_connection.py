@@ -18,6 +18,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.api.http.client_watch import CLIENT_WATCH
 from gateway.api.http.listener.connection import HANDSHAKE_SECONDS, Connection, Http2Service
+from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_input import UNREAD_BYTES_MAX, Http1Input
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.domain.pacing import TokenBucket
@@ -159,7 +160,7 @@ async def test_a_connection_that_waits_for_its_turn_holds_no_data(mock_clock: Mo
             assert await read_response(client) == 413
             incoming = the_input(harness)
             mock_clock.rate = 1.0
-            await wait_until(lambda: incoming._pause_seconds > 0)
+            await wait_until(lambda: incoming._dropping.pause_seconds > 0)
             mock_clock.rate = 0.0
             assert incoming._parser.unread_bytes == 0
             nursery.cancel_scope.cancel()
@@ -345,8 +346,8 @@ async def test_a_handshake_that_does_not_come_is_given_up(tmp_path: Path, autoju
     app = answering()
     ours, silent = trio.socket.socketpair()
     tls = trio.SSLStream(trio.SocketStream(ours), contexts(tmp_path)[0], server_side=True)
-    http1 = Http1Service(app, HANDSHAKE_SECONDS, speaks_http2=True)
-    http2 = Http2Service(wrap_app(app, 0, "asgi"), Config(), WorkerContext(None))
+    http1 = Http1Service(app, HANDSHAKE_SECONDS, speaks_http2=True, drop_pace=open_drop_pace())
+    http2 = Http2Service(wrap_app(app, 0, "asgi"), Config(), WorkerContext(None), open_drop_pace())
     with silent:
         await Connection(http1, http2, tls, write_timeout_seconds=NEVER).run()
         assert trio.current_time() == HANDSHAKE_SECONDS

@@ -9,17 +9,21 @@ from typing import Final
 import httpx
 import pytest
 import trio
+from trio.testing import MockClock
 
+from gateway.api.http.listener.byte_stream import READ_BYTES
 from gateway.api.http.listener.http2 import LIMITS, STREAMS_MAX
+from gateway.domain.pacing import TokenBucket
 from tests.fakes.certificates import make_authority
 from tests.fakes.h2_client import HEAD, H2Client, raw_frame
-from tests.fakes.listener_harness import NEVER, SOON, ListenerHarness, open_listener, read_to_end
+from tests.fakes.listener_harness import NEVER, SOON, ListenerHarness, let_time_pass, open_listener, read_to_end
 from tests.integration.harness import WAIT_SECONDS, running_gateway
 
 CALM: Final = 11
 CANCEL: Final = 8
 PROTOCOL_ERROR: Final = 1
 DATA, HEADERS, PRIORITY, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 2, 3, 4, 6, 7, 8, 9
+MIB: Final = 1024 * 1024
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
@@ -114,6 +118,36 @@ async def test_a_body_that_nobody_reads_holds_no_connection(path: str, end: str)
         else:
             await client.stream.aclose()
             await harness.wait_connections(0)
+
+
+async def test_the_rests_of_refused_bodies_share_one_pace(mock_clock: MockClock) -> None:
+    """Otherwise those who send them take the processor from everybody else."""
+    clients, size, pace = 4, 2 * MIB, TokenBucket(MIB, burst=MIB)
+    let_time_pass(mock_clock)
+    async with open_listener(drop_pace=pace) as harness:
+        begin = trio.current_time()
+
+        async def send_much() -> None:
+            client = await connect(harness)
+            refused = await client.begin("/do")
+            left = size
+            while left:
+                window = client.connection.local_flow_control_window(refused)
+                part = min(left, window, client.connection.max_outbound_frame_size)
+                if part:
+                    client.connection.send_data(refused, bytes(part), end_stream=part == left)
+                    await client.flush()
+                    left -= part
+                else:
+                    await client._read()
+            await client.read_until(lambda: refused in client.ended)
+            assert client.statuses[refused] == "413"
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(clients):
+                nursery.start_soon(send_much)
+        unpaced = 4 * READ_BYTES  # What comes before the refusal, and the last part, after which nothing is read.
+        assert trio.current_time() - begin >= (clients * (size - unpaced) - pace.burst) / pace.per_second
 
 
 # Floods

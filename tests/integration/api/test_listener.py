@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from gateway.api.http.client_watch import ClientWatch
 from gateway.api.http.exchange import LINGER_IDLE_SECONDS
+from gateway.api.http.listener.dropping import Dropping, open_drop_pace
 from gateway.api.http.listener.http2_connection import Inbox
 from tests.fakes.listener_harness import (
     DO,
@@ -149,7 +150,7 @@ async def test_who_writes_a_whole_refused_body_before_reading_gets_the_answer(mo
 
 async def test_the_end_of_a_refused_body_ends_its_connection() -> None:
     """Nothing waits for more of it."""
-    inbox = Inbox(messages_max=2, watch=ClientWatch())
+    inbox = Inbox(messages_max=2, watch=ClientWatch(), dropping=Dropping(open_drop_pace()))
     inbox.record_answer()
     for number in range(4):
         await inbox.put({"type": "http.request", "body": b"much", "more_body": number < 3})

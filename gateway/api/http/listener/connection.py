@@ -10,9 +10,11 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import AppWrapper
 
 from gateway.api.http.listener.byte_stream import ByteStream, PlainStream, TlsStream
+from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_connection import Http1Connection
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.api.http.listener.http2_connection import Http2Connection
+from gateway.domain.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,8 @@ class Http2Service:
     config: Config
     context: WorkerContext
     """Its `terminated` is set when the drain begins."""
+    drop_pace: TokenBucket
+    """The pace at which all connections throw away the rests of refused bodies."""
 
 
 class Connection:
@@ -122,6 +126,8 @@ class Connection:
         self._stream = stream
         service = self._http2_service
         connection = Http2Connection(
-            service.app, service.config, service.context, stream, write_timeout_seconds=self._write_timeout_seconds
+            *(service.app, service.config, service.context, stream),
+            dropping=Dropping(service.drop_pace),
+            write_timeout_seconds=self._write_timeout_seconds,
         )
         await connection.serve(begin)

@@ -8,6 +8,7 @@ import trio
 
 from gateway.api.http.client_watch import ClientWatch
 from gateway.api.http.listener.byte_stream import Address, ByteStream
+from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_head import Head
 from gateway.api.http.listener.http1_input import Http1Input
 from gateway.api.http.listener.http1_parser import BodyPart, Fault, Http1Parser, Preface
@@ -34,7 +35,7 @@ class Http1Connection:
         self._scheme = scheme
         parser = Http1Parser(speaks_http2=service.speaks_http2)
         timeout = service.head_timeout_seconds
-        self._input = Http1Input(stream, parser, head_timeout_seconds=timeout, drop_pace=service.drop_pace)
+        self._input = Http1Input(stream, parser, Dropping(service.drop_pace), head_timeout_seconds=timeout)
 
     async def run(self) -> bytes:
         """Serves the connection until it ends. Returns what has come instead if the client begins with HTTP/2."""

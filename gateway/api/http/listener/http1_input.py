@@ -11,33 +11,24 @@ import trio
 
 from gateway.api.http.client_watch import ClientWatch
 from gateway.api.http.listener.byte_stream import ByteStream
+from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_head import Head
 from gateway.api.http.listener.http1_parser import BodyPart, Event, Http1Parser
 from gateway.api.http.listener.parking import ParkingSpot
-from gateway.domain.pacing import TokenBucket
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """The limit of what has arrived and is not processed. Beyond it nothing is read from the socket."""
-DROPPED_BYTES_PER_SECOND: Final = 96 * 2**20
-"""How fast the rests of refused bodies are read and thrown away, all connections together. Without a limit, those who
-send them would take the processor from the requests that are answered."""
-
-
-def open_drop_pace() -> TokenBucket:
-    """Returns the pace at which the connections of one listener throw away the rests of refused bodies."""
-    return TokenBucket(DROPPED_BYTES_PER_SECOND, burst=2**20)
 
 
 class Http1Input:
     """The incoming side of a connection. `run` reads; everything else is for the task that serves the requests."""
 
     __slots__ = (
-        "_drop_pace",
+        "_dropping",
         "_head_timeout_seconds",
         "_idle_since",
         "_is_dropping",
         "_parser",
-        "_pause_seconds",
         "_room",
         "_stream",
         "_watch",
@@ -48,13 +39,12 @@ class Http1Input:
     )
 
     def __init__(
-        self, stream: ByteStream, parser: Http1Parser, *, head_timeout_seconds: float, drop_pace: TokenBucket
+        self, stream: ByteStream, parser: Http1Parser, dropping: Dropping, *, head_timeout_seconds: float
     ) -> None:
-        """`drop_pace` belongs to all connections of a listener."""
         self._stream = stream
         self._parser = parser
         self._head_timeout_seconds = head_timeout_seconds
-        self._drop_pace = drop_pace
+        self._dropping = dropping
         self.changed = ParkingSpot()
         """The serving task waits here until something has come, the client has left, or somebody wakes it."""
         self._room = ParkingSpot()
@@ -63,8 +53,6 @@ class Http1Input:
         """The time since which there is no request, or infinity while there is one."""
         self._is_dropping = False
         """Whether the rest of the request's body is thrown away."""
-        self._pause_seconds = 0.0
-        """How long the reading task has to wait before it may read more of a refused body."""
         self._watch: ClientWatch | None = None
         self.body_is_open = False
         """Whether the end of the current request's body is still to come."""
@@ -102,9 +90,7 @@ class Http1Input:
             if room <= 0:
                 await self._room.wait()
                 continue
-            if self._pause_seconds:
-                await trio.sleep(self._pause_seconds)  # This is before the read, so that nobody who waits holds data.
-                self._pause_seconds = 0.0
+            await self._dropping.wait_turn()
             data = await self._stream.receive(room)
             if not data:
                 return
@@ -120,7 +106,7 @@ class Http1Input:
             if not isinstance(event, BodyPart):
                 self.record_gone()  # The end of the body cannot be found.
             self._is_dropping = self.body_is_open = isinstance(event, BodyPart) and not event.is_last
-        self._pause_seconds = self._drop_pace.take(size_bytes, trio.current_time())
+        self._dropping.record(size_bytes)
 
     def record_gone(self) -> None:
         """Notes that the client has left, and ends what is done for it."""

@@ -11,7 +11,7 @@ from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
 from gateway.api.http.exchange import App, Message, Scope
 from gateway.api.http.listener.byte_stream import Address, ByteStream
 from gateway.api.http.listener.http1_head import Head
-from gateway.api.http.listener.http1_input import Http1Input, open_drop_pace
+from gateway.api.http.listener.http1_input import Http1Input
 from gateway.api.http.listener.http1_parser import BodyPart
 from gateway.api.http.listener.http1_response import CONTINUE, Clock, Http1Response
 from gateway.domain.pacing import TokenBucket
@@ -31,7 +31,8 @@ class Http1Service:
     """How long a request's head may take to arrive, and how long a connection may have no request."""
     speaks_http2: bool
     """Whether a connection may begin with HTTP/2."""
-    drop_pace: TokenBucket = field(default_factory=open_drop_pace)
+    drop_pace: TokenBucket
+    """The pace at which all connections throw away the rests of refused bodies."""
     clock: Clock = field(default_factory=Clock)
     is_draining: bool = False
     """Whether connections end with the request that they serve."""

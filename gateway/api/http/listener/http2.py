@@ -19,6 +19,7 @@ from hypercorn.protocol.events import Body, EndBody
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h2 import H2Protocol
 
+from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_head import SINGLE
 from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
 
@@ -45,24 +46,38 @@ class _AnsweredStream:
 
     idle = True
 
+    def __init__(self, dropping: Dropping) -> None:
+        self._dropping = dropping
+
     async def handle(self, event: object) -> None:
         """Drops the event."""
+        if isinstance(event, Body):
+            self._dropping.record(len(event.data))
 
 
 class _Streams(dict[int, Any]):
     """The streams of a connection. hypercorn takes a late part of a refused body (413, 401) for a failure of the
     connection, and would end all its streams."""
 
+    def __init__(self, dropping: Dropping) -> None:
+        super().__init__()
+        self._dropping = dropping
+
     def __missing__(self, stream_id: int) -> _AnsweredStream:
-        return _AnsweredStream()
+        return _AnsweredStream(self._dropping)
 
 
 class BoundedH2Protocol(H2Protocol):
     """hypercorn's HTTP/2 with limits on a client's frames and on how long it may leave an answer unread."""
 
-    def __init__(self, *args: Any, write_timeout_seconds: float) -> None:  # noqa: ANN401 - hypercorn's own arguments
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401 - hypercorn's own arguments
+        write_timeout_seconds: float,
+        dropping: Dropping,
+    ) -> None:
         super().__init__(*args)
-        self.streams = _Streams()
+        self.streams = _Streams(dropping)
         self._write_timeout_seconds = write_timeout_seconds
         self._meter = FrameMeter(LIMITS)
         self._unread_since: dict[int, float] = {}

@@ -19,6 +19,8 @@ from hypercorn.typing import AppWrapper, ConnectionState, Scope
 from hypercorn.utils import parse_socket_addr
 
 from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
+from gateway.api.http.listener.byte_stream import READ_BYTES
+from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http2 import BoundedH2Protocol
 
 log = structlog.get_logger(__name__)
@@ -33,17 +35,25 @@ class Http2Connection(TCPServer):
     _input_ended = False
 
     def __init__(
-        self, app: AppWrapper, config: Config, context: WorkerContext, stream: Stream, *, write_timeout_seconds: float
+        self,
+        app: AppWrapper,
+        config: Config,
+        context: WorkerContext,
+        stream: Stream,
+        *,
+        dropping: Dropping,
+        write_timeout_seconds: float,
     ) -> None:
         super().__init__(app, config, context, ConnectionState({}), stream)  # type: ignore[arg-type]
         self._spoken = stream
+        self._dropping = dropping
         self._write_timeout_seconds = write_timeout_seconds
 
     async def serve(self, begin: bytes) -> None:
         """Serves the connection until it ends, beginning with what has come already."""
         try:
             addresses = self._addresses()
-            async with _Tasks() as tasks:
+            async with _Tasks(self._dropping) as tasks:
                 self._task_group = tasks
                 self.protocol = self._open_protocol(tasks, addresses)  # type: ignore[assignment]
                 await self.protocol.initiate()
@@ -68,6 +78,7 @@ class Http2Connection(TCPServer):
             *(self.app, self.config, self.context, tasks, ConnectionState(self.state)),
             *(is_tls, *addresses, self.protocol_send),
             write_timeout_seconds=self._write_timeout_seconds,
+            dropping=self._dropping,
         )
 
     async def protocol_send(self, event: Event) -> None:
@@ -93,7 +104,15 @@ class Http2Connection(TCPServer):
     async def _read_data(self) -> None:
         """Reads until the client has closed the connection. Then there is nothing to wait for, and the descriptor is
         closed at once."""
-        await super()._read_data()
+        data = b"not the end"
+        while data:
+            await self._dropping.wait_turn()
+            try:
+                data = bytes(await self._spoken.receive_some(READ_BYTES))
+            except (trio.ClosedResourceError, trio.BrokenResourceError):
+                break
+            await self.protocol.handle(RawData(data))
+        await self.protocol.handle(Closed())
         self._input_ended = True
         await self.idle_task.stop()
 
@@ -121,13 +140,17 @@ class Http2Connection(TCPServer):
 class _Tasks(TaskGroup):
     """The tasks of one connection's requests, each with an inbox of its own."""
 
+    def __init__(self, dropping: Dropping) -> None:
+        super().__init__()
+        self._dropping = dropping
+
     async def spawn_app(
         self, app: AppWrapper, config: Config, scope: Scope, send: Callable[[Any], Awaitable[None]]
     ) -> Callable[[Any], Awaitable[None]]:
         """Starts the task of one request, and returns where its messages go."""
         watch = ClientWatch()
         scope["extensions"][CLIENT_WATCH] = watch  # type: ignore[typeddict-item,assignment]
-        inbox = Inbox(config.max_app_queue_size, watch)
+        inbox = Inbox(config.max_app_queue_size, watch, self._dropping)
 
         async def send_and_record(message: Any) -> None:  # noqa: ANN401 - ASGI
             """Sends a message of the response, and records the beginning of it."""
@@ -147,9 +170,10 @@ class Inbox:
     would hold its connection for ever. Only that more of the body has come, or its end, is still told, since a
     connection must not be closed under a client that writes its whole body before it reads the answer."""
 
-    def __init__(self, messages_max: int, watch: ClientWatch) -> None:
+    def __init__(self, messages_max: int, watch: ClientWatch, dropping: Dropping) -> None:
         self._messages_max = messages_max
         self._watch = watch
+        self._dropping = dropping
         self._messages: deque[Any] = deque()
         self._disconnect: Any = None
         self._is_answered = False
@@ -166,6 +190,7 @@ class Inbox:
             await self._changed.wait()
         if self._is_answered:
             self._messages.clear()
+            self._dropping.record(len(message["body"]))
             message = {**message, "body": b""}
         self._messages.append(message)
         self._signal_change()
