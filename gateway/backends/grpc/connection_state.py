@@ -24,6 +24,9 @@ STREAM_WINDOW_BYTES: Final = 128 * 1024
 backend."""
 CONNECTION_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """The same for all streams together. It is given back as data arrives: no stream waits for the reader of another."""
+STREAMS_BEFORE_SETTINGS: Final = 100
+"""How many streams are opened before the other side has said how many it takes. Some servers end a connection that has
+more than they take, and none should take fewer (RFC 9113, 6.5.2)."""
 PING_BYTES: Final = 8
 LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
 REFUSED: Final = "the backend has refused the call before it looked at it (REFUSED_STREAM)"
@@ -83,7 +86,7 @@ class ConnectionState:
         self._events: list[Event] = []
         self._now = 0.0
         self._has_settings = False
-        self._streams_max = WINDOW_BYTES_MAX
+        self._streams_max = STREAMS_BEFORE_SETTINGS
         self._send_bytes = INITIAL_WINDOW_BYTES
         self._handlers = {
             frames.DATA: self._receive_data,
@@ -263,9 +266,10 @@ class ConnectionState:
         _check_is_of_connection(stream_id)
         self._budget.spend(self._now)
         if flags & frames.ACK:
-            self._headers.forbid_table()
             return
-        self._has_settings = True
+        if not self._has_settings:
+            self._has_settings = True
+            self._streams_max = WINDOW_BYTES_MAX
         for name, value in dict(frames.settings_in(payload)).items():
             self._apply_setting(name, value)
         self._output.add_reply(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))

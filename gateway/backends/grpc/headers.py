@@ -1,7 +1,8 @@
 """Header blocks: ours are encoded once, those of backends are decoded within bounds (RFC 7541). Pure.
 
 Our blocks use no dynamic table, so that the same bytes always mean the same. We ask backends to do so as well (a table
-of size 0). Then their blocks repeat byte by byte, and each different one is decoded only once.
+of size 0). Then their blocks repeat byte by byte, and each different one is decoded only once. A backend that uses a
+table all the same, up to the size that it may have at first, is understood as well.
 """
 
 from collections.abc import Iterable, Mapping
@@ -74,10 +75,6 @@ class HeaderDecoder:
     def __init__(self) -> None:
         self._decoder = Decoder(max_header_list_size=HEADER_LIST_BYTES_MAX)
         self._known: dict[bytes, Mapping[str, str]] = {}
-
-    def forbid_table(self) -> None:
-        """Records that the other side has acknowledged our setting, and so must not use a dynamic table any more."""
-        self._decoder.max_allowed_table_size = 0
 
     def decode(self, block: bytes) -> Mapping[str, str]:
         """Returns the fields by name; of several with one name the last one counts. Raises `BrokenConnection` if the
