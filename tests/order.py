@@ -1,8 +1,8 @@
 """The order in which the processes of pytest-xdist run the tests: long ones come first, spread over all of them.
 
 xdist hands each process one portion of the list, and a process that has done its own takes tests from the end of
-another one's. So each portion begins with its share of the long tests, and only short ones are left when the first process is
-done. Without xdist the tests run in the order of their files.
+another portion. So each portion begins with its share of the long tests, and only short ones are left when the first
+process is done. Without xdist the tests run in the order of their files.
 """
 
 from collections.abc import Iterator, Sequence
