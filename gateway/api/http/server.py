@@ -19,7 +19,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
 from gateway.api.http.exchange import App
-from gateway.api.http.listener.connection import Connection, Http2Service
+from gateway.api.http.listener.connection import ClientConnection, Http2Service
 from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.api.http.listener.http2 import STREAMS_MAX
@@ -62,7 +62,7 @@ class Listener:
     stop: trio.Event = field(default_factory=trio.Event)
     drop_pace: TokenBucket = field(default_factory=open_drop_pace)
     """The pace, in bytes, at which all connections together throw away the rests of refused bodies."""
-    _connections: set[Connection] = field(default_factory=set)
+    _connections: set[ClientConnection] = field(default_factory=set)
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -117,7 +117,7 @@ class Listener:
             await trio.aclose_forcefully(stream)
             return
         spoken = stream if self.tls is None else trio.SSLStream(stream, self.tls, server_side=True)
-        connection = Connection(http1, http2, spoken, write_timeout_seconds=self.settings.write_timeout_seconds)
+        connection = ClientConnection(http1, http2, spoken, write_timeout_seconds=self.settings.write_timeout_seconds)
         self._connections.add(connection)
         try:
             await connection.run()

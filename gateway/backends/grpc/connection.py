@@ -38,7 +38,7 @@ CLOSED: Final = "the gateway has closed the connection"
 HUNG_UP: Final = "the backend has closed the connection"
 
 
-class Connection:
+class BackendConnection:
     """A connection, which comes about while `run` runs. Calls may wait for that."""
 
     def __init__(self, address: Address, connect: Connect) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.backends.grpc.connection import Connection
+from gateway.backends.grpc.connection import BackendConnection
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.domain.ids import Address, ReplicaId
 
@@ -26,11 +26,11 @@ class ConnectionPool:
     def __init__(self, nursery: trio.Nursery, connect: Connect) -> None:
         self._nursery = nursery
         self._connect = connect
-        self._current: dict[ReplicaId, tuple[Address, Connection]] = {}
-        self._running: dict[ReplicaId, set[Connection]] = {}
+        self._current: dict[ReplicaId, tuple[Address, BackendConnection]] = {}
+        self._running: dict[ReplicaId, set[BackendConnection]] = {}
         """All connections of each replica, also those that only finish their calls."""
 
-    def get(self, replica_id: ReplicaId, address: Address) -> Connection:
+    def get(self, replica_id: ReplicaId, address: Address) -> BackendConnection:
         """Returns the replica's connection, which may still have to come about."""
         known = self._current.get(replica_id)
         if known is not None:
@@ -38,7 +38,7 @@ class ConnectionPool:
                 return known[1]
             if known[0] != address:
                 self._close(replica_id)
-        connection = Connection(address, self._connect)
+        connection = BackendConnection(address, self._connect)
         self._current[replica_id] = address, connection
         self._running.setdefault(replica_id, set()).add(connection)
         self._nursery.start_soon(self._run, replica_id, connection)
@@ -62,13 +62,13 @@ class ConnectionPool:
         for connection in self._running.pop(replica_id, ()):
             connection.close()
 
-    async def _run(self, replica_id: ReplicaId, connection: Connection) -> None:
+    async def _run(self, replica_id: ReplicaId, connection: BackendConnection) -> None:
         try:
             await connection.run()
         finally:
             self._forget(replica_id, connection)
 
-    def _forget(self, replica_id: ReplicaId, connection: Connection) -> None:
+    def _forget(self, replica_id: ReplicaId, connection: BackendConnection) -> None:
         running = self._running.get(replica_id, set())
         running.discard(connection)
         known = self._current.get(replica_id)

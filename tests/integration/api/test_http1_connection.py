@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from gateway.api.http.client_watch import CLIENT_WATCH
-from gateway.api.http.listener.connection import HANDSHAKE_SECONDS, Connection, Http2Service
+from gateway.api.http.listener.connection import HANDSHAKE_SECONDS, ClientConnection, Http2Service
 from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_input import UNREAD_BYTES_MAX, Http1Input
 from gateway.api.http.listener.http1_request import Http1Service
@@ -185,7 +185,7 @@ async def test_who_asks_before_it_sends_is_refused_before_it_sends() -> None:
         await client.send_all(DO.replace(b"\r\n\r\n{}", b"\r\n\r\n"))
 
 
-async def test_who_asks_before_it_sends_is_told_to_go_on_once() -> None:
+async def test_a_client_that_awaits_continue_gets_it_once() -> None:
     async with open_listener() as harness:
         client = await harness.connect()
         await client.send_all(DO.replace(b"\r\n\r\n{}", b"\r\nExpect: 100-continue\r\n\r\n"))
@@ -349,6 +349,6 @@ async def test_a_handshake_that_does_not_come_is_given_up(tmp_path: Path, autoju
     http1 = Http1Service(app, HANDSHAKE_SECONDS, speaks_http2=True, drop_pace=open_drop_pace())
     http2 = Http2Service(wrap_app(app, 0, "asgi"), Config(), WorkerContext(None), open_drop_pace())
     with silent:
-        await Connection(http1, http2, tls, write_timeout_seconds=NEVER).run()
+        await ClientConnection(http1, http2, tls, write_timeout_seconds=NEVER).run()
         assert trio.current_time() == HANDSHAKE_SECONDS
         assert await silent.recv(1) == b""

@@ -165,7 +165,7 @@ async def test_a_call_that_waits_for_its_turn_does_not_wait_for_ever() -> None:
 
 async def test_a_call_begins_when_another_one_has_ended() -> None:
     async with open_harness(streams_max=1) as harness:
-        raw, first, stream = await harness.begin()
+        raw, first, _ = await harness.begin()
         waiting = [harness.call() for _ in range(3)]
         await trio.testing.wait_all_tasks_blocked()
         for number, call in enumerate((first, *waiting)):

@@ -201,13 +201,13 @@ async def test_tls(open_server: OpenServer, tmp_path: Path) -> None:
         assert (await harness.ask("hello")).text == "5"
         assert (await harness.ask("x" * 500_000)).text == "500000"
         assert len(await harness.read("say 300 3000")) == 301
-        elsewhere = replace(
+        other_host = replace(
             harness.target,
             replica_id=ReplicaId("r2"),
             address=Address(harness.target.address.replace("localhost", "127.0.0.1")),
         )
         with pytest.raises(Unreachable, match="TLS handshake"):
-            await harness.backends.generate(elsewhere, generation("hello"), REQUEST)
+            await harness.backends.generate(other_host, generation("hello"), REQUEST)
 
 
 async def test_nobody_listens_and_then_somebody_does(open_server: OpenServer) -> None:

@@ -37,7 +37,7 @@ class Http2Service:
     """The pace at which all connections throw away the rests of refused bodies."""
 
 
-class Connection:
+class ClientConnection:
     """The connection of one client."""
 
     __slots__ = ("_http1", "_http1_service", "_http2_service", "_stream", "_write_timeout_seconds")

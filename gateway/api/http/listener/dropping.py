@@ -19,7 +19,7 @@ def open_drop_pace() -> TokenBucket:
 
 
 class Dropping:
-    """What one connection throws away."""
+    """Counts the bytes that one connection throws away."""
 
     __slots__ = ("_pace", "pause_seconds")
 

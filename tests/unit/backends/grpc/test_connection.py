@@ -182,7 +182,7 @@ async def test_what_the_network_does_not_take_is_sent_later_and_in_order() -> No
         assert [vars(each)["stream_id"] for each in harness.transport.frames(DataFrame)] == [1, 3, 5]
 
 
-async def test_a_request_that_was_not_sent_to_its_end_may_be_sent_elsewhere() -> None:
+async def test_a_request_that_was_not_sent_to_its_end_may_go_to_another_replica() -> None:
     async with open_harness() as harness:
         harness.ask("x" * 50_000)
         await harness.settle()
@@ -313,7 +313,7 @@ async def test_two_messages_are_no_unary_answer() -> None:
         assert isinstance(error, BackendFailed)
 
 
-async def test_a_backend_that_breaks_the_rules_is_told_why_and_its_calls_are_lost() -> None:
+async def test_a_backend_that_breaks_the_rules_gets_the_reason_and_its_calls_are_lost() -> None:
     async with open_harness() as harness:
         harness.ask()
         await harness.settle()

@@ -67,7 +67,7 @@ def test_a_connection_begins_with_the_preface_and_settings() -> None:
     assert vars(window)["window_increment"] == CONNECTION_WINDOW_BYTES - 65_535
 
 
-def test_a_request_is_headers_and_data_in_one_piece() -> None:
+def test_a_request_is_headers_and_data_in_one_write() -> None:
     client = Client()
     assert (client.open(), client.open()) == (1, 3)
     first, second, body, other = client.sent()
