@@ -22,7 +22,8 @@ from tests.fakes.whole_gateway import Installation, open_installation
 
 PACKAGE: Final = Path(gateway.__file__).parent
 PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
-CLIENT: Final = "backends/grpc/"
+TRANSPORTS: Final = ("api/http/listener/", "backends/grpc/")
+"""The rooms that carry bytes and decide nothing: they stand where others use a library for HTTP and one for gRPC."""
 WARM_REQUESTS: Final = 5
 ROOMS_OF_LOOPS: Final = ("composition", "control", "observability", "registry", "routing", "worker")
 LOOPS: Final = tuple(f"{PACKAGE}/{room}/" for room in ROOMS_OF_LOOPS)
@@ -41,13 +42,14 @@ class RequestPath:
     functions: frozenset[Function]
 
     @property
-    def of_client(self) -> "RequestPath":
-        """The part of the gRPC client, which stands for a library: it carries bytes, and decides nothing."""
-        return RequestPath(frozenset(each for each in self.functions if each.file.startswith(CLIENT)))
+    def of_transports(self) -> "RequestPath":
+        """The part in `TRANSPORTS`."""
+        return RequestPath(frozenset(each for each in self.functions if each.file.startswith(TRANSPORTS)))
 
     @property
-    def besides_client(self) -> "RequestPath":
-        return RequestPath(self.functions - self.of_client.functions)
+    def besides_transports(self) -> "RequestPath":
+        """The part that a reader has to follow to know what the gateway does with a request."""
+        return RequestPath(self.functions - self.of_transports.functions)
 
     @property
     def files(self) -> frozenset[str]:
@@ -117,8 +119,11 @@ def run_request_path(*, every: bool) -> None:
     with TemporaryDirectory() as folder:
         warm, cold = trio.run(measure_paths, Path(folder))
     for name, path in (("warm", warm), ("cold", cold)):
-        client = len(path.of_client.functions)
-        print(f"{name}: {len(path.functions)} functions in {len(path.files)} files, {client} of the gRPC client")
+        own, carried = path.besides_transports, path.of_transports
+        print(
+            f"{name}: {len(own.functions)} functions in {len(own.files)} files, and {len(carried.functions)} in "
+            f"{len(carried.files)} of the HTTP listener and the gRPC client"
+        )
     if every:
         for each in sorted(warm.functions):
             print(f"  {each.file} {each.name}")
