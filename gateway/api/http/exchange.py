@@ -148,22 +148,25 @@ class Exchange:
 
         The whole body has to be read before anything else: a disconnect behind unread body is never seen (pitfall 9).
         """
-        self._unread, buffer = True, BytesIO()
-        with trio.move_on_after(timeout_seconds) as scope:
-            while self._unread:
-                message = await self._next_message()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                buffer.write(message.get("body", b""))
-                if buffer.tell() > bytes_max:
-                    self._refuse_size(bytes_max)
-                charge.record_arrived(buffer.tell())
-        if scope.cancelled_caught:
-            self.closing = True
-            raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
-        if buffer.tell():
-            check_json(self.header("content-type"))
-        return buffer.getvalue()  # no copy
+        self._unread = True
+        with (
+            BytesIO() as buffer
+        ):  # A refusal empties it: the error's traceback would keep it while the rest is dropped.
+            with trio.move_on_after(timeout_seconds) as scope:
+                while self._unread:
+                    message = await self._next_message()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    buffer.write(message.get("body", b""))
+                    if buffer.tell() > bytes_max:
+                        self._refuse_size(bytes_max)
+                    charge.record_arrived(buffer.tell())
+            if scope.cancelled_caught:
+                self.closing = True
+                raise RequestTimeout(f"The request's body did not arrive within {timeout_seconds:g} s.")
+            if buffer.tell():
+                check_json(self.header("content-type"))
+            return buffer.getvalue()  # no copy
 
     async def _next_message(self) -> Message:
         message = await self._receive()

@@ -66,7 +66,7 @@ def parse_head(raw: bytes) -> Head:
     named = dict(headers)
     _check_names(headers, named, version)
     body_bytes = _body_bytes(headers, named, version)
-    options = _tokens(headers, b"connection") if b"connection" in named else ()
+    options = _connection_options(headers, named)
     if b"upgrade" in named:
         _check_upgrade(headers, method, options)
     expects = _tokens(headers, b"expect") if b"expect" in named and version == b"1.1" and body_bytes != 0 else ()
@@ -125,6 +125,8 @@ def _body_bytes(headers: Headers, named: dict[bytes, bytes], version: bytes) -> 
         return None
     if b"content-length" not in named:
         return 0
+    if len(named) == len(headers) and _LENGTH.fullmatch(named[b"content-length"]):
+        return int(named[b"content-length"])  # This is the usual case. What follows says the same, for any case.
     lengths = set(_tokens(headers, b"content-length"))
     if len(lengths) != 1:
         raise RefusedHead(BAD_REQUEST, "conflicting lengths")
@@ -160,6 +162,13 @@ def _check_upgrade(headers: Headers, method: bytes, options: tuple[bytes, ...]) 
         raise RefusedHead(BAD_REQUEST, "an upgrade to HTTP/2, which takes prior knowledge or TLS")
     if protocols == (b"websocket",) and method.upper() == b"GET" and b"upgrade" in options:
         raise RefusedHead(FORBIDDEN, "a WebSocket, which nothing here speaks")
+
+
+def _connection_options(headers: Headers, named: dict[bytes, bytes]) -> tuple[bytes, ...]:
+    usual = b"keep-alive"
+    if len(named) == len(headers) and named.get(b"connection", usual) == usual:
+        return ()  # It means nothing in HTTP/1.1, and is not granted in HTTP/1.0.
+    return _tokens(headers, b"connection")
 
 
 def _tokens(headers: Headers, wanted: bytes) -> tuple[bytes, ...]:

@@ -172,3 +172,23 @@ async def test_a_body_is_gone_once_its_handler_has_let_go_of_it() -> None:
         tracemalloc.stop()
     assert held[0] - before < MIB
     assert peak - before < 2.5 * BODY_BYTES_MAX  # the parts as they come and one buffer
+
+
+async def test_what_has_come_of_a_refused_body_is_gone_while_its_rest_is_dropped() -> None:
+    """Its charge is given back with the refusal, so others use that memory."""
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        request = AsgiRequest("POST", "/do", JSON, [], body_is_whole=False)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(request.run, build())
+            for _ in range(BODY_BYTES_MAX // MIB + 1):
+                request.deliver(bytes(MIB), more=True)
+            await request.answering.wait()
+            await wait_all_tasks_blocked()
+            held = tracemalloc.get_traced_memory()[0] - before
+            request.deliver(b"", more=False)
+    finally:
+        tracemalloc.stop()
+    assert request.status == 413
+    assert held < MIB
