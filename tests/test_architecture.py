@@ -268,7 +268,7 @@ def test_no_nursery_is_passed_around() -> None:
         "gateway.composition.services",
         "gateway.composition.session_server",
         "gateway.worker.agent",
-        "gateway.api.http.server",
+        "gateway.api.http.listener.server",
         "gateway.routing.probe_cache",
         "gateway.backends.grpc.pool",
     }

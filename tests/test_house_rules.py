@@ -35,7 +35,7 @@ NOUNS: Final = frozenset({"Bytes", "Its", "Models", "Seconds", "This", "Tokens"}
 WITHOUT_SUBJECT: Final = frozenset({"None", "Of", "That", "They", "Those", "What", "Whatever", "Which", "Who"})
 """First words of docstrings that only a reader who knows the thing already can follow."""
 REWRITTEN_SOON: Final = frozenset(
-    {"gateway.api.http.connection", "gateway.api.http.http2", "gateway.api.http.server"}
+    {"gateway.api.http.connection", "gateway.api.http.http2", "gateway.api.http.listener.server"}
     | {f"gateway.backends.{name}" for name in ("grpc_backend", "grpc_control", "grpc_probe")}
     | {f"gateway.backends.{name}" for name in ("patient_channel", "translate")}
 )

@@ -13,7 +13,7 @@ from random import Random
 
 import trio
 
-from gateway.api.http.server import Listener, ListenerSettings, open_socket
+from gateway.api.http.listener.server import Listener, ListenerSettings, open_socket
 from gateway.backends.channel_pool import Dial, dial
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.backends.grpc_control import GrpcBackendControl

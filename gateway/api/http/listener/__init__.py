@@ -1,8 +1,8 @@
-"""The connections of the listener: HTTP/1 is our own, HTTP/2 is hypercorn's.
+"""The listener: it accepts connections, and serves each by HTTP/1, which is our own, or by HTTP/2, which is hypercorn's.
 
-In reading order: `connection` (handshake and choice of the protocol), `byte_stream` (reads and bounded writes),
-`parking` (where a task waits), `dropping` (how fast refused bodies are thrown away). HTTP/1: `http1_head` (what
-is refused), `http1_parser` (bytes in, events out), `http1_input` (the task that reads), `http1_response` (the bytes of
-an answer), `http1_request` (one request as ASGI has it), `http1_connection` (the task that serves). HTTP/2: `http2`
-(limits on a client's frames) and `http2_connection`.
+In reading order: `server` (accepts connections and drains them), `connection` (handshake and choice of the protocol),
+`byte_stream` (reads and bounded writes), `parking` (where a task waits), `dropping` (how fast refused bodies are thrown
+away). HTTP/1: `http1_head` (what is refused), `http1_parser` (bytes in, events out), `http1_input` (the task that
+reads), `http1_response` (the bytes of an answer), `http1_request` (one request as ASGI has it), `http1_connection` (the
+task that serves). HTTP/2: `http2` (limits on a client's frames) and `http2_connection`.
 """
