@@ -18,7 +18,7 @@ from gateway.routing.picker import Policy, pick
 from tests.fakes.fleet import MODEL, replica, spec, view
 
 FLEETS: Final = (1, 4, 10, 100, 1_000, 10_000)
-WARM_FLEETS: Final = (1, 10, 1_000, 10_000)
+WARM_FLEETS: Final = FLEETS
 ROUNDS: Final = 5
 ROUND_SECONDS: Final = 0.05
 SLOTS: Final = 4

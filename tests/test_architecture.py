@@ -145,6 +145,8 @@ PURE: Final = (
     "frame_meter.py",
     "planner",
     "routing/picker.py",
+    "routing/load_index.py",
+    "routing/rank_order.py",
     "routing/fair_queue.py",
     "routing/rejections.py",
     "routing/silence.py",

@@ -1,7 +1,6 @@
 """Starts the services of a gateway in order, and takes it out of its fleet at the end."""
 
 from collections.abc import Collection
-from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,7 +18,7 @@ from gateway.domain.builtin_backends import refusing_backends
 from gateway.domain.ids import ReplicaId
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.resources import Requirement
-from gateway.domain.routability import build_view
+from gateway.domain.routability import ViewBuilder
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_requirement
 from gateway.registry.protocol import RegistryError
@@ -63,8 +62,8 @@ async def start_services(
     """
     shared, loops = gateway.shared, gateway.control
     config, registry = shared.config, shared.registry
-    build = partial(build_view, refusing=_refusing_backends(config))
-    await services.start(run_snapshot_watcher, registry, shared.views, build)
+    builder = ViewBuilder(refusing=_refusing_backends(config))
+    await services.start(run_snapshot_watcher, registry, shared.views, builder.build)
     services.start_soon(_run_view_changes, gateway)
     await services.start(loops.sync.run)
     _refuse_other_fleet(gateway)
@@ -89,6 +88,9 @@ async def _run_view_changes(gateway: Gateway) -> None:
     keepers = _keepers(gateway)
     view = shared.views.current
     while True:
+        for _ in gateway.routing.admission.prepare_view():
+            await trio.lowlevel.checkpoint()
+        view = shared.views.current
         gateway.routing.admission.apply_view_change()
         for keeper in keepers:
             keeper.keep_only(view.state.replicas)

@@ -1,16 +1,26 @@
 """Decides which replicas may take a request, and which may soon: one predicate each for every path that asks (R11, R12,
-A8). Pure."""
+A8). Pure.
 
-from collections.abc import Callable, Container, Mapping
+`build_view` applies it to all replicas of a state, and `ViewBuilder` to those that have changed since the last state.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import compress
+from operator import attrgetter, eq, is_not
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, TypeVar
 
 from gateway.domain.builtin_backends import REFUSING
 from gateway.domain.cluster import EMPTY_STATE, ClusterState, Node, NodeStatus, Progress, Replica
 from gateway.domain.ids import Address, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
+
+Key = TypeVar("Key", bound=str)
+Row = TypeVar("Row")
+_BY_ID: Final = attrgetter("replica_id")
 
 ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
 """Returns how far the load of a replica is, or None if this gateway knows nothing of it."""
@@ -44,6 +54,7 @@ class FleetView:
 
     state: ClusterState
     candidates: Mapping[ModelName, tuple[Candidate, ...]]
+    """In the order of their ids. No model has none."""
 
 
 def why_not_routable(
@@ -69,10 +80,13 @@ def why_not_routable(
 def newest_serving(state: ClusterState) -> frozenset[ModelName]:
     """Returns the surge-rollout models with a ready replica of the current revision. Older replicas of these models get
     no more traffic; until then they do (A8)."""
-    return frozenset(
-        replica.model
-        for replica in state.replicas.values()
-        if (spec := state.models.get(replica.model)) is not None
+    return frozenset(replica.model for replica in state.replicas.values() if _serves_newest(replica, state))
+
+
+def _serves_newest(replica: Replica, state: ClusterState) -> bool:
+    spec = state.models.get(replica.model)
+    return (
+        spec is not None
         and spec.rollout == "surge"
         and replica.revision == spec.revision
         and why_not_routable(replica, state.nodes.get(replica.node_id), spec) is None
@@ -87,15 +101,24 @@ def matches_selector(node: Node, spec: ModelSpec) -> bool:
 def build_view(state: ClusterState, refusing: Container[str] = REFUSING) -> FleetView:
     """Returns the view of a state. `refusing` names the backends whose processes refuse calls themselves."""
     found: dict[ModelName, list[Candidate]] = {}
-    newest = newest_serving(state)
-    for replica in state.replicas.values():
+    for candidate in _routable(state.replicas.values(), state, refusing, newest_serving(state)):
+        found.setdefault(candidate.model, []).append(candidate)
+    return FleetView(state, MappingProxyType({model: _ordered(several) for model, several in found.items()}))
+
+
+def _routable(
+    replicas: Iterable[Replica], state: ClusterState, refusing: Container[str], newest: Container[ModelName]
+) -> Iterator[Candidate]:
+    for replica in replicas:
         node = state.nodes.get(replica.node_id)
         if why_not_routable(replica, node, state.models.get(replica.model), newest) is None:
             assert node is not None  # noqa: S101 - both follow from being routable
             assert replica.address is not None  # noqa: S101
-            spec = state.models[replica.model]
-            found.setdefault(replica.model, []).append(_candidate(replica, node, spec, replica.address, refusing))
-    return FleetView(state, MappingProxyType({model: tuple(several) for model, several in found.items()}))
+            yield _candidate(replica, node, state.models[replica.model], replica.address, refusing)
+
+
+def _ordered(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(sorted(candidates, key=_BY_ID))
 
 
 def _candidate(replica: Replica, node: Node, spec: ModelSpec, address: Address, refusing: Container[str]) -> Candidate:
@@ -166,3 +189,81 @@ def _progress_text(progress: Progress | None) -> dict[str, object]:
 
 
 EMPTY_VIEW: Final = build_view(EMPTY_STATE)
+
+
+class ViewBuilder:
+    """Builds the views of successive states. Each takes over what has not changed from the one before.
+
+    The rows of two states are compared by identity, because a registry returns the same object for an unchanged row.
+    What has changed is looked at as `build_view` does, and the models that it does not concern keep their candidates.
+    """
+
+    def __init__(self, refusing: Container[str] = REFUSING) -> None:
+        """`refusing`: see `build_view`."""
+        self._refusing = refusing
+        self._last = EMPTY_VIEW
+
+    def build(self, state: ClusterState) -> FleetView:
+        """Returns the view of `state`: the same as `build_view` returns."""
+        before = self._last.state
+        models = _changed(before.models, state.models)
+        changed = _changed_by_model(before, state)
+        # In a surge rollout, a replica depends on the others of its model: see `newest_serving`.
+        surges = {each for each in changed if (spec := state.models.get(each)) is not None and spec.rollout == "surge"}
+        whole = models | surges
+        found = dict(self._last.candidates)
+        for model, replicas in _replicas_of(whole, state).items():
+            newest = (model,) if any(_serves_newest(each, state) for each in replicas) else ()
+            found[model] = _ordered(_routable(replicas, state, self._refusing, newest))
+        for model in changed.keys() - whole:
+            rows = [
+                row for each in changed[model] if (row := state.replicas.get(each)) is not None and row.model == model
+            ]
+            came = _routable(rows, state, self._refusing, ())
+            found[model] = _patched(found.get(model, ()), changed[model], came)
+        self._last = FleetView(state, MappingProxyType({model: several for model, several in found.items() if several}))
+        return self._last
+
+
+def _patched(
+    before: Sequence[Candidate], gone: Iterable[ReplicaId], came: Iterable[Candidate]
+) -> tuple[Candidate, ...]:
+    """Returns the candidates without those that are gone and with those that came. Both may be of one replica."""
+    candidates = list(before)
+    for replica_id in gone:
+        place = bisect_left(candidates, replica_id, key=_BY_ID)
+        if place < len(candidates) and candidates[place].replica_id == replica_id:
+            del candidates[place]
+    for candidate in came:
+        insort(candidates, candidate, key=_BY_ID)
+    return tuple(candidates)
+
+
+def _changed(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> Set[Key]:
+    """Returns the keys of the rows that came, went or changed."""
+    if len(before) == len(after) and all(map(eq, before, after)):
+        return frozenset(compress(after, map(is_not, before.values(), after.values())))
+    return before.keys() - after.keys() | {key for key, row in after.items() if before.get(key) is not row}
+
+
+def _changed_by_model(before: ClusterState, after: ClusterState) -> dict[ModelName, set[ReplicaId]]:
+    """Returns the replicas of each model that came, went or changed, or whose node did."""
+    found: dict[ModelName, set[ReplicaId]] = {}
+    for replica_id in _changed(before.replicas, after.replicas):
+        for replica in (before.replicas.get(replica_id), after.replicas.get(replica_id)):
+            if replica is not None:
+                found.setdefault(replica.model, set()).add(replica_id)
+    if nodes := _changed(before.nodes, after.nodes):
+        for replica in after.replicas.values():
+            if replica.node_id in nodes:
+                found.setdefault(replica.model, set()).add(replica.id)
+    return found
+
+
+def _replicas_of(models: Iterable[ModelName], state: ClusterState) -> dict[ModelName, list[Replica]]:
+    found: dict[ModelName, list[Replica]] = {model: [] for model in models}
+    if found:
+        for replica in state.replicas.values():
+            if replica.model in found:
+                found[replica.model].append(replica)
+    return found

@@ -2,7 +2,8 @@
 
 In reading order: `router` (carries one request), `pending_request` (its place and what it has tried), `admission`
 over `fair_queue` (who gets the next free slot), `attempt` (what each call teaches), `picker` (which replica, pure),
-`load_tracker` (the leases: who uses what), `probe_cache` (what is known of replicas' lives), `open_calls`, `silence`
-and `call_watch` (calls that nobody answers), `peer_fairness` (older requests at other gateways), `reservation`
-(strict mode), `rejections` (what a waiting request is told), `decisions` (why).
+`load_index` over `rank_order` (the same without a look at each replica), `load_tracker` (the leases: who uses what),
+`probe_cache` (what is known of replicas' lives), `open_calls`, `silence` and `call_watch` (calls that nobody answers),
+`peer_fairness` (older requests at other gateways), `reservation` (strict mode), `rejections` (the answer to a request
+that is not served), `decisions` (why).
 """

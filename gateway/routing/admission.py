@@ -8,7 +8,7 @@ This file is longer than others because waiting, binding and waking share every 
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -24,6 +24,7 @@ from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate, FleetView, newest_serving, why_not_routable
 from gateway.routing.decisions import AttemptRecord, DecisionLog
 from gateway.routing.fair_queue import FairQueue
+from gateway.routing.load_index import ModelIndex
 from gateway.routing.load_tracker import FOREVER, NEVER, Lease, LoadTracker, Peers
 from gateway.routing.peer_fairness import RemoteQueue, SlotDeferral
 from gateway.routing.pending_request import PendingRequest
@@ -36,6 +37,9 @@ times as long."""
 GUESSES_MAX: Final = 32
 """The number of guesses per model and longest pause between retries. A guess asks a replica that peers say is full. A
 small fleet may guess everywhere; in a large one the refused calls must not become the main traffic."""
+
+LOOK_AT_EACH_MAX: Final = 10
+"""Up to so many candidates, a look at each costs less than to keep an index of them up to date."""
 
 
 @dataclass(frozen=True)
@@ -183,7 +187,8 @@ class Admission:
             await request.wake.wait()
 
     def _give_up_at(self, request: PendingRequest) -> float:
-        loaded = any(self._candidates(request))
+        candidates = self._view().candidates.get(request.model, ())
+        loaded = any(each.replica_id not in request.excluded for each in candidates)
         limit = self._limits.queue_timeout_seconds if loaded else self._limits.load_wait_seconds
         return request.since + limit
 
@@ -194,14 +199,12 @@ class Admission:
         """
         if not self._queues[request.model].is_first(request):
             return FOREVER
-        now, candidates = trio.current_time(), self._view().candidates.get(request.model, ())
-        guess_at = self._guess_at.get(request.model, NEVER)
-        tracked = [self.loads.load_of(candidate.replica_id) for candidate in candidates]
-        full = (self.loads.ask_at(candidate, guess_at) for candidate in candidates)
+        now = trio.current_time()
+        index, guess_at = self._index(request.model, now), self._guess_at.get(request.model, NEVER)
         # This holds also while the refused lease still ends, because its end wakes only requests that it gives a slot.
-        retry_times = (at for load in tracked for at in (load.full_until, load.suspect_until))
-        deferred = self._deferral.deferred_until(request.model)
-        return min((at for at in (*full, *retry_times, *deferred) if at > now), default=FOREVER)
+        guesses = (guess_at,) if index.doubtful else ()
+        times = (index.next_change_at(), *guesses, *self._deferral.deferred_until(request.model))
+        return min((at for at in times if at > now), default=FOREVER)
 
     def record_refusal(self, request: PendingRequest, lease: Lease) -> None:
         """Records that the replica said "no free slot". That is no failure: it is asked again a little later, or when a
@@ -221,7 +224,8 @@ class Admission:
 
     def _record_free(self, model: ModelName, slots: int = 1) -> None:
         if model in self._deferral.queues:
-            self._deferral.record_free(model, slots, self._free_slots(model), trio.current_time())
+            now = trio.current_time()
+            self._deferral.record_free(model, slots, self._index(model, now).free_slots, now)
         if model in self._queues:
             self._serve_freed(model)
 
@@ -239,17 +243,18 @@ class Admission:
         replica."""
         self._serve(model)
         if (queue := self._queues.get(model)) is not None and (
-            model in self._deferral.ends or self._some_are_suspect(model)
+            model in self._deferral.ends or self._index(model, trio.current_time()).suspects
         ):
             for first in queue.firsts():
                 first.wake.set()
 
-    def _some_are_suspect(self, model: ModelName) -> bool:
-        now, candidates = trio.current_time(), self._view().candidates.get(model, ())
-        return any(self.loads.load_of(candidate.replica_id).penalties(now) for candidate in candidates)
+    def prepare_view(self) -> Iterator[None]:
+        """Makes the view ready for picks in parts of a millisecond: see `LoadIndex.prepare`."""
+        return self.loads.index.prepare(self._view().candidates, trio.current_time)
 
     def apply_view_change(self) -> None:
         """Looks at every waiting request again; called after each change of the view."""
+        self.loads.index.keep_only(self._view().state.models)
         for model in tuple(self._queues):
             self._serve(model)
             for request in self._queues.get(model, ()):
@@ -284,49 +289,49 @@ class Admission:
     #
     # A replica that has failed lately comes behind all others, also behind full ones: requests wait for those.
     def _bind(self, request: PendingRequest) -> Lease | None:
-        now, candidates = trio.current_time(), self._candidates(request)
-        policy = SEVERAL if self.loads.peers.has_peers else ALONE
-        choice = pick(candidates, self.loads.load_of, now, self._rng, policy)
+        now, model = trio.current_time(), request.model
+        choice = self._pick(model, request.excluded, now)
         if choice is None:
             return None
         if choice.has_free_slot:
             if request.model in self._deferral.ends and self._is_deferred(request, now):
                 return None
         else:
-            guess = self._guess(request.model, candidates, now)
+            guess = self._guess(self._index(model, now), request, now)
             if guess is None:
                 return None
             choice = guess.among(choice)
         lease = self.loads.lease(choice.candidate, request.origin, now)
-        request.decision.attempts.append(AttemptRecord(choice.candidate, choice.considered, now))
+        request.decision.attempts.append(AttemptRecord(choice.candidate, choice, now))
         return lease
+
+    def _pick(self, model: ModelName, excluded: Collection[ReplicaId], now: float) -> Choice | None:
+        candidates = self._view().candidates.get(model, ())
+        policy = SEVERAL if self.loads.peers.has_peers else ALONE
+        if len(candidates) <= LOOK_AT_EACH_MAX and not excluded:
+            return pick(candidates, self.loads.load_of, now, self._rng, policy)
+        return self._index(model, now).pick(self._rng, policy, excluded)
 
     def _is_deferred(self, request: PendingRequest, now: float) -> bool:
         """Returns whether all slots that are free now are left to older requests at other gateways."""
         firsts = self._queues[request.model].firsts() if request.model in self._queues else ()
         oldest = min((first.since for first in firsts), default=request.since)
-        free = self._free_slots(request.model)
+        free = self._index(request.model, now).free_slots
         deferred = self._deferral.deferred_slots(request.model, min(oldest, request.since), free, now)
         return deferred > 0 and free <= deferred
 
-    def _free_slots(self, model: ModelName) -> int:
-        now, candidates = trio.current_time(), self._view().candidates.get(model, ())
-        return sum(self.loads.free_slots(candidate, now) for candidate in candidates)
-
-    def _guess(self, model: ModelName, candidates: Sequence[Candidate], now: float) -> Choice | None:
+    def _guess(self, index: ModelIndex, request: PendingRequest, now: float) -> Choice | None:
         """Returns the replica that was asked longest ago, of those that are full only according to peers.
 
         A slot freed since would stay idle until the peers publish again, and the replica knows better.
         """
-        guess_at = self._guess_at.get(model, NEVER)
+        guess_at = self._guess_at.get(request.model, NEVER)
         if now < guess_at:
             return None
-        loads = self.loads
-        doubtful = [each for each in candidates if loads.is_doubtful(each) and loads.ask_at(each, guess_at) <= now]
-        choice = pick(doubtful, self.loads.load_of, now, self._rng)
+        choice = index.guess(self._rng, request.excluded)
         if choice is not None:
             period = self._limits.retry_interval_seconds * RETRY_BACKOFF_MAX
-            self._guess_at[model] = max(guess_at, now - period) + period / GUESSES_MAX
+            self._guess_at[request.model] = max(guess_at, now - period) + period / GUESSES_MAX
         return choice
 
     def explain(self, model: ModelName) -> tuple[Candidate | None, tuple[Considered, ...], float]:
@@ -334,9 +339,7 @@ class Admission:
         view, now = self._view(), trio.current_time()
         if model not in view.state.models:
             raise ModelNotFound(model)
-        candidates = view.candidates.get(model, ())
-        policy = SEVERAL if self.loads.peers.has_peers else ALONE
-        choice = pick(candidates, self.loads.load_of, now, self._rng, policy)
+        choice = self._pick(model, (), now)
         if choice is None:
             return None, (), now
         return choice.candidate if choice.has_free_slot else None, choice.considered, now
@@ -352,11 +355,8 @@ class Admission:
         }
         return {replica_id: reason for replica_id, reason in reasons.items() if reason is not None}
 
-    def _candidates(self, request: PendingRequest) -> tuple[Candidate, ...]:
-        candidates = self._view().candidates.get(request.model, ())
-        if not request.excluded:
-            return candidates
-        return tuple(each for each in candidates if each.replica_id not in request.excluded)
+    def _index(self, model: ModelName, now: float) -> ModelIndex:
+        return self.loads.index.of(model, self._view().candidates.get(model, ()), now)
 
     def _check_can_serve(self, request: PendingRequest) -> None:
         error: GatewayError | None = immediate_rejection(self._view(), request.model, self._wall_clock())

@@ -1,6 +1,6 @@
 """Records why requests went where they went, in a ring of recent decisions. Recording is as cheap as deciding.
 
-A pick stores only the numbers that it compared. `describe` makes sentences of them when somebody asks.
+A pick stores only the numbers that it compared. `describe` makes a table and sentences of them when somebody asks.
 """
 
 from collections import OrderedDict
@@ -14,7 +14,16 @@ import trio
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
 from gateway.domain.inference import Origin
 from gateway.domain.routability import Candidate
-from gateway.routing.picker import ALONE, CANDIDATES_KEPT, Considered, LoadView, Policy, consider, why_not_chosen
+from gateway.routing.picker import (
+    ALONE,
+    CANDIDATES_KEPT,
+    Choice,
+    Considered,
+    LoadView,
+    Policy,
+    consider,
+    why_not_chosen,
+)
 
 DECISIONS_KEPT: Final = 1024
 CHANCE: Final = Random(0)  # noqa: S311 - only ties depend on it, and those are told as chance
@@ -25,7 +34,8 @@ class AttemptRecord:
     """The record of one lease of a request, from the pick to its end."""
 
     chosen: Candidate
-    considered: tuple[Considered, ...]
+    choice: Choice
+    """The pick. If the registry has moved the lease since, `considered_then` has the numbers that count."""
     picked_at: float
     """When the replica was picked (Trio's clock, seconds)."""
     registry: str | None = None
@@ -36,10 +46,18 @@ class AttemptRecord:
     """One of `running`, `served`, `left` (by the client), `failed`, or the cause of a retry."""
     ended_at: float | None = None
 
+    considered_then: tuple[Considered, ...] | None = None
+    """The numbers of the candidates when the lease was moved. None if it was not."""
+
+    @property
+    def considered(self) -> tuple[Considered, ...]:
+        """The numbers that were compared. They are computed here, because nobody asks for most of them."""
+        return self.choice.considered if self.considered_then is None else self.considered_then
+
     def move(self, chosen: Candidate, considered: tuple[Considered, ...]) -> None:
         """Records that the registry has moved the lease to another replica."""
         self.registry = f"moved from {self.chosen.replica_id}"
-        self.chosen, self.considered = chosen, considered
+        self.chosen, self.considered_then = chosen, considered
 
     def end(self, outcome: str) -> None:
         """Records the outcome of the lease (see `outcome`) and that it ended now (Trio's clock, seconds)."""

@@ -8,7 +8,7 @@ This file is longer than others because leases, penalties and the leases of peer
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from types import TracebackType
@@ -22,6 +22,7 @@ from gateway.domain.inference import Origin
 from gateway.domain.pacing import doubled_seconds
 from gateway.domain.routability import Candidate
 from gateway.routing.fair_queue import Share
+from gateway.routing.load_index import LoadIndex
 
 NEVER: Final = float("-inf")
 FOREVER: Final = float("inf")
@@ -90,7 +91,7 @@ class NoPeers:
 
 @dataclass
 class ReplicaLoad:
-    """The load of one replica, as the picker reads it."""
+    """The load of one replica, as the picker reads it. Who changes one gets it from `LoadTracker.change`."""
 
     leases: set[Lease] = field(default_factory=set)
     at_peers: int = 0
@@ -114,10 +115,11 @@ class ReplicaLoad:
         """The number of leases on the replica, here and at peers as far as they have published them."""
         return len(self.leases) + self.at_peers
 
-    @property
-    def suspect_until(self) -> float:
-        """The time at which its last penalty ends."""
-        return max(self.expiries, default=NEVER)
+    def changes_at(self, now: float) -> float:
+        """Returns the time at which the next penalty ends, or the replica is no longer full or busy."""
+        if self.full_until <= now and self.busy_until <= now and not self.expiries:
+            return FOREVER
+        return min((at for at in (self.full_until, self.busy_until, *self.expiries) if at > now), default=FOREVER)
 
     def penalties(self, now: float) -> int:
         """Returns the number of recent failures that still count as load at `now`, and forgets those that have
@@ -163,6 +165,11 @@ class LoadTracker:
         self._loads = defaultdict[ReplicaId, ReplicaLoad](ReplicaLoad)
         self.load_of: Callable[[ReplicaId], ReplicaLoad] = self._loads.__getitem__
         """Returns the load of a replica. A new replica gets an empty one."""
+        self._in_use: dict[ReplicaId, ReplicaLoad] = {}
+        """The loads with open leases of this gateway."""
+        self._held: dict[tuple[ModelName, str], set[Lease]] = {}
+        """The open leases of each model and caller."""
+        self.index = LoadIndex(self)
         self._at_peers: Mapping[ReplicaId, int] = {}
         self.is_strict = strict
         self.peers = peers or NoPeers()
@@ -174,26 +181,43 @@ class LoadTracker:
         """The number of the last lease of each model and caller, counted over all leases. Callers are keys of the
         configuration."""
 
+    def change(self, replica_id: ReplicaId) -> ReplicaLoad:
+        """Returns the load of the replica, which is about to change: the index files it anew before it is read."""
+        self.index.changed.add(replica_id)
+        return self.load_of(replica_id)
+
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease. The scope that takes it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
-        self.load_of(candidate.replica_id).leases.add(lease)
-        self._turns[candidate.model, origin.caller] = next(self._turn)
+        load = self._in_use[candidate.replica_id] = self.change(candidate.replica_id)
+        load.leases.add(lease)
+        key = candidate.model, origin.caller
+        self._turns[key] = next(self._turn)
+        self._held.setdefault(key, set()).add(lease)
         if not self.is_strict:
             self.confirm(lease, now)
         return lease
 
+    def _take_off(self, lease: Lease) -> ReplicaLoad:
+        replica_id = lease.candidate.replica_id
+        load = self.change(replica_id)
+        load.leases.discard(lease)
+        if not load.leases:
+            self._in_use.pop(replica_id, None)
+        return load
+
     def confirm(self, lease: Lease, now: float) -> None:
         """Confirms that the lease is for this replica. From now on peers count it."""
         lease.confirmed = True
-        self.load_of(lease.candidate.replica_id).last_used = now
+        self.change(lease.candidate.replica_id).last_used = now
         if self.peers.has_peers:
             self.peers.report_leases()
 
     def move(self, lease: Lease, candidate: Candidate) -> None:
         """Moves the lease to another replica of the model."""
-        self.load_of(lease.candidate.replica_id).leases.discard(lease)
-        self.load_of(candidate.replica_id).leases.add(lease)
+        self._take_off(lease)
+        load = self._in_use[candidate.replica_id] = self.change(candidate.replica_id)
+        load.leases.add(lease)
         lease.candidate = candidate
         self._on_release(candidate.model)
 
@@ -201,13 +225,13 @@ class LoadTracker:
         """Records that none of the candidates has a free slot. Each counts as full until `until`, or until a lease on
         it ends."""
         for candidate in candidates:
-            load = self.load_of(candidate.replica_id)
+            load = self.change(candidate.replica_id)
             load.full_until, load.refusals = max(load.full_until, until), max(load.refusals, refusals)
 
     def _end(self, lease: Lease) -> None:
-        load = self.load_of(lease.candidate.replica_id)
-        load.leases.discard(lease)
+        load = self._take_off(lease)
         load.ended_at = self._clock()
+        self._held[lease.candidate.model, lease.origin.caller].discard(lease)
         if lease.confirmed and self.peers.has_peers:
             self.peers.report_leases()
         if lease.refused:
@@ -223,53 +247,33 @@ class LoadTracker:
         load = self._loads.get(replica_id)
         return sum(lease.called for lease in load.leases) + load.at_peers if load is not None else 0
 
-    def share_of(self, model: ModelName, candidates: tuple[Candidate, ...], caller: str) -> Share:
+    def share_of(self, model: ModelName, candidates: Sequence[Candidate], caller: str) -> Share:
         """Returns the share of `caller` in `model`, whose replicas are `candidates`."""
-        loads = (self._loads.get(candidate.replica_id) for candidate in candidates)
-        held = sum(lease.origin.caller == caller for load in loads if load is not None for lease in load.leases)
-        return Share(held, self._turns.get((model, caller), 0))
+        left, key = self.index.of(model, candidates, self._clock()).left, (model, caller)
+        on_left = sum(lease.origin.caller == caller for each in left for lease in self.load_of(each).leases)
+        return Share(len(self._held.get(key, ())) - on_left, self._turns.get(key, 0))
 
     def is_doubtful(self, candidate: Candidate) -> bool:
         """Returns whether the replica is full only according to peers. The replica itself knows better."""
         load = self.load_of(candidate.replica_id)
         return candidate.refuses_when_full and len(load.leases) < candidate.slots <= load.open_leases
 
-    def free_slots(self, candidate: Candidate, now: float) -> int:
-        """Returns the number of slots that requests could get now."""
-        load = self.load_of(candidate.replica_id)
-        if now < load.full_until or load.penalties(now):
-            return 0
-        return max(0, candidate.slots - load.open_leases)
-
-    def ask_at(self, candidate: Candidate, guess_at: float) -> float:
-        """Returns the time from which on the replica may be asked: it has a free slot, or a guess that it has one is
-        allowed from `guess_at` on.
-
-        Only the counts of peers can be doubted, and only if the replica refuses calls when it is full.
-        """
-        load = self.load_of(candidate.replica_id)
-        if load.open_leases < candidate.slots:
-            return load.full_until
-        if self.is_doubtful(candidate):
-            return max(guess_at, load.full_until)
-        return FOREVER
-
     def record_full(self, lease: Lease, until: float) -> None:
         """Records that the replica refused because it is full. It counts as full until `until`, or until another lease
         on it ends here."""
         lease.refused = True
-        load = self.load_of(lease.candidate.replica_id)
+        load = self.change(lease.candidate.replica_id)
         load.full_until = until
         load.refusals += 1
 
     def record_busy(self, replica_id: ReplicaId, until: float) -> None:
         """Records that the replica did not answer a probe. Until `until` other replicas are preferred."""
-        self.load_of(replica_id).busy_until = until
+        self.change(replica_id).busy_until = until
 
     def record_failure(self, replica_id: ReplicaId, now: float) -> None:
         """Records a failed call. It counts as load on the replica for 1 s, doubled with each failure in a row, at most
         60 s."""
-        load = self.load_of(replica_id)
+        load = self.change(replica_id)
         seconds = doubled_seconds(PENALTY_FIRST_SECONDS, load.failures, PENALTY_MAX_SECONDS)
         load.failures += 1
         load.expiries.append(now + seconds)
@@ -280,9 +284,10 @@ class LoadTracker:
         load = self.load_of(candidate.replica_id)
         load.last_contact_at = self._clock()
         load.failures = load.refusals = 0
-        load.busy_until = NEVER
+        if load.busy_until > NEVER:
+            self.change(candidate.replica_id).busy_until = NEVER
         if load.expiries:
-            load.expiries = []
+            self.change(candidate.replica_id).expiries = []
             self._on_release(candidate.model)
 
     def keep_only(self, known: Container[ReplicaId]) -> None:
@@ -292,12 +297,13 @@ class LoadTracker:
         """
         for replica_id in [each for each, load in self._loads.items() if each not in known and not load.open_leases]:
             del self._loads[replica_id]
+        self.index.changed &= self._loads.keys()
 
     def published(self) -> dict[ReplicaId, int]:
         """Returns the number of leases that peers have to count for each replica that has any. A lease counts while its
         probe is pending, but not before it is confirmed (strict mode)."""
         counts = (
-            (replica_id, sum(lease.confirmed for lease in load.leases)) for replica_id, load in self._loads.items()
+            (replica_id, sum(lease.confirmed for lease in load.leases)) for replica_id, load in self._in_use.items()
         )
         return {replica_id: open_leases for replica_id, open_leases in counts if open_leases}
 
@@ -321,7 +327,7 @@ class LoadTracker:
             self._on_peers_changed({each: self._set_at_peers(each, at_peers.get(each, 0)) for each in changed})
 
     def _set_at_peers(self, replica_id: ReplicaId, open_leases: int) -> int:
-        load = self.load_of(replica_id)
+        load = self.change(replica_id)
         change, load.at_peers = open_leases - load.at_peers, open_leases
         if change < 0:
             load.full_until, load.refusals = NEVER, 0
@@ -335,11 +341,11 @@ class LoadTracker:
     def statistics(self) -> LoadStatistics:
         """Counts the open leases of this gateway by replica and by model, and failures in a row by replica."""
         by_model: dict[ModelName, int] = {}
-        for load in self._loads.values():
-            for lease in load.leases:
-                by_model[lease.candidate.model] = by_model.get(lease.candidate.model, 0) + 1
+        for (model, _), leases in self._held.items():
+            if leases:
+                by_model[model] = by_model.get(model, 0) + len(leases)
         return LoadStatistics(
-            {replica_id: len(load.leases) for replica_id, load in self._loads.items() if load.leases},
+            {replica_id: len(load.leases) for replica_id, load in self._in_use.items()},
             by_model,
             {replica_id: load.failures for replica_id, load in self._loads.items() if load.failures},
         )

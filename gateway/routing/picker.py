@@ -1,4 +1,8 @@
-"""The only routing policy: it decides which candidate serves the next request, and why. Pure."""
+"""The only routing policy: it decides which candidate serves the next request, and why. Pure.
+
+`pick` defines the order by looking at each candidate. Requests for a model with many replicas get its answer from
+`load_index`, at the same cost in a fleet of any size.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -93,22 +97,6 @@ class Considered(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The best candidate for a request, and whether it has a free slot."""
-
-    candidate: Candidate
-    has_free_slot: bool
-    """Whether the candidate has a free slot. If not, all have none, and it is the best of them."""
-    considered: tuple[Considered, ...] = field(default=(), compare=False)
-    """The numbers that were compared, of the chosen one, which comes first, and of the first others."""
-
-    def among(self, all_of_them: "Choice") -> "Choice":
-        """Returns this choice from a part of the candidates with what was compared of all of them."""
-        others = [each for each in all_of_them.considered if each.candidate != self.candidate]
-        return replace(self, considered=(*self.considered[:1], *others[: CANDIDATES_KEPT - 1]))
-
-
-@dataclass(frozen=True, slots=True)
 class Policy:
     """The settings that change the order."""
 
@@ -121,6 +109,36 @@ ALONE: Final = Policy()
 """The policy of a gateway without peers."""
 SEVERAL: Final = Policy(tie_break_by_chance=True)
 """The policy of each gateway of a fleet."""
+
+
+@dataclass(slots=True)
+class Choice:
+    """The best candidate for a request, with what it was compared with."""
+
+    candidate: Candidate
+    has_free_slot: bool
+    """False: it is the best of those that are all taken."""
+    ranked: Ranked
+    kept: Sequence[Ranked] = field(default=(), compare=False, repr=False)
+    """The first candidates, in their order."""
+    policy: Policy = field(default=ALONE, compare=False)
+    others: Sequence[Considered] | None = field(default=None, compare=False, repr=False)
+    """The other candidates, if they were not compared in this pick."""
+
+    @property
+    def considered(self) -> tuple[Considered, ...]:
+        """The numbers that were compared, of the chosen one, which comes first, and of the first others. Of two
+        whose ranks are the same, chance has preferred the chosen one."""
+        others = self.others
+        if others is None:
+            late = 1.0 if self.policy.tie_break_by_chance else 0.0
+            others = [Considered(*each, late, 1.0) for each in self.kept if each is not self.ranked]
+        return (Considered(*self.ranked, 0.0, 0.0), *others[: CANDIDATES_KEPT - 1])
+
+    def among(self, all_of_them: "Choice") -> "Choice":
+        """Returns this choice from a part of the candidates with what was compared of all of them."""
+        others = [each for each in all_of_them.considered if each.candidate != self.candidate]
+        return replace(self, others=others)
 
 
 def pick(
@@ -140,7 +158,7 @@ def pick(
     tied: list[Ranked] = []
     best: tuple[float, ...] = ()
     for candidate in candidates:
-        ranked = candidate, _rank(candidate, load_of(candidate.replica_id), now)
+        ranked = candidate, rank_of(candidate, load_of(candidate.replica_id), now)
         rank = ranked[1][:decisive]
         if len(kept) < CANDIDATES_KEPT:
             kept.append(ranked)
@@ -151,20 +169,12 @@ def pick(
     if not tied:
         return None
     chosen = tied[0] if len(tied) == 1 else rng.choice(tied)
-    return Choice(chosen[0], not best[1], _considered(chosen, kept, policy))
+    return Choice(chosen[0], not best[1], chosen, kept, policy)
 
 
-def _considered(chosen: Ranked, kept: Sequence[Ranked], policy: Policy) -> tuple[Considered, ...]:
-    """Returns the candidates that the decision keeps, the chosen one first. Of two with equal ranks, chance has
-    preferred the chosen one."""
-    others = [each for each in kept if each is not chosen][: CANDIDATES_KEPT - 1]
-    late = 1.0 if policy.tie_break_by_chance else 0.0
-    return (Considered(*chosen, 0.0, 0.0), *[Considered(*each, late, 1.0) for each in others])
-
-
-def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
-    """Returns a plain tuple, because a named one takes as long as all the rest, and every candidate of every pick needs
-    one."""
+def rank_of(candidate: Candidate, load: LoadView, now: float) -> Rank:
+    """Returns what is compared of the candidate at `now`. It is a plain tuple, because a named one takes as long as all
+    the rest."""
     in_use, penalties = load.open_leases, load.penalties(now)
     return (
         penalties > 0,
@@ -179,7 +189,7 @@ def _rank(candidate: Candidate, load: LoadView, now: float) -> Rank:
 def consider(candidate: Candidate, load: LoadView, now: float, rng: Random, policy: Policy = ALONE) -> Considered:
     """Returns how the candidate stands in a pick at `now`; `rng` draws what breaks ties."""
     chance_first = rng.random() if policy.tie_break_by_chance else 0.0
-    return Considered(candidate, _rank(candidate, load, now), chance_first, rng.random())
+    return Considered(candidate, rank_of(candidate, load, now), chance_first, rng.random())
 
 
 def why_not_chosen(score: Score, winner: Score) -> str:

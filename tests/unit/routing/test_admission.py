@@ -470,7 +470,7 @@ async def test_a_replica_that_only_others_fill_is_asked_when_none_is_free(
 ) -> None:
     """What they published may be over."""
     harness = RoutingHarness(replica("a", parallel=1))
-    harness.loads.load_of(replica("a").id).at_peers = 1
+    harness.loads.change(replica("a").id).at_peers = 1
     with await harness.lease() as lease:
         assert lease.candidate.replica_id == "a"
 
@@ -479,7 +479,7 @@ async def test_a_replica_that_would_not_refuse_is_not_put_to_that_test(autojump_
     harness = RoutingHarness(replica("a", parallel=1))
     [candidate] = harness.view.candidates[MODEL]
     harness.view = FleetView(harness.view.state, {MODEL: (replace(candidate, refuses_when_full=False),)})
-    harness.loads.load_of(candidate.replica_id).at_peers = 1
+    harness.loads.change(candidate.replica_id).at_peers = 1
     with pytest.raises(Overloaded):
         await harness.lease()
 
@@ -490,7 +490,7 @@ async def test_guesses_begin_with_the_replica_asked_longest_ago_and_are_bounded(
     fleet = [replica(f"r{number:02}", parallel=1, slot=number) for number in range(40)]
     harness, asked = RoutingHarness(*fleet), list[str]()
     for each in fleet:
-        harness.loads.load_of(each.id).at_peers = 1
+        harness.loads.change(each.id).at_peers = 1
     ticket = harness.admission.open_request(MODEL, ORIGIN)
     for _ in range(41):
         with await harness.admission.wait_lease(ticket) as lease:

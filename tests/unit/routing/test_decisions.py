@@ -116,7 +116,7 @@ def shown(harness: RoutingHarness) -> dict[str, Any]:
 
 async def test_each_attempt_is_shown_with_its_cause_and_times(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness(replica(A), replica(B, slot=1))
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     harness.backends.script(A, Unreachable("refused"))
     await trio.sleep(10)
     await harness.generate()
@@ -146,7 +146,7 @@ async def test_a_running_attempt_and_one_whose_client_left(autojump_clock: trio.
 
 async def test_a_refusal_and_a_busy_probe_are_shown() -> None:
     harness = RoutingHarness(replica(A), replica(B, slot=1))
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     harness.probe.outcomes[A] = ProbeOutcome.BUSY
     await harness.generate()
     assert [(each["replica"], each["probe"], each["outcome"]) for each in shown(harness)["attempts"]] == [

@@ -314,7 +314,7 @@ async def test_late_binding_what_others_give_back_is_left_to_the_oldest_by_every
 ) -> None:
     harness = slots(1)
     harness.loads.apply_peers({A: 1})
-    harness.loads.load_of(A).full_until = 100.0
+    harness.loads.change(A).full_until = 100.0
     await trio.sleep(1)
     async with trio.open_nursery() as nursery:
         waits = Waits(harness, nursery)

@@ -30,7 +30,7 @@ def two(reservations: FakeReservations, parallel: int = 2, peers: Peers | None =
         attempts=1,
         peers=peers,
     )
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     return harness
 
 
@@ -79,11 +79,11 @@ async def test_r3_a_claim_says_what_only_this_gateway_knows(autojump_clock: trio
     harness.loads.confirm(running, 0.0)
     await trio.sleep(3)
     for replica_id in (A, B):
-        harness.loads.load_of(replica_id).busy_until = 5.0
+        harness.loads.change(replica_id).busy_until = 5.0
     harness.loads.record_failure(B, trio.current_time())
     ticket = harness.admission.open_request(MODEL, ORIGIN)
     lease = await harness.admission.wait_lease(ticket)
-    harness.loads.load_of(B).full_until = 4.0
+    harness.loads.change(B).full_until = 4.0
     ticket.excluded.add(C)
     assert await harness.reservations.confirm(ticket, lease)
     (request,) = reservations.asked
@@ -211,7 +211,7 @@ async def test_the_slot_that_a_lease_moves_from_is_given_to_who_waits_for_it(
 ) -> None:
     harness = two(FakeReservations(A, [B, B]), parallel=1)
     harness.loads.apply_peers({B: 1})  # and has ended since; of that the registry knows already
-    harness.loads.load_of(B).full_until = 60.0
+    harness.loads.change(B).full_until = 60.0
     first, second = (harness.admission.open_request(MODEL, ORIGIN) for _ in range(2))
     assert harness.reservations is not None
     async with trio.open_nursery() as nursery:

@@ -18,7 +18,7 @@ A, B = ReplicaId("a"), ReplicaId("b")
 def two() -> RoutingHarness:
     """`a` is picked first: it has the longest been unused."""
     harness = RoutingHarness(replica(A), replica(B, slot=1))
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     return harness
 
 

@@ -23,7 +23,7 @@ A, B = ReplicaId("a"), ReplicaId("b")
 def two(report_broken: ReportBroken = lambda _replica_id, _because: None) -> RoutingHarness:
     """`a` is picked first: it has the longest been unused."""
     harness = RoutingHarness(replica(A), replica(B, slot=1), report_broken=report_broken)
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     return harness
 
 
@@ -56,7 +56,7 @@ async def test_h2_a_busy_replica_is_used_when_there_is_no_other() -> None:
 
 async def test_h2_a_busy_replica_is_used_when_the_others_have_no_room() -> None:
     harness = RoutingHarness(replica(A), replica(B, slot=1, parallel=1))
-    harness.loads.load_of(B).last_used = 0.0
+    harness.loads.change(B).last_used = 0.0
     harness.probe.outcomes[A] = ProbeOutcome.BUSY
     harness.backends.script(B, trio.Event())
     async with trio.open_nursery() as nursery:
@@ -97,7 +97,7 @@ async def test_h1_a_replica_that_is_busy_with_a_call_is_not_taken_for_hung(
         for _ in range(10):
             _, served_by = await harness.generate()
             assert served_by == B
-            harness.loads.load_of(B).last_used = harness.loads.load_of(A).last_used + 1
+            harness.loads.change(B).last_used = harness.loads.load_of(A).last_used + 1
             await trio.sleep(3)
         assert harness.backends.calls.count(A) == 1
         assert harness.in_flight() == 1

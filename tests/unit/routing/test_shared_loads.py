@@ -115,7 +115,7 @@ def test_a_replica_of_which_others_have_fewer_is_not_full_any_more() -> None:
     table = Table()
     table.apply_peers({A: 2, B: 1})
     for each in (A, B):
-        table.load_of(each).full_until, table.load_of(each).refusals = 9.0, 3
+        table.change(each).full_until, table.load_of(each).refusals = 9.0, 3
     table.apply_peers({A: 1, B: 2})
     assert (table.load_of(A).full_until, table.load_of(A).refusals) == (NEVER, 0)
     assert (table.load_of(B).full_until, table.load_of(B).refusals) == (9.0, 3)
@@ -142,7 +142,7 @@ async def test_others_leases_count_in_the_pick() -> None:
 async def test_a_slot_freed_at_a_peer_serves_the_model_that_it_is_of(autojump_clock: trio.testing.MockClock) -> None:
     harness = RoutingHarness(replica(A, parallel=1))
     harness.loads.apply_peers({A: 1, B: 1})
-    harness.loads.load_of(A).full_until = inf
+    harness.loads.change(A).full_until = inf
     async with trio.open_nursery() as nursery:
         nursery.start_soon(harness.lease)
         await trio.testing.wait_all_tasks_blocked()

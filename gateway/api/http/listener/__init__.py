@@ -1,4 +1,4 @@
-"""The listener: it accepts connections, and serves each by HTTP/1, which is our own, or by HTTP/2, which is hypercorn's.
+"""The listener: it accepts connections, and serves each by our own HTTP/1 or by the HTTP/2 of hypercorn.
 
 In reading order: `server` (accepts connections and drains them), `connection` (handshake and choice of the protocol),
 `byte_stream` (reads and bounded writes), `parking` (where a task waits), `dropping` (how fast refused bodies are thrown
