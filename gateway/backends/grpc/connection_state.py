@@ -27,6 +27,8 @@ CONNECTION_WINDOW_BYTES: Final = 16 * 1024 * 1024
 STREAMS_BEFORE_SETTINGS: Final = 100
 """How many streams are opened before the other side has said how many it takes. Some servers end a connection that has
 more than they take, and none should take fewer (RFC 9113, 6.5.2)."""
+CANCELLED_MAX: Final = 256
+"""The number of cancelled streams whose data may still come without counting as a flood."""
 PING_BYTES: Final = 8
 LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
 REFUSED: Final = "the backend has refused the call before it looked at it (REFUSED_STREAM)"
@@ -81,6 +83,8 @@ class ConnectionState:
         self._output = Output()
         self._received = ReceiveWindow(CONNECTION_WINDOW_BYTES)
         self._streams: dict[int, StreamState] = {}
+        self._cancelled: dict[int, ReceiveWindow] = {}
+        """The windows of streams that were cancelled last. What the backend has sent before it knew fits into them."""
         self._next_id = 1
         self._block: HeaderBlock | None = None
         self._events: list[Event] = []
@@ -150,6 +154,9 @@ class ConnectionState:
     def cancel(self, stream_id: int) -> None:
         """Ends a stream that nobody waits for any more. Does nothing for one that has ended."""
         if stream_id in self._streams:
+            if len(self._cancelled) >= CANCELLED_MAX:
+                del self._cancelled[next(iter(self._cancelled))]
+            self._cancelled[stream_id] = self._streams[stream_id].received
             self._reset(stream_id, ErrorCodes.CANCEL)
 
     def take_output(self, bytes_max: int) -> bytes:
@@ -199,7 +206,7 @@ class ConnectionState:
             payload = frames.without_padding(payload)
         stream = self._streams.get(stream_id)
         if stream is None:
-            self._ignore_ended(stream_id)
+            self._ignore_late_data(stream_id, size)
             return
         stream.received.take(size)
         if not stream.has_headers:
@@ -336,6 +343,13 @@ class ConnectionState:
         stream that there never was."""
         self._check_was_opened(stream_id)
         self._budget.spend(self._now)
+
+    def _ignore_late_data(self, stream_id: int, size: int) -> None:
+        window = self._cancelled.get(stream_id)
+        if window is None or not size:
+            self._ignore_ended(stream_id)
+        else:
+            window.take(size)
 
     def _check_was_opened(self, stream_id: int) -> None:
         if stream_id % 2 == 0 or stream_id >= self._next_id:

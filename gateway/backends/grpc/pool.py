@@ -46,7 +46,8 @@ class ConnectionPool:
 
     def keep_only(self, alive: Container[ReplicaId]) -> None:
         """Closes the connections of all other replicas; their open calls end with a lost connection."""
-        for replica_id in [known for known in self._current if known not in alive]:
+        known = self._current.keys() | self._running.keys()
+        for replica_id in [each for each in known if each not in alive]:
             self._close(replica_id)
 
     def close(self) -> None:

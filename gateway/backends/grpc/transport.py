@@ -63,13 +63,19 @@ async def _start_tls(stream: trio.SocketStream, context: SSLContext, address: Ad
     encrypted = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     try:
         await encrypted.do_handshake()
+        _check_protocol(encrypted)
     except trio.BrokenResourceError as error:
-        await trio.aclose_forcefully(encrypted)
+        stream.socket.close()
         raise ConnectionAbortedError(f"the TLS handshake failed: {error.__cause__ or error}") from error
-    if encrypted.selected_alpn_protocol() != PROTOCOL:
-        await trio.aclose_forcefully(encrypted)
-        raise ConnectionAbortedError("the other side does not offer HTTP/2 within TLS (ALPN)")
+    except BaseException:
+        stream.socket.close()
+        raise
     return TlsTransport(encrypted)
+
+
+def _check_protocol(stream: "trio.SSLStream[trio.SocketStream]") -> None:
+    if stream.selected_alpn_protocol() != PROTOCOL:
+        raise ConnectionAbortedError("the other side does not offer HTTP/2 within TLS (ALPN)")
 
 
 class SocketTransport:

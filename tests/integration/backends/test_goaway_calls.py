@@ -264,6 +264,25 @@ async def test_closing_the_pool_ends_what_goes_on_where_it_was_left() -> None:
         assert harness.connections.statistics().open == 0
 
 
+async def test_a_replica_that_is_gone_loses_also_the_connection_that_it_leaves() -> None:
+    async with open_harness() as harness:
+        raw, left, stream = await harness.begin()
+        raw.begin(stream)
+        raw.go_away(stream)
+        raw.ping()
+        raw.flush()
+        await harness.wait(raw, lambda: raw.pings_answered == 1)
+        second, moved, _ = await harness.begin(connection=1)
+        second.hang_up()
+        with pytest.raises(Lost):
+            await moved.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        assert harness.connections.statistics().open == 0  # the other one goes on
+        harness.connections.keep_only(())
+        with pytest.raises(Lost):
+            await left.wait()
+
+
 async def test_a_replica_that_is_gone_from_the_fleet_loses_its_connection_and_no_other() -> None:
     async with open_harness() as harness:
         raw, call, stream = await harness.begin()

@@ -6,7 +6,13 @@ from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.grpc.connection_state import ConnectionBroken, ConnectionState, HeadersReceived, StreamBroken
+from gateway.backends.grpc.connection_state import (
+    STREAM_WINDOW_BYTES,
+    ConnectionBroken,
+    ConnectionState,
+    HeadersReceived,
+    StreamBroken,
+)
 from gateway.backends.grpc.headers import HEADER_LIST_BYTES_MAX
 from gateway.backends.grpc.output import REPLIES_MAX
 from tests.fakes import h2_frames as peer
@@ -119,7 +125,7 @@ def test_a_server_that_answers_before_its_settings_does_not_speak_http2() -> Non
         peer.window_update(0, 1),
         peer.window_update(1, 1),
         peer.data(1, b""),
-        peer.data(3, b"x"),
+        peer.data(5, b"x"),
         peer.reset(3),
         peer.goaway(2**31 - 1),
         peer.headers(1, ((":status", "103"),)),
@@ -130,9 +136,10 @@ def test_a_server_that_answers_before_its_settings_does_not_speak_http2() -> Non
 )
 def test_a_flood_of_frames_that_carry_no_call_is_ended(flood: bytes) -> None:
     client = Client()
-    client.open()
-    client.open()
+    for _ in range(3):
+        client.open()
     client.state.cancel(3)
+    client.receive(peer.headers(5), peer.trailers(5))
     if flood[3] == 0:
         client.receive(peer.headers(1))
     for number in range(2_000):
@@ -142,6 +149,18 @@ def test_a_flood_of_frames_that_carry_no_call_is_ended(flood: bytes) -> None:
         if client.state.is_broken:
             break
     assert client.state.is_broken
+
+
+def test_what_was_on_its_way_when_a_fast_stream_was_cancelled_is_no_flood() -> None:
+    client = Client()
+    client.open()
+    client.receive(peer.headers(1))
+    client.state.cancel(1)
+    for _ in range(STREAM_WINDOW_BYTES // 10):
+        assert client.receive(peer.data(1, b"0123456789")) == []
+        client.sent()
+    assert not client.state.is_broken
+    assert client.broken_by(peer.data(1, b"0123456789")) is ErrorCodes.FLOW_CONTROL_ERROR
 
 
 def test_a_ping_each_second_is_no_flood() -> None:
