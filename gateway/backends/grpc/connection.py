@@ -9,14 +9,8 @@ import trio
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends.grpc.call import OutgoingCall
-from gateway.backends.grpc.connection_state import (
-    ConnectionBroken,
-    ConnectionState,
-    DataReceived,
-    Event,
-    HeadersReceived,
-    StreamBroken,
-)
+from gateway.backends.grpc.connection_state import ConnectionState
+from gateway.backends.grpc.events import ConnectionBroken, DataReceived, Event, HeadersReceived, StreamBroken
 from gateway.backends.grpc.headers import encode_request
 from gateway.backends.grpc.messages import with_prefix
 from gateway.backends.grpc.transport import UNIX_PREFIX, Connect, Transport

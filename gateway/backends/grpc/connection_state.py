@@ -6,67 +6,30 @@ trailers. Whoever drives it reads from a socket into `receive`, and writes to it
 The file is longer than others because it is one state machine, whose frames all touch the same state.
 """
 
-from collections.abc import Mapping
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final
 
 from h2.errors import ErrorCodes
 from h2.settings import SettingCodes
 
 from gateway.backends.grpc import frames
+from gateway.backends.grpc.events import ConnectionBroken, DataReceived, Event, HeadersReceived, StreamBroken
 from gateway.backends.grpc.flow import INITIAL_WINDOW_BYTES, WINDOW_BYTES_MAX, ReceiveWindow
 from gateway.backends.grpc.frame_budget import FrameBudget
 from gateway.backends.grpc.frames import BrokenConnection, FrameReader
 from gateway.backends.grpc.headers import EMPTY_TABLE, HEADER_LIST_BYTES_MAX, HeaderBlock, HeaderDecoder
 from gateway.backends.grpc.output import Output, StreamState
+from gateway.backends.grpc.peer_settings import PeerSettings
 
 STREAM_WINDOW_BYTES: Final = 128 * 1024
 """The number of bytes that a backend may send ahead per stream. It is small, so that a slow client slows down its own
 backend."""
 CONNECTION_WINDOW_BYTES: Final = 16 * 1024 * 1024
 """The same for all streams together. It is given back as data arrives: no stream waits for the reader of another."""
-STREAMS_BEFORE_SETTINGS: Final = 100
-"""How many streams are opened before the other side has said how many it takes. Some servers end a connection that has
-more than they take, and none should take fewer (RFC 9113, 6.5.2)."""
 CANCELLED_MAX: Final = 256
 """The number of cancelled streams whose data may still come without counting as a flood."""
 PING_BYTES: Final = 8
 LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
 REFUSED: Final = "the backend has refused the call before it looked at it (REFUSED_STREAM)"
-
-
-class HeadersReceived(NamedTuple):
-    """The headers or the trailers of an answer have arrived."""
-
-    stream_id: int
-    fields: Mapping[str, str]
-    is_end: bool
-    """Whether the answer is complete with them."""
-
-
-class DataReceived(NamedTuple):
-    """A part of an answer has arrived. It has to be acknowledged (`acknowledge`)."""
-
-    stream_id: int
-    data: bytes
-    is_end: bool
-
-
-class StreamBroken(NamedTuple):
-    """The answer of one stream has ended before its time."""
-
-    stream_id: int
-    text: str
-    is_processed: bool
-    """Whether the backend may have worked on the call. False means that it says that it has not."""
-
-
-class ConnectionBroken(NamedTuple):
-    """The connection is unusable. All its streams have ended. It is always the last event."""
-
-    text: str
-
-
-Event: TypeAlias = HeadersReceived | DataReceived | StreamBroken | ConnectionBroken
 
 
 class ConnectionState:
@@ -89,9 +52,7 @@ class ConnectionState:
         self._block: HeaderBlock | None = None
         self._events: list[Event] = []
         self._now = 0.0
-        self._has_settings = False
-        self._streams_max = STREAMS_BEFORE_SETTINGS
-        self._send_bytes = INITIAL_WINDOW_BYTES
+        self._peer = PeerSettings()
         self._handlers = {
             frames.DATA: self._receive_data,
             frames.HEADERS: self._receive_headers,
@@ -125,7 +86,7 @@ class ConnectionState:
     @property
     def has_room(self) -> bool:
         """Whether the other side takes another stream now."""
-        return len(self._streams) < self._streams_max
+        return len(self._streams) < self._peer.streams_max
 
     @property
     def is_over(self) -> bool:
@@ -138,7 +99,7 @@ class ConnectionState:
         stream_id = self._next_id
         self._next_id += 2
         self.is_leaving |= self._next_id > frames.STREAM_ID_MAX
-        stream = self._streams[stream_id] = StreamState(body, self._send_bytes, self._stream_window_bytes)
+        stream = self._streams[stream_id] = StreamState(body, self._peer.stream_window_bytes, self._stream_window_bytes)
         if stream_id == 1:
             block = EMPTY_TABLE + block
         self._output.add(frames.headers_frames(stream_id, block))
@@ -187,7 +148,7 @@ class ConnectionState:
     def _receive_frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         if self.is_broken:
             return  # Nothing counts after a GOAWAY with an error.
-        if not self._has_settings and kind != frames.SETTINGS:
+        if not self._peer.are_known and kind != frames.SETTINGS:
             raise BrokenConnection(ErrorCodes.PROTOCOL_ERROR, "its first frame is not SETTINGS")
         if self._block is not None and (kind != frames.CONTINUATION or stream_id != self._block.stream_id):
             raise BrokenConnection(ErrorCodes.PROTOCOL_ERROR, "another frame comes within a header block")
@@ -274,32 +235,12 @@ class ConnectionState:
         self._budget.spend(self._now)
         if flags & frames.ACK:
             return
-        if not self._has_settings:
-            self._has_settings = True
-            self._streams_max = WINDOW_BYTES_MAX
-        for name, value in dict(frames.settings_in(payload)).items():
-            self._apply_setting(name, value)
-        self._output.add_reply(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
-
-    def _apply_setting(self, name: int, value: int) -> None:
-        match name:
-            case SettingCodes.MAX_CONCURRENT_STREAMS:
-                self._streams_max = value
-            case SettingCodes.INITIAL_WINDOW_SIZE:
-                self._change_initial_window(value)
-            case SettingCodes.MAX_FRAME_SIZE:
-                if not frames.FRAME_BYTES_MAX <= value < 2**24:
-                    raise BrokenConnection(ErrorCodes.PROTOCOL_ERROR, f"it sets MAX_FRAME_SIZE to {value}")
-                self._output.frame_bytes_max = value
-            case _:
-                pass  # The others restrict what this client never does.
-
-    def _change_initial_window(self, value: int) -> None:
-        if value > WINDOW_BYTES_MAX:
-            raise BrokenConnection(ErrorCodes.FLOW_CONTROL_ERROR, f"it sets INITIAL_WINDOW_SIZE to {value}")
+        window_before = self._peer.stream_window_bytes
+        self._peer.apply(payload)
+        self._output.frame_bytes_max = self._peer.frame_bytes_max
         for stream in self._streams.values():
-            stream.sendable.grow(value - self._send_bytes)
-        self._send_bytes = value
+            stream.sendable.grow(self._peer.stream_window_bytes - window_before)
+        self._output.add_reply(frames.frame(frames.SETTINGS, frames.ACK, 0, b""))
 
     def _receive_push_promise(self, _flags: int, _stream_id: int, _payload: bytes) -> None:
         raise BrokenConnection(ErrorCodes.PROTOCOL_ERROR, "PUSH_PROMISE comes although it is switched off")

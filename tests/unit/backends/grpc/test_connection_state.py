@@ -6,18 +6,10 @@ from h2.settings import SettingCodes
 from hpack import Decoder, Encoder
 from hyperframe.frame import DataFrame, GoAwayFrame, HeadersFrame, PingFrame, RstStreamFrame, SettingsFrame
 
-from gateway.backends.grpc.connection_state import (
-    CONNECTION_WINDOW_BYTES,
-    STREAM_WINDOW_BYTES,
-    STREAMS_BEFORE_SETTINGS,
-    ConnectionBroken,
-    ConnectionState,
-    DataReceived,
-    Event,
-    HeadersReceived,
-    StreamBroken,
-)
+from gateway.backends.grpc.connection_state import CONNECTION_WINDOW_BYTES, STREAM_WINDOW_BYTES, ConnectionState
+from gateway.backends.grpc.events import ConnectionBroken, DataReceived, Event, HeadersReceived, StreamBroken
 from gateway.backends.grpc.headers import encode_request
+from gateway.backends.grpc.peer_settings import STREAMS_BEFORE_SETTINGS
 from tests.fakes import h2_frames as peer
 
 BLOCK = encode_request(

@@ -12,7 +12,7 @@ from h2.settings import SettingCodes
 from hpack.huffman import HuffmanEncoder
 from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 
-from gateway.backends.grpc.connection_state import DataReceived, Event, HeadersReceived, StreamBroken
+from gateway.backends.grpc.events import DataReceived, Event, HeadersReceived, StreamBroken
 from tests.fakes import h2_frames as peer
 from tests.unit.backends.grpc.test_connection_state import Client, merged
 

@@ -6,13 +6,8 @@ from h2.settings import SettingCodes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.grpc.connection_state import (
-    STREAM_WINDOW_BYTES,
-    ConnectionBroken,
-    ConnectionState,
-    HeadersReceived,
-    StreamBroken,
-)
+from gateway.backends.grpc.connection_state import STREAM_WINDOW_BYTES, ConnectionState
+from gateway.backends.grpc.events import ConnectionBroken, HeadersReceived, StreamBroken
 from gateway.backends.grpc.headers import HEADER_LIST_BYTES_MAX
 from gateway.backends.grpc.output import REPLIES_MAX
 from tests.fakes import h2_frames as peer
