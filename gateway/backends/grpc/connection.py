@@ -166,8 +166,10 @@ class BackendConnection:
             if sent < len(data):
                 self._unsent = data[sent:]
                 self._write.wake()
-            else:
-                self._mark_sent()
+                return
+            self._mark_sent()
+            if len(data) < OUTPUT_BYTES:
+                return  # That was all.
 
     def _mark_sent(self) -> None:
         for call in self._unsent_calls:
@@ -185,15 +187,13 @@ class BackendConnection:
         self._settle()
 
     def _pass_on(self, event: HeadersReceived | DataReceived | StreamBroken, call: OutgoingCall) -> None:
-        match event:
-            case DataReceived(_, data, is_end):
-                call.receive_data(data)
-            case HeadersReceived(_, fields, is_end):
-                call.receive_headers(fields)
-            case StreamBroken(_, text, is_processed):
-                is_end = False
-                call.end(StreamTerminatedError(text) if is_processed else NotProcessed(text))
-        if is_end:
+        if isinstance(event, StreamBroken):
+            call.end(StreamTerminatedError(event.text) if event.is_processed else NotProcessed(event.text))
+        elif isinstance(event, DataReceived):
+            call.receive_data(event.data)
+        else:
+            call.receive_headers(event.fields)
+        if not isinstance(event, StreamBroken) and event.is_end:
             call.finish()
         if call.has_ended:
             self._release(call)
