@@ -1,4 +1,4 @@
-"""What the bytes of a connection mean to its calls. Pure."""
+"""The events that the bytes of a connection are for its calls. Pure."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, TypeAlias
