@@ -14,7 +14,7 @@ more than they take, and none should take fewer (RFC 9113, 6.5.2)."""
 
 
 class PeerSettings:
-    """The limits that the other side sets. The attributes have the values of the protocol until `apply` changes them."""
+    """The limits that the other side sets. They have the values of the protocol until `apply` changes them."""
 
     def __init__(self) -> None:
         self.are_known = False
