@@ -157,7 +157,7 @@ class Exchange:
                     message = await self._next_message()
                     if message["type"] == "http.disconnect":
                         raise ClientGone
-                    buffer.write(message.get("body", b""))
+                    buffer.write(message.pop("body", b""))  # The frame of an error must not keep the part, either.
                     if buffer.tell() > bytes_max:
                         self._refuse_size(bytes_max)
                     charge.record_arrived(buffer.tell())
