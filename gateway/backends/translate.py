@@ -23,6 +23,7 @@ from gateway.domain.inference import (
     ToolCallDelta,
 )
 
+_Utf8Decoder: Final = codecs.getincrementaldecoder("utf-8")
 TOKENS_SLACK: Final = 64
 """The number of tokens that an answer may have beyond its limit, because some backends count the last ones
 differently."""
@@ -142,7 +143,7 @@ class ReplyReader:
     """
 
     def __init__(self, max_tokens: int | None, context_size: int | None = None) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _Utf8Decoder("replace")
         self._max_tokens = max_tokens
         known = [most for most in (max_tokens, context_size, TOKENS_MAX) if most is not None]
         self._tokens_most = min(known) + TOKENS_SLACK

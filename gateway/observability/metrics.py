@@ -4,9 +4,10 @@ Each gateway has a registry of its own, not the library's global one, so that se
 (tests, the simulation). Labels come from configured models and fixed words only, never from a client.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Final, NoReturn
+from functools import cache
+from typing import Final, Generic, NoReturn, TypeVar
 
 import trio
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
@@ -22,46 +23,76 @@ UNKNOWN_MODEL = "unknown"
 """The label's value for requests for a model that does not exist."""
 
 
+M = TypeVar("M", Counter, Histogram)
+
+
+class Labelled(Generic[M]):
+    """A metric with labels whose series are looked up once: `labels` of the library checks and locks each time.
+
+    Its labels come from models and fixed words, so there are only as many series as the metric itself keeps.
+    """
+
+    def __init__(self, metric: M) -> None:
+        self.labels: Callable[..., M] = cache(metric.labels)
+        """Returns the series with these values of the labels."""
+
+
 class RequestMetrics:
     """The series about requests, written when something happens to one."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "gateway_requests",
-            "Requests that have ended, by model, route and outcome (HTTP status, or `cancelled`).",
-            ("model", "route", "outcome"),
-            registry=registry,
+        self.requests = Labelled(
+            Counter(
+                "gateway_requests",
+                "Requests that have ended, by model, route and outcome (HTTP status, or `cancelled`).",
+                ("model", "route", "outcome"),
+                registry=registry,
+            )
         )
-        self.duration = Histogram(
-            "gateway_request_duration_seconds",
-            "From the request's head to the last byte of its answer.",
-            ("route",),
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+        self.duration = Labelled(
+            Histogram(
+                "gateway_request_duration_seconds",
+                "From the request's head to the last byte of its answer.",
+                ("route",),
+                buckets=LATENCY_BUCKETS,
+                registry=registry,
+            )
         )
-        self.first_token = Histogram(
-            "gateway_time_to_first_token_seconds",
-            "From the parsed request to the first piece of its answer.",
-            ("model",),
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+        self.first_token = Labelled(
+            Histogram(
+                "gateway_time_to_first_token_seconds",
+                "From the parsed request to the first piece of its answer.",
+                ("model",),
+                buckets=LATENCY_BUCKETS,
+                registry=registry,
+            )
         )
-        self.inter_token = Histogram(
-            "gateway_inter_token_seconds",
-            "Between two pieces of a streamed answer; pieces that came together share the time since the one before.",
-            ("model",),
-            buckets=TOKEN_BUCKETS,
-            registry=registry,
+        self.inter_token = Labelled(
+            Histogram(
+                "gateway_inter_token_seconds",
+                "Between two pieces of a streamed answer; pieces that came together share the time since the one "
+                "before.",
+                ("model",),
+                buckets=TOKEN_BUCKETS,
+                registry=registry,
+            )
         )
-        self.queue_wait = Histogram(
-            "gateway_queue_wait_seconds",
-            "From asking for a replica to getting one, loads included.",
-            ("model",),
-            buckets=LATENCY_BUCKETS,
-            registry=registry,
+        self.queue_wait = Labelled(
+            Histogram(
+                "gateway_queue_wait_seconds",
+                "From asking for a replica to getting one, loads included.",
+                ("model",),
+                buckets=LATENCY_BUCKETS,
+                registry=registry,
+            )
         )
-        self.tokens = Counter(
-            "gateway_tokens", "Tokens read (`prompt`) and written (`completion`).", ("model", "kind"), registry=registry
+        self.tokens = Labelled(
+            Counter(
+                "gateway_tokens",
+                "Tokens read (`prompt`) and written (`completion`).",
+                ("model", "kind"),
+                registry=registry,
+            )
         )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import structlog
 import trio
+from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.bodies import BodyBudget
@@ -149,11 +150,12 @@ class HttpApp:
             place, params = self._find(scope["path"])
             encode_error = (place.routes[0].encode_error if place.routes else None) or self._errors.encode
             exchange = Exchange(scope, receive, send, params=params, encode_error=encode_error)
-            with structlog.contextvars.bound_contextvars(request_id=exchange.request_id):
-                try:
-                    await self._guarded(exchange, partial(self._dispatch, exchange, place, scope))
-                finally:
-                    self._record_end(exchange)
+            bound = bind_contextvars(request_id=exchange.request_id)
+            try:
+                await self._guarded(exchange, partial(self._dispatch, exchange, place, scope))
+            finally:
+                self._record_end(exchange)
+                reset_contextvars(**bound)
 
     def drain(self) -> None:
         """Begins the drain: new requests are refused, and running ones continue, except those without an end of their
