@@ -11,6 +11,7 @@ field_errors    the errors of pydantic, sorted
 observability   logs and metrics
 config          the configuration, checked
 data_dir        what one gateway keeps on disk beside the registry
+process_place   what one of several processes on a machine knows of the others
 gguf            what a model file says about itself, and how much memory it takes
 planner         from the state of the fleet to what should change
 registry        where the state of the fleet is stored
@@ -22,6 +23,7 @@ engines         backend programs of our own
 worker          the agent of one machine
 api             HTTP: the listener, OpenAI's dialect, the admin API
 composition     makes all parts of a program and connects them
+supervisor      keeps several processes of one gateway running
 cli             the program `gateway`
 
 docs/ARCHITECTURE.md is the map.

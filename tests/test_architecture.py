@@ -22,6 +22,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "observability": frozenset({"domain.texts"}),
     "config": frozenset({"domain", "field_errors"}),
     "data_dir": frozenset({"domain", "private_files"}),
+    "process_place": frozenset(),
     # Knows files and memory, and nobody who asks.
     "gguf": frozenset({"domain"}),
     # From the fleet's state to what should change: on the vocabulary alone.
@@ -111,10 +112,26 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "gguf",
             "observability",
             "planner",
+            "process_place",
             "registry",
             "routing",
             "transport",
             "worker",
+        }
+    ),
+    # Starts processes of the program and opens their sockets. It knows nothing of what they do.
+    "supervisor": frozenset(
+        {
+            "api.http.listener.listening_socket",
+            "composition.http_sockets",
+            "concurrency",
+            "config.fields",
+            "config.model",
+            "data_dir",
+            "domain",
+            "process_place",
+            "worker.process.launcher",
+            "worker.process.spawn",
         }
     ),
     # The program starts the roots. Beside them it needs the configuration with its errors, the errors that a root may
@@ -122,6 +139,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     # and for `gateway estimate`, which works without a gateway, `gguf` and the words for sizes.
     "cli": frozenset(
         {
+            "api.http.listener.retirement",
             "composition",
             "config.load",
             "config.model",
@@ -134,7 +152,9 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "observability.heap",
             "observability.logging",
             "observability.task_tree",
+            "process_place",
             "registry.protocol",
+            "supervisor",
         }
     ),
 }

@@ -36,7 +36,18 @@ def _add_serve(commands: "Commands[argparse.ArgumentParser]") -> None:
     )
     serve.add_argument("--host", help="address to listen on; overrides server.host")
     serve.add_argument("--port", type=int, help="port to listen on; overrides server.port")
+    serve.add_argument(
+        "--processes", type=_count, metavar="N", help="keep N processes running, which share the port (SIGHUP reloads)"
+    )
+    serve.add_argument("--as-process", help=argparse.SUPPRESS)  # for the supervisor
     serve.set_defaults(run="gateway.cli.processes.serve:serve")
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise ValueError
+    return count
 
 
 def _add_worker(commands: "Commands[argparse.ArgumentParser]") -> None:

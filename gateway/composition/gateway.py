@@ -5,25 +5,27 @@ Read `open_gateway` from top to bottom: what is opened first dies last. Its thre
 same parts and services by `open_parts` and `start_services`.
 """
 
-import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from random import Random
 
 import trio
 
-from gateway.api.http.listener.server import Listener, ListenerSettings, open_socket
+from gateway.api.http.listener.retirement import Retirement
+from gateway.api.http.listener.server import Listener, ListenerSettings
 from gateway.backends.channel_pool import Dial, dial
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.composition.embedded_worker import drain_embedded_worker
 from gateway.composition.http_settings import listener_tls
+from gateway.composition.http_sockets import HttpSockets, open_http_sockets
 from gateway.composition.parts import Gateway, open_parts
 from gateway.composition.services import estimate_requirement, leave_fleet, start_services
 from gateway.config.model import Config
 from gateway.data_dir import StartupError, prepare_data_dir
+from gateway.process_place import ProcessPlace
 from gateway.registry.open import open_registry
 from gateway.registry.protocol import OpenRegistry
 from gateway.worker.identity import FolderInUse, holding_folder
@@ -34,6 +36,7 @@ from gateway.worker.process.spawn import SpawnProcess, spawn_process
 async def open_gateway(
     config: Config,
     *,
+    place: ProcessPlace | None = None,
     open_registry: OpenRegistry = open_registry,
     dial: Dial = dial,
     connect: Connect = connect,
@@ -42,15 +45,24 @@ async def open_gateway(
     """Opens a running gateway. Leaving the context stops it: the HTTP listener drains first, then the calls that other
     gateways have on the embedded worker, then the services end, then everything else.
 
+    `place` is that of a process with a supervisor, which has opened the sockets.
     Raises `StartupError`, `RegistryError`.
     """
     prepare_data_dir(config.server.data_dir)
-    with _listening_socket(config) as listening:
+    with open_http_sockets(config.server, place) as sockets:
         async with (
             open_bridge() as bridge,
             open_registry(config.registry, bridge) as registry,
             _holding_data_dir(config),
-            open_parts(config, registry, bridge, dial, Random(), connect=connect) as gateway,  # noqa: S311 - breaks ties
+            open_parts(
+                config,
+                registry,
+                bridge,
+                dial,
+                Random(),  # noqa: S311 - breaks ties
+                connect=connect,
+                place=place,
+            ) as gateway,
         ):
             try:
                 async with trio.open_nursery() as services:
@@ -62,7 +74,7 @@ async def open_gateway(
                         estimate=partial(estimate_requirement, config.worker.models_dir),
                     )
                     async with trio.open_nursery() as listener_nursery:
-                        await _start_listener(gateway, listener_nursery, listening)
+                        await _start_listeners(gateway, listener_nursery, sockets)
                         try:
                             yield gateway
                         finally:
@@ -86,25 +98,19 @@ async def _holding_data_dir(config: Config) -> AsyncIterator[None]:
         yield
 
 
-@contextmanager
-def _listening_socket(config: Config) -> Iterator[socket.socket]:
-    """Opens the HTTP listener's socket before anything else, because a taken port is the most frequent reason not to
-    start. Raises `StartupError`."""
-    host, port = config.server.host, config.server.port
-    try:
-        listening = open_socket(host, port)
-    except OSError as error:
-        raise StartupError(
-            f"can't listen on {host}:{port}: {error.strerror or error}; set server.port or pass --port"
-        ) from error
-    with listening:
-        yield listening
+async def _start_listeners(gateway: Gateway, listener_nursery: trio.Nursery, sockets: HttpSockets) -> None:
+    """Starts the listener for peers first, so that the public one makes the gateway known with its final address."""
+    listeners, retirement = gateway.shared.listeners, gateway.shared.retirement
+    if sockets.peers is not None:
+        run = _listener(gateway, Retirement()).run
+        listeners.open_peers(await listener_nursery.start(run, sockets.peers))
+    run = _listener(gateway, retirement).run
+    listeners.open_http(await listener_nursery.start(run, sockets.public))
 
 
-async def _start_listener(gateway: Gateway, listener_nursery: trio.Nursery, listening: socket.socket) -> None:
-    shared = gateway.shared
-    server = shared.config.server
-    listener = Listener(
+def _listener(gateway: Gateway, retirement: Retirement) -> Listener:
+    server = gateway.shared.config.server
+    return Listener(
         gateway.app,
         ListenerSettings(
             drain_seconds=server.drain_timeout,
@@ -114,7 +120,7 @@ async def _start_listener(gateway: Gateway, listener_nursery: trio.Nursery, list
         ),
         on_drain=gateway.app.drain,
         on_drain_end=gateway.app.end_streams,
-        tls=listener_tls(shared.config, *(["h2"] if server.http2 else []), "http/1.1"),
-        stop=shared.stop,
+        tls=listener_tls(gateway.shared.config, *(["h2"] if server.http2 else []), "http/1.1"),
+        stop=gateway.shared.stop,
+        retirement=retirement,
     )
-    shared.listeners.open_http(await listener_nursery.start(listener.run, listening))

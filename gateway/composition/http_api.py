@@ -16,6 +16,7 @@ from gateway.api.admin.decisions import Decisions
 from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.models import Loads, ModelService
 from gateway.api.admin.peer_client import PeerClient
+from gateway.api.admin.process_metrics import ProcessMetrics
 from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import OpenTail, ReplicaLogs
 from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
@@ -68,6 +69,8 @@ class HttpSettings:
     peer_tls: SSLContext | None
     """The TLS context for calls to peers. None means that the certificates which the system trusts are used."""
     expose_replica: bool
+    processes: ProcessMetrics | None = None
+    """The processes of a gateway that consists of several."""
 
 
 @dataclass(frozen=True)
@@ -138,4 +141,5 @@ def _build_admin(settings: HttpSettings, parts: HttpParts) -> AdminApp:
             models_dir=settings.models_dir.absolute(),
         ),
         errors=ERRORS,
+        processes=settings.processes,
     )

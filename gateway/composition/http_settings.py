@@ -3,17 +3,21 @@
 from functools import partial
 from ssl import SSLContext
 
+from gateway.api.admin.process_metrics import ProcessMetrics
 from gateway.api.http.auth import Authenticator, Key, Role, sha256
 from gateway.api.http.http_app import BodyLimits
 from gateway.composition.http_api import HttpSettings
 from gateway.config.model import Config
 from gateway.data_dir import StartupError
 from gateway.domain.ids import GatewayId
+from gateway.process_place import ProcessPlace
 from gateway.transport.node_credentials import is_credential
 from gateway.transport.tls import TlsError, peer_context, server_context
 
 
-def http_settings(config: Config, gateway_id: GatewayId, cluster_secret: bytes) -> HttpSettings:
+def http_settings(
+    config: Config, gateway_id: GatewayId, cluster_secret: bytes, place: ProcessPlace | None = None
+) -> HttpSettings:
     """Reads the settings of the HTTP API. Raises `StartupError` if a certificate can't be used."""
     server = config.server
     return HttpSettings(
@@ -28,7 +32,16 @@ def http_settings(config: Config, gateway_id: GatewayId, cluster_secret: bytes) 
         has_tls=server.tls_cert is not None,
         peer_tls=_peer_tls(config),
         expose_replica=config.routing.expose_replica_header,
+        processes=_process_metrics(config, place) if place is not None and place.has_siblings else None,
     )
+
+
+def _process_metrics(config: Config, place: ProcessPlace) -> ProcessMetrics:
+    """Siblings show this gateway's own certificate at an address of this machine, which need not be in it."""
+    context = _peer_tls(config) if config.server.tls_cert is not None else None
+    if context is not None:
+        context.check_hostname = False
+    return ProcessMetrics(place.number, place.urls, context)
 
 
 def listener_tls(config: Config, *protocols: str) -> SSLContext | None:

@@ -22,6 +22,7 @@ from gateway.composition.shared import SharedParts, build_shared
 from gateway.config.model import Config
 from gateway.domain.routability import EMPTY_VIEW
 from gateway.observability.metrics import LoopLag, Reading
+from gateway.process_place import ProcessPlace
 from gateway.registry.protocol import Registry
 
 
@@ -44,15 +45,24 @@ class Gateway:
 
 @asynccontextmanager
 async def open_parts(
-    config: Config, registry: Registry, bridge: Bridge, dial: Dial, rng: Random, *, connect: Connect = connect
+    config: Config,
+    registry: Registry,
+    bridge: Bridge,
+    dial: Dial,
+    rng: Random,
+    *,
+    connect: Connect = connect,
+    place: ProcessPlace | None = None,
 ) -> AsyncIterator[Gateway]:
-    """Opens a gateway of which no service runs yet. `rng` breaks ties between replicas. Raises `StartupError`."""
+    """Opens a gateway of which no service runs yet. `rng` breaks ties between replicas, and `place` is that of a
+    process with a supervisor. Raises `StartupError`."""
     shared, lag = build_shared(config, registry, bridge), LoopLag()
     async with open_routing(shared, dial, connect, rng) as routing:
         control = build_control(shared, routing)
         ready = partial(_readiness, shared)
         app = build_http_app(
-            http_settings(config, shared.id, shared.cluster_secret), _http_parts(shared, routing, control, lag, ready)
+            http_settings(config, shared.id, shared.cluster_secret, place),
+            _http_parts(shared, routing, control, lag, ready),
         )
         yield Gateway(shared=shared, routing=routing, control=control, lag=lag, ready=ready, app=app)
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import trio
 
+from gateway.api.http.listener.retirement import Retirement
 from gateway.backends.metadata import replica_token
 from gateway.bridge import Bridge
 from gateway.concurrency import Wake
@@ -44,6 +45,7 @@ class Listeners:
         self._advertise = advertise
         self.url = ""
         """The URL of the HTTP listener. It is empty until the listener is open."""
+        self._peer_url = ""
         self.worker_port: int | None = None
         """The port for the sessions of workers on other machines. None while there is none."""
 
@@ -51,13 +53,18 @@ class Listeners:
         """Records the URL of the HTTP listener, which is open from now on."""
         self.url = url
 
+    def open_peers(self, url: str) -> None:
+        """Records the URL of the listener for peers, which is open from now on."""
+        self._peer_url = url
+
     def open_sessions(self, port: int) -> None:
         """Records the port of the listener for workers' sessions, which is open from now on."""
         self.worker_port = port
 
     def peer_url(self) -> str:
-        """Returns where the other gateways reach this one; empty until it listens."""
-        return _reachable(self.url, self._advertise) if self.url else ""
+        """Returns where the other gateways reach this one; empty until it listens. A listener of their own comes before
+        the public one, whose port may lead to another gateway as well."""
+        return _reachable(self._peer_url or self.url, self._advertise) if self.url else ""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,8 @@ class SharedParts:
     """Returns the token by which a replica's backend knows that a call comes from this fleet."""
     stop: trio.Event
     """The event that stops the gateway: it accepts nothing more, drains and ends."""
+    retirement: Retirement
+    """The retirement of the public listener, for a gateway whose port others serve as well."""
 
     def state(self) -> ClusterState:
         """Returns the newest state of the registry that this gateway has read."""
@@ -150,6 +159,7 @@ def build_shared(config: Config, registry: Registry, bridge: Bridge) -> SharedPa
         ),
         token_of=partial(replica_token, cluster_secret),
         stop=trio.Event(),
+        retirement=Retirement(),
     )
 
 

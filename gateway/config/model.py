@@ -68,6 +68,10 @@ def _next_port(data: dict[str, Any]) -> int:
     return port + 1 if port < PORT_MAX else port - 1
 
 
+def _any_port_beside_a_shared_one(data: dict[str, Any]) -> int | None:
+    return 0 if data.get("reuse_port") else None
+
+
 class ServerSection(Section):
     """The `[server]` table: where this gateway listens, and its limits on connections, bodies and times."""
 
@@ -75,6 +79,12 @@ class ServerSection(Section):
     port: Port = 8080
     worker_port: Port = Field(default_factory=_next_port)
     """The port at which workers of other machines connect. It is opened only if there is a join token."""
+    reuse_port: Flag = False
+    """Whether other gateways of this user on this machine may listen on `port` as well (SO_REUSEPORT). The kernel then
+    divides the connections between them."""
+    peer_port: Port | None = Field(default_factory=_any_port_beside_a_shared_one)
+    """The port of a second HTTP listener, at which the other gateways of the fleet reach exactly this one. 0 means any
+    free port, and None that they use `port`. Not set means 0 if `reuse_port` is set, and otherwise None."""
     advertise: ReachableHost | None = None
     """The host at which workers can reach this gateway. None means the host at which they registered."""
     data_dir: PathText = Path("data")

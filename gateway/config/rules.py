@@ -65,9 +65,16 @@ def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]
         yield Finding(("server", "bodies_max"), "must be at least server.max_body", (("server", "max_body"),))
     if server.port != 0 and server.worker_port == server.port:
         yield Finding(("server", "worker_port"), "must differ from server.port", (("server", "port"),))
+    yield from _check_peer_port(server)
     for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert")):
         if getattr(server, name) is not None and getattr(server, other) is None:
             yield Finding(("server", name), f"needs server.{other} as well", (("server", other),))
+
+
+def _check_peer_port(server: ServerSection) -> Iterator[Finding]:
+    for name in ("port", "worker_port"):
+        if server.peer_port and server.peer_port == getattr(server, name):
+            yield Finding(("server", "peer_port"), f"must differ from server.{name}", (("server", name),))
 
 
 def _check_auth(auth: AuthSection) -> Iterator[Finding]:
@@ -99,6 +106,9 @@ def _check_registry(config: Config) -> Iterator[Finding]:
         yield Finding(("routing", "mode"), '"strict" needs a postgresql:// registry.url', (url,))
     if config.registry.listen_url is not None:
         yield Finding(("registry", "listen_url"), "needs a postgresql:// registry.url", (url,))
+    if config.server.reuse_port:
+        problem = "needs a postgresql:// registry.url, because gateways at one port have to be one fleet"
+        yield Finding(("server", "reuse_port"), problem, (url,))
 
 
 def _check_health(health: HealthSection) -> Iterator[Finding]:

@@ -18,7 +18,8 @@ from gateway.api.admin.routes import PAGE_ROUTES, build_admin_app
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.exchange import App, Exchange
 from gateway.api.http.http_app import BodyLimits, HttpApp, Route
-from gateway.api.http.listener.server import Listener, ListenerSettings, open_socket
+from gateway.api.http.listener.listening_socket import open_socket
+from gateway.api.http.listener.server import Listener, ListenerSettings
 from gateway.composition.http_api import ERRORS
 from gateway.domain.ids import GatewayId
 from gateway.domain.pacing import TokenBucket

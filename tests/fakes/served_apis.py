@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import trio
 
-from gateway.api.http.listener.server import Listener, ListenerSettings, open_socket
+from gateway.api.http.listener.listening_socket import open_socket
+from gateway.api.http.listener.server import Listener, ListenerSettings
 from gateway.domain.peers import PeerState
 from tests.fakes.api_harness import ApiHarness
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final, TextIO
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-COMMANDS: Final = ("gateway.cli.processes.serve", "gateway.cli.processes.worker")
+COMMANDS: Final = ("gateway.cli.processes.serve", "gateway.cli.processes.gateway", "gateway.cli.processes.worker")
 ORDER_BYTES_MAX: Final = 128 * 1024
 """The kernel takes somewhat more as one message: what `send_fds` sends arrives as a whole."""
 END_SECONDS_MAX: Final = 60.0

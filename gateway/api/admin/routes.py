@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from quart import Response
+from quart import Response, request
 
 from gateway.api.admin.app import AdminApp, json_response, read_json
 from gateway.api.admin.documents import StatusSource, status_document
 from gateway.api.admin.models import ModelService, add_model_routes
 from gateway.api.admin.nodes import add_fleet_routes, add_node_routes
+from gateway.api.admin.process_metrics import ProcessMetrics
 from gateway.api.http.auth import Role
 from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import AdminRoute
@@ -66,8 +67,12 @@ def build_admin_app(
     models: ModelService,
     *,
     errors: ErrorPolicy,
+    processes: ProcessMetrics | None = None,
 ) -> AdminApp:
-    """Builds the Quart application with the routes of health, metrics, status, models, nodes and replicas."""
+    """Builds the Quart application with the routes of health, metrics, status, models, nodes and replicas.
+
+    `processes` are those of a gateway that consists of several.
+    """
     admin_app = AdminApp(errors)
 
     @admin_app.get("/healthz")
@@ -85,7 +90,10 @@ def build_admin_app(
     @admin_app.get("/metrics")
     async def exposition() -> Response:
         """Answers with the metrics in the format of Prometheus."""
-        return Response(metrics.exposition(read()), content_type=CONTENT_TYPE_LATEST)
+        found = metrics.exposition(read())
+        if processes is not None:
+            found = await processes.join(found, {name.lower(): value for name, value in request.headers.items()})
+        return Response(found, content_type=CONTENT_TYPE_LATEST)
 
     @admin_app.get("/api/status")
     async def status() -> Response:

@@ -10,7 +10,8 @@ import httpx
 import pytest
 import trio
 
-from gateway.api.http.listener.server import Listener, ListenerSettings, open_socket
+from gateway.api.http.listener.listening_socket import open_socket
+from gateway.api.http.listener.server import Listener, ListenerSettings
 from gateway.domain.session import LogChunk
 from tests.fakes.api_harness import ADMIN_KEY, INFERENCE_KEY, ApiHarness
 

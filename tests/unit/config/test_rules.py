@@ -30,6 +30,13 @@ REFUSED = [
     ("server.host = '::'", "server.host", '"::" ' + OPEN),
     ("server = { port = 80, worker_port = 80 }", "server.worker_port", "must differ from server.port"),
     ("auth.api_keys = [{ name = 'a' }]", "auth.api_keys[0]", "set one of key and key_sha256"),
+    ("server = { port = 80, peer_port = 80 }", "server.peer_port", "must differ from server.port"),
+    ("server = { worker_port = 81, peer_port = 81 }", "server.peer_port", "must differ from server.worker_port"),
+    (
+        "server.reuse_port = true",
+        "server.reuse_port",
+        "needs a postgresql:// registry.url, because gateways at one port have to be one fleet",
+    ),
     (
         f"auth = {{ api_keys = [{{ name = 'a', key = 'x', key_sha256 = '{'0' * 64}' }}] }}",
         "auth.api_keys[0]",

@@ -1,6 +1,7 @@
 """The listener: it accepts connections, and serves each by our own HTTP/1 or by the HTTP/2 of hypercorn.
 
-In reading order: `server` (accepts connections and drains them), `connection` (handshake and choice of the protocol),
+In reading order: `listening_socket`, `server` (accepts connections and drains them), `retirement` (ends it without a
+client that notices), `connection` (handshake and choice of the protocol),
 `byte_stream` (reads and bounded writes), `parking` (where a task waits), `dropping` (how fast refused bodies are thrown
 away). HTTP/1: `http1_head` (what is refused), `http1_parser` (bytes in, events out), `http1_input` (the task that
 reads), `http1_response` (the bytes of an answer), `http1_request` (one request as ASGI has it), `http1_connection` (the

@@ -34,8 +34,10 @@ class Http1Service:
     drop_pace: TokenBucket
     """The pace at which all connections throw away the rests of refused bodies."""
     clock: Clock = field(default_factory=Clock)
+    is_ending: bool = False
+    """Whether each connection ends with its next response."""
     is_draining: bool = False
-    """Whether connections end with the request that they serve."""
+    """Whether idle connections end at once as well."""
 
 
 class Http1Request:
@@ -115,7 +117,7 @@ class Http1Request:
 
     def _begin(self, message: Message) -> None:
         self._input.drop_rest()
-        closes = not self._keeps_alive or self._service.is_draining or self._input.body_is_open or self._input.is_gone
+        closes = not self._keeps_alive or self._service.is_ending or self._input.body_is_open or self._input.is_gone
         date_line = self._service.clock.date_line(time.time())
         self.response.begin(message["status"], message.get("headers", ()), closes=closes, date_line=date_line)
 

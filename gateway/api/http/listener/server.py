@@ -9,7 +9,6 @@ import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
 
 import structlog
 import trio
@@ -23,11 +22,11 @@ from gateway.api.http.listener.connection import ClientConnection, Http2Service
 from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.api.http.listener.http2 import STREAMS_MAX
+from gateway.api.http.listener.listening_socket import url_of
+from gateway.api.http.listener.retirement import Retirement, wait_first
 from gateway.domain.pacing import TokenBucket
 
 log = structlog.get_logger(__name__)
-
-BACKLOG: Final = 2048
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,12 @@ class Listener:
     tls: ssl.SSLContext | None = None
     """The TLS context, or None for plain connections."""
     stop: trio.Event = field(default_factory=trio.Event)
+    retirement: Retirement = field(default_factory=Retirement)
     drop_pace: TokenBucket = field(default_factory=open_drop_pace)
     """The pace, in bytes, at which all connections together throw away the rests of refused bodies."""
     _connections: set[ClientConnection] = field(default_factory=set)
+    _left: trio.Event = field(default_factory=trio.Event)
+    """Set when a connection has ended."""
 
     async def run(
         self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
@@ -78,6 +80,7 @@ class Listener:
             async with trio.open_nursery() as connections:
                 serve = partial(self._serve_connection, http1, http2)
                 await self._accept(listening, serve, connections, task_status)
+                await self._retire_until_stop(http1, http2)
                 outer.start_soon(self._end_in_time, connections.cancel_scope)
                 await self._begin_drain(http1, http2)
             await lifespan.wait_for_shutdown()
@@ -87,9 +90,27 @@ class Listener:
         timeout, http2 = self.settings.header_timeout_seconds, self.settings.http2
         return Http1Service(self.app, timeout, speaks_http2=http2, drop_pace=self.drop_pace)
 
+    async def _retire_until_stop(self, http1: Http1Service, http2: Http2Service) -> None:
+        """Lets the clients leave one by one, unless the stop was requested. Returns with the stop."""
+        if self.stop.is_set():
+            return
+        http1.is_ending = True
+        await http2.context.terminated.set()
+        idle_seconds = self.settings.header_timeout_seconds + self.settings.end_grace_seconds
+        with trio.move_on_after(idle_seconds):
+            await wait_first(self._wait_alone, self.stop.wait)
+        self.retirement.over.set()
+        await self.stop.wait()
+
+    async def _wait_alone(self) -> None:
+        """Waits until there is no connection."""
+        while self._connections:
+            self._left = trio.Event()
+            await self._left.wait()
+
     async def _begin_drain(self, http1: Http1Service, http2: Http2Service) -> None:
         """Closes connections without a request now, and the others after theirs."""
-        http1.is_draining = True
+        http1.is_ending = http1.is_draining = True
         await http2.context.terminated.set()
         for connection in self._connections:
             connection.begin_drain()
@@ -102,13 +123,14 @@ class Listener:
         connections: trio.Nursery,
         task_status: trio.TaskStatus[str],
     ) -> None:
-        """Accepts connections until `stop`. Then it closes the socket, so that no client waits in its backlog."""
-        url = _url_of(listening, "http" if self.tls is None else "https")
+        """Accepts connections until the stop or the retirement. Then it closes the socket, so that no client waits in
+        its backlog."""
+        url = url_of(listening, "http" if self.tls is None else "https")
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
         async with listener, trio.open_nursery() as accepting:
             accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
             task_status.started(url)
-            await self.stop.wait()
+            await wait_first(self.stop.wait, self.retirement.begun.wait)
             accepting.cancel_scope.cancel()
 
     async def _serve_connection(self, http1: Http1Service, http2: Http2Service, stream: trio.SocketStream) -> None:
@@ -123,6 +145,7 @@ class Listener:
             await connection.run()
         finally:
             self._connections.discard(connection)
+            self._left.set()
 
     async def _end_in_time(self, connections: trio.CancelScope) -> None:
         """Limits the drain: first streams end, then sockets are cut, then tasks are cancelled."""
@@ -134,21 +157,6 @@ class Listener:
             await connection.close_now()
         await trio.sleep(self.settings.end_grace_seconds)
         connections.cancel()
-
-
-def open_socket(host: str, port: int) -> socket.socket:
-    """Return a listening TCP socket. Port 0 means any free port. Raises `OSError` if the address is taken or not
-    local."""
-    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
-    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # Each connection inherits it.
-    listening.setblocking(False)
-    return listening
-
-
-def _url_of(listening: socket.socket, scheme: str) -> str:
-    host, port = listening.getsockname()[:2]
-    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _hypercorn_config(settings: ListenerSettings) -> Config:

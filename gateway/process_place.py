@@ -1,0 +1,38 @@
+"""The place of one gateway process among those that one supervisor keeps running on a machine."""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Self
+
+
+@dataclass(frozen=True)
+class ProcessPlace:
+    """What a process needs to know of its supervisor and of the other processes."""
+
+    number: int
+    """The number of this process. The first one has 0."""
+    listening: int
+    """The descriptor of the socket at which all processes accept clients."""
+    peers_listening: int | None
+    """The descriptor of the socket at which peers reach exactly this process. None if it has none."""
+    urls: tuple[str, ...]
+    """The addresses at which this machine reaches each process, by number."""
+
+    @property
+    def has_siblings(self) -> bool:
+        """Whether there are other processes."""
+        return len(self.urls) > 1
+
+    def descriptors(self) -> tuple[int, ...]:
+        """Returns the descriptors that the process inherits."""
+        return (self.listening,) if self.peers_listening is None else (self.listening, self.peers_listening)
+
+    def encode(self) -> str:
+        """Returns the text of the option with which the supervisor starts the process."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Returns the place that `encode` has written."""
+        fields = json.loads(text)
+        return cls(**{**fields, "urls": tuple(fields["urls"])})
