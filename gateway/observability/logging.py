@@ -59,7 +59,7 @@ def configure_logging(level: str, style: Format) -> None:
     structlog.configure(
         processors=[*shared, *ending],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),  # in one write, since processes may share a pipe
         cache_logger_on_first_use=True,
     )
     _route_stdlib(shared, ending, max(number, logging.WARNING))

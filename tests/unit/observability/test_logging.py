@@ -1,6 +1,8 @@
 """What a log line makes of what strangers have sent: bounded, on one line, and no order to a terminal."""
 
+import io
 import json
+from typing import IO, Any, cast
 
 import pytest
 import structlog
@@ -19,6 +21,29 @@ def logged(capsys: pytest.CaptureFixture[str], style: Format, **values: object) 
     configure_logging("info", style)
     structlog.get_logger("test").info("event", **values)
     return capsys.readouterr().err
+
+
+class Writes(io.RawIOBase):
+    """A standard error that keeps each write, as PYTHONUNBUFFERED has it."""
+
+    def __init__(self) -> None:
+        self.all: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.all.append(bytes(data))
+        return len(data)
+
+
+def test_a_line_is_one_write_so_that_processes_may_share_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = Writes()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(cast("IO[bytes]", writes), write_through=True))
+    configure_logging("info", "json")
+    structlog.get_logger("test").info("one")
+    structlog.get_logger("test").info("two")
+    assert [json.loads(each)["event"] for each in writes.all] == ["one", "two"]
 
 
 def test_a_value_is_bounded_and_both_ends_are_kept(capsys: pytest.CaptureFixture[str]) -> None:
