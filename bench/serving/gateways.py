@@ -12,6 +12,7 @@ from bench.serving.servers import MODEL, Command
 CONFIG: Final = """
 [log]
 level = "warning"
+{registry}
 [backends.bench]
 command = {command}
 refuses_when_full = true
@@ -38,6 +39,12 @@ def ours(programs: Programs) -> Command:
     return _gateway("ours", ROOT, programs)
 
 
+def several(programs: Programs, count: int, registry: str) -> Command:
+    """The gateway of this checkout in several processes, which use all cores and the PostgreSQL at `registry`."""
+    options = ("--processes", str(count))
+    return _gateway(f"ours x {count}", ROOT, programs, registry=registry, options=options, on_all_cores=True)
+
+
 def other(programs: Programs, path: Path) -> Command:
     """The gateway at the path: a checkout, or an executable. Raises `SystemExit` if it is neither."""
     if (path / "gateway" / "__main__.py").is_file():
@@ -52,19 +59,29 @@ def other(programs: Programs, path: Path) -> Command:
     raise SystemExit(f"--against {path}: there is neither a checkout of the gateway nor a program.")
 
 
-def _gateway(name: str, checkout: Path, programs: Programs) -> Command:
+def _gateway(
+    name: str,
+    checkout: Path,
+    programs: Programs,
+    *,
+    registry: str = "",
+    options: Sequence[str] = (),
+    on_all_cores: bool = False,
+) -> Command:
     """Runs a checkout's code with this interpreter and what is installed for it."""
-    return Command(
-        name,
-        _version(checkout),
-        lambda port, folder: (sys.executable, "-m", "gateway", *_serve(programs, port, folder)),
-        {"PYTHONPATH": str(checkout)},
-        is_gateway=True,
-    )
+
+    def make(port: int, folder: Path) -> Sequence[str]:
+        """Returns the command."""
+        return (sys.executable, "-m", "gateway", *_serve(programs, port, folder, registry), *options)
+
+    environment = {"PYTHONPATH": str(checkout)}
+    return Command(name, _version(checkout), make, environment, is_gateway=True, on_all_cores=on_all_cores)
 
 
-def _serve(programs: Programs, port: int, folder: Path) -> Sequence[str]:
+def _serve(programs: Programs, port: int, folder: Path, registry: str = "") -> Sequence[str]:
+    """Writes the configuration. `registry` is the url of its registry, if that is not in the folder."""
     config = CONFIG.format(
+        registry=f"[registry]\nurl = '{registry}'" if registry else "",
         model=MODEL,
         command=_toml_list(programs.upstream),
         environment=_toml_table(programs.environment()),

@@ -1,5 +1,6 @@
 """Cores, CPU time and memory of processes."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -15,10 +16,16 @@ BACKEND_ARGUMENT: Final = "--addr"
 SCHEDULER_CLOCK: Final = 2
 
 
+@functools.cache
+def allowed_cores() -> list[int]:
+    """Returns the cores that the bench had at its start, before it moved itself to one of them."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def cores() -> tuple[int, int]:
     """Returns the core of the server that is measured, and that of load and upstream; one and the same if there is only
     one."""
-    allowed = sorted(os.sched_getaffinity(0))
+    allowed = allowed_cores()
     return allowed[0], allowed[min(1, len(allowed) - 1)]
 
 
@@ -29,10 +36,10 @@ def pin_this_process() -> None:
 
 
 @contextmanager
-def started_on(core: int) -> Iterator[None]:
-    """Processes that are started within this context run on that core only."""
+def started_on(*cores: int) -> Iterator[None]:
+    """Processes that are started within this context run on those cores only."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
+    os.sched_setaffinity(0, cores)
     try:
         yield
     finally:

@@ -6,12 +6,12 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.report import print_table
-from bench.serving.gateways import direct, other, ours
+from bench.serving.gateways import direct, other, ours, several
 from bench.serving.peers import METRICS_PORT_OFFSET, installed_peers
 from bench.serving.processes import cores
 from bench.serving.programs import Programs, open_programs
@@ -19,6 +19,7 @@ from bench.serving.sections import SECTIONS, Column, Effort, Figures, Section
 from bench.serving.servers import Command, Server, open_server
 from bench.serving.summary import differences, ratios, summarize
 from tests.fakes.ports import free_port
+from tests.fakes.postgres_server import open_postgres_server
 
 Rounds = Mapping[str, Sequence[Figures]]
 """The figures of each round, by server."""
@@ -36,6 +37,8 @@ class Options:
     """Another checkout, or a gateway's executable."""
     peers: Path | None = None
     """A folder with environments in which peers may be installed; None leaves all peers out."""
+    processes: int = 0
+    """How many processes one more gateway has, which needs PostgreSQL; 0 for no such gateway."""
     json: Path | None = None
     """A file for the figures of each round."""
 
@@ -52,13 +55,14 @@ def add_options(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--section", action="append", choices=names, default=[], help="only this one; may be repeated")
     parser.add_argument("--against", type=Path, help="a checkout or executable to measure in the same rounds")
     parser.add_argument("--peers", type=Path, help="a folder with environments in which peers are installed")
+    parser.add_argument("--processes", type=int, default=0, help="measure a gateway of so many processes as well")
     parser.add_argument("--json", type=Path, help="a file for the figures of each round")
 
 
 def read_options(found: argparse.Namespace) -> Options:
     """Returns the options of a command line."""
     effort = Effort(found.effort)
-    return Options(found.rounds, effort, found.section, found.against, found.peers, json=found.json)
+    return Options(found.rounds, effort, found.section, found.against, found.peers, found.processes, found.json)
 
 
 def run_serving(options: Options, *, compiler: str | None = None) -> Mapping[str, Rounds]:
@@ -71,8 +75,9 @@ def run_serving(options: Options, *, compiler: str | None = None) -> Mapping[str
         with (
             open_programs(load_core, compiler=compiler) as programs,
             tempfile.TemporaryDirectory(prefix="gateway-bench-") as folder,
+            _open_registry(options) as registry,
         ):
-            bench = _Bench(options, programs, server_core, Path(folder))
+            bench = _Bench(options, programs, server_core, Path(folder), registry)
             bench.print_versions()
             for section, rounds in bench.run():
                 results[section.name] = rounds
@@ -84,12 +89,23 @@ def run_serving(options: Options, *, compiler: str | None = None) -> Mapping[str
     return results
 
 
+@contextmanager
+def _open_registry(options: Options) -> Iterator[str]:
+    """Yields the url of an empty PostgreSQL database, or nothing if no gateway needs one."""
+    if not options.processes:
+        yield ""
+        return
+    with open_postgres_server() as server, server.open_database() as url:
+        yield url
+
+
 class _Bench:
-    def __init__(self, options: Options, programs: Programs, core: int, folder: Path) -> None:
+    def __init__(self, options: Options, programs: Programs, core: int, folder: Path, registry: str) -> None:
         self._options = options
         self._programs = programs
         self._core = core
         self._folder = folder
+        self._registry = registry
         self._started = 0
         self._upstream_port = free_port()
         self._commands = list(self._all_commands())
@@ -98,6 +114,8 @@ class _Bench:
         """`direct` comes first, because peers need its upstream."""
         yield direct(self._programs, self._upstream_port)
         yield ours(self._programs)
+        if self._options.processes:
+            yield several(self._programs, self._options.processes, self._registry)
         if self._options.against is not None:
             yield other(self._programs, self._options.against)
         if self._options.peers is not None:

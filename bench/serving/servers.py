@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.serving.load_result import LoadResult
-from bench.serving.processes import ServerProcess, started_on
+from bench.serving.processes import ServerProcess, allowed_cores, started_on
 from bench.serving.programs import Programs, wait_load
 
 MODEL: Final = "bench"
@@ -35,6 +35,8 @@ class Command:
     bearer: str = ""
     is_gateway: bool = False
     """Whether it is a gateway of ours, which has our metrics."""
+    on_all_cores: bool = False
+    """Whether it consists of several processes, which are not kept on one core."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def open_server(command: Command, port: int, core: int, folder: Path) -> Iterato
     """Starts the server on the core, and stops it at the end. Raises `RuntimeError` if it does not answer."""
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "log"
-    with log.open("wb") as output, started_on(core):
+    with log.open("wb") as output, started_on(*(allowed_cores() if command.on_all_cores else (core,))):
         process = subprocess.Popen(
             command.make(port, folder),
             cwd=folder,
