@@ -11,10 +11,11 @@ enum { SETTING_MAX_STREAMS = 3, SETTING_INITIAL_WINDOW = 4 };
 #define WINDOW_DEFAULT 65535
 #define ACKNOWLEDGE_BYTES 16384  // what we have received is acknowledged from this size on
 
-// Header blocks of literals without indexing (RFC 7541, 6.2.2): they are the same on every connection.
-static const char RESPONSE_BLOCK[] = "\x88\x0f\x10\x10" "application/grpc";
+// Header blocks of literals without indexing (RFC 7541, 6.2.2): they are the same on every connection. Each begins with
+// a table size of 0 (6.3), since a client that allows no table wants to hear it.
+static const char RESPONSE_BLOCK[] = "\x20" "\x88\x0f\x10\x10" "application/grpc";
 static const char TRAILER_BLOCK[] = "\x00\x0b" "grpc-status" "\x01" "0" "\x00\x17" "x-gateway-finish-reason" "\x04" "stop";
-static const char UNKNOWN_BLOCK[] = "\x88\x0f\x10\x10" "application/grpc" "\x00\x0b" "grpc-status" "\x02" "12";
+static const char UNKNOWN_BLOCK[] = "\x20" "\x88\x0f\x10\x10" "application/grpc" "\x00\x0b" "grpc-status" "\x02" "12";
 
 static void frame(Connection *c, int type, int flags, uint32_t id, const void *payload, size_t size) {
     uint8_t head[FRAME_HEAD] = {size >> 16, size >> 8, size, type, flags, id >> 24, id >> 16, id >> 8, id};
