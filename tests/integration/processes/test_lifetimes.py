@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from tests.integration.fleet import DONE, Stream
-from tests.integration.harness import PROGRAM, WAIT_SECONDS, environment, is_alive, wait_for
+from tests.integration.harness import PROGRAM, WAIT_SECONDS, environment, is_alive, running_gateway, wait_for
 from tests.integration.processes.processes import (
     HELD_TOKENS,
     MODEL,
@@ -157,6 +158,18 @@ def test_a_single_process_keeps_its_clients_waiting_while_it_is_replaced(tmp_pat
             wait_for(lambda: processes.events("reload.done"), "the reload")
         assert clients.failures() == []
         assert "process=" not in processes.gateway.metrics()
+
+
+@pytest.mark.parametrize("args", [(), ("--processes", "1")])
+def test_systemd_hears_when_the_gateway_serves_and_when_it_stops(tmp_path: Path, args: tuple[str, ...]) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(WAIT_SECONDS)
+        with running_gateway(tmp_path, args=args, env={"NOTIFY_SOCKET": str(tmp_path / "notify")}) as gateway:
+            assert systemd.recv(100) == b"READY=1"
+            assert httpx.get(f"{gateway.url}/readyz", timeout=WAIT_SECONDS).status_code == 200
+            assert gateway.stop() == 0
+        assert systemd.recv(100) == b"STOPPING=1"
 
 
 def run(folder: Path, config: str, count: int) -> "subprocess.CompletedProcess[str]":
