@@ -7,7 +7,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class ProcessPlace:
-    """What a process needs to know of its supervisor and of the other processes."""
+    """The facts that a process has to know of its supervisor and of the other processes."""
 
     number: int
     """The number of this process. The first one has 0."""

@@ -1,5 +1,4 @@
-"""What is different at each process of one configuration, and which configurations several processes cannot share.
-Pure."""
+"""The differences between the processes of one configuration, and the configurations that they cannot share. Pure."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +61,7 @@ def refusals(config: Config, count: int) -> Iterator[str]:
 
 
 def _clashes(config: Config, count: int) -> Iterator[str]:
-    """Each process has ports of its own, which count up from the configured ones."""
+    """Yields the ports that two listeners would have: those of each process count up from the configured ones."""
     taken = {config.server.port: "server.port"} if config.server.port else {}
     for name, port_of in (("server.worker_port", worker_port), ("server.peer_port", peer_port)):
         ports = [port for number in range(count) if (port := port_of(config, number))]

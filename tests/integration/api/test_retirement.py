@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from gateway.api.http.retirement import wait_first
+from gateway.api.http.listener.retirement import wait_first
 from tests.fakes.listener_harness import HEALTH, ListenerHarness, let_time_pass, open_listener, read_to_end
 
 IDLE_SECONDS = 15.0

@@ -7,7 +7,7 @@ BACKLOG: Final = 2048
 
 
 def open_socket(host: str, port: int, *, reuse_port: bool = False) -> socket.socket:
-    """Return a listening TCP socket. Port 0 means any free port.
+    """Returns a listening TCP socket. Port 0 means any free port.
 
     With `reuse_port`, other sockets of this user that have asked for it as well may listen at the same address. Raises
     `OSError` if the address is taken or not local.
