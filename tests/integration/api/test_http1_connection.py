@@ -20,6 +20,7 @@ from gateway.api.http.client_watch import CLIENT_WATCH
 from gateway.api.http.listener.connection import HANDSHAKE_SECONDS, ClientConnection, Http2Service
 from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_input import UNREAD_BYTES_MAX, Http1Input
+from gateway.api.http.listener.http1_parser import CHUNKS_AT_ONCE
 from gateway.api.http.listener.http1_request import Http1Service
 from gateway.domain.pacing import TokenBucket
 from tests.fakes.certificates import make_authority
@@ -283,6 +284,45 @@ async def test_an_application_that_fails_ends_its_connection_and_no_other(app: A
         await harness.wait_connections(1)
         await other.send_all(HEALTH)
         assert statuses(await read_to_end(other)) == expected
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+async def test_a_body_of_small_chunks_lets_others_have_their_turn(is_refused: bool) -> None:
+    """The turns of another task are counted while the application reads what is there, or the listener drops it. Two
+    tasks may drop at the same time."""
+    number = 9_000
+    turns = began = ended = 0
+    done = trio.Event()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        nonlocal began, ended
+        if scope["type"] == "lifespan":
+            await answering()(scope, receive, send)
+            return
+        began = turns
+        if is_refused:
+            await send(start(413, (b"content-length", b"3")))
+        while (await receive())["more_body"]:
+            pass
+        ended = turns
+        if not is_refused:
+            await send(start(200, (b"content-length", b"3")))
+        await send(END)
+        done.set()
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while not done.is_set():
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    head = DO.replace(b"Content-Length: 2\r\n\r\n{}", b"Transfer-Encoding: chunked\r\n\r\n")
+    async with open_listener(app=app) as harness, trio.open_nursery() as nursery:
+        client = await harness.connect()
+        nursery.start_soon(take_turns)
+        await client.send_all(head + b"1\r\n \r\n" * number + b"0\r\n\r\n")
+        await done.wait()
+    assert ended - began >= number // CHUNKS_AT_ONCE // 2
 
 
 async def test_an_application_that_never_waits_lets_others_have_their_turn() -> None:

@@ -96,17 +96,19 @@ class Http1Input:
                 return
             self._parser.feed(data)
             if self._is_dropping:
-                self._drop(len(data))
+                self._dropping.record(len(data))
+                await self._drop()
             self.changed.wake()
 
-    def _drop(self, size_bytes: int) -> None:
-        """Throws away what has arrived of a refused body."""
+    async def _drop(self) -> None:
+        """Throws away what has arrived of a refused body. Other tasks have their turn in between."""
         while self._is_dropping and (event := self._parser.next_event()) is not None:
             self.dropped_parts += 1
             if not isinstance(event, BodyPart):
                 self.record_gone()  # The end of the body cannot be found.
             self._is_dropping = self.body_is_open = isinstance(event, BodyPart) and not event.is_last
-        self._dropping.record(size_bytes)
+            if self._is_dropping:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     def record_gone(self) -> None:
         """Notes that the client has left, and ends what is done for it."""
@@ -134,11 +136,11 @@ class Http1Input:
         if self.is_gone:
             watch.record_gone()
 
-    def drop_rest(self) -> None:
+    async def drop_rest(self) -> None:
         """Throws away the rest of the request's body from now on."""
         if self.body_is_open:
             self._is_dropping = True
-            self._drop(0)
+            await self._drop()
             self._room.wake()
 
     def end_request(self) -> None:

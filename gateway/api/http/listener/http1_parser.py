@@ -21,6 +21,9 @@ from gateway.api.http.listener.http1_head import (
 HEAD_BYTES_MAX: Final = 64 * 1024
 """The limit of an incomplete head. A complete one has a lower limit, by `Exchange.check_headers`."""
 CHUNK_LINE_BYTES_MAX: Final = 4 * 1024
+CHUNKS_AT_ONCE: Final = 64
+"""The largest number of chunks in one event. Each costs microseconds, and may have one byte: without a bound, a client
+that sends such chunks would keep other tasks from their turn."""
 TRAILER_BYTES_MAX: Final = 16 * 1024
 HEADERS_TOO_LARGE: Final = 431
 CR: Final = ord("\r")
@@ -182,9 +185,14 @@ class Http1Parser:
         return BodyPart(data, not self._left)
 
     def _next_chunked(self) -> Event | None:
-        """Returns the data of all chunks that have arrived, as one part."""
+        """Returns the data of the chunks that have arrived as one part, up to `CHUNKS_AT_ONCE` of them."""
         parts: list[bytes] = []
-        while self._state is not _State.HEAD and self._fault is None and self._at < len(self._buffer):
+        while (
+            self._state is not _State.HEAD
+            and self._fault is None
+            and self._at < len(self._buffer)
+            and len(parts) < CHUNKS_AT_ONCE
+        ):
             if self._state is _State.CHUNK_DATA:
                 parts.append(self._take(min(self._left, self.unread_bytes)))
                 self._left -= len(parts[-1])

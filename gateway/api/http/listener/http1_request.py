@@ -72,6 +72,8 @@ class Http1Request:
         while not self._body_was_read:
             message = self._dropped_part() if self.response.has_begun else self._next_part()
             if message is not None:
+                if not self._body_was_read:
+                    await trio.lowlevel.checkpoint()  # A body that is all there, in small parts, is not read in one go.
                 return message
             await self._input.changed.wait()
         while not (self._input.is_gone or self.is_complete):
@@ -103,6 +105,7 @@ class Http1Request:
     async def send(self, message: Message) -> None:
         """Sends a message of the response (ASGI's `send`). The head goes out with the first part of the body."""
         if message["type"] == "http.response.start":
+            await self._input.drop_rest()
             self._begin(message)
             return
         is_last = not message.get("more_body", False)
@@ -116,7 +119,6 @@ class Http1Request:
             await self._give_way()
 
     def _begin(self, message: Message) -> None:
-        self._input.drop_rest()
         closes = not self._keeps_alive or self._service.is_ending or self._input.body_is_open or self._input.is_gone
         date_line = self._service.clock.date_line(time.time())
         self.response.begin(message["status"], message.get("headers", ()), closes=closes, date_line=date_line)
