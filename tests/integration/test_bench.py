@@ -268,11 +268,11 @@ def test_each_section_measures_the_gateway(
     compiler: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "figures.json"
-    options = Options(rounds=1, effort=BRIEF, against=ROOT, peers=tmp_path, json=saved)
+    options = Options(rounds=1, effort=BRIEF, against=ROOT, peers=tmp_path, processes=2, json=saved)
     results = run_serving(options, compiler=compiler)
     assert list(results) == [each.name for each in SECTIONS]
     for section in SECTIONS:
-        assert {"direct", "ours", "against"} <= set(results[section.name])
+        assert {"direct", "ours", "ours x 2", "against"} <= set(results[section.name])
         for name, rounds in results[section.name].items():
             assert [figures.get("errors", 0) for figures in rounds] == [0], (section.name, name)
     table = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Processes of one gateway that are killed, stopped and replaced: whose requests are lost, and who comes back."""
 
+import json
 import os
 import signal
 import socket
@@ -7,8 +8,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import Final
 
 import httpx
 import psutil
@@ -25,6 +28,10 @@ from tests.integration.processes.processes import (
     serves_model,
 )
 
+PAUSE_SECONDS: Final = 0.1
+"""Between two requests of a client."""
+BODY: Final = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2})
+
 
 @pytest.fixture
 def processes(postgres_url: str, tmp_path: Path) -> Iterator[Processes]:
@@ -33,23 +40,26 @@ def processes(postgres_url: str, tmp_path: Path) -> Iterator[Processes]:
 
 
 class Clients:
-    """Clients that keep their connections, ask one request after the other and retry nothing."""
+    """Clients that keep their connections idle between their requests, and neither look at them nor retry anything."""
 
     def __init__(self, url: str, count: int) -> None:
         self.answers: list[str] = []
         """The status of each answer, or the error."""
-        self._url = url
+        self._address = url.removeprefix("http://")
         self._enough = threading.Event()
         self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
 
     def _ask(self) -> None:
-        body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
-        with httpx.Client(timeout=WAIT_SECONDS, transport=httpx.HTTPTransport(retries=0)) as client:
-            while not self._enough.is_set():
+        with closing(HTTPConnection(self._address, timeout=WAIT_SECONDS)) as connection:
+            while not self._enough.wait(PAUSE_SECONDS):
                 try:
-                    self.answers.append(str(client.post(f"{self._url}/v1/chat/completions", json=body).status_code))
-                except httpx.HTTPError as error:
+                    connection.request("POST", "/v1/chat/completions", BODY, {"content-type": "application/json"})
+                    with connection.getresponse() as answer:
+                        answer.read()
+                        self.answers.append(str(answer.status))
+                except (OSError, HTTPException) as error:
                     self.answers.append(repr(error))
+                    connection.close()
 
     @contextmanager
     def asking(self) -> Iterator[None]:

@@ -80,6 +80,7 @@ def test_the_options_of_a_command_line_are_read() -> None:
     assert [each.name for each in options.chosen()] == ["many"]
     assert (options.rounds, options.effort.seconds(2.0), options.effort.count(1000, 50)) == (2, 0.2, 100)
     assert len(read_options(parser.parse_args([])).chosen()) == len(SECTIONS)
+    assert [read_options(parser.parse_args(each)).processes for each in ([], ["--processes", "2"])] == [0, 2]
 
 
 def test_peers_are_found_in_any_environment_below_the_folder(tmp_path: Path) -> None:
