@@ -225,17 +225,17 @@ async def open_core_server(
 ) -> AsyncIterator[RunningServer]:
     record = Record()
     service = CoreService(record)
-    no_limit = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-    server = grpc.server(futures.ThreadPoolExecutor(250), options=no_limit)
-    options = {"request_deserializer": pb.PredictOptions.FromString}
+    options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.server(futures.ThreadPoolExecutor(250), options=options)
+    reads = {"request_deserializer": pb.PredictOptions.FromString}
     unary, streamed = grpc.unary_unary_rpc_method_handler, grpc.unary_stream_rpc_method_handler
     handlers = {
-        "Predict": unary(service.predict, response_serializer=pb.Reply.SerializeToString, **options),
-        "PredictStream": streamed(service.predict_stream, response_serializer=pb.Reply.SerializeToString, **options),
-        "Embedding": unary(service.embedding, response_serializer=pb.EmbeddingResult.SerializeToString, **options),
+        "Predict": unary(service.predict, response_serializer=pb.Reply.SerializeToString, **reads),
+        "PredictStream": streamed(service.predict_stream, response_serializer=pb.Reply.SerializeToString, **reads),
+        "Embedding": unary(service.embedding, response_serializer=pb.EmbeddingResult.SerializeToString, **reads),
     }
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("backend.Backend", handlers),))
-    where = f"unix:{path}" if path is not None else "localhost:0"
+    where = f"unix:{path}" if path is not None else "127.0.0.1:0"  # a free port of IPv6 may be taken there
     port = server.add_insecure_port(where) if certificate is None else server.add_secure_port(where, _keys(certificate))
     server.start()
     try:

@@ -1,7 +1,6 @@
 """One seeded run: its randomness, its clock, its trace, and the only place that reaches into Trio's scheduler."""
 
 import hashlib
-import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -97,8 +96,8 @@ class World:
         if self.violations:
             raise Violation(self.violations[0])
 
-    def new_uuid(self) -> uuid.UUID:
-        return uuid.UUID(int=self._ids.getrandbits(128), version=4)
+    def token_hex(self, size_bytes: int) -> str:
+        return f"{self._ids.getrandbits(8 * size_bytes):0{2 * size_bytes}x}"
 
 
 def run_seeded(world: World, main: Callable[[], Awaitable[None]]) -> None:
@@ -106,7 +105,7 @@ def run_seeded(world: World, main: Callable[[], Awaitable[None]]) -> None:
     with ExitStack() as held:
         held.enter_context(_seeded_scheduler(world.seed))
         held.enter_context(_logs_in_trace(world))
-        held.enter_context(patch("uuid.uuid4", world.new_uuid))
+        held.enter_context(patch("secrets.token_hex", world.token_hex))
         # Half of all rests were for the meter of the loop's lag, which never finds any in virtual time.
         held.enter_context(patch("gateway.observability.metrics.PERIOD_SECONDS", 60.0))
         try:
