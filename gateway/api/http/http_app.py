@@ -248,7 +248,7 @@ class HttpApp:
 
     async def _run_admin_route(self, exchange: Exchange, scope: Scope) -> None:
         _check_declared(exchange)
-        await self._run_until_drained(partial(self._admin_app, scope, exchange.receive, exchange.send_message))
+        await self._run_until_drained(self._admin_app(scope, exchange.receive, exchange.send_message))
 
     async def _run_route(self, exchange: Exchange, routes: Sequence[Route], caller: Caller) -> None:
         route = next((route for route in routes if route.method == exchange.method), None)
@@ -273,25 +273,18 @@ class HttpApp:
     async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
         """Runs a handler, which is called but not started. Only its own frame has the body, so that its memory is free
         once the handler has parsed it."""
-
-        async def run() -> None:
-            """Awaits the handler."""
-            await handler
-
-        answer = partial(self._run_until_drained, run, ends_with_service=route.ends_with_service)
+        answer = partial(self._run_until_drained, handler, ends_with_service=route.ends_with_service)
         with trio.CancelScope() as scope:
             exchange.cancel_when_client_leaves(scope)
             await self._guarded(exchange, answer)
 
-    async def _run_until_drained(
-        self, answer: Callable[[], Awaitable[None]], *, ends_with_service: bool = False
-    ) -> None:
+    async def _run_until_drained(self, answer: Awaitable[None], *, ends_with_service: bool = False) -> None:
         with trio.CancelScope() as scope:
             self._scopes.add(scope)
             if ends_with_service:
                 self._scopes_of_service.add(scope)
             try:
-                await answer()
+                await answer
             finally:
                 self._scopes.discard(scope)
                 self._scopes_of_service.discard(scope)
