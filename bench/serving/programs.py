@@ -22,7 +22,7 @@ SOURCES: Final[Mapping[str, Sequence[str]]] = {
     "load": ("load.c",),
     "hpack_dump": ("hpack_dump.c",),
 }
-LOAD_SECONDS_MAX: Final = 180.0
+LOAD_SECONDS_MAX: Final = 600.0
 
 
 @dataclass(frozen=True)
