@@ -34,12 +34,6 @@ NOUNS: Final = frozenset({"Bytes", "Its", "Models", "Seconds", "This", "Tokens"}
 """First words of docstrings that look like a verb in the third person."""
 WITHOUT_SUBJECT: Final = frozenset({"None", "Of", "That", "They", "Those", "What", "Whatever", "Which", "Who"})
 """First words of docstrings that only a reader who knows the thing already can follow."""
-REWRITTEN_SOON: Final = frozenset(
-    {"gateway.api.http.connection", "gateway.api.http.http2", "gateway.api.http.listener.server"}
-    | {f"gateway.backends.{name}" for name in ("grpc_backend", "grpc_control", "grpc_probe")}
-    | {f"gateway.backends.{name}" for name in ("patient_channel", "translate")}
-)
-"""Modules that are about to be rewritten. Their docstrings keep the old form until then."""
 NAMED: Final = ("gateway", "tests", "bench", "demo_model", "examples", "scripts")
 """The folders whose names may not be made of private words."""
 
@@ -214,7 +208,7 @@ def test_every_public_class_and_function_says_what_it_is() -> None:
         f"{name_of(path)}:{node.lineno} {node.name}"
         for path, tree in trees()
         for node in _public(tree)
-        if not ast.get_docstring(node) and name_of(path) not in REWRITTEN_SOON
+        if not ast.get_docstring(node)
     ]
     assert bare == []
 
@@ -228,7 +222,6 @@ def test_docstrings_of_functions_say_in_the_third_person_what_they_do() -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (text := ast.get_docstring(node))
         and not node.name.startswith("__")
-        and name_of(path) not in REWRITTEN_SOON
         and _begins_with_verb(text) == _is_property(node)
     ]
     assert odd == []
@@ -241,7 +234,7 @@ def test_no_docstring_begins_without_a_subject() -> None:
         for path, tree in trees()
         for node in ast.walk(tree)
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-        if node.value.value.split()[0].rstrip(":,") in WITHOUT_SUBJECT and name_of(path) not in REWRITTEN_SOON
+        if node.value.value.split()[0].rstrip(":,") in WITHOUT_SUBJECT
     ]
     assert odd == []
 

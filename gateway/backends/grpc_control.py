@@ -14,7 +14,7 @@ from grpclib import GRPCError
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
-from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.dial import Dial, dial
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import BackendNotReady, LoadFailed
@@ -37,6 +37,7 @@ class GrpcBackendControl:
         """Calls Health. Raises `BackendNotReady` if it does not answer "OK" within `timeout_seconds`."""
 
         async def ask(stub: BackendStub) -> pb.Reply:
+            """Makes the call."""
             return await stub.Health(pb.HealthMessage(), metadata=names.bearer(token))
 
         try:
@@ -50,6 +51,7 @@ class GrpcBackendControl:
         """Calls LoadModel. Raises `LoadFailed` if it does not succeed within `timeout_seconds`."""
 
         async def ask(stub: BackendStub) -> pb.Result:
+            """Makes the call."""
             return await stub.LoadModel(options, metadata=names.bearer(token))
 
         try:
@@ -65,6 +67,7 @@ class GrpcBackendControl:
         """Calls Free, so that the backend frees its model. A failure is logged and not raised."""
 
         async def ask(stub: BackendStub) -> pb.Result:
+            """Makes the call."""
             return await stub.Free(pb.HealthMessage(), metadata=names.bearer(token))
 
         try:

@@ -25,9 +25,11 @@ class _PatientProcessor(EventsProcessor):
     connection: LeavingConnection
 
     def register(self, stream: Stream) -> Callable[[], None]:
+        """Adds a stream, and returns what removes it."""
         release = super().register(stream)
 
         def release_stream() -> None:
+            """Removes the stream. The last one on a connection that is left closes it."""
             release()
             if self.connection.is_leaving and not self.streams:
                 self.close()
@@ -35,6 +37,7 @@ class _PatientProcessor(EventsProcessor):
         return release_stream
 
     def process_connection_terminated(self, event: ConnectionTerminated) -> None:
+        """Handles GOAWAY: without an error, the open calls go on."""
         if not is_graceful(event):
             super().process_connection_terminated(event)
             return
@@ -57,6 +60,7 @@ class _PatientProcessor(EventsProcessor):
         super().process_stream_reset(event)
 
     def close(self, reason: str = "Connection closed") -> None:
+        """Closes the connection. Calls whose answer is complete keep it until it was read."""
         complete = {number: stream for number, stream in self.streams.items() if _is_complete(stream)}
         for number in complete:
             del self.streams[number]
@@ -70,6 +74,7 @@ def _is_complete(stream: Stream) -> bool:
 
 class _PatientProtocol(H2Protocol):
     def connection_made(self, transport: "asyncio.BaseTransport") -> None:
+        """Replaces the connection of grpclib by one that can be left."""
         super().connection_made(transport)
         plain = self.connection
         self.connection = LeavingConnection(plain._connection, plain._transport, config=self.config)  # noqa: SLF001

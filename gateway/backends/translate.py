@@ -170,7 +170,7 @@ class ReplyReader:
 
     @property
     def is_endless(self) -> bool:
-        """Returns whether the backend has sent more than the request asked for, and so may never end. A backend that
+        """Whether the backend has sent more than the request asked for, and so may never end. A backend that
         does not count its tokens is assumed to send each in a part of its own."""
         counted = self._completion_tokens > 0
         deltas_max = self._tokens_most * (DELTAS_PER_TOKEN if counted else 1)
