@@ -22,8 +22,9 @@ from tests.fakes.whole_gateway import Installation, open_installation
 
 PACKAGE: Final = Path(gateway.__file__).parent
 PARTS_OF_FUNCTIONS: Final = frozenset({"<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>", "<module>"})
-TRANSPORTS: Final = ("api/http/listener/", "backends/grpc/")
-"""The rooms that carry bytes and decide nothing: they stand where others use a library for HTTP and one for gRPC."""
+TRANSPORTS: Final = ("api/http/listener/", "backends/grpc/", "concurrency.py")
+"""The code that carries bytes and decides nothing: it stands where others use a library for HTTP and one for gRPC. On a
+warm path only these two wait at `concurrency.ParkingSpot`."""
 WARM_REQUESTS: Final = 5
 ROOMS_OF_LOOPS: Final = ("composition", "control", "observability", "registry", "routing", "worker")
 LOOPS: Final = tuple(f"{PACKAGE}/{room}/" for room in ROOMS_OF_LOOPS)

@@ -1,6 +1,7 @@
-"""A wake-up for a loop. However often it is set before the loop waits, the loop wakes once."""
+"""Two ways in which one task wakes another: a `Wake` is remembered, and a `ParkingSpot` only knows who waits now."""
 
 import trio
+from trio.lowlevel import Abort, Task, current_task, reschedule, wait_task_rescheduled
 
 
 class Wake:
@@ -22,3 +23,30 @@ class Wake:
         """Waits as `wait` does, but no longer than to `deadline` (trio clock, seconds)."""
         with trio.move_on_at(deadline):
             await self.wait()
+
+
+class ParkingSpot:
+    """A place where one task waits until another one wakes it. It costs less than an event for each wait."""
+
+    __slots__ = ("_task",)
+
+    def __init__(self) -> None:
+        self._task: Task | None = None
+
+    async def wait(self) -> None:
+        """Waits for the next `wake`. One that nobody waits for is lost, so the caller checks its condition before and
+        after. Raises `trio.BusyResourceError` if another task waits here."""
+        if self._task is not None:
+            raise trio.BusyResourceError("another task waits here already")
+        self._task = current_task()
+        await wait_task_rescheduled(self._abort)
+
+    def wake(self) -> None:
+        """Wakes the task that waits, if there is one."""
+        task, self._task = self._task, None
+        if task is not None:
+            reschedule(task)
+
+    def _abort(self, _raise_cancel: object) -> Abort:
+        self._task = None
+        return Abort.SUCCEEDED

@@ -29,7 +29,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "planner": frozenset({"domain"}),
     # The three that routing stands on: siblings that do not know each other, except that routing calls backends.
     "registry": frozenset({"domain", "config.model", "bridge", "private_files"}),
-    "backends": frozenset({"domain", "bridge"}),
+    "backends": frozenset({"domain", "bridge", "concurrency"}),
     "routing": frozenset({"domain", "backends.protocol"}),
     # Joins the two sides over the network and knows neither.
     "transport": frozenset({"domain", "bridge", "frame_meter"}),
@@ -64,6 +64,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     # `transport.node_credentials` is pure: a worker proves itself over HTTP with the same credential as in its session.
     "api.http": frozenset(
         {
+            "concurrency",
             "domain",
             "observability",
             "field_errors",

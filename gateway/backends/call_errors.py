@@ -7,12 +7,16 @@ from grpclib import GRPCError, Status
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
-from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.protocol import Lost, Refused, RouteError, Stale, Unreachable
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, Timeout
 
 MESSAGE_CHARS_MAX: Final = 1000
 """The length at which a backend's message is cut before it is passed on."""
+LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
+
+
+class NotProcessed(StreamTerminatedError):
+    """The backend says that it has not begun the call. It may be made again elsewhere as if for the first time."""
 
 
 def meaning(error: Exception, trailers: Mapping[str, str], *, sent: bool) -> RouteError | GatewayError:

@@ -12,7 +12,7 @@ from grpclib.client import Stream
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
-from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.dial import Dial, dial
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.backends.protocol import Target
@@ -40,7 +40,7 @@ SETTINGS: Final = b"\x04"
 
 
 class _NotOurs(Exception):
-    """What answered is no backend, or none that works."""
+    """The answer did not come from a backend, or from none that works."""
 
 
 class _TooBusy(Exception):

@@ -20,7 +20,6 @@ from typing import Final, TypeAlias
 from weakref import WeakSet
 
 from grpclib.config import Configuration
-from grpclib.exceptions import StreamTerminatedError
 from grpclib.protocol import Connection, Stream
 from grpclib.utils import Wrapper
 from h2.connection import H2Connection
@@ -28,13 +27,10 @@ from h2.errors import ErrorCodes
 from h2.events import ConnectionTerminated, Event
 from hyperframe.frame import Frame, GoAwayFrame
 
+from gateway.backends.call_errors import LEAVES, NotProcessed
+
 FrameHandler: TypeAlias = Callable[[GoAwayFrame], tuple[list[Frame], list[Event]]]
 BROKEN: Final = "the connection broke before the call began"
-LEAVES: Final = "the backend takes no new calls on this connection (GOAWAY)"
-
-
-class NotProcessed(StreamTerminatedError):
-    """The backend says that it has not begun the call. It may be made again elsewhere as if for the first time."""
 
 
 class LeavingConnection(Connection):

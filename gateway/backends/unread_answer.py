@@ -9,7 +9,7 @@ from typing import Final
 
 import trio
 
-from gateway.backends.grpc.wakeup import Wakeup
+from gateway.concurrency import ParkingSpot
 from gateway.domain.inference import Completion, Delta
 
 UNREAD_BYTES_MAX: Final = 128 * 1024
@@ -25,7 +25,7 @@ class UnreadAnswer:
         self._bytes_max = bytes_max
         self._items: deque[Delta | Completion] = deque()
         self._bytes = 0
-        self._changed = Wakeup()
+        self._changed = ParkingSpot()
         self.has_begun = False
         """Whether there was at least one part."""
         self._has_ended = False

@@ -14,7 +14,7 @@ import trio
 
 from gateway.api.http.listener.retirement import Retirement
 from gateway.api.http.listener.server import Listener, ListenerSettings
-from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.dial import Dial, dial
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge

@@ -11,7 +11,7 @@ from gateway.api.admin.metrics_source import readings
 from gateway.api.admin.replica_logs import open_replica_tail
 from gateway.api.admin.routes import Readiness
 from gateway.api.http.http_app import HttpApp
-from gateway.backends.channel_pool import Dial
+from gateway.backends.dial import Dial
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.bridge import Bridge
 from gateway.composition.control import Control, build_control

@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
 
-from gateway.backends.channel_pool import Dial
+from gateway.backends.dial import Dial
 from gateway.backends.grpc.pool import ConnectionPool, open_connection_pool
 from gateway.backends.grpc.transport import Connect
 from gateway.backends.grpc_backend import GrpcBackends

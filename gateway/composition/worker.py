@@ -15,7 +15,7 @@ import httpx
 import structlog
 import trio
 
-from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.dial import Dial, dial
 from gateway.backends.grpc_control import GrpcBackendControl
 from gateway.bridge import open_bridge
 from gateway.composition.joiner import Join, Joiner

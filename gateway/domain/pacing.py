@@ -33,6 +33,10 @@ class TokenBucket:
         self._used += amount
         return 0.0
 
+    def give_back(self, amount: float) -> None:
+        """Returns `amount` to the bucket, which never holds more than the burst."""
+        self._used = max(0.0, self._used - amount)
+
     def is_untouched(self, now: float) -> bool:
         """Returns whether the bucket is in the state of an unused one."""
         self._settle(now)

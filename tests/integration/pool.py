@@ -8,7 +8,7 @@ from typing import Any, Final
 import httpx
 import trio
 
-from gateway.backends.channel_pool import dial
+from gateway.backends.dial import dial
 from gateway.backends.metadata import bearer, replica_token
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub

@@ -4,6 +4,6 @@ The inner part is pure: bytes and the time go in, events and bytes come out. In 
 (windows), `headers` (HPACK), `peer_settings`, `frame_budget` and `output`, joined by `connection_state` into the state
 machine of one connection, which reports `events`; `messages` and `answer` are gRPC's own layer above it.
 
-The outer part waits: `transport` (sockets), `call` with `unary_answer` and `wakeup` (who waits for an answer),
+The outer part waits: `transport` (sockets), `call` with `unary_answer` (who waits for an answer),
 `connection` (the tasks that read and write), `pool`.
 """

@@ -6,8 +6,8 @@ from typing import Protocol
 import structlog
 
 from gateway.backends.grpc.answer import AnswerReader
-from gateway.backends.grpc.wakeup import Wakeup
 from gateway.backends.metadata import MESSAGE_BYTES_MAX
+from gateway.concurrency import ParkingSpot
 
 log = structlog.get_logger(__name__)
 
@@ -49,7 +49,7 @@ class OutgoingCall:
         self._sink = sink
         self._reader = AnswerReader(MESSAGE_BYTES_MAX)
         self._owed = 0
-        self._changed = Wakeup()
+        self._changed = ParkingSpot()
 
     @property
     def trailers(self) -> Mapping[str, str]:

@@ -8,15 +8,15 @@ import structlog
 import trio
 from grpclib.exceptions import StreamTerminatedError
 
+from gateway.backends.call_errors import LEAVES, NotProcessed
 from gateway.backends.grpc.call import OutgoingCall
 from gateway.backends.grpc.connection_state import ConnectionState
 from gateway.backends.grpc.events import ConnectionBroken, DataReceived, Event, HeadersReceived, StreamBroken
 from gateway.backends.grpc.headers import encode_request
 from gateway.backends.grpc.messages import with_prefix
 from gateway.backends.grpc.transport import UNIX_PREFIX, Connect, Transport
-from gateway.backends.grpc.wakeup import Wakeup
-from gateway.backends.leaving_connection import LEAVES, NotProcessed
 from gateway.backends.metadata import bearer
+from gateway.concurrency import ParkingSpot
 from gateway.domain.ids import Address
 
 log = structlog.get_logger(__name__)
@@ -46,7 +46,7 @@ class BackendConnection:
         """The part of the output that the network does not take yet. Nothing else is sent before it."""
         self._unsent_calls: list[OutgoingCall] = []
         """The calls whose requests end within the output that is not sent yet."""
-        self._write = Wakeup()
+        self._write = ParkingSpot()
         self._waiting = trio.lowlevel.ParkingLot()
         """Calls that wait for the connection, or for a free stream."""
         self._scope = trio.CancelScope()

@@ -5,6 +5,7 @@ from typing import Final
 from h2.errors import ErrorCodes
 
 from gateway.backends.grpc.frames import BrokenConnection
+from gateway.domain.pacing import TokenBucket
 
 FRAMES_MAX: Final = 1_000
 """How many such frames may come at once."""
@@ -18,18 +19,17 @@ class FrameBudget:
     """Counts the frames of one connection that carry no call."""
 
     def __init__(self) -> None:
-        self._left: float = FRAMES_MAX
-        self._filled_at: float | None = None
+        self._bucket = TokenBucket(FRAMES_PER_SECOND, burst=FRAMES_MAX)
+        self._earned = 0
+        """The frames of calls that the bucket does not know of yet."""
 
     def earn(self, call_frames: int = 1) -> None:
         """Records frames of calls, which have come or were sent."""
-        self._left = min(FRAMES_MAX, self._left + call_frames * FRAMES_PER_CALL_FRAME)
+        self._earned += call_frames
 
     def spend(self, now: float) -> None:
         """Records a frame that carries no call. Raises `BrokenConnection` if there were too many."""
-        if self._filled_at is not None:
-            self._left = min(FRAMES_MAX, self._left + (now - self._filled_at) * FRAMES_PER_SECOND)
-        self._filled_at = now
-        self._left -= 1
-        if self._left < 0:
+        self._bucket.give_back(self._earned * FRAMES_PER_CALL_FRAME)
+        self._earned = 0
+        if self._bucket.try_take(1, now):
             raise BrokenConnection(ErrorCodes.ENHANCE_YOUR_CALM, "too many frames that carry no call")

@@ -2,7 +2,7 @@
 
 from grpclib import GRPCError, Status
 
-from gateway.backends.grpc.wakeup import Wakeup
+from gateway.concurrency import ParkingSpot
 
 
 class UnaryAnswer:
@@ -14,7 +14,7 @@ class UnaryAnswer:
         self._message: bytes | None = None
         self._error: Exception | None = None
         self._has_ended = False
-        self._changed = Wakeup()
+        self._changed = ParkingSpot()
 
     def take(self, message: bytes) -> bool:
         """Takes the message. Raises `GRPCError` if there is a second one."""

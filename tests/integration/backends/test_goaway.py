@@ -11,8 +11,8 @@ from grpclib.client import Channel
 from grpclib.exceptions import StreamTerminatedError
 from h2.errors import ErrorCodes
 
-from gateway.backends.channel_pool import dial
-from gateway.backends.leaving_connection import NotProcessed
+from gateway.backends.call_errors import NotProcessed
+from gateway.backends.dial import dial
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub
 from gateway.domain.ids import Address

@@ -5,7 +5,7 @@ import socket
 import trio
 from grpclib.server import Server
 
-from gateway.backends.channel_pool import dial
+from gateway.backends.dial import dial
 from gateway.backends.keepalive import GIVE_UP_SECONDS, IDLE_SECONDS, INTERVAL_SECONDS, QUESTIONS
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub

@@ -8,7 +8,7 @@ from grpclib.client import Channel
 from grpclib.exceptions import StreamTerminatedError
 from grpclib.server import Server
 
-from gateway.backends.channel_pool import dial
+from gateway.backends.dial import dial
 from gateway.backends.patient_channel import PatientChannel
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.pb.backend_grpc import BackendStub

@@ -13,11 +13,10 @@ from grpclib import Status
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
-from gateway.backends.call_errors import meaning
+from gateway.backends.call_errors import NotProcessed, meaning
 from gateway.backends.grpc.pool import open_connection_pool
 from gateway.backends.grpc_backend import GrpcBackends
 from gateway.backends.grpc_control import GrpcBackendControl
-from gateway.backends.leaving_connection import NotProcessed
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import BackendNotReady, LoadFailed, Lost, Refused, RouteError, Stale, Target, Unreachable
 from gateway.bridge import Bridge, open_bridge

@@ -22,7 +22,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import RequestReceived
 
-from gateway.backends.channel_pool import Dial, dial
+from gateway.backends.dial import Dial, dial
 from gateway.backends.grpc_probe import CONNECT_SHARE, GrpcProbe, can_connect
 from gateway.backends.metadata import REFUSED, TOKEN_VARIABLE
 from gateway.backends.pb import backend_pb2 as pb

@@ -61,3 +61,14 @@ def test_chance_shortens_a_pause_by_up_to_a_half() -> None:
     spread = [Backoff(1.0, 5.0, Random(seed)).next_seconds() for seed in range(100)]
     assert all(0.5 <= seconds <= 1.0 for seconds in spread)
     assert min(spread) < 0.6 < 0.9 < max(spread)
+
+
+def test_what_is_given_back_can_be_taken_again_and_the_bucket_never_holds_more_than_its_burst() -> None:
+    bucket = TokenBucket(per_second=1.0, burst=2.0)
+    assert bucket.try_take(2, now=0.0) == 0
+    bucket.give_back(1)
+    assert bucket.try_take(1, now=0.0) == 0
+    assert bucket.try_take(1, now=0.0) == 1
+    bucket.give_back(100)
+    assert bucket.try_take(2, now=0.0) == 0
+    assert bucket.try_take(1, now=0.0) == 1

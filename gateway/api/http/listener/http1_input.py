@@ -14,7 +14,7 @@ from gateway.api.http.listener.byte_stream import ByteStream
 from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_head import Head
 from gateway.api.http.listener.http1_parser import BodyPart, Event, Http1Parser
-from gateway.api.http.listener.parking import ParkingSpot
+from gateway.concurrency import ParkingSpot
 
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """The limit of what has arrived and is not processed. Beyond it nothing is read from the socket."""
