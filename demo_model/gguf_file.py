@@ -12,6 +12,9 @@ from demo_model.tokenizer import merge_list, token_list
 
 TEMPLATE: Final = Path(__file__).parent / "template.jinja"
 QUANTIZATION: Final = gguf.GGMLQuantizationType.Q8_0
+CONTEXT_TOKENS: Final = 40_960
+"""The context that the header declares. It is more than the model was trained with (`Shape.context_tokens`), so that
+the long lists of tools of agents are served; README.md says what becomes of the answers."""
 
 
 def write_gguf(path: Path, network: Network, tokenizer: Tokenizer) -> None:
@@ -43,7 +46,7 @@ def _add_description(writer: gguf.GGUFWriter) -> None:
 
 
 def _add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
-    writer.add_context_length(shape.context_tokens)
+    writer.add_context_length(CONTEXT_TOKENS)
     writer.add_embedding_length(shape.width)
     writer.add_block_count(shape.layers)
     writer.add_feed_forward_length(shape.feed_forward)

@@ -12,6 +12,9 @@ from gateway.domain.builtin_backends import default_parallel
 from gateway.domain.ids import ModelName, Revision
 
 NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
+BUILTIN_CONTEXT_TOKENS: Final[Mapping[str, int]] = MappingProxyType({"builtin:demo": 40_960})
+"""The contexts with which artifacts of the package are loaded if their models do not say. `demo` takes the long lists
+of tools that agents and chat front ends send."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,11 @@ class ModelSpec:
     def slots(self) -> int:
         """How many requests one replica serves at a time: `parallel`, else the backend's default."""
         return self.parallel or default_parallel(self.backend)
+
+    @property
+    def context_tokens(self) -> int | None:
+        """The context with which a replica is loaded, or None for the backend's default."""
+        return self.context_size or BUILTIN_CONTEXT_TOKENS.get(self.artifact)
 
     @cached_property
     def revision(self) -> Revision:

@@ -131,7 +131,7 @@ def _candidate(replica: Replica, node: Node, spec: ModelSpec, address: Address, 
         slots=replica.parallel,
         free_vram_bytes=node.free_vram_bytes,
         refuses_when_full=spec.backend in refusing,
-        context_size=spec.context_size,
+        context_size=spec.context_tokens,
     )
 
 

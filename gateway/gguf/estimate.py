@@ -95,7 +95,7 @@ def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companio
 def load_settings_of(spec: ModelSpec) -> LoadSettings:
     """Returns how a backend loads the model. Options that the backend would refuse count as not given."""
     return LoadSettings(
-        context_size=spec.context_size or DEFAULT_USE.context_size,
+        context_size=spec.context_tokens or DEFAULT_USE.context_size,
         parallel=spec.slots,
         batch_tokens=_batch_tokens(spec.options.get("batch", "")),
         embeddings=spec.options.get("embeddings") != "false",

@@ -31,7 +31,7 @@ def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
     return pb.ModelOptions(
         Model=spec.name,
         ModelFile=str(artifact.path or ""),
-        ContextSize=spec.context_size or 0,
+        ContextSize=spec.context_tokens or 0,
         NGPULayers=spec.gpu_layers or 0,
         Options=[f"{key}:{value}" for key, value in _options(spec).items()],
     )

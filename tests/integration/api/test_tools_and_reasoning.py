@@ -137,6 +137,27 @@ def test_what_is_no_schema_is_the_tools_fault_and_nothing_breaks(client: openai.
     assert ask(client, "hello").message.content
 
 
+def test_the_long_list_of_tools_of_an_agent_is_taken(client: openai.OpenAI) -> None:
+    described = "Changes a file of the workspace: gives the old text and the new one, and returns the difference. " * 3
+    properties = {name: {"type": "string"} for name in ("path", "old_text", "new_text")}
+    tools: list[Any] = [
+        {
+            "type": "function",
+            "function": {
+                "name": f"workspace_{number}",
+                "description": described,
+                "parameters": {"type": "object", "properties": properties, "required": ["path"]},
+            },
+        }
+        for number in range(60)
+    ]
+    answer = client.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "hi"}], tools=tools, max_tokens=1
+    )
+    assert answer.usage is not None
+    assert answer.usage.prompt_tokens > 10_000
+
+
 def test_a_model_that_knows_no_tools_says_so_and_goes_on(gateway: GatewayProcess, client: openai.OpenAI) -> None:
     plain: dict[str, Any] = {"model": "tiny", "max_tokens": 4}
     assert ask(client, "hello", **plain).message.content

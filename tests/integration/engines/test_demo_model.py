@@ -9,6 +9,8 @@ import pytest
 import xllamacpp
 
 import gateway.engines.llama_cpp
+from gateway.domain.model_spec import BUILTIN_CONTEXT_TOKENS
+from gateway.gguf.files import read_file
 
 MODEL = Path(gateway.engines.llama_cpp.__file__).parent / "models" / "demo.gguf"
 SIZE_MAX_BYTES = 4_000_000
@@ -66,6 +68,11 @@ def tool(name: str, parameter: str) -> Message:
 
 def test_it_is_small_enough_to_ship() -> None:
     assert MODEL.stat().st_size <= SIZE_MAX_BYTES
+
+
+def test_its_header_declares_the_context_with_which_it_is_loaded() -> None:
+    header = read_file(MODEL)
+    assert header.metadata["llama.context_length"] == BUILTIN_CONTEXT_TOKENS["builtin:demo"]
 
 
 def test_it_answers_the_question_of_the_readme_word_by_word(demo: xllamacpp.Server) -> None:
