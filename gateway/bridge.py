@@ -78,10 +78,7 @@ class AioSender(Generic[T]):
             self._channel.send_nowait(item)
         except trio.WouldBlock:
             await trio_asyncio.trio_as_aio(self._channel.send)(item)
-            # A cancel that comes in the moment in which the item is taken finds the Trio side done and is lost on its
-            # way back; the task would go on, for ever if its next `send_aio` finds no reader.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
-                raise asyncio.CancelledError from None
+            _raise_if_cancelled()
 
     def close(self) -> None:
         """Closes the channel: its reader gets `trio.EndOfChannel` once it has taken what was sent."""
@@ -101,6 +98,7 @@ class AioReceiver(Generic[T]):
             return self._channel.receive_nowait()
         except trio.WouldBlock:
             item: T = await trio_asyncio.trio_as_aio(self._channel.receive)()
+            _raise_if_cancelled()
             return item
 
     def close(self) -> None:
@@ -115,6 +113,13 @@ async def open_bridge() -> AsyncIterator[Bridge]:
         # The default handler re-raises into the loop's own nursery, which then hung for good under cancelled work.
         loop.set_exception_handler(_log_loop_error)
         yield Bridge(loop)
+
+
+def _raise_if_cancelled() -> None:
+    """Raises the cancel of the running task that was lost at a channel: one that comes in the moment in which an item
+    passes finds the Trio side done. The task would go on, and who waits for its end would wait for ever."""
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 async def _coroutine(function: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> None:

@@ -148,6 +148,25 @@ async def test_a_cancel_in_the_moment_in_which_an_item_is_taken_is_not_lost(
         receive.close()
 
 
+async def test_a_cancel_in_the_moment_in_which_an_item_comes_is_not_lost(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    send, receive = trio.open_memory_channel[int](0)
+    receiver = AioReceiver(receive)
+
+    async def work() -> None:
+        while True:
+            await receiver.receive_aio()
+
+    async with open_bridge() as bridge:
+        async with bridge.open_task(work):
+            await trio.testing.wait_all_tasks_blocked()
+            send.send_nowait(1)
+        assert trio.current_time() == 0, "it had to be abandoned"
+        send.close()
+        receive.close()
+
+
 async def test_loop_errors_are_logged_and_do_not_end_the_loop() -> None:
     async def misbehave() -> None:
         asyncio.get_running_loop().call_soon(lambda: 1 / 0)
