@@ -38,7 +38,7 @@ GUESSES_MAX: Final = 32
 """The number of guesses per model and longest pause between retries. A guess asks a replica that peers say is full. A
 small fleet may guess everywhere; in a large one the refused calls must not become the main traffic."""
 
-LOOK_AT_EACH_MAX: Final = 10
+LOOK_AT_EACH_MAX: Final = 6
 """Up to so many candidates, a look at each costs less than to keep an index of them up to date."""
 
 
@@ -111,8 +111,8 @@ class Admission:
         """Raises `ModelNotFound`."""
         if model not in self._view().state.models:
             raise ModelNotFound(model)
-        decision = self.decisions.open(model, origin)
-        return PendingRequest(next(self._numbers), model, origin, trio.current_time(), decision)
+        now = trio.current_time()
+        return PendingRequest(next(self._numbers), model, origin, now, self.decisions.open(model, origin, now))
 
     async def wait_lease(self, request: PendingRequest) -> Lease:
         """Returns a lease on a replica with a free slot, which the caller has to release.
@@ -142,7 +142,7 @@ class Admission:
             raise full
         queue.remove(displaced)
         displaced.failure = full
-        displaced.wake.set()
+        displaced.wake_up()
 
     async def _wait_in_queue(self, request: PendingRequest) -> Lease:
         began = trio.current_time()
@@ -182,9 +182,9 @@ class Admission:
                 shortage=shortage,
                 control_paused=self._outlook.control_paused(),
             )
-        request.wake = trio.Event()
+        request.wake = wake = trio.Event()
         with trio.move_on_at(min(give_up_at, self._retry_at(request))):
-            await request.wake.wait()
+            await wake.wait()
 
     def _give_up_at(self, request: PendingRequest) -> float:
         candidates = self._view().candidates.get(request.model, ())
@@ -215,7 +215,7 @@ class Admission:
         self.loads.record_full(lease, trio.current_time() + pause)
         if (queue := self._queues.get(request.model)) is not None:
             for waiting in queue.firsts():
-                waiting.wake.set()  # it may sleep until another time, or not know that there is something to ask again
+                waiting.wake_up()  # it may sleep until another time, or not know that there is something to ask again
 
     def apply_remote_queues(self, queues: Iterable[RemoteQueue]) -> None:
         """Replaces what is known of the requests that wait at other gateways; `queues` has all of them."""
@@ -246,7 +246,7 @@ class Admission:
             model in self._deferral.ends or self._index(model, trio.current_time()).suspects
         ):
             for first in queue.firsts():
-                first.wake.set()
+                first.wake_up()
 
     def prepare_view(self) -> Iterator[None]:
         """Makes the view ready for picks in parts of a millisecond: see `LoadIndex.prepare`."""
@@ -258,7 +258,7 @@ class Admission:
         for model in tuple(self._queues):
             self._serve(model)
             for request in self._queues.get(model, ()):
-                request.wake.set()
+                request.wake_up()
 
     def _serve(self, model: ModelName) -> None:
         """Gives free slots to the waiters of `model`, in turn. Ends with the first one that could take any replica and
@@ -272,7 +272,7 @@ class Admission:
             request.lease = self._bind(request)
             if request.lease is not None:
                 self._take_out(queue, request)
-                request.wake.set()
+                request.wake_up()
             elif request.excluded:
                 passed_over.add(request)
             else:
@@ -377,7 +377,7 @@ class Admission:
     def _take_out(self, queue: FairQueue[PendingRequest], request: PendingRequest) -> None:
         following = queue.remove(request)
         if following is not None:
-            following.wake.set()  # From now on it has to watch refused replicas.
+            following.wake_up()  # From now on it has to watch refused replicas.
         if not queue:
             del self._queues[request.model]
             self._demand_changed()

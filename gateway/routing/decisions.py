@@ -82,13 +82,14 @@ class DecisionLog:
         self._kept = kept
         self._decisions: OrderedDict[RequestId, Decision] = OrderedDict()
 
-    def open(self, model: ModelName, origin: Origin) -> Decision:
-        """Begins the record of a request. If there are too many records, the oldest one is dropped."""
-        decision = Decision(model, origin, trio.current_time())
-        self._decisions[origin.request_id] = decision
-        self._decisions.move_to_end(origin.request_id)
-        if len(self._decisions) > self._kept:
-            self._decisions.popitem(last=False)
+    def open(self, model: ModelName, origin: Origin, now: float) -> Decision:
+        """Begins the record of a request that asks now (Trio's clock, seconds). If there are too many records, the
+        oldest one is dropped."""
+        decision, decisions = Decision(model, origin, now), self._decisions
+        decisions[origin.request_id] = decision
+        decisions.move_to_end(origin.request_id)
+        if len(decisions) > self._kept:
+            decisions.popitem(last=False)
         return decision
 
     def find(self, request_id: RequestId) -> Decision | None:

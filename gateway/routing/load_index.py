@@ -25,7 +25,6 @@ from gateway.domain.routability import Candidate
 from gateway.routing.picker import (
     ALONE,
     CANDIDATES_KEPT,
-    DECIDES_FOR_SEVERAL,
     Choice,
     LoadView,
     Policy,
@@ -33,7 +32,7 @@ from gateway.routing.picker import (
     Ranked,
     rank_of,
 )
-from gateway.routing.rank_order import RankOrder
+from gateway.routing.rank_order import Place, RankOrder
 
 PREPARED_AT_ONCE: Final = 128
 """The number of replicas that are filed in less than a millisecond."""
@@ -59,17 +58,25 @@ class IndexedLoads(Protocol):
 class _Entry:
     """A replica as it is filed."""
 
-    __slots__ = ("candidate", "changes_at", "free_slots", "is_doubtful", "is_guessable", "owner", "ranked")
+    __slots__ = (
+        *("candidate", "changes_at", "free_slots", "guess_place", "is_doubtful", "is_first", "owner"),
+        *("place", "ranked"),
+    )
 
     def __init__(self, owner: "ModelIndex", candidate: Candidate) -> None:
         self.owner = owner
         self.candidate = candidate
         self.ranked: Ranked | None = None
         """The candidate with its rank; None if it is not filed yet."""
+        self.place: Place | None = None
+        """Where it is filed; None if it is not filed yet."""
+        self.guess_place: Place | None = None
+        """Where it is filed among those that requests may be sent to by guess; None if it is not one of them."""
+        self.is_first = False
+        """Whether it is one of the first candidates, which each decision keeps."""
         self.changes_at = inf
         self.free_slots = 0
         self.is_doubtful = False
-        self.is_guessable = False
 
     def is_filed_as(self, candidate: Candidate, rank: Rank, is_doubtful: bool, is_guessable: bool) -> bool:
         """Returns whether the replica is filed in just this way."""
@@ -79,7 +86,7 @@ class _Entry:
             and ranked[1] == rank
             and ranked[0] is candidate
             and self.is_doubtful == is_doubtful
-            and self.is_guessable == is_guessable
+            and (self.guess_place is not None) == is_guessable
         )
 
 
@@ -159,6 +166,8 @@ class ModelIndex:
         """Replicas that are no candidates any more, and had a lease when they ceased to be."""
         self._first: list[_Entry] = []
         """The first candidates, which each decision keeps."""
+        self._kept: Sequence[Ranked] | None = None
+        """The first candidates with their ranks; None if a rank has changed."""
         self._order = RankOrder(by_chance=False)
         self._guesses = RankOrder(by_chance=False)
         """The doubtful ones that have not refused a call just now."""
@@ -169,19 +178,19 @@ class ModelIndex:
         """Returns what `picker.pick` returns for the candidates that are not excluded."""
         if policy.tie_break_by_chance != self._order.by_chance:
             self._reorder(by_chance=policy.tie_break_by_chance)
-        best = self._best_without(self._order, rng, excluded) if excluded else self._order.best(rng)
-        if best is None or (ranked := self._entries[best].ranked) is None:
+        ranked = self._best_without(self._order, rng, excluded) if excluded else self._order.best(rng)
+        if ranked is None:
             return None
-        kept = self._kept_without(excluded) if excluded else [each.ranked for each in self._first if each.ranked]
+        kept = self._kept_without(excluded) if excluded else self._kept
+        if kept is None:
+            kept = self._kept = [each.ranked for each in self._first if each.ranked]
         return Choice(ranked[0], not ranked[1][1], ranked, kept, policy)
 
     def guess(self, rng: Random, excluded: Collection[ReplicaId] = ()) -> Choice | None:
         """Returns the best of the replicas that are full only according to peers, without what it was compared with.
         Returns None if there is none, or each has refused a call just now."""
-        best = self._best_without(self._guesses, rng, excluded)
-        if best is None or (ranked := self._entries[best].ranked) is None:
-            return None
-        return Choice(ranked[0], not ranked[1][1], ranked)
+        ranked = self._best_without(self._guesses, rng, excluded)
+        return Choice(ranked[0], not ranked[1][1], ranked) if ranked is not None else None
 
     def next_change_at(self) -> float:
         """Returns the time at which a replica is the first to change by itself, for example because it may be asked
@@ -215,7 +224,14 @@ class ModelIndex:
             entry.candidate = candidate
             self.file(entry, now)
         self.left = {each for each in self.left - come.keys() if self._loads.load_of(each).open_leases}
-        self._first = [self._entries[each.replica_id] for each in candidates[:CANDIDATES_KEPT]]
+        self._keep_first([self._entries[each.replica_id] for each in candidates[:CANDIDATES_KEPT]])
+
+    def _keep_first(self, first: list[_Entry]) -> None:
+        for entry in self._first:
+            entry.is_first = False
+        for entry in first:
+            entry.is_first = True
+        self._first, self._kept = first, None
 
     def file(self, entry: _Entry, now: float) -> None:
         """Puts the replica to its place by its load at `now`."""
@@ -226,46 +242,50 @@ class ModelIndex:
             entry.changes_at = changes_at
             if changes_at < inf:
                 heappush(self.changes, (changes_at, candidate.replica_id))
-        if (ranked := entry.ranked) is not None and ranked[0] is candidate and not rank[1] and self._move(entry, rank):
+        if entry.is_first:
+            self._kept = None
+        if entry.place is not None and not rank[1] and self._move(entry, (candidate, rank)):
             return
         is_doubtful = rank[1] and self._loads.is_doubtful(candidate)
         is_guessable = is_doubtful and now >= load.full_until
         if entry.is_filed_as(candidate, rank, is_doubtful, is_guessable):
             return
         self._take_out(entry)
-        entry.ranked, entry.is_doubtful, entry.is_guessable = (candidate, rank), is_doubtful, is_guessable
-        self._put_in(entry)
+        entry.ranked, entry.is_doubtful = (candidate, rank), is_doubtful
+        self._put_in(entry, is_guessable)
 
-    def _move(self, entry: _Entry, rank: Rank) -> bool:
-        """Moves the replica within its group, which changes no count. Returns False if it comes to another group."""
-        before = entry.ranked
-        if before is None or before[1][:DECIDES_FOR_SEVERAL] != rank[:DECIDES_FOR_SEVERAL]:
+    def _move(self, entry: _Entry, ranked: Ranked) -> bool:
+        """Moves the replica within its group, which changes no count. Returns False if it comes to another group, or
+        is another candidate than before."""
+        before, place = entry.ranked, entry.place
+        if before is None or place is None or before[0] is not ranked[0]:
             return False
-        if before[1] != rank:
-            entry.ranked = entry.candidate, rank
-            self._order.remove(before)
-            self._order.add(entry.ranked)
+        place = self._order.move(place, ranked)
+        if place is None:
+            return False
+        entry.ranked, entry.place = ranked, place
         return True
 
-    def _put_in(self, entry: _Entry) -> None:
+    def _put_in(self, entry: _Entry, is_guessable: bool) -> None:
         ranked = entry.ranked
         assert ranked is not None  # noqa: S101 - the caller has just made it
         suspect, taken, _, load, *_ = ranked[1]
         entry.free_slots = 0 if suspect or taken else entry.candidate.slots - load
-        self._order.add(ranked)
-        if entry.is_guessable:
-            self._guesses.add(ranked)
+        entry.place = self._order.add(ranked)
+        if is_guessable:
+            entry.guess_place = self._guesses.add(ranked)
         self.free_slots += entry.free_slots
         self.suspects += suspect
         self.doubtful += entry.is_doubtful
 
     def _take_out(self, entry: _Entry) -> None:
-        if (ranked := entry.ranked) is None:
+        ranked, place, guess_place = entry.ranked, entry.place, entry.guess_place
+        if ranked is None or place is None:
             return
-        entry.ranked = None
-        self._order.remove(ranked)
-        if entry.is_guessable:
-            self._guesses.remove(ranked)
+        entry.ranked = entry.place = entry.guess_place = None
+        self._order.remove(place)
+        if guess_place is not None:
+            self._guesses.remove(guess_place)
         self.free_slots -= entry.free_slots
         self.suspects -= ranked[1][0]
         self.doubtful -= entry.is_doubtful
@@ -273,23 +293,24 @@ class ModelIndex:
     def _reorder(self, *, by_chance: bool) -> None:
         self._order = RankOrder(by_chance=by_chance)
         for candidate in self.candidates:
-            if (ranked := self._entries[candidate.replica_id].ranked) is not None:
-                self._order.add(ranked)
+            entry = self._entries[candidate.replica_id]
+            if entry.ranked is not None:
+                entry.place = self._order.add(entry.ranked)
 
-    def _best_without(self, order: RankOrder, rng: Random, excluded: Collection[ReplicaId]) -> ReplicaId | None:
-        absent = [ranked for each in excluded if (ranked := self._ranked_in(order, each)) is not None]
-        for ranked in absent:
-            order.remove(ranked)
+    def _best_without(self, order: RankOrder, rng: Random, excluded: Collection[ReplicaId]) -> Ranked | None:
+        absent = [place for each in excluded if (place := self._place_in(order, each)) is not None]
+        for place in absent:
+            order.remove(place)
         best = order.best(rng)
-        for ranked in absent:
-            order.add(ranked)
+        for place in absent:
+            order.put_back(place)
         return best
 
-    def _ranked_in(self, order: RankOrder, replica_id: ReplicaId) -> Ranked | None:
+    def _place_in(self, order: RankOrder, replica_id: ReplicaId) -> Place | None:
         entry = self._entries.get(replica_id)
-        if entry is None or entry.owner is not self or (order is self._guesses and not entry.is_guessable):
+        if entry is None or entry.owner is not self:
             return None
-        return entry.ranked
+        return entry.guess_place if order is self._guesses else entry.place
 
     def _kept_without(self, excluded: Collection[ReplicaId]) -> Sequence[Ranked]:
         there = (each.replica_id for each in self.candidates if each.replica_id not in excluded)

@@ -89,7 +89,7 @@ class NoPeers:
         """Does nothing."""
 
 
-@dataclass
+@dataclass(slots=True)
 class ReplicaLoad:
     """The load of one replica, as the picker reads it. Who changes one gets it from `LoadTracker.change`."""
 
@@ -189,13 +189,16 @@ class LoadTracker:
     def lease(self, candidate: Candidate, origin: Origin, now: float) -> Lease:
         """Opens a lease. The scope that takes it has to release it."""
         lease = Lease(candidate, origin, now, self._end)
-        load = self._in_use[candidate.replica_id] = self.change(candidate.replica_id)
+        replica_id, key = candidate.replica_id, (candidate.model, origin.caller)
+        load = self._in_use[replica_id] = self.change(replica_id)
         load.leases.add(lease)
-        key = candidate.model, origin.caller
         self._turns[key] = next(self._turn)
-        self._held.setdefault(key, set()).add(lease)
+        held = self._held.get(key)
+        if held is None:
+            held = self._held[key] = set()
+        held.add(lease)
         if not self.is_strict:
-            self.confirm(lease, now)
+            self._confirm(lease, load, now)
         return lease
 
     def _take_off(self, lease: Lease) -> ReplicaLoad:
@@ -208,8 +211,11 @@ class LoadTracker:
 
     def confirm(self, lease: Lease, now: float) -> None:
         """Confirms that the lease is for this replica. From now on peers count it."""
+        self._confirm(lease, self.change(lease.candidate.replica_id), now)
+
+    def _confirm(self, lease: Lease, load: ReplicaLoad, now: float) -> None:
         lease.confirmed = True
-        self.change(lease.candidate.replica_id).last_used = now
+        load.last_used = now
         if self.peers.has_peers:
             self.peers.report_leases()
 

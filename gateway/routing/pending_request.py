@@ -33,12 +33,18 @@ class PendingRequest:
     lease: Lease | None = None
     failure: GatewayError | None = None
     """The error of the request, set instead of a lease if it must stop waiting."""
-    wake: trio.Event = field(default_factory=trio.Event)
+    wake: trio.Event | None = None
+    """The event that its task waits for. Most requests never wait, and have none."""
 
     def __repr__(self) -> str:
         state = "refused" if self.failure is not None else "open" if self.lease is None else "served"
         name = f"{self.number} {state} model={self.model} request={self.origin.request_id}"
         return f"<PendingRequest {name} attempts={len(self.decision.attempts)}>"
+
+    def wake_up(self) -> None:
+        """Has its task look again whether it got a lease. Does nothing if it has not begun to wait."""
+        if self.wake is not None:
+            self.wake.set()
 
     def record_failure(self, replica_id: ReplicaId, *, was_lost: bool) -> None:
         """Records that an attempt has failed by the replica's fault. `was_lost` says that the backend had the request

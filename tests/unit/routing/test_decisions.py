@@ -85,16 +85,16 @@ def test_a_large_fleet_is_kept_in_part_and_the_chosen_one_always() -> None:
 async def test_the_log_keeps_the_newest() -> None:
     log = DecisionLog(kept=3)
     for number in range(5):
-        log.open(MODEL, Origin(RequestId(str(number))))
+        log.open(MODEL, Origin(RequestId(str(number))), NOW)
     assert [log.find(RequestId(str(number))) is not None for number in range(5)] == [False, False, True, True, True]
 
 
 async def test_a_repeated_request_id_is_the_newer_decision() -> None:
     log = DecisionLog(kept=2)
-    log.open(ModelName("old"), ORIGIN)
-    log.open(MODEL, Origin(RequestId("between")))
-    again = log.open(MODEL, ORIGIN)
-    log.open(MODEL, Origin(RequestId("last")))  # pushes out `between`, which is the oldest now
+    log.open(ModelName("old"), ORIGIN, NOW)
+    log.open(MODEL, Origin(RequestId("between")), NOW)
+    again = log.open(MODEL, ORIGIN, NOW)
+    log.open(MODEL, Origin(RequestId("last")), NOW)  # pushes out `between`, which is the oldest now
     assert log.find(ORIGIN.request_id) is again
     assert log.find(RequestId("between")) is None
 
@@ -102,7 +102,7 @@ async def test_a_repeated_request_id_is_the_newer_decision() -> None:
 async def test_the_log_is_bounded_by_itself() -> None:
     log = DecisionLog()
     for number in range(3000):
-        log.open(MODEL, Origin(RequestId(str(number))))
+        log.open(MODEL, Origin(RequestId(str(number))), NOW)
     assert sum(log.find(RequestId(str(number))) is not None for number in range(3000)) == 1024
 
 

@@ -311,7 +311,7 @@ async def test_a11_a_gateway_that_can_not_prove_itself_gets_nothing(tmp_path: Pa
 
 
 def remember(where: ApiHarness, request_id: str) -> None:
-    where.admission.decisions.open(ModelName("m"), Origin(RequestId(request_id)))
+    where.admission.decisions.open(ModelName("m"), Origin(RequestId(request_id)), 0.0)
 
 
 async def test_m4_a_decision_of_another_gateway() -> None:
