@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check unit sim lint fmt bench bench-peers proto clean
+.PHONY: help run test test-slow check unit sim lint fmt bench bench-peers proto parameters clean
 
 help: ## List the targets of this file.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-11s %s\n' "$$name" "$$says"; done
@@ -63,6 +63,10 @@ $(PEERS)/.installed:
 # tests/test_generated_code.py fails when the generated code is stale.
 proto: $(VENV)/.dev ## Generate the protobuf code from proto/.
 	$(BIN)/python scripts/generate_proto.py
+
+# tests/unit/api/openai/test_parameter_table.py fails when the page is stale.
+parameters: $(VENV)/.dev ## Generate docs/parameters.md from the table of parameters.
+	$(BIN)/python -m scripts.generate_parameters
 
 clean: ## Remove the environment and all caches.
 	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

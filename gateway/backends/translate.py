@@ -53,6 +53,7 @@ def predict_options(generation: Generation, request_id: RequestId) -> pb.Predict
                 name=message.name or "",
                 tool_call_id=message.tool_call_id or "",
                 tool_calls=_tool_calls_text(message.tool_calls) if message.tool_calls else "",
+                reasoning_content=cast("str", message.reasoning),
             )
         options.Tools = generation.tools or ""
         options.ToolChoice = generation.tool_choice or ""
@@ -66,7 +67,7 @@ def prompt_characters(generation: Generation) -> int:
     """Returns the approximate size of the request, without names and calls in messages."""
     if isinstance(generation.prompt, Text):
         return len(generation.prompt)
-    return sum(len(message.content) for message in generation.prompt)
+    return sum(len(message.content) + len(message.reasoning) for message in generation.prompt)
 
 
 def _tool_calls_text(calls: Sequence[ToolCall]) -> str:

@@ -37,7 +37,8 @@ class ToolCall:
     """The id by which the message with the result names this call. It is empty if the backend gave none."""
     name: str
     arguments: str
-    """The arguments as JSON text, as the model wrote it. It is incomplete if the answer was cut short."""
+    """The arguments as JSON text, as the model wrote it. It is incomplete if the answer was cut short, here and in the
+    history of a later request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class ChatMessage:
     tool_call_id: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     """The tool calls of an assistant's message."""
+    reasoning: Text = ""
+    """The reasoning of an assistant's message, for templates that repeat it."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,9 @@ UNKNOWN: Final = "unknown_parameter"
 UNSUPPORTED: Final = "unsupported_parameter"
 UNSUPPORTED_VALUE: Final = "unsupported_value"
 
+ANY_VALUE: Final[tuple[object, ...]] = (object(),)
+"""Stands for all values, in `JsonBody.without_effect`."""
+
 _VALIDATION_ERROR: Final = "complaint"
 _BRANCH_MARK: Final = "|"
 """The beginning of the tags of union branches, which pydantic puts into an error's path although they are no fields."""
@@ -48,6 +51,8 @@ class JsonBody(BaseModel):
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({})
     """The known parameters that are not supported, with the values, besides null, at which they change nothing.
     Those values are accepted, and any other value is refused by name."""
+    reasons: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    """The reason why a parameter of `without_effect` is refused, as a clause, if there is more to say than that."""
 
     _known: ClassVar[frozenset[str]] = frozenset()
 
@@ -69,9 +74,9 @@ class JsonBody(BaseModel):
     def _check_without_effect(cls, key: str, value: object) -> None:
         accepted = cls.without_effect.get(key)
         if accepted is None:
-            raise validation_error(UNKNOWN, "Unrecognized request argument supplied: {param}", key)
-        if value is not None and not any(type(value) is type(other) and value == other for other in accepted):
-            raise unsupported(key)
+            raise validation_error(UNKNOWN, unknown_message("{param}"), key)
+        if accepted is not ANY_VALUE and value is not None and not any(equal_json(value, each) for each in accepted):
+            raise validation_error(UNSUPPORTED, unsupported_message("{param}", cls.reasons.get(key)), key)
 
 
 Body = TypeVar("Body", bound=JsonBody)
@@ -94,7 +99,11 @@ def parse_object(body: bytes) -> dict[str, Any]:
 def parse_json(model_type: type[Body], body: bytes) -> Body:
     """Parses a body into `model_type`. Raises `BadRequest` if it does not match, besides the errors of
     `parse_object`."""
-    value = parse_object(body)
+    return read_object(model_type, parse_object(body))
+
+
+def read_object(model_type: type[Body], value: Mapping[str, Any]) -> Body:
+    """Reads a parsed body into `model_type`. Raises `BadRequest` if it does not match."""
     try:
         return model_type.model_validate(value)
     except ValidationError as error:
@@ -117,13 +126,13 @@ def text_or_array(expected: str) -> Discriminator:
     return Discriminator(
         lambda value: tags.get(type(value)),
         custom_error_type=_VALIDATION_ERROR,
-        custom_error_message=_type_message(expected, "{got}"),
+        custom_error_message=type_message(expected, "{got}"),
     )
 
 
 def wrong_type(expected: str, got: object, *at: str | int) -> PydanticCustomError:
     """Returns the complaint that a value is not of the JSON type `expected`; `at` is that of `validation_error`."""
-    return validation_error(INVALID_TYPE, _type_message(expected, json_kind(got)), *at)
+    return validation_error(INVALID_TYPE, type_message(expected, json_kind(got)), *at)
 
 
 def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
@@ -131,9 +140,19 @@ def wrong_value(must: str, *at: str | int) -> PydanticCustomError:
     return validation_error(INVALID_VALUE, f"Invalid value for '{{param}}': must {must}.", *at)
 
 
-def unsupported(*at: str | int) -> PydanticCustomError:
-    """Returns the complaint that the gateway knows a parameter but does not support it yet."""
-    return validation_error(UNSUPPORTED, "Parameter '{param}' is not supported by this gateway yet.", *at)
+def unknown_message(param: str) -> str:
+    """Returns the sentence that refuses a parameter that the gateway does not know."""
+    return f"Unrecognized request argument supplied: {param}"
+
+
+def unsupported_message(param: str, reason: str | None) -> str:
+    """Returns the sentence that refuses a parameter whose effect the gateway lacks; `reason` is a clause."""
+    return f"Parameter '{param}' is not supported by this gateway yet{f': {reason}' if reason else ''}."
+
+
+def equal_json(value: object, other: object) -> bool:
+    """Returns whether two values are the same JSON. 1 and 1.0 are, and 1 and true are not."""
+    return value == other and isinstance(value, bool) == isinstance(other, bool)
 
 
 def json_kind(value: object) -> str:
@@ -201,7 +220,7 @@ def _plain_message(error: ErrorDetails) -> tuple[str, str]:
         case FieldErrorKind.MISSING:
             return MISSING, missing_message("{param}")
         case FieldErrorKind.TYPE:
-            return INVALID_TYPE, _type_message(found.rule, json_kind(got))
+            return INVALID_TYPE, type_message(found.rule, json_kind(got))
         case FieldErrorKind.RANGE | FieldErrorKind.LENGTH:
             must = found.rule if found.kind is FieldErrorKind.LENGTH else f"be {found.rule}"
             is_shown = not isinstance(got, list | dict) and must != NOT_EMPTY
@@ -218,5 +237,6 @@ def missing_message(param: str) -> str:
     return f"Missing required parameter: '{param}'."
 
 
-def _type_message(expected: str, got: str) -> str:
-    return f"Invalid type for '{{param}}': expected {expected}, got {got}."
+def type_message(expected: str, got: str, param: str = "{param}") -> str:
+    """Returns the sentence that says which type a value must have."""
+    return f"Invalid type for '{param}': expected {expected}, got {got}."

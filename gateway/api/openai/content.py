@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Final, Literal, Self
 from pydantic import Field, model_validator
 
 from gateway.api.http.json_body import ARRAY, INVALID_VALUE, MISSING, TEXT, JsonBody, text_or_array, validation_error
+from gateway.api.openai.history import MESSAGES_MAX
 from gateway.api.openai.tools import MessageToolCalls, refuse_other_kind
 from gateway.domain.inference import ChatMessage, kept_text
 
@@ -14,9 +15,6 @@ PART_SEPARATOR: Final = "\n"
 """The text between the parts of one message. Parts are blocks (an instruction, a document): without a separator, the
 last word of one would run into the first of the next. llama.cpp and vLLM join them in the same way."""
 
-MESSAGES_MAX: Final = 16_384
-"""The largest number of messages. It is far more than anyone needs, and few enough to be checked in a tenth of a
-second."""
 PARTS_MAX: Final = 1_024
 """The largest number of parts of one message."""
 
@@ -53,8 +51,8 @@ class Message(JsonBody):
     tool_call_id: str | None = None
     tool_calls: MessageToolCalls | None = None
     reasoning_content: str | None = None
-    """The reasoning of an earlier answer. It is accepted because answers carry it, and dropped, because it is no
-    part of a conversation."""
+    """The reasoning of an earlier answer. The model's template decides whether it is part of the conversation: some
+    want it between the calls of tools."""
 
     @model_validator(mode="before")
     @classmethod
@@ -83,6 +81,7 @@ class Message(JsonBody):
             name=self.name,
             tool_call_id=self.tool_call_id,
             tool_calls=tuple(call.as_tool_call() for call in self.tool_calls or ()),
+            reasoning=kept_text(self.reasoning_content) if self.reasoning_content else "",
         )
 
 

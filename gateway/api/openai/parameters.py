@@ -5,9 +5,7 @@ extensions with llama.cpp's names. `ignore_eos` is meant for tests and measureme
 """
 
 import re
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -22,6 +20,7 @@ from gateway.api.http.json_body import (
     wrong_type,
     wrong_value,
 )
+from gateway.api.openai.parameter_rows import STREAM_OPTIONS
 from gateway.domain.inference import INT32_MAX
 
 INT64_MIN: Final = -(2**63)
@@ -87,7 +86,7 @@ LogitBias = Annotated[dict[int, float], BeforeValidator(_as_bias)]
 class StreamOptions(JsonBody):
     """The object `stream_options`: whether a last chunk of the stream carries the token counts."""
 
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"include_obfuscation": (False,)})
+    without_effect = STREAM_OPTIONS.without_effect
 
     include_usage: bool | None = None
 

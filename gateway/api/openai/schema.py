@@ -1,18 +1,18 @@
 """Turns the body of an OpenAI request into a domain request, or refuses it by the name of the wrong field.
 
 A parameter is honoured, or accepted at the value where it changes nothing, or refused. It is never ignored, except for
-hints that cannot change an answer (`prompt_cache_key`). `null` means "not set" for every optional parameter.
+what says nothing to the model. `parameter_rows.py` has them all, and `tolerance.py` reads what the classes here refuse
+as it is. `null` means "not set" for every optional parameter.
 `chat_template_kwargs` is an extension that other servers share; here it may contain `enable_thinking` only. Source: the
 OpenAI API reference, endpoints chat/completions, completions and embeddings.
 
 The file is longer than others because it has the bodies of three endpoints, which share most of their parameters.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from sys import getsizeof
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator
 
@@ -20,13 +20,14 @@ from gateway.api.http.json_body import (
     INVALID_VALUE,
     UNSUPPORTED_VALUE,
     JsonBody,
-    parse_json,
     validation_error,
     wrong_type,
     wrong_value,
 )
 from gateway.api.openai.content import Messages
+from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User, wire_seed
+from gateway.api.openai.tolerance import parse_tolerantly
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
@@ -66,6 +67,8 @@ class GenerationCall:
     """The caller's own name for its user. It has no effect on the answer."""
     kept_bytes: int
     """About how much memory it takes while it waits and is answered."""
+    ignored: tuple[str, ...] = ()
+    """The parameters that were dropped because nobody knows them."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,8 @@ class EmbeddingsCall:
     user: str | None
     kept_bytes: int
     """About how much memory it takes while it waits and is answered."""
+    ignored: tuple[str, ...] = ()
+    """The parameters that were dropped because nobody knows them."""
 
 
 class TemplateSettings(JsonBody):
@@ -100,27 +105,8 @@ class TemplateSettings(JsonBody):
 class ChatBody(GenerationBody):
     """The body of a request to /v1/chat/completions."""
 
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-        {
-            "functions": ([],),
-            "function_call": ("none",),
-            "response_format": ({"type": "text"},),
-            "logprobs": (False,),
-            "top_logprobs": (),
-            "reasoning_effort": (),
-            "verbosity": ("medium",),
-            "modalities": (["text"],),
-            "audio": (),
-            "prediction": (),
-            "web_search_options": (),
-            "moderation": (),
-            "store": (False,),
-            "metadata": ({},),
-            "service_tier": ("auto", "default"),
-            "prompt_cache_options": (),
-            "prompt_cache_retention": (),
-        }
-    )
+    without_effect = CHAT.without_effect
+    reasons = CHAT.reasons
 
     messages: Messages
     tools: Tools | None = None
@@ -130,7 +116,6 @@ class ChatBody(GenerationBody):
     max_completion_tokens: TokenLimit | None = None
     safety_identifier: User | None = None
     """The newer name of `user`."""
-    prompt_cache_key: str | None = None
 
     def token_limit(self) -> int | None:
         """Returns the limit of generated tokens, which has two names, or None. Raises `BadRequest` if they differ."""
@@ -160,9 +145,8 @@ def _as_prompt(value: object) -> object:
 class CompletionBody(GenerationBody):
     """The body of a request to /v1/completions."""
 
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-        {"echo": (False,), "suffix": ("",), "best_of": (1,), "logprobs": ()}
-    )
+    without_effect = COMPLETIONS.without_effect
+    reasons = COMPLETIONS.reasons
 
     prompt: Annotated[str, BeforeValidator(_as_prompt)]
 
@@ -210,7 +194,8 @@ def _tokens(values: list[Any], *at: int) -> tuple[int, ...]:
 class EmbeddingsBody(JsonBody):
     """The body of a request to /v1/embeddings."""
 
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"dimensions": ()})
+    without_effect = EMBEDDINGS.without_effect
+    reasons = EMBEDDINGS.reasons
 
     model: Name
     input: Annotated[list[Any], BeforeValidator(_as_entries)]
@@ -218,9 +203,9 @@ class EmbeddingsBody(JsonBody):
     user: User | None = None
 
 
-def parse_chat(body: bytes) -> ChatCall:
+def parse_chat(body: bytes, *, ignore_unknown: bool = False) -> ChatCall:
     """Parses a chat request. Raises `BadRequest`."""
-    parsed = parse_json(ChatBody, body)
+    parsed, ignored = parse_tolerantly(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
     tools = choice = None
@@ -235,27 +220,31 @@ def parse_chat(body: bytes) -> ChatCall:
         tool_choice=choice,
         thinking=None if settings is None else settings.enable_thinking,
     )
-    return ChatCall(generation, bool(parsed.stream), _wants_usage(parsed), user, _generation_bytes(generation))
+    kept_bytes = _generation_bytes(generation)
+    return ChatCall(generation, bool(parsed.stream), _wants_usage(parsed), user, kept_bytes, ignored=ignored)
 
 
-def parse_completion(body: bytes) -> CompletionCall:
+def parse_completion(body: bytes, *, ignore_unknown: bool = False) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
-    parsed = parse_json(CompletionBody, body)
+    parsed, ignored = parse_tolerantly(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     sampling = _sampling(parsed, parsed.token_limit())
     generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling)
     kept_bytes = _generation_bytes(generation)
-    return CompletionCall(generation, bool(parsed.stream), _wants_usage(parsed), parsed.user, kept_bytes)
+    return CompletionCall(
+        generation, bool(parsed.stream), _wants_usage(parsed), parsed.user, kept_bytes, ignored=ignored
+    )
 
 
-def parse_embeddings(body: bytes) -> EmbeddingsCall:
+def parse_embeddings(body: bytes, *, ignore_unknown: bool = False) -> EmbeddingsCall:
     """Parses an embeddings request. Raises `BadRequest`."""
-    parsed = parse_json(EmbeddingsBody, body)
+    parsed, ignored = parse_tolerantly(EmbeddingsBody, body, EMBEDDINGS, ignore_unknown=ignore_unknown)
     model = ModelName(parsed.model)
     inputs = tuple(
         EmbeddingInput(model, kept_text(entry) if isinstance(entry, str) else entry) for entry in parsed.input
     )
     kept_bytes = sum(map(_input_bytes, inputs))
-    return EmbeddingsCall(model, inputs, parsed.encoding_format or "float", parsed.user, kept_bytes)
+    encoding = parsed.encoding_format or "float"
+    return EmbeddingsCall(model, inputs, encoding, parsed.user, kept_bytes, ignored=ignored)
 
 
 def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:
@@ -296,7 +285,7 @@ def _generation_bytes(generation: Generation) -> int:
 def _message_bytes(message: ChatMessage) -> int:
     calls = sum(OBJECT_BYTES + getsizeof(call.id) + getsizeof(call.arguments) for call in message.tool_calls)
     texts = getsizeof(message.content) + getsizeof(message.name or "") + getsizeof(message.tool_call_id or "")
-    return OBJECT_BYTES + texts + calls
+    return OBJECT_BYTES + texts + calls + (getsizeof(message.reasoning) if message.reasoning else 0)
 
 
 def _input_bytes(item: EmbeddingInput) -> int:

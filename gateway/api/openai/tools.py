@@ -10,28 +10,29 @@ from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from gateway.api.http.json_body import (
     INVALID_VALUE,
     MISSING,
     UNSUPPORTED_VALUE,
     JsonBody,
-    json_kind,
     validation_error,
     wrong_type,
     wrong_value,
 )
-from gateway.api.http.json_count import find_broken_bound
+from gateway.api.http.json_count import COUNTED_FROM_BYTES, find_broken_bound
+from gateway.api.openai.history import NO_ARGUMENTS
 from gateway.domain.errors import BadRequest
 from gateway.domain.inference import ToolCall
 
 TOOLS_MAX: Final = 128
-"""The largest number of tools of one request, and of calls of one message."""
+"""The largest number of tools of one request."""
+CALLS_MAX: Final = 8_192
+"""The largest number of calls of one message: an answer may be nothing but calls. A body has hardly room for more."""
 TOOLS_BYTES_MAX: Final = 1024 * 1024
 """The largest size of all tools as JSON. Backends turn each schema into a grammar before the first token, and cannot be
 stopped meanwhile."""
-CALL_ID_CHARACTERS_MAX: Final = 512
 CHOICE_WORDS: Final = ("none", "auto", "required")
 
 _FUNCTION_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -135,33 +136,28 @@ AUTO: Final = ToolChoice.model_validate("auto")
 """The choice of a request that has none."""
 
 
+def _check_counts(arguments: str) -> str:
+    """Checks the number of values in the text, which the counts of the whole body do not include."""
+    if len(arguments) > COUNTED_FROM_BYTES and (bound := find_broken_bound(arguments.encode())[0]) is not None:
+        raise wrong_value(f"have at most {bound}")
+    return arguments
+
+
 class CalledFunction(JsonBody):
-    """The function that an earlier message called; `arguments` is the text of a JSON object."""
+    """The function that an earlier message called. An answer may have ended anywhere, so any text is accepted."""
 
-    name: FunctionName
-    arguments: str
-
-    @model_validator(mode="after")
-    def _check_arguments(self) -> Self:
-        """Checks that the arguments are a JSON object, because templates write them out as one."""
-        if (bound := find_broken_bound(self.arguments.encode())[0]) is not None:
-            raise wrong_value(f"have at most {bound}", "arguments")
-        try:
-            value = from_json(self.arguments, allow_inf_nan=False)
-        except ValueError:
-            raise wrong_value("be the text of a JSON object", "arguments") from None
-        if not isinstance(value, dict):
-            raise wrong_value(f"be the text of a JSON object, not of {json_kind(value)}", "arguments")
-        return self
+    name: str
+    arguments: Annotated[str, AfterValidator(_check_counts)]
+    """The text of a JSON object, or a part of it. The backend knows what its template can write."""
 
 
 class MessageToolCall(JsonBody):
     """One entry of an assistant message's `tool_calls`."""
 
-    id: Annotated[str, Field(min_length=1, max_length=CALL_ID_CHARACTERS_MAX)]
+    id: str
     type: Literal["function"]
     function: CalledFunction
-    index: Annotated[int, Field(ge=0)] | None = None
+    index: int | None = None
     """The position of the call. It is accepted because the parts of a streamed call carry it, and dropped, because
     the order says the same."""
 
@@ -172,11 +168,13 @@ class MessageToolCall(JsonBody):
         return data
 
     def as_tool_call(self) -> ToolCall:
-        """Returns the call for a backend, with its arguments as the text that the client sent."""
-        return ToolCall(self.id, self.function.name, self.function.arguments)
+        """Returns the call for a backend. Its arguments are the text that the client sent, if there is any."""
+        arguments = self.function.arguments
+        is_empty = not arguments or arguments.isspace()
+        return ToolCall(self.id, self.function.name, NO_ARGUMENTS if is_empty else arguments)
 
 
-MessageToolCalls = Annotated[list[MessageToolCall], Field(max_length=TOOLS_MAX, fail_fast=True)]
+MessageToolCalls = Annotated[list[MessageToolCall], Field(max_length=CALLS_MAX, fail_fast=True)]
 
 
 def offer(tools: Sequence[Tool], choice: ToolChoice | None, *, parallel: bool | None) -> tuple[str | None, str | None]:

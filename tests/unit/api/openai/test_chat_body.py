@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gateway.api.openai.parameter_rows import CHAT
 from gateway.api.openai.schema import parse_chat
 from gateway.domain.errors import BadRequest
 from gateway.domain.inference import ChatMessage, Sampling
@@ -74,7 +75,7 @@ def test_any_seed_becomes_one_that_the_wire_takes_for_a_seed(seed: int) -> None:
 def test_null_means_not_set_for_every_optional_parameter() -> None:
     names = [*TAKEN_WHERE_WITHOUT_EFFECT, "stream", "stream_options", "user", "temperature", "top_p", "top_k", "min_p"]
     names += ["max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty"]
-    names += ["logit_bias", "repeat_penalty", "ignore_eos", "safety_identifier", "prompt_cache_key"]
+    names += ["logit_bias", "repeat_penalty", "ignore_eos", "safety_identifier", *WITHOUT_EFFECT]
     names += ["tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
     assert parse_chat(body(**dict.fromkeys(names))) == parse_chat(body())
 
@@ -86,19 +87,32 @@ TAKEN_WHERE_WITHOUT_EFFECT: dict[str, tuple[Any, Any]] = {
     "logprobs": (False, True),
     "top_logprobs": (None, 3),
     "reasoning_effort": (None, "low"),
-    "verbosity": ("medium", "low"),
     "modalities": (["text"], ["text", "audio"]),
-    "audio": (None, {"voice": "alloy", "format": "wav"}),
-    "prediction": (None, {"type": "content", "content": "x"}),
     "web_search_options": (None, {}),
     "moderation": (None, {}),
-    "store": (False, True),
-    "metadata": ({}, {"a": "b"}),
-    "service_tier": ("auto", "flex"),
-    "prompt_cache_options": (None, {}),
-    "prompt_cache_retention": (None, "24h"),
 }
 """Parameter -> a value that changes nothing, and one whose effect we lack."""
+
+WITHOUT_EFFECT: dict[str, object] = {
+    "verbosity": "low",
+    "prediction": {"type": "content", "content": "x"},
+    "audio": {"voice": "alloy", "format": "wav"},
+    "store": True,
+    "metadata": {"a": "b"},
+    "service_tier": "flex",
+    "prompt_cache_key": "k",
+    "prompt_cache_options": {"mode": "explicit"},
+    "prompt_cache_retention": "24h",
+    "keep_alive": "5m",
+    "priority": 3,
+    "num_ctx": 8192,
+}
+"""Parameter -> a value that asks for something besides the answer."""
+
+
+@pytest.mark.parametrize("name", WITHOUT_EFFECT)
+def test_what_says_nothing_to_the_model_is_taken(name: str) -> None:
+    assert parse_chat(body(**{name: WITHOUT_EFFECT[name]})) == parse_chat(body())
 
 
 @pytest.mark.parametrize("name", TAKEN_WHERE_WITHOUT_EFFECT)
@@ -110,7 +124,7 @@ def test_what_we_lack_is_taken_where_it_changes_nothing(name: str) -> None:
 def test_what_we_lack_is_refused_by_name(name: str) -> None:
     error = refusal(**{name: TAKEN_WHERE_WITHOUT_EFFECT[name][1]})
     assert (error.param, error.code) == (name, "unsupported_parameter")
-    assert error.message == f"Parameter '{name}' is not supported by this gateway yet."
+    assert error.message == f"Parameter '{name}' is not supported by this gateway yet: {CHAT.reasons[name]}."
 
 
 def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
@@ -134,7 +148,7 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"temperature": "hot"}, "temperature", "expected a number, got a string"),
         ({"top_p": 1.1}, "top_p", "must be at most 1, got 1.1"),
         ({"top_p": -1}, "top_p", "must be at least 0, got -1"),
-        ({"top_k": -1}, "top_k", "must be at least 0, got -1"),
+        ({"top_k": -2}, "top_k", "must be at least 0, got -2"),
         ({"top_k": 2**31}, "top_k", "must be at most 2147483647"),
         ({"min_p": 2}, "min_p", "must be at most 1, got 2"),
         ({"repeat_penalty": 0}, "repeat_penalty", "must be above 0, got 0"),
@@ -143,15 +157,11 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"frequency_penalty": -3}, "frequency_penalty", "must be at least -2, got -3"),
         ({"max_tokens": 0}, "max_tokens", "must be at least 1, got 0"),
         ({"max_tokens": -5}, "max_tokens", "must be at least 1, got -5"),
-        ({"max_tokens": 2**31}, "max_tokens", "must be at most 2147483647, got 2147483648"),
-        ({"max_tokens": 10**30}, "max_tokens", "must be at most 2147483647"),
         ({"max_tokens": 1.5}, "max_tokens", "expected an integer, got a number"),
         ({"max_tokens": "9"}, "max_tokens", "expected an integer, got a string"),
         ({"max_completion_tokens": 0}, "max_completion_tokens", "must be at least 1, got 0"),
         ({"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens", "two names of one limit"),
-        ({"stop": ""}, "stop", "must not be empty"),
         ({"stop": 5}, "stop", "expected a string or an array of strings, got an integer"),
-        ({"stop": ["a", ""]}, "stop[1]", "must not be empty"),
         ({"stop": ["a", None]}, "stop[1]", "expected a string, got null"),
         ({"stop": ["x"] * 17}, "stop", "must have at most 16 entries"),
         ({"seed": 2**63}, "seed", "must be at most 9223372036854775807"),
@@ -159,7 +169,7 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"seed": 0.5}, "seed", "expected an integer, got a number"),
         ({"n": 2}, "n", "n > 1 is not supported"),
         ({"n": 0}, "n", "must be at least 1, got 0"),
-        ({"logit_bias": []}, "logit_bias", "expected an object, got an array"),
+        ({"logit_bias": [5]}, "logit_bias", "expected an object, got an array"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "does not name a token id"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1", "does not name a token id"),
         ({"logit_bias": {"": 1}}, "logit_bias.", "does not name a token id"),
@@ -175,11 +185,6 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"stream": True, "stream_options": True}, "stream_options", "expected an object, got a boolean"),
         ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options.include_usage", "a boolean"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "Unrecognized request argument"),
-        (
-            {"stream": True, "stream_options": {"include_obfuscation": True}},
-            "stream_options.include_obfuscation",
-            "yet",
-        ),
     ],
 )
 def test_a_bad_value_is_refused_by_name(fields: dict[str, Any], param: str, message: str) -> None:
@@ -241,7 +246,8 @@ def test_text_parts_are_lines_of_one_text() -> None:
 def test_an_answer_of_ours_can_be_sent_back_whole() -> None:
     answer: dict[str, Any] = {"role": "assistant", "content": "hi", "reasoning_content": "hmm", "annotations": []}
     answer |= dict.fromkeys(["refusal", "audio", "tool_calls", "function_call"])
-    assert parse_chat(body(messages=[*HELLO, answer])).generation.prompt[1] == ChatMessage("assistant", "hi")
+    expected = ChatMessage("assistant", "hi", reasoning="hmm")
+    assert parse_chat(body(messages=[*HELLO, answer])).generation.prompt[1] == expected
 
 
 @pytest.mark.parametrize(
@@ -264,7 +270,6 @@ def test_an_answer_of_ours_can_be_sent_back_whole() -> None:
             "Invalid type for 'messages[0].content': expected a string or an array of content parts, got an integer.",
         ),
         ([{"role": "user", "content": None}], "messages[0].content", "content parts, got null"),
-        ([{"role": "assistant", "content": None}], "messages[0].content", "content parts, got null"),
         ([{"role": "user", "content": {}}], "messages[0].content", "content parts, got an object"),
         ([{"role": "user", "content": []}], "messages[0].content", "must not be empty"),
         ([{"role": "user", "content": ["x"]}], "messages[0].content[0]", "expected an object, got a string"),
@@ -277,9 +282,8 @@ def test_an_answer_of_ours_can_be_sent_back_whole() -> None:
             "expected a string, got an integer",
         ),
         ([{"role": "user", "content": "x", "name": 1}], "messages[0].name", "expected a string, got an integer"),
-        ([{"role": "user", "content": "x", "weight": 1}], "messages[0].weight", "Unrecognized request argument"),
+        ([{"role": "user", "content": "x", "images": ["a"]}], "messages[0].images", "Unrecognized request argument"),
         ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id", "Missing required parameter"),
-        ([{"role": "assistant", "content": "x", "refusal": "no"}], "messages[0].refusal", "is not supported"),
         ([{"role": "assistant", "content": "x", "audio": {"id": "a"}}], "messages[0].audio", "is not supported"),
     ],
 )

@@ -65,7 +65,7 @@ def test_other_parameters() -> None:
         ({"input": [[1], [1, [2]]]}, "input[1][1]", "expected a token id (an integer), got an array"),
         ({"model": ""}, "model", "must not be empty"),
         ({"encoding_format": "hex"}, "encoding_format", "must be 'float' or 'base64', got \"hex\""),
-        ({"dimensions": 64}, "dimensions", "Parameter 'dimensions' is not supported by this gateway yet."),
+        ({"dimensions": 64}, "dimensions", "Parameter 'dimensions' is not supported by this gateway yet"),
         ({"user": 1}, "user", "expected a string, got an integer"),
         ({"temperature": 1}, "temperature", "Unrecognized request argument supplied: temperature"),
     ],

@@ -1,0 +1,232 @@
+"""The table of all parameters of the OpenAI endpoints. `docs/parameters.md` is made of it.
+
+Besides OpenAI's, it has the parameters of llama.cpp's server, vLLM, SGLang and Ollama, because their clients send them
+to any server. A test compares it with the types of the `openai` package. A change of what is honoured is a change of
+one line here, and of the schema.
+"""
+
+from typing import Final
+
+from gateway.api.openai.parameter_table import (
+    THE_BODY,
+    Parameter,
+    ParameterTable,
+    foreign,
+    honoured,
+    no_effect,
+    refused,
+    synonym,
+)
+from gateway.api.openai.parameter_values import open_token_limit, thinking_of_object
+
+_SAMPLER: Final = "the sampler has no equal of it"
+_PLACE: Final = "The configuration of the model says this."
+_WITH: Final = "It matters only together with `{}`."
+
+SAMPLING: Final[tuple[Parameter, ...]] = (
+    honoured("temperature", "0 to 2."),
+    honoured("top_p", "0 to 1."),
+    honoured("top_k", "The number of candidates. 0 and -1 mean all."),
+    honoured("min_p", "0 to 1."),
+    honoured("repeat_penalty", "Above 0, at most 10."),
+    honoured("presence_penalty", "-2 to 2."),
+    honoured("frequency_penalty", "-2 to 2."),
+    honoured("seed", "Any 64-bit integer."),
+    honoured("stop", "A string, or up to 16. Empty ones are left out."),
+    honoured("logit_bias", "By token id, -100 to 100. llama.cpp's array of pairs is read, too."),
+    honoured("ignore_eos", "For tests and measurements."),
+    honoured("max_tokens", "An upper bound: an answer ends with the model's context in any case. -1 means no limit."),
+    synonym("repetition_penalty", "repeat_penalty"),
+    synonym("num_predict", "max_tokens", "-2 means no limit, too.", convert=open_token_limit),
+    synonym("n_predict", "max_tokens", "-2 means no limit, too.", convert=open_token_limit),
+    synonym("max_new_tokens", "max_tokens"),
+    foreign("typical_p", _SAMPLER, 1),
+    foreign("tfs_z", _SAMPLER, 1),
+    foreign("top_n_sigma", _SAMPLER, -1, 0),
+    foreign("mirostat", _SAMPLER, 0),
+    foreign("dynatemp_range", _SAMPLER, 0),
+    foreign("xtc_probability", _SAMPLER, 0),
+    foreign("dry_multiplier", _SAMPLER, 0),
+    foreign("repeat_last_n", "the window of penalties is always the last 64 tokens", 64),
+    foreign("penalize_nl", _SAMPLER, False),
+    foreign("penalize_newline", _SAMPLER, False),
+    foreign("samplers", "the order of samplers is fixed"),
+    foreign("min_keep", _SAMPLER, 0),
+    foreign("min_tokens", _SAMPLER, 0),
+    foreign("length_penalty", "there is no beam search", 1),
+    foreign("early_stopping", "there is no beam search", False),
+    foreign("use_beam_search", "there is no beam search", False),
+    foreign("stop_token_ids", "only texts can end an answer", []),
+    foreign("bad_words", "`logit_bias` forbids tokens", []),
+    foreign("allowed_token_ids", "`logit_bias` chooses tokens"),
+    foreign("include_stop_str_in_output", "an answer ends before its stop sequence", False),
+    foreign("skip_special_tokens", "special tokens are never part of an answer", True),
+    foreign("t_max_predict_ms", "`max_tokens` limits an answer", 0, -1),
+    no_effect("mirostat_tau", _WITH.format("mirostat")),
+    no_effect("mirostat_eta", _WITH.format("mirostat")),
+    no_effect("dynatemp_exponent", _WITH.format("dynatemp_range")),
+    no_effect("xtc_threshold", _WITH.format("xtc_probability")),
+    no_effect("dry_base", _WITH.format("dry_multiplier")),
+    no_effect("dry_allowed_length", _WITH.format("dry_multiplier")),
+    no_effect("dry_penalty_last_n", _WITH.format("dry_multiplier")),
+    no_effect("dry_sequence_breakers", _WITH.format("dry_multiplier")),
+)
+"""The parameters of sampling, which Ollama's clients may also put into `options`."""
+
+OF_THE_LOAD: Final[tuple[Parameter, ...]] = (
+    no_effect("num_ctx", "`context_size` of the model says this, and `max_tokens` bounds an answer."),
+    *(no_effect(name, _PLACE) for name in ("num_batch", "num_gpu", "main_gpu", "num_thread", "numa", "low_vram")),
+    *(no_effect(name, _PLACE) for name in ("use_mmap", "use_mlock", "f16_kv", "vocab_only", "num_gqa")),
+    no_effect("num_keep", "The prompt is never shortened."),
+)
+"""The parameters by which Ollama's clients say how a model is loaded."""
+
+OPTIONS: Final = ParameterTable("options", (*SAMPLING, *OF_THE_LOAD))
+"""The fields of Ollama's object `options`."""
+
+GENERATION: Final[tuple[Parameter, ...]] = (
+    honoured("model"),
+    honoured("stream"),
+    honoured("stream_options", "Only with `stream`."),
+    honoured("user", "It is in the log line of the request."),
+    no_effect("keep_alive", "A model stays until it is idle for as long as `[watchdog]` says, or its place is needed."),
+    no_effect("cache_prompt", "The backend decides whether it keeps a prompt."),
+    no_effect("cache_salt", "The gateway has no cache of its own."),
+    no_effect("id_slot", "The gateway chooses the replica, and that its slot."),
+    no_effect("n_keep", "The prompt is never shortened."),
+    no_effect("n_discard", "The prompt is never shortened."),
+    no_effect("priority", "Requests wait in turns of their callers."),
+    no_effect("request_id", "The header `X-Request-Id` names the request."),
+    no_effect("timings_per_token", "An answer tells no timings."),
+    no_effect("return_progress", "A stream tells no progress of the prompt."),
+    no_effect("spaces_between_special_tokens", "Special tokens are never part of an answer."),
+    synonym("options", THE_BODY, "Ollama's object: its fields are read as if they stood in the body itself."),
+    foreign("grammar", "grammars are not supported yet"),
+    foreign("json_schema", "schemas are not supported yet"),
+    foreign("guided_json", "schemas are not supported yet"),
+    foreign("guided_grammar", "grammars are not supported yet"),
+    foreign("guided_choice", "grammars are not supported yet"),
+    foreign("guided_regex", "regular expressions are not supported"),
+    foreign("structured_outputs", "schemas are not supported yet"),
+    foreign("format", "schemas are not supported yet", ""),
+    foreign("n_probs", "log probabilities are not supported yet", 0),
+    foreign("prompt_logprobs", "log probabilities are not supported yet", 0),
+    foreign("return_tokens_as_token_ids", "an answer has texts only", False),
+    foreign("return_token_ids", "an answer has texts only", False),
+    foreign("return_tokens", "an answer has texts only", False),
+    foreign("truncate_prompt_tokens", "a prompt is never shortened", -1),
+    foreign("lora", "adapters belong to the configuration of a model", []),
+)
+"""The parameters of a chat and of a completion, besides those of sampling."""
+
+CHAT: Final = ParameterTable(
+    "POST /v1/chat/completions",
+    (
+        *GENERATION,
+        *SAMPLING,
+        *OF_THE_LOAD,
+        honoured("messages", "Text only. Fields that say nothing to the model are accepted in every message."),
+        honoured("tools", "Functions only."),
+        honoured("tool_choice"),
+        honoured("parallel_tool_calls", "false is refused as long as there are tools."),
+        honoured("chat_template_kwargs", "`enable_thinking` only."),
+        honoured("max_completion_tokens", "The newer name of `max_tokens`."),
+        honoured("safety_identifier", "The newer name of `user`."),
+        honoured("n", "Only 1."),
+        synonym("think", "chat_template_kwargs.enable_thinking", "true or false."),
+        synonym("enable_thinking", "chat_template_kwargs.enable_thinking"),
+        synonym(
+            "thinking",
+            "chat_template_kwargs.enable_thinking",
+            'An object with the `type` "enabled" or "disabled".',
+            convert=thinking_of_object,
+        ),
+        no_effect("prompt_cache_key", "The gateway chooses the replica."),
+        no_effect("prompt_cache_options", "The backend decides whether it keeps a prompt."),
+        no_effect("prompt_cache_retention", "The backend decides whether it keeps a prompt."),
+        no_effect("metadata", "The gateway stores no answers."),
+        no_effect("store", "The gateway stores no answers."),
+        no_effect("service_tier", "There is one tier."),
+        no_effect("verbosity", "No template of an open model reads it."),
+        no_effect("prediction", "It could only make an answer faster."),
+        no_effect("audio", _WITH.format("modalities")),
+        refused("modalities", "an answer is text", ["text"]),
+        refused("response_format", "schemas are not supported yet", {"type": "text"}),
+        refused("logprobs", "log probabilities are not supported yet", False),
+        refused("top_logprobs", "log probabilities are not supported yet"),
+        refused("reasoning_effort", "`chat_template_kwargs.enable_thinking` switches the reasoning"),
+        refused("functions", "`tools` is its successor", []),
+        refused("function_call", "`tool_choice` is its successor", "none"),
+        refused("web_search_options", "the gateway searches nothing"),
+        refused("moderation", "the gateway moderates nothing"),
+        foreign("include_reasoning", "an answer has its reasoning beside the text", True),
+        foreign("separate_reasoning", "an answer has its reasoning beside the text", True),
+        foreign("stream_reasoning", "reasoning is streamed like the text", True),
+        foreign("reasoning_format", "an answer has its reasoning beside the text", "auto"),
+        foreign("thinking_budget_tokens", "only `max_tokens` limits the reasoning", -1),
+        foreign("parse_tool_calls", "tool calls are always told from the text", True),
+        foreign("add_generation_prompt", "a chat always asks for the next answer", True),
+        foreign("continue_final_message", "a chat always asks for the next answer", False),
+        foreign("add_special_tokens", "the model's template says which tokens there are", False),
+        foreign("echo", "an answer does not repeat its prompt", False),
+        foreign("best_of", "there is one answer", 1),
+        foreign("chat_template", "the model has its own template"),
+        foreign("documents", "no template gets documents", []),
+        foreign("mm_processor_kwargs", "prompts are text"),
+    ),
+)
+
+COMPLETIONS: Final = ParameterTable(
+    "POST /v1/completions",
+    (
+        *GENERATION,
+        *SAMPLING,
+        *OF_THE_LOAD,
+        honoured("prompt", "One text."),
+        honoured("n", "Only 1."),
+        refused("echo", "an answer does not repeat its prompt", False),
+        refused("suffix", "text can only be added at the end", ""),
+        refused("best_of", "there is one answer", 1),
+        refused("logprobs", "log probabilities are not supported yet"),
+        foreign("response_format", "schemas are not supported yet", {"type": "text"}),
+        foreign("add_special_tokens", "the model says which tokens there are", True),
+        no_effect("metadata", "The gateway stores no answers."),
+        no_effect("prompt_cache_key", "The gateway chooses the replica."),
+        no_effect("safety_identifier", "`user` is in the log line of the request."),
+    ),
+)
+
+EMBEDDINGS: Final = ParameterTable(
+    "POST /v1/embeddings",
+    (
+        honoured("model"),
+        honoured("input", "A text, up to 2048 texts, or token ids."),
+        honoured("encoding_format", "`float` or `base64`."),
+        honoured("user", "It is in the log line of the request."),
+        refused("dimensions", "a vector has the length that the model gives it"),
+        no_effect(
+            "keep_alive", "A model stays until it is idle for as long as `[watchdog]` says, or its place is needed."
+        ),
+        no_effect("options", "Ollama's object, which says how a model is loaded: its configuration does."),
+        no_effect("priority", "Requests wait in turns of their callers."),
+        no_effect("request_id", "The header `X-Request-Id` names the request."),
+        no_effect("metadata", "The gateway stores no vectors."),
+        foreign("add_special_tokens", "the model says which tokens there are", True),
+        foreign("truncate", "a text that is too long is refused", False),
+        foreign("truncate_prompt_tokens", "a text that is too long is refused"),
+        foreign("embd_normalize", "vectors are normalised as the model says", 2),
+        foreign("normalize", "vectors are normalised as the model says", True),
+        foreign("input_type", "a prefix that a model wants belongs to `input`"),
+    ),
+)
+
+STREAM_OPTIONS: Final = ParameterTable(
+    "stream_options",
+    (
+        honoured("include_usage", "A last chunk has the token counts."),
+        no_effect("include_obfuscation", "Chunks have no padding."),
+    ),
+)
+"""The fields of the object `stream_options`."""
+
+TABLES: Final = (CHAT, COMPLETIONS, EMBEDDINGS, STREAM_OPTIONS)
