@@ -22,8 +22,10 @@ help: ## List the targets of this file.
 run: $(VENV)/.run ## Serve on 127.0.0.1:8080 with the configuration of this folder.
 	exec $(BIN)/gateway serve $(ARGS)
 
+# Many files, in the order of tests/order.py: each process takes the next one. The other targets run few files, and share
+# out the tests of each.
 test: $(VENV)/.dev ## Run every test except those that take minutes.
-	$(PYTEST) $(ARGS)
+	$(PYTEST) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.dev ## Run the tests that take minutes.
 	$(PYTEST) -m slow $(ARGS)

@@ -1,18 +1,38 @@
-"""The order in which the processes of pytest-xdist run the tests: long ones come first, spread over all of them.
+"""The order in which the processes of pytest-xdist run the tests: long files come first, short ones fill the rest.
 
-xdist hands each process one portion of the list, and a process that has done its own takes tests from the end of
-another portion. So each portion begins with its share of the long tests, and only short ones are left when the first
-process is done. Without xdist the tests run in the order of their files.
+Each process takes the next file when it is done with its last one (`--dist loadfile --no-loadscope-reorder`), so what a
+file's tests share is made once, and the processes end together if the last files are short. Without xdist the tests run
+in the order of their files.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import chain, groupby, islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, groupby, zip_longest
 from typing import Final, Protocol, TypeVar
 
 import pytest
 
-LONG: Final = ("tests/simulation/", "tests/properties/", "tests/integration/", "tests/golden/", "tests/contract/")
-"""Folders whose tests take long, those first that take the most processor time."""
+WAITING: Final = ("tests/integration/",)
+"""Folders whose tests mostly wait for other processes."""
+COMPUTING: Final = ("tests/simulation/", "tests/properties/", "tests/contract/", "tests/golden/", "tests/test_")
+"""The other folders, those first whose files take longest. `tests/unit` comes last."""
+LONGEST: Final = (
+    "tests/integration/peers/test_gateways_faults.py",
+    "tests/integration/peers/test_gateways.py",
+    "tests/integration/peers/test_gateways_rounds.py",
+    "tests/integration/backends/test_localai_backend.py",
+    "tests/integration/workers/test_faults.py",
+    "tests/integration/processes/test_lifetimes.py",
+    "tests/integration/engines/test_gguf_estimate.py",
+    "tests/integration/workers/test_workers.py",
+    "tests/integration/backends/test_planned_ends.py",
+    "tests/integration/workers/test_robustness.py",
+    "tests/integration/workers/test_processes.py",
+    "tests/integration/api/test_http_edge.py",
+    "tests/integration/gateway/test_cold_load.py",
+    "tests/integration/engines/test_cancel.py",
+    "tests/integration/gateway/test_restart.py",
+)
+"""Files of `tests/integration` that take more than ten seconds, the longest one first."""
 
 
 class Named(Protocol):
@@ -27,31 +47,39 @@ T = TypeVar("T", bound=Named)
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    processes = getattr(config, "workerinput", {}).get("workercount", 1)
-    if processes > 1:
-        items[:] = spread(items, processes)
+    if hasattr(config, "workerinput"):
+        items[:] = in_order(items)
 
 
-def spread(items: Sequence[T], processes: int) -> list[T]:
-    """Returns the items so that each of `processes` equal portions begins with its share of the long tests. Those of
-    one file stay together, since they may share what is made for them."""
-    long = sorted((item for item in items if _rank(item) < len(LONG)), key=_rank)
-    short = iter([item for item in items if _rank(item) == len(LONG)])
-    shares: list[list[T]] = [[] for _ in range(processes)]
-    for number, (_, of_file) in enumerate(groupby(long, key=lambda item: item.nodeid.partition("::")[0])):
-        shares[number % processes].extend(of_file)
-    return list(chain.from_iterable(_portions(shares, short, len(items)))) + list(short)
+def in_order(items: Sequence[T]) -> list[T]:
+    """Returns the items with the files that wait and those that compute in turns, so that no processor is idle while
+    all processes wait."""
+    files = [list(of_file) for _, of_file in groupby(items, key=_file)]
+    waiting = sorted((file for file in files if _waits(file)), key=_length_rank)
+    computing = sorted((file for file in files if not _waits(file)), key=_folder_rank)
+    return list(chain.from_iterable(_in_turns(waiting, computing)))
 
 
-def _portions(shares: Sequence[list[T]], short: Iterator[T], count: int) -> Iterator[list[T]]:
-    """Yields each share, filled up with short tests to the length of a portion."""
-    given = 0
-    for number, share in enumerate(shares):
-        length = (count - given) // (len(shares) - number)  # as xdist divides them
-        portion = [*share, *islice(short, max(0, length - len(share)))]
-        given += len(portion)
-        yield portion
+def _in_turns(waiting: Iterable[list[T]], computing: Iterable[list[T]]) -> Iterator[list[T]]:
+    nothing: list[T] = []
+    for waits, computes in zip_longest(waiting, computing, fillvalue=nothing):
+        yield waits
+        yield computes
 
 
-def _rank(item: Named) -> int:
-    return next((rank for rank, folder in enumerate(LONG) if item.nodeid.startswith(folder)), len(LONG))
+def _file(item: Named) -> str:
+    return item.nodeid.partition("::")[0]
+
+
+def _waits(file: Sequence[Named]) -> bool:
+    return _file(file[0]).startswith(WAITING)
+
+
+def _length_rank(file: Sequence[Named]) -> int:
+    name = _file(file[0])
+    return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+
+def _folder_rank(file: Sequence[Named]) -> int:
+    name = _file(file[0])
+    return next((rank for rank, folder in enumerate(COMPUTING) if name.startswith(folder)), len(COMPUTING))
