@@ -12,7 +12,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check unit sim lint fmt bench bench-peers proto parameters clean
+.PHONY: help run test test-slow check unit sim properties lint fmt bench bench-peers proto parameters clean
 
 help: ## List the targets of this file.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-11s %s\n' "$$name" "$$says"; done
@@ -38,6 +38,9 @@ unit: $(VENV)/.test ## Run the unit tests; modules that need llama.cpp are skipp
 
 sim: $(VENV)/.dev ## Run the simulated fleets; SEED=123 replays one run.
 	$(PYTEST) tests/simulation $(ARGS)
+
+properties: $(VENV)/.dev ## Try each property with all its examples, of which the other targets try a part.
+	EXAMPLES=100 $(PYTEST) -m 'hypothesis and not slow' $(ARGS)
 
 lint: $(VENV)/.dev ## Check format, style and types.
 	$(BIN)/ruff format --check .

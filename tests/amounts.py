@@ -5,6 +5,9 @@ what is badly broken, `make test-slow` the rest, and a variable of the environme
 
     SEED=123 pytest tests/simulation/test_simulation.py        # this one alone
     SEEDS=2000 pytest tests/simulation -n auto                 # the first 2,000
+    EXAMPLES=1000 pytest -m hypothesis -n auto                 # properties, with ten times their examples
+
+Examples of properties are a part in each run of the tests, and all in `make properties`.
 """
 
 import os
@@ -15,6 +18,10 @@ from _pytest.mark import ParameterSet
 
 SEED: Final = "SEED"
 """The variable that names the only seed to run."""
+
+EXAMPLES: Final = "EXAMPLES"
+"""The variable that says with how many percent of its examples a property is tried."""
+QUICK_PERCENT: Final = "40"
 
 
 def seeds_to_run(count: int, quick: int, *, variable: str = "SEEDS") -> list[int | ParameterSet]:
@@ -31,6 +38,11 @@ def amounts_to_run(count: int, quick: int, *, variable: str) -> list[int | Param
     """Returns how often the test repeats what it tries: as `variable` says, or `quick` times, and `count` times among
     the slow ones."""
     return [int(os.environ[variable])] if variable in os.environ else [quick, _slow(count)]
+
+
+def examples_to_run(count: int) -> int:
+    """Returns with how many examples a property is tried that has `count` of them."""
+    return max(1, count * int(os.environ.get(EXAMPLES, QUICK_PERCENT)) // 100)
 
 
 def _slow(value: int) -> ParameterSet:

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, settings
 from gateway.bridge import open_bridge
 from gateway.registry.postgres.pool import open_postgres_pool
 from gateway.registry.postgres.schema import migrate
+from tests.amounts import examples_to_run
 from tests.fakes.postgres_server import PostgresServer, open_postgres_server
 from tests.order import pytest_collection_modifyitems
 from tests.process_logs import pytest_runtest_makereport
@@ -39,7 +40,12 @@ os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("fakes") / "authority
 
 # A busy machine makes everything slow; what an earlier run has found belongs into the code as an example.
 settings.register_profile(
-    "explore", deadline=None, database=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+    "explore",
+    max_examples=examples_to_run(100),
+    deadline=None,
+    database=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
 )
 settings.register_profile("same", settings.get_profile("explore"), derandomize=True)
 settings.load_profile("same")

@@ -14,10 +14,11 @@ from gateway.config.model import Config, Section
 from gateway.config.problems import ConfigError
 from gateway.config.toml_lines import locate_keys
 from gateway.config.units import DURATION_SECONDS_MAX, Percent, PortRange, parse_duration, parse_port_range, parse_size
+from tests.amounts import examples_to_run
 
 Toml = Any
 
-unhurried = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+unhurried = settings(max_examples=examples_to_run(80), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """For machines that are busy with other things."""
 
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)

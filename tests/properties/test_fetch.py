@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.worker.artifacts.reference import ArtifactError
+from tests.amounts import examples_to_run
 from tests.fakes.fetching import NAME, Fetching, patient_clock, sha256_of
 from tests.fakes.file_server import Turn, open_file_server
 
@@ -25,7 +26,7 @@ TURNS = (
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples_to_run(25), deadline=None)
 @given(st.lists(TURNS, max_size=6), st.booleans(), st.sampled_from(['"v1"', 'W/"v1"', None]))
 def test_the_file_or_a_clear_error(script: list[Turn], has_digest: bool, etag: str | None) -> None:
     async def fetch(folder: Path) -> None:
@@ -41,7 +42,7 @@ def test_the_file_or_a_clear_error(script: list[Turn], has_digest: bool, etag: s
         trio.run(fetch, Path(folder), clock=patient_clock())
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=examples_to_run(15), deadline=None)
 @given(st.lists(TURNS, max_size=3), PLACES, st.lists(TURNS, max_size=2))
 def test_a_file_that_changes_on_the_way_is_one_of_the_two(before: list[Turn], place: int, after: list[Turn]) -> None:
     change = Turn(body=OTHER, etag='"v2"', cut_after=place)

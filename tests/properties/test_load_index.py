@@ -14,6 +14,7 @@ from gateway.routing import load_index, rank_order
 from gateway.routing.load_tracker import FOREVER, Lease, LoadTracker
 from gateway.routing.picker import ALONE, Choice, Policy, pick
 from gateway.routing.rank_order import Place, RankOrder
+from tests.amounts import examples_to_run
 
 MODELS = [ModelName("a"), ModelName("b")]
 IDS = [ReplicaId(f"r{number:02}") for number in range(48)]
@@ -184,7 +185,7 @@ class Indexed:
 
 
 @given(seed=st.integers(0, 10_000), size=st.sampled_from([1, 3, 6, 48]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples_to_run(60), deadline=None)
 def test_the_index_answers_as_the_plain_picker(seed: int, size: int) -> None:
     indexed = Indexed(Random(seed), size)
     with pytest.MonkeyPatch.context() as patch:
@@ -201,7 +202,7 @@ def candidate(replica_id: ReplicaId, rng: Random) -> Candidate:
 
 @pytest.mark.parametrize("by_chance", [False, True])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=examples_to_run(20), deadline=None)
 def test_many_keys_keep_their_order_in_small_chunks(by_chance: bool, seed: int) -> None:
     rng, order = Random(seed), RankOrder(by_chance=by_chance)
     filed: dict[ReplicaId, Place] = {}

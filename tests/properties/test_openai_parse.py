@@ -17,6 +17,7 @@ from gateway.api.openai.schema import (
     parse_embeddings,
 )
 from gateway.domain.errors import BadRequest
+from tests.amounts import examples_to_run
 
 Parse = Callable[[bytes], object]
 
@@ -83,13 +84,13 @@ def test_any_json(parse: Parse, value: object) -> None:
 
 
 @pytest.mark.parametrize("parse", REQUIRED)
-@settings(max_examples=300)
+@settings(max_examples=examples_to_run(300))
 @given(fields=st.dictionaries(st.sampled_from(NAMES), NEARLY | JSON, max_size=3))
 def test_any_value_of_any_parameter(parse: Parse, fields: dict[str, Any]) -> None:
     check(parse, json.dumps({"model": "m"} | REQUIRED[parse] | fields).encode())
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples_to_run(300))
 @given(messages=MESSAGES)
 def test_any_messages(messages: object) -> None:
     check(parse_chat, json.dumps({"model": "m", "messages": messages}).encode())

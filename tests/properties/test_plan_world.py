@@ -8,6 +8,7 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.planner.node_resources import SETTLE_SECONDS
 from gateway.planner.planning_input import WatchdogLimits
 from gateway.planner.preemption import MIN_RESIDENCE_SECONDS
+from tests.amounts import examples_to_run
 from tests.fakes.fleet import spec
 from tests.fakes.planned_world import PlannedWorld
 
@@ -54,7 +55,7 @@ def running(world: PlannedWorld, of: ModelSpec) -> int:
     return sum(row.model == of.name and row.desired == "run" for row in world.rows.values())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples_to_run(40))
 @given(worlds(), ARRIVALS)
 def test_liveness_every_request_for_what_fits_is_served_in_bounded_time(
     world: PlannedWorld, arrivals: list[tuple[int, ModelName, int]]
@@ -70,7 +71,7 @@ def test_liveness_every_request_for_what_fits_is_served_in_bounded_time(
     assert len(world.served) == len(arrivals)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples_to_run(40))
 @given(worlds(floors=True), st.lists(st.sampled_from([A, B, C]), max_size=3, unique=True))
 def test_p5_with_fixed_demand_nothing_moves_after_a_while(world: PlannedWorld, asked: list[ModelName]) -> None:
     """Whatever can't be had is not tried again and again."""
@@ -85,7 +86,7 @@ def test_p5_with_fixed_demand_nothing_moves_after_a_while(world: PlannedWorld, a
     assert moved == []
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=examples_to_run(40))
 @given(worlds(floors=True), ARRIVALS)
 def test_what_its_owner_wants_stays_whatever_comes(
     world: PlannedWorld, arrivals: list[tuple[int, ModelName, int]]

@@ -25,6 +25,7 @@ from gateway.registry.embedded.sqlite import open_sqlite_registry
 from gateway.registry.postgres.registry import open_postgres_registry
 from gateway.registry.protocol import NodeEdit, NodeOverrides, RegistryError
 from gateway.registry.store import MakeId, Store
+from tests.amounts import examples_to_run
 from tests.contract.samples import SettableClock
 from tests.fakes.postgres_server import PostgresServer
 
@@ -293,7 +294,7 @@ def check(before: ClusterState, after: ClusterState) -> None:
 
 
 @given(history=histories)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples_to_run(60), deadline=None)
 def test_memory_and_sqlite_agree(history: Sequence[Call]) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
@@ -304,7 +305,7 @@ def test_memory_and_sqlite_agree(history: Sequence[Call]) -> None:
 
 
 @given(history=histories)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples_to_run(30), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memory_and_postgres_agree(
     postgres_server: PostgresServer, emptied_postgres_url: str, history: Sequence[Call]
 ) -> None:

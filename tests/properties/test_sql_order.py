@@ -29,6 +29,7 @@ from gateway.registry.rows import SqlValue
 from gateway.registry.tables import ModelRow, NodeRow, Tables
 from gateway.routing.load_tracker import NEVER, ReplicaLoad
 from gateway.routing.picker import Score, consider, pick
+from tests.amounts import examples_to_run
 from tests.fakes.postgres_server import PostgresServer
 
 Row = Mapping[str, SqlValue]
@@ -376,7 +377,7 @@ unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow]
 
 
 @given(fleet=fleets(), seed=st.integers())
-@settings(unhurried, max_examples=100)
+@settings(unhurried, max_examples=examples_to_run(100))
 def test_both_choose_alike_up_to_chance(database: Database, fleet: Fleet, seed: int) -> None:
     stored = Stored(database, fleet)
     for model in (MODEL, OTHER, UNKNOWN):
@@ -390,7 +391,7 @@ def test_both_choose_alike_up_to_chance(database: Database, fleet: Fleet, seed: 
 
 
 @given(fleet=fleets())
-@settings(unhurried, max_examples=100)
+@settings(unhurried, max_examples=examples_to_run(100))
 def test_the_whole_order_is_one_and_the_id_stands_for_chance(database: Database, fleet: Fleet) -> None:
     stored = Stored(database, fleet)
     for model in (MODEL, OTHER):

@@ -11,6 +11,7 @@ from gateway.domain.ids import Address, ModelName, NodeId
 from gateway.domain.lifecycle import Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import ViewBuilder, build_view
+from tests.amounts import examples_to_run
 from tests.fakes.fleet import node, replica, spec, state
 
 MODELS, NODES, REPLICAS = ["a", "b", "c"], ["n1", "n2"], [f"r{number}" for number in range(8)]
@@ -61,7 +62,7 @@ def _next(before: ClusterState, rng: Random) -> ClusterState:
 
 
 @given(st.integers(0, 100_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples_to_run(100), deadline=None)
 def test_each_view_is_that_of_its_state(seed: int) -> None:
     rng, builder = Random(seed), ViewBuilder()
     present = state(

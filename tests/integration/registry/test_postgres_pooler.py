@@ -15,6 +15,7 @@ from gateway.domain.peers import PeerState
 from gateway.registry.postgres import listener as postgres_listener
 from gateway.registry.postgres.registry import PostgresRegistry, open_postgres_registry
 from gateway.registry.store import MakeId, Store
+from tests.amounts import examples_to_run
 from tests.contract.samples import SettableClock, spec
 from tests.fakes.postgres_server import PostgresServer
 from tests.fakes.transaction_pooler import open_transaction_pooler
@@ -59,7 +60,7 @@ async def test_l16_two_gateways_with_eight_connections_share_two_of_the_server(
 
 
 @given(history=histories)
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples_to_run(10), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_memory_and_postgres_agree_through_a_pooler(
     postgres_server: PostgresServer, emptied_postgres_url: str, history: Sequence[Call]
 ) -> None:
