@@ -4,7 +4,7 @@ In reading order: `parser` has the arguments of every command. `processes` holds
 `worker`, `backend`), and `setup` those that prepare an installation (`check-config`, `migrate`). The other commands
 ask a running gateway through `client`: `fleet` for its machines and replicas, `models` for its models, `requests` for
 answers and for the way that a request took. `table` prints rows, and `outcome` has the exit codes and the form of an
-error message.
+error message. `without_rich` keeps out of memory what only some commands need.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 
 from gateway.cli.outcome import FAILED
 from gateway.cli.parser import build_parser
+from gateway.cli.without_rich import without_rich
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "serve")
     parsed = parser.parse_args(arguments)
     module, _, function = parsed.run.partition(":")
-    command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
+    with without_rich():
+        command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
     try:
         return command(parsed)
     except KeyboardInterrupt:

@@ -5,6 +5,7 @@ logger must not write secrets, which are types that do not print (`SecretStr`, `
 length, and on a terminal no value can begin a line or control the terminal.
 """
 
+import importlib
 import logging
 import sys
 from typing import Final, Literal
@@ -54,7 +55,7 @@ def configure_logging(level: str, style: Format) -> None:
     ending: list[structlog.typing.Processor] = (
         [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
         if as_json
-        else [escape_values, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [escape_values, _console_renderer()]
     )
     structlog.configure(
         processors=[*shared, *ending],
@@ -63,6 +64,12 @@ def configure_logging(level: str, style: Format) -> None:
         cache_logger_on_first_use=True,
     )
     _route_stdlib(shared, ending, max(number, logging.WARNING))
+
+
+def _console_renderer() -> structlog.typing.Processor:
+    if vars(structlog.dev)["rich"] is None:  # Programs import it without rich, but here exceptions are printed with it.
+        importlib.reload(structlog.dev)
+    return structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
 
 
 def _route_stdlib(

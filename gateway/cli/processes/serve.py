@@ -10,6 +10,7 @@ from gateway.cli.outcome import USAGE, print_error
 from gateway.cli.processes.greeting import greeting
 from gateway.cli.processes.until_signal import run_program
 from gateway.cli.setup.check_config import find_config
+from gateway.cli.without_rich import without_rich
 from gateway.config.load import load_config
 from gateway.config.model import Config
 from gateway.config.problems import ConfigError
@@ -36,7 +37,8 @@ def serve(arguments: argparse.Namespace) -> int:
     notifier = Notifier(os.environ)
     if arguments.processes is not None:
         return _serve_in_processes(arguments, config, load, notifier)
-    from gateway.cli.processes.gateway import serve_here  # here, since a supervisor needs nothing of it
+    with without_rich():
+        from gateway.cli.processes.gateway import serve_here  # here, since a supervisor needs nothing of it
 
     return serve_here(config, place, notifier)
 

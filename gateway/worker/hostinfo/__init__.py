@@ -1,8 +1,8 @@
 """Reads what this machine has for models: GPUs, memory, disk, processor. Nothing is cached.
 
 In reading order: `readings` (what several sources share), `memory` over `control_groups` (the limits of a container or
-service), `cpu`, `nvidia`. There is one module per source. A source that can't be read leaves its part unknown and stops
-nothing.
+service), `cpu`, `nvidia` behind `nvidia_driver`. There is one module per source. A source that can't be read leaves
+its part unknown and stops nothing.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Final
 
 from gateway.domain.resources import Capacity, Gpu
-from gateway.worker.hostinfo import nvidia
+from gateway.worker.hostinfo import nvidia_driver
 from gateway.worker.hostinfo.cpu import read_cpu_count, read_cpu_flags
 from gateway.worker.hostinfo.memory import read_memory
 from gateway.worker.hostinfo.readings import Amounts, read_disk
 
 GpuReader = Callable[[Amounts], tuple[Gpu, ...]]
 """Reads GPUs. It takes the machine's memory, which is the memory of a unified GPU."""
-GPU_READERS: Final[tuple[GpuReader, ...]] = (nvidia.read_gpus,)
+GPU_READERS: Final[tuple[GpuReader, ...]] = (nvidia_driver.read_gpus,)
 """One reader per vendor or interface. Two of them must not find the same GPU."""
 
 

@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 import trio
 
-from gateway.worker.hostinfo.nvidia import read_process_memory
+from gateway.worker.hostinfo.nvidia_driver import read_process_memory
 from gateway.worker.process.memory_watch import group_members, group_memory_bytes
 
 MEASURE_SECONDS_MAX: Final = 5.0
