@@ -23,6 +23,7 @@ from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
 from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import BodyLimits, HttpApp
+from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.routes import OpenAiApi
 from gateway.domain.errors import GatewayError, Unavailable
@@ -88,6 +89,8 @@ class HttpParts:
     read: Callable[[], Iterable[Reading]]
     """Reads the gauges of `/metrics`."""
     ready: Callable[[], Readiness]
+    keepalive: StreamKeepalive | None = None
+    """Sends comments to streams that wait. None means that nobody does."""
 
 
 def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
@@ -100,6 +103,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         parts.metrics.requests,
         wall_clock=time.time,
         expose_replica=settings.expose_replica,
+        keepalive=parts.keepalive,
     )
     register = NodeRegistration(
         parts.registry,

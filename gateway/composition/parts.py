@@ -11,6 +11,7 @@ from gateway.api.admin.metrics_source import readings
 from gateway.api.admin.replica_logs import open_replica_tail
 from gateway.api.admin.routes import Readiness
 from gateway.api.http.http_app import HttpApp
+from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.backends.dial import Dial
 from gateway.backends.grpc.transport import Connect, connect
 from gateway.bridge import Bridge
@@ -36,6 +37,8 @@ class Gateway:
     lag: LoopLag
     ready: Callable[[], Readiness]
     app: HttpApp
+    keepalive: StreamKeepalive | None
+    """Sends comments to streams that wait. None if `server.stream_keepalive` is off."""
 
     @property
     def url(self) -> str:
@@ -60,15 +63,25 @@ async def open_parts(
     async with open_routing(shared, dial, connect, rng) as routing:
         control = build_control(shared, routing)
         ready = partial(_readiness, shared)
+        interval = config.server.stream_keepalive
+        keepalive = StreamKeepalive(interval) if interval else None
         app = build_http_app(
             http_settings(config, shared.id, shared.cluster_secret, place),
-            _http_parts(shared, routing, control, lag, ready),
+            _http_parts(shared, routing, control, lag, ready, keepalive=keepalive),
         )
-        yield Gateway(shared=shared, routing=routing, control=control, lag=lag, ready=ready, app=app)
+        yield Gateway(
+            shared=shared, routing=routing, control=control, lag=lag, ready=ready, app=app, keepalive=keepalive
+        )
 
 
 def _http_parts(
-    shared: SharedParts, routing: Routing, control: Control, lag: LoopLag, ready: Callable[[], Readiness]
+    shared: SharedParts,
+    routing: Routing,
+    control: Control,
+    lag: LoopLag,
+    ready: Callable[[], Readiness],
+    *,
+    keepalive: StreamKeepalive | None,
 ) -> HttpParts:
     admission, listeners = routing.admission, shared.listeners
     source = StatusSource(
@@ -90,6 +103,7 @@ def _http_parts(
         worker_port=lambda: listeners.worker_port,
         read=lambda: _readings(shared, routing, lag, source),
         ready=ready,
+        keepalive=keepalive,
     )
 
 

@@ -73,6 +73,8 @@ async def start_services(
     services.start_soon(loops.load_requests.run)
     services.start_soon(RequirementEstimates(registry, shared.views, estimate).run)
     services.start_soon(gateway.lag.run)
+    if gateway.keepalive is not None:
+        services.start_soon(gateway.keepalive.run)
     await services.start(shared.election.run)
     await services.start(loops.reconciler.run)
     await services.start(loops.monitor.run)

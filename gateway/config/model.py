@@ -95,6 +95,8 @@ class ServerSection(Section):
     """How long a client may take to send one request."""
     write_timeout: PositiveDuration = 30.0
     """How long a client may leave sent data unread."""
+    stream_keepalive: Duration = 15.0
+    """How long a streamed answer may be silent before a comment is sent. 0 means that none is sent."""
     max_body: BodySize = 32 * 1024 * 1024
     bodies_max: Size = 256 * 1024 * 1024
     """The memory for the bodies of all open requests."""

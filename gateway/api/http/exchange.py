@@ -1,5 +1,6 @@
 """One HTTP request and its response, over plain ASGI."""
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from io import BytesIO
@@ -27,6 +28,13 @@ EncodeError = Callable[[GatewayError], bytes]
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
+EVENT_STREAM_HEAD: Final = (
+    (b"content-type", EVENT_STREAM),
+    (b"cache-control", b"no-store"),
+    (b"x-accel-buffering", b"no"),  # for nginx, the usual proxy in front
+)
+KEEPALIVE: Final = b": keep-alive\n\n"
+"""A comment of an event stream, which its readers skip (WHATWG HTML, "Server-sent events")."""
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 """The limit of all headers together. The listener's own limit is not strict (pitfall 35)."""
@@ -86,6 +94,10 @@ class Exchange:
         self.closing = False
         """Whether the connection must not be used again after this response."""
         self.is_event_stream = False
+        self.silent_since = math.inf
+        """The time since which a stream waits for its backend (Trio's clock). Infinity while it does not wait."""
+        self._comment_written: trio.Event | None = None
+        """Set at the end of the comment that another task is writing."""
         self.response_headers: Headers = [(REQUEST_ID, self.request_id.encode())]
         """The headers of every response to this request, from any handler."""
         self.route = "other"
@@ -216,10 +228,28 @@ class Exchange:
                     await self._next_message()
 
     async def start_event_stream(self, headers: Headers | None = None) -> None:
-        """Sends the head of a response with status 200 whose body is a stream of server-sent events."""
-        # `no` to buffering is for nginx, the usual proxy in front.
-        fixed = [(b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
-        await self.send_head(200, [*fixed, *(headers or [])], is_event_stream=True)
+        """Sends the head of a response with status 200 whose body is a stream of server-sent events. If a comment has
+        begun the response, its head cannot take more headers, and nothing is sent."""
+        if self.status is None:
+            await self.send_head(200, [*EVENT_STREAM_HEAD, *(headers or [])], is_event_stream=True)
+
+    def record_silence(self, since: float) -> None:
+        """Notes that the stream waits for its backend, and since when (Trio's clock). The next part of it ends that."""
+        self.silent_since = since
+
+    async def send_comment(self) -> None:
+        """Sends a comment of an event stream, and the head before it if there was none. The caller is another task than
+        the handler's, so what the handler sends waits until the comment is written."""
+        written = self._comment_written = trio.Event()
+        try:
+            if self.status is None:
+                self.status, self.is_event_stream = 200, True
+                head = [*EVENT_STREAM_HEAD, *self.response_headers]
+                await self._send({"type": "http.response.start", "status": 200, "headers": head})
+            await self._send({"type": "http.response.body", "body": KEEPALIVE, "more_body": True})
+        finally:
+            self._comment_written = None
+            written.set()
 
     async def send_head(self, status: int, headers: Headers, *, is_event_stream: bool = False) -> None:
         """Sends the status and the headers of the response. With `is_event_stream`, an error is sent as an event."""
@@ -235,7 +265,11 @@ class Exchange:
         await self.send_message({"type": "http.response.body", "body": data, "more_body": False})
 
     async def send_message(self, message: Message) -> None:
-        """Sends one message of the response. Every one goes through here, including those of the Quart application."""
+        """Sends one message of the response. Every one but a comment goes through here, including those of the Quart
+        application."""
+        self.silent_since = math.inf
+        if self._comment_written is not None:
+            await self._comment_written.wait()
         if message["type"] == "http.response.start":
             self.status = message["status"]
             closing = [(b"connection", b"close")] if self.closing else []

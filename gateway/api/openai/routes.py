@@ -10,6 +10,7 @@ from gateway.api.http.event_stream import DONE, event
 from gateway.api.http.exchange import Exchange, Headers
 from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
+from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.errors import error_object
@@ -67,7 +68,10 @@ class OpenAiApi:
         *,
         wall_clock: Callable[[], float],
         expose_replica: bool,
+        keepalive: StreamKeepalive | None,
     ) -> None:
+        """`keepalive` sends comments to streams that wait. None means that nobody does."""
+        self._keepalive = keepalive
         self._router = router
         self._views = views
         self._metrics = metrics
@@ -121,13 +125,25 @@ class OpenAiApi:
         self._record_model(exchange, model, call.user)
         if call.stream:
             encoder = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
-            async with self._router.open_stream(call.generation, origin) as stream:
-                await self._relay(exchange, model, encoder, stream)
+            await self._stream(exchange, origin, call, encoder)
         else:
             completion, candidate = await self._router.generate(call.generation, origin)
             headers = self._record_replica(exchange, candidate)
             self._record_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
+
+    async def _stream(
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoder: ChunkEncoder
+    ) -> None:
+        """Answers with a stream, which gets comments while it waits: for a slot, a load, or the backend."""
+        if self._keepalive is not None:
+            self._keepalive.add(exchange)
+        try:
+            async with self._router.open_stream(call.generation, origin) as stream:
+                await self._relay(exchange, call.generation.model, encoder, stream)
+        finally:
+            if self._keepalive is not None:
+                self._keepalive.discard(exchange)
 
     async def _relay(self, exchange: Exchange, model: ModelName, encoder: ChunkEncoder, stream: RoutedStream) -> None:
         """Relays a stream: it writes everything that has arrived in one send, and never waits for more before it
@@ -138,6 +154,7 @@ class OpenAiApi:
         frames = [event(chunk) for chunk in encoder.opening()]
         before = trio.current_time()
         while True:
+            exchange.record_silence(before)
             batch = await stream.receive_batch()
             now = trio.current_time()
             self._metrics.inter_token.labels(model).observe((now - before) / len(batch))
