@@ -21,6 +21,7 @@ from gateway.api.admin.registration import NodeRegistration
 from gateway.api.admin.replica_logs import OpenTail, ReplicaLogs
 from gateway.api.admin.routes import PAGE_ROUTES, Readiness, build_admin_app
 from gateway.api.http.auth import Authenticator
+from gateway.api.http.browser_guard import BrowserPolicy
 from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.http.stream_keepalive import StreamKeepalive
@@ -70,6 +71,8 @@ class HttpSettings:
     peer_tls: SSLContext | None
     """The TLS context for calls to peers. None means that the certificates which the system trusts are used."""
     expose_replica: bool
+    browsers: BrowserPolicy = field(default_factory=BrowserPolicy)
+    """The web pages that may use the gateway."""
     processes: ProcessMetrics | None = None
     """The processes of a gateway that consists of several."""
 
@@ -125,6 +128,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         authenticator=settings.authenticator,
         metrics=parts.metrics.requests,
         limits=settings.limits,
+        browsers=settings.browsers,
     )
 
 

@@ -5,6 +5,7 @@ from ssl import SSLContext
 
 from gateway.api.admin.process_metrics import ProcessMetrics
 from gateway.api.http.auth import Authenticator, Key, Role, sha256
+from gateway.api.http.browser_guard import BrowserPolicy
 from gateway.api.http.http_app import BodyLimits
 from gateway.composition.http_api import HttpSettings
 from gateway.config.model import Config
@@ -32,6 +33,7 @@ def http_settings(
         has_tls=server.tls_cert is not None,
         peer_tls=_peer_tls(config),
         expose_replica=config.routing.expose_replica_header,
+        browsers=BrowserPolicy(origins=server.allowed_origins, hosts=server.allowed_hosts),
         processes=_process_metrics(config, place) if place is not None and place.has_siblings else None,
     )
 

@@ -34,6 +34,8 @@ MODEL_NAME_CHARACTERS_MAX: Final = 256
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HOST_NAME: Final = re.compile(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*\.?")
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+_ORIGIN: Final = re.compile(r"([a-z][a-z0-9+.-]*)://([^\s/?#@,]+)")
+_DEFAULT_PORTS: Final = {"http": ":80", "https": ":443"}
 _VARIABLE_PATTERN: Final = re.compile(r"[A-Za-z_*?\[][A-Za-z0-9_*?\[\]!-]*")
 
 
@@ -48,6 +50,19 @@ def _check_reachable(host: str) -> str:
     if ip is not None and ip.is_unspecified:
         raise ValueError(f"expected an address that other machines can reach, got {describe(host)}")
     return host
+
+
+def _check_origin(origin: str) -> str:
+    """Returns the origin as browsers send it: in small letters, and without the port that its scheme implies."""
+    if origin in {"*", "null"}:
+        return origin
+    parts = _ORIGIN.fullmatch(origin.lower())
+    if parts is None or not origin.isascii():
+        raise ValueError(
+            'expected the origin of a web page, such as "https://chat.example.net" or "http://localhost:3000" '
+            f'(no path, no slash at its end), or "*" for every origin, got {describe(origin)}'
+        )
+    return origin.lower().removesuffix(_DEFAULT_PORTS.get(parts[1], "/"))
 
 
 def check_name(name: str) -> str:
@@ -209,6 +224,8 @@ Budget = Annotated[int | Percent, PlainValidator(parse_budget)]
 Ports = Annotated[PortRange, PlainValidator(parse_port_range)]
 PathText = Annotated[Path, PlainValidator(_parse_path)]
 Host = Annotated[StrictStr, AfterValidator(_check_host)]
+Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
+"""The origin of web pages: scheme, host and port, or "*" for all."""
 ReachableHost = Annotated[StrictStr, AfterValidator(_check_reachable)]
 Name = Annotated[StrictStr, AfterValidator(check_name)]
 ModelNameText = Annotated[StrictStr, AfterValidator(_check_model_name)]

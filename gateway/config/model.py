@@ -28,6 +28,7 @@ from gateway.config.fields import (
     ModelNameText,
     Name,
     Options,
+    Origin,
     PathText,
     Port,
     Ports,
@@ -95,6 +96,10 @@ class ServerSection(Section):
     """How long a client may take to send one request."""
     write_timeout: PositiveDuration = 30.0
     """How long a client may leave sent data unread."""
+    allowed_origins: tuple[Origin, ...] = ()
+    """The origins whose web pages may use this gateway from a browser."""
+    allowed_hosts: tuple[Host, ...] = ()
+    """The names, besides those of the loopback, to which a gateway without keys answers."""
     stream_keepalive: Duration = 15.0
     """How long a streamed answer may be silent before a comment is sent. 0 means that none is sent."""
     max_body: BodySize = 32 * 1024 * 1024

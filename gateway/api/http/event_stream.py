@@ -7,6 +7,9 @@ MEDIA_TYPE: Final = "text/event-stream"
 DONE: Final = b"data: [DONE]\n\n"
 """The end of a successful stream. A failed stream ends after its error event, without this."""
 
+KEEPALIVE: Final = b": keep-alive\n\n"
+"""A comment, which readers of a stream skip."""
+
 _LINE_BREAKS_TO_SOME: Final = (
     ("\u2028".encode(), rb"\u2028"),
     ("\u2029".encode(), rb"\u2029"),

@@ -12,6 +12,7 @@ import trio
 from gateway.api.http.bodies import BodyCharge
 from gateway.api.http.browser_guard import check_json
 from gateway.api.http.client_watch import CLIENT_WATCH, ClientWatch
+from gateway.api.http.event_stream import KEEPALIVE
 from gateway.domain.errors import BadRequest, GatewayError, HeadersTooLarge, PayloadTooLarge, RequestTimeout
 from gateway.domain.ids import ModelName, RequestId, new_id
 
@@ -33,8 +34,6 @@ EVENT_STREAM_HEAD: Final = (
     (b"cache-control", b"no-store"),
     (b"x-accel-buffering", b"no"),  # for nginx, the usual proxy in front
 )
-KEEPALIVE: Final = b": keep-alive\n\n"
-"""A comment of an event stream, which its readers skip (WHATWG HTML, "Server-sent events")."""
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 """The limit of all headers together. The listener's own limit is not strict (pitfall 35)."""
@@ -52,6 +51,10 @@ LINGER_IDLE_SECONDS: Final = 5.0
 
 class ClientGone(Exception):
     """The client hung up before its request was complete."""
+
+
+class HeadAnswered(Exception):
+    """A request with the method HEAD has its answer, whose body nobody needs to compute."""
 
 
 class Exchange:
@@ -252,9 +255,15 @@ class Exchange:
             written.set()
 
     async def send_head(self, status: int, headers: Headers, *, is_event_stream: bool = False) -> None:
-        """Sends the status and the headers of the response. With `is_event_stream`, an error is sent as an event."""
+        """Sends the status and the headers of the response. With `is_event_stream`, an error is sent as an event.
+
+        Raises `HeadAnswered` for the method HEAD.
+        """
         self.is_event_stream = is_event_stream
         await self.send_message({"type": "http.response.start", "status": status, "headers": headers})
+        if self.method == "HEAD":
+            await self.end_stream()
+            raise HeadAnswered
 
     async def send_part(self, data: bytes) -> None:
         """Sends one part of the response's body, which is not the last."""

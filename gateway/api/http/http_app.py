@@ -19,9 +19,9 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.bodies import BodyBudget
-from gateway.api.http.browser_guard import check_json, check_local_request
+from gateway.api.http.browser_guard import BrowserPolicy, check_json
 from gateway.api.http.errors import ErrorPolicy, InternalError, send_error
-from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, Receive, Scope, Send
+from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, HeadAnswered, Receive, Scope, Send
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
 from gateway.domain.texts import quoted
 from gateway.observability.metrics import UNKNOWN_MODEL, RequestMetrics
@@ -123,7 +123,9 @@ class HttpApp:
         authenticator: Authenticator,
         metrics: RequestMetrics,
         limits: BodyLimits,
+        browsers: BrowserPolicy | None = None,
     ) -> None:
+        """`browsers` says which web pages may use the gateway. None means none but those of this machine."""
         self._routes = tuple(routes)
         places = _places(routes, admin_routes)
         self._exact = {place.path: place for place in reversed(places) if not _is_pattern(place.path)}
@@ -134,6 +136,7 @@ class HttpApp:
         self._metrics = metrics
         self._limits = limits
         self._bodies = BodyBudget(limits.budget_bytes, limits.bytes_max)
+        self._browsers = browsers or BrowserPolicy()
         self._draining = False
         self._scopes: set[trio.CancelScope] = set()
         """The scopes of running handlers, so that the end of a drain reaches them."""
@@ -202,7 +205,7 @@ class HttpApp:
         """
         try:
             await answer()
-        except ClientGone:
+        except (ClientGone, HeadAnswered):
             return
         except Exception as error:  # noqa: BLE001 - `meaning` logs what nobody expected
             if isinstance(error, GatewayError):
@@ -220,7 +223,11 @@ class HttpApp:
         await send_error(exchange, error, exchange.encode_error)
 
     async def _dispatch(self, exchange: Exchange, place: _Place, scope: Scope) -> None:
+        if self._browsers.has_origins:
+            exchange.response_headers += self._browsers.answer_headers(exchange.header("origin"))
         exchange.check_headers()
+        if exchange.method == "OPTIONS" and await self._answer_preflight(exchange):
+            return
         caller = self._admit(exchange, place.role)
         exchange.route = place.path
         if place.routes:
@@ -232,6 +239,18 @@ class HttpApp:
                 f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
             )
 
+    async def _answer_preflight(self, exchange: Exchange) -> bool:
+        """Answers a browser that asks before it sends a request of another origin, and returns whether it was one. It
+        asks without credentials, also where the request itself needs some. Raises `Forbidden`."""
+        origin, method = exchange.header("origin"), exchange.header("access-control-request-method")
+        if origin is None or method is None:
+            return False
+        asked = exchange.header("access-control-request-headers")
+        asks_for_local_network = exchange.header("access-control-request-private-network") == "true"
+        headers = self._browsers.preflight_headers(origin, asked, asks_for_local_network=asks_for_local_network)
+        await exchange.respond(200, b"", b"text/plain", headers)
+        return True
+
     def _admit(self, exchange: Exchange, role: Role) -> Caller:
         """Returns the caller, or refuses it. Health is open to everyone at any time."""
         if role is Role.PUBLIC:
@@ -240,7 +259,7 @@ class HttpApp:
             exchange.closing = True
             raise ShuttingDown("The gateway is shutting down.", retry_after_seconds=RETRY_AFTER_DRAIN_SECONDS)
         if self._authenticator.trusts_this_machine:
-            check_local_request(exchange.header("host"), exchange.header("origin"))
+            self._browsers.check_local_request(exchange.header("host"), exchange.header("origin"))
         authorization = exchange.header("authorization")
         if role is Role.WORKER:
             return self._authenticator.authorize_worker(authorization, exchange.header(NODE), exchange.header(BOOT))
@@ -251,9 +270,10 @@ class HttpApp:
         await self._run_until_drained(self._admin_app(scope, exchange.receive, exchange.send_message))
 
     async def _run_route(self, exchange: Exchange, routes: Sequence[Route], caller: Caller) -> None:
-        route = next((route for route in routes if route.method == exchange.method), None)
+        method = "GET" if exchange.method == "HEAD" else exchange.method
+        route = next((route for route in routes if route.method == method), None)
         if route is None:
-            allowed = ", ".join(route.method for route in routes)
+            allowed = ", ".join("GET, HEAD" if route.method == "GET" else route.method for route in routes)
             exchange.response_headers.append((b"allow", allowed.encode()))
             given = quoted(exchange.method, METHOD_CHARACTERS_MAX)
             raise MethodNotAllowed(f"{quoted(exchange.path)} takes {allowed}, not {given}.")

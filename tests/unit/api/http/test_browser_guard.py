@@ -2,8 +2,10 @@
 
 import pytest
 
-from gateway.api.http.browser_guard import check_json, check_local_request
+from gateway.api.http.browser_guard import BrowserPolicy, check_json
 from gateway.domain.errors import Forbidden, UnsupportedMediaType
+
+check_local_request = BrowserPolicy().check_local_request
 
 LOOPBACK_HOSTS = [
     "localhost",
@@ -93,3 +95,77 @@ def test_json_passes(content_type: str) -> None:
 def test_what_a_form_can_send_without_asking_is_refused(content_type: str | None) -> None:
     with pytest.raises(UnsupportedMediaType):
         check_json(content_type)
+
+
+ALLOWING = BrowserPolicy(
+    origins=("https://chat.example", "app://obsidian.md", "vscode-webview://x", "null"),
+    hosts=("Gateway.lan", "10.0.0.7"),
+)
+
+
+@pytest.mark.parametrize("host", ["gateway.lan", "GATEWAY.LAN:8080", "gateway.lan.:80", "10.0.0.7:1", "localhost"])
+def test_an_allowed_host_passes(host: str) -> None:
+    ALLOWING.check_local_request(host, None)
+    ALLOWING.check_local_request(host, f"http://{host.lower().rstrip('.')}")
+
+
+@pytest.mark.parametrize("host", ["other.lan", "gateway.lan.evil.example", "10.0.0.70"])
+def test_hosts_that_only_look_like_an_allowed_one_are_refused(host: str) -> None:
+    with pytest.raises(Forbidden):
+        ALLOWING.check_local_request(host, None)
+
+
+@pytest.mark.parametrize("origin", ["https://chat.example", "app://obsidian.md", "vscode-webview://x", "null"])
+def test_an_allowed_origin_passes_and_may_read(origin: str) -> None:
+    ALLOWING.check_local_request("localhost", origin)
+    headers = dict(ALLOWING.answer_headers(origin))
+    assert headers[b"access-control-allow-origin"] == origin.encode()
+    assert headers[b"vary"] == b"Origin"
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://chat.example",
+        "https://chat.example:8443",
+        "https://chat.example.evil.example",
+        "https://chat.example@evil.example",
+        "HTTPS://CHAT.EXAMPLE",
+        "app://localhost",
+        "chrome-extension://localhost",
+        "*",
+        "",
+    ],
+)
+def test_no_other_origin_passes(origin: str) -> None:
+    with pytest.raises(Forbidden) as caught:
+        ALLOWING.check_local_request("localhost", origin)
+    assert caught.value.code == "bad_origin"
+    assert ALLOWING.answer_headers(origin) == [(b"vary", b"Origin")]
+    with pytest.raises(Forbidden):
+        ALLOWING.preflight_headers(origin, None, asks_for_local_network=False)
+
+
+def test_pages_of_this_machine_are_served_but_do_not_read_unless_they_are_allowed() -> None:
+    ALLOWING.check_local_request("localhost", "http://localhost:3000")
+    assert ALLOWING.answer_headers("http://localhost:3000") == [(b"vary", b"Origin")]
+
+
+def test_a_star_is_every_origin() -> None:
+    policy = BrowserPolicy(origins=("*",))
+    policy.check_local_request("localhost", "https://anything.example")
+    assert dict(policy.answer_headers(None))[b"access-control-allow-origin"] == b"*"
+
+
+def test_a_browser_is_allowed_the_headers_that_it_asks_for() -> None:
+    asked = "authorization,content-type, x-stainless-os"
+    headers = dict(ALLOWING.preflight_headers("https://chat.example", asked, asks_for_local_network=True))
+    assert headers[b"access-control-allow-headers"] == asked.encode()
+    assert headers[b"access-control-allow-private-network"] == b"true"
+    assert b"DELETE" in headers[b"access-control-allow-methods"]
+
+
+@pytest.mark.parametrize("asked", ["", "a,,b", "a b", "a;b", "\u00e9"])
+def test_names_that_are_no_names_of_headers_are_not_repeated(asked: str) -> None:
+    headers = dict(ALLOWING.preflight_headers("https://chat.example", asked, asks_for_local_network=False))
+    assert b"access-control-allow-headers" not in headers

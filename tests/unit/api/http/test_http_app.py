@@ -157,7 +157,7 @@ async def test_any_other_path_is_not_there(build: Build, registry: CollectorRegi
     assert counted(registry, "other", "404") == 1
 
 
-@pytest.mark.parametrize(("path", "method", "allowed"), [("/do", "GET", "POST"), ("/see", "DELETE", "GET")])
+@pytest.mark.parametrize(("path", "method", "allowed"), [("/do", "GET", "POST"), ("/see", "DELETE", "GET, HEAD")])
 async def test_a_wrong_method_is_answered_with_the_right_one(
     build: Build, path: str, method: str, allowed: str
 ) -> None:
