@@ -54,7 +54,9 @@ class GrpcBackends:
         )
         try:
             try:
-                await self._start(target, "PredictStream", _generation_request(generation, request_id), stream.call)
+                await self._start(
+                    target, "PredictStream", _generation_request(target, generation, request_id), stream.call
+                )
             except FAILURES as error:
                 stream.call.end(error)
             yield stream
@@ -64,7 +66,9 @@ class GrpcBackends:
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
         reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
-        reply, trailers = await self._unary(target, "Predict", _generation_request(generation, request_id), pb.Reply)
+        reply, trailers = await self._unary(
+            target, "Predict", _generation_request(target, generation, request_id), pb.Reply
+        )
         delta = reader.delta(reply)
         return reader.completion(trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
 
@@ -115,8 +119,8 @@ class _Request:
     is_large: bool
 
 
-def _generation_request(generation: Generation, request_id: RequestId) -> _Request:
-    make = partial(translate.predict_options, generation, request_id)
+def _generation_request(target: Target, generation: Generation, request_id: RequestId) -> _Request:
+    make = partial(translate.predict_options, generation, request_id, target.context_size)
     return _Request(make, translate.prompt_characters(generation) >= LARGE_CHARACTERS)
 
 

@@ -3,6 +3,7 @@
 import codecs
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite
 from typing import Any, Final, cast
 
@@ -36,8 +37,11 @@ ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """The limit of one answer's text, whatever the request says."""
 
 
-def predict_options(generation: Generation, request_id: RequestId) -> pb.PredictOptions:
-    """Returns a generation as a backend understands it. Only what the client set is set (see `SAMPLING_KEY`).
+def predict_options(
+    generation: Generation, request_id: RequestId, context_size: int | None = None
+) -> pb.PredictOptions:
+    """Returns a generation as a backend understands it. Only what the client set is set (see `SAMPLING_KEY`). The limit
+    of tokens is an upper bound, so it is at most the context size of the model, if that is known.
 
     String fields accept UTF-8 bytes, too, and check them. The generated types do not say so, hence the casts.
     """
@@ -59,7 +63,10 @@ def predict_options(generation: Generation, request_id: RequestId) -> pb.Predict
         options.ToolChoice = generation.tool_choice or ""
         if generation.thinking is not None:
             options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
-    _set_sampling(options, generation.sampling)
+    sampling = generation.sampling
+    if context_size is not None and sampling.max_tokens is not None and sampling.max_tokens > context_size:
+        sampling = replace(sampling, max_tokens=context_size)
+    _set_sampling(options, sampling)
     return options
 
 
@@ -146,6 +153,7 @@ class ReplyReader:
     def __init__(self, max_tokens: int | None, context_size: int | None = None) -> None:
         self._decoder = _Utf8Decoder("replace")
         self._max_tokens = max_tokens
+        self._context_size = context_size
         known = [most for most in (max_tokens, context_size, TOKENS_MAX) if most is not None]
         self._tokens_most = min(known) + TOKENS_SLACK
         self._deltas = 0
@@ -195,10 +203,12 @@ class ReplyReader:
 
     def _finish_reason(self, reason: str | None) -> FinishReason:
         """Returns the backend's finish reason. A backend that gives none has reached the limit if it made that many
-        tokens."""
+        tokens, or filled the context."""
         if reason in tuple(FinishReason):
             return FinishReason(reason)
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
+            return FinishReason.LENGTH
+        if self._context_size is not None and self._prompt_tokens + self._completion_tokens >= self._context_size:
             return FinishReason.LENGTH
         return FinishReason.TOOL_CALLS if self._tool_calls else FinishReason.STOP
 

@@ -71,6 +71,7 @@ class HttpSettings:
     peer_tls: SSLContext | None
     """The TLS context for calls to peers. None means that the certificates which the system trusts are used."""
     expose_replica: bool
+    ignore_unknown_parameters: bool
     browsers: BrowserPolicy = field(default_factory=BrowserPolicy)
     """The web pages that may use the gateway."""
     processes: ProcessMetrics | None = None
@@ -106,6 +107,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         parts.metrics.requests,
         wall_clock=time.time,
         expose_replica=settings.expose_replica,
+        ignore_unknown=settings.ignore_unknown_parameters,
         keepalive=parts.keepalive,
     )
     register = NodeRegistration(

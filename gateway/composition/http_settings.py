@@ -34,6 +34,7 @@ def http_settings(
         peer_tls=_peer_tls(config),
         expose_replica=config.routing.expose_replica_header,
         browsers=BrowserPolicy(origins=server.allowed_origins, hosts=server.allowed_hosts),
+        ignore_unknown_parameters=config.server.unknown_parameters == "ignore",
         processes=_process_metrics(config, place) if place is not None and place.has_siblings else None,
     )
 

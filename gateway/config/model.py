@@ -105,6 +105,8 @@ class ServerSection(Section):
     max_body: BodySize = 32 * 1024 * 1024
     bodies_max: Size = 256 * 1024 * 1024
     """The memory for the bodies of all open requests."""
+    unknown_parameters: Literal["refuse", "ignore"] = "refuse"
+    """Whether a request with a parameter that nobody knows is refused, or served without it."""
     connections_max: PositiveCount = 4096
     http2: Flag = True
     """Whether clients may speak HTTP/2. Workers always do, at a separate port."""

@@ -115,6 +115,7 @@ class ApiHarness:
     admission: Admission = field(default_factory=idle_admission)
     load_table: LoadTracker = field(default_factory=LoadTracker)
     body_bytes_max: int = 64 * 1024
+    ignore_unknown_parameters: bool = False
 
     def __post_init__(self) -> None:
         self.peers = peer_table(self.gateway_id)
@@ -167,6 +168,7 @@ class ApiHarness:
             has_tls=False,
             peer_tls=self.peer_tls,
             expose_replica=False,
+            ignore_unknown_parameters=self.ignore_unknown_parameters,
         )
 
     def set_peers(self, *others: PeerState) -> None:

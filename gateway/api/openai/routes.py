@@ -14,6 +14,7 @@ from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai import encode, schema
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.errors import error_object
+from gateway.api.openai.tolerance import IGNORED_PARAMETERS, names_header
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Origin
@@ -23,6 +24,8 @@ from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")
 Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
+Parse = Callable[[bytes, bool], Call]
+"""Parses a body. The second argument says whether unknown parameters are ignored."""
 Ts = TypeVarTuple("Ts")
 
 EMBEDDINGS_AT_ONCE: Final = 4
@@ -69,6 +72,7 @@ class OpenAiApi:
         wall_clock: Callable[[], float],
         expose_replica: bool,
         keepalive: StreamKeepalive | None,
+        ignore_unknown: bool,
     ) -> None:
         """`keepalive` sends comments to streams that wait. None means that nobody does."""
         self._keepalive = keepalive
@@ -78,6 +82,7 @@ class OpenAiApi:
         self._wall_clock = wall_clock
         self._started = int(wall_clock())
         self._expose_replica = expose_replica
+        self._ignore_unknown = ignore_unknown
         # There is one thread for each, because several would compete with the event loop for the processor.
         self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
@@ -107,13 +112,15 @@ class OpenAiApi:
         origin = Origin(exchange.request_id, caller.name)
         await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
 
-    async def _parse(self, exchange: Exchange, parse: Callable[[bytes], Call], body: bytes) -> Call:
+    async def _parse(self, exchange: Exchange, parse: Parse[Call], body: bytes) -> Call:
         """Parses a body, in a thread if that may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
         if len(body) <= READ_ON_LOOP_BYTES:
-            call = parse(body)
+            call = parse(body, self._ignore_unknown)
         else:
             limiter = self._large if len(body) < HUGE_BYTES else self._huge
-            call = await trio.to_thread.run_sync(parse, body, limiter=limiter)
+            call = await trio.to_thread.run_sync(parse, body, self._ignore_unknown, limiter=limiter)
+        if call.ignored:
+            exchange.response_headers.append((IGNORED_PARAMETERS, names_header(call.ignored)))
         if exchange.charge is not None:
             exchange.charge.record_kept(call.kept_bytes)
         return call

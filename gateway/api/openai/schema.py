@@ -20,14 +20,17 @@ from gateway.api.http.json_body import (
     INVALID_VALUE,
     UNSUPPORTED_VALUE,
     JsonBody,
+    parse_object,
+    read_object,
     validation_error,
     wrong_type,
     wrong_value,
 )
 from gateway.api.openai.content import Messages
 from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.api.openai.parameter_table import ParameterTable
 from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User, wire_seed
-from gateway.api.openai.tolerance import parse_tolerantly
+from gateway.api.openai.tolerance import Body, read_rewritten
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
@@ -203,9 +206,9 @@ class EmbeddingsBody(JsonBody):
     user: User | None = None
 
 
-def parse_chat(body: bytes, *, ignore_unknown: bool = False) -> ChatCall:
+def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
     """Parses a chat request. Raises `BadRequest`."""
-    parsed, ignored = parse_tolerantly(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
+    parsed, ignored = _parse(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
     tools = choice = None
@@ -224,9 +227,9 @@ def parse_chat(body: bytes, *, ignore_unknown: bool = False) -> ChatCall:
     return ChatCall(generation, bool(parsed.stream), _wants_usage(parsed), user, kept_bytes, ignored=ignored)
 
 
-def parse_completion(body: bytes, *, ignore_unknown: bool = False) -> CompletionCall:
+def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
-    parsed, ignored = parse_tolerantly(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
+    parsed, ignored = _parse(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     sampling = _sampling(parsed, parsed.token_limit())
     generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling)
     kept_bytes = _generation_bytes(generation)
@@ -235,9 +238,9 @@ def parse_completion(body: bytes, *, ignore_unknown: bool = False) -> Completion
     )
 
 
-def parse_embeddings(body: bytes, *, ignore_unknown: bool = False) -> EmbeddingsCall:
+def parse_embeddings(body: bytes, ignore_unknown: bool = False) -> EmbeddingsCall:
     """Parses an embeddings request. Raises `BadRequest`."""
-    parsed, ignored = parse_tolerantly(EmbeddingsBody, body, EMBEDDINGS, ignore_unknown=ignore_unknown)
+    parsed, ignored = _parse(EmbeddingsBody, body, EMBEDDINGS, ignore_unknown=ignore_unknown)
     model = ModelName(parsed.model)
     inputs = tuple(
         EmbeddingInput(model, kept_text(entry) if isinstance(entry, str) else entry) for entry in parsed.input
@@ -245,6 +248,20 @@ def parse_embeddings(body: bytes, *, ignore_unknown: bool = False) -> Embeddings
     kept_bytes = sum(map(_input_bytes, inputs))
     encoding = parsed.encoding_format or "float"
     return EmbeddingsCall(model, inputs, encoding, parsed.user, kept_bytes, ignored=ignored)
+
+
+def _parse(
+    model_type: type[Body], body: bytes, table: ParameterTable, *, ignore_unknown: bool
+) -> tuple[Body, tuple[str, ...]]:
+    """Parses a body, and returns it with the names of the parameters that were dropped. Raises `BadRequest`.
+
+    The common request is read here, and nothing is rewritten.
+    """
+    given = parse_object(body)
+    try:
+        return read_object(model_type, given), ()
+    except BadRequest as refusal:
+        return read_rewritten(model_type, given, table, refusal, ignore_unknown=ignore_unknown)
 
 
 def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:

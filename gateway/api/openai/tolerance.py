@@ -4,18 +4,19 @@ The common request is read by the schema alone and never gets here. A body that 
 table of parameters, and then read again. If it is still wrong, the error uses the names that the client has used.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import quote
 
 from gateway.api.http.json_body import (
     INVALID_TYPE,
     INVALID_VALUE,
+    SHOWN_CHARACTERS_MAX,
     UNKNOWN,
     UNSUPPORTED,
     JsonBody,
     equal_json,
     json_kind,
-    parse_object,
     read_object,
     type_message,
     unknown_message,
@@ -33,27 +34,34 @@ ONE_LIMIT: Final = {"max_completion_tokens": "max_tokens"}
 """The honoured parameters that are two names of one."""
 
 
-def parse_tolerantly(
-    model_type: type[Body], body: bytes, table: ParameterTable, *, ignore_unknown: bool
+def read_rewritten(
+    model_type: type[Body],
+    given: Mapping[str, Any],
+    table: ParameterTable,
+    refusal: BadRequest,
+    *,
+    ignore_unknown: bool,
 ) -> tuple[Body, tuple[str, ...]]:
-    """Parses a body, and returns it with the names of the parameters that were dropped. Raises `BadRequest`.
+    """Reads a body that the schema has refused, and returns it with the names of the parameters that were dropped.
 
-    With `ignore_unknown`, parameters are dropped that nobody knows, or that only other servers have.
+    With `ignore_unknown`, parameters are dropped that nobody knows, or that only other servers have. Raises
+    `BadRequest`: the refusal itself if there is nothing to rewrite.
     """
-    value = parse_object(body)
-    try:
-        return read_object(model_type, value), ()
-    except BadRequest:
-        rewriter = _Rewriter(table, ignore_unknown=ignore_unknown)
-        rewriter.read(value)
-        if rewriter.body == value:
-            raise
+    rewriter = _Rewriter(table, ignore_unknown=ignore_unknown)
+    rewriter.read(given)
+    if rewriter.body == given:
+        raise refusal
     try:
         return read_object(model_type, rewriter.body), tuple(rewriter.ignored)
     except BadRequest as error:
         raise rewriter.in_words_of_client(error) from None
 
 
+IGNORED_PARAMETERS: Final = b"x-gateway-ignored-parameters"
+"""The response header that names the parameters of the request that were dropped."""
+NAMES_SHOWN_MAX: Final = 32
+_NAME_CHARACTERS: Final = "[]!$*+;:@/"
+"""The characters, besides letters, digits and `_.-~`, that are not escaped in the header."""
 TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 
@@ -178,3 +186,10 @@ def _refusal(row: Parameter | None, path: str) -> BadRequest:
 def _conflict(first: str, second: str) -> BadRequest:
     message = f"'{first}' and '{second}' are two names of one parameter and differ; set one."
     return BadRequest(message, param=second, code=INVALID_VALUE)
+
+
+def names_header(names: Sequence[str]) -> bytes:
+    """Returns the value of the header `IGNORED_PARAMETERS`: names that are separated by commas, and of bounded length.
+    Whatever a header can't hold, or could be mistaken for a separator, is percent-encoded."""
+    shown = [quote(name[:SHOWN_CHARACTERS_MAX], safe=_NAME_CHARACTERS) for name in names[:NAMES_SHOWN_MAX]]
+    return ", ".join([*shown, "..."] if len(names) > NAMES_SHOWN_MAX else shown).encode()

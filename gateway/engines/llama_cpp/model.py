@@ -34,6 +34,20 @@ FLASH_ATTENTION: Final = {
     "on": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
+CALL_WITH_TEXT: Final = {
+    "messages": [
+        {"role": "user", "content": "Hello"},
+        {
+            "role": "assistant",
+            "content": "",
+            # Some templates want ids of nine letters and digits.
+            "tool_calls": [{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": '"a part"'}}],
+        },
+        {"role": "tool", "tool_call_id": "call00001", "content": "Done."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}],
+}
+"""A chat with an earlier call whose arguments are the JSON of a text."""
 TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 
 
@@ -102,12 +116,23 @@ class Model:
     def _read_limits(self) -> SamplingLimits:
         (entry,) = self._ask("GET", "/v1/models")["data"]
         properties = self._ask("GET", "/props")
+        abilities = properties["chat_template_caps"]
         return SamplingLimits(
             context_tokens=entry["meta"]["n_ctx"],
             vocabulary_size=entry["meta"]["n_vocab"],
-            takes_tools=properties["chat_template_caps"]["supports_tools"],
+            takes_tools=abilities["supports_tools"],
             temperature=properties["default_generation_settings"]["params"]["temperature"],
+            parses_arguments=abilities["supports_object_arguments"],
+            takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),
         )
+
+    def _takes_text_arguments(self) -> bool:
+        """Returns whether the chat template can write arguments of an earlier call that are a text and no object."""
+        try:
+            self._ask("POST", "/apply-template", CALL_WITH_TEXT)
+        except CallError:
+            return False
+        return True
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """Asks llama.cpp's own HTTP listener, for everything that xllamacpp has no method for."""

@@ -9,8 +9,8 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Param
 from gateway.engines.llama_cpp.errors import invalid
 from gateway.engines.llama_cpp.options import BOOLEANS
-from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json, sampling_body
-from gateway.engines.llama_cpp.tools import tools_body
+from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, sampling_body
+from gateway.engines.llama_cpp.tools import earlier_calls, tools_body
 
 TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
@@ -77,7 +77,7 @@ def _refuse(options: pb.PredictOptions, fields: Mapping[str, str], why: str) -> 
 def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
     """Returns the body of a chat. With `reasoning_format` auto, text that a template marks as reasoning is separate
     from the answer."""
-    body: Body = {"messages": _messages(options), "reasoning_format": "auto"}
+    body: Body = {"messages": _messages(options, limits), "reasoning_format": "auto"}
     body |= tools_body(options.Tools, options.ToolChoice, limits)
     thinking = options.Metadata.get(THINKING_KEY)
     if thinking is not None:
@@ -88,25 +88,21 @@ def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
     return body
 
 
-def _messages(options: pb.PredictOptions) -> list[dict[str, Any]]:
+def _messages(options: pb.PredictOptions, limits: SamplingLimits) -> list[dict[str, Any]]:
     if not options.Messages:
         raise invalid("messages must not be empty", param="messages")
-    return [_message(message) for message in options.Messages]
+    return [_message(message, limits) for message in options.Messages]
 
 
-def _message(message: pb.Message) -> dict[str, Any]:
+def _message(message: pb.Message, limits: SamplingLimits) -> dict[str, Any]:
     optional = {
         "name": message.name,
         "tool_call_id": message.tool_call_id,
         "reasoning_content": message.reasoning_content,
-        "tool_calls": _tool_calls(message.tool_calls),
+        "tool_calls": message.tool_calls and earlier_calls(message.tool_calls, limits),
     }
     return {
         "role": message.role,
         "content": message.content,
         **{name: value for name, value in optional.items() if value},
     }
-
-
-def _tool_calls(text: str) -> Any:  # noqa: ANN401 - a template's business
-    return parse_json(text, "messages") if text else None

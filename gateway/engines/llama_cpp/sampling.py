@@ -35,6 +35,10 @@ class SamplingLimits:
     """Whether its chat template shows the model its tools."""
     temperature: float | None = None
     """The temperature of a request that sets none, by the model's file or llama.cpp. None if it is not known."""
+    parses_arguments: bool = False
+    """Whether llama.cpp parses the arguments of earlier calls, because the template writes them out as an object."""
+    takes_text_arguments: bool = True
+    """Whether the template can also write arguments that are a text."""
 
 
 Body = dict[str, Any]
@@ -144,9 +148,7 @@ def _seed(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - s
 def _max_tokens(name: str, value: Any, limits: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
     if not (_is_integer(value) and value >= 1):
         _wrong(name, "a whole number from 1", value)
-    if value > limits.context_tokens:
-        raise invalid(f"{name} is {value}; this model's context is {limits.context_tokens} tokens", param=name)
-    return {name: value}
+    return {name: min(value, limits.context_tokens)}
 
 
 def _stop(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON

@@ -62,6 +62,7 @@ def write_tiny_model(
     embedding_length: int = 64,
     layers: int = 2,
     context_tokens: int = TRAINED_CONTEXT_TOKENS,
+    chat_template: str = CHAT_TEMPLATE,
 ) -> None:
     """Writes the model to `path`, all of it or nothing. The same arguments give the same bytes.
 
@@ -78,6 +79,7 @@ def write_tiny_model(
         writer = gguf.GGUFWriter(partial, "llama")
         _add_shape(writer, embedding_length, layers, context_tokens, len(vocabulary))
         _add_tokenizer(writer, vocabulary)
+        writer.add_chat_template(chat_template)
         _add_weights(writer, np.random.default_rng(seed), embedding_length, layers, vocabulary)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -137,7 +139,6 @@ def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: tuple[Token, ...]) -> No
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     writer.add_add_space_prefix(False)
-    writer.add_chat_template(CHAT_TEMPLATE)
 
 
 def _add_weights(

@@ -1,13 +1,16 @@
 """Translates the tools of a chat, and the choice among them, for llama.cpp. Pure."""
 
+import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.errors import CallError, invalid
 from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json
 
 TOOLS: Final = "tools"
 TOOL_CHOICE: Final = "tool_choice"
+MESSAGES: Final = "messages"
+NO_ARGUMENTS: Final = "{}"
 WORDS: Final = ("none", "auto", "required")
 
 
@@ -52,3 +55,33 @@ def _choice(text: str) -> str:
 def _name(tool: object) -> object:
     function = tool.get("function") if isinstance(tool, dict) else None
     return function.get("name") if isinstance(function, dict) else None
+
+
+def earlier_calls(text: str, limits: SamplingLimits) -> Any:  # noqa: ANN401 - a template's business
+    """Returns the calls of an earlier message, with arguments that llama.cpp and the template can read.
+
+    Arguments that were cut short are no JSON. If llama.cpp parses them, they become the JSON of a text, or an empty
+    object if the template can't write a text. Raises `CallError` if the calls themselves are no JSON.
+    """
+    calls = parse_json(text, MESSAGES)
+    if limits.parses_arguments and isinstance(calls, list):
+        for call in calls:
+            function = call.get("function") if isinstance(call, dict) else None
+            if isinstance(function, dict):
+                function["arguments"] = _readable(function.get("arguments"), limits)
+    return calls
+
+
+def _readable(arguments: object, limits: SamplingLimits) -> object:
+    if not isinstance(arguments, str):
+        return arguments or {}
+    if _is_object(arguments):
+        return arguments
+    return json.dumps(arguments) if limits.takes_text_arguments and arguments else NO_ARGUMENTS
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(parse_json(text, MESSAGES), dict)
+    except CallError:
+        return False

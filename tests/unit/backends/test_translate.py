@@ -139,6 +139,25 @@ def test_counts_never_go_back() -> None:
     assert completion.finish_reason is FinishReason.STOP
 
 
+@pytest.mark.parametrize(
+    ("context_size", "finish"),
+    [(None, FinishReason.STOP), (11, FinishReason.STOP), (10, FinishReason.LENGTH)],
+)
+def test_a_backend_that_filled_its_context_has_reached_the_limit(
+    context_size: int | None, finish: FinishReason
+) -> None:
+    reader = ReplyReader(100, context_size)
+    reader.delta(pb.Reply(message=b"x", tokens=4, prompt_tokens=6))
+    assert reader.completion(None).finish_reason is finish
+
+
+@pytest.mark.parametrize(("context_size", "limit"), [(None, 4096), (8192, 4096), (1024, 1024)])
+def test_a_limit_above_the_context_is_the_context(context_size: int | None, limit: int) -> None:
+    generation = Generation(ModelName("m"), "hi", Sampling(max_tokens=4096))
+    options = predict_options(generation, RequestId("r"), context_size)
+    assert (options.Tokens, json.loads(options.Metadata[SAMPLING_KEY])) == (limit, {"max_tokens": limit})
+
+
 def test_an_unknown_finish_reason_is_none() -> None:
     assert ReplyReader(None).completion("content_filter").finish_reason is FinishReason.STOP
 

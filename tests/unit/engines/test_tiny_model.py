@@ -10,9 +10,9 @@ from gateway.engines.llama_cpp.tiny_model import write_tiny_model
 from gateway.gguf.files import read_file
 
 
-def written(folder: Path, name: str, **arguments: int) -> bytes:
+def written(folder: Path, name: str, *, seed: int = 7) -> bytes:
     path = folder / name
-    write_tiny_model(path, **arguments)
+    write_tiny_model(path, seed=seed)
     return path.read_bytes()
 
 

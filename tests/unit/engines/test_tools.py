@@ -9,7 +9,7 @@ from grpclib.const import Status
 from gateway.backends.metadata import ERROR_PARAM
 from gateway.engines.llama_cpp.errors import CallError
 from gateway.engines.llama_cpp.sampling import SamplingLimits
-from gateway.engines.llama_cpp.tools import tools_body
+from gateway.engines.llama_cpp.tools import earlier_calls, tools_body
 
 LIMITS = SamplingLimits(context_tokens=1024, vocabulary_size=100)
 F, G = ({"type": "function", "function": {"name": name}} for name in "fg")
@@ -64,3 +64,51 @@ def test_a_model_whose_template_shows_no_tools_refuses_them() -> None:
         tools_body(BOTH, "", limits)
     assert caught.value.trailers == {ERROR_PARAM: "tools"}
     assert tools_body(BOTH, "none", limits) == {}
+
+
+CUT = '{"city": "Par'
+OF_TEXT = dataclasses.replace(LIMITS, parses_arguments=True)
+OF_OBJECTS = dataclasses.replace(OF_TEXT, takes_text_arguments=False)
+
+
+def arguments_after(arguments: object, limits: SamplingLimits) -> object:
+    """What llama.cpp gets as the arguments of an earlier call."""
+    (call,) = earlier_calls(json.dumps([{"function": {"name": "f", "arguments": arguments}}]), limits)
+    return call["function"]["arguments"]
+
+
+@pytest.mark.parametrize("arguments", ["", CUT, "[1]", '{"a": 1}', '{"a": NaN}'])
+def test_arguments_that_llama_cpp_does_not_parse_stay_as_they_are(arguments: str) -> None:
+    assert arguments_after(arguments, LIMITS) == arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "of_text", "of_objects"),
+    [
+        ('{"a": 1}', '{"a": 1}', '{"a": 1}'),
+        ({"a": 1}, {"a": 1}, {"a": 1}),
+        ("{}", "{}", "{}"),
+        ("", "{}", "{}"),
+        (None, {}, {}),
+        (CUT, json.dumps(CUT), "{}"),
+        ("[1]", '"[1]"', "{}"),
+        ("5", '"5"', "{}"),
+        ('{"a": NaN}', json.dumps('{"a": NaN}'), "{}"),
+        ('{"a": "\\ud800"}', json.dumps('{"a": "\\ud800"}'), "{}"),
+        ("[" * 100_000, json.dumps("[" * 100_000), "{}"),
+    ],
+)
+def test_arguments_that_are_no_object_are_a_text_or_empty(
+    arguments: object, of_text: object, of_objects: object
+) -> None:
+    assert arguments_after(arguments, OF_TEXT) == of_text
+    assert arguments_after(arguments, OF_OBJECTS) == of_objects
+
+
+@pytest.mark.parametrize("text", ["{", "[{}, 1]", '[{"function": 1}]', "{}"])
+def test_calls_that_are_none_are_left_to_the_template(text: str) -> None:
+    if text == "{":
+        with pytest.raises(CallError):
+            earlier_calls(text, OF_TEXT)
+    else:
+        assert earlier_calls(text, OF_TEXT) == json.loads(text)

@@ -32,7 +32,7 @@ class Parser:
         self.running = self.most_at_once = 0
         self.go_on = threading.Event()
 
-    def parse(self, body: bytes) -> ChatCall:
+    def parse(self, body: bytes, ignore_unknown: bool) -> ChatCall:
         is_loop = threading.get_ident() == self.loop_thread
         self.ran_on_loop.append(is_loop)
         self.running += 1
@@ -40,7 +40,7 @@ class Parser:
         if not is_loop:
             assert self.go_on.wait(PATIENCE_SECONDS)
         self.running -= 1
-        raise ModelNotFound(parse_chat(body).generation.model)  # nothing is behind it here
+        raise ModelNotFound(parse_chat(body, ignore_unknown).generation.model)  # nothing is behind it here
 
 
 @pytest.fixture
