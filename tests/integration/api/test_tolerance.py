@@ -1,0 +1,105 @@
+"""What clients send back and what they add, all the way: the official client, a real gateway, llama.cpp, `demo`."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import httpx
+import openai
+import pytest
+
+from demo_model.tools import KNOWN, documented
+from tests.integration.harness import GatewayProcess, running_gateway
+
+CONFIG: Final = """
+[server]
+unknown_parameters = "ignore"
+[[models]]
+name = "demo"
+backend = "llama-cpp"
+artifact = "builtin:demo"
+context_size = 1024
+"""
+TOOLS: Final = [{**documented(name), "cache_control": {"type": "ephemeral"}} for name in KNOWN]
+QUESTION: Final = {"role": "user", "content": "What is the weather in Paris?"}
+THANKS: Final = {"role": "user", "content": "Thank you."}
+PUZZLE: Final = {"role": "user", "content": "A replica has 8 slots and 3 leases. How many are free?"}
+TOKENS_MAX: Final = 64
+LONG: Final[dict[str, Any]] = {"max_tokens": 1000}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    with running_gateway(tmp_path_factory.mktemp("tolerance"), CONFIG) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def client(gateway: GatewayProcess) -> Iterator[openai.OpenAI]:
+    with gateway.openai() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def http(gateway: GatewayProcess) -> Iterator[httpx.Client]:
+    with gateway.client() as made:
+        yield made
+
+
+def ask(client: openai.OpenAI, *messages: object, **fields: Any) -> Any:
+    """The message of the answer to these messages."""
+    options: dict[str, Any] = {"model": "demo", "messages": messages, "max_tokens": TOKENS_MAX, **fields}
+    return client.chat.completions.create(**options).choices[0].message
+
+
+@pytest.mark.parametrize("tokens", [10, 13, 16, 17, 18, 20])
+def test_a_tool_call_that_was_cut_short_can_be_sent_back(client: openai.OpenAI, tokens: int) -> None:
+    own = ask(client, QUESTION, tools=TOOLS, tool_choice="required", max_tokens=tokens)
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": "The call was cut short."} for call in own.tool_calls or ()
+    ]
+    assert ask(client, QUESTION, own, *results, tools=TOOLS).role == "assistant"
+
+
+def test_what_the_stream_helper_returns_can_be_sent_back(client: openai.OpenAI) -> None:
+    strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in map(documented, KNOWN)]
+    options: dict[str, Any] = {"model": "demo", "messages": [QUESTION], "tools": strict, "max_tokens": TOKENS_MAX}
+    with client.chat.completions.stream(**options) as stream:
+        own = stream.get_final_completion().choices[0].message
+    assert own.tool_calls
+    sent = own.model_dump()
+    assert {"parsed", "refusal"} <= sent.keys()
+    assert "parsed_arguments" in sent["tool_calls"][0]["function"]
+    result = {"role": "tool", "tool_call_id": own.tool_calls[0].id, "content": "sunny"}
+    for message in (own, sent):
+        assert ask(client, QUESTION, message, result, tools=strict).content
+
+
+def test_reasoning_that_is_sent_back_is_part_of_the_prompt(client: openai.OpenAI) -> None:
+    own = ask(client, PUZZLE)
+    assert own.reasoning_content
+    lengths = []
+    for message in (own, {"role": "assistant", "content": own.content}):
+        options: dict[str, Any] = {"model": "demo", "messages": [PUZZLE, message, THANKS], "max_tokens": 1}
+        answer: Any = client.chat.completions.create(**options)
+        lengths.append(answer.usage.prompt_tokens)
+    assert lengths[0] > lengths[1]
+
+
+@pytest.mark.parametrize("limit", [{"max_tokens": 10**9}, {"max_tokens": -1}, {"max_completion_tokens": 1025}])
+def test_a_limit_above_the_context_is_an_upper_bound(client: openai.OpenAI, limit: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"model": "demo", "messages": [{"role": "user", "content": "hello"}], "temperature": 0}
+    answers: list[Any] = [client.chat.completions.create(**options, **each) for each in (limit, LONG)]
+    assert len({answer.choices[0].message.content for answer in answers}) == 1
+    assert {answer.choices[0].finish_reason for answer in answers} == {"stop"}
+
+
+def test_what_is_ignored_is_named_in_a_header(http: httpx.Client) -> None:
+    body = {"model": "demo", "messages": [QUESTION], "max_tokens": 1, "store": True, "keep_alive": "5m"}
+    assert "x-gateway-ignored-parameters" not in http.post("/v1/chat/completions", json=body).headers
+    odd = {"mirostat": 2, "a,b\r\nc": 1, "é" * 100: 1}
+    for stream in (False, True):
+        response = http.post("/v1/chat/completions", json={**body, **odd, "stream": stream})
+        assert response.status_code == 200
+        assert response.headers["x-gateway-ignored-parameters"] == f"mirostat, a%2Cb%0D%0Ac, {'%C3%A9' * 64}"
+    refused = http.post("/v1/chat/completions", json={**body, "web_search_options": {}, "typo": 1})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "web_search_options")
