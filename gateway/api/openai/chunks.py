@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from gateway.api.openai.encode import chat_id, completion_id, tool_call_id, usage
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, ToolCallDelta
+from gateway.domain.inference import Completion, Delta, ToolCallDelta
 
 
 class ChunkEncoder(ABC):
@@ -40,6 +40,11 @@ class ChunkEncoder(ABC):
     @abstractmethod
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:
         """Returns one chunk with the next part of the answer."""
+
+    def part(self, item: Delta | Completion) -> bytes:
+        """Returns one chunk with what the item has of the answer. The calls of a completion came in the parts
+        before."""
+        return self.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Delta) else ())
 
     def ending(self, answer: Completion) -> list[bytes]:
         """Returns the chunks after the last text: the finish reason, then the token counts if they are wanted."""
@@ -111,3 +116,28 @@ class CompletionChunks(ChunkEncoder):
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:  # noqa: ARG002 - as the base has it
         """Returns one chunk, whose text is the reasoning followed by the text; tool calls are not used."""
         return self._before + to_json(reasoning + text) + self._after
+
+
+class CountingChunks:
+    """Encodes the chunks of another encoder with the token counts so far in each of them, as vLLM does with
+    `continuous_usage_stats`. The other one has to be made with `include_usage`."""
+
+    def __init__(self, encoder: ChunkEncoder) -> None:
+        self._encoder: Final = encoder
+
+    def opening(self) -> list[bytes]:
+        """Returns the chunks before the first text, before which nothing is counted."""
+        return self._encoder.opening()
+
+    def part(self, item: Delta | Completion) -> bytes:
+        """Returns one chunk with what the item has of the answer."""
+        return _with_counts(self._encoder.part(item), item)
+
+    def ending(self, answer: Completion) -> list[bytes]:
+        """Returns the chunks after the last text."""
+        reason, *counts = self._encoder.ending(answer)
+        return [_with_counts(reason, answer), *counts]
+
+
+def _with_counts(chunk: bytes, item: Delta | Completion) -> bytes:
+    return chunk.removesuffix(b"null}") + to_json(usage(item.prompt_tokens, item.completion_tokens)) + b"}"

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from gateway.api.http.json_body import (
+    ANY_VALUE,
     ARRAY,
     INVALID_VALUE,
     MISSING,
@@ -34,6 +35,8 @@ PARTS_MAX: Final = 1_024
 class TextPart(JsonBody):
     """One text part of a message's content; other types of parts, such as images, are refused by name."""
 
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"cache_control": ANY_VALUE})
+
     type: Literal["text"]
     text: str
 
@@ -52,8 +55,16 @@ class Message(JsonBody):
     """One entry of `messages`. An answer of this API can be sent back unchanged."""
 
     without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
-        {"function_call": (), "refusal": (), "audio": (), "annotations": ([],)}
+        {
+            "function_call": (),
+            "refusal": (),
+            "audio": (),
+            "annotations": ANY_VALUE,
+            "parsed": ANY_VALUE,
+            "id": ANY_VALUE,
+        }
     )
+    """The fields of answers, and of the official clients. `history.py` knows those of other clients."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Content | None = None

@@ -224,6 +224,9 @@ STREAM_OPTIONS: Final = ParameterTable(
     "stream_options",
     (
         honoured("include_usage", "A last chunk has the token counts."),
+        honoured(
+            "continuous_usage_stats", "With `include_usage`, each chunk has the counts so far, once there are any."
+        ),
         no_effect("include_obfuscation", "Chunks have no padding."),
     ),
 )

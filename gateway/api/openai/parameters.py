@@ -89,6 +89,12 @@ class StreamOptions(JsonBody):
     without_effect = STREAM_OPTIONS.without_effect
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+    @property
+    def counts_in_each_chunk(self) -> bool:
+        """Whether each chunk carries the token counts so far, which vLLM does only if the last one does."""
+        return bool(self.include_usage and self.continuous_usage_stats)
 
 
 class GenerationBody(JsonBody):

@@ -12,7 +12,7 @@ from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai import encode, schema
-from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
+from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks, CountingChunks
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.tolerance import IGNORED_PARAMETERS, names_header
 from gateway.domain.errors import ModelNotFound
@@ -23,6 +23,7 @@ from gateway.observability.metrics import RequestMetrics
 from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")
+StreamEncoder = ChunkEncoder | CountingChunks
 Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
 Parse = Callable[[bytes, bool], Call]
 """Parses a body. The second argument says whether unknown parameters are ignored."""
@@ -131,7 +132,8 @@ class OpenAiApi:
         model, created = call.generation.model, int(self._wall_clock())
         self._record_model(exchange, model, call.user)
         if call.stream:
-            encoder = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
+            plain = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
+            encoder = CountingChunks(plain) if call.counts_in_each_chunk else plain
             await self._stream(exchange, origin, call, encoder)
         else:
             completion, candidate = await self._router.generate(call.generation, origin)
@@ -140,7 +142,7 @@ class OpenAiApi:
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
 
     async def _stream(
-        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoder: ChunkEncoder
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoder: StreamEncoder
     ) -> None:
         """Answers with a stream, which gets comments while it waits: for a slot, a load, or the backend."""
         if self._keepalive is not None:
@@ -152,7 +154,7 @@ class OpenAiApi:
             if self._keepalive is not None:
                 self._keepalive.discard(exchange)
 
-    async def _relay(self, exchange: Exchange, model: ModelName, encoder: ChunkEncoder, stream: RoutedStream) -> None:
+    async def _relay(self, exchange: Exchange, model: ModelName, encoder: StreamEncoder, stream: RoutedStream) -> None:
         """Relays a stream: it writes everything that has arrived in one send, and never waits for more before it
         writes."""
         headers = self._record_replica(exchange, stream.candidate)
@@ -166,7 +168,7 @@ class OpenAiApi:
             now = trio.current_time()
             self._metrics.inter_token.labels(model).observe((now - before) / len(batch))
             before = now
-            frames += [event(_encoded(encoder, item)) for item in batch if _has_content(item)]
+            frames += [event(encoder.part(item)) for item in batch if _has_content(item)]
             last = batch[-1]
             if isinstance(last, Completion):
                 break
@@ -257,7 +259,3 @@ def _has_content(item: Delta | Completion) -> bool:
     """Returns whether the item has content. A completion has at most the rest of a text; its tool calls came in the
     parts before."""
     return bool(item.text or item.reasoning or (isinstance(item, Delta) and item.tool_calls))
-
-
-def _encoded(encoder: ChunkEncoder, item: Delta | Completion) -> bytes:
-    return encoder.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Delta) else ())

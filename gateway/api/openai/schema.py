@@ -72,6 +72,8 @@ class GenerationCall:
     """About how much memory it takes while it waits and is answered."""
     ignored: tuple[str, ...] = ()
     """The parameters that were dropped because nobody knows them."""
+    counts_in_each_chunk: bool = False
+    """Whether each chunk carries the token counts so far. It is possible only with `include_usage`."""
 
 
 @dataclass(frozen=True)
@@ -223,8 +225,15 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
         tool_choice=choice,
         thinking=None if settings is None else settings.enable_thinking,
     )
-    kept_bytes = _generation_bytes(generation)
-    return ChatCall(generation, bool(parsed.stream), _wants_usage(parsed), user, kept_bytes, ignored=ignored)
+    return ChatCall(
+        generation,
+        stream=bool(parsed.stream),
+        include_usage=_wants_usage(parsed),
+        user=user,
+        kept_bytes=_generation_bytes(generation),
+        ignored=ignored,
+        counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
+    )
 
 
 def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
@@ -232,9 +241,14 @@ def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCal
     parsed, ignored = _parse(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     sampling = _sampling(parsed, parsed.token_limit())
     generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling)
-    kept_bytes = _generation_bytes(generation)
     return CompletionCall(
-        generation, bool(parsed.stream), _wants_usage(parsed), parsed.user, kept_bytes, ignored=ignored
+        generation,
+        stream=bool(parsed.stream),
+        include_usage=_wants_usage(parsed),
+        user=parsed.user,
+        kept_bytes=_generation_bytes(generation),
+        ignored=ignored,
+        counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
     )
 
 

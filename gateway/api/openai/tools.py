@@ -13,6 +13,7 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import to_json
 
 from gateway.api.http.json_body import (
+    ANY_VALUE,
     INVALID_VALUE,
     MISSING,
     UNSUPPORTED_VALUE,
@@ -145,6 +146,8 @@ def _check_counts(arguments: str) -> str:
 
 class CalledFunction(JsonBody):
     """The function that an earlier message called. An answer may have ended anywhere, so any text is accepted."""
+
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"parsed_arguments": ANY_VALUE})
 
     name: str
     arguments: Annotated[str, AfterValidator(_check_counts)]

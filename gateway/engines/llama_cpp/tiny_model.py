@@ -62,12 +62,12 @@ def write_tiny_model(
     embedding_length: int = 64,
     layers: int = 2,
     context_tokens: int = TRAINED_CONTEXT_TOKENS,
-    chat_template: str = CHAT_TEMPLATE,
+    template: str = CHAT_TEMPLATE,
 ) -> None:
     """Writes the model to `path`, all of it or nothing. The same arguments give the same bytes.
 
     `embedding_length` (a multiple of 32) and `layers` make a slower model. `context_tokens` is the context for which it
-    claims to be trained.
+    claims to be trained, and `template` its chat template.
     """
     if embedding_length % (2 * HEAD_LENGTH):
         raise ValueError(f"embedding_length must be a multiple of {2 * HEAD_LENGTH}, not {embedding_length}")
@@ -79,7 +79,7 @@ def write_tiny_model(
         writer = gguf.GGUFWriter(partial, "llama")
         _add_shape(writer, embedding_length, layers, context_tokens, len(vocabulary))
         _add_tokenizer(writer, vocabulary)
-        writer.add_chat_template(chat_template)
+        writer.add_chat_template(template)
         _add_weights(writer, np.random.default_rng(seed), embedding_length, layers, vocabulary)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

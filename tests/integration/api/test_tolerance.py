@@ -93,6 +93,16 @@ def test_a_limit_above_the_context_is_an_upper_bound(client: openai.OpenAI, limi
     assert {answer.choices[0].finish_reason for answer in answers} == {"stop"}
 
 
+def test_each_chunk_of_a_stream_may_carry_the_counts(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "demo", "messages": [QUESTION], "max_tokens": 6, "stream": True}
+    options["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
+    opening, *chunks = client.chat.completions.create(**options)
+    assert opening.usage is None
+    counts = [chunk.usage.completion_tokens for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 6
+
+
 def test_what_is_ignored_is_named_in_a_header(http: httpx.Client) -> None:
     body = {"model": "demo", "messages": [QUESTION], "max_tokens": 1, "store": True, "keep_alive": "5m"}
     assert "x-gateway-ignored-parameters" not in http.post("/v1/chat/completions", json=body).headers

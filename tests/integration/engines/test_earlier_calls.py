@@ -30,7 +30,7 @@ CUT: Final = '{"city": "Par'
 @pytest.fixture(scope="module", params=WRITTEN)
 def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineProcess]:
     model = tmp_path_factory.mktemp("calls") / "tiny.gguf"
-    write_tiny_model(model, chat_template=TEMPLATE % WRITTEN[request.param])
+    write_tiny_model(model, template=TEMPLATE % WRITTEN[request.param])
     with open_engine() as engine:
         run(engine, lambda client: loaded(client, model))
         yield engine

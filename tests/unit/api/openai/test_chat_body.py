@@ -209,6 +209,20 @@ def test_streaming_and_its_options() -> None:
     assert not parse_chat(body(stream=True, stream_options={"include_usage": False})).include_usage
 
 
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"include_usage": True, "continuous_usage_stats": True}, True),
+        ({"include_usage": False, "continuous_usage_stats": True}, False),
+        ({"include_usage": True, "continuous_usage_stats": False}, False),
+        ({"include_usage": True}, False),
+        ({"continuous_usage_stats": True}, False),
+    ],
+)
+def test_counts_in_each_chunk_are_possible_only_with_usage(options: dict[str, bool], counts: bool) -> None:
+    assert parse_chat(body(stream=True, stream_options=options)).counts_in_each_chunk is counts
+
+
 def test_the_user_has_two_names() -> None:
     assert parse_chat(body(user="ann")).user == "ann"
     assert parse_chat(body(safety_identifier="ann")).user == "ann"

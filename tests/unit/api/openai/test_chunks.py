@@ -8,9 +8,9 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion as OpenAICompletion
 from openai.types.chat import ChatCompletionChunk
 
-from gateway.api.openai.chunks import ChatChunks, CompletionChunks
+from gateway.api.openai.chunks import ChatChunks, CompletionChunks, CountingChunks
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, FinishReason, ToolCallDelta
+from gateway.domain.inference import Completion, Delta, FinishReason, ToolCallDelta
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
@@ -135,3 +135,16 @@ def test_a_model_name_cannot_break_out_of_its_string() -> None:
     name = ModelName('x"},\n{"\u2028')
     encoder = ChatChunks(REQUEST, name, 0, include_usage=False)
     assert json.loads(encoder.text("hi"))["model"] == name
+
+
+@pytest.mark.parametrize("kind", [ChatChunks, CompletionChunks])
+def test_each_chunk_may_carry_the_counts_so_far(kind: type[ChatChunks] | type[CompletionChunks]) -> None:
+    plain = kind(REQUEST, TINY, 5, include_usage=True)
+    encoder = CountingChunks(kind(REQUEST, TINY, 5, include_usage=True))
+    delta = Delta("null}", prompt_tokens=3, completion_tokens=1)
+    chunks = [json.loads(chunk) for chunk in [encoder.part(delta), *encoder.ending(END)]]
+    assert [chunk["usage"]["completion_tokens"] for chunk in chunks] == [1, 4, 4]
+    assert [chunk["usage"]["total_tokens"] for chunk in chunks] == [4, 7, 7]
+    bare = [json.loads(chunk) for chunk in [plain.part(delta), *plain.ending(END)]]
+    assert [{**chunk, "usage": None} for chunk in chunks] == [{**chunk, "usage": None} for chunk in bare]
+    assert encoder.opening() == plain.opening()
