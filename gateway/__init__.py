@@ -13,6 +13,7 @@ config          the configuration, checked
 data_dir        what one gateway keeps on disk beside the registry
 process_place   what one of several processes on a machine knows of the others
 gguf            what a model file says about itself, and how much memory it takes
+json_grammar    from a JSON schema to a grammar of its texts
 planner         from the state of the fleet to what should change
 registry        where the state of the fleet is stored
 backends        the client side of backend.proto

@@ -25,6 +25,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     "process_place": frozenset(),
     # Knows files and memory, and nobody who asks.
     "gguf": frozenset({"domain"}),
+    # Knows JSON schemas and grammars, and nobody who asks.
+    "json_grammar": frozenset(),
     # From the fleet's state to what should change: on the vocabulary alone.
     "planner": frozenset({"domain"}),
     # The three that routing stands on: siblings that do not know each other, except that routing calls backends.
@@ -72,7 +74,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "transport.node_credentials",
         }
     ),
-    "api.openai": frozenset({"domain", "observability", "routing.router", "api.http"}),
+    "api.openai": frozenset({"domain", "json_grammar", "observability", "routing.router", "api.http"}),
     # A model or a node that comes over HTTP is held against the rules of the configuration file, and the errors use the
     # same words.
     "api.admin": frozenset(
@@ -96,8 +98,8 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "api.http",
         }
     ),
-    # Programs of their own; they share the wire with us, and nothing more.
-    "engines": frozenset({"backends.pb", "backends.metadata", "gguf", "observability.heap"}),
+    # Programs of their own; they share the wire with us, and what is known of files and schemas.
+    "engines": frozenset({"backends.pb", "backends.metadata", "gguf", "json_grammar", "observability.heap"}),
     # The composition roots of the two programs, and what starts them.
     "composition": frozenset(
         {
