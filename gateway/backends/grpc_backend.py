@@ -49,9 +49,7 @@ class GrpcBackends:
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         """Calls PredictStream and yields its answer as it comes. Leaving the context ends the call."""
-        stream = _GrpcAnswerStream(
-            target, translate.ReplyReader(generation.sampling.max_tokens, target.context_size), on_end
-        )
+        stream = _GrpcAnswerStream(target, _reply_reader(target, generation), on_end)
         try:
             try:
                 await self._start(
@@ -65,7 +63,7 @@ class GrpcBackends:
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
-        reader = translate.ReplyReader(generation.sampling.max_tokens, target.context_size)
+        reader = _reply_reader(target, generation)
         reply, trailers = await self._unary(
             target, "Predict", _generation_request(target, generation, request_id), pb.Reply
         )
@@ -119,6 +117,12 @@ class _Request:
     is_large: bool
 
 
+def _reply_reader(target: Target, generation: Generation) -> translate.ReplyReader:
+    return translate.ReplyReader(
+        generation.sampling.max_tokens, target.context_size, single_call=generation.single_call
+    )
+
+
 def _generation_request(target: Target, generation: Generation, request_id: RequestId) -> _Request:
     make = partial(translate.predict_options, generation, request_id, target.context_size)
     return _Request(make, translate.prompt_characters(generation) >= LARGE_CHARACTERS)
@@ -143,6 +147,9 @@ class _GrpcAnswerStream:
     def take(self, message: bytes) -> bool:
         """Takes the next reply. Returns False if the answer has become longer than it may be."""
         self._unread.put(self._reader.delta(pb.Reply.FromString(message)))
+        if self._reader.is_after_call:
+            self._complete(FinishReason.TOOL_CALLS)
+            return False
         if not self._reader.is_endless:
             return True
         log.warning("backend.endless_answer", replica_id=self._target.replica_id, model=self._target.model)

@@ -41,6 +41,9 @@ THINKING_KEY: Final = "enable_thinking"
 """The key of `PredictOptions.Metadata` that says whether the model should reason, `true` or `false`. LocalAI and
 templates use the same name."""
 
+GRAMMAR_PARAM_KEY: Final = "gateway.grammar_param"
+"""The key of `PredictOptions.Metadata` that says which parameter of the request the `Grammar` was made from."""
+
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (backend-protocol.md B3)."""
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, Final, cast
 
-from gateway.backends.metadata import SAMPLING_KEY, THINKING_KEY
+from gateway.backends.metadata import GRAMMAR_PARAM_KEY, SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import RequestId
@@ -63,6 +63,9 @@ def predict_options(
         options.ToolChoice = generation.tool_choice or ""
         if generation.thinking is not None:
             options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
+    if generation.grammar is not None:
+        options.Grammar = generation.grammar
+        options.Metadata[GRAMMAR_PARAM_KEY] = generation.grammar_param
     sampling = generation.sampling
     if context_size is not None and sampling.max_tokens is not None and sampling.max_tokens > context_size:
         sampling = replace(sampling, max_tokens=context_size)
@@ -147,10 +150,11 @@ class ReplyReader:
     Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
     preferred if a backend fills it, because it separates reasoning and tool calls from the answer.
 
-    `context_size` is that of the model, if it is known. No answer has more tokens, whatever the request asks for.
+    `context_size` is that of the model, if it is known. No answer has more tokens, whatever the request asks for. With
+    `single_call` everything after the first tool call is dropped.
     """
 
-    def __init__(self, max_tokens: int | None, context_size: int | None = None) -> None:
+    def __init__(self, max_tokens: int | None, context_size: int | None = None, *, single_call: bool = False) -> None:
         self._decoder = _Utf8Decoder("replace")
         self._max_tokens = max_tokens
         self._context_size = context_size
@@ -161,6 +165,9 @@ class ReplyReader:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._tool_calls: list[ToolCallDelta] = []
+        self._single_call = single_call
+        self.is_after_call = False
+        """Whether the first tool call is over, and it is the only one that is wanted."""
 
     def delta(self, reply: pb.Reply) -> Delta:
         """Turns the next reply into a part of the answer. Its token counts are totals so far."""
@@ -172,10 +179,21 @@ class ReplyReader:
             tool_calls = _tool_call_deltas(reply)
         else:
             text, reasoning, tool_calls = self._decoder.decode(reply.message), "", ()
+        if self._single_call:
+            text, tool_calls = self._within_first_call(text, tool_calls)
         self._tool_calls += tool_calls
         self._deltas += bool(text or reasoning or tool_calls)
         self._answer_bytes += reply.ByteSize()
         return Delta(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
+
+    def _within_first_call(self, text: str, calls: tuple[ToolCallDelta, ...]) -> tuple[str, tuple[ToolCallDelta, ...]]:
+        """Returns the text before the first call, and the parts of that call; what comes after it ends it."""
+        known = self._tool_calls or calls
+        if not known:
+            return text, calls
+        kept = tuple(part for part in calls if part.index == known[0].index)
+        self.is_after_call |= len(kept) < len(calls) or bool(self._tool_calls and text.strip())
+        return "" if self._tool_calls else text, kept
 
     @property
     def is_endless(self) -> bool:

@@ -106,6 +106,17 @@ class Generation:
     """`required`, or the JSON text of OpenAI's object that names one tool. None means that the model decides."""
     thinking: bool | None = None
     """Whether the model should reason before it answers. None means as its template says."""
+    single_call: bool = False
+    """Whether the answer ends after its first tool call."""
+    grammar: str | None = None
+    """The grammar (GBNF) of the whole answer, which then begins without reasoning. None means any text."""
+    grammar_param: str = "grammar"
+    """The parameter that the grammar was made from. Errors about the grammar name it."""
+
+    @property
+    def demands_call(self) -> bool:
+        """Whether an answer without a tool call is none."""
+        return self.tool_choice is not None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ all of them, which a hostile body can make millions. Here one error becomes one 
 OpenAI writes it (`messages[0].content`), and the models are built so that the number of errors is bounded.
 """
 
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, Final, TypeVar
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Final, TypeVar
 from pydantic import BaseModel, ConfigDict, Discriminator, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError, from_json, to_json
 
-from gateway.api.http.json_count import COUNTED_FROM_BYTES, check_counts
+from gateway.api.http.json_count import COUNTED_FROM_BYTES, check_counts, field_at_the_end
 from gateway.domain.errors import BadRequest
 from gateway.field_errors import JSON_TYPES, NOT_EMPTY, FieldErrorKind, sort_error
 
@@ -33,6 +34,7 @@ ANY_VALUE: Final[tuple[object, ...]] = (object(),)
 """Stands for all values, in `JsonBody.without_effect`."""
 
 _VALIDATION_ERROR: Final = "complaint"
+_TOO_DEEP: Final = re.compile("(recursion limit exceeded) at line ([0-9]+) column ([0-9]+)")
 _BRANCH_MARK: Final = "|"
 """The beginning of the tags of union branches, which pydantic puts into an error's path although they are no fields."""
 TEXT: Final = Tag(_BRANCH_MARK + "text")
@@ -194,8 +196,24 @@ def field_path(at: tuple[str | int, ...]) -> str:
 def _not_json(body: bytes, error: ValueError) -> BadRequest:
     if not body.strip():
         return BadRequest("The request body is empty; a JSON object is expected.", code=INVALID_JSON)
-    reason = str(error).replace("recursion limit exceeded", "nested too deeply")
+    reason = str(error)
+    if (found := _TOO_DEEP.match(reason)) is not None:
+        return BadRequest(
+            f"The request body is not valid JSON: {reason.replace(found[1], 'nested too deeply')}.",
+            param=_field_at(body, line=int(found[2]), column=int(found[3])),
+            code=INVALID_JSON,
+        )
     return BadRequest(f"The request body is not valid JSON: {reason}.", code=INVALID_JSON)
+
+
+def _field_at(body: bytes, *, line: int, column: int) -> str | None:
+    """Returns the field of the body at that place (both numbers count from 1), or None if that is not known."""
+    before = body.split(b"\n", line)[: line - 1]
+    start = sum(len(each) + 1 for each in before)
+    try:
+        return field_at_the_end(body[: start + column - 1])
+    except ValueError:
+        return None
 
 
 def _bad_request(error: ErrorDetails) -> BadRequest:

@@ -142,14 +142,14 @@ def _find_slice(counter: JsonCounter, text: memoryview, start: int, step: int) -
 
 
 def _too_many(beginning: bytes, bound: str) -> BadRequest:
-    field = _field_at_the_end(beginning)
+    field = field_at_the_end(beginning)
     if field is None:
         return BadRequest(f"The request body must have at most {bound}.", code=TOO_MANY)
     message = f"Invalid value for '{field}': with it the request body has more than {bound}."
     return BadRequest(message, param=field, code=TOO_MANY)
 
 
-def _field_at_the_end(beginning: bytes) -> str | None:
+def field_at_the_end(beginning: bytes) -> str | None:
     """Returns the body's last field, as far as it goes, or None if it is no object, or has too many fields to name one.
 
     Only parts of the text are parsed, because the parser cannot be interrupted. Raises `ValueError` if its first part

@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
+from pydantic_core import from_json
+
 from gateway.domain.inference import INT32_MAX
+from gateway.json_grammar.text import literal, one_of
 
 NO_LIMITS: Final = (-1, -2)
 """The limits of llama.cpp and Ollama that mean none: until the end, and until the context is full."""
@@ -54,6 +57,24 @@ def thinking_of_object(value: object) -> object:
     """Returns whether `thinking` is enabled, which is an object with a `type`."""
     kind = value.get("type") if isinstance(value, dict) else None
     return _THINKING_TYPES.get(kind, value) if isinstance(kind, str) else value
+
+
+def format_of_schema(value: object) -> object:
+    """Returns the `response_format` of a schema, which may be written as JSON. `"json"` means any object."""
+    if isinstance(value, str):
+        try:
+            schema = from_json(value, allow_inf_nan=False) if value not in ("", "json") else value
+        except ValueError:
+            return value
+        return {"": None, "json": {"type": "json_object"}}[value] if schema is value else format_of_schema(schema)
+    return {"type": "json_schema", "json_schema": {"schema": value}} if isinstance(value, dict) else value
+
+
+def grammar_of_choices(value: object) -> object:
+    """Returns the grammar that admits one of the texts."""
+    if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
+        return value
+    return f"root ::= {one_of(map(literal, value))}"
 
 
 READ: Final[Mapping[str, Callable[[object], object]]] = MappingProxyType(

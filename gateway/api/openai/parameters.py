@@ -21,6 +21,7 @@ from gateway.api.http.json_body import (
     wrong_value,
 )
 from gateway.api.openai.parameter_rows import STREAM_OPTIONS
+from gateway.api.openai.response_format import GrammarText
 from gateway.domain.inference import INT32_MAX
 
 INT64_MIN: Final = -(2**63)
@@ -117,6 +118,7 @@ class GenerationBody(JsonBody):
     stop: Stop | None = None
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
+    grammar: GrammarText | None = None
     n: Annotated[int, Field(ge=1), AfterValidator(_single_answer)] | None = None
 
 

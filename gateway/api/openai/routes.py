@@ -12,12 +12,14 @@ from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai import encode, schema
+from gateway.api.openai.abilities import check_abilities
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks, CountingChunks
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.tolerance import IGNORED_PARAMETERS, names_header
+from gateway.api.openai.tools import check_call
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Origin
+from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
 from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
 from gateway.routing.router import RoutedStream, Router
@@ -131,6 +133,7 @@ class OpenAiApi:
     ) -> None:
         model, created = call.generation.model, int(self._wall_clock())
         self._record_model(exchange, model, call.user)
+        check_abilities(self._views.current.state.models.get(model), (call.generation,))
         if call.stream:
             plain = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
             encoder = CountingChunks(plain) if call.counts_in_each_chunk else plain
@@ -139,6 +142,7 @@ class OpenAiApi:
             completion, candidate = await self._router.generate(call.generation, origin)
             headers = self._record_replica(exchange, candidate)
             self._record_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
+            check_call(call.generation, completion)
             await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
 
     async def _stream(
@@ -149,14 +153,17 @@ class OpenAiApi:
             self._keepalive.add(exchange)
         try:
             async with self._router.open_stream(call.generation, origin) as stream:
-                await self._relay(exchange, call.generation.model, encoder, stream)
+                await self._relay(exchange, call.generation, encoder, stream)
         finally:
             if self._keepalive is not None:
                 self._keepalive.discard(exchange)
 
-    async def _relay(self, exchange: Exchange, model: ModelName, encoder: StreamEncoder, stream: RoutedStream) -> None:
+    async def _relay(
+        self, exchange: Exchange, generation: Generation, encoder: StreamEncoder, stream: RoutedStream
+    ) -> None:
         """Relays a stream: it writes everything that has arrived in one send, and never waits for more before it
         writes."""
+        model = generation.model
         headers = self._record_replica(exchange, stream.candidate)
         self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
         await exchange.start_event_stream(headers)
@@ -176,6 +183,7 @@ class OpenAiApi:
                 await exchange.send_part(b"".join(frames))
                 frames = []
         self._record_tokens(exchange, model, last.prompt_tokens, last.completion_tokens)
+        check_call(generation, last)
         frames += [event(chunk) for chunk in encoder.ending(last)]
         await exchange.end_stream(b"".join(frames) + DONE)
 

@@ -30,6 +30,7 @@ from gateway.api.openai.content import Messages
 from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.api.openai.parameter_table import ParameterTable
 from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User, wire_seed
+from gateway.api.openai.response_format import ResponseFormat, answer_grammar
 from gateway.api.openai.tolerance import Body, read_rewritten
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
@@ -117,6 +118,7 @@ class ChatBody(GenerationBody):
     tools: Tools | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateSettings | None = None
     max_completion_tokens: TokenLimit | None = None
     safety_identifier: User | None = None
@@ -215,7 +217,8 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
     user = parsed.safety_identifier if parsed.user is None else parsed.user
     tools = choice = None
     if parsed.tools or parsed.tool_choice is not None:
-        tools, choice = offer(parsed.tools or (), parsed.tool_choice, parallel=parsed.parallel_tool_calls)
+        tools, choice = offer(parsed.tools or (), parsed.tool_choice)
+    grammar, grammar_param = answer_grammar(parsed.response_format, parsed.grammar, has_tools=tools is not None)
     settings = parsed.chat_template_kwargs
     generation = Generation(
         model=ModelName(parsed.model),
@@ -223,7 +226,10 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
         sampling=_sampling(parsed, parsed.token_limit()),
         tools=tools,
         tool_choice=choice,
+        single_call=tools is not None and parsed.parallel_tool_calls is False,
         thinking=None if settings is None else settings.enable_thinking,
+        grammar=grammar,
+        grammar_param=grammar_param,
     )
     return ChatCall(
         generation,
@@ -240,7 +246,7 @@ def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCal
     """Parses a completion request. Raises `BadRequest`."""
     parsed, ignored = _parse(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     sampling = _sampling(parsed, parsed.token_limit())
-    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling)
+    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling, grammar=parsed.grammar)
     return CompletionCall(
         generation,
         stream=bool(parsed.stream),
@@ -309,7 +315,7 @@ def _wants_usage(body: GenerationBody) -> bool:
 def _generation_bytes(generation: Generation) -> int:
     prompt, sampling = generation.prompt, generation.sampling
     texts = getsizeof(prompt) if isinstance(prompt, Text) else sum(map(_message_bytes, prompt))
-    options = sum(map(getsizeof, (generation.tools or "", *sampling.stop)))
+    options = sum(map(getsizeof, (generation.tools or "", generation.grammar or "", *sampling.stop)))
     return OBJECT_BYTES + texts + options + BIAS_BYTES * len(sampling.logit_bias)
 
 

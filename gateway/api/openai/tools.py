@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import to_json
 
 from gateway.api.http.json_body import (
@@ -24,8 +24,8 @@ from gateway.api.http.json_body import (
 )
 from gateway.api.http.json_count import COUNTED_FROM_BYTES, find_broken_bound
 from gateway.api.openai.history import NO_ARGUMENTS
-from gateway.domain.errors import BadRequest
-from gateway.domain.inference import ToolCall
+from gateway.domain.errors import BackendFailed, BadRequest
+from gateway.domain.inference import Completion, FinishReason, Generation, ToolCall
 
 TOOLS_MAX: Final = 128
 """The largest number of tools of one request."""
@@ -61,6 +61,11 @@ def _check_function_name(name: str) -> str:
 FunctionName = Annotated[str, AfterValidator(_check_function_name)]
 
 
+def _as_schema(value: object) -> object:
+    """Reads the schema `true`, which admits everything, as the object that means the same."""
+    return {} if value is True else value
+
+
 class Function(JsonBody):
     """A function that the model may call: its name, what it does, and a JSON schema of its arguments."""
 
@@ -70,7 +75,7 @@ class Function(JsonBody):
 
     name: FunctionName
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], BeforeValidator(_as_schema)] | None = None
     """A JSON schema, in the caller's order of keys, because the model sees it like that. The backend checks it."""
 
 
@@ -180,7 +185,7 @@ class MessageToolCall(JsonBody):
 MessageToolCalls = Annotated[list[MessageToolCall], Field(max_length=CALLS_MAX, fail_fast=True)]
 
 
-def offer(tools: Sequence[Tool], choice: ToolChoice | None, *, parallel: bool | None) -> tuple[str | None, str | None]:
+def offer(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[str | None, str | None]:
     """Returns `tools` and `tool_choice` for a `Generation`. Raises `BadRequest` if they do not fit together.
 
     The tools of a request that allows no call are left out, because a model calls the tools that it sees.
@@ -189,8 +194,15 @@ def offer(tools: Sequence[Tool], choice: ToolChoice | None, *, parallel: bool | 
     _check_choice(tools, choice)
     if not tools or choice.type == "none":
         return None, None
-    _check_parallel(parallel)
     return _tools_text(tools), _choice_text(choice)
+
+
+def check_call(generation: Generation, answer: Completion) -> None:
+    """Raises `BackendFailed` for an answer without a call, if the request demands one."""
+    if not generation.demands_call or answer.tool_calls:
+        return
+    why = "reached its limit of tokens before it" if answer.finish_reason is FinishReason.LENGTH else "made none"
+    raise BackendFailed(f"'tool_choice' demands a tool call, and the model {why}.", param="tool_choice")
 
 
 def _check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
@@ -201,14 +213,6 @@ def _check_choice(tools: Sequence[Tool], choice: ToolChoice) -> None:
         message = f"Invalid value for 'tool_choice': 'tools' has no function '{choice.function.name}'."
     if message is not None:
         raise BadRequest(message, param="tool_choice", code=INVALID_VALUE)
-
-
-def _check_parallel(parallel: bool | None) -> None:
-    """Refuses `parallel_tool_calls = false`, because llama.cpp accepts it and still lets the model call as often as it
-    likes."""
-    if parallel is False:
-        message = "Invalid value for 'parallel_tool_calls': false is not supported by this gateway yet."
-        raise BadRequest(message, param="parallel_tool_calls", code=UNSUPPORTED_VALUE)
 
 
 def _tools_text(tools: Sequence[Tool]) -> str:

@@ -16,7 +16,8 @@ CONTEXT_EXCEEDED_TYPE: Final = "exceed_context_size_error"
 INTERNAL_ERROR: Final = 500
 SCHEMA_ERROR: Final = "JSON schema error at"
 GRAMMAR_ERROR: Final = "failed to parse grammar"
-"""The end of llama.cpp's error about tools, which are the only input that it turns into a grammar."""
+"""The end of llama.cpp's error about a grammar, which it has been given or has made of the tools."""
+TOOLS_PARAM: Final = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,9 @@ class Chunk:
         return bool(self.text or self.reasoning or self.tool_calls)
 
 
-def read_chunk(raw: Mapping[str, Any], param: Param) -> Chunk:
+def read_chunk(raw: Mapping[str, Any], param: Param, grammar_param: str = TOOLS_PARAM) -> Chunk:
     """Reads one chunk of a chat or a raw completion. Raises `CallError` for a chunk that is an error."""
-    raise_error(raw, param)
+    raise_error(raw, param, grammar_param)
     choice = _choice(raw)
     delta = choice.get("delta", choice)
     timings = raw.get("timings") or {}
@@ -77,7 +78,7 @@ def _tool_call(call: Mapping[str, Any]) -> pb.ToolCallDelta:
     )
 
 
-def raise_error(raw: Mapping[str, Any], param: Param) -> None:
+def raise_error(raw: Mapping[str, Any], param: Param, grammar_param: str = TOOLS_PARAM) -> None:
     """Raises llama.cpp's answer as `CallError` if it is an error, and does nothing otherwise."""
     error = raw.get("error")
     if error is None:
@@ -88,14 +89,17 @@ def raise_error(raw: Mapping[str, Any], param: Param) -> None:
         raise too_long(f"{param} has {tokens} tokens, too many for this model's context of {context} tokens", param)
     if error.get("code", INTERNAL_ERROR) >= INTERNAL_ERROR:
         raise CallError(Status.INTERNAL, message)
-    raise unreadable(message, param)
+    raise unreadable(message, param, grammar_param)
 
 
-def unreadable(message: str, param: Param) -> CallError:
-    """Returns the error for a request that llama.cpp refuses; it names `tools` or `param`, whichever is to blame."""
+def unreadable(message: str, param: Param, grammar_param: str = TOOLS_PARAM) -> CallError:
+    """Returns the error for a request that llama.cpp refuses. It names `param`, or the parameter that a grammar comes
+    from, whichever is to blame."""
     if SCHEMA_ERROR in message:
         what = message[message.index(SCHEMA_ERROR) :]
         return invalid(f"the parameters of a tool can't be used: {what}", param="tools")
+    if message.endswith(GRAMMAR_ERROR) and grammar_param != TOOLS_PARAM:
+        return invalid(f"{grammar_param} can't be used: llama.cpp can't read it as a grammar", param=grammar_param)
     if message.endswith(GRAMMAR_ERROR):
         return invalid("the parameters of a tool can't be used: they are too large or nested too deeply", param="tools")
     return invalid(message, param=param)

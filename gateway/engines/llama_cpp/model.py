@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 import xllamacpp
 from grpclib.const import Status
 
-from gateway.engines.llama_cpp.chunks import raise_error, too_long, unreadable
+from gateway.engines.llama_cpp.answer_start import answer_start
+from gateway.engines.llama_cpp.call_format import PLAIN, CallFormat, find_call_format
+from gateway.engines.llama_cpp.chunks import Param, raise_error, too_long, unreadable
 from gateway.engines.llama_cpp.errors import CallError, LoadError
 from gateway.engines.llama_cpp.generation import Sink
 from gateway.engines.llama_cpp.options import LoadOptions
@@ -81,13 +83,24 @@ class Model:
     def generate(self, request: GenerationRequest, sink: Sink) -> None:
         """Runs a generation, and passes every chunk to `sink` until that returns True. Raises `CallError` for a
         malformed request."""
-        chat = request.param == "messages"
-        handle = self._server.handle_chat_completions if chat else self._server.handle_completions
+        server = self._server
+        handle = server.handle_chat_completions if request.is_chat else server.handle_completions
         try:
-            handle(request.body, sink)
+            handle(self._body(request), sink)
         except (ValueError, RuntimeError) as error:
             # llama.cpp raises while it prepares a request and never later. A later error is a chunk.
-            raise unreadable(str(error), request.param) from error
+            raise unreadable(str(error), request.param, request.grammar_param) from error
+
+    def _body(self, request: GenerationRequest) -> Mapping[str, Any]:
+        """Returns the whole body of a request. Raises `CallError` for a chat that the template refuses."""
+        if request.chat is None:
+            return request.body
+        opening = "" if request.call is None else request.call.opening
+        return {**request.body, "prompt": answer_start(self._render(request.chat)) + opening}
+
+    def _render(self, chat: Mapping[str, Any]) -> str:
+        """Returns the prompt that the model's chat template makes of a chat. Raises `CallError`."""
+        return str(self._ask("POST", "/apply-template", chat, "messages")["prompt"])
 
     def embed(self, item: str | Sequence[int]) -> Mapping[str, Any]:
         """Returns OpenAI's embedding object for one input. Raises `CallError`."""
@@ -121,6 +134,7 @@ class Model:
             context_tokens=entry["meta"]["n_ctx"],
             vocabulary_size=entry["meta"]["n_vocab"],
             takes_tools=abilities["supports_tools"],
+            call_format=self._read_call_format() if abilities["supports_tools"] else PLAIN,
             temperature=properties["default_generation_settings"]["params"]["temperature"],
             parses_arguments=abilities["supports_object_arguments"],
             takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),
@@ -134,7 +148,16 @@ class Model:
             return False
         return True
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+    def _read_call_format(self) -> CallFormat:
+        try:
+            return find_call_format(self._render)
+        except CallError as error:
+            log.info("the template can't write a tool call: %s", error)
+            return PLAIN
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, param: Param = "prompt"
+    ) -> Mapping[str, Any]:
         """Asks llama.cpp's own HTTP listener, for everything that xllamacpp has no method for."""
         connection = http.client.HTTPConnection(
             str(urlsplit(self._server.listening_address).netloc), timeout=LISTENER_TIMEOUT_SECONDS
@@ -148,7 +171,7 @@ class Model:
             raise CallError(Status.INTERNAL, f"llama.cpp did not answer {path}: {error}") from error
         finally:
             connection.close()
-        raise_error(answer, "prompt")
+        raise_error(answer, param)
         return answer  # type: ignore[no-any-return]  # an object: every answer of the listener is one
 
 

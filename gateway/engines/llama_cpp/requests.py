@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from gateway.backends.metadata import THINKING_KEY
+from gateway.backends.metadata import GRAMMAR_PARAM_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.engines.llama_cpp.chunks import Param
+from gateway.engines.llama_cpp.chunks import TOOLS_PARAM, Param
 from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.forced_call import ForcedCall, force_call
 from gateway.engines.llama_cpp.options import BOOLEANS
 from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, sampling_body
-from gateway.engines.llama_cpp.tools import earlier_calls, tools_body
+from gateway.engines.llama_cpp.tools import TOOL_CHOICE, TOOLS, earlier_calls, tools_body
 
 TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 REFUSED_FIELDS: Final = {
-    "Grammar": "grammar",
     "Images": "messages",
     "Videos": "messages",
     "Audios": "messages",
@@ -46,16 +46,52 @@ class GenerationRequest:
     body: Body
     param: Param
     """The parameter with the input: `messages` for a chat through the model's template, `prompt` for raw text."""
+    chat: Body | None = None
+    """The chat that the template turns into the prompt of `body`, for an answer with a grammar. llama.cpp's own chats
+    let reasoning come before the grammar. None means that `body` is complete."""
+    call: ForcedCall | None = None
+    """The call that the answer has to be. None means that it may be anything."""
+    grammar_param: str = TOOLS_PARAM
+    """The parameter that the grammar was made from."""
+
+    @property
+    def is_chat(self) -> bool:
+        """Whether llama.cpp is asked for a chat and not for a raw completion."""
+        return self.param == "messages" and self.chat is None
 
 
 def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> GenerationRequest:
     """Returns the request for llama.cpp. Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     _refuse(options, REFUSED_FIELDS, "is not supported by the llama-cpp engine")
     body = STREAMED | sampling_body(options, limits)
-    if options.UseTokenizerTemplate:
-        return GenerationRequest(body | _chat_body(options, limits), "messages")
-    _refuse(options, CHAT_ONLY_FIELDS, "is for chats, not for raw prompts")
-    return GenerationRequest({**body, "prompt": options.Prompt}, "prompt")
+    grammar_param = options.Metadata.get(GRAMMAR_PARAM_KEY, "grammar") if options.Grammar else TOOLS_PARAM
+    if options.Grammar:
+        body["grammar"] = options.Grammar
+    if not options.UseTokenizerTemplate:
+        _refuse(options, CHAT_ONLY_FIELDS, "is for chats, not for raw prompts")
+        return GenerationRequest({**body, "prompt": options.Prompt}, "prompt", grammar_param=grammar_param)
+    chat = _chat_body(options, limits)
+    if TOOLS in chat and options.Grammar:
+        raise invalid(f"{grammar_param} can't be combined with tools", param=grammar_param)
+    if chat.get(TOOL_CHOICE) == "required":
+        return _forced(body, chat, limits)
+    if options.Grammar:
+        return GenerationRequest(body, "messages", chat=_without_thinking(chat), grammar_param=grammar_param)
+    return GenerationRequest(body | chat, "messages")
+
+
+def _forced(body: Body, chat: Body, limits: SamplingLimits) -> GenerationRequest:
+    """Returns the request for an answer that is a call. Stop words are for texts, and would cut the arguments."""
+    call = force_call(chat[TOOLS], limits.call_format)
+    kept = {name: value for name, value in body.items() if name != "stop"}
+    return GenerationRequest({**kept, "grammar": call.grammar}, "messages", chat=_without_thinking(chat), call=call)
+
+
+def _without_thinking(chat: Body) -> Body:
+    """Returns a chat for the template, with thinking switched off where the template can do that."""
+    settings = {**chat.get(TEMPLATE_SETTINGS, {}), THINKING_KEY: False}
+    kept = {name: value for name, value in chat.items() if name in ("messages", TOOLS)}
+    return {**kept, TEMPLATE_SETTINGS: settings}
 
 
 def embedding_input(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn
 
 from gateway.backends.metadata import SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.call_format import PLAIN, CallFormat
 from gateway.engines.llama_cpp.errors import invalid
 
 SEED_RANDOM: Final = 2**32 - 1
@@ -33,6 +34,8 @@ class SamplingLimits:
     vocabulary_size: int
     takes_tools: bool = True
     """Whether its chat template shows the model its tools."""
+    call_format: CallFormat = PLAIN
+    """The way in which a call that is forced begins."""
     temperature: float | None = None
     """The temperature of a request that sets none, by the model's file or llama.cpp. None if it is not known."""
     parses_arguments: bool = False

@@ -1,7 +1,7 @@
 """The RPCs of the engine. It has at most one model, which LoadModel loads."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,10 +13,11 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.dispatch import Call, Method
 from gateway.engines.llama_cpp.errors import LoadError, draining, identity_mismatch, not_loaded
+from gateway.engines.llama_cpp.forced_call import CallReader
 from gateway.engines.llama_cpp.generation import RunningGeneration
 from gateway.engines.llama_cpp.model import Model
 from gateway.engines.llama_cpp.options import LoadOptions, load_options
-from gateway.engines.llama_cpp.requests import embedding_input, generation_request
+from gateway.engines.llama_cpp.requests import GenerationRequest, embedding_input, generation_request
 from gateway.engines.llama_cpp.slots import Slots
 
 
@@ -150,9 +151,7 @@ class EngineService:
     async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
         loaded = self._loaded_for(options)
         request = generation_request(options, loaded.model.limits)
-        generation = RunningGeneration(
-            loaded.slots, partial(loaded.model.generate, request), partial(read_chunk, param=request.param)
-        )
+        generation = RunningGeneration(loaded.slots, partial(loaded.model.generate, request), _reader(request))
         try:
             yield generation
         finally:
@@ -186,6 +185,15 @@ class EngineService:
     def _refuse_when_draining(self) -> None:
         if self._draining:
             raise draining()
+
+
+def _reader(request: GenerationRequest) -> Callable[[Mapping[str, Any]], Chunk]:
+    """Returns what reads the chunks of one generation."""
+    read = partial(read_chunk, param=request.param, grammar_param=request.grammar_param)
+    if request.call is None:
+        return read
+    call = CallReader(request.call)
+    return lambda raw: call.read(read(raw))
 
 
 def _later(known: Chunk, chunk: Chunk) -> Chunk:

@@ -4,8 +4,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from gateway.engines.llama_cpp.boolean_schemas import without_booleans
 from gateway.engines.llama_cpp.errors import CallError, invalid
 from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json
+from gateway.json_grammar.errors import SchemaError
+from gateway.json_grammar.references import check_depth
 
 TOOLS: Final = "tools"
 TOOL_CHOICE: Final = "tool_choice"
@@ -36,7 +39,19 @@ def _tools(text: str) -> list[Mapping[str, Any]]:
     tools = parse_json(text, TOOLS) if text else []
     if not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise invalid(f"{TOOLS} must be a JSON array of objects", param=TOOLS)
-    return tools
+    return [_with_plain_schema(tool) for tool in tools]
+
+
+def _with_plain_schema(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns the tool with parameters as llama.cpp reads them. Raises `CallError` if they are nested too deeply."""
+    function = tool.get("function")
+    if not isinstance(function, dict) or "parameters" not in function:
+        return tool
+    try:
+        check_depth(function["parameters"])
+    except SchemaError as error:
+        raise invalid(f"the parameters of a tool can't be used: they {error.message}", param=TOOLS) from error
+    return {**tool, "function": {**function, "parameters": without_booleans(function["parameters"])}}
 
 
 def _choice(text: str) -> str:

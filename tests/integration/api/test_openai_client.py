@@ -273,7 +273,10 @@ def test_an_unknown_model(client: openai.OpenAI, *, stream: bool) -> None:
         ({"temperature": 3}, "temperature"),
         ({"n": 2}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
+            "response_format.json_schema.schema",
+        ),
         ({"logprobs": True}, "logprobs"),
         ({"extra_body": {"no_such_thing": 1}}, "no_such_thing"),
         ({"max_tokens": 100_000}, "max_tokens"),

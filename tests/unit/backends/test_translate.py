@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.backends.metadata import SAMPLING_KEY, replica_token
+from gateway.backends.metadata import GRAMMAR_PARAM_KEY, SAMPLING_KEY, replica_token
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.translate import ReplyReader, embedding, embedding_options, predict_options
 from gateway.domain.errors import BackendFailed
@@ -256,3 +256,39 @@ def test_without_a_limit_the_context_is_one() -> None:
 def test_bytes_are_bounded_whatever_the_tokens() -> None:
     large = b"x" * 2**20
     assert deltas_until_endless(ReplyReader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64
+
+
+def test_a_grammar_is_sent_with_the_parameter_that_it_comes_from() -> None:
+    generation = Generation(MODEL, "hi", Sampling(), grammar="root ::= value", grammar_param="response_format")
+    request = predict_options(generation, REQUEST)
+    assert (request.Grammar, request.Metadata[GRAMMAR_PARAM_KEY]) == ("root ::= value", "response_format")
+    assert not predict_options(Generation(MODEL, "hi", Sampling()), REQUEST).Grammar
+
+
+def is_after_call(reader: ReplyReader) -> bool:
+    return reader.is_after_call
+
+
+def call_part(index: int, arguments: str, text: str = "") -> pb.Reply:
+    calls = [pb.ToolCallDelta(index=index, name="f", arguments=arguments)]
+    return pb.Reply(chat_deltas=[pb.ChatDelta(content=text, tool_calls=calls)])
+
+
+def test_what_comes_after_the_only_call_that_is_wanted_is_dropped() -> None:
+    reader = ReplyReader(None, single_call=True)
+    assert reader.delta(pb.Reply(message=b"see")).text == "see"
+    assert [part.arguments for part in reader.delta(call_part(0, "{")).tool_calls] == ["{"]
+    assert [part.arguments for part in reader.delta(call_part(0, "}")).tool_calls] == ["}"]
+    assert is_after_call(reader) is False
+    assert reader.delta(call_part(1, "{}")).tool_calls == ()
+    assert is_after_call(reader) is True
+    assert [call.arguments for call in reader.completion(None).tool_calls] == ["{}"]
+
+
+def test_text_after_the_only_call_ends_it_too() -> None:
+    reader = ReplyReader(None, single_call=True)
+    reader.delta(call_part(3, "{}"))
+    assert reader.delta(pb.Reply(message=b"\n")).text == ""
+    assert is_after_call(reader) is False
+    assert reader.delta(pb.Reply(message=b"more")).text == ""
+    assert is_after_call(reader) is True

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from gateway.backends.metadata import ERROR_PARAM, SAMPLING_KEY, THINKING_KEY
+from gateway.backends.metadata import ERROR_PARAM, GRAMMAR_PARAM_KEY, SAMPLING_KEY, THINKING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CallError
 from gateway.engines.llama_cpp.requests import (
@@ -64,8 +64,37 @@ def asking(**fields: Any) -> pb.PredictOptions:
 
 def test_a_chat_has_its_tools() -> None:
     plain = generation_request(asking(), LIMITS).body
-    body = generation_request(asking(Tools='[{"function": {"name": "f"}}]', ToolChoice="required"), LIMITS).body
-    assert body == {**plain, "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}
+    body = generation_request(asking(Tools='[{"function": {"name": "f"}}]'), LIMITS).body
+    assert body == {**plain, "tools": [{"function": {"name": "f"}}], "tool_choice": "auto"}
+
+
+def test_a_call_that_is_demanded_is_forced_through_a_prompt_of_its_own() -> None:
+    options = asking(Tools='[{"function": {"name": "f"}}]', ToolChoice="required")
+    options.Metadata[SAMPLING_KEY] = '{"stop": ["a"], "max_tokens": 5}'
+    request = generation_request(options, LIMITS)
+    assert (request.is_chat, request.param) == (False, "messages")
+    assert request.chat == {
+        "messages": [{"role": "user", "content": "hi"}],
+        "tools": [{"function": {"name": "f"}}],
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    assert request.call is not None
+    assert request.call.opening == '{"name": "f", "arguments":'
+    assert request.call.heads == {" ": "f"}
+    assert request.body == {**STREAMED, "max_tokens": 5, "grammar": request.call.grammar}
+
+
+def test_a_chat_with_a_grammar_has_its_own_prompt_and_thinks_not() -> None:
+    options = asking(Grammar="root ::= value", Metadata={THINKING_KEY: "true", GRAMMAR_PARAM_KEY: "response_format"})
+    request = generation_request(options, LIMITS)
+    assert request.body == {**STREAMED, "grammar": "root ::= value"}
+    assert request.chat is not None
+    assert request.chat["chat_template_kwargs"] == {"enable_thinking": False}
+    assert (request.is_chat, request.call, request.grammar_param) == (False, None, "response_format")
+
+
+def test_a_grammar_and_tools_are_refused_together() -> None:
+    assert refused_param(asking(Grammar="root ::= value", Tools='[{"function": {"name": "f"}}]')) == "grammar"
 
 
 @pytest.mark.parametrize(("said", "thinks"), [("true", True), ("false", False)])

@@ -62,13 +62,19 @@ def test_the_last_of_two_equal_keys_wins() -> None:
         (b'{"ratio": -Infinity}', "line 1 column 12"),
         (b'{"ratio": ' + b"9" * 10_000 + b"}", "number out of range"),
         (b"[" * 100_000, "nested too deeply"),
-        (b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "nested too deeply"),
     ],
 )
 def test_what_is_no_json_is_refused_with_the_place(body: bytes, part: str) -> None:
     error = refusal(body)
     assert (error.status, error.code, error.param) == (400, "invalid_json", None)
     assert part in error.message
+
+
+@pytest.mark.parametrize("before", [b'{"name": "x", ', b'{"name":\n "x",\n'])
+def test_a_body_that_is_nested_too_deeply_is_refused_with_the_field(before: bytes) -> None:
+    error = refusal(before + b'"a": ' + b'{"b":' * 100_000 + b"1" + b"}" * 100_001)
+    assert (error.status, error.code, error.param) == (400, "invalid_json", "a")
+    assert "nested too deeply" in error.message
 
 
 @pytest.mark.parametrize(

@@ -76,14 +76,13 @@ def test_null_means_not_set_for_every_optional_parameter() -> None:
     names = [*TAKEN_WHERE_WITHOUT_EFFECT, "stream", "stream_options", "user", "temperature", "top_p", "top_k", "min_p"]
     names += ["max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty"]
     names += ["logit_bias", "repeat_penalty", "ignore_eos", "safety_identifier", *WITHOUT_EFFECT]
-    names += ["tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
+    names += ["response_format", "grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
     assert parse_chat(body(**dict.fromkeys(names))) == parse_chat(body())
 
 
 TAKEN_WHERE_WITHOUT_EFFECT: dict[str, tuple[Any, Any]] = {
     "functions": ([], [{"name": "f"}]),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"}, {"type": "json_object"}),
     "logprobs": (False, True),
     "top_logprobs": (None, 3),
     "reasoning_effort": (None, "low"),

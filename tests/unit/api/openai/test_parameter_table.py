@@ -61,6 +61,8 @@ HONOURED: Final[dict[str, object]] = {
     "parallel_tool_calls": True,
     "chat_template_kwargs": {"enable_thinking": False},
     "ignore_eos": True,
+    "grammar": "root ::= value",
+    "response_format": {"type": "json_object"},
     "user": "ann",
     "safety_identifier": "ann",
     "n": 1,
@@ -70,6 +72,16 @@ WITH: Final[dict[str, dict[str, object]]] = {"stream_options": {"stream": True},
 """Parameters that are possible only beside others."""
 CHANGES_NOTHING: Final = frozenset({"n", "tool_choice", "parallel_tool_calls"})
 """Honoured parameters whose value above is the default."""
+FORMS: Final[dict[str, Any]] = {
+    "grammar": None,
+    "response_format": None,
+    "guided_grammar": ("root ::= value", "root ::= value"),
+    "guided_choice": (["yes", '"no"'], 'root ::= ( "yes" | "\\"no\\"" )'),
+    "json_schema": ({"const": 1}, {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}),
+    "guided_json": ('{"const": 1}', {"type": "json_schema", "json_schema": {"schema": {"const": 1}}}),
+    "format": ("json", {"type": "json_object"}),
+}
+"""The parameters for the form of an answer, with a value of each synonym and the value that means the same."""
 ODD: Final = {"odd": 1}
 """A value that no parameter takes."""
 
@@ -121,6 +133,12 @@ def test_what_is_honoured_is_taken_and_checked(parse: Parse, required: dict[str,
 def test_a_synonym_means_what_the_other_name_means(parse: Parse, required: dict[str, object], row: Parameter) -> None:
     if row.of == THE_BODY:
         assert parse(body(required, {row.name: {"seed": 1}})) == parse(body(required, {"seed": 1}))
+        return
+    if row.of in FORMS:
+        given, same = FORMS[row.name]
+        assert (
+            parse(body(required, {row.name: given})) == parse(body(required, {row.of: same})) != parse(body(required))
+        )
         return
     outer, dot, inner = row.of.partition(".")
     value: object = True if dot else 1

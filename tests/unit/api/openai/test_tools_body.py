@@ -79,6 +79,15 @@ def test_what_allows_no_call_leaves_the_request_as_it_is_without_tools(fields: d
 
 def test_calls_may_be_parallel() -> None:
     assert parsed(tools=[tool()], parallel_tool_calls=True) == parsed(tools=[tool()])
+    assert not parsed(tools=[tool()]).single_call
+
+
+def test_an_answer_may_be_asked_to_end_after_its_first_call() -> None:
+    assert parsed(tools=[tool()], parallel_tool_calls=False).single_call
+
+
+def test_the_schema_true_admits_all_arguments() -> None:
+    assert parsed(tools=[tool(parameters=True)]) == parsed(tools=[tool(parameters={})])
 
 
 @pytest.mark.parametrize("thinking", [True, False])
@@ -120,7 +129,6 @@ def test_as_many_tools_as_openai_takes() -> None:
         ({"tool_choice": "required"}, "tool_choice", "'tools' offers nothing to call"),
         ({"tool_choice": NAMED, "tools": []}, "tool_choice", "'tools' offers nothing to call"),
         ({"tool_choice": NAMED, "tools": [tool("g")]}, "tool_choice", "'tools' has no function 'f'"),
-        ({"tools": [tool()], "parallel_tool_calls": False}, "parallel_tool_calls", "false is not supported"),
         ({"tools": [tool()], "parallel_tool_calls": 1}, "parallel_tool_calls", "expected a boolean, got an integer"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs", "expected an object, got an array"),
         ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x", "Unrecognized request argument"),
