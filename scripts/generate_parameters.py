@@ -40,13 +40,13 @@ add to it (ids, cache marks, parsed copies, the reasoning under any of its names
 FORMS: Final = """\
 ## The form of an answer
 
-- `response_format` of the type `json_schema` or `json_object`, and `grammar`, bind the answer from its first token on. No
-  reasoning comes before it, whatever else the request says of thinking. An answer that ends with `stop` has the form;
-  one that ends with `length` is the beginning of such an answer.
+- `response_format` of the type `json_schema` or `json_object`, and `grammar`, bind the answer from its first token on.
+  No reasoning comes before it, whatever else the request says of thinking. An answer that ends with `stop` has the
+  form. One that ends with `length` is the beginning of such an answer.
 - A schema is refused with the path of the first keyword that a grammar cannot promise: `pattern`, `not`, `if`,
-  `uniqueItems`, `multipleOf`, `contains`, `patternProperties`, `propertyNames` and their like, `oneOf` whose entries may
-  match the same value, and a schema that contains itself. An object has only the properties that its schema names, and
-  numbers have no exponent. Annotations, `format` among them, change nothing. `true` and `false` are schemas, too.
+  `uniqueItems`, `multipleOf`, `contains`, `patternProperties`, `propertyNames` and their like, `oneOf` whose entries
+  may match the same value, and a schema that contains itself. An object has only the properties that its schema names,
+  and numbers have no exponent. Annotations, `format` among them, change nothing. `true` and `false` are schemas, too.
 - A schema may have 1 MiB. The body of a request may be nested 200 levels deep.
 - A `tool_choice` of `required`, or one that names a function, forces one call from the first token on. Its arguments
   follow the schema of the tool as far as a grammar can promise. If the limit of tokens comes before the call, the
