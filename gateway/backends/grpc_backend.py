@@ -68,7 +68,13 @@ class GrpcBackends:
             target, "Predict", _generation_request(target, generation, request_id), pb.Reply
         )
         delta = reader.delta(reply)
-        return reader.completion(trailers.get(names.FINISH_REASON), text=delta.text, reasoning=delta.reasoning)
+        return reader.completion(
+            trailers.get(names.FINISH_REASON),
+            text=delta.text,
+            reasoning=delta.reasoning,
+            logprobs=delta.logprobs,
+            cached=trailers.get(names.CACHED_TOKENS, ""),
+        )
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         """Calls Embedding, and returns the vector. Raises `RouteError` or `GatewayError`."""
@@ -168,7 +174,7 @@ class _GrpcAnswerStream:
     def _complete(self, finish_reason: str | None) -> None:
         """Ends the answer. All of it and its trailers have arrived, so the backend is done, whatever is still
         unread."""
-        self._unread.end(self._reader.completion(finish_reason))
+        self._unread.end(self._reader.completion(finish_reason, cached=self.call.trailers.get(names.CACHED_TOKENS, "")))
         self._on_end(None)
 
     def _fail(self, error: RouteError | GatewayError) -> None:

@@ -41,6 +41,17 @@ THINKING_KEY: Final = "enable_thinking"
 """The key of `PredictOptions.Metadata` that says whether the model should reason, `true` or `false`. LocalAI and
 templates use the same name."""
 
+CACHED_TOKENS: Final = "x-gateway-cached-tokens"
+"""Trailer of a finished generation: the number of tokens of its prompt that were read from a cache."""
+
+TEMPLATE_KEY: Final = "gateway.chat_template_kwargs"
+"""The key of `PredictOptions.Metadata` with further settings of the chat template, as a JSON object."""
+EFFORT_KEY: Final = "reasoning_effort"
+"""The key of `PredictOptions.Metadata` that says how much the model should reason. LocalAI and templates use the same
+name."""
+TOKENS_KEY: Final = "gateway.prompt_tokens"
+"""The key of `PredictOptions.Metadata` with the token ids of a raw prompt, as a JSON array, instead of `Prompt`."""
+
 GRAMMAR_PARAM_KEY: Final = "gateway.grammar_param"
 """The key of `PredictOptions.Metadata` that says which parameter of the request the `Grammar` was made from."""
 

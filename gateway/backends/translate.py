@@ -7,8 +7,16 @@ from dataclasses import replace
 from math import isfinite
 from typing import Any, Final, cast
 
-from gateway.backends.metadata import GRAMMAR_PARAM_KEY, SAMPLING_KEY, THINKING_KEY
+from gateway.backends.metadata import (
+    EFFORT_KEY,
+    GRAMMAR_PARAM_KEY,
+    SAMPLING_KEY,
+    TEMPLATE_KEY,
+    THINKING_KEY,
+    TOKENS_KEY,
+)
 from gateway.backends.pb import backend_pb2 as pb
+from gateway.backends.token_logprobs import token_logprobs
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import RequestId
 from gateway.domain.inference import (
@@ -20,6 +28,7 @@ from gateway.domain.inference import (
     Generation,
     Sampling,
     Text,
+    TokenLogprob,
     ToolCall,
     ToolCallDelta,
 )
@@ -33,6 +42,7 @@ DELTAS_PER_TOKEN: Final = 4
 TOKENS_MAX: Final = 1_000_000
 """The limit of tokens if the request sets none and the context size of the model is not known. No model has a larger
 context."""
+COUNT_DIGITS_MAX: Final = 9
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """The limit of one answer's text, whatever the request says."""
 
@@ -63,6 +73,14 @@ def predict_options(
         options.ToolChoice = generation.tool_choice or ""
         if generation.thinking is not None:
             options.Metadata[THINKING_KEY] = json.dumps(generation.thinking)
+        if generation.template is not None:
+            options.Metadata[TEMPLATE_KEY] = generation.template
+        if generation.effort is not None:
+            options.Metadata[EFFORT_KEY] = generation.effort
+    if generation.tokens:
+        options.Metadata[TOKENS_KEY] = json.dumps(generation.tokens)
+    if generation.logprobs is not None:
+        options.Logprobs, options.TopLogprobs = 1, generation.logprobs
     if generation.grammar is not None:
         options.Grammar = generation.grammar
         options.Metadata[GRAMMAR_PARAM_KEY] = generation.grammar_param
@@ -184,7 +202,15 @@ class ReplyReader:
         self._tool_calls += tool_calls
         self._deltas += bool(text or reasoning or tool_calls)
         self._answer_bytes += reply.ByteSize()
-        return Delta(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
+        logprobs = token_logprobs(reply.logprobs) if reply.logprobs else ()
+        return Delta(
+            text=text,
+            reasoning=reasoning,
+            prompt_tokens=self._prompt_tokens,
+            completion_tokens=self._completion_tokens,
+            tool_calls=tool_calls,
+            logprobs=logprobs,
+        )
 
     def _within_first_call(self, text: str, calls: tuple[ToolCallDelta, ...]) -> tuple[str, tuple[ToolCallDelta, ...]]:
         """Returns the text before the first call, and the parts of that call; what comes after it ends it."""
@@ -207,9 +233,17 @@ class ReplyReader:
             or self._answer_bytes > ANSWER_BYTES_MAX
         )
 
-    def completion(self, finish_reason: str | None, *, text: str = "", reasoning: str = "") -> Completion:
-        """Returns the completion. `text` is that of a unary answer, or "" after a stream. The rest of a split character
-        is added to it."""
+    def completion(
+        self,
+        finish_reason: str | None,
+        *,
+        text: str = "",
+        reasoning: str = "",
+        logprobs: tuple[TokenLogprob, ...] = (),
+        cached: str = "",
+    ) -> Completion:
+        """Returns the completion. `text`, `reasoning` and `logprobs` are those of a unary answer, and empty after a
+        stream. The rest of a split character is added to the text. `cached` is the trailer `CACHED_TOKENS`."""
         return Completion(
             finish_reason=self._finish_reason(finish_reason),
             prompt_tokens=self._prompt_tokens,
@@ -217,6 +251,8 @@ class ReplyReader:
             text=text + self._decoder.decode(b"", final=True),
             reasoning=reasoning,
             tool_calls=_whole_tool_calls(self._tool_calls) if self._tool_calls else (),
+            logprobs=logprobs,
+            cached_tokens=int(cached) if cached.isdecimal() and len(cached) <= COUNT_DIGITS_MAX else None,
         )
 
     def _finish_reason(self, reason: str | None) -> FinishReason:

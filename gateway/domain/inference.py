@@ -110,6 +110,15 @@ class Generation:
     """Whether the answer ends after its first tool call."""
     grammar: str | None = None
     """The grammar (GBNF) of the whole answer, which then begins without reasoning. None means any text."""
+    template: str | None = None
+    """Further settings of the model's chat template, as the JSON text of an object."""
+    effort: str | None = None
+    """How much the model should reason, in words that some templates read. Others do not change for it."""
+    logprobs: int | None = None
+    """The number of alternatives that are told for each token beside its own probability. None means no
+    probabilities."""
+    tokens: tuple[int, ...] = ()
+    """The token ids of a raw prompt, which has no text then."""
     grammar_param: str = "grammar"
     """The parameter that the grammar was made from. Errors about the grammar name it."""
 
@@ -136,6 +145,18 @@ class FinishReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token with the logarithm of its probability."""
+
+    token: str
+    logprob: float
+    utf8: tuple[int, ...] = ()
+    """The bytes of the token, which may be a part of a character."""
+    top: tuple["TokenLogprob", ...] = ()
+    """The most likely tokens at this place."""
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """The next part of an answer. Counts are totals so far and not differences. 0 means that the backend does not
     count."""
@@ -145,6 +166,7 @@ class Delta:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +182,9 @@ class Completion:
     text: str = ""
     reasoning: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int | None = None
+    """The number of tokens of the prompt that were read from a cache. None means that the backend does not say."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.domain.builtin_backends import BUILTIN_BACKENDS
 from gateway.domain.errors import BadRequest
-from gateway.domain.inference import Generation
+from gateway.domain.inference import EmbeddingInput, Generation, Text
 from gateway.domain.model_spec import ModelSpec
 
 UNSUPPORTED: Final = "unsupported_parameter"
@@ -26,6 +26,13 @@ def check_abilities(spec: ModelSpec | None, generations: Sequence[Generation]) -
         raise unsupported_by(spec, param)
 
 
+def check_inputs(spec: ModelSpec | None, inputs: Sequence[EmbeddingInput]) -> None:
+    """Raises `BadRequest` for token ids that the model's backend may not read. It would embed an empty text then."""
+    if spec is None or spec.backend in BUILTIN_BACKENDS or all(isinstance(item.text, Text) for item in inputs):
+        return
+    raise unsupported_by(spec, "input")
+
+
 def unsupported_by(spec: ModelSpec, param: str) -> BadRequest:
     """Returns the error for a parameter that a program under `[backends.NAME]` is not asked for."""
     message = f"'{param}' is not supported for the model '{spec.name}': its backend '{spec.backend}' may not know it."
@@ -36,3 +43,9 @@ def _special(generation: Generation) -> Iterator[str]:
     """Yields the parameters of a request that have no classic field."""
     if generation.grammar is not None:
         yield generation.grammar_param
+    if generation.logprobs is not None:
+        yield "logprobs"
+    if generation.template is not None:
+        yield "chat_template_kwargs"
+    if generation.tokens:
+        yield "prompt"

@@ -5,12 +5,13 @@ framing (see `event_stream`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from pydantic_core import to_json
 
 from gateway.api.openai.encode import chat_id, completion_id, tool_call_id, usage
+from gateway.api.openai.logprobs import chat_logprobs, text_logprobs
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Delta, ToolCallDelta
 
@@ -25,11 +26,13 @@ class ChunkEncoder(ABC):
     _nothing: ClassVar[bytes]
     """The JSON between the two if there is no text."""
 
-    def __init__(self, answer_id: str, kind: str, model: ModelName, created: int, *, include_usage: bool) -> None:
+    def __init__(
+        self, answer_id: str, kind: str, model: ModelName, created: int, *, include_usage: bool, index: int
+    ) -> None:
         envelope = {"id": answer_id, "object": kind, "created": created, "model": model}
         self._envelope: Final = to_json(envelope).removesuffix(b"}")
         self._include_usage: Final = include_usage
-        self._before: Final = self._envelope + b',"choices":[{"index":0,' + self._open
+        self._before: Final = self._envelope + b',"choices":[{"index":%d,' % index + self._open
         self._after_reason: Final = b'}],"usage":null}' if include_usage else b"}]}"
         self._after: Final = self._close + b',"logprobs":null,"finish_reason":null' + self._after_reason
 
@@ -44,16 +47,29 @@ class ChunkEncoder(ABC):
     def part(self, item: Delta | Completion) -> bytes:
         """Returns one chunk with what the item has of the answer. The calls of a completion came in the parts
         before."""
-        return self.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Delta) else ())
+        chunk = self.text(item.text, item.reasoning, item.tool_calls if isinstance(item, Delta) else ())
+        if not item.logprobs:
+            return chunk
+        logprobs = self._close + b',"logprobs":' + to_json(self._logprobs(item)) + b',"finish_reason":null'
+        return chunk.removesuffix(self._after) + logprobs + self._after_reason
+
+    @abstractmethod
+    def _logprobs(self, item: Delta | Completion) -> dict[str, Any]:
+        """Returns the `logprobs` of a choice."""
 
     def ending(self, answer: Completion) -> list[bytes]:
         """Returns the chunks after the last text: the finish reason, then the token counts if they are wanted."""
+        counts = usage(answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens)
+        return [self.finish(answer), *self.counts(counts)]
+
+    def finish(self, answer: Completion) -> bytes:
+        """Returns the chunk with the finish reason."""
         reason = b',"logprobs":null,"finish_reason":' + to_json(answer.finish_reason)
-        chunks = [self._before + self._nothing + self._close + reason + self._after_reason]
-        if self._include_usage:
-            counts = to_json(usage(answer.prompt_tokens, answer.completion_tokens))
-            chunks.append(self._envelope + b',"choices":[],"usage":' + counts + b"}")
-        return chunks
+        return self._before + self._nothing + self._close + reason + self._after_reason
+
+    def counts(self, counts: Mapping[str, Any]) -> list[bytes]:
+        """Returns the chunk with the token counts of the whole answer, if it is wanted."""
+        return [self._envelope + b',"choices":[],"usage":' + to_json(counts) + b"}"] if self._include_usage else []
 
 
 class ChatChunks(ChunkEncoder):
@@ -63,10 +79,13 @@ class ChatChunks(ChunkEncoder):
     _close = b"}"
     _nothing = b""
 
-    def __init__(self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool) -> None:
+    def __init__(
+        self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool, index: int = 0
+    ) -> None:
         kind = "chat.completion.chunk"
-        super().__init__(chat_id(request_id), kind, model, created, include_usage=include_usage)
+        super().__init__(chat_id(request_id), kind, model, created, include_usage=include_usage, index=index)
         self._request_id: Final = request_id
+        self._index: Final = index
         self._begun_calls: Final = set[int]()
 
     def opening(self) -> list[bytes]:
@@ -84,6 +103,9 @@ class ChatChunks(ChunkEncoder):
             fields["tool_calls"] = [self._tool_call(part) for part in tool_calls]
         return self._before + to_json(fields)[1:-1] + self._after
 
+    def _logprobs(self, item: Delta | Completion) -> dict[str, Any]:
+        return chat_logprobs(item.logprobs)
+
     def _tool_call(self, part: ToolCallDelta) -> dict[str, Any]:
         """Returns a part of a tool call. The first part has the id and the name. Clients join the fields of all parts,
         so these come only once."""
@@ -92,7 +114,7 @@ class ChatChunks(ChunkEncoder):
         self._begun_calls.add(part.index)
         return {
             "index": part.index,
-            "id": part.id or tool_call_id(self._request_id, part.index),
+            "id": part.id or tool_call_id(self._request_id, part.index, self._index),
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
         }
@@ -106,12 +128,29 @@ class CompletionChunks(ChunkEncoder):
     _close = b""
     _nothing = b'""'
 
-    def __init__(self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool) -> None:
-        super().__init__(completion_id(request_id), "text_completion", model, created, include_usage=include_usage)
+    def __init__(
+        self,
+        request_id: RequestId,
+        model: ModelName,
+        created: int,
+        *,
+        include_usage: bool,
+        index: int = 0,
+        echo: str = "",
+    ) -> None:
+        answer_id, kind = completion_id(request_id), "text_completion"
+        super().__init__(answer_id, kind, model, created, include_usage=include_usage, index=index)
+        self._echo: Final = echo
+        self._offset = 0
 
     def opening(self) -> list[bytes]:
-        """Returns no chunks: the stream of a text completion begins with its text."""
-        return []
+        """Returns the prompt if it is wanted. Otherwise the stream of a text completion begins with its text."""
+        return [self.text(self._echo)] if self._echo else []
+
+    def _logprobs(self, item: Delta | Completion) -> dict[str, Any]:
+        logprobs = text_logprobs(item.logprobs, self._offset)
+        self._offset += sum(len(entry.token) for entry in item.logprobs)
+        return logprobs
 
     def text(self, text: str, reasoning: str = "", tool_calls: Sequence[ToolCallDelta] = ()) -> bytes:  # noqa: ARG002 - as the base has it
         """Returns one chunk, whose text is the reasoning followed by the text; tool calls are not used."""
@@ -137,6 +176,10 @@ class CountingChunks:
         """Returns the chunks after the last text."""
         reason, *counts = self._encoder.ending(answer)
         return [_with_counts(reason, answer), *counts]
+
+    def finish(self, answer: Completion) -> bytes:
+        """Returns the chunk with the finish reason."""
+        return _with_counts(self._encoder.finish(answer), answer)
 
 
 def _with_counts(chunk: bytes, item: Delta | Completion) -> bytes:

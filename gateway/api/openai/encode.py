@@ -12,6 +12,7 @@ from typing import Any, Final, Literal
 
 from pydantic_core import to_json
 
+from gateway.api.openai.logprobs import chat_logprobs, text_logprobs
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, ToolCall
@@ -20,48 +21,69 @@ EncodingFormat = Literal["float", "base64"]
 OWNER: Final = "gateway"
 
 
-def chat_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
-    """Encodes a chat answer that is not streamed as a `chat.completion` object."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
-    if answer.reasoning:
-        message["reasoning_content"] = answer.reasoning
-    if answer.tool_calls:
-        message["content"] = answer.text or None
-        message["tool_calls"] = [_tool_call(request_id, index, call) for index, call in enumerate(answer.tool_calls)]
-    choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": answer.finish_reason}
+def chat_completion(
+    request_id: RequestId, model: ModelName, created: int, *answers: Completion, copies: int = 1
+) -> bytes:
+    """Encodes a chat answer that is not streamed as a `chat.completion` object, with one choice for each of
+    `answers`."""
+    choices = [_chat_choice(request_id, index, answer) for index, answer in enumerate(answers)]
     return _answer(
         answer_id=chat_id(request_id),
         kind="chat.completion",
         model=model,
         created=created,
-        choice=choice,
-        answer=answer,
+        choices=choices,
+        counts=total_usage(answers, copies),
     )
 
 
-def _tool_call(request_id: RequestId, index: int, call: ToolCall) -> dict[str, Any]:
+def _chat_choice(request_id: RequestId, choice: int, answer: Completion) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+    if answer.reasoning:
+        message["reasoning_content"] = answer.reasoning
+    if answer.tool_calls:
+        message["content"] = answer.text or None
+        calls = enumerate(answer.tool_calls)
+        message["tool_calls"] = [_tool_call(tool_call_id(request_id, index, choice), call) for index, call in calls]
+    logprobs = chat_logprobs(answer.logprobs) if answer.logprobs else None
+    return {"index": choice, "message": message, "logprobs": logprobs, "finish_reason": answer.finish_reason}
+
+
+def _tool_call(own_id: str, call: ToolCall) -> dict[str, Any]:
     function = {"name": call.name, "arguments": call.arguments}
-    return {"id": call.id or tool_call_id(request_id, index), "type": "function", "function": function}
+    return {"id": call.id or own_id, "type": "function", "function": function}
 
 
-def tool_call_id(request_id: RequestId, index: int) -> str:
+def tool_call_id(request_id: RequestId, index: int, choice: int = 0) -> str:
     """Returns an id for a call that the backend gave none: the client needs one to tell its result from others."""
-    return f"call_{request_id}_{index}"
+    return f"call_{request_id}_{index}" if choice == 0 else f"call_{request_id}_{choice}_{index}"
 
 
-def text_completion(request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes:
-    """Encodes a text completion. The object has no field for reasoning, so that stays part of the text, as the model
-    wrote it."""
-    text = answer.reasoning + answer.text
-    choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": answer.finish_reason}
+def text_completion(
+    request_id: RequestId,
+    model: ModelName,
+    created: int,
+    *answers: Completion,
+    copies: int = 1,
+    echoes: Sequence[str] = (),
+) -> bytes:
+    """Encodes a text completion, with one choice for each of `answers`; `echoes` are the prompts before them, if they
+    are wanted. The object has no field for reasoning, so that stays part of the text, as the model wrote it."""
+    choices = [_text_choice(index, answer, echoes[index] if echoes else "") for index, answer in enumerate(answers)]
     return _answer(
         answer_id=completion_id(request_id),
         kind="text_completion",
         model=model,
         created=created,
-        choice=choice,
-        answer=answer,
+        choices=choices,
+        counts=total_usage(answers, copies),
     )
+
+
+def _text_choice(index: int, answer: Completion, echo: str) -> dict[str, Any]:
+    logprobs = text_logprobs(answer.logprobs) if answer.logprobs else None
+    text = echo + answer.reasoning + answer.text
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
 
 
 def chat_id(request_id: RequestId) -> str:
@@ -74,27 +96,35 @@ def completion_id(request_id: RequestId) -> str:
     return f"cmpl-{request_id}"
 
 
-def usage(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """Returns the `usage` object, which counts the tokens of the prompt and of the answer."""
-    return {
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> dict[str, Any]:
+    """Returns the `usage` object, which counts the tokens of the prompt and of the answer, and those of the prompt that
+    were read from a cache, if that is known."""
+    counts: dict[str, Any] = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
+    if cached_tokens is not None:
+        counts["prompt_tokens_details"] = {"cached_tokens": cached_tokens}
+    return counts
+
+
+def total_usage(answers: Sequence[Completion], copies: int) -> dict[str, Any]:
+    """Returns the usage of all choices. A prompt counts once, however many answers to it there are."""
+    first = answers[::copies]
+    cached = [answer.cached_tokens for answer in first if answer.cached_tokens is not None]
+    return usage(
+        sum(answer.prompt_tokens for answer in first),
+        sum(answer.completion_tokens for answer in answers),
+        sum(cached) if cached else None,
+    )
 
 
 def _answer(
-    answer_id: str, kind: str, model: ModelName, created: int, choice: dict[str, Any], answer: Completion
+    answer_id: str, kind: str, model: ModelName, created: int, choices: list[dict[str, Any]], counts: dict[str, Any]
 ) -> bytes:
     return to_json(
-        {
-            "id": answer_id,
-            "object": kind,
-            "created": created,
-            "model": model,
-            "choices": [choice],
-            "usage": usage(answer.prompt_tokens, answer.completion_tokens),
-        }
+        {"id": answer_id, "object": kind, "created": created, "model": model, "choices": choices, "usage": counts}
     )
 
 

@@ -7,13 +7,12 @@ extensions with llama.cpp's names. `ignore_eos` is meant for tests and measureme
 import re
 from typing import Annotated, Final
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from gateway.api.http.json_body import (
     ARRAY,
     INVALID_VALUE,
     TEXT,
-    UNSUPPORTED_VALUE,
     JsonBody,
     text_or_array,
     validation_error,
@@ -30,6 +29,9 @@ NAME_CHARACTERS_MAX: Final = 512
 """The largest length of a model's name and of a user, which both end up in errors and logs."""
 STOP_SEQUENCES_MAX: Final = 16
 """The largest number of stop sequences. OpenAI accepts 4. More cost nothing, and clients of other servers send more."""
+CHOICES_MAX: Final = 128
+"""The largest number of answers to one request: OpenAI's for `n`, which here bounds `n` times the prompts, too."""
+TOP_LOGPROBS_MAX: Final = 20
 BIAS_MAX: Final = 100
 BIASED_TOKENS_MAX: Final = 65_536
 """The largest number of biased tokens. Checking one costs a microsecond, and a body has room for a million."""
@@ -43,14 +45,6 @@ User = Annotated[str, Field(max_length=NAME_CHARACTERS_MAX)]
 TokenLimit = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-
-
-def _single_answer(n: int) -> int:
-    if n > 1:
-        raise validation_error(
-            UNSUPPORTED_VALUE, "Invalid value for '{param}': n > 1 is not supported by this gateway yet."
-        )
-    return n
 
 
 def _as_bias(value: object) -> object:
@@ -119,7 +113,7 @@ class GenerationBody(JsonBody):
     logit_bias: LogitBias | None = None
     ignore_eos: bool | None = None
     grammar: GrammarText | None = None
-    n: Annotated[int, Field(ge=1), AfterValidator(_single_answer)] | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
 
 
 def wire_seed(seed: int) -> int:

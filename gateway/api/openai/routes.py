@@ -1,6 +1,7 @@
 """OpenAI's inference endpoints: parse, route, encode. Each handler is thin over `schema`, `Router` and `encode`."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final, Protocol, TypeVar, TypeVarTuple
 
 import trio
@@ -12,14 +13,16 @@ from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.api.openai import encode, schema
-from gateway.api.openai.abilities import check_abilities
+from gateway.api.openai.abilities import check_abilities, check_inputs
+from gateway.api.openai.choices.at_once import call_each
+from gateway.api.openai.choices.streams import ChoiceStreams, has_content
 from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks, CountingChunks
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.tolerance import IGNORED_PARAMETERS, names_header
 from gateway.api.openai.tools import check_call
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
+from gateway.domain.inference import Completion, Generation, Origin
 from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
 from gateway.routing.router import RoutedStream, Router
@@ -30,10 +33,6 @@ Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
 Parse = Callable[[bytes, bool], Call]
 """Parses a body. The second argument says whether unknown parameters are ignored."""
 Ts = TypeVarTuple("Ts")
-
-EMBEDDINGS_AT_ONCE: Final = 4
-"""The number of inputs of one embeddings request that are processed at the same time, so that one request cannot take
-every slot."""
 
 LARGE_BYTES: Final = 256 * 1024
 """The size of JSON that takes milliseconds to write, which would delay every stream of this process."""
@@ -47,14 +46,16 @@ class Chunks(Protocol):
     """Makes the encoder of one stream."""
 
     def __call__(
-        self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool
+        self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool, index: int = 0
     ) -> ChunkEncoder: ...
 
 
 class Answer(Protocol):
-    """Encodes one unary answer."""
+    """Encodes one answer that is not streamed, with all its choices."""
 
-    def __call__(self, request_id: RequestId, model: ModelName, created: int, answer: Completion) -> bytes: ...
+    def __call__(
+        self, request_id: RequestId, model: ModelName, created: int, *answers: Completion, copies: int = 1
+    ) -> bytes: ...
 
 
 class CurrentView(Protocol):
@@ -113,7 +114,12 @@ class OpenAiApi:
         call = await self._parse(exchange, schema.parse_completion, body)
         del body
         origin = Origin(exchange.request_id, caller.name)
-        await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
+        if not call.echo:
+            await self._generate(exchange, origin, call, CompletionChunks, encode.text_completion)
+            return
+        echoes = list(call.echoes())
+        answer = partial(encode.text_completion, echoes=echoes)
+        await self._generate(exchange, origin, call, partial(_echoing_chunks, echoes), answer)
 
     async def _parse(self, exchange: Exchange, parse: Parse[Call], body: bytes) -> Call:
         """Parses a body, in a thread if that may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
@@ -133,30 +139,67 @@ class OpenAiApi:
     ) -> None:
         model, created = call.generation.model, int(self._wall_clock())
         self._record_model(exchange, model, call.user)
-        check_abilities(self._views.current.state.models.get(model), (call.generation,))
+        check_abilities(self._views.current.state.models.get(model), call.generations)
         if call.stream:
-            plain = chunks(exchange.request_id, model, created, include_usage=call.include_usage)
-            encoder = CountingChunks(plain) if call.counts_in_each_chunk else plain
-            await self._stream(exchange, origin, call, encoder)
+            encoders = [
+                chunks(exchange.request_id, model, created, include_usage=call.include_usage, index=index)
+                for index in range(len(call.generations))
+            ]
+            await self._stream(exchange, origin, call, encoders)
+            return
+        if len(call.generations) == 1:
+            found = [await self._router.generate(call.generation, origin)]
         else:
-            completion, candidate = await self._router.generate(call.generation, origin)
-            headers = self._record_replica(exchange, candidate)
-            self._record_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
+            found = await call_each(lambda each: self._router.generate(each, origin), call.generations)
+        completions = [completion for completion, _ in found]
+        headers = self._record_replica(exchange, found[0][1])
+        self._record_answers(exchange, call, completions)
+        for completion in completions:
             check_call(call.generation, completion)
-            await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
+        body = answer(exchange.request_id, model, created, *completions, copies=call.copies)
+        await exchange.respond(200, body, headers=headers)
 
     async def _stream(
-        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoder: StreamEncoder
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoders: Sequence[ChunkEncoder]
     ) -> None:
         """Answers with a stream, which gets comments while it waits: for a slot, a load, or the backend."""
         if self._keepalive is not None:
             self._keepalive.add(exchange)
         try:
-            async with self._router.open_stream(call.generation, origin) as stream:
-                await self._relay(exchange, call.generation, encoder, stream)
+            if len(encoders) == 1:
+                encoder = CountingChunks(encoders[0]) if call.counts_in_each_chunk else encoders[0]
+                async with self._router.open_stream(call.generation, origin) as stream:
+                    await self._relay(exchange, call.generation, encoder, stream)
+            else:
+                await self._relay_choices(exchange, origin, call, encoders)
         finally:
             if self._keepalive is not None:
                 self._keepalive.discard(exchange)
+
+    async def _relay_choices(
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoders: Sequence[ChunkEncoder]
+    ) -> None:
+        """Relays several streams as the choices of one."""
+        streams = ChoiceStreams(
+            exchange,
+            partial(self._router.open_stream, origin=origin),
+            partial(self._record_first, exchange, call.generation.model),
+        )
+        counting = [CountingChunks(encoder) for encoder in encoders] if call.counts_in_each_chunk else encoders
+        completions = await streams.relay(call.generations, counting)
+        self._record_answers(exchange, call, completions)
+        counts = encoders[0].counts(encode.total_usage(completions, call.copies))
+        await exchange.end_stream(b"".join(map(event, counts)) + DONE)
+
+    def _record_first(self, exchange: Exchange, model: ModelName, candidate: Candidate) -> Headers:
+        """Records the first part of a stream. Returns the headers that name its replica."""
+        self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
+        return self._record_replica(exchange, candidate)
+
+    def _record_answers(self, exchange: Exchange, call: schema.GenerationCall, answers: Sequence[Completion]) -> None:
+        prompt_tokens = sum(answer.prompt_tokens for answer in answers[:: call.copies])
+        completion_tokens = sum(answer.completion_tokens for answer in answers)
+        self._record_tokens(exchange, call.generation.model, prompt_tokens, completion_tokens)
 
     async def _relay(
         self, exchange: Exchange, generation: Generation, encoder: StreamEncoder, stream: RoutedStream
@@ -164,9 +207,7 @@ class OpenAiApi:
         """Relays a stream: it writes everything that has arrived in one send, and never waits for more before it
         writes."""
         model = generation.model
-        headers = self._record_replica(exchange, stream.candidate)
-        self._metrics.first_token.labels(model).observe(trio.current_time() - exchange.started_at)
-        await exchange.start_event_stream(headers)
+        await exchange.start_event_stream(self._record_first(exchange, model, stream.candidate))
         frames = [event(chunk) for chunk in encoder.opening()]
         before = trio.current_time()
         while True:
@@ -175,7 +216,7 @@ class OpenAiApi:
             now = trio.current_time()
             self._metrics.inter_token.labels(model).observe((now - before) / len(batch))
             before = now
-            frames += [event(encoder.part(item)) for item in batch if _has_content(item)]
+            frames += [event(encoder.part(item)) for item in batch if has_content(item)]
             last = batch[-1]
             if isinstance(last, Completion):
                 break
@@ -191,39 +232,17 @@ class OpenAiApi:
         call = await self._parse(exchange, schema.parse_embeddings, body)
         del body
         self._record_model(exchange, call.model, call.user)
-        found = await self._embed_all(call.inputs, Origin(exchange.request_id, caller.name))
+        spec = self._views.current.state.models.get(call.model)
+        check_inputs(spec, call.inputs)
+        origin = Origin(exchange.request_id, caller.name)
+        # One call has one input (backend-protocol.md B3).
+        found = await call_each(lambda item: self._router.embed(item, origin), call.inputs)
         vectors = [embedding for embedding, _ in found]
         headers = self._record_replica(exchange, found[-1][1])
         self._record_tokens(exchange, call.model, sum(each.prompt_tokens for each in vectors), 0)
         size = sum(NUMBER_BYTES * len(each.vector) for each in vectors)
         answer = await run_off_loop_if_large(size, encode.embeddings, call.model, vectors, call.encoding_format)
         await exchange.respond(200, answer, headers=headers)
-
-    async def _embed_all(self, inputs: Sequence[EmbeddingInput], origin: Origin) -> list[tuple[Embedding, Candidate]]:
-        """Makes one call to a backend for each input (backend-protocol.md B3), a few at a time. The answers are in
-        order.
-
-        The first error ends the others and is raised as it is, not inside a group.
-        """
-        found: list[tuple[Embedding, Candidate] | None] = [None] * len(inputs)
-        errors: list[Exception] = []
-        waiting = iter(enumerate(inputs))
-
-        async def work(scope: trio.CancelScope) -> None:
-            """Embeds one input after the other until none is left."""
-            try:
-                for index, item in waiting:
-                    found[index] = await self._router.embed(item, origin)
-            except Exception as error:  # noqa: BLE001 - raised again below, outside the nursery
-                errors.append(error)
-                scope.cancel()
-
-        async with trio.open_nursery() as nursery:
-            for _ in range(min(EMBEDDINGS_AT_ONCE, len(inputs))):
-                nursery.start_soon(work, nursery.cancel_scope)
-        if errors:
-            raise errors[0]
-        return [each for each in found if each is not None]
 
     async def _models(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
         names = sorted(self._views.current.state.models)
@@ -263,7 +282,8 @@ async def run_off_loop_if_large(size_bytes: int, function: Callable[[*Ts], T], *
     return await trio.to_thread.run_sync(function, *args)
 
 
-def _has_content(item: Delta | Completion) -> bool:
-    """Returns whether the item has content. A completion has at most the rest of a text; its tool calls came in the
-    parts before."""
-    return bool(item.text or item.reasoning or (isinstance(item, Delta) and item.tool_calls))
+def _echoing_chunks(
+    echoes: Sequence[str], request_id: RequestId, model: ModelName, created: int, *, include_usage: bool, index: int = 0
+) -> CompletionChunks:
+    """Returns the encoder of one choice, which begins with its prompt."""
+    return CompletionChunks(request_id, model, created, include_usage=include_usage, index=index, echo=echoes[index])

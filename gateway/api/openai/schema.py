@@ -9,12 +9,14 @@ OpenAI API reference, endpoints chat/completions, completions and embeddings.
 The file is longer than others because it has the bodies of three endpoints, which share most of their parameters.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from sys import getsizeof
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BeforeValidator
+from pydantic import Field
+from pydantic_core import to_json
 
 from gateway.api.http.json_body import (
     INVALID_VALUE,
@@ -22,21 +24,28 @@ from gateway.api.http.json_body import (
     JsonBody,
     parse_object,
     read_object,
-    validation_error,
-    wrong_type,
-    wrong_value,
 )
+from gateway.api.openai.choices.requested import chat_alternatives, check_choices, repeated
 from gateway.api.openai.content import Messages
+from gateway.api.openai.inputs import Inputs, Prompts
 from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.api.openai.parameter_table import ParameterTable
-from gateway.api.openai.parameters import GenerationBody, Name, TokenLimit, User, wire_seed
+from gateway.api.openai.parameters import (
+    CHOICES_MAX,
+    TOP_LOGPROBS_MAX,
+    GenerationBody,
+    Name,
+    TokenLimit,
+    User,
+    wire_seed,
+)
 from gateway.api.openai.response_format import ResponseFormat, answer_grammar
+from gateway.api.openai.template_settings import THINKING, TemplateSettings, thinking_of
 from gateway.api.openai.tolerance import Body, read_rewritten
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
 from gateway.domain.inference import (
-    INT32_MAX,
     NO_BIAS,
     ChatMessage,
     EmbeddingInput,
@@ -48,7 +57,6 @@ from gateway.domain.inference import (
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
-EMBEDDING_INPUTS_MAX: Final = 2048
 
 OBJECT_BYTES: Final = 400
 """The memory of one message, tool call or input, without its texts. This and the next two are rather too much than too
@@ -63,7 +71,8 @@ TOKEN_BYTES: Final = 40
 class GenerationCall:
     """A parsed request for a chat answer or a text completion: what to generate, and how to answer."""
 
-    generation: Generation
+    generations: tuple[Generation, ...]
+    """The generation of each choice, in their order: `copies` times the same for each prompt."""
     stream: bool
     include_usage: bool
     """Whether a last chunk carries the token counts. It is possible only with `stream`."""
@@ -75,6 +84,22 @@ class GenerationCall:
     """The parameters that were dropped because nobody knows them."""
     counts_in_each_chunk: bool = False
     """Whether each chunk carries the token counts so far. It is possible only with `include_usage`."""
+
+    copies: int = 1
+    """How many answers there are to each prompt."""
+    echo: bool = False
+    """Whether the text of an answer begins with its prompt."""
+
+    @property
+    def generation(self) -> Generation:
+        """The first of the generations."""
+        return self.generations[0]
+
+    def echoes(self) -> Iterator[str]:
+        """Yields the prompt of each choice of a completion."""
+        for generation in self.generations:
+            if isinstance(generation.prompt, Text):
+                yield generation.prompt if isinstance(generation.prompt, str) else generation.prompt.decode()
 
 
 @dataclass(frozen=True)
@@ -101,13 +126,6 @@ class EmbeddingsCall:
     """The parameters that were dropped because nobody knows them."""
 
 
-class TemplateSettings(JsonBody):
-    """The settings of the model's chat template besides the messages."""
-
-    enable_thinking: bool | None = None
-    """Whether the model should reason before it answers. It has no effect on a model that cannot."""
-
-
 class ChatBody(GenerationBody):
     """The body of a request to /v1/chat/completions."""
 
@@ -120,6 +138,9 @@ class ChatBody(GenerationBody):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     chat_template_kwargs: TemplateSettings | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
     max_completion_tokens: TokenLimit | None = None
     safety_identifier: User | None = None
     """The newer name of `user`."""
@@ -133,69 +154,30 @@ class ChatBody(GenerationBody):
         return old if new is None else new
 
 
-def _as_prompt(value: object) -> object:
-    """Reads a prompt. An array of one text is that text."""
-    if not isinstance(value, list):
-        return value
-    if not value:
-        raise wrong_value("not be empty")
-    if type(value[0]) in {int, list}:
-        raise validation_error(
-            UNSUPPORTED_VALUE, "Invalid value for '{param}': token arrays are not supported; send text."
-        )
-    if len(value) > 1:
-        message = "Invalid value for '{param}': several prompts in one request are not supported; send one for each."
-        raise validation_error(UNSUPPORTED_VALUE, message)
-    return value[0]
-
-
 class CompletionBody(GenerationBody):
     """The body of a request to /v1/completions."""
 
     without_effect = COMPLETIONS.without_effect
     reasons = COMPLETIONS.reasons
 
-    prompt: Annotated[str, BeforeValidator(_as_prompt)]
+    prompt: Prompts
+    echo: bool | None = None
+    best_of: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
+
+    def check(self) -> None:
+        """Raises `BadRequest` for parameters that are right and do not fit together."""
+        check_choices(self.prompt, n=self.n, best_of=self.best_of)
+        if self.echo and self.logprobs is not None:
+            message = "'echo' can't be combined with 'logprobs': the tokens of a prompt get no probabilities."
+            raise BadRequest(message, param="echo", code=UNSUPPORTED_VALUE)
+        if self.echo and not all(isinstance(prompt, str) for prompt in self.prompt):
+            message = "'echo' can't be combined with a prompt of token ids: their text is not known."
+            raise BadRequest(message, param="echo", code=UNSUPPORTED_VALUE)
 
     def token_limit(self) -> int:
         """Returns the limit of generated tokens, which is `COMPLETION_TOKENS_DEFAULT` if the request has none."""
         return COMPLETION_TOKENS_DEFAULT if self.max_tokens is None else self.max_tokens
-
-
-Entry = str | tuple[int, ...]
-
-
-def _as_entries(value: object) -> list[Entry]:
-    """Returns the entries of `input`, which has four forms: a text, texts, the token ids of one text, or those of
-    several."""
-    if isinstance(value, str):
-        return [_entry(value)]
-    if not isinstance(value, list):
-        raise wrong_type("a string, an array of strings or an array of token ids", value)
-    if value and type(value[0]) is int:
-        return [_tokens(value)]
-    if not 1 <= len(value) <= EMBEDDING_INPUTS_MAX:
-        raise wrong_value(f"have 1 to {EMBEDDING_INPUTS_MAX} entries")
-    return [_entry(entry, index) for index, entry in enumerate(value)]
-
-
-def _entry(value: object, *at: int) -> Entry:
-    if not isinstance(value, str | list):
-        raise wrong_type("a string or an array of token ids", value, *at)
-    if not value:
-        raise wrong_value("not be empty", *at)
-    return value if isinstance(value, str) else _tokens(value, *at)
-
-
-def _tokens(values: list[Any], *at: int) -> tuple[int, ...]:
-    """Returns token ids. The whole array is checked first, because millions of ids fit into one body."""
-    if set(map(type, values)) != {int}:
-        index, wrong = next((i, value) for i, value in enumerate(values) if type(value) is not int)
-        raise wrong_type("a token id (an integer)", wrong, *at, index)
-    if min(values) < 0 or max(values) > INT32_MAX:
-        index = next(i for i, value in enumerate(values) if not 0 <= value <= INT32_MAX)
-        raise wrong_value(f"be a token id from 0 to {INT32_MAX}", *at, index)
-    return tuple(values)
 
 
 class EmbeddingsBody(JsonBody):
@@ -205,7 +187,7 @@ class EmbeddingsBody(JsonBody):
     reasons = EMBEDDINGS.reasons
 
     model: Name
-    input: Annotated[list[Any], BeforeValidator(_as_entries)]
+    input: Inputs
     encoding_format: Literal["float", "base64"] | None = None
     user: User | None = None
 
@@ -219,7 +201,8 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
     if parsed.tools or parsed.tool_choice is not None:
         tools, choice = offer(parsed.tools or (), parsed.tool_choice)
     grammar, grammar_param = answer_grammar(parsed.response_format, parsed.grammar, has_tools=tools is not None)
-    settings = parsed.chat_template_kwargs
+    settings = dict(parsed.chat_template_kwargs or {})
+    thinking, effort = thinking_of(settings.pop(THINKING, None), parsed.reasoning_effort)
     generation = Generation(
         model=ModelName(parsed.model),
         prompt=prompt,
@@ -227,34 +210,47 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
         tools=tools,
         tool_choice=choice,
         single_call=tools is not None and parsed.parallel_tool_calls is False,
-        thinking=None if settings is None else settings.enable_thinking,
+        thinking=thinking,
+        effort=effort,
+        template=to_json(settings).decode() if settings else None,
+        logprobs=chat_alternatives(parsed.logprobs, parsed.top_logprobs),
         grammar=grammar,
         grammar_param=grammar_param,
     )
+    copies = parsed.n or 1
     return ChatCall(
-        generation,
+        repeated([generation], copies),
         stream=bool(parsed.stream),
         include_usage=_wants_usage(parsed),
         user=user,
-        kept_bytes=_generation_bytes(generation),
+        kept_bytes=_generation_bytes(generation) + OBJECT_BYTES * (copies - 1),
         ignored=ignored,
         counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
+        copies=copies,
     )
 
 
 def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
     parsed, ignored = _parse(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
+    parsed.check()
     sampling = _sampling(parsed, parsed.token_limit())
-    generation = Generation(ModelName(parsed.model), kept_text(parsed.prompt), sampling, grammar=parsed.grammar)
+    first = Generation(ModelName(parsed.model), "", sampling, grammar=parsed.grammar, logprobs=parsed.logprobs)
+    prompts = [
+        replace(first, prompt=kept_text(prompt)) if isinstance(prompt, str) else replace(first, tokens=prompt)
+        for prompt in parsed.prompt
+    ]
+    copies = parsed.n or 1
     return CompletionCall(
-        generation,
+        repeated(prompts, copies),
         stream=bool(parsed.stream),
         include_usage=_wants_usage(parsed),
         user=parsed.user,
-        kept_bytes=_generation_bytes(generation),
+        kept_bytes=sum(map(_generation_bytes, prompts)) + OBJECT_BYTES * len(prompts) * (copies - 1),
         ignored=ignored,
         counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
+        copies=copies,
+        echo=bool(parsed.echo),
     )
 
 
@@ -315,7 +311,8 @@ def _wants_usage(body: GenerationBody) -> bool:
 def _generation_bytes(generation: Generation) -> int:
     prompt, sampling = generation.prompt, generation.sampling
     texts = getsizeof(prompt) if isinstance(prompt, Text) else sum(map(_message_bytes, prompt))
-    options = sum(map(getsizeof, (generation.tools or "", generation.grammar or "", *sampling.stop)))
+    options = TOKEN_BYTES * len(generation.tokens)
+    options += sum(map(getsizeof, (generation.tools or "", generation.grammar or "", *sampling.stop)))
     return OBJECT_BYTES + texts + options + BIAS_BYTES * len(sampling.logit_bias)
 
 

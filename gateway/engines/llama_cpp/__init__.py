@@ -6,10 +6,8 @@ dispatch        from the service's descriptor to our methods: authentication, er
 service         the RPCs
 options         ModelOptions   -> what to load
 requests        PredictOptions -> what llama.cpp is asked, with `sampling` and `tools`
-boolean_schemas schemas that are true or false, for llama.cpp
-call_format     how a model writes a tool call, from its template
-forced_call     an answer that has to be a call
-answer_start    where an answer begins, after a prompt that leads to reasoning
+template_settings   what a request tells the chat template
+forms           answers that must have a form, and tool calls that are demanded
 chunks          what llama.cpp says -> text, reasoning, tool calls, counts, errors
 errors          how a call fails: status, message, trailers
 slots           as many calls inside llama.cpp as it has slots, never one more

@@ -1,6 +1,6 @@
 """Reads the output of llama.cpp into one small record per chunk."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -31,17 +31,23 @@ class Chunk:
     completion_tokens: int = 0
     prompt_ms: float = 0.0
     generation_ms: float = 0.0
+    cached_tokens: int = 0
+    logprobs: tuple[Mapping[str, Any], ...] = ()
+    """The probabilities of the tokens, in OpenAI's form."""
     finish_reason: str | None = None
     """`stop`, `length` or `tool_calls` in the chunk that says why the generation ended, otherwise None."""
 
     @property
     def has_content(self) -> bool:
-        """Whether the chunk has any text, reasoning or tool calls. A chunk without them has only counts."""
-        return bool(self.text or self.reasoning or self.tool_calls)
+        """Whether the chunk has any part of an answer. A chunk without it has only counts."""
+        return bool(self.text or self.reasoning or self.tool_calls or self.logprobs)
 
 
-def read_chunk(raw: Mapping[str, Any], param: Param, grammar_param: str = TOOLS_PARAM) -> Chunk:
-    """Reads one chunk of a chat or a raw completion. Raises `CallError` for a chunk that is an error."""
+def read_chunk(
+    raw: Mapping[str, Any], param: Param, grammar_param: str = TOOLS_PARAM, alternatives: int | None = None
+) -> Chunk:
+    """Reads one chunk of a chat or a raw completion. `alternatives` is the number of alternatives to each
+    token, None for no probabilities. Raises `CallError` for a chunk that is an error."""
     raise_error(raw, param, grammar_param)
     choice = _choice(raw)
     delta = choice.get("delta", choice)
@@ -58,7 +64,23 @@ def read_chunk(raw: Mapping[str, Any], param: Param, grammar_param: str = TOOLS_
         completion_tokens=usage.get("completion_tokens", timings.get("predicted_n", 0)),
         prompt_ms=timings.get("prompt_ms", 0.0),
         generation_ms=timings.get("predicted_ms", 0.0),
+        cached_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens", timings.get("cache_n", 0)),
+        logprobs=() if alternatives is None else tuple(_logprobs(choice.get("logprobs") or {}, alternatives)),
     )
+
+
+def _logprobs(found: Mapping[str, Any], alternatives: int) -> Iterator[Mapping[str, Any]]:
+    """Yields the probabilities of the tokens that are part of the text. The end token, for one, is not."""
+    for entry in found.get("content") or ():
+        if entry.get("bytes"):
+            yield {
+                **_token(entry),
+                "top_logprobs": [_token(each) for each in (entry.get("top_logprobs") or ())[:alternatives]],
+            }
+
+
+def _token(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"token": entry["token"], "logprob": entry["logprob"], "bytes": entry["bytes"]}
 
 
 def _choice(raw: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -14,14 +14,15 @@ from urllib.parse import urlsplit
 import xllamacpp
 from grpclib.const import Status
 
-from gateway.engines.llama_cpp.answer_start import answer_start
-from gateway.engines.llama_cpp.call_format import PLAIN, CallFormat, find_call_format
 from gateway.engines.llama_cpp.chunks import Param, raise_error, too_long, unreadable
 from gateway.engines.llama_cpp.errors import CallError, LoadError
+from gateway.engines.llama_cpp.forms.answer_start import answer_start
+from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat, find_call_format
 from gateway.engines.llama_cpp.generation import Sink
 from gateway.engines.llama_cpp.options import LoadOptions
 from gateway.engines.llama_cpp.requests import GenerationRequest
 from gateway.engines.llama_cpp.sampling import SamplingLimits
+from gateway.engines.llama_cpp.template_settings import names_in
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_file
 
@@ -135,6 +136,7 @@ class Model:
             vocabulary_size=entry["meta"]["n_vocab"],
             takes_tools=abilities["supports_tools"],
             call_format=self._read_call_format() if abilities["supports_tools"] else PLAIN,
+            template_names=names_in(properties["chat_template"] + properties.get("chat_template_tool_use", "")),
             temperature=properties["default_generation_settings"]["params"]["temperature"],
             parses_arguments=abilities["supports_object_arguments"],
             takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),

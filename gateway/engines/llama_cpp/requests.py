@@ -1,26 +1,23 @@
 """Reads PredictOptions into a request for llama.cpp. Pure."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gateway.backends.metadata import GRAMMAR_PARAM_KEY, THINKING_KEY
+from gateway.backends.metadata import GRAMMAR_PARAM_KEY, THINKING_KEY, TOKENS_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import TOOLS_PARAM, Param
 from gateway.engines.llama_cpp.errors import invalid
-from gateway.engines.llama_cpp.forced_call import ForcedCall, force_call
+from gateway.engines.llama_cpp.forms.forced_call import ForcedCall, force_call
 from gateway.engines.llama_cpp.options import BOOLEANS
-from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, sampling_body
+from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json, sampling_body
+from gateway.engines.llama_cpp.template_settings import TEMPLATE_SETTINGS, template_settings
 from gateway.engines.llama_cpp.tools import TOOL_CHOICE, TOOLS, earlier_calls, tools_body
-
-TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 REFUSED_FIELDS: Final = {
     "Images": "messages",
     "Videos": "messages",
     "Audios": "messages",
-    "Logprobs": "logprobs",
-    "TopLogprobs": "top_logprobs",
     "NegativePrompt": "negative_prompt",
 }
 """The fields that would change the answer and that are not supported, with OpenAI's name for each. They are refused
@@ -53,6 +50,8 @@ class GenerationRequest:
     """The call that the answer has to be. None means that it may be anything."""
     grammar_param: str = TOOLS_PARAM
     """The parameter that the grammar was made from."""
+    logprobs: int | None = None
+    """The number of alternatives that are told for each token. None means that no probabilities are told."""
 
     @property
     def is_chat(self) -> bool:
@@ -62,6 +61,16 @@ class GenerationRequest:
 
 def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> GenerationRequest:
     """Returns the request for llama.cpp. Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
+    request = _without_logprobs(options, limits)
+    if not (options.Logprobs or options.TopLogprobs):
+        return request
+    # llama.cpp tells nothing at 0 alternatives, so it is asked for one, which the answer leaves out.
+    asked = min(max(options.TopLogprobs, 1), limits.vocabulary_size)
+    fields = {"logprobs": True, "top_logprobs": asked} if request.is_chat else {"logprobs": asked}
+    return replace(request, body={**request.body, **fields}, logprobs=options.TopLogprobs)
+
+
+def _without_logprobs(options: pb.PredictOptions, limits: SamplingLimits) -> GenerationRequest:
     _refuse(options, REFUSED_FIELDS, "is not supported by the llama-cpp engine")
     body = STREAMED | sampling_body(options, limits)
     grammar_param = options.Metadata.get(GRAMMAR_PARAM_KEY, "grammar") if options.Grammar else TOOLS_PARAM
@@ -69,7 +78,7 @@ def generation_request(options: pb.PredictOptions, limits: SamplingLimits) -> Ge
         body["grammar"] = options.Grammar
     if not options.UseTokenizerTemplate:
         _refuse(options, CHAT_ONLY_FIELDS, "is for chats, not for raw prompts")
-        return GenerationRequest({**body, "prompt": options.Prompt}, "prompt", grammar_param=grammar_param)
+        return GenerationRequest({**body, "prompt": _prompt(options, limits)}, "prompt", grammar_param=grammar_param)
     chat = _chat_body(options, limits)
     if TOOLS in chat and options.Grammar:
         raise invalid(f"{grammar_param} can't be combined with tools", param=grammar_param)
@@ -92,6 +101,19 @@ def _without_thinking(chat: Body) -> Body:
     settings = {**chat.get(TEMPLATE_SETTINGS, {}), THINKING_KEY: False}
     kept = {name: value for name, value in chat.items() if name in ("messages", TOOLS)}
     return {**kept, TEMPLATE_SETTINGS: settings}
+
+
+def _prompt(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
+    """Returns the text of a raw prompt, or the ids of its tokens. Raises `CallError`."""
+    text = options.Metadata.get(TOKENS_KEY)
+    if text is None:
+        return options.Prompt
+    tokens = parse_json(text, "prompt")
+    if not (isinstance(tokens, list) and all(type(token) is int for token in tokens)):
+        raise invalid("prompt must be an array of token ids", param="prompt")
+    if any(not 0 <= token < limits.vocabulary_size for token in tokens):
+        raise invalid(f"prompt must be token ids below {limits.vocabulary_size}", param="prompt")
+    return tokens
 
 
 def embedding_input(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
@@ -121,6 +143,8 @@ def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
             message = f"{THINKING_KEY} must be true or false, not {thinking[:100]!r}"
             raise invalid(message, param=f"{TEMPLATE_SETTINGS}.{THINKING_KEY}")
         body[TEMPLATE_SETTINGS] = {THINKING_KEY: BOOLEANS[thinking]}
+    if settings := template_settings(options.Metadata, limits):
+        body[TEMPLATE_SETTINGS] = {**settings, **body.get(TEMPLATE_SETTINGS, {})}
     return body
 
 

@@ -13,8 +13,8 @@ from typing import Any, Final, NoReturn
 
 from gateway.backends.metadata import SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.engines.llama_cpp.call_format import PLAIN, CallFormat
 from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat
 
 SEED_RANDOM: Final = 2**32 - 1
 """The value by which llama.cpp takes a different seed each time. A caller who sets a seed never wants that."""
@@ -36,6 +36,8 @@ class SamplingLimits:
     """Whether its chat template shows the model its tools."""
     call_format: CallFormat = PLAIN
     """The way in which a call that is forced begins."""
+    template_names: frozenset[str] = frozenset()
+    """The names that the chat template may read."""
     temperature: float | None = None
     """The temperature of a request that sets none, by the model's file or llama.cpp. None if it is not known."""
     parses_arguments: bool = False

@@ -1,6 +1,7 @@
 """The RPCs of the engine. It has at most one model, which LoadModel loads."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -8,12 +9,12 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from gateway.backends.metadata import FINISH_REASON, HEALTHY
+from gateway.backends.metadata import CACHED_TOKENS, FINISH_REASON, HEALTHY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.dispatch import Call, Method
 from gateway.engines.llama_cpp.errors import LoadError, draining, identity_mismatch, not_loaded
-from gateway.engines.llama_cpp.forced_call import CallReader
+from gateway.engines.llama_cpp.forms.forced_call import CallReader
 from gateway.engines.llama_cpp.generation import RunningGeneration
 from gateway.engines.llama_cpp.model import Model
 from gateway.engines.llama_cpp.options import LoadOptions, load_options
@@ -133,7 +134,7 @@ class EngineService:
                     if chunk.has_content:
                         await call.send(_reply([chunk]))
         await call.send(_last_reply(last, []))
-        call.trailers[FINISH_REASON] = last.finish_reason or "stop"
+        call.trailers.update(_trailers(last))
 
     async def predict(self, call: Call[pb.PredictOptions]) -> None:
         """Answers with the whole generation in one reply; like a stream it can be cancelled at any time."""
@@ -145,7 +146,7 @@ class EngineService:
                     if chunk.has_content:
                         deltas.append(chunk)
         await call.send(_last_reply(last, deltas))
-        call.trailers[FINISH_REASON] = last.finish_reason or "stop"
+        call.trailers.update(_trailers(last))
 
     @asynccontextmanager
     async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
@@ -187,9 +188,13 @@ class EngineService:
             raise draining()
 
 
+def _trailers(whole: Chunk) -> Mapping[str, str]:
+    return {FINISH_REASON: whole.finish_reason or "stop", CACHED_TOKENS: str(whole.cached_tokens)}
+
+
 def _reader(request: GenerationRequest) -> Callable[[Mapping[str, Any]], Chunk]:
     """Returns what reads the chunks of one generation."""
-    read = partial(read_chunk, param=request.param, grammar_param=request.grammar_param)
+    read = partial(read_chunk, param=request.param, grammar_param=request.grammar_param, alternatives=request.logprobs)
     if request.call is None:
         return read
     call = CallReader(request.call)
@@ -211,9 +216,12 @@ def _reply(deltas: Sequence[Chunk]) -> pb.Reply:
     text = "".join(delta.text for delta in deltas)
     reasoning = "".join(delta.reasoning for delta in deltas)
     tool_calls = [call for delta in deltas for call in delta.tool_calls]
+    logprobs = [entry for delta in deltas for entry in delta.logprobs]
     reply = pb.Reply(message=text.encode())
     if reasoning or tool_calls:
         reply.chat_deltas.add(content=text, reasoning_content=reasoning, tool_calls=tool_calls)
+    if logprobs:
+        reply.logprobs = json.dumps({"content": logprobs}).encode()
     if deltas:
         reply.tokens, reply.prompt_tokens = deltas[-1].completion_tokens, deltas[-1].prompt_tokens
     return reply

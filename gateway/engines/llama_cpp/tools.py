@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from gateway.engines.llama_cpp.boolean_schemas import without_booleans
 from gateway.engines.llama_cpp.errors import CallError, invalid
+from gateway.engines.llama_cpp.forms.boolean_schemas import without_booleans
 from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json
 from gateway.json_grammar.errors import SchemaError
 from gateway.json_grammar.references import check_depth

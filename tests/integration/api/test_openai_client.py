@@ -271,13 +271,13 @@ def test_an_unknown_model(client: openai.OpenAI, *, stream: bool) -> None:
     ("fields", "param"),
     [
         ({"temperature": 3}, "temperature"),
-        ({"n": 2}, "n"),
+        ({"n": 0}, "n"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}},
             "response_format.json_schema.schema",
         ),
-        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"extra_body": {"no_such_thing": 1}}, "no_such_thing"),
         ({"max_tokens": 100_000}, "max_tokens"),
         ({"logit_bias": {"999999": 1}}, "logit_bias"),

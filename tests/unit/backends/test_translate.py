@@ -19,6 +19,7 @@ from gateway.domain.inference import (
     FinishReason,
     Generation,
     Sampling,
+    TokenLogprob,
     ToolCall,
     ToolCallDelta,
 )
@@ -292,3 +293,33 @@ def test_text_after_the_only_call_ends_it_too() -> None:
     assert is_after_call(reader) is False
     assert reader.delta(pb.Reply(message=b"more")).text == ""
     assert is_after_call(reader) is True
+
+
+def test_what_a_request_asks_besides_is_sent_where_our_engine_reads_it() -> None:
+    generation = Generation(
+        MODEL, (ChatMessage("user", "hi"),), Sampling(), template='{"a":1}', effort="low", logprobs=0
+    )
+    request = predict_options(generation, REQUEST)
+    assert (request.Logprobs, request.TopLogprobs) == (1, 0)
+    assert request.Metadata["gateway.chat_template_kwargs"] == '{"a":1}'
+    assert request.Metadata["reasoning_effort"] == "low"
+    raw = predict_options(Generation(MODEL, "", Sampling(), tokens=(5, 6)), REQUEST)
+    assert (raw.Prompt, raw.Metadata["gateway.prompt_tokens"]) == ("", "[5, 6]")
+
+
+def test_probabilities_are_read_from_openais_form() -> None:
+    entry = {"token": "a", "bytes": [97], "logprob": float("-inf")}
+    text = json.dumps({"content": [{**entry, "top_logprobs": [{**entry, "logprob": -1}]}]}).encode()
+    found = ReplyReader(None).delta(pb.Reply(message=b"a", logprobs=text)).logprobs
+    assert found == (TokenLogprob("a", -9999.0, (97,), (TokenLogprob("a", -1.0, (97,)),)),)
+
+
+@pytest.mark.parametrize("text", [b"no", b"[]", b"{}", b'{"content": [{}]}', b'{"content": 5}', b"\xff"])
+def test_probabilities_that_cannot_be_read_are_the_backends_fault(text: bytes) -> None:
+    with pytest.raises(BackendFailed, match="probabilities"):
+        ReplyReader(None).delta(pb.Reply(message=b"a", logprobs=text))
+
+
+@pytest.mark.parametrize(("trailer", "expected"), [("", None), ("12", 12), ("-1", None), ("9" * 20, None)])
+def test_cached_tokens_are_those_of_the_trailer(trailer: str, expected: int | None) -> None:
+    assert ReplyReader(None).completion("stop", cached=trailer).cached_tokens == expected

@@ -20,7 +20,7 @@ def error_of(error: dict[str, Any]) -> CallError:
 
 
 def test_text_of_a_chat_and_of_a_completion() -> None:
-    expected = Chunk("abc", prompt_tokens=7, completion_tokens=2, prompt_ms=0.5, generation_ms=1.5)
+    expected = Chunk("abc", prompt_tokens=7, completion_tokens=2, prompt_ms=0.5, generation_ms=1.5, cached_tokens=3)
     chat = {"choices": [{"delta": {"content": "abc"}, "finish_reason": None}], "timings": TIMINGS}
     raw = {"choices": [{"text": "abc", "finish_reason": None}], "timings": TIMINGS}
     assert read_chunk(chat, "messages") == read_chunk(raw, "prompt") == expected

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 
-from gateway.engines.llama_cpp.answer_start import REASONING_MARKS, answer_start
-from gateway.engines.llama_cpp.boolean_schemas import without_booleans
-from gateway.engines.llama_cpp.call_format import PLAIN, CallFormat, find_call_format
 from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.errors import CallError
-from gateway.engines.llama_cpp.forced_call import CallReader, force_call
+from gateway.engines.llama_cpp.forms.answer_start import REASONING_MARKS, answer_start
+from gateway.engines.llama_cpp.forms.boolean_schemas import without_booleans
+from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat, find_call_format
+from gateway.engines.llama_cpp.forms.forced_call import CallReader, force_call
 
 HERMES = CallFormat('<tool_call>\n{"name": "', '", "arguments": ', "}\n</tool_call>")
 

@@ -1,10 +1,19 @@
 """What llama.cpp is asked for a PredictOptions."""
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from gateway.backends.metadata import ERROR_PARAM, GRAMMAR_PARAM_KEY, SAMPLING_KEY, THINKING_KEY
+from gateway.backends.metadata import (
+    EFFORT_KEY,
+    ERROR_PARAM,
+    GRAMMAR_PARAM_KEY,
+    SAMPLING_KEY,
+    TEMPLATE_KEY,
+    THINKING_KEY,
+    TOKENS_KEY,
+)
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CallError
 from gateway.engines.llama_cpp.requests import (
@@ -15,6 +24,7 @@ from gateway.engines.llama_cpp.requests import (
     generation_request,
 )
 from gateway.engines.llama_cpp.sampling import SamplingLimits
+from gateway.engines.llama_cpp.template_settings import names_in
 
 LIMITS = SamplingLimits(context_tokens=1024, vocabulary_size=100)
 NOTHING_SET = {SAMPLING_KEY: "{}"}
@@ -128,8 +138,6 @@ REFUSED = {
     "Images": pb.PredictOptions(Images=["x"]),
     "Videos": pb.PredictOptions(Videos=["x"]),
     "Audios": pb.PredictOptions(Audios=["x"]),
-    "Logprobs": pb.PredictOptions(Logprobs=1),
-    "TopLogprobs": pb.PredictOptions(TopLogprobs=1),
     "NegativePrompt": pb.PredictOptions(NegativePrompt="x"),
 }
 
@@ -156,3 +164,50 @@ def test_an_embedding_of_nothing_or_of_unknown_tokens_is_refused(options: pb.Pre
     with pytest.raises(CallError) as caught:
         embedding_input(options, LIMITS)
     assert caught.value.trailers == {ERROR_PARAM: "input"}
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(0, 1), (3, 3), (5000, 100)])
+def test_probabilities_are_asked_for_in_the_words_of_each_kind(asked: int, sent: int) -> None:
+    chat = generation_request(asking(Logprobs=1, TopLogprobs=asked), LIMITS)
+    assert (chat.body["logprobs"], chat.body["top_logprobs"], chat.logprobs) == (True, sent, asked)
+    raw = generation_request(pb.PredictOptions(Prompt="a", Logprobs=1, TopLogprobs=asked), LIMITS)
+    assert (raw.body["logprobs"], raw.logprobs) == (sent, asked)
+    in_form = generation_request(asking(Logprobs=1, TopLogprobs=asked, Grammar="root ::= value"), LIMITS)
+    assert in_form.body["logprobs"] == sent
+
+
+def test_a_raw_prompt_may_be_token_ids() -> None:
+    def of_tokens(tokens: str) -> pb.PredictOptions:
+        return pb.PredictOptions(Metadata=NOTHING_SET | {TOKENS_KEY: tokens})
+
+    assert generation_request(of_tokens("[5, 99]"), LIMITS).body["prompt"] == [5, 99]
+    for wrong in ("[100]", "[-1]", '["a"]', "{}", "no"):
+        assert refused_param(of_tokens(wrong)) == "prompt"
+
+
+def test_settings_reach_a_template_that_reads_them() -> None:
+    limits = dataclasses.replace(LIMITS, template_names=names_in("{% if style %}{{ reasoning_effort }}{% endif %}"))
+
+    def settings(**metadata: str) -> object:
+        named = {name.replace("__", "."): value for name, value in metadata.items()}
+        return generation_request(asking(Metadata=named), limits).body.get("chat_template_kwargs")
+
+    assert settings(gateway__chat_template_kwargs='{"style": 1}', enable_thinking="true") == {
+        "style": 1,
+        "enable_thinking": True,
+    }
+    assert settings(reasoning_effort="low") == {"reasoning_effort": "low"}
+    assert "chat_template_kwargs" not in generation_request(asking(Metadata={EFFORT_KEY: "low"}), LIMITS).body
+
+
+@pytest.mark.parametrize(
+    ("settings", "param"),
+    [
+        ('{"other": 1}', "chat_template_kwargs.other"),
+        ('{"messages": []}', "chat_template_kwargs.messages"),
+        ("[]", "chat_template_kwargs"),
+        ("no", "chat_template_kwargs"),
+    ],
+)
+def test_a_setting_that_no_template_reads_is_refused_by_name(settings: str, param: str) -> None:
+    assert refused_param(asking(Metadata={TEMPLATE_KEY: settings})) == param

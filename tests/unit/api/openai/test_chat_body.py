@@ -76,6 +76,7 @@ def test_null_means_not_set_for_every_optional_parameter() -> None:
     names = [*TAKEN_WHERE_WITHOUT_EFFECT, "stream", "stream_options", "user", "temperature", "top_p", "top_k", "min_p"]
     names += ["max_tokens", "max_completion_tokens", "stop", "seed", "n", "presence_penalty", "frequency_penalty"]
     names += ["logit_bias", "repeat_penalty", "ignore_eos", "safety_identifier", *WITHOUT_EFFECT]
+    names += ["logprobs", "top_logprobs", "reasoning_effort"]
     names += ["response_format", "grammar", "tools", "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
     assert parse_chat(body(**dict.fromkeys(names))) == parse_chat(body())
 
@@ -83,9 +84,6 @@ def test_null_means_not_set_for_every_optional_parameter() -> None:
 TAKEN_WHERE_WITHOUT_EFFECT: dict[str, tuple[Any, Any]] = {
     "functions": ([], [{"name": "f"}]),
     "function_call": ("none", "auto"),
-    "logprobs": (False, True),
-    "top_logprobs": (None, 3),
-    "reasoning_effort": (None, "low"),
     "modalities": (["text"], ["text", "audio"]),
     "web_search_options": (None, {}),
     "moderation": (None, {}),
@@ -166,7 +164,10 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"seed": 2**63}, "seed", "must be at most 9223372036854775807"),
         ({"seed": -(2**63) - 1}, "seed", "must be at least -9223372036854775808"),
         ({"seed": 0.5}, "seed", "expected an integer, got a number"),
-        ({"n": 2}, "n", "n > 1 is not supported"),
+        ({"n": 129}, "n", "must be at most 128, got 129"),
+        ({"top_logprobs": 1}, "top_logprobs", "only allowed when 'logprobs' is enabled"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "must be at most 20, got 21"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort", "must be 'none'"),
         ({"n": 0}, "n", "must be at least 1, got 0"),
         ({"logit_bias": [5]}, "logit_bias", "expected an object, got an array"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "does not name a token id"),

@@ -62,15 +62,21 @@ HONOURED: Final[dict[str, object]] = {
     "chat_template_kwargs": {"enable_thinking": False},
     "ignore_eos": True,
     "grammar": "root ::= value",
+    "reasoning_effort": "none",
+    "echo": True,
     "response_format": {"type": "json_object"},
     "user": "ann",
     "safety_identifier": "ann",
     "n": 1,
 }
 """A value of each parameter that is honoured; the others are numbers, and take 1."""
-WITH: Final[dict[str, dict[str, object]]] = {"stream_options": {"stream": True}, "tool_choice": {"tools": [TOOL]}}
+WITH: Final[dict[str, dict[str, object]]] = {
+    "stream_options": {"stream": True},
+    "tool_choice": {"tools": [TOOL]},
+    "top_logprobs": {"logprobs": True},
+}
 """Parameters that are possible only beside others."""
-CHANGES_NOTHING: Final = frozenset({"n", "tool_choice", "parallel_tool_calls"})
+CHANGES_NOTHING: Final = frozenset({"n", "best_of", "tool_choice", "parallel_tool_calls"})
 """Honoured parameters whose value above is the default."""
 FORMS: Final[dict[str, Any]] = {
     "grammar": None,
@@ -83,7 +89,13 @@ FORMS: Final[dict[str, Any]] = {
 }
 """The parameters for the form of an answer, with a value of each synonym and the value that means the same."""
 ODD: Final = {"odd": 1}
-"""A value that no parameter takes."""
+"""A value that no parameter takes, except for objects with any fields."""
+ODD_OBJECTS: Final[dict[str, object]] = {"chat_template_kwargs": [1]}
+
+
+def value_of(parse: Parse, name: str) -> object:
+    """A value of a parameter that is honoured. Chats and completions have `logprobs` of different types."""
+    return True if name == "logprobs" and parse is parse_chat else HONOURED.get(name, 1)
 
 
 def rows(effect: Effect) -> list[Any]:
@@ -124,9 +136,11 @@ def test_the_schema_has_a_field_for_exactly_what_is_honoured(table: ParameterTab
 @pytest.mark.parametrize(("parse", "required", "row"), rows(Effect.HONOURED))
 def test_what_is_honoured_is_taken_and_checked(parse: Parse, required: dict[str, object], row: Parameter) -> None:
     beside = WITH.get(row.name, {})
-    taken = parse(body(required, beside, {row.name: HONOURED.get(row.name, 1)}))
+    taken = parse(body(required, beside, {row.name: value_of(parse, row.name)}))
     assert (taken == parse(body(required, beside))) is (row.name in CHANGES_NOTHING)
-    assert (refusal(parse, required, beside, {row.name: ODD}).param or "").startswith(row.name)
+    assert (refusal(parse, required, beside, {row.name: ODD_OBJECTS.get(row.name, ODD)}).param or "").startswith(
+        row.name
+    )
 
 
 @pytest.mark.parametrize(("parse", "required", "row"), rows(Effect.SYNONYM))

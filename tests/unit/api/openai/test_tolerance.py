@@ -140,9 +140,9 @@ def test_what_nobody_knows_may_be_ignored_and_is_named() -> None:
     "fields",
     [
         {"modalities": ["audio"]},
-        {"logprobs": True},
+        {"logprobs": "yes"},
         {"web_search_options": {}},
-        {"n": 2},
+        {"n": 0},
         {"temperature": "hot"},
         {"messages": [{"role": "user", "content": "x", "images": ["x"]}]},
     ],

@@ -95,6 +95,28 @@ def test_thinking_may_be_switched(thinking: bool) -> None:
     assert parsed(chat_template_kwargs={"enable_thinking": thinking}).thinking is thinking
 
 
+def test_other_settings_of_the_template_are_passed_on() -> None:
+    generation = parsed(chat_template_kwargs={"enable_thinking": True, "style": {"a": 1}, "unset": None})
+    assert (generation.thinking, generation.template) == (True, '{"style":{"a":1}}')
+    assert parsed(chat_template_kwargs={"enable_thinking": True}).template is None
+
+
+@pytest.mark.parametrize(
+    ("effort", "settings", "expected"),
+    [
+        ("none", {}, (False, None)),
+        ("none", {"enable_thinking": True}, (True, None)),
+        ("low", {}, (None, "low")),
+        ("high", {"enable_thinking": False}, (False, "high")),
+    ],
+)
+def test_no_effort_switches_thinking_off_and_others_are_passed_on(
+    effort: str, settings: dict[str, Any], expected: tuple[bool | None, str | None]
+) -> None:
+    generation = parsed(reasoning_effort=effort, chat_template_kwargs=settings)
+    assert (generation.thinking, generation.effort) == expected
+
+
 def test_as_many_tools_as_openai_takes() -> None:
     assert len(json.loads(parsed(tools=[tool(f"f{index}") for index in range(128)]).tools or "")) == 128
 
@@ -131,7 +153,7 @@ def test_as_many_tools_as_openai_takes() -> None:
         ({"tool_choice": NAMED, "tools": [tool("g")]}, "tool_choice", "'tools' has no function 'f'"),
         ({"tools": [tool()], "parallel_tool_calls": 1}, "parallel_tool_calls", "expected a boolean, got an integer"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs", "expected an object, got an array"),
-        ({"chat_template_kwargs": {"x": 1}}, "chat_template_kwargs.x", "Unrecognized request argument"),
+        ({"chat_template_kwargs": {"x": "y" * 65_536}}, "chat_template_kwargs", "at most 65536 bytes of JSON"),
         (
             {"chat_template_kwargs": {"enable_thinking": "no"}},
             "chat_template_kwargs.enable_thinking",

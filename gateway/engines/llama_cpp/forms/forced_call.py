@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.engines.llama_cpp.call_format import CallFormat
 from gateway.engines.llama_cpp.chunks import Chunk
 from gateway.engines.llama_cpp.errors import invalid
+from gateway.engines.llama_cpp.forms.call_format import CallFormat
 from gateway.json_grammar.errors import SchemaError
 from gateway.json_grammar.text import literal
 from gateway.json_grammar.writer import GrammarWriter
