@@ -148,6 +148,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "config.model",
             "config.problems",
             "data_dir",
+            "domain.builtin_backends",
             "domain.causes",
             "domain.resources",
             "engines.llama_cpp.main",

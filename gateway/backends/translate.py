@@ -140,6 +140,7 @@ def _explicit(sampling: Sampling) -> dict[str, Any]:
         "stop": list(sampling.stop) or None,
         "logit_bias": {str(token): bias for token, bias in sampling.logit_bias.items()} or None,
         "ignore_eos": sampling.ignore_end or None,
+        "reproducible": sampling.reproducible,
     }
     return {name: value for name, value in values.items() if value is not None}
 

@@ -277,6 +277,10 @@ class ModelEntry(Section):
     gpu_layers: Count | None = None
     parallel: PositiveCount | None = None
     options: Options = Field(default_factory=nothing)
+    reproducible: Flag = False
+    """Whether equal requests get equal answers. A request can say otherwise for itself."""
+    prompt_cache: Size | None = None
+    """The main memory for prompts of past requests. None means the backend's choice."""
     min_replicas: Count = 0
     max_replicas: Count = Field(default_factory=_at_least_the_minimum)
     """The largest number of replicas. 0 means as many as there is room for. Not set means 1, or `min_replicas` if that
@@ -301,6 +305,8 @@ class ModelEntry(Section):
             gpu_layers=self.gpu_layers,
             parallel=self.parallel,
             options=self.options,
+            reproducible=self.reproducible,
+            prompt_cache=self.prompt_cache,
             min_replicas=self.min_replicas,
             max_replicas=self.max_replicas,
             on_every_node=self.replicas == "all",

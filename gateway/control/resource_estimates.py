@@ -26,14 +26,18 @@ EstimateRequirement: TypeAlias = Callable[[ModelSpec], Awaitable[Requirement | N
 Raises nothing."""
 
 
-def measured_requirement(report: Report, node: Node | None) -> Requirement | None:
+def measured_requirement(report: Report, spec: ModelSpec | None, node: Node | None) -> Requirement | None:
     """Returns what a ready replica needs, or None if its report does not say. Pure.
 
-    On a machine with a GPU, the main memory of the process does not tell what it would need without a GPU.
+    The prompt cache of a replica that has just become ready is empty, so its size is added. On a machine with a GPU,
+    the main memory of the process does not tell what it would need without a GPU.
     """
     if node is not None and node.capacity.gpus:
         return Requirement(vram_bytes=report.vram_bytes, measured=True) if report.vram_bytes else None
-    return Requirement(ram_bytes=report.ram_bytes, measured=True) if report.ram_bytes else None
+    if not report.ram_bytes:
+        return None
+    cache_bytes = spec.prompt_cache_bytes if spec is not None else 0
+    return Requirement(ram_bytes=report.ram_bytes + cache_bytes, measured=True)
 
 
 class RequirementEstimates:

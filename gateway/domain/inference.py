@@ -90,6 +90,8 @@ class Sampling:
     """The number that is added to the logit of each token id, from -100 (never) to 100 (always)."""
     ignore_end: bool = False
     """Whether to continue after the model's end token (for tests and measurements)."""
+    reproducible: bool | None = None
+    """Whether an equal request gets an equal answer, which costs the prompt cache. None means as the model says."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from gateway.domain.builtin_backends import default_parallel
+from gateway.domain.builtin_backends import default_parallel, default_prompt_cache_bytes
 from gateway.domain.ids import ModelName, Revision
 
 NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
@@ -36,6 +36,10 @@ class ModelSpec:
     parallel: int | None = None
     """The number of requests that one replica serves at a time. `slots` resolves the default."""
     options: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    reproducible: bool = False
+    """Whether equal requests get equal answers unless they say otherwise. Then no request uses the prompt cache."""
+    prompt_cache: int | None = None
+    """The bytes of main memory for prompts of past requests. `prompt_cache_bytes` resolves the default."""
 
     min_replicas: int = 0
     max_replicas: int = 1
@@ -60,6 +64,11 @@ class ModelSpec:
         """The context with which a replica is loaded, or None for the backend's default."""
         return self.context_size or BUILTIN_CONTEXT_TOKENS.get(self.artifact)
 
+    @property
+    def prompt_cache_bytes(self) -> int:
+        """How much main memory one replica fills with past prompts: `prompt_cache`, else the backend's default."""
+        return default_prompt_cache_bytes(self.backend) if self.prompt_cache is None else self.prompt_cache
+
     @cached_property
     def revision(self) -> Revision:
         """The hash of the explicitly set keys that the backend process sees, whatever their order (A8).
@@ -75,6 +84,8 @@ class ModelSpec:
             "gpu_layers": self.gpu_layers,
             "parallel": self.parallel,
             "options": dict(self.options) or None,
+            "reproducible": self.reproducible or None,
+            "prompt_cache": self.prompt_cache,
         }
         canonical = json.dumps({key: value for key, value in seen.items() if value is not None}, sort_keys=True)
         return Revision(hashlib.sha256(canonical.encode()).hexdigest())

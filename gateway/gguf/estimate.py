@@ -80,16 +80,17 @@ def estimate(
     )
 
 
-def estimate_other(size_bytes: int) -> Requirement:
+def estimate_other(spec: ModelSpec, size_bytes: int) -> Requirement:
     """Returns a safe guess for weights in a format other than GGUF, made from the size of the file alone."""
     needed = int(size_bytes * OTHER_FACTOR) + OTHER_BYTES
-    return Requirement(vram_bytes=needed, ram_bytes=needed, disk_bytes=size_bytes)
+    return Requirement(vram_bytes=needed, ram_bytes=needed + spec.prompt_cache_bytes, disk_bytes=size_bytes)
 
 
 def requirement_of(spec: ModelSpec, header: Header, size_bytes: int, *, companion_bytes: int = 0) -> Requirement:
     """Returns what one replica takes in VRAM, RAM and disk; `size_bytes` is the artifact's. Raises `BrokenHeader`."""
     found = estimate(header, load_settings_of(spec), gpu_layers=_gpu_layers(spec), companion_bytes=companion_bytes)
-    return Requirement(vram_bytes=found.vram_bytes, ram_bytes=found.total_bytes + PROCESS_BYTES, disk_bytes=size_bytes)
+    ram_bytes = found.total_bytes + PROCESS_BYTES + spec.prompt_cache_bytes
+    return Requirement(vram_bytes=found.vram_bytes, ram_bytes=ram_bytes, disk_bytes=size_bytes)
 
 
 def load_settings_of(spec: ModelSpec) -> LoadSettings:

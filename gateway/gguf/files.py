@@ -45,7 +45,7 @@ def read_requirement(path: Path, spec: ModelSpec) -> Requirement:
     size = path.stat().st_size
     with path.open("rb") as file:
         is_gguf = file.read(len(MAGIC)) == MAGIC
-    found = requirement_of(spec, read_model(path), size) if is_gguf else estimate_other(size)
+    found = requirement_of(spec, read_model(path), size) if is_gguf else estimate_other(spec, size)
     # What comes with the package has not to be fetched anywhere.
     return replace(found, disk_bytes=None) if spec.artifact.startswith("builtin:") else found
 

@@ -38,10 +38,15 @@ def model_options(spec: ModelSpec, artifact: Artifact) -> pb.ModelOptions:
 
 
 def _options(spec: ModelSpec) -> dict[str, str]:
-    """Returns the options for a backend. A foreign backend gets `parallel` only if the operator set it, because an
-    unknown option may make it fail."""
-    tells_parallel = spec.parallel is not None or spec.backend in BUILTIN_BACKENDS
-    return {**spec.options, **({"parallel": str(spec.slots)} if tells_parallel else {})}
+    """Returns the options for a backend. A foreign backend gets only keys that the operator set, because an unknown
+    option may make it fail."""
+    ours = spec.backend in BUILTIN_BACKENDS
+    keys = {
+        "parallel": str(spec.slots) if ours or spec.parallel is not None else None,
+        "prompt_cache": str(spec.prompt_cache_bytes) if ours or spec.prompt_cache is not None else None,
+        "reproducible": "true" if spec.reproducible else None,
+    }
+    return {**spec.options, **{name: value for name, value in keys.items() if value is not None}}
 
 
 def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:

@@ -112,6 +112,8 @@ def spec_body(spec: ModelSpec) -> dict[str, Any]:
         "gpu_layers": spec.gpu_layers,
         "parallel": spec.parallel,
         "options": dict(spec.options) or None,
+        "reproducible": spec.reproducible or None,
+        "prompt_cache": spec.prompt_cache,
         **({"replicas": "all"} if spec.on_every_node else counts),
         "selector": dict(spec.selector) or None,
         "exclusive_group": spec.exclusive_group,

@@ -1,7 +1,7 @@
 """The parameters that chat and completions share: their bounds, and those that are not supported.
 
 Each bound is OpenAI's unless its comment says otherwise. `top_k`, `min_p`, `repeat_penalty` and `ignore_eos` are
-extensions with llama.cpp's names. `ignore_eos` is meant for tests and measurements.
+extensions with llama.cpp's names, and `reproducible` is one of ours. `ignore_eos` is meant for tests and measurements.
 """
 
 import re
@@ -114,6 +114,8 @@ class GenerationBody(JsonBody):
     ignore_eos: bool | None = None
     grammar: GrammarText | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
+    reproducible: bool | None = None
+    """Whether an equal request gets an equal answer. Then the whole prompt is computed anew."""
 
 
 def wire_seed(seed: int) -> int:

@@ -295,6 +295,7 @@ def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:
         stop=(body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ()),
         logit_bias=MappingProxyType(body.logit_bias) if body.logit_bias else NO_BIAS,
         ignore_end=bool(body.ignore_eos),
+        reproducible=body.reproducible,
     )
 
 

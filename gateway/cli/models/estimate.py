@@ -8,6 +8,7 @@ from typing import Final
 
 from gateway.cli.outcome import FAILED, OK, USAGE, print_error
 from gateway.cli.table import table
+from gateway.domain.builtin_backends import LLAMA_CPP, default_prompt_cache_bytes
 from gateway.domain.resources import MIB
 from gateway.gguf.cache import LoadSettings
 from gateway.gguf.errors import BrokenHeader
@@ -61,6 +62,7 @@ def estimate_lines(found: Estimate, use: LoadSettings) -> Iterator[str]:
         "total without a GPU": found.total_bytes,
         f"GPU, with {found.offloaded_layers} of {found.layers} layers": found.vram_bytes,
         "RAM beside it": found.ram_bytes,
+        "prompt cache, at most": default_prompt_cache_bytes(LLAMA_CPP),
     }
     yield from table(
         ("what", "memory"), [{"what": name, "memory": f"{size / MIB:,.1f} MiB"} for name, size in rows.items()]

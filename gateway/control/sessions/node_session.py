@@ -225,8 +225,9 @@ class NodeSession:
             self.end(f"its worker reports of more than {UNWRITTEN_MAX} replicas at a time")
 
     def _measure(self, report: Report, replica: Replica) -> None:
-        node = self._settings.views.current.state.nodes.get(self.node_id)
-        requirement = measured_requirement(report, node) if report.observed is Observed.READY else None
+        state = self._settings.views.current.state
+        node, spec = state.nodes.get(self.node_id), state.models.get(replica.model)
+        requirement = measured_requirement(report, spec, node) if report.observed is Observed.READY else None
         if requirement is not None:
             self._measured[replica.model, replica.revision] = requirement
 

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LISTENER_TIMEOUT_SECONDS: Final = 60.0
 """The time limit for llama.cpp's own listener, which needs no slot but answers only after the current batch."""
 LISTENER_THREADS: Final = 2
+MIB_BYTES: Final = 2**20
 LOG_ERRORS_ONLY: Final = 1
 FLASH_ATTENTION: Final = {
     "auto": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_AUTO,
@@ -137,7 +138,7 @@ class Model:
             takes_tools=abilities["supports_tools"],
             call_format=self._read_call_format() if abilities["supports_tools"] else PLAIN,
             template_names=names_in(properties["chat_template"] + properties.get("chat_template_tool_use", "")),
-            temperature=properties["default_generation_settings"]["params"]["temperature"],
+            reproducible=self.options.reproducible,
             parses_arguments=abilities["supports_object_arguments"],
             takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),
         )
@@ -200,8 +201,10 @@ def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> x
     parameters.pooling_type = _pooling_type(options.pooling, declares_pooling)
     parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     parameters.verbosity = LOG_ERRORS_ONLY
-    # Prompts of past requests in RAM, gigabytes that nobody has reserved for this model (P2).
-    parameters.cache_ram_mib = 0
+    # Prompts of past requests in RAM. The planner has reserved that much for this model (P2).
+    parameters.cache_ram_mib = -(-options.prompt_cache_bytes // MIB_BYTES)
+    # Each slot has a cache of its own, so a prompt has to be kept elsewhere only when another one takes its slot.
+    parameters.cache_idle_slots = False
     _close_listener(parameters, api_key)
     return parameters
 

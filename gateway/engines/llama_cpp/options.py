@@ -18,6 +18,8 @@ THREADS_MAX: Final = 1024
 BATCH_TOKENS_DEFAULT: Final = 512
 BATCH_TOKENS_MIN: Final = 32
 BATCH_TOKENS_MAX: Final = 65_536
+PROMPT_CACHE_BYTES_DEFAULT: Final = 256 * 2**20
+PROMPT_CACHE_BYTES_MAX: Final = 2**50
 BOOLEANS: Final[Mapping[str, bool]] = {"true": True, "false": False}
 
 
@@ -43,6 +45,10 @@ class LoadOptions:
     flash_attention: str
     """Whether flash attention is used. `auto` means as llama.cpp decides. With `off`, a generation with a seed repeats
     exactly even beside other calls (seen on CPUs), for more memory."""
+    prompt_cache_bytes: int
+    """The main memory for prompts of past requests, beside what each slot remembers of its last one."""
+    reproducible: bool
+    """Whether a request computes its whole prompt anew unless it says otherwise (see `sampling`)."""
 
 
 def load_options(request: pb.ModelOptions) -> LoadOptions:
@@ -66,6 +72,8 @@ def load_options(request: pb.ModelOptions) -> LoadOptions:
         embeddings=values.get("embeddings", True),
         pooling=values.get("pooling", "auto"),
         flash_attention=values.get("flash_attention", "auto"),
+        prompt_cache_bytes=values.get("prompt_cache", PROMPT_CACHE_BYTES_DEFAULT),
+        reproducible=values.get("reproducible", False),
     )
 
 
@@ -129,5 +137,7 @@ OPTIONS: Final[Mapping[str, Reader]] = {
     "embeddings": _boolean,
     "pooling": _one_of("auto", "none", "mean", "cls", "last", "rank"),
     "flash_attention": _one_of("auto", "on", "off"),
+    "prompt_cache": _integer(0, PROMPT_CACHE_BYTES_MAX),
+    "reproducible": _boolean,
 }
 """The options that `ModelOptions.Options` may set, as `key:value`."""

@@ -38,8 +38,8 @@ class SamplingLimits:
     """The way in which a call that is forced begins."""
     template_names: frozenset[str] = frozenset()
     """The names that the chat template may read."""
-    temperature: float | None = None
-    """The temperature of a request that sets none, by the model's file or llama.cpp. None if it is not known."""
+    reproducible: bool = False
+    """Whether a request that does not say is answered like any equal one before it."""
     parses_arguments: bool = False
     """Whether llama.cpp parses the arguments of earlier calls, because the template writes them out as an object."""
     takes_text_arguments: bool = True
@@ -53,16 +53,12 @@ Reader = Callable[[str, Any, SamplingLimits], Body]
 def sampling_body(request: pb.PredictOptions, limits: SamplingLimits) -> Body:
     """Returns the sampling parameters for llama.cpp. Raises `CallError` (INVALID_ARGUMENT) that names the parameter."""
     given = _given(request)
-    body: Body = {}
+    body: Body = {"cache_prompt": False} if limits.reproducible else {}
     for name, value in given.items():
         reader = READERS.get(name)
         if reader is None:
             raise invalid(f"unknown sampling parameter {name!r}", param=name)
         body |= reader(name, value, limits)
-    if "seed" in given or given.get("temperature", limits.temperature) == 0:
-        # A prefix from the cache was computed in other batches, so its last digits differ, and the answer may differ,
-        # too.
-        body["cache_prompt"] = False
     return body
 
 
@@ -186,6 +182,14 @@ def _ignore_eos(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN4
     return {name: value}
 
 
+def _reproducible(name: str, value: Any, _: SamplingLimits) -> Body:  # noqa: ANN401 - straight from JSON
+    """Reads whether equal requests have to get equal answers. A prefix from the cache was computed in other batches, so
+    its last digits differ, and the answer may differ, too."""
+    if not isinstance(value, bool):
+        _wrong(name, "true or false", value)
+    return {"cache_prompt": not value}
+
+
 READERS: Final[Mapping[str, Reader]] = {
     "temperature": _number(0),
     "top_p": _number(0, 1),
@@ -199,5 +203,6 @@ READERS: Final[Mapping[str, Reader]] = {
     "stop": _stop,
     "logit_bias": _logit_bias,
     "ignore_eos": _ignore_eos,
+    "reproducible": _reproducible,
 }
 """The parameters that may be set, by the names of llama.cpp and OpenAI."""

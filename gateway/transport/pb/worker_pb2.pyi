@@ -174,7 +174,7 @@ class DesiredReplica(_message.Message):
     def __init__(self, replica_id: _Optional[str] = ..., spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., desired: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "backend", "artifact", "sha256", "context_size", "gpu_layers", "parallel", "options", "min_replicas", "max_replicas", "on_every_node", "selector", "exclusive_group", "load_timeout_seconds", "source", "rollout")
+    __slots__ = ("name", "backend", "artifact", "sha256", "context_size", "gpu_layers", "parallel", "options", "min_replicas", "max_replicas", "on_every_node", "selector", "exclusive_group", "load_timeout_seconds", "source", "rollout", "reproducible", "prompt_cache")
     class OptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +205,8 @@ class ModelSpec(_message.Message):
     LOAD_TIMEOUT_SECONDS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     ROLLOUT_FIELD_NUMBER: _ClassVar[int]
+    REPRODUCIBLE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     artifact: str
@@ -221,7 +223,9 @@ class ModelSpec(_message.Message):
     load_timeout_seconds: float
     source: str
     rollout: str
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., artifact: _Optional[str] = ..., sha256: _Optional[str] = ..., context_size: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., parallel: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., on_every_node: _Optional[bool] = ..., selector: _Optional[_Mapping[str, str]] = ..., exclusive_group: _Optional[str] = ..., load_timeout_seconds: _Optional[float] = ..., source: _Optional[str] = ..., rollout: _Optional[str] = ...) -> None: ...
+    reproducible: bool
+    prompt_cache: int
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., artifact: _Optional[str] = ..., sha256: _Optional[str] = ..., context_size: _Optional[int] = ..., gpu_layers: _Optional[int] = ..., parallel: _Optional[int] = ..., options: _Optional[_Mapping[str, str]] = ..., min_replicas: _Optional[int] = ..., max_replicas: _Optional[int] = ..., on_every_node: _Optional[bool] = ..., selector: _Optional[_Mapping[str, str]] = ..., exclusive_group: _Optional[str] = ..., load_timeout_seconds: _Optional[float] = ..., source: _Optional[str] = ..., rollout: _Optional[str] = ..., reproducible: _Optional[bool] = ..., prompt_cache: _Optional[int] = ...) -> None: ...
 
 class TailLogs(_message.Message):
     __slots__ = ("tail", "replica_id", "lines", "follow")

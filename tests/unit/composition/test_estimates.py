@@ -31,7 +31,8 @@ async def test_p1_a_file_takes_more_with_more_context(tmp_path: Path) -> None:
 
 async def test_another_format_is_estimated_by_its_size(tmp_path: Path) -> None:
     (tmp_path / "m.bin").write_bytes(b"x" * 1000)
-    assert await estimate_requirement(tmp_path, spec(artifact="file:m.bin")) == estimate_other(1000)
+    model = spec(artifact="file:m.bin")
+    assert await estimate_requirement(tmp_path, model) == estimate_other(model, 1000)
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,13 @@ def ready(ram_bytes: int | None, vram_bytes: int | None) -> Report:
 def test_p1_a_replica_says_what_it_takes_of_a_machine_of_its_kind(
     report: Report, at: Node | None, requirement: Requirement | None
 ) -> None:
-    assert measured_requirement(report, at) == requirement
+    assert measured_requirement(report, None, at) == requirement
+
+
+def test_p1_a_measurement_has_room_for_the_prompt_cache_that_fills_later() -> None:
+    model = spec(prompt_cache=7)
+    assert measured_requirement(ready(5, None), model, CPU_NODE) == Requirement(ram_bytes=12, measured=True)
+    assert measured_requirement(ready(5, 9), model, GPU_NODE) == Requirement(vram_bytes=9, measured=True)
 
 
 class FailingRegistry(MemoryRegistry):

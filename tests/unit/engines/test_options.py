@@ -31,13 +31,32 @@ def test_what_is_not_set_has_a_default() -> None:
         embeddings=True,
         pooling="auto",
         flash_attention="auto",
+        prompt_cache_bytes=256 * 2**20,
+        reproducible=False,
     )
 
 
 def test_every_option_is_read() -> None:
-    read = options("parallel:2", "threads: 3", "batch:64", "embeddings:false", "pooling:last", "flash_attention:off")
+    read = options(
+        "parallel:2",
+        "threads: 3",
+        "batch:64",
+        "embeddings:false",
+        "pooling:last",
+        "flash_attention:off",
+        "prompt_cache:7",
+        "reproducible:true",
+    )
     expected = dataclasses.replace(
-        options(), parallel=2, threads=3, batch_tokens=64, embeddings=False, pooling="last", flash_attention="off"
+        options(),
+        parallel=2,
+        threads=3,
+        batch_tokens=64,
+        embeddings=False,
+        pooling="last",
+        flash_attention="off",
+        prompt_cache_bytes=7,
+        reproducible=True,
     )
     assert read == expected
 

@@ -45,9 +45,8 @@ def test_every_parameter_is_passed_on() -> None:
         "logit_bias": {"5": 100, "99": -1.5},
         "ignore_eos": True,
     }
-    assert parameters.keys() == READERS.keys()
-    expected = parameters | {"logit_bias": [(5, 100.0), (99, -1.5)], "cache_prompt": False}
-    assert explicit(parameters) == expected
+    assert parameters.keys() | {"reproducible"} == READERS.keys()
+    assert explicit(parameters) == parameters | {"logit_bias": [(5, 100.0), (99, -1.5)]}
 
 
 def test_nothing_set_leaves_everything_to_llama() -> None:
@@ -61,7 +60,7 @@ def test_the_gateways_object_hides_the_classic_fields() -> None:
 
 
 def test_classic_zeros_are_not_set_but_for_the_temperature() -> None:
-    assert sampling_body(pb.PredictOptions(), LIMITS) == {"temperature": 0.0, "cache_prompt": False}
+    assert sampling_body(pb.PredictOptions(), LIMITS) == {"temperature": 0.0}
 
 
 def test_classic_fields_are_read() -> None:
@@ -92,7 +91,6 @@ def test_classic_fields_are_read() -> None:
         "stop": ["end"],
         "logit_bias": [(5, 1.0)],
         "ignore_eos": True,
-        "cache_prompt": False,
     }
 
 
@@ -101,25 +99,25 @@ def test_a_seed_is_never_the_one_that_means_random(seed: int) -> None:
     assert explicit({"seed": seed})["seed"] in range(SEED_RANDOM)
 
 
-@pytest.mark.parametrize("parameters", [{"seed": 1}, {"temperature": 0}])
-def test_what_must_repeat_does_not_use_the_prompt_cache(parameters: dict[str, Any]) -> None:
-    assert explicit(parameters)["cache_prompt"] is False
+@pytest.mark.parametrize("parameters", [{}, {"seed": 1}, {"temperature": 0}, {"temperature": 0, "seed": 1}])
+def test_every_request_may_use_the_prompt_cache(parameters: dict[str, Any]) -> None:
+    """Agents and evaluations ask for temperature 0 or a seed, and repeat the longest prompts."""
+    assert "cache_prompt" not in explicit(parameters)
 
 
-def test_what_need_not_repeat_may_use_the_prompt_cache() -> None:
-    assert "cache_prompt" not in explicit({"temperature": 0.5})
+@pytest.mark.parametrize(("of_model", "of_request"), [(False, True), (True, None), (True, True)])
+def test_what_must_repeat_exactly_does_not_use_the_prompt_cache(of_model: bool, of_request: bool | None) -> None:
+    assert cached(of_model, of_request) is False
 
 
-@pytest.mark.parametrize(
-    ("by_default", "given", "may"), [(0.0, {}, False), (0.0, {"temperature": 1}, True), (0.8, {}, True)]
-)
-def test_a_model_that_is_greedy_by_default_repeats_itself_too(
-    by_default: float, given: dict[str, Any], may: bool
-) -> None:
+def test_a_request_may_use_the_prompt_cache_of_a_reproducible_model() -> None:
+    assert cached(of_model=True, of_request=False) is True
+
+
+def cached(of_model: bool, of_request: bool | None) -> object:
+    given = {} if of_request is None else {"reproducible": of_request}
     options = pb.PredictOptions(Metadata={SAMPLING_KEY: json.dumps(given)})
-    body = sampling_body(options, dataclasses.replace(LIMITS, temperature=by_default))
-    assert ("cache_prompt" not in body) == may
-    assert "temperature" not in body.keys() - given.keys(), "llama.cpp knows its default itself"
+    return sampling_body(options, dataclasses.replace(LIMITS, reproducible=of_model)).get("cache_prompt")
 
 
 def test_one_stop_word_may_stand_alone() -> None:

@@ -175,7 +175,9 @@ def test_a_requirement_is_of_one_replica(header: Header) -> None:
     found = requirement_of(spec, header, size_bytes=77)
     expected = estimate(header, USE)
     assert (found.vram_bytes, found.disk_bytes, found.measured) == (expected.vram_bytes, 77, False)
-    assert found.ram_bytes == expected.total_bytes + PROCESS_BYTES
+    assert found.ram_bytes == expected.total_bytes + PROCESS_BYTES + 256 * 2**20
+    smaller = requirement_of(replace(spec, prompt_cache=2**20), header, 77)
+    assert (found.ram_bytes or 0) - (smaller.ram_bytes or 0) == 255 * 2**20
     fewer = requirement_of(replace(spec, gpu_layers=2), header, 77).vram_bytes
     assert fewer == estimate(header, USE, gpu_layers=2).vram_bytes
 
@@ -190,9 +192,10 @@ def test_a_spec_is_used_as_the_engine_uses_it() -> None:
 
 
 def test_another_format_is_estimated_by_its_size() -> None:
-    found = estimate_other(10 * 2**30)
+    found = estimate_other(replace(SPEC, backend="other"), 10 * 2**30)
     assert found.disk_bytes == 10 * 2**30
     assert found.ram_bytes == found.vram_bytes == 12 * 2**30 + 512 * 2**20
+    assert estimate_other(replace(SPEC, prompt_cache=5), 0).ram_bytes == 512 * 2**20 + 5
 
 
 @pytest.mark.parametrize("wrong", [{"parallel": 0}, {"context_size": -1}, {"cache_type_k": "q9_0"}])

@@ -104,6 +104,8 @@ FULL: Final[dict[str, Any]] = {
     "gpu_layers": 0,
     "parallel": 3,
     "options": {"a": "1"},
+    "reproducible": True,
+    "prompt_cache": 1024,
     "min_replicas": 1,
     "max_replicas": 0,
     "selector": {"gpu.vendor": "nvidia"},

@@ -1,4 +1,5 @@
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from gateway.config.load import parse_config
 from gateway.domain.ids import Address, ModelName
 from gateway.domain.model_spec import ModelSpec
-from gateway.domain.resources import GIB
+from gateway.domain.resources import GIB, MIB
 from gateway.worker.artifacts.store import NO_ARTIFACT, Artifact
 from gateway.worker.process.command import (
     BackendProgram,
@@ -72,14 +73,16 @@ def test_model_options_say_what_is_set() -> None:
     options = model_options(spec, Artifact(Path("/models/m.gguf"), 1))
     assert (options.Model, options.ModelFile) == ("chat", "/models/m.gguf")
     assert (options.ContextSize, options.NGPULayers) == (4096, 99)
-    assert list(options.Options) == ["mirostat:2", "parallel:4"]
+    assert list(options.Options) == ["mirostat:2", "parallel:4", f"prompt_cache:{256 * MIB}"]
+    asked = model_options(replace(spec, prompt_cache=0, reproducible=True), NO_ARTIFACT)
+    assert list(asked.Options) == ["mirostat:2", "parallel:4", "prompt_cache:0", "reproducible:true"]
 
 
-def test_a_foreign_backend_hears_of_parallel_only_when_it_is_set() -> None:
+def test_a_foreign_backend_hears_only_of_what_is_set() -> None:
     silent = ModelSpec(ModelName("m"), "whisper", "")
-    with_parallel = ModelSpec(ModelName("m"), "whisper", "", parallel=2)
     assert list(model_options(silent, NO_ARTIFACT).Options) == []
-    assert list(model_options(with_parallel, NO_ARTIFACT).Options) == ["parallel:2"]
+    assert list(model_options(replace(silent, parallel=2), NO_ARTIFACT).Options) == ["parallel:2"]
+    assert list(model_options(replace(silent, prompt_cache=5), NO_ARTIFACT).Options) == ["prompt_cache:5"]
     assert model_options(silent, NO_ARTIFACT).ModelFile == ""
 
 
