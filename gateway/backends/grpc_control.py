@@ -1,5 +1,5 @@
-"""The calls of a worker to the backend processes that it starts (Health, LoadModel, Free), over connections of their
-own.
+"""The calls of a worker to the backend processes that it starts (Health, LoadModel, ModelMetadata, Free), over
+connections of their own.
 
 No channel is kept. A process gets few calls while it starts, and the channel of LoadModel may be silent for as long as
 the load takes (pitfall 34).
@@ -62,6 +62,21 @@ class GrpcBackendControl:
             raise LoadFailed(_describe(error)) from error
         if not result.success:
             raise LoadFailed(result.message or "the backend gave no reason")
+
+    async def model_metadata(
+        self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float
+    ) -> pb.ModelMetadataResponse | None:
+        """Calls ModelMetadata. Returns None if it does not succeed, which is logged and not raised."""
+
+        async def ask(stub: BackendStub) -> pb.ModelMetadataResponse:
+            """Makes the call."""
+            return await stub.ModelMetadata(options, metadata=names.bearer(token))
+
+        try:
+            return await self._bridge.run(self._call_aio, address, ask, timeout_seconds)
+        except _FAILURES as error:
+            log.debug("backend.metadata_failed", address=address, error=_describe(error))
+            return None
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
         """Calls Free, so that the backend frees its model. A failure is logged and not raised."""

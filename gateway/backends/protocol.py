@@ -101,6 +101,12 @@ class BackendControl(Protocol):
         """Loads a model. Raises `LoadFailed`, also after `timeout_seconds`; the backend may still be loading then
         (L8)."""
 
+    async def model_metadata(
+        self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float
+    ) -> pb.ModelMetadataResponse | None:
+        """Asks what the loaded model can do. Returns None if the backend can't say so in time. It raises nothing,
+        because many backends can't."""
+
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
         """Asks the backend to free its model before it is ended. It takes no longer than `timeout_seconds` and raises
         nothing, because many backends cannot do it, and one that hangs has to be ended all the same (W8)."""

@@ -4,5 +4,6 @@
 and the HTTP API (`http_sockets`, `http_settings`, `http_api`), and starts `services`, among them `embedded_worker` and
 `session_server`.
 `worker` (`run_worker`) is the root of `gateway worker`, and `joiner` reaches the gateways that it may join. Workers get
-the file of `tiny_model`. `migration` (`migrate_postgres`) is the root of `gateway migrate`.
+the file of `tiny_model`. `migration` (`migrate_postgres`) is the root of `gateway migrate`, and `file_warnings` are for
+`gateway check-config`.
 """

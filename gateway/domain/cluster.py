@@ -8,7 +8,7 @@ from typing import Final
 
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.model_spec import NOTHING, Capabilities, ModelSpec
 from gateway.domain.resources import UNKNOWN, Capacity, Requirement
 
 
@@ -141,6 +141,8 @@ class ClusterState:
     leader: GatewayId | None = None
     epoch: int = 0
     """The epoch of the leader's term, or 0 if no gateway has led yet."""
+    capabilities: Mapping[ModelName, Capabilities] = field(default_factory=dict)
+    """The abilities of the models' current revisions, as far as a backend has said them."""
 
 
 EMPTY_STATE: Final = ClusterState(

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from gateway.domain.builtin_backends import default_parallel, default_prompt_cache_bytes
+from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName, Revision
+from gateway.domain.texts import quoted
 
 NOTHING: Final[Mapping[Any, Any]] = MappingProxyType({})
 BUILTIN_CONTEXT_TOKENS: Final[Mapping[str, int]] = MappingProxyType({"builtin:demo": 40_960})
@@ -89,3 +92,77 @@ class ModelSpec:
         }
         canonical = json.dumps({key: value for key, value in seen.items() if value is not None}, sort_keys=True)
         return Revision(hashlib.sha256(canonical.encode()).hexdigest())
+
+
+UNSUPPORTED: Final = "unsupported"
+
+
+class Ability(StrEnum):
+    """An ability that a model is made for. The values are the names of fields of `Capabilities`."""
+
+    GENERATES = "generates"
+    EMBEDS = "embeds"
+    RERANKS = "reranks"
+
+
+KINDS: Final = (
+    (Ability.RERANKS, "a reranking model", "/v1/rerank"),
+    (Ability.GENERATES, "a model that generates text", "/v1/chat/completions or /v1/completions"),
+    (Ability.EMBEDS, "an embedding model", "/v1/embeddings"),
+)
+"""The name of a model by the first ability that it has, and the routes to use it with."""
+VERBS: Final = {
+    Ability.GENERATES: "can't generate text",
+    Ability.EMBEDS: "can't embed text",
+    Ability.RERANKS: "can't rerank documents",
+}
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """The abilities of one revision of a model. None means that its backend does not say."""
+
+    generates: bool | None = None
+    embeds: bool | None = None
+    reranks: bool | None = None
+    context_tokens: int | None = None
+    """The number of tokens that one request may use, prompt and answer together, as the model was really loaded."""
+    tools: bool | None = None
+    """Whether its chat template shows the model its tools."""
+    thinking: bool | None = None
+    """Whether it can reason before it answers."""
+    schema: bool | None = None
+    """Whether its answer can be held to a JSON schema."""
+    vision: bool | None = None
+    infill: bool | None = None
+    """Whether it can fill in what is missing between two texts."""
+
+    def known(self) -> dict[str, bool]:
+        """Returns the abilities that are known, by their names, without the size of the context."""
+        return {name: value for name, value in asdict(self).items() if isinstance(value, bool)}
+
+
+NOTHING_KNOWN: Final = Capabilities()
+
+
+def refusal(model: ModelName, capabilities: Capabilities, needed: Ability) -> BadRequest | None:
+    """Returns the error for a request that the model is not made for, which says its kind. Returns None unless its
+    backend has said so."""
+    if getattr(capabilities, needed) is not False:
+        return None
+    return BadRequest(wrong_kind(model, capabilities, needed), param="model", code=UNSUPPORTED)
+
+
+def wrong_kind(model: str, capabilities: Capabilities, needed: Ability) -> str:
+    """Returns the sentence that says which kind of model it is, and what it can be used with instead."""
+    for ability, kind, routes in KINDS:
+        if getattr(capabilities, ability):
+            return f"The model '{quoted(model)}' is {kind} and {VERBS[needed]}; use it with {routes}."
+    return f"The model '{quoted(model)}' {VERBS[needed]}."
+
+
+def context_warning(spec: ModelSpec, context_tokens: int | None) -> str | None:
+    """Returns the sentence about a configured context that is larger than what the model has, or None."""
+    if spec.context_size is None or context_tokens is None or context_tokens >= spec.context_size:
+        return None
+    return f"context_size is {spec.context_size}, but the model has a context of {context_tokens} tokens only"

@@ -26,7 +26,7 @@ from typing import Final, TypeAlias
 
 from gateway.domain.ids import Address, BootId, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.model_spec import NOTHING, Capabilities, ModelSpec
 from gateway.domain.resources import ALL_VRAM, UNKNOWN, Capacity, VramBudget
 
 LOG_LINES_MAX: Final = 1000
@@ -54,6 +54,8 @@ class Report:
     """The main memory that its processes hold, once it is ready."""
     vram_bytes: int | None = None
     """The GPU memory that its processes hold, once it is ready."""
+    capabilities: Capabilities | None = None
+    """The abilities of its model, as its backend says them, once it is ready."""
 
 
 @dataclass(frozen=True)

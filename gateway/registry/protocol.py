@@ -9,7 +9,7 @@ from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
-from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.model_spec import NOTHING, Capabilities, ModelSpec
 from gateway.domain.peers import PeerState, PeerStates, SlotRequest
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Capacity, Requirement, VramBudget
@@ -147,6 +147,10 @@ class NodeRegistry(StateReader, Protocol):
     async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """Stores what a replica of the model needs. A part that is None leaves the stored value. Returns False and
         writes nothing if `revision` is not the model's current one, or if an estimate would replace a measurement."""
+
+    async def record_capabilities(self, name: ModelName, revision: Revision, capabilities: Capabilities) -> bool:
+        """Stores what the model can do, as a backend says that has just loaded it. Returns False and writes nothing if
+        `revision` is not the model's current one."""
 
     async def register_node(self, registration: Registration) -> Node:
         """Registers a worker. Returns its node, whose id the worker has to use from now on. Registration alone makes no

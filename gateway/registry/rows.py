@@ -11,7 +11,7 @@ something that gets no request and for which nothing is deleted:
 | `NodeOverrides`             | none, and not approved: an admin has to say again what counts                 |
 | `Capacity`                  | `UNKNOWN`; a part that only a newer version has is left out                   |
 | a model's spec              | None: the row stays, the model is in no state (`Tables.unreadable`)           |
-| `Requirement`               | not known; a part that only a newer version has is left out                   |
+| `Requirement`, `Capabilities` | not known; a part that only a newer version has is left out                   |
 """
 
 import json
@@ -25,13 +25,14 @@ from pydantic import TypeAdapter, ValidationError
 
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.model_spec import NOTHING, Capabilities, ModelSpec
 from gateway.domain.resources import UNKNOWN, Capacity, Requirement, VramBudget
 from gateway.registry.protocol import NodeOverrides
 from gateway.registry.tables import Declared, ModelRow, NodeRow
 
 SqlValue = str | int | float | None
 State = TypeVar("State", bound=StrEnum)
+Knowledge = TypeVar("Knowledge", Requirement, Capabilities)
 Declaration = TypeVar("Declaration", Declared, NodeOverrides)
 
 MODEL_COLUMNS: Final = (
@@ -43,6 +44,7 @@ MODEL_COLUMNS: Final = (
     "failure_attempts",
     "failure_retry_at",
     "requirement",
+    "capabilities",
     "unload_at",
 )
 NODE_COLUMNS: Final = (
@@ -87,6 +89,7 @@ DECLARATION_KEYS: Final = frozenset(field.name for field in (*fields(Declared), 
 BUDGET_KEYS: Final = frozenset(field.name for field in fields(VramBudget))
 _SPEC: Final = TypeAdapter(ModelSpec)
 _REQUIREMENT: Final = TypeAdapter(Requirement)
+_CAPABILITIES: Final = TypeAdapter(Capabilities)
 _CAPACITY: Final = TypeAdapter(Capacity)
 _DECLARED: Final = TypeAdapter(Declared)
 _OVERRIDES: Final = TypeAdapter(NodeOverrides)
@@ -110,6 +113,7 @@ def model_to_row(row: ModelRow) -> dict[str, SqlValue]:
         "failure_attempts": failure.attempts if failure else None,
         "failure_retry_at": failure.retry_at if failure else None,
         "requirement": _json(row.requirement) if row.requirement else None,
+        "capabilities": _json(row.capabilities) if row.capabilities else None,
         "unload_at": row.unload_at,
     }
 
@@ -126,14 +130,21 @@ def model_from_row(row: SqlRow) -> ModelRow | None:
     except (ValidationError, TypeError, ValueError):
         return None
     frozen = replace(spec, options=MappingProxyType(spec.options), selector=MappingProxyType(spec.selector))
-    return ModelRow(frozen, _failure_from_row(row), _requirement(row["requirement"]), row["unload_at"])
+    return ModelRow(
+        frozen,
+        failure=_failure_from_row(row),
+        requirement=_knowledge(_REQUIREMENT, row["requirement"]),
+        capabilities=_knowledge(_CAPABILITIES, row["capabilities"]),
+        unload_at=row["unload_at"],
+    )
 
 
-def _requirement(text: str | None) -> Requirement | None:
+def _knowledge(kind: TypeAdapter[Knowledge], text: str | None) -> Knowledge | None:
+    """Reads what is known of a model, or returns None if this version cannot read it."""
     if text is None:
         return None
     try:
-        return _REQUIREMENT.validate_python(json.loads(text))
+        return kind.validate_python(json.loads(text))
     except (ValidationError, TypeError, ValueError):
         return None
 

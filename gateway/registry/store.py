@@ -10,7 +10,7 @@ import trio
 
 from gateway.domain.cluster import ClusterState, Node, NodeStatus
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision, new_id
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.peers import PeerState, PeerStates
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Capacity, Requirement
@@ -135,6 +135,15 @@ class Store(ABC):
         outcome = await self._transact(
             "note_requirement",
             lambda tables, _: model_writes.requirement_recorded(tables, name, revision, requirement),
+            RowScope(model=name),
+        )
+        return outcome.after is not None
+
+    async def record_capabilities(self, name: ModelName, revision: Revision, capabilities: Capabilities) -> bool:
+        """Stores what the model can do. Returns False if `revision` is not the current one."""
+        outcome = await self._transact(
+            "record_capabilities",
+            lambda tables, _: model_writes.capabilities_recorded(tables, name, revision, capabilities),
             RowScope(model=name),
         )
         return outcome.after is not None

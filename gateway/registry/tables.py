@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId
-from gateway.domain.model_spec import NOTHING, ModelSpec
+from gateway.domain.model_spec import NOTHING, Capabilities, ModelSpec
 from gateway.domain.resources import ALL_VRAM, Requirement, VramBudget
 from gateway.registry.protocol import NodeOverrides
 
@@ -27,6 +27,8 @@ class ModelRow:
     failure: LoadFailure | None = None
     requirement: Requirement | None = None
     """The resources that a replica of the current revision needs. None means unknown."""
+    capabilities: Capabilities | None = None
+    """The abilities of the current revision. None means that no backend has said it yet."""
     unload_at: float | None = None
     """The time of the last requested unload (see `ClusterState.unloads`). It outlives the revision."""
 
@@ -93,6 +95,7 @@ class Tables:
             replicas=_ordered(self.replicas),
             demand=tuple(sorted(demand, key=lambda row: (row.gateway_id, row.model))),
             requirements=_ordered({name: row.requirement for name, row in self.models.items() if row.requirement}),
+            capabilities=_ordered({name: row.capabilities for name, row in self.models.items() if row.capabilities}),
             unloads=_ordered({name: row.unload_at for name, row in self.models.items() if row.unload_at is not None}),
             leader=self.leader_term.gateway_id,
             epoch=self.leader_term.epoch,

@@ -12,6 +12,7 @@ This file is longer than others because the two directions of each message stand
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, TypeVar
@@ -19,7 +20,7 @@ from typing import Any, Final, TypeVar
 from gateway.domain.ids import Address, BootId, ModelName, NodeId, ReplicaId
 from gateway.domain.inference import INT32_MAX
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.resources import Capacity, Gpu, VramBudget
 from gateway.domain.session import (
     DesiredReplica,
@@ -138,6 +139,7 @@ def _report_message(report: Report) -> pb.Report:
         total_bytes=report.total_bytes,
         ram_bytes=report.ram_bytes,
         vram_bytes=report.vram_bytes,
+        capabilities=None if report.capabilities is None else pb.Capabilities(**asdict(report.capabilities)),
     )
 
 
@@ -171,6 +173,21 @@ def _possible_report(message: pb.Report, replica_id: ReplicaId, observed: Observ
         total_bytes=bounds.whole(message, "total_bytes", 0, bounds.BYTES_MAX),
         ram_bytes=bounds.whole(message, "ram_bytes", 0, bounds.BYTES_MAX),
         vram_bytes=bounds.whole(message, "vram_bytes", 0, bounds.BYTES_MAX),
+        capabilities=_capabilities(message.capabilities) if message.HasField("capabilities") else None,
+    )
+
+
+def _capabilities(message: pb.Capabilities) -> Capabilities:
+    return Capabilities(
+        generates=_optional(message, "generates"),
+        embeds=_optional(message, "embeds"),
+        reranks=_optional(message, "reranks"),
+        context_tokens=bounds.whole(message, "context_tokens", 0, INT32_MAX),
+        tools=_optional(message, "tools"),
+        thinking=_optional(message, "thinking"),
+        schema=_optional(message, "schema"),
+        vision=_optional(message, "vision"),
+        infill=_optional(message, "infill"),
     )
 
 

@@ -20,6 +20,7 @@ import trio
 from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFailed
 from gateway.domain.ids import ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
+from gateway.domain.model_spec import Capabilities, context_warning
 from gateway.domain.session import DesiredReplica, Report
 from gateway.worker.artifacts.download import DownloadProgress
 from gateway.worker.artifacts.reference import ArtifactError
@@ -108,6 +109,7 @@ class ReplicaTask:
         self._exit_code: int | None = None
         self.output = OutputLog()
         self._failure: str | None = None
+        self._capabilities: Capabilities | None = None
         self._asked_to_end = False
         self._unwanted = trio.Event()
         self._stop = trio.Event()
@@ -268,6 +270,7 @@ class ReplicaTask:
                 await backend.wait_healthy(program.ready_timeout_seconds)
                 self._report(Observed.LOADING)
                 await backend.load(self._desired.spec, artifact)
+                self._capabilities = await backend.ask_capabilities(self._desired.spec, artifact)
                 usage = await self._context.measure_usage(self._pid)
             except (BackendNotReady, LoadFailed) as error:
                 self._failure = str(error)
@@ -275,7 +278,13 @@ class ReplicaTask:
                 self._unwanted.set()
                 return
             if not self._unwanted.is_set():
+                self._warn_of_context()
                 self._report(Observed.READY, ram_bytes=usage.ram_bytes, vram_bytes=usage.vram_bytes)
+
+    def _warn_of_context(self) -> None:
+        context_tokens = None if self._capabilities is None else self._capabilities.context_tokens
+        if (warning := context_warning(self._desired.spec, context_tokens)) is not None:
+            self._log.warning("worker.context_cut", warning=warning)
 
     async def _end_when_unwanted(self, process: BackendProcess, program: BackendProgram) -> None:
         await self._unwanted.wait()
@@ -371,6 +380,7 @@ class ReplicaTask:
                 pid=self._pid,
                 exit_code=self._exit_code,
                 error=error,
+                capabilities=self._capabilities if observed is Observed.READY else None,
                 **amounts,
             )
         )

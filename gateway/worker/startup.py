@@ -10,7 +10,7 @@ from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.protocol import BackendControl, BackendNotReady, LoadFailed
 from gateway.domain.builtin_backends import BUILTIN_BACKENDS
 from gateway.domain.ids import Address
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.resources import GIB, format_bytes
 from gateway.worker.artifacts.store import Artifact
 
@@ -20,6 +20,7 @@ HEALTH_INTERVAL_GROWTH: Final = 1.5
 HEALTH_INTERVAL_SECONDS_MAX: Final = 0.5
 """The longest pause between two questions. Backends written in Python come up in half a second or in a minute, so
 they are asked often first, then less."""
+METADATA_SECONDS_MAX: Final = 10.0
 LOAD_SECONDS_BASE: Final = 5 * 60.0
 LOAD_SECONDS_PER_GIB: Final = 20.0
 LOAD_SECONDS_MAX: Final = 6 * 3600.0
@@ -55,6 +56,21 @@ def load_seconds_max(spec: ModelSpec, size_bytes: int) -> float:
     if spec.load_timeout_seconds is not None:
         return spec.load_timeout_seconds
     return min(LOAD_SECONDS_BASE + LOAD_SECONDS_PER_GIB * size_bytes / GIB, LOAD_SECONDS_MAX)
+
+
+def capabilities_of(metadata: pb.ModelMetadataResponse) -> Capabilities:
+    """Returns what the backend says. LocalAI's own field can say only that a model thinks, never that it does not."""
+    return Capabilities(
+        generates=metadata.generates if metadata.HasField("generates") else None,
+        embeds=metadata.embeds if metadata.HasField("embeds") else None,
+        reranks=metadata.reranks if metadata.HasField("reranks") else None,
+        context_tokens=metadata.context_size or None,
+        tools=metadata.tools if metadata.HasField("tools") else None,
+        thinking=metadata.thinking if metadata.HasField("thinking") else metadata.supports_thinking or None,
+        schema=metadata.schema if metadata.HasField("schema") else None,
+        vision=metadata.vision if metadata.HasField("vision") else None,
+        infill=metadata.infill if metadata.HasField("infill") else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -98,3 +114,9 @@ class BackendClient:
             f"loading timed out after {seconds:g} s (budget for {format_bytes(artifact.size_bytes, round_up=True)}); "
             "raise the model's load_timeout"
         )
+
+    async def ask_capabilities(self, spec: ModelSpec, artifact: Artifact) -> Capabilities | None:
+        """Asks what the loaded model can do. Returns None if the backend does not say."""
+        options = model_options(spec, artifact)
+        metadata = await self.control.model_metadata(self.address, self.token, options, METADATA_SECONDS_MAX)
+        return None if metadata is None else capabilities_of(metadata)

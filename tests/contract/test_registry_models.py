@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.domain.cluster import LoadFailure
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Requirement
 from gateway.registry.protocol import DeclaredInFile, Registry
@@ -13,6 +13,7 @@ from gateway.registry.writes import models as model_writes
 from tests.contract.samples import MODEL, SettableClock, bumping, join, lead, place, replica, spec, stored
 
 FAILURE = LoadFailure(cause="exit code 1", attempts=2, retry_at=1030.5)
+CAN = Capabilities(generates=False, embeds=True, context_tokens=256)
 ESTIMATE = Requirement(vram_bytes=10, ram_bytes=20, disk_bytes=30)
 MEASUREMENT = Requirement(ram_bytes=25, measured=True)
 API_SPEC = spec(source="api")
@@ -199,6 +200,36 @@ async def test_a8_a_requirement_of_another_revision_is_void(registry: Registry) 
         assert not await registry.record_requirement(MODEL, API_SPEC.revision, MEASUREMENT)
         assert not await registry.record_requirement(spec("other").name, API_SPEC.revision, MEASUREMENT)
     assert await requirement(registry) is None
+
+
+# Capabilities
+
+
+async def test_what_a_model_can_do_is_kept_and_has_no_event(registry: Registry) -> None:
+    await registry.put_model(API_SPEC)
+    async with bumping(registry, 1):
+        assert await registry.record_capabilities(MODEL, API_SPEC.revision, CAN)
+    assert (await registry.read_state()).capabilities == {MODEL: CAN}
+    assert [event.kind for event in await registry.read_events(9)] == ["model.declared"]
+    async with bumping(registry, 0):
+        assert await registry.record_capabilities(MODEL, API_SPEC.revision, CAN)
+
+
+async def test_what_a_model_can_do_is_replaced_as_a_whole(registry: Registry) -> None:
+    await registry.put_model(API_SPEC)
+    await registry.record_capabilities(MODEL, API_SPEC.revision, CAN)
+    await registry.record_capabilities(MODEL, API_SPEC.revision, Capabilities(tools=True))
+    assert (await registry.read_state()).capabilities == {MODEL: Capabilities(tools=True)}
+
+
+async def test_a8_what_another_revision_can_do_is_void(registry: Registry) -> None:
+    await registry.put_model(API_SPEC)
+    await registry.record_capabilities(MODEL, API_SPEC.revision, CAN)
+    await registry.put_model(NEXT_SPEC)
+    assert (await registry.read_state()).capabilities == {}
+    async with bumping(registry, 0):
+        assert not await registry.record_capabilities(MODEL, API_SPEC.revision, CAN)
+        assert not await registry.record_capabilities(spec("other").name, API_SPEC.revision, CAN)
 
 
 async def test_l9_a_failure_leaves_the_rest_of_the_row(registry: Registry) -> None:

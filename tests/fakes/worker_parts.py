@@ -96,6 +96,8 @@ class FakeControl:
     healthy: Callable[[Address], Awaitable[None]] = succeed
     load: Callable[[Address], Awaitable[None]] = succeed
     unload: Callable[[Address], Awaitable[None]] = succeed
+    metadata: pb.ModelMetadataResponse | None = None
+    """What the backend says of its model; None: it can't."""
     loads: list[pb.ModelOptions] = field(default_factory=list)
     freed: list[tuple[float, Address]] = field(default_factory=list)
     """When (Trio's clock) who was asked to let its model go."""
@@ -110,6 +112,12 @@ class FakeControl:
         self._check_token(address, token)
         self.loads.append(options)
         await self.load(address)
+
+    async def model_metadata(
+        self, address: Address, token: str, options: pb.ModelOptions, timeout_seconds: float
+    ) -> pb.ModelMetadataResponse | None:
+        self._check_token(address, token)
+        return self.metadata
 
     async def free(self, address: Address, token: str, timeout_seconds: float) -> None:
         self._check_token(address, token)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.ids import Address, BootId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.resources import UNKNOWN, Capacity, Gpu, VramBudget
 from gateway.domain.session import (
     DesiredReplica,
@@ -50,6 +50,19 @@ CAPACITIES = st.builds(
     cpu_count=st.none() | st.integers(0, 2**20),
     cpu_flags=st.lists(WORD, max_size=3).map(tuple),
 )
+MAYBE = st.none() | st.booleans()
+CAPABILITIES = st.builds(
+    Capabilities,
+    generates=MAYBE,
+    embeds=MAYBE,
+    reranks=MAYBE,
+    context_tokens=st.none() | st.integers(0, 2**31 - 1),
+    tools=MAYBE,
+    thinking=MAYBE,
+    schema=MAYBE,
+    vision=MAYBE,
+    infill=MAYBE,
+)
 REPORTS = st.builds(
     Report,
     replica_id=WORD.map(ReplicaId),
@@ -63,6 +76,7 @@ REPORTS = st.builds(
     total_bytes=MAYBE_AMOUNT,
     ram_bytes=MAYBE_AMOUNT,
     vram_bytes=MAYBE_AMOUNT,
+    capabilities=st.none() | CAPABILITIES,
 )
 HELLOS = st.builds(
     Hello,

@@ -15,7 +15,7 @@ from gateway.bridge import open_bridge
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, NodeStatus, Progress, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.peers import PeerState, PendingReason, Use
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Capacity, Gpu, Requirement, VramBudget
@@ -138,6 +138,7 @@ reports = st.builds(
     exit_code=maybe(st.integers(-9, 1)),
     error=maybe(any_texts),
 )
+capabilities = st.builds(Capabilities, generates=maybe(st.booleans()), context_tokens=maybe(small))
 replicas = st.builds(
     Replica,
     id=replica_ids,
@@ -206,6 +207,7 @@ some_call = st.one_of(
     calls("put_model", specs),
     calls("remove_model", model_names),
     calls("unload_model", model_names),
+    calls("record_capabilities", model_names, st.sampled_from([PresentRevision(), Revision("r")]), capabilities),
     calls("record_requirement", model_names, st.sampled_from([PresentRevision(), Revision("r")]), requirements),
     calls("register_node", registrations),
     calls("join_node", hellos, gateway_ids),

@@ -11,7 +11,7 @@ from gateway.control.fleet_status import FleetStatus
 from gateway.domain.cluster import Node, Replica
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import NOTHING_KNOWN, ModelSpec, context_warning
 from gateway.domain.routability import FleetView, coming_up
 from gateway.routing.admission import ModelQueueStatistics
 from gateway.routing.load_tracker import LoadStatistics
@@ -157,6 +157,8 @@ def _model(spec: ModelSpec, view: FleetView, use: _Use) -> dict[str, Any]:
         if replica.model == spec.name and replica.desired is Desired.RUN and replica.revision == spec.revision
     ]
     failure, requirement = view.state.failures.get(spec.name), view.state.requirements.get(spec.name)
+    capabilities = view.state.capabilities.get(spec.name, NOTHING_KNOWN)
+    warning = context_warning(spec, capabilities.context_tokens)
     return {
         "name": spec.name,
         "source": spec.source,
@@ -172,6 +174,9 @@ def _model(spec: ModelSpec, view: FleetView, use: _Use) -> dict[str, Any]:
         "error": failure.cause if failure is not None else None,
         "retry_at": failure.retry_at if failure is not None else None,
         "requirement": asdict(requirement) if requirement is not None else None,
+        "capabilities": capabilities.known(),
+        "context_tokens": capabilities.context_tokens or spec.context_tokens,
+        "warnings": [] if warning is None else [warning],
         "spec": spec_body(spec),
     }
 

@@ -16,6 +16,7 @@ from gateway.api.openai.logprobs import chat_logprobs, text_logprobs
 from gateway.domain.errors import BackendFailed
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, ToolCall
+from gateway.domain.model_spec import Capabilities, ModelSpec
 
 EncodingFormat = Literal["float", "base64"]
 OWNER: Final = "gateway"
@@ -159,15 +160,23 @@ def _base64(vector: tuple[float, ...]) -> str:
     return b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def model_object(name: ModelName, created: int) -> bytes:
+def model_object(spec: ModelSpec, capabilities: Capabilities, created: int) -> bytes:
     """Encodes one model as a `model` object."""
-    return to_json(_model(name, created))
+    return to_json(_model(spec, capabilities, created))
 
 
-def model_list(names: Iterable[ModelName], created: int) -> bytes:
-    """Encodes models as a list of `model` objects, in the order of `names` and all with the same `created`."""
-    return to_json({"object": "list", "data": [_model(name, created) for name in names]})
+def model_list(models: Iterable[tuple[ModelSpec, Capabilities]], created: int) -> bytes:
+    """Encodes models as a list of `model` objects, in the given order and all with the same `created`."""
+    return to_json({"object": "list", "data": [_model(spec, can, created) for spec, can in models]})
 
 
-def _model(name: ModelName, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": OWNER}
+def _model(spec: ModelSpec, capabilities: Capabilities, created: int) -> dict[str, Any]:
+    """Returns OpenAI's object, and what is known of the model's context and abilities under the names of other
+    servers."""
+    model: dict[str, Any] = {"id": spec.name, "object": "model", "created": created, "owned_by": OWNER}
+    context_tokens = capabilities.context_tokens or spec.context_tokens
+    if context_tokens is not None:
+        model["max_model_len"] = context_tokens
+    if known := capabilities.known():
+        model["capabilities"] = known
+    return model

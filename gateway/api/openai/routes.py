@@ -23,6 +23,7 @@ from gateway.api.openai.tools import check_call
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
+from gateway.domain.model_spec import NOTHING_KNOWN, Ability, refusal
 from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
 from gateway.routing.router import RoutedStream, Router
@@ -139,6 +140,7 @@ class OpenAiApi:
     ) -> None:
         model, created = call.generation.model, int(self._wall_clock())
         self._record_model(exchange, model, call.user)
+        self._check_kind(model, Ability.GENERATES)
         check_abilities(self._views.current.state.models.get(model), call.generations)
         if call.stream:
             encoders = [
@@ -232,6 +234,7 @@ class OpenAiApi:
         call = await self._parse(exchange, schema.parse_embeddings, body)
         del body
         self._record_model(exchange, call.model, call.user)
+        self._check_kind(call.model, Ability.EMBEDS)
         spec = self._views.current.state.models.get(call.model)
         check_inputs(spec, call.inputs)
         origin = Origin(exchange.request_id, caller.name)
@@ -245,14 +248,17 @@ class OpenAiApi:
         await exchange.respond(200, answer, headers=headers)
 
     async def _models(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
-        names = sorted(self._views.current.state.models)
-        await exchange.respond(200, encode.model_list(names, self._started))
+        state = self._views.current.state
+        models = [(spec, state.capabilities.get(name, NOTHING_KNOWN)) for name, spec in sorted(state.models.items())]
+        await exchange.respond(200, encode.model_list(models, self._started))
 
     async def _model(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
         name = ModelName(exchange.path.removeprefix("/v1/models/"))
-        if name not in self._views.current.state.models:
+        state = self._views.current.state
+        if (spec := state.models.get(name)) is None:
             raise ModelNotFound(name)
-        await exchange.respond(200, encode.model_object(name, self._started))
+        capabilities = state.capabilities.get(name, NOTHING_KNOWN)
+        await exchange.respond(200, encode.model_object(spec, capabilities, self._started))
 
     def _record_model(self, exchange: Exchange, model: ModelName, user: str | None) -> None:
         exchange.notes["model"] = model
@@ -260,6 +266,12 @@ class OpenAiApi:
             exchange.notes["user"] = user
         if model in self._views.current.state.models:
             exchange.count_for(model)
+
+    def _check_kind(self, model: ModelName, needed: Ability) -> None:
+        """Refuses what the model is not made for, without waiting for a replica. Raises `BadRequest`."""
+        capabilities = self._views.current.state.capabilities.get(model)
+        if capabilities is not None and (error := refusal(model, capabilities, needed)) is not None:
+            raise error
 
     def _record_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:
         exchange.notes["replica_id"] = candidate.replica_id

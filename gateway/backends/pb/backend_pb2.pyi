@@ -824,16 +824,34 @@ class MetricsResponse(_message.Message):
     def __init__(self, slot_id: _Optional[int] = ..., prompt_json_for_slot: _Optional[str] = ..., tokens_per_second: _Optional[float] = ..., tokens_generated: _Optional[int] = ..., prompt_tokens_processed: _Optional[int] = ...) -> None: ...
 
 class ModelMetadataResponse(_message.Message):
-    __slots__ = ("supports_thinking", "rendered_template", "tool_format", "media_marker")
+    __slots__ = ("supports_thinking", "rendered_template", "tool_format", "media_marker", "generates", "embeds", "reranks", "context_size", "tools", "thinking", "schema", "vision", "infill")
     SUPPORTS_THINKING_FIELD_NUMBER: _ClassVar[int]
     RENDERED_TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     TOOL_FORMAT_FIELD_NUMBER: _ClassVar[int]
     MEDIA_MARKER_FIELD_NUMBER: _ClassVar[int]
+    GENERATES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    RERANKS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    VISION_FIELD_NUMBER: _ClassVar[int]
+    INFILL_FIELD_NUMBER: _ClassVar[int]
     supports_thinking: bool
     rendered_template: str
     tool_format: ToolFormatMarkers
     media_marker: str
-    def __init__(self, supports_thinking: _Optional[bool] = ..., rendered_template: _Optional[str] = ..., tool_format: _Optional[_Union[ToolFormatMarkers, _Mapping]] = ..., media_marker: _Optional[str] = ...) -> None: ...
+    generates: bool
+    embeds: bool
+    reranks: bool
+    context_size: int
+    tools: bool
+    thinking: bool
+    schema: bool
+    vision: bool
+    infill: bool
+    def __init__(self, supports_thinking: _Optional[bool] = ..., rendered_template: _Optional[str] = ..., tool_format: _Optional[_Union[ToolFormatMarkers, _Mapping]] = ..., media_marker: _Optional[str] = ..., generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., reranks: _Optional[bool] = ..., context_size: _Optional[int] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., schema: _Optional[bool] = ..., vision: _Optional[bool] = ..., infill: _Optional[bool] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("prompt", "candidates", "include_token_logprobs", "length_normalize", "ModelIdentity", "stable_prefix_len")

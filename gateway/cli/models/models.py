@@ -10,7 +10,7 @@ from gateway.cli.client import ApiClient, ApiError
 from gateway.cli.models.load_progress import follow_load, status_line
 from gateway.cli.models.spec_arguments import BadValue, read_spec, with_values
 from gateway.cli.outcome import FAILED, OK, USAGE, print_error
-from gateway.cli.table import print_table
+from gateway.cli.table import print_table, printable
 
 COLUMNS: Final[Sequence[str]] = (
     "name",
@@ -20,9 +20,12 @@ COLUMNS: Final[Sequence[str]] = (
     "min/max",
     "in_flight",
     "queued",
+    "kind",
+    "context",
     "source",
     "error",
 )
+ABILITIES: Final = ("generates", "embeds", "reranks")
 
 
 def models(arguments: argparse.Namespace) -> int:
@@ -41,7 +44,11 @@ def models(arguments: argparse.Namespace) -> int:
 def _act(client: ApiClient, arguments: argparse.Namespace) -> int:
     """Runs the action and returns the exit code. Raises `ApiError`, `BadValue`."""
     if arguments.action == "list":
-        print_table("models", COLUMNS, [_row(model) for model in client.get("/api/models")["models"]])
+        found = client.get("/api/models")["models"]
+        print_table("models", COLUMNS, [_row(model) for model in found])
+        for model in found:
+            for warning in model.get("warnings", ()):
+                print(printable(f"warning: {model['name']}: {warning}"))
         return OK
     name = arguments.model
     path = f"/api/models/{quote(name, safe='/')}"
@@ -65,7 +72,14 @@ def _act(client: ApiClient, arguments: argparse.Namespace) -> int:
 def _row(model: Mapping[str, Any]) -> dict[str, Any]:
     most = model["max_replicas"] or "any"
     counts = "every node" if model["spec"].get("replicas") == "all" else f"{model['min_replicas']}/{most}"
-    return {**model, "min/max": counts}
+    # A gateway of an earlier version says nothing of either.
+    abilities = [name for name in ABILITIES if model.get("capabilities", {}).get(name)]
+    return {
+        **model,
+        "min/max": counts,
+        "kind": " ".join(abilities) or None,
+        "context": model.get("context_tokens"),
+    }
 
 
 def _load(client: ApiClient, path: str, *, wait: bool) -> int:

@@ -1,4 +1,5 @@
-"""`gateway check-config`: reports every problem of a configuration, with its path and line."""
+"""`gateway check-config`: reports every problem of a configuration, with its path and line, and warns of files that do
+not match it."""
 
 import argparse
 import os
@@ -21,11 +22,18 @@ def find_config(named: Path | None) -> Path | None:
 
 
 def check_config(arguments: argparse.Namespace) -> int:
-    """Prints `ok`, or all problems of a configuration on standard error. Returns the exit code, 2 for problems."""
+    """Prints `ok`, or all problems of a configuration on standard error. Returns the exit code, 2 for problems.
+
+    Warnings go to standard error as well and are no problems.
+    """
     try:
-        load_config(find_config(arguments.file), os.environ)
+        config = load_config(find_config(arguments.file), os.environ)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return USAGE
+    from gateway.composition.file_warnings import read_file_warnings  # here, since a bad file needs none of it
+
+    for warning in read_file_warnings(config):
+        print(f"warning: {warning}", file=sys.stderr)
     print("ok")
     return OK

@@ -20,6 +20,7 @@ from gateway.control.sessions.readiness_gate import ReadinessGate
 from gateway.domain.cluster import ClusterState, ProbeOutcome, Replica
 from gateway.domain.ids import GatewayId, ModelName, NodeId, ReplicaId, Revision
 from gateway.domain.lifecycle import FINAL, Observed
+from gateway.domain.model_spec import Capabilities
 from gateway.domain.pacing import TokenBucket
 from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import FleetView
@@ -117,6 +118,8 @@ class NodeSession:
         self._capacity: Capacity | None = None
         self._measured: dict[tuple[ModelName, Revision], Requirement] = {}
         """The measured needs of models that are not in the registry yet."""
+        self._capabilities: dict[tuple[ModelName, Revision], Capabilities] = {}
+        """The capabilities of models that are not in the registry yet."""
         self._written = Wake()
         self._pace = TokenBucket(WRITES_PER_SECOND, WRITES_BURST)
         self._readiness_gate = ReadinessGate(settings.probe, self._target_of, self._put, settings.report_broken)
@@ -230,6 +233,8 @@ class NodeSession:
         requirement = measured_requirement(report, spec, node) if report.observed is Observed.READY else None
         if requirement is not None:
             self._measured[replica.model, replica.revision] = requirement
+        if report.capabilities is not None:
+            self._capabilities[replica.model, replica.revision] = report.capabilities
 
     def _stored(self, replica_id: ReplicaId) -> Replica | None:
         """Returns the replica's row, or None if the replica is unknown or belongs to another node, of which this worker
@@ -276,7 +281,7 @@ class NodeSession:
     async def _run_writer(self) -> None:
         while True:
             await self._written.wait()
-            while self._unwritten or self._capacity is not None or self._measured:
+            while self._unwritten or self._capacity is not None or self._measured or self._capabilities:
                 await self._wait_turn()
                 try:
                     await self._write()
@@ -310,3 +315,7 @@ class NodeSession:
             await registry.record_requirement(model, revision, requirement)
             if self._measured.get((model, revision)) is requirement:
                 del self._measured[model, revision]
+        for (model, revision), capabilities in tuple(self._capabilities.items()):
+            await registry.record_capabilities(model, revision, capabilities)
+            if self._capabilities.get((model, revision)) is capabilities:
+                del self._capabilities[model, revision]

@@ -15,6 +15,7 @@ from gateway.backends.metadata import (
     REFUSED_FULL,
 )
 
+UNSUPPORTED: Final = "unsupported"
 CONTEXT_LENGTH_EXCEEDED: Final = "context_length_exceeded"
 
 
@@ -40,6 +41,11 @@ def invalid(message: str, *, param: str, code: str | None = None) -> CallError:
     if param.isascii() and param.isprintable():
         trailers[ERROR_PARAM] = param
     return CallError(Status.INVALID_ARGUMENT, message, trailers)
+
+
+def wrong_kind(message: str) -> CallError:
+    """Returns the error for a call that a model of this kind can't answer: INVALID_ARGUMENT at the model's name."""
+    return invalid(message, param="model", code=UNSUPPORTED)
 
 
 def full() -> CallError:

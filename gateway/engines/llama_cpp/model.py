@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 import xllamacpp
 from grpclib.const import Status
 
+from gateway.backends.pb import backend_pb2 as pb
+from gateway.engines.llama_cpp.capabilities import kind_of, thinks
 from gateway.engines.llama_cpp.chunks import Param, raise_error, too_long, unreadable
 from gateway.engines.llama_cpp.errors import CallError, LoadError
 from gateway.engines.llama_cpp.forms.answer_start import answer_start
@@ -25,6 +27,7 @@ from gateway.engines.llama_cpp.sampling import SamplingLimits
 from gateway.engines.llama_cpp.template_settings import names_in
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_file
+from gateway.gguf.header import Header
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,9 @@ class Model:
         """
         self.options = options
         self._api_key = secrets.token_urlsafe()
-        parameters = _parameters(options, self._api_key, _declares_pooling(options.file))
+        header = _read_header(options.file)
+        self.kind = kind_of(header, options)
+        parameters = _parameters(options, self._api_key, header)
         try:
             self._server = xllamacpp.Server(parameters)
         except RuntimeError as error:
@@ -75,12 +80,17 @@ class Model:
         """The lock that is held while llama.cpp embeds. llama.cpp pools only inputs of one micro-batch together, so
         the vectors of longer parallel inputs would be wrong."""
         self.limits = self._read_limits()
+        self.metadata = self._read_metadata()
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
 
     def unload(self) -> None:
         """Frees the memory, after the last call has returned."""
         del self._server
+
+    def check_kind(self, ability: str) -> None:
+        """Raises `CallError` that says which kind the model is, unless it has the ability, a field of `ModelKind`."""
+        self.kind.check(ability, self.options.identity)
 
     def generate(self, request: GenerationRequest, sink: Sink) -> None:
         """Runs a generation, and passes every chunk to `sink` until that returns True. Raises `CallError` for a
@@ -106,8 +116,6 @@ class Model:
 
     def embed(self, item: str | Sequence[int]) -> Mapping[str, Any]:
         """Returns OpenAI's embedding object for one input. Raises `CallError`."""
-        if not self.options.embeddings:
-            raise CallError(Status.UNIMPLEMENTED, "this model was loaded with the option embeddings:false")
         with self._embedding:
             answer: Mapping[str, Any] = self._server.handle_embeddings({"input": item})
         if "error" in answer:
@@ -158,6 +166,24 @@ class Model:
             log.info("the template can't write a tool call: %s", error)
             return PLAIN
 
+    def _read_metadata(self) -> pb.ModelMetadataResponse:
+        """Returns what the model can do, as the answer to ModelMetadata."""
+        properties = self._ask("GET", "/props")
+        template = str(properties.get("chat_template", ""))
+        generates, vision = self.kind.generates, bool(properties["modalities"]["vision"])
+        return pb.ModelMetadataResponse(
+            supports_thinking=generates and thinks(template),
+            media_marker=properties["media_marker"] if vision else "",
+            generates=generates,
+            embeds=self.kind.embeds,
+            reranks=self.kind.reranks,
+            context_size=self.limits.context_tokens,
+            tools=generates and self.limits.takes_tools,
+            thinking=generates and thinks(template),
+            schema=generates,
+            vision=vision,
+        )
+
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, param: Param = "prompt"
     ) -> Mapping[str, Any]:
@@ -178,17 +204,16 @@ class Model:
         return answer  # type: ignore[no-any-return]  # an object: every answer of the listener is one
 
 
-def _declares_pooling(file: Path) -> bool:
-    """Returns whether the model declares how its embeddings are pooled, as a model for embeddings does."""
+def _read_header(file: Path) -> Header:
+    """Returns the header of the model's file. Raises `LoadError`."""
     try:
-        header = read_file(file)
+        return read_file(file)
     except (OSError, BrokenHeader) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise LoadError(f"can't load {file}: {reason}") from error
-    return f"{header.architecture}.pooling_type" in header.metadata
 
 
-def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> xllamacpp.CommonParams:
+def _parameters(options: LoadOptions, api_key: str, header: Header) -> xllamacpp.CommonParams:
     parameters = xllamacpp.CommonParams()
     parameters.model.path = str(options.file)
     parameters.n_parallel = options.parallel
@@ -198,7 +223,7 @@ def _parameters(options: LoadOptions, api_key: str, declares_pooling: bool) -> x
     threads = options.threads or physical_cores()
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.embedding = options.embeddings
-    parameters.pooling_type = _pooling_type(options.pooling, declares_pooling)
+    parameters.pooling_type = _pooling_type(options, header)
     parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     parameters.verbosity = LOG_ERRORS_ONLY
     # Prompts of past requests in RAM. The planner has reserved that much for this model (P2).
@@ -220,9 +245,13 @@ def _close_listener(parameters: xllamacpp.CommonParams, api_key: str) -> None:
     parameters.endpoint_slots = False
 
 
-def _pooling_type(pooling: str, declares_pooling: bool) -> xllamacpp.llama_pooling_type:
-    if pooling == "auto":
-        pooling = "unspecified" if declares_pooling else "mean"
+def _pooling_type(options: LoadOptions, header: Header) -> xllamacpp.llama_pooling_type:
+    """Returns how llama.cpp pools. It ranks only if it is told so, whatever the file says."""
+    pooling = options.pooling
+    if kind_of(header, options).reranks:
+        pooling = "rank"
+    elif pooling == "auto":
+        pooling = "unspecified" if f"{header.architecture}.pooling_type" in header.metadata else "mean"
     return xllamacpp.llama_pooling_type[f"LLAMA_POOLING_TYPE_{pooling.upper()}"]
 
 

@@ -55,6 +55,7 @@ class EngineService:
                 "Status": self.status,
                 "LoadModel": self.load_model,
                 "Free": self.free,
+                "ModelMetadata": self.model_metadata,
                 "Predict": self.predict,
                 "PredictStream": self.predict_stream,
                 "Embedding": self.embedding,
@@ -123,6 +124,13 @@ class EngineService:
                 await asyncio.to_thread(loaded.model.unload)
         await call.send(pb.Result(success=True))
 
+    async def model_metadata(self, call: Call[pb.ModelOptions]) -> None:
+        """Answers with what the loaded model can do. Raises `CallError` if there is none."""
+        await call.receive()
+        if self._loaded is None:
+            raise not_loaded()
+        await call.send(self._loaded.model.metadata)
+
     async def predict_stream(self, call: Call[pb.PredictOptions]) -> None:
         """Answers with a reply for each part of the answer and the counts so far. The last reply has only the totals
         and the timings."""
@@ -151,6 +159,7 @@ class EngineService:
     @asynccontextmanager
     async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
         loaded = self._loaded_for(options)
+        loaded.model.check_kind("generates")
         request = generation_request(options, loaded.model.limits)
         generation = RunningGeneration(loaded.slots, partial(loaded.model.generate, request), _reader(request))
         try:
@@ -162,6 +171,7 @@ class EngineService:
         """Answers with the embedding of one input, computed in a slot. Raises `CallError` if no slot is free."""
         request = await call.receive()
         loaded = self._loaded_for(request)
+        loaded.model.check_kind("embeds")
         item = embedding_input(request, loaded.model.limits)
         answer = await loaded.slots.start(loaded.model.embed, item)
         await call.send(_embedding_result(answer))

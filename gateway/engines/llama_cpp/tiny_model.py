@@ -71,14 +71,14 @@ def write_tiny_model(
     """
     if embedding_length % (2 * HEAD_LENGTH):
         raise ValueError(f"embedding_length must be a multiple of {2 * HEAD_LENGTH}, not {embedding_length}")
-    vocabulary = tuple(_vocabulary())
+    vocabulary = tuple(vocabulary_tokens())
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     partial = Path(name)
     try:
         writer = gguf.GGUFWriter(partial, "llama")
         _add_shape(writer, embedding_length, layers, context_tokens, len(vocabulary))
-        _add_tokenizer(writer, vocabulary)
+        add_tokenizer(writer, vocabulary)
         writer.add_chat_template(template)
         _add_weights(writer, np.random.default_rng(seed), embedding_length, layers, vocabulary)
         writer.write_header_to_file()
@@ -91,7 +91,8 @@ def write_tiny_model(
         partial.unlink(missing_ok=True)
 
 
-def _vocabulary() -> Iterator[Token]:
+def vocabulary_tokens() -> Iterator[Token]:
+    """Yields the tokens of the vocabulary, in the order of their ids."""
     kinds = gguf.TokenType
     yield Token("<unk>", kinds.UNKNOWN)
     yield from (Token(text, kinds.CONTROL) for text in ("<s>", "</s>", "<|im_start|>", "<|im_end|>"))
@@ -126,7 +127,8 @@ def _add_shape(
     writer.add_layer_norm_rms_eps(1e-5)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, vocabulary: tuple[Token, ...]) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, vocabulary: tuple[Token, ...]) -> None:
+    """Adds the tokenizer of that vocabulary."""
     ids = {token.text: index for index, token in enumerate(vocabulary)}
     writer.add_tokenizer_model("llama")
     writer.add_token_list([token.text for token in vocabulary])

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gateway.domain.artifact import without_user
 from gateway.domain.ids import ModelName, Revision
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.resources import UNKNOWN_REQUIREMENT, Requirement
 from gateway.registry.protocol import DeclaredInFile
 from gateway.registry.rows import storable
@@ -69,6 +69,16 @@ def requirement_recorded(
     changes = {field.name: getattr(requirement, field.name) for field in fields(Requirement)}
     known_changes = {name: value for name, value in changes.items() if value is not None}
     return _with(tables, replace(row, requirement=replace(known, **known_changes)))
+
+
+def capabilities_recorded(
+    tables: Tables, name: ModelName, revision: Revision, capabilities: Capabilities
+) -> Tables | None:
+    """Stores what the model can do. Returns None if `revision` is not the current one."""
+    row = tables.models.get(name)
+    if row is None or row.spec.revision != revision:
+        return None
+    return _with(tables, replace(row, capabilities=capabilities))
 
 
 def _storable_spec(spec: ModelSpec, source: Literal["file", "api"]) -> ModelSpec:

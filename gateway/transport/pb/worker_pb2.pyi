@@ -66,7 +66,7 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., node_id: _Optional[str] = ..., name: _Optional[str] = ..., boot_id: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., max_replicas_per_model: _Optional[int] = ..., capacity: _Optional[_Union[Capacity, _Mapping]] = ..., vram_budget: _Optional[_Union[VramBudget, _Mapping]] = ..., replicas: _Optional[_Iterable[_Union[Report, _Mapping]]] = ..., advertise: _Optional[str] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("replica_id", "observed", "address", "pid", "parallel", "exit_code", "error", "done_bytes", "total_bytes", "ram_bytes", "vram_bytes")
+    __slots__ = ("replica_id", "observed", "address", "pid", "parallel", "exit_code", "error", "done_bytes", "total_bytes", "ram_bytes", "vram_bytes", "capabilities")
     REPLICA_ID_FIELD_NUMBER: _ClassVar[int]
     OBSERVED_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Report(_message.Message):
     TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
     RAM_BYTES_FIELD_NUMBER: _ClassVar[int]
     VRAM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     replica_id: str
     observed: str
     address: str
@@ -89,7 +90,30 @@ class Report(_message.Message):
     total_bytes: int
     ram_bytes: int
     vram_bytes: int
-    def __init__(self, replica_id: _Optional[str] = ..., observed: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., parallel: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., ram_bytes: _Optional[int] = ..., vram_bytes: _Optional[int] = ...) -> None: ...
+    capabilities: Capabilities
+    def __init__(self, replica_id: _Optional[str] = ..., observed: _Optional[str] = ..., address: _Optional[str] = ..., pid: _Optional[int] = ..., parallel: _Optional[int] = ..., exit_code: _Optional[int] = ..., error: _Optional[str] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ..., ram_bytes: _Optional[int] = ..., vram_bytes: _Optional[int] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("generates", "embeds", "reranks", "context_tokens", "tools", "thinking", "schema", "vision", "infill")
+    GENERATES_FIELD_NUMBER: _ClassVar[int]
+    EMBEDS_FIELD_NUMBER: _ClassVar[int]
+    RERANKS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOOLS_FIELD_NUMBER: _ClassVar[int]
+    THINKING_FIELD_NUMBER: _ClassVar[int]
+    SCHEMA_FIELD_NUMBER: _ClassVar[int]
+    VISION_FIELD_NUMBER: _ClassVar[int]
+    INFILL_FIELD_NUMBER: _ClassVar[int]
+    generates: bool
+    embeds: bool
+    reranks: bool
+    context_tokens: int
+    tools: bool
+    thinking: bool
+    schema: bool
+    vision: bool
+    infill: bool
+    def __init__(self, generates: _Optional[bool] = ..., embeds: _Optional[bool] = ..., reranks: _Optional[bool] = ..., context_tokens: _Optional[int] = ..., tools: _Optional[bool] = ..., thinking: _Optional[bool] = ..., schema: _Optional[bool] = ..., vision: _Optional[bool] = ..., infill: _Optional[bool] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()

@@ -22,7 +22,7 @@ from gateway.control.sessions.sessions import Sessions
 from gateway.domain.cluster import ClusterState, Demand, NodeStatus, ProbeOutcome, Progress
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
 from gateway.domain.lifecycle import Desired, Observed
-from gateway.domain.model_spec import ModelSpec
+from gateway.domain.model_spec import Capabilities, ModelSpec
 from gateway.domain.peers import PeerState
 from gateway.domain.resources import Capacity, Requirement
 from gateway.domain.routability import EMPTY_VIEW, FleetView, build_view
@@ -712,6 +712,10 @@ async def test_l11_progress_is_shown_and_not_stored(autojump_clock: trio.testing
         assert (await control.state()).replicas[replica_id].observed is Observed.LOADING
 
 
+MEASURED = Requirement(ram_bytes=7 + 256 * 2**20, measured=True)
+"""Of 7 bytes, with the prompt cache that is empty yet."""
+
+
 async def test_p1_what_a_ready_replica_takes_is_written_down(autojump_clock: trio.testing.MockClock) -> None:
     async with open_control() as control:
         await control.ask_for()
@@ -719,7 +723,16 @@ async def test_p1_what_a_ready_replica_takes_is_written_down(autojump_clock: tri
         await control.report(replica_id, Observed.LOADING, ram_bytes=1)
         assert (await control.state()).requirements == {}
         await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"), ram_bytes=7)
-        assert (await control.state()).requirements == {MODEL: Requirement(ram_bytes=7, measured=True)}
+        assert (await control.state()).requirements == {MODEL: MEASURED}
+
+
+async def test_what_a_backend_says_of_its_model_is_written_down(autojump_clock: trio.testing.MockClock) -> None:
+    can = Capabilities(generates=False, embeds=True)
+    async with open_control() as control:
+        await control.ask_for()
+        replica_id = await control.only_replica()
+        await control.report(replica_id, Observed.READY, address=Address("127.0.0.1:9"), capabilities=can)
+        assert (await control.state()).capabilities == {MODEL: can}
 
 
 async def test_p1_what_a_replica_takes_is_kept_while_the_registry_fails(
@@ -738,4 +751,4 @@ async def test_p1_what_a_replica_takes_is_kept_while_the_registry_fails(
             state = await control.state()
             assert (state.replicas[replica_id].observed, state.requirements) == (Observed.READY, {})
         await trio.sleep(1)
-        assert (await control.state()).requirements == {MODEL: Requirement(ram_bytes=7, measured=True)}
+        assert (await control.state()).requirements == {MODEL: MEASURED}

@@ -10,6 +10,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from gateway.domain.cluster import LoadFailure, Progress, Replica
 from gateway.domain.ids import Address, ModelName, ReplicaId
 from gateway.domain.lifecycle import Observed
+from gateway.domain.model_spec import Capabilities
 from gateway.domain.peers import PendingReason
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import Requirement
@@ -67,8 +68,11 @@ async def load_status(harness: ApiHarness) -> dict[str, Any]:
 
 
 async def test_a_model_says_all_that_is_known_of_it(harness: ApiHarness) -> None:
-    await put(harness, {**BODY, "options": {"a": True}, "max_replicas": 2, "load_timeout": "1.5m"})
+    options = {"options": {"a": True}, "context_size": 1024, "max_replicas": 2, "load_timeout": "1.5m"}
+    await put(harness, {**BODY, **options})
     model = (await harness.registry.read_state()).models[TINY]
+    can = Capabilities(generates=True, embeds=False, context_tokens=512)
+    await harness.registry.record_capabilities(TINY, model.revision, can)
     await harness.registry.record_requirement(TINY, model.revision, Requirement(1, 2, 3, measured=True))
     await fail(harness)
     assert (await harness.ask("GET", f"/api/models/{TINY}")).json == {
@@ -86,8 +90,12 @@ async def test_a_model_says_all_that_is_known_of_it(harness: ApiHarness) -> None
         "error": "exit code 3",
         "retry_at": NOW + 70,
         "requirement": {"vram_bytes": 1, "ram_bytes": 2, "disk_bytes": 3, "measured": True},
+        "capabilities": {"generates": True, "embeds": False},
+        "context_tokens": 512,
+        "warnings": ["context_size is 1024, but the model has a context of 512 tokens only"],
         "spec": {
             **BODY,
+            "context_size": 1024,
             "options": {"a": "true"},
             "max_replicas": 2,
             "load_timeout": "90s",

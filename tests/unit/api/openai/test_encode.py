@@ -16,6 +16,8 @@ from gateway.api.openai.errors import error_object
 from gateway.domain.errors import BackendFailed, BadRequest, GatewayError, ModelLoading, ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Embedding, FinishReason, ToolCall
+from gateway.domain.model_spec import NOTHING_KNOWN, Capabilities
+from tests.contract.samples import spec
 
 REQUEST = RequestId("r-1")
 TINY = ModelName("tiny")
@@ -111,12 +113,23 @@ def test_a_vector_that_is_not_finite_is_the_backends_failure(
 
 
 def test_models() -> None:
-    model = Model.model_validate_json(encode.model_object(TINY, 7), strict=True)
+    model = Model.model_validate_json(encode.model_object(spec(TINY), NOTHING_KNOWN, 7), strict=True)
     assert (model.id, model.object, model.created, model.owned_by) == ("tiny", "model", 7, "gateway")
-    listed = json.loads(encode.model_list([TINY, ModelName("demo")], 7))
+    listed = json.loads(encode.model_list([(spec(TINY), NOTHING_KNOWN), (spec("demo"), NOTHING_KNOWN)], 7))
     assert listed["object"] == "list"
     assert [Model.model_validate(entry).id for entry in listed["data"]] == ["tiny", "demo"]
     assert json.loads(encode.model_list([], 7))["data"] == []
+
+
+def test_a_model_says_what_is_known_of_it_and_guesses_nothing() -> None:
+    loaded = Capabilities(generates=True, embeds=False, context_tokens=1024)
+    stated = json.loads(encode.model_object(spec(TINY, context_size=4096), loaded, 7))
+    assert stated["max_model_len"] == 1024
+    assert stated["capabilities"] == {"generates": True, "embeds": False}
+    configured = json.loads(encode.model_object(spec(TINY, context_size=4096), NOTHING_KNOWN, 7))
+    assert configured["max_model_len"] == 4096
+    assert "capabilities" not in configured
+    assert "max_model_len" not in json.loads(encode.model_object(spec(TINY), NOTHING_KNOWN, 7))
 
 
 @pytest.mark.parametrize(
