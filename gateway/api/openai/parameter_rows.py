@@ -40,6 +40,7 @@ SAMPLING: Final[tuple[Parameter, ...]] = (
     honoured("stop", "A string, or up to 16. Empty ones are left out."),
     honoured("logit_bias", "By token id, -100 to 100. llama.cpp's array of pairs is read, too."),
     honoured("ignore_eos", "For tests and measurements."),
+    honoured("reproducible", "true has the whole prompt computed anew, so that an equal request gets an equal answer."),
     honoured("max_tokens", "An upper bound: an answer ends with the model's context in any case. -1 means no limit."),
     synonym("repetition_penalty", "repeat_penalty"),
     synonym("num_predict", "max_tokens", "-2 means no limit, too.", convert=open_token_limit),

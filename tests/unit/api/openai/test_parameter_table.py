@@ -65,6 +65,7 @@ HONOURED: Final[dict[str, object]] = {
     "reasoning_effort": "none",
     "echo": True,
     "response_format": {"type": "json_object"},
+    "reproducible": True,
     "user": "ann",
     "safety_identifier": "ann",
     "n": 1,
