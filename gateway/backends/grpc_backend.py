@@ -13,7 +13,7 @@ from grpclib import GRPCError
 from grpclib.exceptions import StreamTerminatedError
 
 from gateway.backends import metadata as names
-from gateway.backends import translate
+from gateway.backends import text_calls, translate
 from gateway.backends.call_errors import meaning
 from gateway.backends.grpc.call import OutgoingCall
 from gateway.backends.grpc.pool import ConnectionPool
@@ -24,7 +24,19 @@ from gateway.backends.send_limiter import SendLimiter
 from gateway.backends.unread_answer import UnreadAnswer
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation
+from gateway.domain.inference import (
+    Completion,
+    Delta,
+    DetokenizeInput,
+    Embedding,
+    EmbeddingInput,
+    FinishReason,
+    Generation,
+    Ranking,
+    RerankInput,
+    TokenizeInput,
+    Tokens,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -82,6 +94,26 @@ class GrpcBackends:
         result, _ = await self._unary(target, "Embedding", request, pb.EmbeddingResult)
         return translate.embedding(result)
 
+    async def rerank(self, target: Target, item: RerankInput, request_id: RequestId) -> Ranking:
+        """Calls Rerank, and returns the best documents. Raises `RouteError` or `GatewayError`."""
+        size = len(item.query) + sum(map(len, item.documents))
+        request = _Request(partial(text_calls.rerank_request, item, request_id), size >= LARGE_CHARACTERS)
+        result, _ = await self._unary(target, "Rerank", request, pb.RerankResult)
+        return text_calls.ranking(result, item)
+
+    async def tokenize(self, target: Target, item: TokenizeInput, request_id: RequestId) -> Tokens:
+        """Calls TokenizeString, and returns the tokens. Raises `RouteError` or `GatewayError`."""
+        request = _Request(partial(text_calls.tokenize_options, item, request_id), len(item.text) >= LARGE_CHARACTERS)
+        result, _ = await self._unary(target, "TokenizeString", request, pb.TokenizationResponse)
+        return Tokens(tuple(result.tokens), tuple(result.texts))
+
+    async def detokenize(self, target: Target, item: DetokenizeInput, request_id: RequestId) -> str:
+        """Calls Detokenize, and returns the text. Raises `RouteError` or `GatewayError`."""
+        make = partial(text_calls.detokenize_request, item, request_id)
+        request = _Request(make, len(item.tokens) >= LARGE_CHARACTERS)
+        result, _ = await self._unary(target, "Detokenize", request, pb.DetokenizeResponse)
+        return result.content
+
     async def _unary(
         self, target: Target, method: str, request: "_Request", reply_type: type[R]
     ) -> tuple[R, Mapping[str, str]]:
@@ -117,7 +149,7 @@ class GrpcBackends:
 
 @dataclass(frozen=True)
 class _Request:
-    make: Callable[[], pb.PredictOptions] = field(repr=False)
+    make: Callable[[], Message] = field(repr=False)
     """Makes the message. It is called when the request is sent, and the result is not kept, because it is a copy of all
     that the client has sent."""
     is_large: bool

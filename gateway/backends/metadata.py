@@ -54,6 +54,9 @@ TOKENS_KEY: Final = "gateway.prompt_tokens"
 
 GRAMMAR_PARAM_KEY: Final = "gateway.grammar_param"
 """The key of `PredictOptions.Metadata` that says which parameter of the request the `Grammar` was made from."""
+ADD_SPECIAL_KEY: Final = "gateway.add_special"
+"""The key of `PredictOptions.Metadata` that says whether TokenizeString adds the tokens that begin or end a prompt,
+`true` (also if it is absent) or `false`."""
 
 MESSAGE_BYTES_MAX: Final = 50 * 1024 * 1024
 """Largest gRPC message either side sends or takes (backend-protocol.md B3)."""

@@ -12,7 +12,18 @@ from typing import Protocol
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import Address, ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation
+from gateway.domain.inference import (
+    Completion,
+    Delta,
+    DetokenizeInput,
+    Embedding,
+    EmbeddingInput,
+    Generation,
+    Ranking,
+    RerankInput,
+    TokenizeInput,
+    Tokens,
+)
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,15 @@ class Backends(Protocol):
 
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         """Returns the vector of the text. Raises `RouteError` or `GatewayError`."""
+
+    async def rerank(self, target: Target, item: RerankInput, request_id: RequestId) -> Ranking:
+        """Returns the best documents. Raises `RouteError` or `GatewayError`."""
+
+    async def tokenize(self, target: Target, item: TokenizeInput, request_id: RequestId) -> Tokens:
+        """Returns the tokens of the text. Raises `RouteError` or `GatewayError`."""
+
+    async def detokenize(self, target: Target, item: DetokenizeInput, request_id: RequestId) -> str:
+        """Returns the text of the tokens. Raises `RouteError` or `GatewayError`."""
 
 
 class BackendNotReady(Exception):

@@ -138,6 +138,35 @@ class EmbeddingInput:
     text: Text | tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class RerankInput:
+    """Documents to be ordered by how well they answer a query."""
+
+    model: ModelName
+    query: Text
+    documents: tuple[Text, ...]
+    top_n: int | None = None
+    """The number of documents to return. None means all."""
+
+
+@dataclass(frozen=True)
+class TokenizeInput:
+    """A text to be divided into tokens."""
+
+    model: ModelName
+    text: Text
+    add_special: bool
+    """Whether tokens are added that begin or end each prompt of the model."""
+
+
+@dataclass(frozen=True)
+class DetokenizeInput:
+    """Token ids to be joined to a text."""
+
+    model: ModelName
+    tokens: tuple[int, ...]
+
+
 class FinishReason(StrEnum):
     """The reason why a generation ended, in OpenAI's words."""
 
@@ -195,3 +224,21 @@ class Embedding:
 
     vector: tuple[float, ...]
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The documents that answer a query best."""
+
+    scores: tuple[tuple[int, float], ...]
+    """The index and the score of each, the best first. The range of scores is the model's own."""
+    prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokens of a text."""
+
+    ids: tuple[int, ...]
+    texts: tuple[bytes, ...]
+    """The bytes of each, which need not be whole characters. It is empty if the backend does not say."""

@@ -17,7 +17,19 @@ import trio
 from gateway.backends.protocol import AnswerStream, Backends, RouteError, Target
 from gateway.domain.errors import BackendFailed, GatewayError
 from gateway.domain.ids import ModelName, ReplicaId, RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, Generation, Origin
+from gateway.domain.inference import (
+    Completion,
+    Delta,
+    DetokenizeInput,
+    Embedding,
+    EmbeddingInput,
+    Generation,
+    Origin,
+    Ranking,
+    RerankInput,
+    TokenizeInput,
+    Tokens,
+)
 from gateway.domain.routability import Candidate
 from gateway.routing.admission import Admission
 from gateway.routing.attempt import Attempt, Retries
@@ -26,7 +38,7 @@ from gateway.routing.pending_request import PendingRequest
 from gateway.routing.probe_cache import ProbeCache
 from gateway.routing.reservation import StrictReservations
 
-Q = TypeVar("Q", Generation, EmbeddingInput)
+Q = TypeVar("Q", Generation, EmbeddingInput, RerankInput, TokenizeInput, DetokenizeInput)
 R = TypeVar("R")
 Begin = Callable[[Attempt, AsyncExitStack], Awaitable[R]]
 """Begins the call of one attempt, and returns its answer or the beginning of it. The stack receives what has to end
@@ -131,6 +143,18 @@ class Router:
     async def embed(self, item: EmbeddingInput, origin: Origin) -> tuple[Embedding, Candidate]:
         """Gets the vector of one input. Returns it with the replica that made it. Raises `GatewayError`."""
         return await self._unary(self._backends.embed, item, origin)
+
+    async def rerank(self, item: RerankInput, origin: Origin) -> tuple[Ranking, Candidate]:
+        """Gets the best documents. Returns them with the replica that found them. Raises `GatewayError`."""
+        return await self._unary(self._backends.rerank, item, origin)
+
+    async def tokenize(self, item: TokenizeInput, origin: Origin) -> tuple[Tokens, Candidate]:
+        """Gets the tokens of a text. Returns them with the replica that made them. Raises `GatewayError`."""
+        return await self._unary(self._backends.tokenize, item, origin)
+
+    async def detokenize(self, item: DetokenizeInput, origin: Origin) -> tuple[str, Candidate]:
+        """Gets the text of tokens. Returns it with the replica that made it. Raises `GatewayError`."""
+        return await self._unary(self._backends.detokenize, item, origin)
 
     async def _unary(
         self, call: Callable[[Target, Q, RequestId], Awaitable[R]], question: Q, origin: Origin

@@ -9,7 +9,20 @@ import trio
 from gateway.backends.protocol import AnswerStream, OnEnd, RouteError, Target
 from gateway.domain.errors import GatewayError
 from gateway.domain.ids import ReplicaId, RequestId
-from gateway.domain.inference import Completion, Delta, Embedding, EmbeddingInput, FinishReason, Generation, Sampling
+from gateway.domain.inference import (
+    Completion,
+    Delta,
+    DetokenizeInput,
+    Embedding,
+    EmbeddingInput,
+    FinishReason,
+    Generation,
+    Ranking,
+    RerankInput,
+    Sampling,
+    TokenizeInput,
+    Tokens,
+)
 
 DONE = Completion(FinishReason.STOP, 3, 2)
 NO_SAMPLING = Sampling()
@@ -61,6 +74,18 @@ class FakeBackends:
     async def embed(self, target: Target, item: EmbeddingInput, request_id: RequestId) -> Embedding:
         completion = await self.generate(target, Generation(item.model, "", NO_SAMPLING), request_id)
         return Embedding((1.0, 0.0), completion.prompt_tokens)
+
+    async def rerank(self, target: Target, item: RerankInput, request_id: RequestId) -> Ranking:
+        completion = await self.generate(target, Generation(item.model, "", NO_SAMPLING), request_id)
+        return Ranking(tuple((index, -float(index)) for index in range(len(item.documents))), completion.prompt_tokens)
+
+    async def tokenize(self, target: Target, item: TokenizeInput, request_id: RequestId) -> Tokens:
+        await self.generate(target, Generation(item.model, "", NO_SAMPLING), request_id)
+        return Tokens((1,), (b"a",))
+
+    async def detokenize(self, target: Target, item: DetokenizeInput, request_id: RequestId) -> str:
+        await self.generate(target, Generation(item.model, "", NO_SAMPLING), request_id)
+        return "a"
 
 
 class FakeAnswerStream:

@@ -229,6 +229,47 @@ EMBEDDINGS: Final = ParameterTable(
     ),
 )
 
+_USER: Final = honoured("user", "It is in the log line of the request.")
+
+RERANK: Final = ParameterTable(
+    "POST /v1/rerank",
+    (
+        honoured("model"),
+        honoured("query", "A text."),
+        honoured("documents", "1 to 2048 texts, or objects with the field `text`."),
+        honoured("top_n", "The number of results; all documents if it is not set."),
+        honoured("return_documents", "Whether each result has its text."),
+        _USER,
+        no_effect("priority", "Requests wait in turns of their callers."),
+        foreign("max_chunks_per_doc", "a document is not divided"),
+        foreign("max_tokens_per_doc", "a document that is too long is refused"),
+        foreign("overlap_tokens", "a document is not divided"),
+        foreign("rank_fields", "a document is one text", ["text"]),
+        foreign("truncation", "a document that is too long is refused", False),
+        foreign("truncate_prompt_tokens", "a document that is too long is refused"),
+    ),
+)
+
+TOKENIZE: Final = ParameterTable(
+    "POST /tokenize",
+    (
+        honoured("model"),
+        honoured("content", "The text, as llama.cpp calls it."),
+        honoured("prompt", "The text, as vLLM calls it. Give one of both."),
+        honoured(
+            "add_special", "Whether tokens are added that begin or end a prompt. Not set means for `prompt` only."
+        ),
+        honoured("add_special_tokens", "vLLM's name of `add_special`."),
+        honoured("with_pieces", "Whether each token has its text."),
+        _USER,
+        foreign("messages", "only a text is tokenized"),
+        foreign("parse_special", "special tokens in the text are always read as such", True),
+        foreign("return_token_strs", "`with_pieces` has the texts", False),
+    ),
+)
+
+DETOKENIZE: Final = ParameterTable("POST /detokenize", (honoured("model"), honoured("tokens", "Token ids."), _USER))
+
 STREAM_OPTIONS: Final = ParameterTable(
     "stream_options",
     (
@@ -241,4 +282,4 @@ STREAM_OPTIONS: Final = ParameterTable(
 )
 """The fields of the object `stream_options`."""
 
-TABLES: Final = (CHAT, COMPLETIONS, EMBEDDINGS, STREAM_OPTIONS)
+TABLES: Final = (CHAT, COMPLETIONS, EMBEDDINGS, RERANK, TOKENIZE, DETOKENIZE, STREAM_OPTIONS)

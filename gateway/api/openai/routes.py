@@ -1,4 +1,8 @@
-"""OpenAI's inference endpoints: parse, route, encode. Each handler is thin over `schema`, `Router` and `encode`."""
+"""The inference endpoints: parse, route, encode. Each handler is thin over `schema`, `Router` and `encode`.
+
+The file is longer than others because it has the handlers of all endpoints, which share how a request is parsed,
+refused and recorded.
+"""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,7 +16,7 @@ from gateway.api.http.exchange import Exchange, Headers
 from gateway.api.http.http_app import Route
 from gateway.api.http.json_body import READ_ON_LOOP_BYTES
 from gateway.api.http.stream_keepalive import StreamKeepalive
-from gateway.api.openai import encode, schema
+from gateway.api.openai import encode, schema, text_bodies
 from gateway.api.openai.abilities import check_abilities, check_inputs
 from gateway.api.openai.choices.at_once import call_each
 from gateway.api.openai.choices.streams import ChoiceStreams, has_content
@@ -30,7 +34,14 @@ from gateway.routing.router import RoutedStream, Router
 
 T = TypeVar("T")
 StreamEncoder = ChunkEncoder | CountingChunks
-Call = TypeVar("Call", schema.GenerationCall, schema.EmbeddingsCall)
+Call = TypeVar(
+    "Call",
+    schema.GenerationCall,
+    schema.EmbeddingsCall,
+    text_bodies.RerankCall,
+    text_bodies.TokenizeCall,
+    text_bodies.DetokenizeCall,
+)
 Parse = Callable[[bytes, bool], Call]
 """Parses a body. The second argument says whether unknown parameters are ignored."""
 Ts = TypeVarTuple("Ts")
@@ -66,7 +77,8 @@ class CurrentView(Protocol):
 
 
 class OpenAiApi:
-    """Serves OpenAI's endpoints for chat, text completions, embeddings and the list of models."""
+    """Serves OpenAI's endpoints for chat, text completions, embeddings and the list of models, and beside them those of
+    other servers for ranking and tokens."""
 
     def __init__(
         self,
@@ -92,11 +104,18 @@ class OpenAiApi:
         self._large, self._huge = trio.CapacityLimiter(1), trio.CapacityLimiter(1)
 
     def routes(self) -> Sequence[Route]:
-        """Returns the routes below `/v1/`, all of which ask for the inference role."""
+        """Returns the routes, all of which ask for the inference role. What OpenAI does not have is also found where
+        other servers have it."""
         handlers = (
             ("POST", "/v1/chat/completions", self._chat),
             ("POST", "/v1/completions", self._completion),
             ("POST", "/v1/embeddings", self._embeddings),
+            ("POST", "/v1/rerank", self._rerank),
+            ("POST", "/rerank", self._rerank),
+            ("POST", "/v1/tokenize", self._tokenize),
+            ("POST", "/tokenize", self._tokenize),
+            ("POST", "/v1/detokenize", self._detokenize),
+            ("POST", "/detokenize", self._detokenize),
             ("GET", "/v1/models", self._models),
             ("GET", "/v1/models/", self._model),
         )
@@ -246,6 +265,36 @@ class OpenAiApi:
         size = sum(NUMBER_BYTES * len(each.vector) for each in vectors)
         answer = await run_off_loop_if_large(size, encode.embeddings, call.model, vectors, call.encoding_format)
         await exchange.respond(200, answer, headers=headers)
+
+    async def _rerank(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
+        call = await self._parse(exchange, text_bodies.parse_rerank, body)
+        del body
+        model = call.item.model
+        self._record_model(exchange, model, call.user)
+        self._check_kind(model, Ability.RERANKS)
+        ranking, candidate = await self._router.rerank(call.item, Origin(exchange.request_id, caller.name))
+        headers = self._record_replica(exchange, candidate)
+        self._record_tokens(exchange, model, ranking.prompt_tokens, 0)
+        await exchange.respond(200, text_bodies.rerank_answer(exchange.request_id, call, ranking), headers=headers)
+
+    async def _tokenize(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
+        call = await self._parse(exchange, text_bodies.parse_tokenize, body)
+        del body
+        self._record_model(exchange, call.item.model, call.user)
+        tokens, candidate = await self._router.tokenize(call.item, Origin(exchange.request_id, caller.name))
+        headers = self._record_replica(exchange, candidate)
+        known = self._views.current.state.capabilities.get(call.item.model, NOTHING_KNOWN)
+        size = NUMBER_BYTES * len(tokens.ids)
+        answer = await run_off_loop_if_large(size, text_bodies.tokenize_answer, call, tokens, known.context_tokens)
+        await exchange.respond(200, answer, headers=headers)
+
+    async def _detokenize(self, exchange: Exchange, caller: Caller, body: bytes) -> None:
+        call = await self._parse(exchange, text_bodies.parse_detokenize, body)
+        del body
+        self._record_model(exchange, call.item.model, call.user)
+        text, candidate = await self._router.detokenize(call.item, Origin(exchange.request_id, caller.name))
+        headers = self._record_replica(exchange, candidate)
+        await exchange.respond(200, text_bodies.detokenize_answer(text), headers=headers)
 
     async def _models(self, exchange: Exchange, _caller: Caller, _body: bytes) -> None:
         state = self._views.current.state

@@ -194,7 +194,7 @@ class EmbeddingsBody(JsonBody):
 
 def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
     """Parses a chat request. Raises `BadRequest`."""
-    parsed, ignored = _parse(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
+    parsed, ignored = read_body(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
     tools = choice = None
@@ -232,7 +232,7 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
 
 def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
-    parsed, ignored = _parse(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
+    parsed, ignored = read_body(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     parsed.check()
     sampling = _sampling(parsed, parsed.token_limit())
     first = Generation(ModelName(parsed.model), "", sampling, grammar=parsed.grammar, logprobs=parsed.logprobs)
@@ -256,7 +256,7 @@ def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCal
 
 def parse_embeddings(body: bytes, ignore_unknown: bool = False) -> EmbeddingsCall:
     """Parses an embeddings request. Raises `BadRequest`."""
-    parsed, ignored = _parse(EmbeddingsBody, body, EMBEDDINGS, ignore_unknown=ignore_unknown)
+    parsed, ignored = read_body(EmbeddingsBody, body, EMBEDDINGS, ignore_unknown=ignore_unknown)
     model = ModelName(parsed.model)
     inputs = tuple(
         EmbeddingInput(model, kept_text(entry) if isinstance(entry, str) else entry) for entry in parsed.input
@@ -266,10 +266,10 @@ def parse_embeddings(body: bytes, ignore_unknown: bool = False) -> EmbeddingsCal
     return EmbeddingsCall(model, inputs, encoding, parsed.user, kept_bytes, ignored=ignored)
 
 
-def _parse(
+def read_body(
     model_type: type[Body], body: bytes, table: ParameterTable, *, ignore_unknown: bool
 ) -> tuple[Body, tuple[str, ...]]:
-    """Parses a body, and returns it with the names of the parameters that were dropped. Raises `BadRequest`.
+    """Reads a body, and returns it with the names of the parameters that were dropped. Raises `BadRequest`.
 
     The common request is read here, and nothing is rewritten.
     """

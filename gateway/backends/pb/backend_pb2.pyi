@@ -421,18 +421,24 @@ class MemoryUsageData(_message.Message):
     def __init__(self, total: _Optional[int] = ..., breakdown: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class TokenizationResponse(_message.Message):
-    __slots__ = ("length", "tokens")
+    __slots__ = ("length", "tokens", "texts")
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEXTS_FIELD_NUMBER: _ClassVar[int]
     length: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, length: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    texts: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, length: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., texts: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class DetokenizeRequest(_message.Message):
-    __slots__ = ("tokens",)
+    __slots__ = ("tokens", "CorrelationId", "ModelIdentity")
     TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CORRELATIONID_FIELD_NUMBER: _ClassVar[int]
+    MODELIDENTITY_FIELD_NUMBER: _ClassVar[int]
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+    CorrelationId: str
+    ModelIdentity: str
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ..., CorrelationId: _Optional[str] = ..., ModelIdentity: _Optional[str] = ...) -> None: ...
 
 class DetokenizeResponse(_message.Message):
     __slots__ = ("content",)
@@ -441,16 +447,18 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, content: _Optional[str] = ...) -> None: ...
 
 class RerankRequest(_message.Message):
-    __slots__ = ("query", "documents", "top_n", "ModelIdentity")
+    __slots__ = ("query", "documents", "top_n", "ModelIdentity", "CorrelationId")
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
     TOP_N_FIELD_NUMBER: _ClassVar[int]
     MODELIDENTITY_FIELD_NUMBER: _ClassVar[int]
+    CORRELATIONID_FIELD_NUMBER: _ClassVar[int]
     query: str
     documents: _containers.RepeatedScalarFieldContainer[str]
     top_n: int
     ModelIdentity: str
-    def __init__(self, query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., ModelIdentity: _Optional[str] = ...) -> None: ...
+    CorrelationId: str
+    def __init__(self, query: _Optional[str] = ..., documents: _Optional[_Iterable[str]] = ..., top_n: _Optional[int] = ..., ModelIdentity: _Optional[str] = ..., CorrelationId: _Optional[str] = ...) -> None: ...
 
 class RerankResult(_message.Message):
     __slots__ = ("usage", "results")

@@ -9,7 +9,7 @@ from grpclib.const import Status
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import CONTEXT_LENGTH_EXCEEDED, CallError, invalid
 
-Param = Literal["messages", "prompt", "input"]
+Param = Literal["messages", "prompt", "input", "documents"]
 """The parameter that a request's text came from, in OpenAI's words. An error about its length names it."""
 
 CONTEXT_EXCEEDED_TYPE: Final = "exceed_context_size_error"

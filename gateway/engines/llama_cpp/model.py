@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -17,7 +17,7 @@ from grpclib.const import Status
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.capabilities import kind_of, thinks
 from gateway.engines.llama_cpp.chunks import Param, raise_error, too_long, unreadable
-from gateway.engines.llama_cpp.errors import CallError, LoadError
+from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
 from gateway.engines.llama_cpp.forms.answer_start import answer_start
 from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat, find_call_format
 from gateway.engines.llama_cpp.generation import Sink
@@ -123,10 +123,52 @@ class Model:
             raise_error(answer, "input")
         return answer
 
-    def tokenize(self, text: str) -> list[int]:
+    def rerank(self, query: str, documents: Sequence[str], is_over: Callable[[], bool]) -> pb.RerankResult:
+        """Scores the documents, as many at a time as there are slots, until `is_over` says that nobody waits. Raises
+        `CallError`."""
+        result = pb.RerankResult(usage=pb.Usage())
+        for first in range(0, len(documents), self.options.parallel):
+            if is_over():
+                break
+            some = documents[first : first + self.options.parallel]
+            with self._embedding:
+                answer: Mapping[str, Any] = self._server.handle_rerank({"query": query, "documents": list(some)})
+            if "error" in answer:
+                for text in some:
+                    self._check_pair(query, text)
+                raise_error(answer, "documents")
+            for each in answer["results"]:
+                index, score = first + each["index"], each["relevance_score"]
+                result.results.add(index=index, text=documents[index], relevance_score=score)
+            result.usage.prompt_tokens += answer["usage"]["prompt_tokens"]
+        result.usage.total_tokens = result.usage.prompt_tokens
+        return result
+
+    def tokenize(self, text: str, *, add_special: bool = True) -> list[int]:
         """Returns the tokens of a raw prompt as a completion counts them, including its special ones."""
-        answer = self._ask("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
-        return [int(token) for token in answer["tokens"]]
+        return [int(token["id"]) for token in self.token_texts(text, add_special=add_special)]
+
+    def token_texts(self, text: str, *, add_special: bool = True) -> Sequence[Mapping[str, Any]]:
+        """Returns the tokens of a text, each with its `id` and its `piece`: a text, or bytes as an array of numbers."""
+        body = {"content": text, "add_special": add_special, "parse_special": True, "with_pieces": True}
+        tokens: Sequence[Mapping[str, Any]] = self._ask("POST", "/tokenize", body)["tokens"]
+        return tokens
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """Returns the text of the tokens. Raises `CallError` for ids that the vocabulary does not have."""
+        if any(not 0 <= token < self.limits.vocabulary_size for token in tokens):
+            raise invalid(f"tokens must be token ids below {self.limits.vocabulary_size}", param="tokens")
+        return str(self._ask("POST", "/detokenize", {"tokens": list(tokens)})["content"])
+
+    def _check_pair(self, query: str, document: str) -> None:
+        """Raises `CallError` for a query and a document that are together longer than the batch."""
+        count = len(self.tokenize(query)) + len(self.tokenize(document))
+        limit = min(self.options.batch_tokens, self.limits.context_tokens)
+        if count > limit:
+            raise too_long(
+                f"the query and one of the documents have {count} tokens; this model reads at most {limit} at once",
+                "documents",
+            )
 
     def _check_length(self, item: str | Sequence[int]) -> None:
         """Raises `CallError` for an input that is longer than the batch. llama.cpp reports it as an internal error, but

@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from threading import Event
 from types import MappingProxyType
 from typing import Any
 
-from gateway.backends.metadata import CACHED_TOKENS, FINISH_REASON, HEALTHY
+from gateway.backends.metadata import ADD_SPECIAL_KEY, CACHED_TOKENS, FINISH_REASON, HEALTHY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import Chunk, read_chunk
 from gateway.engines.llama_cpp.dispatch import Call, Method
@@ -20,6 +21,7 @@ from gateway.engines.llama_cpp.model import Model
 from gateway.engines.llama_cpp.options import LoadOptions, load_options
 from gateway.engines.llama_cpp.requests import GenerationRequest, embedding_input, generation_request
 from gateway.engines.llama_cpp.slots import Slots
+from gateway.engines.llama_cpp.text_calls import best_of, rerank_input, tokenization
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class EngineService:
                 "PredictStream": self.predict_stream,
                 "Embedding": self.embedding,
                 "TokenizeString": self.tokenize_string,
+                "Detokenize": self.detokenize,
+                "Rerank": self.rerank,
             }
         )
 
@@ -158,7 +162,7 @@ class EngineService:
 
     @asynccontextmanager
     async def _open_generation(self, options: pb.PredictOptions) -> AsyncIterator[RunningGeneration]:
-        loaded = self._loaded_for(options)
+        loaded = self._loaded_for(options.ModelIdentity)
         loaded.model.check_kind("generates")
         request = generation_request(options, loaded.model.limits)
         generation = RunningGeneration(loaded.slots, partial(loaded.model.generate, request), _reader(request))
@@ -170,7 +174,7 @@ class EngineService:
     async def embedding(self, call: Call[pb.PredictOptions]) -> None:
         """Answers with the embedding of one input, computed in a slot. Raises `CallError` if no slot is free."""
         request = await call.receive()
-        loaded = self._loaded_for(request)
+        loaded = self._loaded_for(request.ModelIdentity)
         loaded.model.check_kind("embeds")
         item = embedding_input(request, loaded.model.limits)
         answer = await loaded.slots.start(loaded.model.embed, item)
@@ -179,18 +183,38 @@ class EngineService:
     async def tokenize_string(self, call: Call[pb.PredictOptions]) -> None:
         """Answers with the token ids of a prompt and their number, without taking a slot. Raises `CallError`."""
         request = await call.receive()
-        model = self._loaded_for(request).model
-        tokens = await asyncio.to_thread(model.tokenize, request.Prompt)
-        await call.send(pb.TokenizationResponse(length=len(tokens), tokens=tokens))
+        model = self._loaded_for(request.ModelIdentity).model
+        add_special = request.Metadata.get(ADD_SPECIAL_KEY) != "false"
+        tokens = await asyncio.to_thread(model.token_texts, request.Prompt, add_special=add_special)
+        await call.send(tokenization(tokens))
 
-    def _loaded_for(self, options: pb.PredictOptions) -> Loaded:
+    async def detokenize(self, call: Call[pb.DetokenizeRequest]) -> None:
+        """Answers with the text of tokens, without taking a slot. Raises `CallError`."""
+        request = await call.receive()
+        model = self._loaded_for(request.ModelIdentity).model
+        await call.send(pb.DetokenizeResponse(content=await asyncio.to_thread(model.detokenize, request.tokens)))
+
+    async def rerank(self, call: Call[pb.RerankRequest]) -> None:
+        """Answers with the scores of documents, computed in a slot. Raises `CallError` if no slot is free."""
+        request = await call.receive()
+        loaded = self._loaded_for(request.ModelIdentity)
+        loaded.model.check_kind("reranks")
+        query, documents = rerank_input(request)
+        over = Event()
+        try:
+            result = await loaded.slots.start(loaded.model.rerank, query, documents, over.is_set)
+        finally:
+            over.set()
+        await call.send(best_of(result, request.top_n))
+
+    def _loaded_for(self, wanted: str) -> Loaded:
         """Returns the model if this call may use it: not while draining, and only under its own name (H5)."""
         self._refuse_when_draining()
         if self._loaded is None:
             raise not_loaded()
         identity = self._loaded.model.options.identity
-        if options.ModelIdentity not in ("", identity):
-            raise identity_mismatch(options.ModelIdentity, identity)
+        if wanted not in ("", identity):
+            raise identity_mismatch(wanted, identity)
         return self._loaded
 
     def _refuse_when_draining(self) -> None:

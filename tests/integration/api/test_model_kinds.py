@@ -103,3 +103,104 @@ def test_what_was_said_outlives_the_load(gateway: GatewayProcess) -> None:
         assert json.loads(client.get("/v1/models/embed").text)["max_model_len"] == 256
     assert "an embedding model" in refused(gateway, "/v1/completions", {"model": "embed", "prompt": "a"})
     assert gateway.model("embed")["status"] == "not_loaded"
+
+
+DOCUMENTS = ["a blue bird", "the old stone bridge", "snow", "the river"]
+
+
+def ask(gateway: GatewayProcess, path: str, **body: Any) -> dict[str, Any]:
+    with gateway.client() as client:
+        answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+def test_documents_are_ordered_by_their_scores(gateway: GatewayProcess, path: str) -> None:
+    found = ask(gateway, path, model="rank", query="the bird", documents=DOCUMENTS)
+    scores = [each["relevance_score"] for each in found["results"]]
+    assert scores == sorted(scores, reverse=True)
+    assert sorted(each["index"] for each in found["results"]) == [0, 1, 2, 3]
+    assert all(each.keys() == {"index", "relevance_score"} for each in found["results"])
+    assert (found["object"], found["model"]) == ("list", "rank")
+    assert found["usage"]["total_tokens"] == found["usage"]["prompt_tokens"] > len(DOCUMENTS)
+
+
+def test_the_best_documents_come_with_their_texts_if_asked(gateway: GatewayProcess) -> None:
+    everything = ask(gateway, "/v1/rerank", model="rank", query="the bird", documents=DOCUMENTS)["results"]
+    wanted = {"query": "the bird", "documents": [{"text": text} for text in DOCUMENTS], "top_n": 2}
+    found = ask(gateway, "/v1/rerank", model="rank", return_documents=True, **wanted)["results"]
+    assert [each["index"] for each in found] == [each["index"] for each in everything[:2]]
+    assert [each["document"] for each in found] == [{"text": DOCUMENTS[each["index"]]} for each in found]
+
+
+def test_the_score_of_a_document_does_not_depend_on_the_others(gateway: GatewayProcess) -> None:
+    """Also if there are more than the model has slots."""
+    many = ask(gateway, "/v1/rerank", model="rank", query="the bird", documents=DOCUMENTS * 3)["results"]
+    for each in many:
+        alone = ask(gateway, "/v1/rerank", model="rank", query="the bird", documents=[DOCUMENTS[each["index"] % 4]])
+        assert alone["results"][0]["relevance_score"] == pytest.approx(each["relevance_score"], abs=1e-4)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("chat", "a model that generates text"), ("embed", "an embedding model")])
+def test_other_models_are_refused_for_a_ranking(gateway: GatewayProcess, model: str, kind: str) -> None:
+    message = refused(gateway, "/v1/rerank", {"model": model, "query": "a", "documents": ["b"]})
+    assert message.startswith(f"The model '{model}' is {kind} and can't rerank documents; use it with /v1/")
+
+
+def test_a_document_that_is_too_long_is_named_with_the_numbers(gateway: GatewayProcess) -> None:
+    with gateway.client() as client:
+        body = {"model": "rank", "query": "a", "documents": ["b", "bird " * 600]}
+        answer = client.post("/v1/rerank", json=body)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "documents", "context_length_exceeded")
+    assert "at most 256 at once" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/tokenize"])
+def test_a_text_becomes_tokens_and_a_text_again(gateway: GatewayProcess, path: str) -> None:
+    found = ask(gateway, path, model="chat", content="the blue bird", add_special=False)
+    assert found["count"] == len(found["tokens"]) > 2
+    assert found["max_model_len"] == 512
+    again = ask(gateway, path.replace("tokenize", "detokenize"), model="chat", tokens=found["tokens"])
+    assert again == {"content": "the blue bird", "prompt": "the blue bird"}
+
+
+def test_special_tokens_are_added_as_each_server_does_it(gateway: GatewayProcess) -> None:
+    plain = ask(gateway, "/tokenize", model="chat", content="a bird")["tokens"]
+    assert ask(gateway, "/tokenize", model="chat", prompt="a bird")["tokens"] == [1, *plain]
+    assert ask(gateway, "/tokenize", model="chat", prompt="a bird", add_special_tokens=False)["tokens"] == plain
+    assert ask(gateway, "/tokenize", model="chat", content="a bird", add_special=True)["tokens"] == [1, *plain]
+
+
+def test_the_text_of_a_token_may_be_bytes(gateway: GatewayProcess) -> None:
+    found = ask(gateway, "/tokenize", model="chat", content="a \u20ac", with_pieces=True)["tokens"]
+    texts = [each["piece"] for each in found]
+    joined = b"".join(bytes(text) if isinstance(text, list) else text.encode() for text in texts)
+    assert joined.decode() == "a \u20ac"
+    assert [226] in texts
+
+
+def test_a_model_of_any_kind_has_tokens(gateway: GatewayProcess) -> None:
+    for model in ("embed", "rank"):
+        assert ask(gateway, "/tokenize", model=model, content="a bird")["count"] > 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/tokenize", {}, "content"),
+        ("/tokenize", {"content": "a", "prompt": "a"}, "content"),
+        ("/detokenize", {"tokens": [1, 10_000]}, "tokens"),
+        ("/detokenize", {"tokens": [1, -1]}, "tokens[1]"),
+        ("/v1/rerank", {"query": "a", "documents": []}, "documents"),
+        ("/v1/rerank", {"query": "a", "documents": ["b", {"title": "c"}]}, "documents[1]"),
+        ("/v1/rerank", {"query": "", "documents": ["b"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["b"], "top_n": 0}, "top_n"),
+    ],
+)
+def test_what_is_wrong_is_named(gateway: GatewayProcess, path: str, body: dict[str, Any], param: str) -> None:
+    with gateway.client() as client:
+        answer = client.post(path, json={"model": "rank" if "rerank" in path else "chat", **body})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text

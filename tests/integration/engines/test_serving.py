@@ -237,7 +237,7 @@ def test_an_empty_input_is_refused(engine: EngineProcess) -> None:
     assert answer.trailers[ERROR_PARAM] == "input"
 
 
-@pytest.mark.parametrize("rpc", ["Rerank", "AudioToAudioStream", "StoresSet", "GetMetrics"])
+@pytest.mark.parametrize("rpc", ["Score", "AudioToAudioStream", "StoresSet", "GetMetrics"])
 def test_whatever_else_is_unimplemented(engine: EngineProcess, rpc: str) -> None:
     """A call that streams its request, too, and without waiting for a message."""
 

@@ -11,7 +11,15 @@ from openai.types.completion_create_params import CompletionCreateParamsNonStrea
 from openai.types.embedding_create_params import EmbeddingCreateParams
 from pydantic import BaseModel
 
-from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS, STREAM_OPTIONS
+from gateway.api.openai.parameter_rows import (
+    CHAT,
+    COMPLETIONS,
+    DETOKENIZE,
+    EMBEDDINGS,
+    RERANK,
+    STREAM_OPTIONS,
+    TOKENIZE,
+)
 from gateway.api.openai.parameter_table import THE_BODY, Effect, Parameter, ParameterTable
 from gateway.api.openai.parameters import StreamOptions
 from gateway.api.openai.schema import (
@@ -22,6 +30,7 @@ from gateway.api.openai.schema import (
     parse_completion,
     parse_embeddings,
 )
+from gateway.api.openai.text_bodies import DetokenizeBody, RerankBody, TokenizeBody, parse_detokenize, parse_rerank
 from gateway.domain.errors import BadRequest
 from scripts.generate_parameters import PAGE, page
 
@@ -38,12 +47,17 @@ BODIES: Final[list[tuple[ParameterTable, type[BaseModel]]]] = [
     (CHAT, ChatBody),
     (COMPLETIONS, CompletionBody),
     (EMBEDDINGS, EmbeddingsBody),
+    (RERANK, RerankBody),
+    (TOKENIZE, TokenizeBody),
+    (DETOKENIZE, DetokenizeBody),
     (STREAM_OPTIONS, StreamOptions),
 ]
 ENDPOINTS: Final[list[tuple[ParameterTable, Parse, dict[str, object]]]] = [
     (CHAT, parse_chat, {"model": "m", "messages": [{"role": "user", "content": "x"}]}),
     (COMPLETIONS, parse_completion, {"model": "m", "prompt": "x"}),
     (EMBEDDINGS, parse_embeddings, {"model": "m", "input": "x"}),
+    (RERANK, parse_rerank, {"model": "m", "query": "x", "documents": ["x"]}),
+    (DETOKENIZE, parse_detokenize, {"model": "m", "tokens": []}),
 ]
 TOOL: Final = {"type": "function", "function": {"name": "f"}}
 HONOURED: Final[dict[str, object]] = {
@@ -51,6 +65,10 @@ HONOURED: Final[dict[str, object]] = {
     "messages": [{"role": "user", "content": "y"}],
     "prompt": "y",
     "input": "y",
+    "query": "y",
+    "documents": ["y"],
+    "return_documents": True,
+    "tokens": [1],
     "stream": True,
     "stream_options": {"include_usage": True},
     "encoding_format": "base64",
