@@ -42,6 +42,11 @@ class PeerStateCache:
         self._sent_hashes = NOTHING_SENT
         self._others: Mapping[GatewayId, Known] = {}
 
+    @property
+    def has_peers(self) -> bool:
+        """Whether other gateways had published something at the last exchange."""
+        return bool(self._others)
+
     async def exchange_aio(
         self, transaction: PostgresTransaction, peer_state: PeerState, ttl_seconds: float, test_time: float | None
     ) -> PeerStates:

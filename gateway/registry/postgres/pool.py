@@ -69,7 +69,7 @@ class Mode(StrEnum):
 class PostgresTransaction:
     """The operations between BEGIN and COMMIT, on the asyncio side. It counts its statements."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: "Connection | asyncpg.Connection[asyncpg.Record]") -> None:
         self._connection = connection
         self.statements = 0
         self.is_committing = False

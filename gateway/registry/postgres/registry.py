@@ -45,6 +45,7 @@ from gateway.registry.postgres.pool import (
 from gateway.registry.postgres.reserve_slot import RESERVE_BOUNDS, reserve_slot_aio
 from gateway.registry.postgres.rows import RowReader, demand_of
 from gateway.registry.postgres.schema import check_schema, migrate
+from gateway.registry.postgres.session import ServerSession, open_server_session
 from gateway.registry.protocol import Event, RegistryError
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope, Store
 from gateway.registry.tables import LeaderTerm, Tables
@@ -77,22 +78,26 @@ async def open_postgres_registry(
         check_url(listen_url, "registry.listen_url")
     async with open_postgres_pool(bridge, url, size=pool_size) as pool:
         await (migrate(pool) if apply_migrations else check_schema(pool))
-        registry = PostgresRegistry(pool, clock, make_id)
-        await registry.load_version()
-        pool.statements.clear()
-        listener = VersionListener(listen_url or url, registry.advance_version)
-        async with bridge.open_task(listener.run_aio):
-            yield registry
+        async with open_server_session(bridge, listen_url or url, pool.statements) as session:
+            registry = PostgresRegistry(pool, session, clock, make_id)
+            await registry.load_version()
+            pool.statements.clear()
+            listener = VersionListener(listen_url or url, registry.advance_version)
+            async with bridge.open_task(listener.run_aio):
+                yield registry
 
 
 class PostgresRegistry(Store):
     """The registry in PostgreSQL. `open_postgres_registry` opens it. `statistics` counts the SQL statements between
     BEGIN and COMMIT."""
 
-    def __init__(self, pool: PostgresPool, clock: Clock | None = None, make_id: MakeId = new_id) -> None:
+    def __init__(
+        self, pool: PostgresPool, session: ServerSession, clock: Clock | None = None, make_id: MakeId = new_id
+    ) -> None:
         super().__init__(make_id=make_id)
         self._statements = pool.statements
         self._pool = pool
+        self._session = session
         self._reader = RowReader()
         self._clock = clock
         self._server_clock = RegistryClock()
@@ -140,7 +145,7 @@ class PostgresRegistry(Store):
     async def sync_peers(self, peer_state: PeerState, ttl_seconds: float) -> PeerStates:
         """Publishes the gateway's peer state and returns those of the others. Raises `RegistryError`.
 
-        The same transaction now and then deletes rows of dead gateways and ends stalled database sessions.
+        It also deletes rows of dead gateways and ends stalled database sessions, now and then.
         """
         cache = self._peer_caches.setdefault(peer_state.gateway_id, PeerStateCache(peer_state.gateway_id))
 
@@ -152,7 +157,10 @@ class PostgresRegistry(Store):
             return peer_states
 
         known = self._version
-        peer_states = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
+        # A gateway without peers exchanges so rarely that it needs no session.
+        peer_states = await self._session.run("exchange", exchange_aio) if cache.has_peers else None
+        if peer_states is None:
+            peer_states = await self._pool.transaction("exchange", Mode.SHARED, exchange_aio)
         self._server_clock.update(peer_states.now)
         if peer_states.version < known:
             self._set_back(peer_states.version)

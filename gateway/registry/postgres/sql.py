@@ -117,6 +117,9 @@ def _exchange() -> str:
     $1 is the time, $2 this gateway's id and $3 the time to live. Then follow its `PLAIN_COLUMNS`, its `TEXT_COLUMNS`
     and their hashes (NULL means unchanged). The last are the ids of the peers whose texts are known here, and the
     hashes of those texts, one array for each column.
+
+    A statement that stays prepared locks its tables in the order of the outer FROM, so `state_version` comes first
+    there (see the module `schema`).
     """
     first_plain = 4
     first_text = first_plain + len(PLAIN_COLUMNS)
@@ -150,7 +153,7 @@ said AS (
     RETURNING {", ".join(f"{column} AS said_{column}" for column in HASH_COLUMNS)}
 )
 SELECT counter.version, counter.now, said.*, other.id, other.expires_at > counter.now AS lives, {", ".join(peer_states)}
-FROM counter CROSS JOIN said
+FROM state_version AS gate CROSS JOIN counter CROSS JOIN said
 LEFT JOIN gateways AS other ON other.id <> $2 AND other.expires_at > counter.now - {SILENT_SECONDS_MAX}
 LEFT JOIN unnest(${known}::text[]{known_hashes}) AS known (id, {", ".join(HASH_COLUMNS)}) ON known.id = other.id
 """  # noqa: S608 - constants only
