@@ -51,7 +51,8 @@ class SessionStatements(PostgresTransaction):
         self.statements += 1
         prepared = self._prepared.get(sql)
         if prepared is None:
-            prepared = self._prepared[sql] = await self._session.prepare(sql)
+            name = f"gateway_{len(self._prepared)}"  # Without a name, the server would parse it each time.
+            prepared = self._prepared[sql] = await self._session.prepare(sql, name=name)
         return await prepared.fetch(*parameters)
 
 
