@@ -5,9 +5,9 @@ A8). Pure.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Generator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from itertools import compress
+from itertools import compress, islice
 from operator import attrgetter, eq, is_not
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar
@@ -21,6 +21,8 @@ from gateway.domain.model_spec import ModelSpec
 Key = TypeVar("Key", bound=str)
 Row = TypeVar("Row")
 _BY_ID: Final = attrgetter("replica_id")
+ROWS_AT_ONCE: Final = 128
+"""The number of replicas that are looked at in less than a millisecond."""
 
 ProgressOf: TypeAlias = Callable[[ReplicaId], Progress | None]
 """Returns how far the load of a replica is, or None if this gateway knows nothing of it."""
@@ -203,32 +205,44 @@ class ViewBuilder:
         self._refusing = refusing
         self._last = EMPTY_VIEW
 
-    def build(self, state: ClusterState) -> FleetView:
-        """Returns the view of `state`: the same as `build_view` returns."""
+    def build(self, state: ClusterState) -> Generator[None, None, FleetView]:
+        """Returns the view of `state` at its end: the same as `build_view` returns. Yields after each part, so that the
+        caller can let other tasks run in between."""
         before = self._last.state
         models = _changed(before.models, state.models)
-        changed = _changed_by_model(before, state)
+        changed = yield from _changed_by_model(before, state)
         # In a surge rollout, a replica depends on the others of its model: see `newest_serving`.
         surges = {each for each in changed if (spec := state.models.get(each)) is not None and spec.rollout == "surge"}
         whole = models | surges
         found = dict(self._last.candidates)
         for model, replicas in _replicas_of(whole, state).items():
             newest = (model,) if any(_serves_newest(each, state) for each in replicas) else ()
-            found[model] = _ordered(_routable(replicas, state, self._refusing, newest))
+            found[model] = _ordered((yield from _routable_in_parts(replicas, state, self._refusing, newest)))
         for model in changed.keys() - whole:
             rows = [
                 row for each in changed[model] if (row := state.replicas.get(each)) is not None and row.model == model
             ]
-            came = _routable(rows, state, self._refusing, ())
+            came = yield from _routable_in_parts(rows, state, self._refusing, ())
             found[model] = _patched(found.get(model, ()), changed[model], came)
         self._last = FleetView(state, MappingProxyType({model: several for model, several in found.items() if several}))
         return self._last
 
 
-def _patched(
-    before: Sequence[Candidate], gone: Iterable[ReplicaId], came: Iterable[Candidate]
-) -> tuple[Candidate, ...]:
+def _routable_in_parts(
+    replicas: Iterable[Replica], state: ClusterState, refusing: Container[str], newest: Container[ModelName]
+) -> Generator[None, None, list[Candidate]]:
+    found, left = list[Candidate](), iter(replicas)
+    while part := tuple(islice(left, ROWS_AT_ONCE)):
+        if found:
+            yield
+        found += _routable(part, state, refusing, newest)
+    return found
+
+
+def _patched(before: Sequence[Candidate], gone: Set[ReplicaId], came: Iterable[Candidate]) -> tuple[Candidate, ...]:
     """Returns the candidates without those that are gone and with those that came. Both may be of one replica."""
+    if len(gone) > ROWS_AT_ONCE:  # Each one by itself would move all behind it.
+        return _ordered([*(each for each in before if each.replica_id not in gone), *came])
     candidates = list(before)
     for replica_id in gone:
         place = bisect_left(candidates, replica_id, key=_BY_ID)
@@ -246,10 +260,14 @@ def _changed(before: Mapping[Key, Row], after: Mapping[Key, Row]) -> Set[Key]:
     return before.keys() - after.keys() | {key for key, row in after.items() if before.get(key) is not row}
 
 
-def _changed_by_model(before: ClusterState, after: ClusterState) -> dict[ModelName, set[ReplicaId]]:
+def _changed_by_model(
+    before: ClusterState, after: ClusterState
+) -> Generator[None, None, dict[ModelName, set[ReplicaId]]]:
     """Returns the replicas of each model that came, went or changed, or whose node did."""
     found: dict[ModelName, set[ReplicaId]] = {}
-    for replica_id in _changed(before.replicas, after.replicas):
+    for number, replica_id in enumerate(_changed(before.replicas, after.replicas)):
+        if number % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
+            yield
         for replica in (before.replicas.get(replica_id), after.replicas.get(replica_id)):
             if replica is not None:
                 found.setdefault(replica.model, set()).add(replica_id)

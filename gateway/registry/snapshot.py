@@ -1,10 +1,10 @@
 """This process's view of the fleet: one immutable value that is replaced as a whole and read without any I/O.
 
 The request path reads `SnapshotStore.current` and nothing else, which is why a warm request executes no statement. The
-readers decide what the value is: `build` makes it from a `ClusterState`, once per version.
+readers decide what the value is: `build` makes it from a `ClusterState`, once per version, in parts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from typing import Final, Generic, NoReturn, TypeVar
 
 import structlog
@@ -48,17 +48,18 @@ class SnapshotStore(Generic[Value]):
 async def run_snapshot_watcher(
     registry: StateReader,
     store: SnapshotStore[Value],
-    build: Callable[[ClusterState], Value],
+    build: Callable[[ClusterState], Generator[None, None, Value]],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> NoReturn:
-    """Keeps `store` up to date. Reports started once the first snapshot is published.
+    """Keeps `store` up to date. Reports started once the first snapshot is published. `build` returns the value at its
+    end, and other tasks run whenever it yields.
 
     If the registry fails at the start, this raises `RegistryError`. If it fails later, the last snapshot stays and the
     fleet keeps serving. The registry is asked again after a growing pause, and everything is read again.
     """
     state = await registry.read_state()
-    store.publish(build(state))
+    store.publish(await _built(build(state)))
     task_status.started()
     seen, backoff = state.version, Backoff(RETRY_FIRST_SECONDS, RETRY_MAX_SECONDS)
     while True:
@@ -73,6 +74,16 @@ async def run_snapshot_watcher(
             await trio.sleep(pause_seconds)
             seen = ANY_VERSION
         else:
-            store.publish(build(state))
+            store.publish(await _built(build(state)))
             seen = state.version
             backoff.reset()
+
+
+async def _built(parts: Generator[None, None, Value]) -> Value:
+    while True:
+        try:
+            next(parts)
+        except StopIteration as end:
+            value: Value = end.value
+            return value
+        await trio.lowlevel.checkpoint()

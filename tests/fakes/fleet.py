@@ -1,8 +1,9 @@
 """Small fleets for tests of the router and the planner."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import replace
 from itertools import count
+from typing import TypeVar
 
 from gateway.domain.cluster import ClusterState, Demand, LoadFailure, Node, NodeStatus, Replica
 from gateway.domain.ids import Address, BootId, GatewayId, ModelName, NodeId, ReplicaId
@@ -14,6 +15,7 @@ from gateway.domain.routability import FleetView, build_view
 MODEL = ModelName("m")
 NODE = NodeId("n1")
 GATEWAY = GatewayId("g1")
+T = TypeVar("T")
 
 
 def spec(name: str = MODEL, **changes: object) -> ModelSpec:
@@ -70,6 +72,16 @@ def state(
 
 def view(*replicas: Replica, **parts: object) -> FleetView:
     return build_view(state(replicas, **parts))  # type: ignore[arg-type]
+
+
+def at_once(build: Callable[[ClusterState], T]) -> Callable[[ClusterState], Generator[None, None, T]]:
+    """For `run_snapshot_watcher`: builds the value in one part."""
+
+    def parts(state: ClusterState) -> Generator[None, None, T]:
+        yield from ()
+        return build(state)
+
+    return parts
 
 
 def demand(model: str = MODEL, waiting: int = 1, since: float = 0.0) -> Demand:

@@ -19,7 +19,7 @@ from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import lead
-from tests.fakes.fleet import GATEWAY, NODE, replica, spec
+from tests.fakes.fleet import GATEWAY, NODE, at_once, replica, spec
 from tests.fakes.planner import open_reconciler
 from tests.fakes.routing_harness import FakeProbe
 
@@ -144,7 +144,7 @@ async def open_health_harness(*, run: bool = True) -> AsyncIterator[HealthHarnes
     """Without `run` the monitor is for the test to start."""
     harness = HealthHarness(MarkedRegistry())
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
+        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, at_once(build_view))
         if run:
             await nursery.start(harness.monitor.run)
         yield harness

@@ -38,6 +38,7 @@ from tests.contract.samples import (
     replica,
     spec,
 )
+from tests.fakes.fleet import at_once
 from tests.fakes.postgres_fleet import held_open, hold_for, open_two, until_waiting
 from tests.fakes.postgres_server import PostgresServer
 from tests.fakes.relay import open_relay
@@ -134,7 +135,7 @@ async def test_m3_a_database_that_went_back_is_read_anew_and_its_writes_are_seen
         for number in range(10):
             await one.put_model(spec(f"m{number}"))
         store: SnapshotStore[ClusterState] = SnapshotStore(EMPTY_STATE)
-        await nursery.start(run_snapshot_watcher, one, store, lambda state: state)
+        await nursery.start(run_snapshot_watcher, one, store, at_once(lambda state: state))
         assert store.current.version == 10
         postgres_server.ask(emptied_postgres_url, "UPDATE state_version SET version = 3")
         await other.put_model(spec("after"))

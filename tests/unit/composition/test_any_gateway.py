@@ -13,6 +13,7 @@ from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.snapshot import run_snapshot_watcher
 from tests.fakes.api_harness import JOIN_TOKEN, NOW, ApiHarness
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.fleet import at_once
 
 MODEL: Final = "/api/models/org/tiny"
 BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
@@ -25,7 +26,7 @@ async def harnesses(nursery: trio.Nursery) -> tuple[ApiHarness, ApiHarness]:
     registry = MemoryRegistry(lambda: NOW)
     a, b = (ApiHarness(registry, gateway_id=GatewayId(name), auto_approve=False) for name in "ab")
     for harness in (a, b):
-        await nursery.start(run_snapshot_watcher, registry, harness.views, build_view)
+        await nursery.start(run_snapshot_watcher, registry, harness.views, at_once(build_view))
     return a, b
 
 

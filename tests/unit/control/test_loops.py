@@ -44,7 +44,7 @@ from gateway.planner.builder import BACKOFF_FIRST_SECONDS
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import NotRegistered, RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
-from tests.fakes.fleet import GATEWAY, MODEL, NODE, node, replica, spec, state
+from tests.fakes.fleet import GATEWAY, MODEL, NODE, at_once, node, replica, spec, state
 from tests.fakes.planner import open_reconciler
 
 HELLO = Hello(NODE, "box", BootId("boot-1"))
@@ -141,7 +141,7 @@ async def open_control(*specs: ModelSpec) -> AsyncIterator[Control]:
         ended.set()
 
     async with open_reconciler(registry) as reconciler, trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, registry, views, build_view)
+        await nursery.start(run_snapshot_watcher, registry, views, at_once(build_view))
         nursery.start_soon(_wake_on_change, views, reconciler)
         nursery.start_soon(reporter.run)
         exchange = open_exchange(registry, waiting, reconciler)

@@ -21,7 +21,7 @@ from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import spec
-from tests.fakes.fleet import node
+from tests.fakes.fleet import at_once, node
 
 ESTIMATE = Requirement(vram_bytes=10, ram_bytes=20, disk_bytes=30)
 CPU_NODE = node()
@@ -88,7 +88,7 @@ class Harness:
 async def open_harness(harness: Harness) -> AsyncIterator[Harness]:
     estimates = RequirementEstimates(harness.registry, harness.views, harness.ask)
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
+        await nursery.start(run_snapshot_watcher, harness.registry, harness.views, at_once(build_view))
         nursery.start_soon(estimates.run)
         yield harness
         nursery.cancel_scope.cancel()

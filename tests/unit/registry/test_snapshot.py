@@ -12,6 +12,7 @@ from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.protocol import RegistryError
 from gateway.registry.snapshot import SnapshotStore, run_snapshot_watcher
 from tests.contract.samples import NODE, registration
+from tests.fakes.fleet import at_once
 
 
 class FailingRegistry(MemoryRegistry):
@@ -75,7 +76,7 @@ async def test_the_watcher_has_published_when_it_reports_started() -> None:
     registry, store = MemoryRegistry(), SnapshotStore(EMPTY_STATE)
     await registry.register_node(registration())
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, registry, store, same)
+        await nursery.start(run_snapshot_watcher, registry, store, at_once(same))
         assert NODE in store.current.nodes
         nursery.cancel_scope.cancel()
 
@@ -89,7 +90,7 @@ async def test_the_watcher_builds_one_value_per_version_and_rests_in_between() -
         return state.version
 
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, registry, store, build)
+        await nursery.start(run_snapshot_watcher, registry, store, at_once(build))
         for version in (1, 2):
             await registry.register_node(registration(boot_id=f"boot-{version}"))
             assert await store.wait_change(version - 1) == version
@@ -101,7 +102,7 @@ async def test_the_watcher_builds_one_value_per_version_and_rests_in_between() -
 async def test_an_outage_keeps_the_snapshot_and_is_retried_with_growing_pauses(autojump_clock: MockClock) -> None:
     registry, store = FailingRegistry(), SnapshotStore(EMPTY_STATE)
     async with trio.open_nursery() as nursery:
-        await nursery.start(run_snapshot_watcher, registry, store, same)
+        await nursery.start(run_snapshot_watcher, registry, store, at_once(same))
         before = store.current
         registry.errors.extend(RegistryError("connection refused") for _ in range(8))
         registry.read_at.clear()
@@ -122,7 +123,7 @@ async def test_a_watch_that_broke_reads_everything_again_whatever_the_version(au
     registry.wait_errors.append(RegistryError("connection lost"))
     async with trio.open_nursery() as nursery:
         with structlog.testing.capture_logs():
-            await nursery.start(run_snapshot_watcher, registry, store, same)
+            await nursery.start(run_snapshot_watcher, registry, store, at_once(same))
             first = store.current
             with trio.fail_after(1):
                 again = await store.wait_change(first)
@@ -134,4 +135,4 @@ async def test_a_watch_that_broke_reads_everything_again_whatever_the_version(au
 async def test_a_registry_that_fails_at_the_start_says_so() -> None:
     registry, store = FailingRegistry(RegistryError("connection refused")), SnapshotStore(EMPTY_STATE)
     with pytest.raises(RegistryError, match="connection refused"):
-        await run_snapshot_watcher(registry, store, same)
+        await run_snapshot_watcher(registry, store, at_once(same))

@@ -19,6 +19,7 @@ from gateway.registry.snapshot import run_snapshot_watcher
 from tests.contract.samples import join, lead, place, replica, spec
 from tests.fakes.api_harness import NOW, ApiHarness
 from tests.fakes.asgi import AsgiRequest
+from tests.fakes.fleet import at_once
 
 TINY: Final = ModelName("org/tiny")
 BODY: Final[dict[str, Any]] = {"backend": "llama-cpp", "artifact": "builtin:tiny"}
@@ -29,7 +30,7 @@ FAILURE: Final = LoadFailure("exit code 3", 1, NOW + 70)
 async def harness(nursery: trio.Nursery) -> ApiHarness:
     """Its view follows the registry."""
     harness = ApiHarness()
-    await nursery.start(run_snapshot_watcher, harness.registry, harness.views, build_view)
+    await nursery.start(run_snapshot_watcher, harness.registry, harness.views, at_once(build_view))
     return harness
 
 
