@@ -29,7 +29,7 @@ this page from the table by which the gateway reads requests.
 A parameter that is not on this page is refused by its name, because it may be a typing error. With
 `server.unknown_parameters = "ignore"` it is dropped instead, and the response header `X-Gateway-Ignored-Parameters`
 names it. The same holds for the parameters that are marked with (*): other servers have them, and nothing here is equal
-to them. `null` means "not set" for every optional parameter.
+to them. `null` means "not set" for every parameter that is not required.
 
 An answer of the gateway can be sent back as a message, wherever it was cut, and with everything that client libraries
 add to it (ids, cache marks, parsed copies, the reasoning under any of its names). A tool call with empty arguments has

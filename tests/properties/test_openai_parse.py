@@ -2,24 +2,19 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.api.openai.schema import (
-    ChatBody,
-    CompletionBody,
-    EmbeddingsBody,
-    parse_chat,
-    parse_completion,
-    parse_embeddings,
-)
+from gateway.api.openai.parameter_rows import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.api.openai.schema import parse_chat, parse_completion, parse_embeddings
 from gateway.domain.errors import BadRequest
 from tests.amounts import examples_to_run
 
-Parse = Callable[[bytes], object]
+Parse = Callable[..., object]
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400)
 JSON = st.recursive(
@@ -28,6 +23,7 @@ JSON = st.recursive(
     max_leaves=8,
 )
 WORDS = ["role", "user", "tool", "content", "type", "text", "name", "5", "include_usage"]
+WORDS += ["thinking", "reasoning.text", "refusal", "num_predict", "temperature", "enabled", "-1"]
 WORDS += ["id", "function", "arguments", "parameters", "strict", "auto", "required", "enable_thinking", "{}"]
 NEARLY = st.recursive(
     SCALARS | st.sampled_from(WORDS),
@@ -38,7 +34,20 @@ NEARLY = st.recursive(
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "tool", "system", "assistant"])},
-        optional={"content": NEARLY, "name": NEARLY, "tool_call_id": NEARLY, "tool_calls": NEARLY, "|x": NEARLY},
+        optional=dict.fromkeys(
+            [
+                "content",
+                "name",
+                "tool_call_id",
+                "tool_calls",
+                "|x",
+                "reasoning",
+                "reasoning_details",
+                "refusal",
+                "images",
+            ],
+            NEARLY,
+        ),
     ),
     max_size=3,
 )
@@ -48,9 +57,7 @@ REQUIRED: dict[Parse, dict[str, object]] = {
     parse_completion: {"prompt": "x"},
     parse_embeddings: {"input": "x"},
 }
-NAMES = sorted(
-    {name for body in (ChatBody, CompletionBody, EmbeddingsBody) for name in [*body.model_fields, *body.without_effect]}
-)
+NAMES = sorted({name for table in (CHAT, COMPLETIONS, EMBEDDINGS) for name in table.rows} | {"unknown"})
 
 
 def refusal(parse: Parse, body: bytes) -> BadRequest | None:
@@ -87,7 +94,9 @@ def test_any_json(parse: Parse, value: object) -> None:
 @settings(max_examples=examples_to_run(300))
 @given(fields=st.dictionaries(st.sampled_from(NAMES), NEARLY | JSON, max_size=3))
 def test_any_value_of_any_parameter(parse: Parse, fields: dict[str, Any]) -> None:
-    check(parse, json.dumps({"model": "m"} | REQUIRED[parse] | fields).encode())
+    body = json.dumps({"model": "m"} | REQUIRED[parse] | fields).encode()
+    check(parse, body)
+    check(partial(parse, ignore_unknown=True), body)
 
 
 @settings(max_examples=examples_to_run(300))

@@ -19,7 +19,6 @@ NO_ARGUMENTS: Final = "{}"
 MESSAGE_FIELDS: Final = frozenset({"role", "content", "name", "tool_call_id", "tool_calls", "reasoning_content"})
 MEANT_FOR_MODEL: Final = frozenset({"function_call", "audio", "images", "prefix", "partial"})
 """The fields of other dialects that would change the answer. They are refused unless they are empty or false."""
-TOOL_FIELDS: Final = frozenset({"type", "function"})
 MARKS: Final = frozenset({"cache_control", "copilot_cache_control", "defer_loading", "provider_specific_fields", "id"})
 """The fields by which clients mark a tool, for a cache or for themselves."""
 THINKING_PARTS: Final = ("thinking", "reasoning", "redacted_thinking")
@@ -40,10 +39,14 @@ def plain_tools(tools: object) -> object:
 
 
 def _plain_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    plain = {name: value for name, value in tool.items() if name not in MARKS}
+    plain = _without_marks(tool)
     if isinstance(function := plain.get("function"), dict):
-        plain["function"] = {name: value for name, value in function.items() if name not in MARKS}
+        plain["function"] = _without_marks(function)
     return plain
+
+
+def _without_marks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in MARKS and value is not None}
 
 
 def _plain_message(message: Mapping[str, Any]) -> dict[str, Any]:

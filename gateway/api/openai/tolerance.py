@@ -88,8 +88,9 @@ class _Rewriter:
                 self._read_known(row, name, value)
 
     def _may_drop(self, row: Parameter | None, path: str, value: object) -> bool:
-        """Returns whether an unknown or refused parameter is dropped, and keeps its name if it has been noticed."""
-        if row is not None and (value is None or any(equal_json(value, each) for each in row.neutral)):
+        """Returns whether an unknown or refused parameter is dropped, and keeps its name if it would have changed
+        anything."""
+        if value is None or (row is not None and any(equal_json(value, each) for each in row.neutral)):
             return True
         is_dropped = self._ignore_unknown and (row is None or row.is_foreign)
         if is_dropped:

@@ -272,6 +272,8 @@ def _parameters(options: LoadOptions, api_key: str, header: Header) -> xllamacpp
     parameters.cache_ram_mib = -(-options.prompt_cache_bytes // MIB_BYTES)
     # Each slot has a cache of its own, so a prompt has to be kept elsewhere only when another one takes its slot.
     parameters.cache_idle_slots = False
+    # llama.cpp would continue any last message of an assistant, and refuse one with tool calls. A request says it.
+    parameters.prefill_assistant = False
     _close_listener(parameters, api_key)
     return parameters
 

@@ -36,6 +36,10 @@ STREAMED: Final[Body] = {
 }
 
 
+CONTINUED: Final[Body] = {"continue_final_message": True, "add_generation_prompt": False}
+"""The parameters of a chat whose last message is the beginning of the answer."""
+
+
 @dataclass(frozen=True)
 class GenerationRequest:
     """The body of a completion request as llama.cpp takes it, and the parameter that its input came from."""
@@ -136,6 +140,8 @@ def _chat_body(options: pb.PredictOptions, limits: SamplingLimits) -> Body:
     """Returns the body of a chat. With `reasoning_format` auto, text that a template marks as reasoning is separate
     from the answer."""
     body: Body = {"messages": _messages(options, limits), "reasoning_format": "auto"}
+    if _is_unfinished(options.Messages[-1]):
+        body |= CONTINUED
     body |= tools_body(options.Tools, options.ToolChoice, limits)
     thinking = options.Metadata.get(THINKING_KEY)
     if thinking is not None:
@@ -152,6 +158,12 @@ def _messages(options: pb.PredictOptions, limits: SamplingLimits) -> list[dict[s
     if not options.Messages:
         raise invalid("messages must not be empty", param="messages")
     return [_message(message, limits) for message in options.Messages]
+
+
+def _is_unfinished(message: pb.Message) -> bool:
+    """Returns whether the answer continues this last message. One with tool calls is complete: an answer that begins
+    behind it is a new one."""
+    return message.role == "assistant" and not message.tool_calls
 
 
 def _message(message: pb.Message, limits: SamplingLimits) -> dict[str, Any]:

@@ -60,6 +60,39 @@ def test_a_tool_call_that_was_cut_short_can_be_sent_back(client: openai.OpenAI, 
     assert ask(client, QUESTION, own, *results, tools=TOOLS).role == "assistant"
 
 
+CALLING: Final = {
+    "role": "assistant",
+    "tool_calls": [{"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"ci'}}],
+}
+BEGUN: Final = {"role": "assistant", "content": "A replica is"}
+
+
+@pytest.mark.parametrize("tools", [TOOLS, []])
+@pytest.mark.parametrize(
+    "history",
+    [
+        [CALLING],
+        [CALLING, CALLING],
+        [BEGUN, CALLING],
+        [CALLING, BEGUN],
+        [BEGUN, BEGUN],
+        [{"role": "assistant", "content": None}],
+        [{"role": "assistant", "reasoning_content": "It is"}],
+        [CALLING, QUESTION],
+    ],
+)
+def test_an_answer_may_be_the_last_message(
+    client: openai.OpenAI, history: list[dict[str, Any]], tools: list[dict[str, Any]]
+) -> None:
+    assert ask(client, QUESTION, *history, tools=tools, max_tokens=4).role == "assistant"
+
+
+def test_an_answer_that_was_begun_is_continued(client: openai.OpenAI) -> None:
+    question = {"role": "user", "content": "What is a replica?"}
+    whole = ask(client, question, temperature=0).content
+    assert ask(client, question, BEGUN, temperature=0).content == whole.removeprefix(BEGUN["content"])
+
+
 def test_what_the_stream_helper_returns_can_be_sent_back(client: openai.OpenAI) -> None:
     strict = [{**tool, "function": {**tool["function"], "strict": True}} for tool in map(documented, KNOWN)]
     options: dict[str, Any] = {"model": "demo", "messages": [QUESTION], "tools": strict, "max_tokens": TOKENS_MAX}

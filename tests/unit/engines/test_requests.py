@@ -66,6 +66,25 @@ def test_a_chat_goes_through_the_models_template() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("last", "continued"),
+    [
+        (pb.Message(role="user", content="hi"), False),
+        (pb.Message(role="assistant", content="A replica"), True),
+        (pb.Message(role="assistant", reasoning_content="so"), True),
+        (pb.Message(role="assistant", tool_calls='[{"id": "c1"}]'), False),
+        (pb.Message(role="tool", content="4", tool_call_id="c1"), False),
+    ],
+)
+def test_only_an_answer_that_is_not_finished_is_continued(last: pb.Message, continued: bool) -> None:
+    messages = [pb.Message(role="user", content="hi"), last]
+    body = generation_request(
+        pb.PredictOptions(UseTokenizerTemplate=True, Messages=messages, Metadata=NOTHING_SET), LIMITS
+    ).body
+    assert body.get("continue_final_message", False) is continued
+    assert body.get("add_generation_prompt", True) is not continued
+
+
 def asking(**fields: Any) -> pb.PredictOptions:
     """A chat, and whatever else."""
     fields["Metadata"] = NOTHING_SET | fields.get("Metadata", {})

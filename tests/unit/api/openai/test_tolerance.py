@@ -51,6 +51,8 @@ def refusal(**fields: object) -> BadRequest:
         ({"options": {"mirostat": 0, "seed": 4}}, Sampling(seed=4)),
         ({"options": {}}, Sampling()),
         ({"options": None}, Sampling()),
+        ({"typo": None, "options": {"typo": None}}, Sampling()),
+        ({"tools": [{"type": "function", "strict": None, "function": {"name": "f", "returns": None}}]}, Sampling()),
         ({"typical_p": 1.0, "mirostat": 0, "min_tokens": 0, "repeat_last_n": 64}, Sampling()),
         ({"mirostat_tau": 5.0, "dry_base": 1.75, "use_beam_search": False, "best_of": 1}, Sampling()),
     ],
