@@ -44,7 +44,7 @@ def stop_sequences(value: object) -> object:
 
 def biases(value: object) -> object:
     """Returns llama.cpp's array of `[token id, bias]` as an object. A bias of false forbids the token."""
-    if not isinstance(value, list) or not all(_is_bias(each) for each in value):
+    if not isinstance(value, list) or not value or not all(_is_bias(each) for each in value):
         return value
     return {str(token): -100 if bias is False else bias for token, bias in value}
 

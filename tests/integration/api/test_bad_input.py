@@ -213,20 +213,17 @@ def test_a_model_that_is_asked_for_and_does_not_exist(client: httpx.Client, name
     ("field", "value"),
     [
         ("max_tokens", 0),
-        ("max_tokens", -1),
-        ("max_tokens", 2**40),
-        ("max_tokens", 10**1000),
+        ("max_tokens", -3),
         ("temperature", 2.1),
         ("temperature", -0.1),
         ("temperature", 10**400),
         ("top_p", 1.5),
-        ("top_k", -1),
+        ("top_k", -2),
         ("seed", 2**63),
         ("presence_penalty", 3),
         ("n", 0),
         ("logit_bias", {"65": 101}),
         ("stop", ["a"] * 17),
-        ("stop", ""),
     ],
     ids=lambda value: str(value)[:12],
 )
@@ -238,11 +235,13 @@ def test_a_number_out_of_its_range(client: httpx.Client, route: str, field: str,
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("route", [CHAT, COMPLETIONS])
-def test_more_tokens_than_the_model_has_room_for(client: httpx.Client, route: str, *, stream: bool) -> None:
-    """Only the backend knows its context; it is a 400 all the same, before the stream begins."""
-    response = send_fields(client, route, max_tokens=1_000_000, stream=stream)
-    status, _, param = refusal(response)
-    assert (status, param) == (400, "max_tokens")
+@pytest.mark.parametrize("tokens", [1_000_000, 2**40, 10**1000])
+def test_a_limit_above_the_context_is_an_upper_bound(
+    client: httpx.Client, route: str, tokens: int, *, stream: bool
+) -> None:
+    """Whatever the model says ends at a blank, so that the test does not wait for the end of the context."""
+    response = send_fields(client, route, max_tokens=tokens, stop=[" "], stream=stream)
+    assert response.status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -169,6 +169,7 @@ def test_a_parameter_nobody_knows_is_refused_by_name() -> None:
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "must be at most 20, got 21"),
         ({"reasoning_effort": "huge"}, "reasoning_effort", "must be 'none'"),
         ({"n": 0}, "n", "must be at least 1, got 0"),
+        ({"logit_bias": []}, "logit_bias", "expected an object, got an array"),
         ({"logit_bias": [5]}, "logit_bias", "expected an object, got an array"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "does not name a token id"),
         ({"logit_bias": {"-1": 1}}, "logit_bias.-1", "does not name a token id"),
