@@ -16,7 +16,7 @@ from tests.simulation.world import Violation, World, run_seeded, step
 EVENTS: Final = 300
 SETTLE_SECONDS: Final = 400.0
 """After the last event: longer than the longest pause after a failed load, and than anybody waits for anything."""
-SEEDS: Final = seeds_to_run(30, quick=8)
+SEEDS: Final = seeds_to_run(30, quick=6)
 
 
 def simulate(seed: int, folder: Path, events: int = EVENTS) -> World:

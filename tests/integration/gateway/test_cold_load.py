@@ -25,7 +25,7 @@ QUIET = '[reconciler]\ninterval = "10m"\n'
 """No round of the planner but those that something asks for."""
 BURST = 100
 ROUNDS = 5
-ROUND_REQUESTS = 200
+ROUND_REQUESTS = 80
 BODY = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 2}
 
 

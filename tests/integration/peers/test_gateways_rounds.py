@@ -28,7 +28,7 @@ from tests.integration.gateways import (
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, wait_for
 from tests.integration.steady_load import SteadyLoad, sampled
 
-ROUNDS: Final = amounts_to_run(40, quick=15, variable="TEST_ROUNDS")
+ROUNDS: Final = amounts_to_run(40, quick=10, variable="TEST_ROUNDS")
 ROUND_SECONDS_MAX: Final = 12.0
 """Far above what one takes beside a busy neighbour."""
 WORKERS: Final = {"one": "ab", "two": "ba"}
@@ -38,9 +38,9 @@ OWN: Final = scripted_backend("own", SCRIPT)
 FOREIGN: Final = scripted_backend("foreign", SCRIPT).replace(" = true\n", " = false\n")
 """Does not know what draining is; nobody may send it anything once it is told to end."""
 BACKENDS: Final = ("own", "foreign")
-IDLE: Final = tuple(f"idle-{backend}-{number}" for backend in BACKENDS for number in range(3))
+IDLE: Final = tuple(f"idle-{backend}-{number}" for backend in BACKENDS for number in range(2))
 """Asked now and then, and drained when they seem to be idle: just when the next request comes, now and then."""
-BUSY: Final = tuple(f"busy-{backend}-{number}" for backend in BACKENDS for number in range(3))
+BUSY: Final = tuple(f"busy-{backend}-{number}" for backend in BACKENDS for number in range(2))
 """Asked all the time, and unloaded again and again."""
 MODELS: Final = (*IDLE, *BUSY)
 SCALE_DOWN: Final = '\n[reconciler]\nscale_down_delay = "150ms"\n'

@@ -162,7 +162,7 @@ class CrashLoop:
 
 
 @linux_only
-@pytest.mark.parametrize("crashes", amounts_to_run(1000, quick=100, variable="CRASHES"))
+@pytest.mark.parametrize("crashes", amounts_to_run(1000, quick=40, variable="CRASHES"))
 async def test_h6_crashes_hold_nothing(tmp_path: Path, crashes: int) -> None:
     (tmp_path / "locks").mkdir()
     program = BackendProgram((sys.executable, "-I", "-S", "-c", SHORT_LIVED))
