@@ -246,9 +246,12 @@ async def test_w8_a_replica_is_freed_before_its_end(script: Path, tmp_path: Path
     program = BackendProgram((str(script),), {"BACKEND_EVENTS": str(events)})
     wanted = desired_replica("a")
     wanted = replace(wanted, spec=replace(wanted.spec, options={"free": free}))
+    settings = settings_in(tmp_path, {"fake": program})
+    if free == "block":  # it never ends by itself
+        settings = replace(settings, stop_timeout_seconds=0.5)
     async with (
         open_bridge() as bridge,
-        open_worker(settings_in(tmp_path, {"fake": program}), spawn_process, GrpcBackendControl(bridge)) as worker,
+        open_worker(settings, spawn_process, GrpcBackendControl(bridge)) as worker,
     ):
         await worker.want(wanted)
         await worker.wait_report("a", Observed.READY)
