@@ -29,11 +29,8 @@ EncodeError = Callable[[GatewayError], bytes]
 
 JSON = b"application/json"
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
-EVENT_STREAM_HEAD: Final = (
-    (b"content-type", EVENT_STREAM),
-    (b"cache-control", b"no-store"),
-    (b"x-accel-buffering", b"no"),  # for nginx, the usual proxy in front
-)
+UNBUFFERED: Final = (b"x-accel-buffering", b"no")  # for nginx, the usual proxy in front
+EVENT_STREAM_HEAD: Final = ((b"content-type", EVENT_STREAM), (b"cache-control", b"no-store"), UNBUFFERED)
 
 HEADER_BYTES_MAX: Final = 32 * 1024
 """The limit of all headers together. The listener's own limit is not strict (pitfall 35)."""

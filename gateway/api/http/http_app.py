@@ -19,6 +19,7 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.bodies import BodyBudget
+from gateway.api.http.body_coding import check_coding, read_coded_body, replace_body
 from gateway.api.http.browser_guard import BrowserPolicy, check_json
 from gateway.api.http.errors import ErrorPolicy, InternalError, send_error
 from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, HeadAnswered, Receive, Scope, Send
@@ -267,7 +268,19 @@ class HttpApp:
 
     async def _run_admin_route(self, exchange: Exchange, scope: Scope) -> None:
         _check_declared(exchange)
+        if exchange.header("content-encoding") is not None:
+            await self._run_coded_admin_route(exchange, scope)
+            return
         await self._run_until_drained(self._admin_app(scope, exchange.receive, exchange.send_message))
+
+    async def _run_coded_admin_route(self, exchange: Exchange, scope: Scope) -> None:
+        """Runs the admin application with the decoded body, as if that had come."""
+        bytes_max = self._limits.bytes_max
+        exchange.check_length(bytes_max)
+        with self._bodies.open(exchange.peer, exchange.announced_bytes) as charge:
+            body = await read_coded_body(exchange, bytes_max, self._limits.timeout_seconds, charge)
+            decoded, receive = replace_body(scope, exchange.receive, body)
+            await self._run_until_drained(self._admin_app(decoded, receive, exchange.send_message))
 
     async def _run_route(self, exchange: Exchange, routes: Sequence[Route], caller: Caller) -> None:
         method = "GET" if exchange.method == "HEAD" else exchange.method
@@ -285,9 +298,14 @@ class HttpApp:
         exchange.check_length(bytes_max)
         with self._bodies.open(caller.name, exchange.announced_bytes) as charge:
             exchange.charge = charge
+            read = (
+                exchange.read_body
+                if exchange.header("content-encoding") is None
+                else partial(read_coded_body, exchange)
+            )
             seconds = self._limits.timeout_seconds
             await self._run_handler(
-                exchange, route, route.handler(exchange, caller, await exchange.read_body(bytes_max, seconds, charge))
+                exchange, route, route.handler(exchange, caller, await read(bytes_max, seconds, charge))
             )
 
     async def _run_handler(self, exchange: Exchange, route: Route, handler: Awaitable[None]) -> None:
@@ -368,8 +386,10 @@ def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
 
 
 def _check_declared(exchange: Exchange) -> None:
-    """Refuses a body that is declared as something other than JSON. A request without a body need not declare
-    anything."""
-    declared = exchange.header("content-type")
+    """Refuses a body that is declared as something other than JSON, or in a coding that nobody here knows. A request
+    without a body need not declare anything."""
+    declared, coding = exchange.header("content-type"), exchange.header("content-encoding")
     if declared is not None and exchange.method not in SAFE_METHODS:
         check_json(declared)
+    if coding is not None:
+        check_coding(exchange, coding)

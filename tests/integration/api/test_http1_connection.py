@@ -148,6 +148,7 @@ async def test_the_rests_of_refused_bodies_share_one_pace(mock_clock: MockClock)
         async with trio.open_nursery() as nursery:
             for _ in range(clients):
                 nursery.start_soon(send_much)
+        await harness.wait_connections(0)  # The answers ended long before.
         unpaced = 2 * UNREAD_BYTES_MAX  # What comes with the head, and the last part, after which nothing is read.
         expected = (clients * (size - unpaced) - pace.burst) / pace.per_second
         assert trio.current_time() - begin >= expected

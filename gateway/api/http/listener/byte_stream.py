@@ -6,6 +6,7 @@ send itself, and a free socket buffer takes most answers at once.
 
 import socket
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Final
 
 import structlog
@@ -39,6 +40,10 @@ class ByteStream(ABC):
     @abstractmethod
     async def _send_all(self, data: memoryview) -> None:
         """Waits until everything is out. Raises `OSError`, `trio.BrokenResourceError`, `trio.ClosedResourceError`."""
+
+    @abstractmethod
+    def end_output(self) -> None:
+        """Tells the client that nothing more comes. What it still sends can be read (RFC 9112, 9.6)."""
 
     @abstractmethod
     async def close(self) -> None:
@@ -105,6 +110,11 @@ class PlainStream(ByteStream):
             except BlockingIOError:
                 continue
 
+    def end_output(self) -> None:
+        """Implements `ByteStream`."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+
     async def close(self) -> None:
         """Implements `ByteStream`.
 
@@ -156,6 +166,9 @@ class TlsStream(ByteStream):
 
     async def _send_all(self, data: memoryview) -> None:
         await self._stream.send_all(data)
+
+    def end_output(self) -> None:
+        """Implements `ByteStream`: it does nothing, because the end of TLS is the end of both directions here."""
 
     async def close(self) -> None:
         """Implements `ByteStream`."""

@@ -100,4 +100,6 @@ class Http1Connection:
         return request.is_complete and not request.response.closes and not self._input.is_gone
 
     async def _refuse(self, status: int) -> None:
-        await self._stream.send(encode_refusal(status, self._service.clock.date_line(time.time())))
+        if await self._stream.send(encode_refusal(status, self._service.clock.date_line(time.time()))):
+            self._stream.end_output()
+            await self._input.drop_all()

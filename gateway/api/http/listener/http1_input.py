@@ -19,6 +19,11 @@ from gateway.concurrency import ParkingSpot
 UNREAD_BYTES_MAX: Final = 64 * 1024
 """The limit of what has arrived and is not processed. Beyond it nothing is read from the socket."""
 
+DROP_SECONDS: Final = 5.0
+"""How long a client may go on sending after a request that was not understood."""
+DROP_IDLE_SECONDS: Final = 0.25
+"""The same if nothing more comes."""
+
 
 class Http1Input:
     """The incoming side of a connection. `run` reads; everything else is for the task that serves the requests."""
@@ -28,6 +33,7 @@ class Http1Input:
         "_head_timeout_seconds",
         "_idle_since",
         "_is_dropping",
+        "_is_refused",
         "_parser",
         "_room",
         "_stream",
@@ -53,6 +59,8 @@ class Http1Input:
         """The time since which there is no request, or infinity while there is one."""
         self._is_dropping = False
         """Whether the rest of the request's body is thrown away."""
+        self._is_refused = False
+        """Whether everything that comes is thrown away."""
         self._watch: ClientWatch | None = None
         self.body_is_open = False
         """Whether the end of the current request's body is still to come."""
@@ -94,6 +102,10 @@ class Http1Input:
             data = await self._stream.receive(room)
             if not data:
                 return
+            if self._is_refused:
+                self._dropping.record(len(data))
+                self.dropped_parts += 1
+                continue
             self._parser.feed(data)
             if self._is_dropping:
                 self._dropping.record(len(data))
@@ -142,6 +154,21 @@ class Http1Input:
             self._is_dropping = True
             await self._drop()
             self._room.wake()
+
+    async def drop_all(self) -> None:
+        """Throws away what comes on a connection that is about to be closed, until its client is silent.
+
+        Closing a socket with unread data resets the connection, and a client that still sends would not see the answer.
+        """
+        self._is_refused = True
+        self._parser.take_rest()
+        self._room.wake()
+        seen = -1
+        with trio.move_on_after(DROP_SECONDS):
+            while not self.is_gone and self.dropped_parts != seen:
+                seen = self.dropped_parts
+                with trio.move_on_after(DROP_IDLE_SECONDS):
+                    await self.changed.wait()
 
     def end_request(self) -> None:
         """Notes that the request was answered. The time for the head of the next one begins."""

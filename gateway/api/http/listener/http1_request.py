@@ -112,6 +112,8 @@ class Http1Request:
         data = self.response.encode(message.get("body", b""), is_last=is_last)
         if data:
             await self._write(data)
+        if self._input.body_is_open and self.response.is_whole and self.response.closes:
+            self._stream.end_output()  # The rest of the body is read for a while, so that the client sees the answer.
         if is_last:
             self.is_complete = True
             self._input.changed.wake()  # A task of the application may wait for the disconnect.

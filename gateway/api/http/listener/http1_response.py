@@ -73,6 +73,11 @@ class Http1Response:
         self._head = head
         self.has_begun = True
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether a body of announced length has been encoded to its end."""
+        return self._left == 0
+
     def encode(self, data: bytes, *, is_last: bool) -> bytes:
         """Returns the bytes to write for one part of the body: with the head if it is the first part, and with the end
         if it is the last one.
