@@ -11,8 +11,8 @@ class ProcessPlace:
 
     number: int
     """The number of this process. The first one has 0."""
-    listening: int
-    """The descriptor of the socket at which all processes accept clients."""
+    listening: tuple[int, ...]
+    """The descriptors of the sockets at which all processes accept clients."""
     peers_listening: int | None
     """The descriptor of the socket at which peers reach exactly this process. None if it has none."""
     urls: tuple[str, ...]
@@ -25,7 +25,11 @@ class ProcessPlace:
 
     def descriptors(self) -> tuple[int, ...]:
         """Returns the descriptors that the process inherits."""
-        return (self.listening,) if self.peers_listening is None else (self.listening, self.peers_listening)
+        return (*self.listening, *self.private_descriptors())
+
+    def private_descriptors(self) -> tuple[int, ...]:
+        """Returns the descriptors at which peers reach exactly this process: one, or none."""
+        return () if self.peers_listening is None else (self.peers_listening,)
 
     def encode(self) -> str:
         """Returns the text of the option with which the supervisor starts the process."""
@@ -35,4 +39,4 @@ class ProcessPlace:
     def parse(cls, text: str) -> Self:
         """Returns the place that `encode` has written."""
         fields = json.loads(text)
-        return cls(**{**fields, "urls": tuple(fields["urls"])})
+        return cls(**{**fields, "listening": tuple(fields["listening"]), "urls": tuple(fields["urls"])})

@@ -105,7 +105,7 @@ async def _start_listeners(gateway: Gateway, listener_nursery: trio.Nursery, soc
         run = _listener(gateway, Retirement()).run
         listeners.open_peers(await listener_nursery.start(run, sockets.peers))
     run = _listener(gateway, retirement).run
-    listeners.open_http(await listener_nursery.start(run, sockets.public))
+    listeners.open_http(await listener_nursery.start(run, *sockets.public))
 
 
 def _listener(gateway: Gateway, retirement: Retirement) -> Listener:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from gateway.api.http.listener.listening_socket import open_socket
+from gateway.api.http.listener.listening_socket import open_socket, open_sockets
 from gateway.config.model import ServerSection
 from gateway.data_dir import StartupError
 from gateway.process_place import ProcessPlace
@@ -15,7 +15,8 @@ from gateway.process_place import ProcessPlace
 class HttpSockets:
     """The listening sockets of one gateway."""
 
-    public: socket.socket
+    public: tuple[socket.socket, ...]
+    """The sockets for clients, one for each address."""
     peers: socket.socket | None
     """The socket at which peers reach exactly this gateway. None if they use the public one."""
 
@@ -28,32 +29,38 @@ def open_http_sockets(server: ServerSection, place: ProcessPlace | None) -> Iter
     """
     with ExitStack() as held:
         if place is not None:
-            public, *private = (held.enter_context(_inherited(each)) for each in place.descriptors())
+            public = tuple(held.enter_context(_inherited(each)) for each in place.listening)
+            private = [held.enter_context(_inherited(each)) for each in place.private_descriptors()]
         else:
-            public = held.enter_context(open_public_socket(server))
+            public = tuple(held.enter_context(each) for each in open_public_sockets(server))
             ports = () if server.peer_port is None else (server.peer_port,)
             private = [held.enter_context(open_peer_socket(server, port)) for port in ports]
         yield HttpSockets(public, private[0] if private else None)
 
 
-def open_public_socket(server: ServerSection) -> socket.socket:
-    """Opens the socket for clients. Raises `StartupError`."""
+def open_public_sockets(server: ServerSection) -> tuple[socket.socket, ...]:
+    """Opens the sockets for clients. Raises `StartupError`."""
     try:
-        return open_socket(server.host, server.port, reuse_port=server.reuse_port)
+        return open_sockets(server.hosts, server.port, reuse_port=server.reuse_port)
     except OSError as error:
         raise StartupError(
-            f"can't listen on {server.host}:{server.port}: {error.strerror or error}; set server.port or pass --port"
+            f"can't listen on {_shown(server)}:{server.port}: {error.strerror or error}; set server.port or pass --port"
         ) from error
 
 
 def open_peer_socket(server: ServerSection, port: int) -> socket.socket:
     """Opens the socket for peers at a port. Raises `StartupError`."""
+    host = server.hosts[0]
     try:
-        return open_socket(server.host, port)
+        return open_socket(host, port)
     except OSError as error:
         raise StartupError(
-            f"can't listen for other gateways on {server.host}:{port}: {error.strerror or error}; set server.peer_port"
+            f"can't listen for other gateways on {host}:{port}: {error.strerror or error}; set server.peer_port"
         ) from error
+
+
+def _shown(server: ServerSection) -> str:
+    return ", ".join(server.hosts)
 
 
 def _inherited(descriptor: int) -> socket.socket:

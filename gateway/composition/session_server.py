@@ -4,6 +4,7 @@ from functools import partial
 
 import trio
 
+from gateway.api.http.listener.listening_socket import open_sockets
 from gateway.composition.http_settings import listener_tls
 from gateway.composition.parts import Gateway
 from gateway.data_dir import StartupError
@@ -28,10 +29,11 @@ async def start_session_server(gateway: Gateway, services: trio.Nursery) -> None
     )
     port = config.server.worker_port
     try:
-        run = partial(server.run, config.server.host, port, tls=listener_tls(config, "h2"))
+        listening = open_sockets(config.server.hosts, port)
+        run = partial(server.run, listening, tls=listener_tls(config, "h2"))
         shared.listeners.open_sessions(await services.start(run))
     except OSError as error:
-        why = f"can't listen for workers on {config.server.host}:{port}: {error.strerror or error}"
+        why = f"can't listen for workers on {', '.join(config.server.hosts)}:{port}: {error.strerror or error}"
         raise StartupError(f"{why}; set server.worker_port") from error
 
 

@@ -45,6 +45,21 @@ def _check_host(host: str) -> str:
     return host
 
 
+def _parse_hosts(value: object) -> str | tuple[str, ...]:
+    """Returns one host, or several."""
+    if isinstance(value, str):
+        return _check_host(value)
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"expected a string, got {describe(value)}")  # noqa: TRY004 - pydantic's protocol
+    if not value:
+        raise ValueError("names no host")
+    if not all(isinstance(each, str) for each in value):
+        raise ValueError("expected a list of hosts, each as a string")
+    if len(set(value)) < len(value):
+        raise ValueError("names one host twice")
+    return tuple(_check_host(each) for each in value)
+
+
 def _check_reachable(host: str) -> str:
     ip = parse_ip(_check_host(host))
     if ip is not None and ip.is_unspecified:
@@ -223,6 +238,8 @@ Budget = Annotated[int | Percent, PlainValidator(parse_budget)]
 """A number of bytes, or a share."""
 Ports = Annotated[PortRange, PlainValidator(parse_port_range)]
 PathText = Annotated[Path, PlainValidator(_parse_path)]
+Hosts = Annotated[str | tuple[str, ...], PlainValidator(_parse_hosts)]
+"""A host, or several of them."""
 Host = Annotated[StrictStr, AfterValidator(_check_host)]
 Origin = Annotated[StrictStr, AfterValidator(_check_origin)]
 """The origin of web pages: scheme, host and port, or "*" for all."""

@@ -24,6 +24,7 @@ from gateway.config.fields import (
     Duration,
     Flag,
     Host,
+    Hosts,
     Labels,
     ModelNameText,
     Name,
@@ -76,7 +77,7 @@ def _any_port_beside_a_shared_one(data: dict[str, Any]) -> int | None:
 class ServerSection(Section):
     """The `[server]` table: where this gateway listens, and its limits on connections, bodies and times."""
 
-    host: Host = "127.0.0.1"
+    host: Hosts = "127.0.0.1"
     port: Port = 8080
     worker_port: Port = Field(default_factory=_next_port)
     """The port at which workers of other machines connect. It is opened only if there is a join token."""
@@ -116,9 +117,14 @@ class ServerSection(Section):
     tls_key: PathText | None = None
 
     @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses and names at which this gateway listens, at least one."""
+        return (self.host,) if isinstance(self.host, str) else self.host
+
+    @property
     def is_loopback(self) -> bool:
         """Whether only this machine can connect."""
-        return is_loopback(self.host)
+        return all(is_loopback(host) for host in self.hosts)
 
 
 class ApiKey(Section):

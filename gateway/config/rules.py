@@ -11,6 +11,7 @@ from gateway.config.partial import PartialConfig
 from gateway.config.problems import Loc, format_path
 from gateway.config.units import quote
 from gateway.domain.builtin_backends import LLAMA_CPP
+from gateway.domain.host_port import is_loopback
 
 TTL_SECONDS_MIN: Final = 1.0
 TTL_INTERVALS_MIN: Final = 10
@@ -55,10 +56,11 @@ def _all_findings(partial: PartialConfig) -> Iterator[Finding]:
 
 
 def _check_server(server: ServerSection, auth: AuthSection) -> Iterator[Finding]:
-    if not server.is_loopback and not auth.api_keys and not auth.allow_anonymous:
+    wide = [host for host in server.hosts if not is_loopback(host)]
+    if wide and not auth.api_keys and not auth.allow_anonymous:
         yield Finding(
             ("server", "host"),
-            f"{quote(server.host)} is open to other machines, which needs auth.api_keys or auth.allow_anonymous = true",
+            f"{quote(wide[0])} is open to other machines, which needs auth.api_keys or auth.allow_anonymous = true",
             (("auth", "api_keys"), ("auth", "allow_anonymous")),
         )
     if server.bodies_max < server.max_body:

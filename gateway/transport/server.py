@@ -8,7 +8,7 @@ cancel (pitfall 37).
 import asyncio
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -55,20 +55,19 @@ class SessionServer:
 
     async def run(
         self,
-        host: str,
-        port: int,
+        listening: Sequence[socket.socket],
         *,
         tls: ssl.SSLContext | None = None,
         task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Serves the sessions of workers until cancelled. Then it sends every worker to another gateway.
-
-        Reports started with the port; for port 0 the system chooses one. Raises `OSError` if it cannot listen there.
-        """
-        with _listening_socket(host, port) as listening, self._accepted, self._to_serve:
-            server = await self._bridge.run(_start_aio, self._attachments, listening, tls)
+        """Serves the sessions of workers at the sockets `listening`, which it closes, until cancelled. Then it sends
+        every worker to another gateway. Reports started with the port, which all sockets share."""
+        with ExitStack() as sockets, self._accepted, self._to_serve:
+            for each in listening:
+                sockets.enter_context(each)
+            servers = [await self._bridge.run(_start_aio, self._attachments, each, tls) for each in listening]
             try:
-                task_status.started(listening.getsockname()[1])
+                task_status.started(listening[0].getsockname()[1])
                 async with trio.open_nursery() as nursery:
                     try:
                         async for session in self._to_serve:
@@ -77,16 +76,12 @@ class SessionServer:
                         self._attachments.close()
             finally:
                 with trio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await self._bridge.run(self._close_aio, server)
+                    await self._bridge.run(self._close_aio, servers)
 
-    async def _close_aio(self, server: BoundedServer) -> None:
+    async def _close_aio(self, servers: Sequence[BoundedServer]) -> None:
         await self._attachments.wait_sessions_ended_aio()
-        await server.close_aio(END_SECONDS)
-
-
-def _listening_socket(host: str, port: int) -> socket.socket:
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    return socket.create_server(address, family=family)
+        for server in servers:
+            await server.close_aio(END_SECONDS)
 
 
 async def _start_aio(service: WorkerSessionBase, listening: socket.socket, tls: ssl.SSLContext | None) -> BoundedServer:

@@ -8,6 +8,7 @@ from functools import partial
 
 import trio
 
+from gateway.api.http.listener.listening_socket import open_socket
 from gateway.bridge import Bridge, open_bridge
 from gateway.domain.ids import BootId, NodeId
 from gateway.domain.session import FromWorker, Heartbeat, Hello, ToWorker
@@ -97,7 +98,7 @@ class SessionGateway:
     async def run(self, server: SessionServer, tls: ssl.SSLContext | None, task_status: trio.TaskStatus[int]) -> None:
         with self._arrived, self._sessions:
             with self.scope:
-                await server.run("127.0.0.1", 0, tls=tls, task_status=task_status)
+                await server.run([open_socket("127.0.0.1", 0)], tls=tls, task_status=task_status)
             self.closed.set()
             await trio.sleep_forever()
 

@@ -1,6 +1,5 @@
 """Sessions between workers and a gateway over real connections: what arrives, and every way in which one can end."""
 
-import errno
 import socket
 import ssl
 from pathlib import Path
@@ -486,14 +485,6 @@ async def test_an_address_that_is_none_is_named(address: str) -> None:
         with pytest.raises(SessionLost, match="no address of a gateway"):
             async with session_gateway.attach(address=address or "x"):
                 pass
-
-
-async def test_a_port_that_is_taken_is_an_error_of_the_server() -> None:
-    async with open_session_gateway() as session_gateway:
-        other = server.SessionServer(session_gateway.bridge, session_gateway.serve, lambda *_: True, silence_seconds=1)
-        with pytest.raises(OSError, match="in use") as caught:
-            await other.run("127.0.0.1", session_gateway.port)
-    assert caught.value.errno == errno.EADDRINUSE
 
 
 async def test_too_large_a_message_is_not_sent() -> None:

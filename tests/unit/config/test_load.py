@@ -354,3 +354,46 @@ def test_problems_are_printed_one_per_line() -> None:
         Problem("d", "x"),
     ]
     assert format_problems(problems) == "config.toml:3: a.b: is wrong\nconfig.toml: c: too\nd: x"
+
+
+class TestHosts:
+    @pytest.mark.parametrize(
+        ("value", "hosts"),
+        [
+            ('"127.0.0.1"', ("127.0.0.1",)),
+            ('["127.0.0.1", "::1"]', ("127.0.0.1", "::1")),
+            ('["localhost"]', ("localhost",)),
+        ],
+    )
+    def test_one_or_several(self, value: str, hosts: tuple[str, ...]) -> None:
+        server = parse_config(f"server.host = {value}", {}).server
+        assert server.hosts == hosts
+        assert server.is_loopback
+
+    def test_a_variable_may_have_several(self) -> None:
+        config = parse_config("", {"GATEWAY_SERVER__HOST": '["127.0.0.1", "::1"]'})
+        assert config.server.hosts == ("127.0.0.1", "::1")
+
+    @pytest.mark.parametrize("value", ["[]", "7", "[7]", '["127.0.0.1", "127.0.0.1"]', '["not a host"]', '""'])
+    def test_what_is_no_host(self, value: str) -> None:
+        with pytest.raises(ConfigError, match=r"server\.host"):
+            parse_config(f"server.host = {value}", {})
+
+    def test_one_open_host_needs_keys(self) -> None:
+        with pytest.raises(ConfigError, match=r'"10\.0\.0\.1" is open to other machines'):
+            parse_config('server.host = ["127.0.0.1", "10.0.0.1"]', {})
+
+
+class TestOrigins:
+    def test_they_are_kept_as_browsers_send_them(self) -> None:
+        given = ["HTTPS://Chat.Example:443", "http://localhost:80", "http://localhost:3000", "app://x", "null", "*"]
+        config = parse_config(f"server.allowed_origins = {given}", {})
+        expected = ("https://chat.example", "http://localhost", "http://localhost:3000", "app://x", "null", "*")
+        assert config.server.allowed_origins == expected
+
+    @pytest.mark.parametrize(
+        "value", ["chat.example", "https://x/", "https://x/path", "https://", "http://*, http://y"]
+    )
+    def test_what_is_no_origin(self, value: str) -> None:
+        with pytest.raises(ConfigError, match="expected the origin of a web page"):
+            parse_config(f'server.allowed_origins = ["{value}"]', {})

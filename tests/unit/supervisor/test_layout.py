@@ -97,8 +97,8 @@ def test_a_reload_changes_everything_but_where_the_gateway_is(tmp_path: Path) ->
 
 
 def test_a_place_survives_the_command_line() -> None:
-    place = ProcessPlace(1, 3, 5, ("http://127.0.0.1:1", "http://127.0.0.1:2"))
+    place = ProcessPlace(1, (3, 4), 5, ("http://127.0.0.1:1", "http://127.0.0.1:2"))
     assert ProcessPlace.parse(place.encode()) == place
     assert place.has_siblings
-    assert not ProcessPlace(0, 3, None, ()).has_siblings
-    assert ProcessPlace(0, 3, None, ()).descriptors() == (3,)
+    assert not ProcessPlace(0, (3,), None, ()).has_siblings
+    assert ProcessPlace(0, (3,), None, ()).descriptors() == (3,)

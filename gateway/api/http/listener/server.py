@@ -6,7 +6,8 @@ for ever (pitfalls 5, 36), and one failing connection can take the server down (
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -67,9 +68,10 @@ class Listener:
     """Set when a connection has ended."""
 
     async def run(
-        self, listening: socket.socket, *, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+        self, *listening: socket.socket, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serves the socket `listening`, and closes it. Reports started with its address, as `http://host:port`."""
+        """Serves the sockets `listening`, and closes them. Reports started with the address of the first one, as
+        `http://host:port`."""
         config = _hypercorn_config(self.settings)
         app = wrap_app(self.app, config.wsgi_max_body_size, "asgi")
         lifespan = Lifespan(app, config, {})
@@ -118,17 +120,18 @@ class Listener:
 
     async def _accept(
         self,
-        listening: socket.socket,
+        listening: Sequence[socket.socket],
         serve: Callable[[trio.SocketStream], Awaitable[None]],
         connections: trio.Nursery,
         task_status: trio.TaskStatus[str],
     ) -> None:
-        """Accepts connections until the stop or the retirement. Then it closes the socket, so that no client waits in
-        its backlog."""
-        url = url_of(listening, "http" if self.tls is None else "https")
-        listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-        async with listener, trio.open_nursery() as accepting:
-            accepting.start_soon(partial(trio.serve_listeners, serve, [listener], handler_nursery=connections))
+        """Accepts connections until the stop or the retirement. Then it closes the sockets, so that no client waits in
+        their backlogs."""
+        url = url_of(listening[0], "http" if self.tls is None else "https")
+        async with AsyncExitStack() as held, trio.open_nursery() as accepting:
+            sockets = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in listening]
+            listeners = [await held.enter_async_context(each) for each in sockets]
+            accepting.start_soon(partial(trio.serve_listeners, serve, listeners, handler_nursery=connections))
             task_status.started(url)
             await wait_first(self.stop.wait, self.retirement.begun.wait)
             accepting.cancel_scope.cancel()
