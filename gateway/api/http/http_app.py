@@ -20,7 +20,7 @@ from structlog.contextvars import bind_contextvars, reset_contextvars
 from gateway.api.http.auth import Authenticator, Caller, Role
 from gateway.api.http.bodies import BodyBudget
 from gateway.api.http.body_coding import check_coding, read_coded_body, replace_body
-from gateway.api.http.browser_guard import BrowserPolicy, check_json
+from gateway.api.http.browser_guard import METHODS, BrowserPolicy, check_json
 from gateway.api.http.errors import ErrorPolicy, InternalError, send_error
 from gateway.api.http.exchange import ClientGone, EncodeError, Exchange, HeadAnswered, Receive, Scope, Send
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, ShuttingDown
@@ -227,7 +227,7 @@ class HttpApp:
         if self._browsers.has_origins:
             exchange.response_headers += self._browsers.answer_headers(exchange.header("origin"))
         exchange.check_headers()
-        if exchange.method == "OPTIONS" and await self._answer_preflight(exchange):
+        if exchange.method == "OPTIONS" and await self._answer_options(exchange):
             return
         caller = self._admit(exchange, place.role)
         exchange.route = place.path
@@ -240,9 +240,12 @@ class HttpApp:
                 f"There is nothing at {quoted(exchange.method, METHOD_CHARACTERS_MAX)} {quoted(exchange.path)}."
             )
 
-    async def _answer_preflight(self, exchange: Exchange) -> bool:
-        """Answers a browser that asks before it sends a request of another origin, and returns whether it was one. It
-        asks without credentials, also where the request itself needs some. Raises `Forbidden`."""
+    async def _answer_options(self, exchange: Exchange) -> bool:
+        """Answers a question about the whole server (`*`), or of a browser before it sends a request of another origin.
+        Returns whether it was one. Both come without credentials. Raises `Forbidden`."""
+        if exchange.path == "*":
+            await exchange.respond(200, b"", b"text/plain", [(b"allow", METHODS)])
+            return True
         origin, method = exchange.header("origin"), exchange.header("access-control-request-method")
         if origin is None or method is None:
             return False

@@ -7,10 +7,15 @@ smuggling; RFC 9112, 11.2). tests/integration/api/test_http1_edge.py has the tab
 import re
 from typing import Final, NamedTuple
 
+from gateway.api.http.listener.request_target import is_host, split_target
+
 BAD_REQUEST: Final = 400
 FORBIDDEN: Final = 403
+EXPECTATION_FAILED: Final = 417
 NOT_IMPLEMENTED: Final = 501
 NOT_SUPPORTED: Final = 505
+SLASH: Final = ord("/")
+CONNECT: Final = b"CONNECT"
 VERSIONS: Final = frozenset({b"1.0", b"1.1"})
 SINGLE: Final = frozenset({b"authorization", b"content-type", b"x-gateway-node", b"x-gateway-boot"})
 """The headers of which one request has at most one; `Host` and the framing have rules of their own."""
@@ -40,8 +45,9 @@ class Head(NamedTuple):
     """The head of a request."""
 
     method: str
-    """In capitals."""
+    """As it was sent: methods are case-sensitive (RFC 9110, 9.1)."""
     target: bytes
+    """The path with its query, or `*`."""
     version: str
     """`1.0` or `1.1`."""
     headers: Headers
@@ -65,19 +71,23 @@ def parse_head(raw: bytes) -> Head:
     headers = _split_fields(raw[line.end() : -4])
     named = dict(headers)
     _check_names(headers, named, version)
+    if not is_host(named.get(b"host", b"")):
+        raise RefusedHead(BAD_REQUEST, "a Host that is none")
+    if target[0] != SLASH or b"#" in target or b"%" in target or method == CONNECT:
+        target = _unusual_target(method, target, headers)
     body_bytes = _body_bytes(headers, named, version)
     options = _connection_options(headers, named)
     if b"upgrade" in named:
         _check_upgrade(headers, method, options)
-    expects = _tokens(headers, b"expect") if b"expect" in named and version == b"1.1" and body_bytes != 0 else ()
+    awaits_continue = b"expect" in named and version == b"1.1" and _awaits_continue(headers)
     return Head(
-        method=method.decode("ascii").upper(),
+        method=method.decode("ascii"),
         target=target,
         version=version.decode("ascii"),
         headers=headers,
         body_bytes=body_bytes,
         keeps_alive=version == b"1.1" and b"close" not in options,
-        awaits_continue=b"100-continue" in expects,
+        awaits_continue=awaits_continue and body_bytes != 0,
     )
 
 
@@ -116,6 +126,26 @@ def _check_names(headers: Headers, named: dict[bytes, bytes], version: bytes) ->
         raise RefusedHead(BAD_REQUEST, "more than one Host")
     if any(names.count(name) > 1 for name in SINGLE):
         raise RefusedHead(BAD_REQUEST, "a header twice that there may be once")
+
+
+def _unusual_target(method: bytes, target: bytes, headers: Headers) -> bytes:
+    """Returns the path with its query. A host in the target takes the place of the header (RFC 9112, 3.2.2)."""
+    if method == CONNECT:
+        raise RefusedHead(NOT_IMPLEMENTED, "a tunnel, which nothing here is for")
+    try:
+        path, host = split_target(method, target)
+    except ValueError as error:
+        raise RefusedHead(BAD_REQUEST, str(error)) from None
+    if host is not None:
+        headers[:] = [(b"host", host), *(each for each in headers if each[0] != b"host")]
+    return path
+
+
+def _awaits_continue(headers: Headers) -> bool:
+    """Returns whether the client waits before it sends the body. Raises `RefusedHead` for any other expectation."""
+    if any(expected not in {b"100-continue", b""} for expected in _tokens(headers, b"expect")):
+        raise RefusedHead(EXPECTATION_FAILED, "an expectation other than 100-continue")
+    return b"100-continue" in _tokens(headers, b"expect")
 
 
 def _body_bytes(headers: Headers, named: dict[bytes, bytes], version: bytes) -> int | None:

@@ -26,6 +26,7 @@ CHUNKS_AT_ONCE: Final = 64
 that sends such chunks would keep other tasks from their turn."""
 TRAILER_BYTES_MAX: Final = 16 * 1024
 HEADERS_TOO_LARGE: Final = 431
+URI_TOO_LONG: Final = 414
 CR: Final = ord("\r")
 HTTP2_HEAD: Final = b"PRI * HTTP/2.0\r\n\r\n"
 """The beginning of HTTP/2 by prior knowledge (RFC 9113, 3.4)."""
@@ -69,7 +70,17 @@ class _State(Enum):
 class Http1Parser:
     """Parses the requests of one connection."""
 
-    __slots__ = ("_at", "_buffer", "_fault", "_is_new", "_left", "_searched", "_speaks_http2", "_state")
+    __slots__ = (
+        "_at",
+        "_buffer",
+        "_fault",
+        "_has_passed_line",
+        "_is_new",
+        "_left",
+        "_searched",
+        "_speaks_http2",
+        "_state",
+    )
 
     def __init__(self, *, speaks_http2: bool) -> None:
         """`speaks_http2`: the connection may begin with HTTP/2."""
@@ -77,6 +88,8 @@ class Http1Parser:
         self._state = _State.HEAD
         self._is_new = True
         """Whether no request has begun yet."""
+        self._has_passed_line = False
+        """Whether an empty line in front of the next request was passed. There may be one."""
         self._buffer = b""
         self._at = 0
         """The beginning of what is not parsed yet."""
@@ -130,6 +143,12 @@ class Http1Parser:
     # Heads
 
     def _next_head(self) -> Event | None:
+        if not self._has_passed_line and self._buffer[self._at] == CR:
+            if self.unread_bytes == 1:
+                return None
+            if self._buffer.startswith(b"\r\n", self._at):  # RFC 9112, 2.2: some clients send one after a body.
+                self._at, self._has_passed_line = self._at + 2, True
+                return self._next_head() if self.unread_bytes else None
         end = self._find_block_end()
         if end < 0:
             return self._fault_of_beginning()
@@ -137,7 +156,7 @@ class Http1Parser:
         if self._is_new and self._speaks_http2 and raw == HTTP2_HEAD:
             self._at -= end
             return Preface()
-        self._is_new = False
+        self._is_new = self._has_passed_line = False
         try:
             head = parse_head(raw)
         except RefusedHead as refused:
@@ -153,7 +172,8 @@ class Http1Parser:
         if self._buffer[self._at] not in TOKEN_BYTES or self._has_bare_lf():
             return self._break(BAD_REQUEST, fault_of_lines(self._buffer[self._at :]))
         if self.unread_bytes >= HEAD_BYTES_MAX:
-            return self._break(HEADERS_TOO_LARGE, "a head without an end")
+            has_line = self._buffer.find(b"\r\n", self._at) >= 0
+            return self._break(HEADERS_TOO_LARGE if has_line else URI_TOO_LONG, "a head without an end")
         return None
 
     def _find_block_end(self) -> int:

@@ -21,6 +21,7 @@ from hypercorn.protocol.h2 import H2Protocol
 
 from gateway.api.http.listener.dropping import Dropping
 from gateway.api.http.listener.http1_head import SINGLE
+from gateway.api.http.listener.request_target import ASTERISK, OPTIONS
 from gateway.frame_meter import Allowance, Flood, FrameLimits, FrameMeter
 
 log = structlog.get_logger(__name__)
@@ -209,4 +210,9 @@ def _is_well_formed(request: RequestReceived) -> bool:
     names = [name for name, _ in request.headers or ()]
     method, path = headers.get(b":method", b""), headers.get(b":path", b"")
     is_line = bool(method and path) and method.isascii() and path.isascii() and method.upper() != b"CONNECT"
-    return is_line and not any(names.count(name) > 1 for name in SINGLE)
+    return is_line and _is_path(method, path) and not any(names.count(name) > 1 for name in SINGLE)
+
+
+def _is_path(method: bytes, path: bytes) -> bool:
+    """Returns whether `:path` is a path or, for OPTIONS, an asterisk (RFC 9113, 8.3.1)."""
+    return path[:1] == b"/" and b"#" not in path if path != ASTERISK else method == OPTIONS
