@@ -54,6 +54,9 @@ TOKENS_KEY: Final = "gateway.prompt_tokens"
 
 GRAMMAR_PARAM_KEY: Final = "gateway.grammar_param"
 """The key of `PredictOptions.Metadata` that says which parameter of the request the `Grammar` was made from."""
+SUFFIX_KEY: Final = "gateway.suffix"
+"""The key of `PredictOptions.Metadata` for the text that follows what a raw completion is to write between `Prompt` and
+it."""
 ADD_SPECIAL_KEY: Final = "gateway.add_special"
 """The key of `PredictOptions.Metadata` that says whether TokenizeString adds the tokens that begin or end a prompt,
 `true` (also if it is absent) or `false`."""

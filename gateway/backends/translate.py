@@ -11,6 +11,7 @@ from gateway.backends.metadata import (
     EFFORT_KEY,
     GRAMMAR_PARAM_KEY,
     SAMPLING_KEY,
+    SUFFIX_KEY,
     TEMPLATE_KEY,
     THINKING_KEY,
     TOKENS_KEY,
@@ -57,7 +58,7 @@ def predict_options(
     """
     options = pb.PredictOptions(CorrelationId=request_id, ModelIdentity=generation.model)
     if isinstance(generation.prompt, Text):
-        options.Prompt = cast("str", generation.prompt)
+        _set_raw_prompt(options, generation)
     else:
         options.UseTokenizerTemplate = True
         for message in generation.prompt:
@@ -77,8 +78,6 @@ def predict_options(
             options.Metadata[TEMPLATE_KEY] = generation.template
         if generation.effort is not None:
             options.Metadata[EFFORT_KEY] = generation.effort
-    if generation.tokens:
-        options.Metadata[TOKENS_KEY] = json.dumps(generation.tokens)
     if generation.logprobs is not None:
         options.Logprobs, options.TopLogprobs = 1, generation.logprobs
     if generation.grammar is not None:
@@ -89,6 +88,14 @@ def predict_options(
         sampling = replace(sampling, max_tokens=context_size)
     _set_sampling(options, sampling)
     return options
+
+
+def _set_raw_prompt(options: pb.PredictOptions, generation: Generation) -> None:
+    options.Prompt = cast("str", generation.prompt)
+    if generation.tokens:
+        options.Metadata[TOKENS_KEY] = json.dumps(generation.tokens)
+    if generation.suffix is not None:
+        options.Metadata[SUFFIX_KEY] = generation.suffix
 
 
 def prompt_characters(generation: Generation) -> int:

@@ -123,6 +123,8 @@ class Generation:
     """The token ids of a raw prompt, which has no text then."""
     grammar_param: str = "grammar"
     """The parameter that the grammar was made from. Errors about the grammar name it."""
+    suffix: str | None = None
+    """The text that follows the answer to a raw prompt. None means that the answer only continues the prompt."""
 
     @property
     def demands_call(self) -> bool:

@@ -9,7 +9,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-from gateway.domain.builtin_backends import default_parallel, default_prompt_cache_bytes
+from gateway.domain.builtin_backends import BUILTIN_BACKENDS, default_parallel, default_prompt_cache_bytes
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName, Revision
 from gateway.domain.texts import quoted
@@ -159,6 +159,16 @@ def wrong_kind(model: str, capabilities: Capabilities, needed: Ability) -> str:
         if getattr(capabilities, ability):
             return f"The model '{quoted(model)}' is {kind} and {VERBS[needed]}; use it with {routes}."
     return f"The model '{quoted(model)}' {VERBS[needed]}."
+
+
+def infill_refusal(spec: ModelSpec, capabilities: Capabilities) -> BadRequest | None:
+    """Returns the error for a text with a suffix, unless the model can fill in what is missing, or is of the built-in
+    backend, which will say whether it can. Other backends may ignore the suffix."""
+    is_open = capabilities.infill is None and spec.backend in BUILTIN_BACKENDS
+    if capabilities.infill or is_open:
+        return None
+    message = f"The model '{quoted(spec.name)}' can't fill in text before a suffix."
+    return BadRequest(message, param="suffix", code=UNSUPPORTED)
 
 
 def context_warning(spec: ModelSpec, context_tokens: int | None) -> str | None:

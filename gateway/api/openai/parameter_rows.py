@@ -193,7 +193,7 @@ COMPLETIONS: Final = ParameterTable(
         honoured("echo", "Not together with `logprobs`, or with token ids."),
         honoured("best_of", "The value of `n` only."),
         honoured("logprobs", "0 to 20 alternatives."),
-        refused("suffix", "text can only be added at the end", ""),
+        honoured("suffix", "The text after the answer, for models with infill tokens. An empty one is none."),
         foreign("response_format", "`grammar` says the form of a raw text", {"type": "text"}),
         foreign("json_schema", "`grammar` says the form of a raw text"),
         foreign("guided_json", "`grammar` says the form of a raw text"),

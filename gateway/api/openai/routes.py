@@ -27,7 +27,7 @@ from gateway.api.openai.tools import check_call
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
-from gateway.domain.model_spec import NOTHING_KNOWN, Ability, refusal
+from gateway.domain.model_spec import NOTHING_KNOWN, Ability, infill_refusal, refusal
 from gateway.domain.routability import Candidate, FleetView
 from gateway.observability.metrics import RequestMetrics
 from gateway.routing.router import RoutedStream, Router
@@ -160,6 +160,8 @@ class OpenAiApi:
         model, created = call.generation.model, int(self._wall_clock())
         self._record_model(exchange, model, call.user)
         self._check_kind(model, Ability.GENERATES)
+        if call.generation.suffix is not None:
+            self._check_infill(model)
         check_abilities(self._views.current.state.models.get(model), call.generations)
         if call.stream:
             encoders = [
@@ -320,6 +322,13 @@ class OpenAiApi:
         """Refuses what the model is not made for, without waiting for a replica. Raises `BadRequest`."""
         capabilities = self._views.current.state.capabilities.get(model)
         if capabilities is not None and (error := refusal(model, capabilities, needed)) is not None:
+            raise error
+
+    def _check_infill(self, model: ModelName) -> None:
+        """Refuses a suffix if the model can't take one. Raises `BadRequest`."""
+        state = self._views.current.state
+        spec, capabilities = state.models.get(model), state.capabilities.get(model, NOTHING_KNOWN)
+        if spec is not None and (error := infill_refusal(spec, capabilities)) is not None:
             raise error
 
     def _record_replica(self, exchange: Exchange, candidate: Candidate) -> Headers:

@@ -161,6 +161,8 @@ class CompletionBody(GenerationBody):
     reasons = COMPLETIONS.reasons
 
     prompt: Prompts
+    suffix: str | None = None
+    """The text that follows the answer."""
     echo: bool | None = None
     best_of: Annotated[int, Field(ge=1, le=CHOICES_MAX)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
@@ -235,7 +237,14 @@ def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCal
     parsed, ignored = read_body(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
     parsed.check()
     sampling = _sampling(parsed, parsed.token_limit())
-    first = Generation(ModelName(parsed.model), "", sampling, grammar=parsed.grammar, logprobs=parsed.logprobs)
+    first = Generation(
+        ModelName(parsed.model),
+        "",
+        sampling,
+        grammar=parsed.grammar,
+        logprobs=parsed.logprobs,
+        suffix=parsed.suffix or None,
+    )
     prompts = [
         replace(first, prompt=kept_text(prompt)) if isinstance(prompt, str) else replace(first, tokens=prompt)
         for prompt in parsed.prompt
@@ -313,7 +322,9 @@ def _generation_bytes(generation: Generation) -> int:
     prompt, sampling = generation.prompt, generation.sampling
     texts = getsizeof(prompt) if isinstance(prompt, Text) else sum(map(_message_bytes, prompt))
     options = TOKEN_BYTES * len(generation.tokens)
-    options += sum(map(getsizeof, (generation.tools or "", generation.grammar or "", *sampling.stop)))
+    options += sum(
+        map(getsizeof, (generation.tools or "", generation.grammar or "", generation.suffix or "", *sampling.stop))
+    )
     return OBJECT_BYTES + texts + options + BIAS_BYTES * len(sampling.logit_bias)
 
 

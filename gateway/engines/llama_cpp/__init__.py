@@ -14,6 +14,7 @@ slots           as many calls inside llama.cpp as it has slots, never one more
 generation      the bridge between a thread inside llama.cpp and the event loop
 model           llama.cpp itself, through xllamacpp; `gateway.gguf` looks into the file first
 text_calls      Rerank and TokenizeString: what is asked, and what is answered
+infill          the prompt of a model that fills in what is missing between two texts
 capabilities    from its file to what a model is made for
 tiny_model      writes a model of random weights to try all this with
 """

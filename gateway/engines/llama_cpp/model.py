@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Lock
 from typing import Any, Final
@@ -21,6 +22,7 @@ from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
 from gateway.engines.llama_cpp.forms.answer_start import answer_start
 from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat, find_call_format
 from gateway.engines.llama_cpp.generation import Sink
+from gateway.engines.llama_cpp.infill import InfillTokens, find_infill_tokens
 from gateway.engines.llama_cpp.options import LoadOptions
 from gateway.engines.llama_cpp.requests import GenerationRequest
 from gateway.engines.llama_cpp.sampling import SamplingLimits
@@ -79,7 +81,7 @@ class Model:
         self._embedding = Lock()
         """The lock that is held while llama.cpp embeds. llama.cpp pools only inputs of one micro-batch together, so
         the vectors of longer parallel inputs would be wrong."""
-        self.limits = self._read_limits()
+        self.limits = self._read_limits(header)
         self.metadata = self._read_metadata()
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
@@ -178,7 +180,7 @@ class Model:
         if len(tokens) > limit:
             raise too_long(f"input has {len(tokens)} tokens; this model embeds at most {limit} at once", "input")
 
-    def _read_limits(self) -> SamplingLimits:
+    def _read_limits(self, header: Header) -> SamplingLimits:
         (entry,) = self._ask("GET", "/v1/models")["data"]
         properties = self._ask("GET", "/props")
         abilities = properties["chat_template_caps"]
@@ -188,6 +190,7 @@ class Model:
             takes_tools=abilities["supports_tools"],
             call_format=self._read_call_format() if abilities["supports_tools"] else PLAIN,
             template_names=names_in(properties["chat_template"] + properties.get("chat_template_tool_use", "")),
+            infill=self._find_infill_tokens(header) if self.kind.generates else None,
             reproducible=self.options.reproducible,
             parses_arguments=abilities["supports_object_arguments"],
             takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),
@@ -224,7 +227,12 @@ class Model:
             thinking=generates and thinks(template),
             schema=generates,
             vision=vision,
+            infill=self.limits.infill is not None,
         )
+
+    def _find_infill_tokens(self, header: Header) -> InfillTokens | None:
+        plain = partial(self.tokenize, add_special=False)
+        return find_infill_tokens(header.metadata, plain, self.tokenize(""))
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, param: Param = "prompt"

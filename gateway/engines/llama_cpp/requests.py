@@ -1,14 +1,15 @@
 """Reads PredictOptions into a request for llama.cpp. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from gateway.backends.metadata import GRAMMAR_PARAM_KEY, THINKING_KEY, TOKENS_KEY
+from gateway.backends.metadata import GRAMMAR_PARAM_KEY, SUFFIX_KEY, THINKING_KEY, TOKENS_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.chunks import TOOLS_PARAM, Param
 from gateway.engines.llama_cpp.errors import invalid
 from gateway.engines.llama_cpp.forms.forced_call import ForcedCall, force_call
+from gateway.engines.llama_cpp.infill import infill_prompt
 from gateway.engines.llama_cpp.options import BOOLEANS
 from gateway.engines.llama_cpp.sampling import Body, SamplingLimits, parse_json, sampling_body
 from gateway.engines.llama_cpp.template_settings import TEMPLATE_SETTINGS, template_settings
@@ -107,7 +108,15 @@ def _without_thinking(chat: Body) -> Body:
     return {**kept, TEMPLATE_SETTINGS: settings}
 
 
-def _prompt(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
+def _prompt(options: pb.PredictOptions, limits: SamplingLimits) -> str | Sequence[int | str]:
+    """Returns a raw prompt: a text, the ids of its tokens, or both around what is to be filled in. Raises
+    `CallError`."""
+    before = _beginning(options, limits)
+    suffix = options.Metadata.get(SUFFIX_KEY)
+    return before if suffix is None else infill_prompt(limits.infill, before, suffix)
+
+
+def _beginning(options: pb.PredictOptions, limits: SamplingLimits) -> str | list[int]:
     """Returns the text of a raw prompt, or the ids of its tokens. Raises `CallError`."""
     text = options.Metadata.get(TOKENS_KEY)
     if text is None:

@@ -15,6 +15,7 @@ from gateway.backends.metadata import SAMPLING_KEY
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import invalid
 from gateway.engines.llama_cpp.forms.call_format import PLAIN, CallFormat
+from gateway.engines.llama_cpp.infill import InfillTokens
 
 SEED_RANDOM: Final = 2**32 - 1
 """The value by which llama.cpp takes a different seed each time. A caller who sets a seed never wants that."""
@@ -38,6 +39,8 @@ class SamplingLimits:
     """The way in which a call that is forced begins."""
     template_names: frozenset[str] = frozenset()
     """The names that the chat template may read."""
+    infill: InfillTokens | None = None
+    """The tokens with which it fills in text. None if it can only continue one."""
     reproducible: bool = False
     """Whether a request that does not say is answered like any equal one before it."""
     parses_arguments: bool = False

@@ -55,6 +55,11 @@ class Token:
         return self.kind == gguf.TokenType.NORMAL
 
 
+INFILL_TOKENS: Final = tuple(
+    Token(f"<|fim_{part}|>", gguf.TokenType.CONTROL) for part in ("prefix", "suffix", "middle")
+)
+
+
 def write_tiny_model(
     path: Path,
     *,
@@ -63,15 +68,16 @@ def write_tiny_model(
     layers: int = 2,
     context_tokens: int = TRAINED_CONTEXT_TOKENS,
     template: str = CHAT_TEMPLATE,
+    infill: bool = False,
 ) -> None:
     """Writes the model to `path`, all of it or nothing. The same arguments give the same bytes.
 
     `embedding_length` (a multiple of 32) and `layers` make a slower model. `context_tokens` is the context for which it
-    claims to be trained, and `template` its chat template.
+    claims to be trained, and `template` its chat template. With `infill` it has the tokens for filling in text.
     """
     if embedding_length % (2 * HEAD_LENGTH):
         raise ValueError(f"embedding_length must be a multiple of {2 * HEAD_LENGTH}, not {embedding_length}")
-    vocabulary = tuple(vocabulary_tokens())
+    vocabulary = (*vocabulary_tokens(), *(INFILL_TOKENS if infill else ()))
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
     partial = Path(name)

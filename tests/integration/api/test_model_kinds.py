@@ -19,20 +19,22 @@ backend = "llama-cpp"
 artifact = "file:{file}"
 context_size = 512
 """
+NAMES = ("chat", "embed", "rank", "code")
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
     folder = tmp_path_factory.mktemp("kinds")
     write_tiny_model(folder / "chat.gguf")
+    write_tiny_model(folder / "code.gguf", infill=True)
     write_tiny_encoder(folder / "embed.gguf")
     write_tiny_encoder(folder / "rank.gguf", reranks=True)
-    models = [MODEL.format(name=name, file=folder / f"{name}.gguf") for name in ("chat", "embed", "rank")]
+    models = [MODEL.format(name=name, file=folder / f"{name}.gguf") for name in NAMES]
     with running_gateway(folder / "gateway", "".join(models)) as gateway:
         with gateway.client() as client:
-            for name in ("chat", "embed", "rank"):
+            for name in NAMES:
                 client.post(f"/api/models/{name}/load").raise_for_status()
-        for name in ("chat", "embed", "rank"):
+        for name in NAMES:
             wait_for(lambda name=name: gateway.model(name)["capabilities"], f"{name} to be loaded")  # type: ignore[misc]
         yield gateway
 
@@ -54,8 +56,13 @@ def test_the_list_of_models_says_what_each_can_do(gateway: GatewayProcess) -> No
     kinds = {
         name: [models[name]["capabilities"][kind] for kind in ("generates", "embeds", "reranks")] for name in models
     }
-    assert kinds == {"chat": [True, True, False], "embed": [False, True, False], "rank": [False, False, True]}
-    assert {name: each["max_model_len"] for name, each in models.items()} == {"chat": 512, "embed": 256, "rank": 256}
+    chats, embeds, ranks = [True, True, False], [False, True, False], [False, False, True]
+    assert kinds == {"chat": chats, "code": chats, "embed": embeds, "rank": ranks}
+    sizes = {name: each["max_model_len"] for name, each in models.items()}
+    assert sizes == {"chat": 512, "code": 512, "embed": 256, "rank": 256}
+    assert {name: each["capabilities"]["infill"] for name, each in models.items() if name != "rank"} == {
+        "chat": False, "code": True, "embed": False,
+    }  # fmt: skip
 
 
 def test_a_context_that_the_file_cuts_is_shown_where_people_look(gateway: GatewayProcess) -> None:
@@ -204,3 +211,22 @@ def test_what_is_wrong_is_named(gateway: GatewayProcess, path: str, body: dict[s
     with gateway.client() as client:
         answer = client.post(path, json={"model": "rank" if "rerank" in path else "chat", **body})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
+
+
+def test_a_text_before_a_suffix_is_filled_in(gateway: GatewayProcess) -> None:
+    asked = {"model": "code", "prompt": "the blue bird ", "temperature": 0, "max_tokens": 8}
+    plain = ask(gateway, "/v1/completions", **asked)
+    filled = ask(gateway, "/v1/completions", suffix=" on the bridge", **asked)
+    assert filled["choices"][0]["text"] != plain["choices"][0]["text"]
+    assert filled["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"] + 3
+    streamed = gateway.openai().completions.create(stream=True, suffix=" on the bridge", **asked)  # type: ignore[call-overload]
+    assert "".join(chunk.choices[0].text for chunk in streamed) == filled["choices"][0]["text"]
+    assert ask(gateway, "/v1/completions", suffix="", **asked)["choices"] == plain["choices"]
+
+
+def test_a_model_without_infill_tokens_refuses_a_suffix_by_name(gateway: GatewayProcess) -> None:
+    with gateway.client() as client:
+        answer = client.post("/v1/completions", json={"model": "chat", "prompt": "a", "suffix": "b"})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"], error["code"]) == (400, "suffix", "unsupported")
+    assert error["message"] == "The model 'chat' can't fill in text before a suffix."

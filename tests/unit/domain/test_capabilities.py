@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.domain.ids import ModelName
-from gateway.domain.model_spec import NOTHING_KNOWN, Ability, Capabilities, context_warning, refusal
+from gateway.domain.model_spec import NOTHING_KNOWN, Ability, Capabilities, context_warning, infill_refusal, refusal
 from tests.contract.samples import spec
 
 EMBEDS = Capabilities(generates=False, embeds=True, reranks=False)
@@ -48,3 +48,19 @@ def test_a_context_that_was_cut_is_shown(configured: int, loaded: int, is_cut: b
 def test_a_context_that_nobody_has_configured_or_measured_is_not_cut() -> None:
     assert context_warning(spec(), 1024) is None
     assert context_warning(spec(context_size=4096), None) is None
+
+
+@pytest.mark.parametrize(
+    ("backend", "infill", "is_refused"),
+    [
+        ("llama-cpp", None, False),
+        ("llama-cpp", True, False),
+        ("llama-cpp", False, True),
+        ("other", None, True),
+        ("other", True, False),
+    ],
+)
+def test_a_suffix_goes_only_where_it_can_not_be_ignored(backend: str, infill: bool | None, is_refused: bool) -> None:
+    error = infill_refusal(spec(backend=backend), Capabilities(infill=infill))
+    assert (error is not None) == is_refused
+    assert error is None or error.param == "suffix"

@@ -34,10 +34,9 @@ def test_null_and_the_default_change_nothing(name: str) -> None:
     assert parse_completion(body(**{name: None})) == parse_completion(body())
 
 
-def test_what_we_lack_is_refused_by_name() -> None:
-    with pytest.raises(BadRequest, match=r"Parameter 'suffix' is not supported by this gateway yet") as caught:
-        parse_completion(body(suffix="The end."))
-    assert caught.value.param == "suffix"
+def test_each_prompt_has_the_suffix() -> None:
+    generations = parse_completion(body(prompt=["a", [7]], suffix="The end.")).generations
+    assert [generation.suffix for generation in generations] == ["The end.", "The end."]
 
 
 @pytest.mark.parametrize(

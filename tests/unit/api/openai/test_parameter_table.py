@@ -66,6 +66,7 @@ HONOURED: Final[dict[str, object]] = {
     "prompt": "y",
     "input": "y",
     "query": "y",
+    "suffix": "y",
     "documents": ["y"],
     "return_documents": True,
     "tokens": [1],
