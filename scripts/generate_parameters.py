@@ -10,7 +10,7 @@ from typing import Final
 from pydantic_core import to_json
 
 from gateway.api.openai.parameter_rows import TABLES
-from gateway.api.openai.parameter_table import THE_BODY, Effect, Parameter, ParameterTable
+from gateway.api.openai.parameter_table import Effect, Parameter, ParameterTable
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "parameters.md"
 INTRODUCTION: Final = """\
@@ -76,7 +76,7 @@ def _section(table: ParameterTable) -> Iterator[str]:
 
 
 def _note(row: Parameter) -> str:
-    if row.effect is Effect.SYNONYM and row.of != THE_BODY:
+    if row.of:
         return f"`{row.of}`. {row.note}".rstrip()
     if row.effect is not Effect.REFUSED:
         return row.note

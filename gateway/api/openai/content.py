@@ -35,7 +35,9 @@ PARTS_MAX: Final = 1_024
 class TextPart(JsonBody):
     """One text part of a message's content; other types of parts, such as images, are refused by name."""
 
-    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType({"cache_control": ANY_VALUE})
+    without_effect: ClassVar[Mapping[str, tuple[object, ...]]] = MappingProxyType(
+        {"cache_control": ANY_VALUE, "prompt_cache_breakpoint": ANY_VALUE}
+    )
 
     type: Literal["text"]
     text: str

@@ -8,16 +8,17 @@ one line here, and of the schema.
 from typing import Final
 
 from gateway.api.openai.parameter_table import (
-    THE_BODY,
     Parameter,
     ParameterTable,
     foreign,
     honoured,
     no_effect,
+    part_of_body,
     refused,
     synonym,
 )
 from gateway.api.openai.parameter_values import (
+    format_of_flag,
     format_of_schema,
     grammar_of_choices,
     open_token_limit,
@@ -106,12 +107,11 @@ GENERATION: Final[tuple[Parameter, ...]] = (
     no_effect("timings_per_token", "An answer tells no timings."),
     no_effect("return_progress", "A stream tells no progress of the prompt."),
     no_effect("spaces_between_special_tokens", "Special tokens are never part of an answer."),
-    synonym("options", THE_BODY, "Ollama's object: its fields are read as if they stood in the body itself."),
+    part_of_body("options", OPTIONS, "Ollama's object: its fields are read as if they stood in the body itself."),
     honoured("grammar", "A grammar (GBNF) of the whole answer, which then begins without reasoning."),
     synonym("guided_grammar", "grammar"),
     synonym("guided_choice", "grammar", "An array of texts, one of which is the answer.", convert=grammar_of_choices),
     foreign("guided_regex", "regular expressions are not supported"),
-    foreign("structured_outputs", "`response_format` and `grammar` say the same"),
     foreign("n_probs", "`logprobs` tells the probabilities", 0),
     foreign("prompt_logprobs", "the tokens of a prompt get no probabilities", 0),
     foreign("return_tokens_as_token_ids", "an answer has texts only", False),
@@ -121,6 +121,31 @@ GENERATION: Final[tuple[Parameter, ...]] = (
     foreign("lora", "adapters belong to the configuration of a model", []),
 )
 """The parameters of a chat and of a completion, besides those of sampling."""
+
+_STRUCTURED: Final[tuple[Parameter, ...]] = (
+    synonym("grammar", "grammar"),
+    synonym("choice", "grammar", "An array of texts, one of which is the answer.", convert=grammar_of_choices),
+    foreign("regex", "regular expressions are not supported"),
+    foreign("structural_tag", "tags are not supported"),
+    no_effect("whitespace_pattern", "White space is bounded in any case."),
+    no_effect("disable_any_whitespace", "White space is bounded in any case."),
+    no_effect("disable_additional_properties", "An object has only the properties that its schema names."),
+)
+
+
+def _schema(name: str, note: str) -> Parameter:
+    return synonym(name, "response_format", note, convert=format_of_schema, inside="json_schema.schema")
+
+
+STRUCTURED_OUTPUTS: Final = ParameterTable(
+    "structured_outputs",
+    (
+        *_STRUCTURED,
+        _schema("json", "A schema."),
+        synonym("json_object", "response_format", "true.", convert=format_of_flag),
+    ),
+)
+"""The fields of vLLM's object `structured_outputs` in a chat."""
 
 CHAT: Final = ParameterTable(
     "POST /v1/chat/completions",
@@ -133,9 +158,9 @@ CHAT: Final = ParameterTable(
         honoured("tool_choice"),
         honoured("parallel_tool_calls", "With false an answer ends after its first call."),
         honoured("response_format", "See [below](#the-form-of-an-answer). Not together with `tools`."),
-        synonym("json_schema", "response_format", "A schema.", convert=format_of_schema),
-        synonym("guided_json", "response_format", "A schema.", convert=format_of_schema),
-        synonym("format", "response_format", '`"json"` or a schema.', convert=format_of_schema),
+        _schema("json_schema", "A schema."),
+        _schema("guided_json", "A schema."),
+        _schema("format", '`"json"` or a schema.'),
         honoured("chat_template_kwargs", "`enable_thinking`, and whatever the template of the model reads."),
         honoured("max_completion_tokens", "The newer name of `max_tokens`."),
         honoured("safety_identifier", "The newer name of `user`."),
@@ -143,6 +168,7 @@ CHAT: Final = ParameterTable(
         honoured("logprobs"),
         honoured("top_logprobs", "0 to 20. Only with `logprobs`."),
         honoured("reasoning_effort", "`none` switches the reasoning off. Others reach a template that reads them."),
+        part_of_body("structured_outputs", STRUCTURED_OUTPUTS, "vLLM's object of `guided_json` and its kin."),
         synonym("think", "chat_template_kwargs.enable_thinking", "true or false."),
         synonym("enable_thinking", "chat_template_kwargs.enable_thinking"),
         synonym(
@@ -195,6 +221,11 @@ COMPLETIONS: Final = ParameterTable(
         honoured("logprobs", "0 to 20 alternatives."),
         honoured("suffix", "The text after the answer, for models with infill tokens. An empty one is none."),
         foreign("response_format", "`grammar` says the form of a raw text", {"type": "text"}),
+        part_of_body(
+            "structured_outputs",
+            ParameterTable("structured_outputs", _STRUCTURED),
+            "vLLM's object of `guided_grammar` and `guided_choice`.",
+        ),
         foreign("json_schema", "`grammar` says the form of a raw text"),
         foreign("guided_json", "`grammar` says the form of a raw text"),
         foreign("format", "`grammar` says the form of a raw text", ""),

@@ -12,9 +12,6 @@ from typing import Final
 
 from gateway.api.http.json_body import ANY_VALUE
 
-THE_BODY: Final = ""
-"""The name that a synonym has for the body itself: it is an object whose fields count as the body's."""
-
 
 class Effect(StrEnum):
     """The ways in which a parameter is treated, in the words of the documentation."""
@@ -45,6 +42,10 @@ class Parameter:
     of: str = ""
     """The parameter that a synonym stands for. A dot leads into an object, as in `chat_template_kwargs.x`."""
     convert: Convert = field(default=as_it_is, compare=False, repr=False)
+    inside: str = ""
+    """The place of the synonym's value within the other one, so that errors have the client's path."""
+    fields: "ParameterTable | None" = None
+    """The fields of an object that is a synonym for parts of the body."""
     neutral: tuple[object, ...] = ()
     """The values of a refused parameter, besides null, at which it changes nothing, so that they are accepted."""
     is_foreign: bool = False
@@ -56,9 +57,14 @@ def honoured(name: str, note: str = "") -> Parameter:
     return Parameter(name, Effect.HONOURED, note)
 
 
-def synonym(name: str, of: str, note: str = "", *, convert: Convert = as_it_is) -> Parameter:
+def synonym(name: str, of: str, note: str = "", *, convert: Convert = as_it_is, inside: str = "") -> Parameter:
     """Returns the row of a parameter that other servers have for `of`."""
-    return Parameter(name, Effect.SYNONYM, note, of=of, convert=convert)
+    return Parameter(name, Effect.SYNONYM, note, of=of, convert=convert, inside=inside)
+
+
+def part_of_body(name: str, fields: "ParameterTable", note: str) -> Parameter:
+    """Returns the row of an object whose fields are read as if they stood in the body itself."""
+    return Parameter(name, Effect.SYNONYM, note, fields=fields)
 
 
 def no_effect(name: str, note: str) -> Parameter:

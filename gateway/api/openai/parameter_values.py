@@ -70,6 +70,18 @@ def format_of_schema(value: object) -> object:
     return {"type": "json_schema", "json_schema": {"schema": value}} if isinstance(value, dict) else value
 
 
+def format_of_flag(value: object) -> object:
+    """Returns the `response_format` of any object for true, and None for false."""
+    return {"type": "json_object"} if value is True else None if value is False else value
+
+
+def response_format(value: object) -> object:
+    """Returns a `json_object` that has a schema, as llama.cpp writes it, as OpenAI writes it."""
+    if isinstance(value, dict) and value.get("type") == "json_object" and isinstance(value.get("schema"), dict):
+        return format_of_schema(value["schema"])
+    return value
+
+
 def grammar_of_choices(value: object) -> object:
     """Returns the grammar that admits one of the texts."""
     if not isinstance(value, list) or not value or not all(isinstance(each, str) and each for each in value):
@@ -84,6 +96,7 @@ READ: Final[Mapping[str, Callable[[object], object]]] = MappingProxyType(
         "top_k": candidates,
         "stop": stop_sequences,
         "logit_bias": biases,
+        "response_format": response_format,
     }
 )
 """How the value of a parameter is read if the schema refuses it as it is."""

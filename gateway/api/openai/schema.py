@@ -9,11 +9,12 @@ OpenAI API reference, endpoints chat/completions, completions and embeddings.
 The file is longer than others because it has the bodies of three endpoints, which share most of their parameters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from sys import getsizeof
 from types import MappingProxyType
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 from pydantic_core import to_json
@@ -21,6 +22,7 @@ from pydantic_core import to_json
 from gateway.api.http.json_body import (
     INVALID_VALUE,
     UNSUPPORTED_VALUE,
+    Body,
     JsonBody,
     parse_object,
     read_object,
@@ -41,7 +43,7 @@ from gateway.api.openai.parameters import (
 )
 from gateway.api.openai.response_format import ResponseFormat, answer_grammar
 from gateway.api.openai.template_settings import THINKING, TemplateSettings, thinking_of
-from gateway.api.openai.tolerance import Body, read_rewritten
+from gateway.api.openai.tolerance import read_rewritten
 from gateway.api.openai.tools import ToolChoice, Tools, offer
 from gateway.domain.errors import BadRequest
 from gateway.domain.ids import ModelName
@@ -196,7 +198,16 @@ class EmbeddingsBody(JsonBody):
 
 def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
     """Parses a chat request. Raises `BadRequest`."""
-    parsed, ignored = read_body(ChatBody, body, CHAT, ignore_unknown=ignore_unknown)
+    given = parse_object(body)
+    try:
+        return _chat_call(given)
+    except BadRequest as refusal:
+        call, ignored = read_rewritten(_chat_call, given, CHAT, refusal, ignore_unknown=ignore_unknown)
+        return replace(call, ignored=ignored)
+
+
+def _chat_call(given: Mapping[str, Any]) -> ChatCall:
+    parsed = read_object(ChatBody, given)
     prompt = tuple(message.as_chat_message() for message in parsed.messages)
     user = parsed.safety_identifier if parsed.user is None else parsed.user
     tools = choice = None
@@ -226,7 +237,6 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
         include_usage=_wants_usage(parsed),
         user=user,
         kept_bytes=_generation_bytes(generation) + OBJECT_BYTES * (copies - 1),
-        ignored=ignored,
         counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
         copies=copies,
     )
@@ -234,7 +244,16 @@ def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
 
 def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
     """Parses a completion request. Raises `BadRequest`."""
-    parsed, ignored = read_body(CompletionBody, body, COMPLETIONS, ignore_unknown=ignore_unknown)
+    given = parse_object(body)
+    try:
+        return _completion_call(given)
+    except BadRequest as refusal:
+        call, ignored = read_rewritten(_completion_call, given, COMPLETIONS, refusal, ignore_unknown=ignore_unknown)
+        return replace(call, ignored=ignored)
+
+
+def _completion_call(given: Mapping[str, Any]) -> CompletionCall:
+    parsed = read_object(CompletionBody, given)
     parsed.check()
     sampling = _sampling(parsed, parsed.token_limit())
     first = Generation(
@@ -256,7 +275,6 @@ def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCal
         include_usage=_wants_usage(parsed),
         user=parsed.user,
         kept_bytes=sum(map(_generation_bytes, prompts)) + OBJECT_BYTES * len(prompts) * (copies - 1),
-        ignored=ignored,
         counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
         copies=copies,
         echo=bool(parsed.echo),
@@ -286,7 +304,8 @@ def read_body(
     try:
         return read_object(model_type, given), ()
     except BadRequest as refusal:
-        return read_rewritten(model_type, given, table, refusal, ignore_unknown=ignore_unknown)
+        read = partial(read_object, model_type)
+        return read_rewritten(read, given, table, refusal, ignore_unknown=ignore_unknown)
 
 
 def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:

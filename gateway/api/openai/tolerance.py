@@ -4,7 +4,7 @@ The common request is read by the schema alone and never gets here. A body that 
 table of parameters, and then read again. If it is still wrong, the error uses the names that the client has used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
@@ -14,35 +14,38 @@ from gateway.api.http.json_body import (
     SHOWN_CHARACTERS_MAX,
     UNKNOWN,
     UNSUPPORTED,
-    JsonBody,
     equal_json,
     json_kind,
-    read_object,
     type_message,
     unknown_message,
     unsupported_message,
 )
 from gateway.api.openai.history import plain_messages, plain_tools
-from gateway.api.openai.parameter_rows import OPTIONS, STREAM_OPTIONS
-from gateway.api.openai.parameter_table import THE_BODY, Effect, Parameter, ParameterTable
+from gateway.api.openai.parameter_rows import STREAM_OPTIONS
+from gateway.api.openai.parameter_table import Effect, Parameter, ParameterTable
 from gateway.api.openai.parameter_values import READ
 from gateway.domain.errors import BadRequest
 
-Body = TypeVar("Body", bound=JsonBody)
+T = TypeVar("T")
 
-ONE_LIMIT: Final = {"max_completion_tokens": "max_tokens"}
-"""The honoured parameters that are two names of one."""
+IGNORED_PARAMETERS: Final = b"x-gateway-ignored-parameters"
+"""The response header that names the parameters of the request that were dropped."""
+NAMES_SHOWN_MAX: Final = 32
+_NAME_CHARACTERS: Final = "[]!$*+;:@/"
+"""The characters, besides letters, digits and `_.-~`, that are not escaped in the header."""
+TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 
 def read_rewritten(
-    model_type: type[Body],
+    read: Callable[[Mapping[str, Any]], T],
     given: Mapping[str, Any],
     table: ParameterTable,
     refusal: BadRequest,
     *,
     ignore_unknown: bool,
-) -> tuple[Body, tuple[str, ...]]:
-    """Reads a body that the schema has refused, and returns it with the names of the parameters that were dropped.
+) -> tuple[T, tuple[str, ...]]:
+    """Rewrites a body that `read` has refused, and returns what it reads then, with the names of the parameters that
+    were dropped.
 
     With `ignore_unknown`, parameters are dropped that nobody knows, or that only other servers have. Raises
     `BadRequest`: the refusal itself if there is nothing to rewrite.
@@ -52,17 +55,9 @@ def read_rewritten(
     if rewriter.body == given:
         raise refusal
     try:
-        return read_object(model_type, rewriter.body), tuple(rewriter.ignored)
+        return read(rewriter.body), tuple(rewriter.ignored)
     except BadRequest as error:
         raise rewriter.in_words_of_client(error) from None
-
-
-IGNORED_PARAMETERS: Final = b"x-gateway-ignored-parameters"
-"""The response header that names the parameters of the request that were dropped."""
-NAMES_SHOWN_MAX: Final = 32
-_NAME_CHARACTERS: Final = "[]!$*+;:@/"
-"""The characters, besides letters, digits and `_.-~`, that are not escaped in the header."""
-TEMPLATE_SETTINGS: Final = "chat_template_kwargs"
 
 
 class _Rewriter:
@@ -98,19 +93,22 @@ class _Rewriter:
         return is_dropped
 
     def _read_known(self, row: Parameter, path: str, value: object) -> None:
-        if row.effect is Effect.SYNONYM and row.of == THE_BODY:
-            self._read_options(path, value)
+        if row.fields is not None:
+            self._read_fields(row.fields, path, value)
         elif row.effect is Effect.SYNONYM:
             self._set(row.of, path, row.convert(value))
+            if row.inside:
+                self._sources.setdefault(f"{row.of}.{row.inside}", path)
         else:
             self._set(row.name, path, self._plain(row.name, value))
 
-    def _read_options(self, path: str, given: object) -> None:
-        """Reads Ollama's `options`. Raises `BadRequest` for a field that is not known, or not supported."""
+    def _read_fields(self, fields: ParameterTable, path: str, given: object) -> None:
+        """Reads an object whose fields count as the body's. Raises `BadRequest` for a field that is not known, or not
+        supported."""
         if not isinstance(given, dict | None):
             raise BadRequest(type_message("an object", json_kind(given), path), param=path, code=INVALID_TYPE)
         for name, value in (given or {}).items():
-            row, at = OPTIONS.rows.get(name), f"{path}.{name}"
+            row, at = fields.rows.get(name), f"{path}.{name}"
             if row is None or row.effect is Effect.REFUSED:
                 if not self._may_drop(row, at, value):
                     raise _refusal(row, at)
@@ -140,7 +138,6 @@ class _Rewriter:
             self._set_one(name, path, value)
 
     def _set_one(self, name: str, path: str, value: object) -> None:
-        name = ONE_LIMIT.get(name, name)
         if (read := READ.get(name)) is not None:
             value = read(value)
         if value is None:
@@ -170,7 +167,8 @@ class _Rewriter:
     def in_words_of_client(self, error: BadRequest) -> BadRequest:
         """Returns the error with the name by which the client has set the wrong parameter."""
         param = error.param or ""
-        name = next((name for name in self._sources if param == name or param.startswith((name + ".", name + "["))), "")
+        names = (name for name in self._sources if param == name or param.startswith((f"{name}.", f"{name}[")))
+        name = max(names, key=len, default="")
         path = self._sources.get(name, name)
         if path == name:
             return error

@@ -1,11 +1,12 @@
 """What clients send back and what they add, all the way: the official client, a real gateway, llama.cpp, `demo`."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel
 
 from demo_model.tools import KNOWN, documented
 from tests.integration.harness import GatewayProcess, running_gateway
@@ -105,6 +106,21 @@ def test_what_the_stream_helper_returns_can_be_sent_back(client: openai.OpenAI) 
     result = {"role": "tool", "tool_call_id": own.tool_calls[0].id, "content": "sunny"}
     for message in (own, sent):
         assert ask(client, QUESTION, message, result, tools=strict).content
+
+
+class Place(BaseModel):
+    """What the model has to answer with."""
+
+    city: Literal["Paris", "London"]
+
+
+def test_what_the_parse_helper_returns_can_be_sent_back(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"model": "demo", "messages": [QUESTION], "max_tokens": TOKENS_MAX}
+    own = client.chat.completions.parse(response_format=Place, **options).choices[0].message
+    assert own.parsed
+    sent = own.model_dump(warnings=False)  # the client's type does not know the class of `parsed`
+    assert sent["parsed"].keys() == {"city"}
+    assert ask(client, QUESTION, sent, THANKS).content
 
 
 def test_reasoning_that_is_sent_back_is_part_of_the_prompt(client: openai.OpenAI) -> None:

@@ -1,9 +1,10 @@
 """What clients send back: our own answers with everything that their libraries add, and what the model gets of it."""
 
 import json
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
+from openai.types import chat as chat_types
 
 from gateway.api.openai.schema import parse_chat
 from gateway.domain.errors import BadRequest
@@ -60,6 +61,7 @@ def of(**fields: Any) -> ChatMessage:
         (answer(content="x", refusal="no"), of(content="x")),
         (answer(content=[{"type": "refusal", "refusal": "no"}]), of(content="no")),
         (answer(content=[{"type": "text", "text": "a", "cache_control": {}, "annotations": []}]), of(content="a")),
+        (answer(content=[{"type": "text", "text": "a", "prompt_cache_breakpoint": {}}]), of(content="a")),
         (answer(content="a", reasoning_content="so"), of(content="a", reasoning="so")),
         (answer(content="a", reasoning="so"), of(content="a", reasoning="so")),
         (answer(content="a", reasoning=None, reasoning_content=None), of(content="a")),
@@ -112,6 +114,26 @@ def test_what_is_meant_for_the_model_is_refused_by_its_path(message: dict[str, A
     with pytest.raises(BadRequest) as caught:
         parsed({**message, "x_client": 1})
     assert caught.value.param == (param or "messages[1].tool_calls[0].function.arguments")
+
+
+@pytest.mark.parametrize(
+    "types",
+    [
+        chat_types.ChatCompletionSystemMessageParam,
+        chat_types.ChatCompletionDeveloperMessageParam,
+        chat_types.ChatCompletionUserMessageParam,
+        chat_types.ChatCompletionAssistantMessageParam,
+        chat_types.ChatCompletionToolMessageParam,
+    ],
+)
+def test_each_field_that_the_official_client_types_may_be_null(types: Any) -> None:
+    """A required one has a value."""
+    (role,) = get_args(get_type_hints(types)["role"])
+    message = dict.fromkeys(types.__required_keys__ | types.__optional_keys__)
+    message |= {"role": role, "content": "x", "tool_call_id": "c"}
+    read = parsed(message)[1]
+    assert isinstance(read, ChatMessage)
+    assert read.content == "x"
 
 
 def test_marks_of_clients_are_taken_from_tools() -> None:

@@ -84,7 +84,6 @@ def test_thinking_has_many_names(fields: dict[str, Any], thinks: bool) -> None:
         ({"repeat_penalty": 1.1, "repetition_penalty": 1.2}, "repetition_penalty", "repeat_penalty"),
         ({"repetition_penalty": 1.1, "repeat_penalty": 1.2}, "repeat_penalty", "repetition_penalty"),
         ({"num_predict": 1, "max_tokens": 2}, "max_tokens", "num_predict"),
-        ({"num_predict": 1, "max_completion_tokens": 2}, "max_completion_tokens", "num_predict"),
         ({"num_predict": 1, "n_predict": 2}, "n_predict", "num_predict"),
         ({"temperature": 0, "options": {"temperature": 1}}, "options.temperature", "temperature"),
         ({"think": True, "enable_thinking": False}, "enable_thinking", "think"),
@@ -99,6 +98,12 @@ def test_two_names_of_one_parameter_may_not_differ(fields: dict[str, Any], param
     error = refusal(**fields)
     assert (error.status, error.param, error.code) == (400, param, "invalid_value")
     assert error.message == f"'{other}' and '{param}' are two names of one parameter and differ; set one."
+
+
+def test_the_limit_has_two_names_of_ours_and_more_of_other_servers() -> None:
+    error = refusal(num_predict=1, max_completion_tokens=2)
+    assert (error.param, error.code) == ("num_predict", "invalid_value")
+    assert error.message == "'num_predict' and 'max_completion_tokens' are two names of one limit and differ; set one."
 
 
 @pytest.mark.parametrize(
@@ -153,6 +158,61 @@ def test_what_asks_for_another_answer_is_refused_in_any_case(fields: dict[str, A
     with pytest.raises(BadRequest) as caught:
         ignoring(**fields, typo=1)
     assert (caught.value.param or "").startswith(next(iter(fields)))
+
+
+ITEM: dict[str, Any] = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+ITEM_FORMAT: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "item", "schema": ITEM}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "same"),
+    [
+        ({"guided_json": ITEM}, ITEM_FORMAT),
+        ({"guided_json": json.dumps(ITEM)}, ITEM_FORMAT),
+        ({"json_schema": ITEM}, ITEM_FORMAT),
+        ({"format": ITEM}, ITEM_FORMAT),
+        ({"format": "json"}, {"type": "json_object"}),
+        ({"format": ""}, None),
+        ({"structured_outputs": {"json": ITEM}}, ITEM_FORMAT),
+        ({"structured_outputs": {"json": ITEM, "regex": None, "disable_any_whitespace": True}}, ITEM_FORMAT),
+        ({"structured_outputs": {"json_object": True}}, {"type": "json_object"}),
+        ({"structured_outputs": {"json_object": False}}, None),
+        ({"structured_outputs": None}, None),
+        ({"response_format": {"type": "json_object", "schema": ITEM}}, ITEM_FORMAT),
+    ],
+)
+def test_the_form_of_an_answer_has_many_names(fields: dict[str, Any], same: dict[str, Any] | None) -> None:
+    assert parse_chat(body(**fields)).generation == parse_chat(body(response_format=same)).generation
+
+
+def test_a_choice_is_a_grammar() -> None:
+    for fields in ({"guided_choice": ["a", "b"]}, {"structured_outputs": {"choice": ["a", "b"]}}):
+        assert parse_chat(body(**fields)).generation.grammar == 'root ::= ( "a" | "b" )'
+    prompt = json.dumps({"model": "m", "prompt": "x", "structured_outputs": {"choice": ["a", "b"]}}).encode()
+    assert parse_completion(prompt).generation.grammar == 'root ::= ( "a" | "b" )'
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        (
+            {"guided_json": {"type": "object", "properties": {"a": {"pattern": "x"}}}},
+            "guided_json.properties.a.pattern",
+        ),
+        ({"structured_outputs": {"json": {"not": {}}}}, "structured_outputs.json.not"),
+        ({"structured_outputs": {"regex": "x"}}, "structured_outputs.regex"),
+        ({"structured_outputs": {"typo": "x"}}, "structured_outputs.typo"),
+        ({"guided_json": ITEM, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"guided_json": ITEM, "structured_outputs": {"choice": ["a"]}}, "structured_outputs.choice"),
+        ({"guided_json": ITEM, "tools": [{"type": "function", "function": {"name": "f"}}]}, "guided_json"),
+        ({"guided_json": 5}, "guided_json"),
+        ({"guided_choice": []}, "guided_choice"),
+    ],
+)
+def test_a_form_that_is_refused_has_the_name_that_the_client_used(fields: dict[str, Any], param: str) -> None:
+    error = refusal(**fields)
+    assert (error.status, error.param) == (400, param)
+    assert f"'{param}'" in error.message or error.code == "unknown_parameter"
 
 
 def test_completions_and_embeddings_are_as_tolerant() -> None:
