@@ -3,6 +3,8 @@
 Besides OpenAI's, it has the parameters of llama.cpp's server, vLLM, SGLang and Ollama, because their clients send them
 to any server. A test compares it with the types of the `openai` package. A change of what is honoured is a change of
 one line here, and of the schema.
+
+The file is longer than others because it has every parameter of every endpoint, each in a line of its own.
 """
 
 from typing import Final

@@ -27,6 +27,7 @@ from gateway.engines.llama_cpp.options import LoadOptions
 from gateway.engines.llama_cpp.requests import GenerationRequest
 from gateway.engines.llama_cpp.sampling import SamplingLimits
 from gateway.engines.llama_cpp.template_settings import names_in
+from gateway.engines.llama_cpp.tools import takes_text_arguments
 from gateway.gguf.errors import BrokenHeader
 from gateway.gguf.files import read_file
 from gateway.gguf.header import Header
@@ -43,20 +44,6 @@ FLASH_ATTENTION: Final = {
     "on": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED,
     "off": xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED,
 }
-CALL_WITH_TEXT: Final = {
-    "messages": [
-        {"role": "user", "content": "Hello"},
-        {
-            "role": "assistant",
-            "content": "",
-            # Some templates want ids of nine letters and digits.
-            "tool_calls": [{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": '"a part"'}}],
-        },
-        {"role": "tool", "tool_call_id": "call00001", "content": "Done."},
-    ],
-    "tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}],
-}
-"""A chat with an earlier call whose arguments are the JSON of a text."""
 TOPOLOGY: Final = Path("/sys/devices/system/cpu")
 
 
@@ -193,16 +180,8 @@ class Model:
             infill=self._find_infill_tokens(header) if self.kind.generates else None,
             reproducible=self.options.reproducible,
             parses_arguments=abilities["supports_object_arguments"],
-            takes_text_arguments=abilities["supports_object_arguments"] and self._takes_text_arguments(),
+            takes_text_arguments=abilities["supports_object_arguments"] and takes_text_arguments(self._render),
         )
-
-    def _takes_text_arguments(self) -> bool:
-        """Returns whether the chat template can write arguments of an earlier call that are a text and no object."""
-        try:
-            self._ask("POST", "/apply-template", CALL_WITH_TEXT)
-        except CallError:
-            return False
-        return True
 
     def _read_call_format(self) -> CallFormat:
         try:
@@ -280,7 +259,7 @@ def _parameters(options: LoadOptions, api_key: str, header: Header) -> xllamacpp
     parameters.cache_ram_mib = -(-options.prompt_cache_bytes // MIB_BYTES)
     # Each slot has a cache of its own, so a prompt has to be kept elsewhere only when another one takes its slot.
     parameters.cache_idle_slots = False
-    # llama.cpp would continue any last message of an assistant, and refuse one with tool calls. A request says it.
+    # Each request says whether its last message is continued: one with tool calls can't be.
     parameters.prefill_assistant = False
     _close_listener(parameters, api_key)
     return parameters

@@ -1,7 +1,7 @@
 """Translates the tools of a chat, and the choice among them, for llama.cpp. Pure."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from gateway.engines.llama_cpp.errors import CallError, invalid
@@ -15,6 +15,21 @@ TOOL_CHOICE: Final = "tool_choice"
 MESSAGES: Final = "messages"
 NO_ARGUMENTS: Final = "{}"
 WORDS: Final = ("none", "auto", "required")
+
+CALL_WITH_TEXT: Final = {
+    "messages": [
+        {"role": "user", "content": "Hello"},
+        {
+            "role": "assistant",
+            "content": "",
+            # Some templates want ids of nine letters and digits.
+            "tool_calls": [{"id": "call00001", "type": "function", "function": {"name": "f", "arguments": '"a part"'}}],
+        },
+        {"role": "tool", "tool_call_id": "call00001", "content": "Done."},
+    ],
+    "tools": [{"type": "function", "function": {"name": "f", "description": "", "parameters": {"type": "object"}}}],
+}
+"""A chat with an earlier call whose arguments are the JSON of a text."""
 
 
 def tools_body(tools_text: str, choice_text: str, limits: SamplingLimits) -> Body:
@@ -100,3 +115,13 @@ def _is_object(text: str) -> bool:
         return isinstance(parse_json(text, MESSAGES), dict)
     except CallError:
         return False
+
+
+def takes_text_arguments(render: Callable[[Mapping[str, Any]], str]) -> bool:
+    """Returns whether the chat template can write arguments of an earlier call that are a text and no object. `render`
+    returns the prompt that the template makes of a chat, or raises `CallError`."""
+    try:
+        render(CALL_WITH_TEXT)
+    except CallError:
+        return False
+    return True
