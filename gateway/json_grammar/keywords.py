@@ -9,7 +9,7 @@ from gateway.json_grammar.numbers import NumberBounds, integer_expression, numbe
 from gateway.json_grammar.references import Schema
 from gateway.json_grammar.text import INTEGER, NUMBER, json_literal, one_of
 
-COUNT_MAX: Final = 1_000_000
+COUNT_MAX: Final = 100_000
 """The largest length that a grammar counts to. No answer is longer."""
 KEYWORDS: Final[Mapping[str, tuple[str, ...]]] = {
     "string": ("minLength", "maxLength"),

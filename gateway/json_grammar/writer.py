@@ -1,6 +1,7 @@
 """Writes the grammar of whole schemas: one rule for each schema within, found from a list of what is still to do.
 
-Nothing here recurses into a schema, so its depth costs no stack. The rules are bounded in number and size.
+Nothing here recurses into a schema, so its depth costs no stack. The rules are bounded in number and size. The file is
+longer than others because each kind of schema adds its rules through the same writer.
 """
 
 from collections import deque
@@ -17,6 +18,7 @@ from gateway.json_grammar.text import (
     CHARACTER,
     JSON_RULES,
     OBJECT,
+    REPEATED_MAX,
     STRING,
     VALUE,
     one_of,
@@ -24,7 +26,10 @@ from gateway.json_grammar.text import (
 )
 
 RULES_MAX: Final = 2_000
-GRAMMAR_CHARACTERS_MAX: Final = 2 * 1024 * 1024
+GRAMMAR_CHARACTERS_MAX: Final = 512 * 1024
+COUNTED_MAX: Final = 60_000
+STEPS_OF_ONE_COUNT_MAX: Final = 3 * REPEATED_MAX
+"""The largest number of rules that a backend makes of one repetition, which is made of blocks."""
 STEPS_MAX: Final = 2 * DEPTH_MAX
 """The longest path of a schema. Schemas that are joined with themselves would have longer and longer ones."""
 JOINS_MAX: Final = 1_000
@@ -59,6 +64,10 @@ class GrammarWriter:
         self._is_lenient = is_lenient
         self._rules: dict[str, str] = {}
         self._size = 0
+        self._counted = 0
+        """About how many rules a backend makes of all repetitions."""
+        self._strings: dict[tuple[int, int | None], str] = {}
+        """The rules of strings of a certain length."""
         self._names: dict[tuple[int, Path], str] = {}
         self._waiting: deque[tuple[str, _Subschema]] = deque()
         self._uses: dict[str, list[_RuleUse]] = {}
@@ -205,14 +214,27 @@ class GrammarWriter:
             case "array":
                 return self._array(rule, schema, place)
             case "string":
-                least, most = counts(schema, "minLength", "maxLength", path)
-                return STRING if not least and most is None else f'"\\"" {repeated(CHARACTER, least, most)} "\\""'
+                return self._string(*counts(schema, "minLength", "maxLength", path), path)
             case "integer" | "number":
                 return number(kind, schema, path)
             case "boolean":
                 return '"true" | "false"'
             case _:
                 return '"null"'
+
+    def _string(self, least: int, most: int | None, path: Path) -> str:
+        if not least and most is None:
+            return STRING
+        if (least, most) not in self._strings:
+            self._check_counted(least, most, path)
+            self._strings[least, most] = self._adder(path)(f'"\\"" {repeated(CHARACTER, least, most)} "\\""')
+        return self._strings[least, most]
+
+    def _check_counted(self, least: int, most: int | None, path: Path) -> None:
+        """Raises `SchemaError` if all repetitions together are more than a backend should make rules of."""
+        self._counted += min(least if most is None else most, STEPS_OF_ONE_COUNT_MAX)
+        if self._counted > COUNTED_MAX:
+            raise SchemaError(path, "has a length or a number of items that counts too far, together with others")
 
     def _object(self, rule: str, schema: Schema, place: _Subschema) -> str:
         path = place.path
@@ -247,6 +269,7 @@ class GrammarWriter:
             return OBJECT
         at = _Subschema(others, place.document, (*place.path, "additionalProperties"))
         value = self._rule_of(at, rule, is_own=_is_plain(place))
+        self._check_counted(least, most, place.path)
         return map_expression(value, least, most, self._adder(place.path))
 
     def _array(self, rule: str, schema: Schema, place: _Subschema) -> str:
@@ -269,6 +292,7 @@ class GrammarWriter:
         other = None
         if not is_ended:
             other = self._rule_of(_Subschema(rest, place.document, (*path, rest_key)), rule, is_own=is_plain)
+        self._check_counted(least, most, path)
         return array_expression(firsts, other, least, most, self._adder(path))
 
     def _check_cycles(self, first: str) -> None:

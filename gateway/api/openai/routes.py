@@ -46,6 +46,10 @@ Parse = Callable[[bytes, bool], Call]
 """Parses a body. The second argument says whether unknown parameters are ignored."""
 Ts = TypeVarTuple("Ts")
 
+SCHEMA_BYTES: Final = 4 * 1024
+"""The size from which on a body with a schema is read in a thread."""
+SCHEMA_MARK: Final = b"schema"
+
 LARGE_BYTES: Final = 256 * 1024
 """The size of JSON that takes milliseconds to write, which would delay every stream of this process."""
 HUGE_BYTES: Final = 1024 * 1024
@@ -143,7 +147,9 @@ class OpenAiApi:
 
     async def _parse(self, exchange: Exchange, parse: Parse[Call], body: bytes) -> Call:
         """Parses a body, in a thread if that may take milliseconds. Raises `BadRequest`, `NoRoomForBody`."""
-        if len(body) <= READ_ON_LOOP_BYTES:
+        # Making a grammar of a schema takes longer than reading it.
+        on_loop = READ_ON_LOOP_BYTES if len(body) <= SCHEMA_BYTES or SCHEMA_MARK not in body else SCHEMA_BYTES
+        if len(body) <= on_loop:
             call = parse(body, self._ignore_unknown)
         else:
             limiter = self._large if len(body) < HUGE_BYTES else self._huge

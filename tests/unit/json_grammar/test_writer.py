@@ -113,6 +113,19 @@ def test_a_schema_that_grows_by_joining_itself_ends_at_the_number_of_rules() -> 
     assert str(RULES_MAX) in refused({"properties": {"a": tree, "b": tree, "c": tree}}).message
 
 
+def test_many_long_repetitions_are_refused_but_equal_strings_are_one() -> None:
+    def strings(count: int, *, differ: bool) -> object:
+        return {
+            "properties": {
+                f"p{index}": {"type": "string", "maxLength": 2_000 + index * differ} for index in range(count)
+            }
+        }
+
+    assert grammar(strings(300, differ=False))
+    assert refused(strings(300, differ=True)).path[0] == "properties"
+    assert refused({"prefixItems": [{"maxItems": 5_000 + index} for index in range(30)]}).path[0] == "prefixItems"
+
+
 def test_a_deep_schema_is_refused_and_costs_no_stack() -> None:
     error = refused(nested(10_000))
     assert error.path == ("items",) * 8
