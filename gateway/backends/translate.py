@@ -210,15 +210,8 @@ class ReplyReader:
         self._tool_calls += tool_calls
         self._deltas += bool(text or reasoning or tool_calls)
         self._answer_bytes += reply.ByteSize()
-        logprobs = token_logprobs(reply.logprobs) if reply.logprobs else ()
-        return Delta(
-            text=text,
-            reasoning=reasoning,
-            prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            tool_calls=tool_calls,
-            logprobs=logprobs,
-        )
+        delta = Delta(text, reasoning, self._prompt_tokens, self._completion_tokens, tool_calls)
+        return replace(delta, logprobs=token_logprobs(reply.logprobs)) if reply.logprobs else delta
 
     def _within_first_call(self, text: str, calls: tuple[ToolCallDelta, ...]) -> tuple[str, tuple[ToolCallDelta, ...]]:
         """Returns the text before the first call, and the parts of that call; what comes after it ends it."""

@@ -60,6 +60,10 @@ from gateway.domain.inference import (
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
 
+RARE: Final = frozenset(
+    {"response_format", "grammar", "chat_template_kwargs", "reasoning_effort", "logprobs", "top_logprobs"}
+)
+"""The parameters of a chat that few requests have. Others pay nothing for them."""
 OBJECT_BYTES: Final = 400
 """The memory of one message, tool call or input, without its texts. This and the next two are rather too much than too
 little."""
@@ -213,9 +217,7 @@ def _chat_call(given: Mapping[str, Any]) -> ChatCall:
     tools = choice = None
     if parsed.tools or parsed.tool_choice is not None:
         tools, choice = offer(parsed.tools or (), parsed.tool_choice)
-    grammar, grammar_param = answer_grammar(parsed.response_format, parsed.grammar, has_tools=tools is not None)
-    settings = dict(parsed.chat_template_kwargs or {})
-    thinking, effort = thinking_of(settings.pop(THINKING, None), parsed.reasoning_effort)
+    rare = {} if RARE.isdisjoint(parsed.model_fields_set) else _rare_fields(parsed, has_tools=tools is not None)
     generation = Generation(
         model=ModelName(parsed.model),
         prompt=prompt,
@@ -223,12 +225,7 @@ def _chat_call(given: Mapping[str, Any]) -> ChatCall:
         tools=tools,
         tool_choice=choice,
         single_call=tools is not None and parsed.parallel_tool_calls is False,
-        thinking=thinking,
-        effort=effort,
-        template=to_json(settings).decode() if settings else None,
-        logprobs=chat_alternatives(parsed.logprobs, parsed.top_logprobs),
-        grammar=grammar,
-        grammar_param=grammar_param,
+        **rare,
     )
     copies = parsed.n or 1
     return ChatCall(
@@ -240,6 +237,21 @@ def _chat_call(given: Mapping[str, Any]) -> ChatCall:
         counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
         copies=copies,
     )
+
+
+def _rare_fields(parsed: ChatBody, *, has_tools: bool) -> dict[str, Any]:
+    """Returns the fields of a generation that few chats ask for. Raises `BadRequest`."""
+    grammar, grammar_param = answer_grammar(parsed.response_format, parsed.grammar, has_tools=has_tools)
+    settings = dict(parsed.chat_template_kwargs or {})
+    thinking, effort = thinking_of(settings.pop(THINKING, None), parsed.reasoning_effort)
+    return {
+        "thinking": thinking,
+        "effort": effort,
+        "template": to_json(settings).decode() if settings else None,
+        "logprobs": chat_alternatives(parsed.logprobs, parsed.top_logprobs),
+        "grammar": grammar,
+        "grammar_param": grammar_param,
+    }
 
 
 def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
