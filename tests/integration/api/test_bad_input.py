@@ -170,7 +170,7 @@ def test_a_field_of_a_wrong_type(client: httpx.Client, route: str, field: str, v
         ),
         (COMPLETIONS, {"prompt": 1}, "invalid_type", "prompt"),
         (COMPLETIONS, {"prompt": []}, "invalid_value", "prompt"),
-        (COMPLETIONS, {"prompt": ["a", "b"]}, "unsupported_value", "prompt"),
+        (COMPLETIONS, {"prompt": ["a", 1]}, "invalid_type", "prompt[1]"),
         (EMBEDDINGS, {"input": 1}, "invalid_type", "input"),
         (EMBEDDINGS, {"input": ""}, "invalid_value", "input"),
         (EMBEDDINGS, {"input": []}, "invalid_value", "input"),
