@@ -1,8 +1,11 @@
-"""Translates between domain records and protobuf messages. Pure."""
+"""Translates between domain records and protobuf messages. Pure.
+
+The file is longer than others because both directions of the protocol, a request and its answer, are read in one place.
+"""
 
 import codecs
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import Any, Final, cast
@@ -46,6 +49,22 @@ context."""
 COUNT_DIGITS_MAX: Final = 9
 ANSWER_BYTES_MAX: Final = 64 * 1024 * 1024
 """The limit of one answer's text, whatever the request says."""
+NOTHING_EXPLICIT: Final = json.dumps({})
+"""The sampling parameters of a request that sets none."""
+CLASSIC_NUMBERS: Final = {
+    "max_tokens": "Tokens",
+    "temperature": "Temperature",
+    "top_p": "TopP",
+    "top_k": "TopK",
+    "min_p": "MinP",
+    "repeat_penalty": "Penalty",
+    "presence_penalty": "PresencePenalty",
+    "frequency_penalty": "FrequencyPenalty",
+}
+"""The field of `PredictOptions` that repeats each number of `SAMPLING_KEY`. The seed is not here, because it is
+wrapped."""
+FINISH_REASONS: Final[Mapping[str | None, FinishReason]] = {each.value: each for each in FinishReason}
+"""The finish reasons by their words. Looking one up here costs much less than going through the enumeration."""
 
 
 def predict_options(
@@ -117,20 +136,24 @@ def _tool_calls_text(calls: Sequence[ToolCall]) -> str:
 
 
 def _set_sampling(options: pb.PredictOptions, sampling: Sampling) -> None:
-    options.Metadata[SAMPLING_KEY] = json.dumps(_explicit(sampling))
-    options.Tokens = sampling.max_tokens or 0
-    options.Temperature = sampling.temperature or 0.0
-    options.TopP = sampling.top_p or 0.0
-    options.TopK = sampling.top_k or 0
-    options.MinP = sampling.min_p or 0.0
-    options.Penalty = sampling.repeat_penalty or 0.0
-    options.PresencePenalty = sampling.presence_penalty or 0.0
-    options.FrequencyPenalty = sampling.frequency_penalty or 0.0
-    options.Seed = ((sampling.seed or 0) + 2**31) % 2**32 - 2**31  # wrapped into the range of an int32
-    options.StopPrompts.extend(sampling.stop)
-    options.IgnoreEOS = sampling.ignore_end
+    """Sets what the client set, and no more: most requests set little, and each assignment to a message costs."""
+    explicit = _explicit(sampling)
+    if not explicit:
+        options.Metadata[SAMPLING_KEY] = NOTHING_EXPLICIT
+        return
+    options.Metadata[SAMPLING_KEY] = json.dumps(explicit)
+    for name, value in explicit.items():
+        field = CLASSIC_NUMBERS.get(name)
+        if field is not None and value:  # Zero is what an unset field says.
+            setattr(options, field, value)
+    if sampling.seed:
+        options.Seed = (sampling.seed + 2**31) % 2**32 - 2**31  # wrapped into the range of an int32
+    if sampling.stop:
+        options.StopPrompts.extend(sampling.stop)
+    if sampling.ignore_end:
+        options.IgnoreEOS = True
     if sampling.logit_bias:
-        options.LogitBias = json.dumps({str(token): bias for token, bias in sampling.logit_bias.items()})
+        options.LogitBias = json.dumps(explicit["logit_bias"])
 
 
 def _explicit(sampling: Sampling) -> dict[str, Any]:
@@ -259,8 +282,9 @@ class ReplyReader:
     def _finish_reason(self, reason: str | None) -> FinishReason:
         """Returns the backend's finish reason. A backend that gives none has reached the limit if it made that many
         tokens, or filled the context."""
-        if reason in tuple(FinishReason):
-            return FinishReason(reason)
+        known = FINISH_REASONS.get(reason)
+        if known is not None:
+            return known
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
             return FinishReason.LENGTH
         if self._context_size is not None and self._prompt_tokens + self._completion_tokens >= self._context_size:

@@ -67,6 +67,48 @@ def test_everything_set_is_said_and_fills_the_classic_fields() -> None:
     assert json.loads(request.LogitBias) == {"5": -100.0}
 
 
+SOME = st.none() | st.sampled_from([0.0, -0.0, 0.5, 2.0])
+COUNTS = st.none() | st.integers(0, 2**31 - 1)
+ANY_SAMPLING = st.builds(
+    Sampling,
+    max_tokens=COUNTS,
+    temperature=SOME,
+    top_p=SOME,
+    top_k=COUNTS,
+    min_p=SOME,
+    repeat_penalty=SOME,
+    presence_penalty=SOME,
+    frequency_penalty=SOME,
+    seed=COUNTS,
+    stop=st.sampled_from([(), ("END",)]),
+    logit_bias=st.sampled_from([{}, {5: -1.5}]),
+    ignore_end=st.booleans(),
+)
+
+
+@given(ANY_SAMPLING)
+def test_setting_only_what_is_set_says_the_same_as_setting_everything(sampling: Sampling) -> None:
+    everything = pb.PredictOptions(
+        CorrelationId=REQUEST,
+        ModelIdentity=MODEL,
+        Prompt="hi",
+        Metadata=dict(options(sampling).Metadata),
+        Tokens=sampling.max_tokens or 0,
+        Temperature=sampling.temperature or 0.0,
+        TopP=sampling.top_p or 0.0,
+        TopK=sampling.top_k or 0,
+        MinP=sampling.min_p or 0.0,
+        Penalty=sampling.repeat_penalty or 0.0,
+        PresencePenalty=sampling.presence_penalty or 0.0,
+        FrequencyPenalty=sampling.frequency_penalty or 0.0,
+        Seed=sampling.seed or 0,
+        StopPrompts=sampling.stop,
+        IgnoreEOS=sampling.ignore_end,
+        LogitBias=json.dumps({"5": -1.5}) if sampling.logit_bias else "",
+    )
+    assert options(sampling).SerializeToString() == everything.SerializeToString()
+
+
 @pytest.mark.parametrize(("seed", "wire"), [(2**31, -(2**31)), (2**32 - 1, -1), (-1, -1), (2**31 - 1, 2**31 - 1)])
 def test_a_seed_wraps_into_the_field(seed: int, wire: int) -> None:
     assert options(Sampling(seed=seed)).Seed == wire
