@@ -10,6 +10,7 @@ from typing import Final
 
 import structlog
 
+from gateway.api.admin.about import AboutPages
 from gateway.api.admin.app import AdminApp
 from gateway.api.admin.artifacts import ArtifactFiles
 from gateway.api.admin.decisions import Decisions
@@ -25,6 +26,7 @@ from gateway.api.http.browser_guard import BrowserPolicy
 from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.http.stream_keepalive import StreamKeepalive
+from gateway.api.openai.body_schemas import body_schemas
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.routes import OpenAiApi
 from gateway.domain.errors import GatewayError, Unavailable
@@ -122,8 +124,22 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
     logs = ReplicaLogs(parts.open_tail, peers)
     artifacts = ArtifactFiles(lambda: fleet.view.state, settings.models_dir, peers)
     decisions = Decisions(parts.admission.decisions, peers)
-    return HttpApp(
-        (*openai.routes(), *register.routes(), *logs.routes(), *artifacts.routes(), *decisions.routes()),
+    about = AboutPages(
+        lambda: tuple(fleet.views.current.state.models),
+        lambda: app.endpoints(),
+        body_schemas,
+        authenticator=settings.authenticator,
+        browsers=settings.browsers,
+    )
+    app = HttpApp(
+        (
+            *openai.routes(),
+            *about.routes(),
+            *register.routes(),
+            *logs.routes(),
+            *artifacts.routes(),
+            *decisions.routes(),
+        ),
         PAGE_ROUTES,
         _build_admin(settings, parts),
         errors=ERRORS,
@@ -132,6 +148,7 @@ def build_http_app(settings: HttpSettings, parts: HttpParts) -> HttpApp:
         limits=settings.limits,
         browsers=settings.browsers,
     )
+    return app
 
 
 def _build_admin(settings: HttpSettings, parts: HttpParts) -> AdminApp:

@@ -70,6 +70,7 @@ class Exchange:
         """`params` are the values of each `{name}` in the route's path, and `encode_error` is that of its dialect."""
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.scheme: str = scope["scheme"]
         self.peer: str = str((scope.get("client") or ("unknown",))[0])
         """The address from which the request came: a proxy's, if there is one."""
         self._headers: dict[bytes, bytes] = {name.lower(): value for name, value in scope["headers"]}

@@ -370,7 +370,7 @@ def _places(routes: Iterable[Route], admin_app: Iterable[AdminRoute]) -> list[_P
 
 
 def _is_pattern(path: str) -> bool:
-    return path.endswith("/") or "{" in path
+    return (path.endswith("/") and path != "/") or "{" in path
 
 
 def match_path(route_path: str, path: str) -> Mapping[str, str] | None:
