@@ -142,6 +142,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
     # and for `gateway estimate`, which works without a gateway, `gguf` and the words for sizes.
     "cli": frozenset(
         {
+            "api.http.listener.open_files",
             "api.http.listener.retirement",
             "composition",
             "config.load",
@@ -150,6 +151,7 @@ MAY_IMPORT: Final[dict[str, frozenset[str]]] = {
             "data_dir",
             "domain.builtin_backends",
             "domain.causes",
+            "domain.host_port",
             "domain.resources",
             "engines.llama_cpp.main",
             "gguf",
@@ -297,6 +299,7 @@ def test_no_nursery_is_passed_around() -> None:
         "gateway.composition.session_server",
         "gateway.worker.agent",
         "gateway.api.http.listener.server",
+        "gateway.api.http.listener.accepting",
         "gateway.routing.probe_cache",
         "gateway.backends.grpc.pool",
     }

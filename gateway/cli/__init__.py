@@ -12,7 +12,7 @@ import importlib
 import sys
 from collections.abc import Callable, Sequence
 
-from gateway.cli.outcome import FAILED
+from gateway.cli.outcome import FAILED, print_error
 from gateway.cli.parser import build_parser
 from gateway.cli.without_rich import without_rich
 
@@ -27,10 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.insert(0, "serve")
     parsed = parser.parse_args(arguments)
     module, _, function = parsed.run.partition(":")
-    with without_rich():
-        command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
     try:
+        with without_rich():
+            command: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), function)
         return command(parsed)
+    except ImportError as error:
+        print_error(f"can't import what this command needs: {error}; install the package again, with its dependencies")
+        return FAILED
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # Another program has closed the pipe, as in `gateway status | head`.

@@ -6,8 +6,11 @@ import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpx
+
+from gateway.domain.host_port import is_loopback
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 TIMEOUT_SECONDS: Final = 10.0
@@ -23,6 +26,8 @@ class ApiClient:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.url = (arguments.url or os.environ.get("GATEWAY_URL") or DEFAULT_URL).rstrip("/")
         key = arguments.api_key or os.environ.get("GATEWAY_API_KEY")
+        self._uses_proxies = not is_loopback(urlsplit(self.url).hostname or "")
+        """Whether the proxies of the environment are used. None of them can reach this machine's own gateway."""
         self._headers = {"authorization": f"Bearer {key}"} if key else {}
 
     def get(self, path: str) -> dict[str, Any]:
@@ -58,7 +63,14 @@ class ApiClient:
             return self._checked(self._request(method, path, body))
 
     def _request(self, method: str, path: str, body: dict[str, Any] | None = None) -> httpx.Response:
-        return httpx.request(method, self.url + path, json=body, headers=self._headers, timeout=TIMEOUT_SECONDS)
+        return httpx.request(
+            method,
+            self.url + path,
+            json=body,
+            headers=self._headers,
+            timeout=TIMEOUT_SECONDS,
+            trust_env=self._uses_proxies,
+        )
 
     def stream_events(self, path: str, body: dict[str, Any] | None = None) -> Generator[dict[str, Any], None, None]:
         """Yields the JSON objects of an event stream as they come. It sends a POST if there is a body. A gateway that
@@ -69,7 +81,14 @@ class ApiClient:
         method, timeout = "GET" if body is None else "POST", httpx.Timeout(TIMEOUT_SECONDS, read=None)
         with (
             self._errors(),
-            httpx.stream(method, self.url + path, json=body, headers=self._headers, timeout=timeout) as response,
+            httpx.stream(
+                method,
+                self.url + path,
+                json=body,
+                headers=self._headers,
+                timeout=timeout,
+                trust_env=self._uses_proxies,
+            ) as response,
         ):
             if not response.is_success:
                 response.read()

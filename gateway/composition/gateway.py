@@ -12,6 +12,7 @@ from random import Random
 
 import trio
 
+from gateway.api.http.listener.open_files import connections_within_limit
 from gateway.api.http.listener.retirement import Retirement
 from gateway.api.http.listener.server import Listener, ListenerSettings
 from gateway.backends.dial import Dial, dial
@@ -115,7 +116,7 @@ def _listener(gateway: Gateway, retirement: Retirement) -> Listener:
         ListenerSettings(
             drain_seconds=server.drain_timeout,
             write_timeout_seconds=server.write_timeout,
-            connections_max=server.connections_max,
+            connections_max=connections_within_limit(server.connections_max),
             http2=server.http2,
         ),
         on_drain=gateway.app.drain,

@@ -10,6 +10,7 @@ from typing import Final, TypeVarTuple
 import structlog
 import trio
 
+from gateway.api.http.listener.open_files import raise_limit
 from gateway.cli.outcome import FAILED, OK, print_error
 from gateway.data_dir import StartupError
 from gateway.domain.causes import leaves
@@ -28,6 +29,7 @@ EXPECTED: Final = (StartupError, RegistryError)
 
 def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
     """Runs `main` with Trio and returns the exit code."""
+    raise_limit()
     try:
         trio.run(main, *args)
     except (Exception, BaseExceptionGroup) as error:

@@ -4,6 +4,7 @@ import argparse
 import io
 import json
 import re
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -386,3 +387,29 @@ def test_logs_of_nobody_in_particular(gateway: str, capsys: pytest.CaptureFixtur
 def test_logs_of_no_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["logs", "r1", "-n", "0"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"])
+def test_no_proxy_stands_between_the_program_and_this_machine(
+    gateway: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "http://127.0.0.1:9")
+    reply("/api/status", {"gateways": [], "nodes": [], "models": [], "replicas": []})
+    assert main(["status", "--json", "--url", gateway]) == 0
+
+
+@pytest.mark.parametrize("module", ["gateway.cli.fleet.status", "httpx"])
+def test_a_failed_import_is_one_line(
+    module: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for loaded in [
+        name for name in sys.modules if name.startswith("gateway.cli.fleet") or name == "gateway.cli.client"
+    ]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["status"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert module in line
+    assert "install" in line

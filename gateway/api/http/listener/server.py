@@ -19,6 +19,7 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.utils import wrap_app
 
 from gateway.api.http.exchange import App
+from gateway.api.http.listener.accepting import accept_connections
 from gateway.api.http.listener.connection import ClientConnection, Http2Service
 from gateway.api.http.listener.dropping import open_drop_pace
 from gateway.api.http.listener.http1_request import Http1Service
@@ -131,7 +132,8 @@ class Listener:
         async with AsyncExitStack() as held, trio.open_nursery() as accepting:
             sockets = [trio.SocketListener(trio.socket.from_stdlib_socket(each)) for each in listening]
             listeners = [await held.enter_async_context(each) for each in sockets]
-            accepting.start_soon(partial(trio.serve_listeners, serve, listeners, handler_nursery=connections))
+            for each in listeners:
+                accepting.start_soon(accept_connections, each, serve, connections)
             task_status.started(url)
             await wait_first(self.stop.wait, self.retirement.begun.wait)
             accepting.cancel_scope.cancel()
