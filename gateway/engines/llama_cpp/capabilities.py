@@ -1,10 +1,13 @@
 """Tells what a model can do from its file, its load options and its chat template. Pure."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
+from gateway.backends.pb import backend_pb2 as pb
 from gateway.engines.llama_cpp.errors import wrong_kind
 from gateway.engines.llama_cpp.options import LoadOptions
+from gateway.engines.llama_cpp.sampling import SamplingLimits
 from gateway.gguf.header import Header
 from gateway.gguf.shape import CACHELESS
 
@@ -52,3 +55,22 @@ def kind_of(header: Header, options: LoadOptions) -> ModelKind:
 def thinks(template: str) -> bool:
     """Returns whether a chat template is that of a model that reasons before it answers."""
     return any(mark in template for mark in THINKING_MARKS)
+
+
+def metadata_of(kind: ModelKind, limits: SamplingLimits, properties: Mapping[str, Any]) -> pb.ModelMetadataResponse:
+    """Returns what the model can do, as the answer to ModelMetadata. `properties` are llama.cpp's own."""
+    reasons = kind.generates and thinks(str(properties.get("chat_template", "")))
+    vision = bool(properties["modalities"]["vision"])
+    return pb.ModelMetadataResponse(
+        supports_thinking=reasons,
+        media_marker=properties["media_marker"] if vision else "",
+        generates=kind.generates,
+        embeds=kind.embeds,
+        reranks=kind.reranks,
+        context_size=limits.context_tokens,
+        tools=kind.generates and limits.takes_tools,
+        thinking=reasons,
+        schema=kind.generates,
+        vision=vision,
+        infill=limits.infill is not None,
+    )

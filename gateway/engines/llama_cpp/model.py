@@ -16,7 +16,7 @@ import xllamacpp
 from grpclib.const import Status
 
 from gateway.backends.pb import backend_pb2 as pb
-from gateway.engines.llama_cpp.capabilities import kind_of, thinks
+from gateway.engines.llama_cpp.capabilities import kind_of, metadata_of
 from gateway.engines.llama_cpp.chunks import Param, raise_error, too_long, unreadable
 from gateway.engines.llama_cpp.errors import CallError, LoadError, invalid
 from gateway.engines.llama_cpp.forms.answer_start import answer_start
@@ -69,7 +69,7 @@ class Model:
         """The lock that is held while llama.cpp embeds. llama.cpp pools only inputs of one micro-batch together, so
         the vectors of longer parallel inputs would be wrong."""
         self.limits = self._read_limits(header)
-        self.metadata = self._read_metadata()
+        self.metadata = metadata_of(self.kind, self.limits, self._ask("GET", "/props"))
         if self.limits.context_tokens < options.context_tokens:
             log.warning("the model was trained for a context of %d tokens only", self.limits.context_tokens)
 
@@ -190,25 +190,6 @@ class Model:
             log.info("the template can't write a tool call: %s", error)
             return PLAIN
 
-    def _read_metadata(self) -> pb.ModelMetadataResponse:
-        """Returns what the model can do, as the answer to ModelMetadata."""
-        properties = self._ask("GET", "/props")
-        template = str(properties.get("chat_template", ""))
-        generates, vision = self.kind.generates, bool(properties["modalities"]["vision"])
-        return pb.ModelMetadataResponse(
-            supports_thinking=generates and thinks(template),
-            media_marker=properties["media_marker"] if vision else "",
-            generates=generates,
-            embeds=self.kind.embeds,
-            reranks=self.kind.reranks,
-            context_size=self.limits.context_tokens,
-            tools=generates and self.limits.takes_tools,
-            thinking=generates and thinks(template),
-            schema=generates,
-            vision=vision,
-            infill=self.limits.infill is not None,
-        )
-
     def _find_infill_tokens(self, header: Header) -> InfillTokens | None:
         plain = partial(self.tokenize, add_special=False)
         return find_infill_tokens(header.metadata, plain, self.tokenize(""))
@@ -251,7 +232,8 @@ def _parameters(options: LoadOptions, api_key: str, header: Header) -> xllamacpp
     parameters.n_gpu_layers = options.gpu_layers
     threads = options.threads or physical_cores()
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
-    parameters.embedding = options.embeddings
+    # A ranking is an embedding with one number.
+    parameters.embedding = options.embeddings or kind_of(header, options).reranks
     parameters.pooling_type = _pooling_type(options, header)
     parameters.flash_attn_type = FLASH_ATTENTION[options.flash_attention]
     parameters.verbosity = LOG_ERRORS_ONLY

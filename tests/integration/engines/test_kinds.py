@@ -86,6 +86,14 @@ def test_a_reranking_model_does_nothing_else(engine: EngineProcess, tmp_path: Pa
     check_refused(engine, "Embedding", EMBEDDING, "a reranking model and can't embed text")
 
 
+def test_a_reranking_model_ranks_also_without_embeddings(engine: EngineProcess, tmp_path: Path) -> None:
+    write_tiny_encoder(tmp_path / "m.gguf", reranks=True)
+    load(engine, tmp_path / "m.gguf", "embeddings:false")
+    answer = call(engine, "Rerank", pb.RerankRequest(query="a", documents=["a bird", "snow"]))
+    assert answer.error is None
+    assert len(answer.replies[0].results) == 2
+
+
 def test_nothing_is_said_without_a_model(engine: EngineProcess) -> None:
     answer = call(engine, "ModelMetadata", pb.ModelOptions())
     assert answer.error is not None
