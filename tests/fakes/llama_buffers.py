@@ -1,12 +1,14 @@
-"""What real llama.cpp reserves for a model: its own report, read from the log of a process that loads it and ends."""
+"""What real llama.cpp reserves for a model: its own report, read from the log of a process that loads it."""
 
 import json
 import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Timer
 from typing import Final
 
 from gateway.gguf.cache import LoadSettings
@@ -15,6 +17,8 @@ LOAD_SECONDS_MAX: Final = 60.0
 PROGRAM: Final = Path(__file__).with_name("llama_load.py")
 REAL_LOAD: Final = re.compile(r"no_alloc +=\s*0")
 """llama.cpp loads twice, the first time only to see what would fit."""
+LOADED: Final = "model loaded"
+"""The log says this behind everything about buffers."""
 BUFFER: Final = re.compile(r"\S+ +(model|KV|RS|compute|output) buffer size = +([0-9.]+) MiB")
 
 
@@ -34,17 +38,26 @@ class Buffers:
 def measure(path: Path, use: LoadSettings) -> Buffers:
     """Raises `AssertionError` with llama.cpp's last words when it does not load."""
     settings = json.dumps({**asdict(use), "cells": use.cells, "batch": use.batch})
-    done = subprocess.run(
-        [sys.executable, str(PROGRAM), str(path), settings],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=LOAD_SECONDS_MAX,
-        check=False,
-    )
-    log = done.stdout + done.stderr
-    assert done.returncode == 0, log[-2000:]
+    command = [sys.executable, str(PROGRAM), str(path), settings]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as process:
+        watchdog = Timer(LOAD_SECONDS_MAX, process.kill)
+        watchdog.start()
+        log = "".join(_lines_until_loaded(process))
+        watchdog.cancel()
+        process.kill()
+    assert LOADED in log, log[-2000:]
     return buffers_in(log)
+
+
+def _lines_until_loaded(process: "subprocess.Popen[str]") -> Iterator[str]:
+    """llama.cpp writes its log from a thread of its own, so the last lines may come after the load has returned."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield line
+        if LOADED in line:
+            return
 
 
 def buffers_in(log: str) -> Buffers:

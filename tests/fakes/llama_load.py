@@ -1,10 +1,11 @@
-"""A program that loads a model into llama.cpp and ends: `llama_load.py FILE SETTINGS`, with the settings as JSON.
+"""A program that loads a model into llama.cpp: `llama_load.py FILE SETTINGS`, with the settings as JSON. It is killed
+when its log has told what it is asked for.
 
 It is run by its path and imports nothing of ours, because the imports would take longer than the load of a small model.
 """
 
 import json
-import os
+import signal
 import sys
 from typing import Any, Final
 
@@ -38,5 +39,4 @@ def load(path: str, settings: dict[str, Any]) -> object:
 
 if __name__ == "__main__":
     loaded = load(sys.argv[1], json.loads(sys.argv[2]))
-    sys.stdout.flush()
-    os._exit(0)  # a server that is ended as soon as it is there may never get done
+    signal.pause()
