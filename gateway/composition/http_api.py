@@ -26,9 +26,9 @@ from gateway.api.http.browser_guard import BrowserPolicy
 from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import BodyLimits, HttpApp
 from gateway.api.http.stream_keepalive import StreamKeepalive
-from gateway.api.openai.body_schemas import body_schemas
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.routes import OpenAiApi
+from gateway.api.openai.schema import body_schemas
 from gateway.domain.errors import GatewayError, Unavailable
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, Reading

@@ -5,6 +5,5 @@ In reading order: `routes` (thin handlers), `schema` over `parameters`, `inputs`
 one request), `tolerance` (bodies that the schema refuses as they are) with `parameter_rows` (every parameter),
 `parameter_table` (their kinds), `parameter_values` and `history` (other values, messages), `abilities` (what a backend
 may be asked for), `encode`, `logprobs` and `chunks` (whole and streamed answers), `text_bodies`
-(rerank and tokens: bodies and answers), `errors` (the envelope), `body_schemas` (for the description of
-the API).
+(rerank and tokens: bodies and answers), `errors` (the envelope).
 """

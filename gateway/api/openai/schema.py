@@ -16,7 +16,7 @@ from sys import getsizeof
 from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from gateway.api.http.json_body import (
@@ -368,3 +368,14 @@ def _message_bytes(message: ChatMessage) -> int:
 def _input_bytes(item: EmbeddingInput) -> int:
     text = item.text
     return OBJECT_BYTES + (getsizeof(text) if isinstance(text, Text) else TOKEN_BYTES * len(text))
+
+
+def body_schemas(reference: str) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the JSON schemas of bodies by the path that takes them. `reference` is the form of references to their
+    parts, with `{model}` in it."""
+    bodies: Mapping[str, type[BaseModel]] = {
+        "/v1/chat/completions": ChatBody,
+        "/v1/completions": CompletionBody,
+        "/v1/embeddings": EmbeddingsBody,
+    }
+    return {path: body.model_json_schema(ref_template=reference) for path, body in bodies.items()}
