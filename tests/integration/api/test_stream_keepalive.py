@@ -27,9 +27,14 @@ VERSIONS: Final = pytest.mark.parametrize("version", ["HTTP/1.1", "HTTP/2"])
 
 
 @contextmanager
-def asking(gateway: GatewayProcess, version: str) -> Iterator[httpx.Response]:
+def asking(gateway: GatewayProcess, version: str, **fields: Any) -> Iterator[httpx.Response]:
     """A streamed chat with `scripted`, as soon as its head has come."""
-    body: dict[str, Any] = {"model": "scripted", "messages": [{"role": "user", "content": "hello"}], "stream": True}
+    body: dict[str, Any] = {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": "hello"}],
+        "stream": True,
+        **fields,
+    }
     is_http2 = version == "HTTP/2"
     with (
         httpx.Client(base_url=gateway.url, timeout=WAIT_SECONDS, http1=not is_http2, http2=is_http2) as client,
@@ -118,10 +123,11 @@ def test_a_stream_is_alive_while_its_model_loads(tmp_path: Path, version: str) -
 
 
 @VERSIONS
-def test_a_running_stream_is_alive_between_two_tokens(tmp_path: Path, version: str) -> None:
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_running_stream_is_alive_between_two_tokens(tmp_path: Path, version: str, choices: int) -> None:
     gate = tmp_path / "gate"
     config = scripted_config({"hold_after_tokens": 1, "tokens": 3, "gate": str(gate)}, more=SOON)
-    with running_gateway(tmp_path, config) as gateway, asking(gateway, version) as response:
+    with running_gateway(tmp_path, config) as gateway, asking(gateway, version, n=choices) as response:
         lines = response.iter_lines()
         next_line(lines, "data:")
         assert [next_line(lines, ":") for _ in range(2)] == [COMMENT] * 2

@@ -64,6 +64,7 @@ class ChoiceStreams:
         if frames:
             async with self._writing:
                 await self._exchange.send_part(b"".join(frames))
+                self._exchange.record_silence(trio.current_time())
 
 
 def has_content(item: Delta | Completion) -> bool:
