@@ -11,6 +11,7 @@ from typing import Any, Final
 import httpx
 import openai
 import pytest
+from openai.types import CompletionUsage
 from openai.types.chat import ChatCompletionMessageParam
 
 from tests.fakes.plain_asyncio import run_asyncio
@@ -73,6 +74,12 @@ def text_of(client: openai.OpenAI, **fields: Any) -> str:
     return content
 
 
+def counts(usage: CompletionUsage | None) -> tuple[int, int, int]:
+    """The counts that equal requests have in common. How much comes from a cache differs."""
+    assert usage is not None
+    return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens
+
+
 # Chat
 
 
@@ -100,7 +107,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: openai.OpenAI) -> None
     assert {chunk.choices[0].finish_reason for chunk in middle} == {None}
     assert {chunk.usage for chunk in (*middle, finish)} == {None}
     assert finish.choices[0].finish_reason == "length"
-    assert (usage.choices, usage.usage) == ([], whole.usage)
+    assert (usage.choices, counts(usage.usage)) == ([], counts(whole.usage))
     assert {(chunk.id, chunk.model, chunk.object) for chunk in chunks} == {
         (chunks[0].id, "tiny", "chat.completion.chunk")
     }
@@ -183,7 +190,7 @@ def test_a_completion_whole_and_streamed(client: openai.OpenAI) -> None:
     chunks = list(client.completions.create(**options, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
     assert chunks[-2].choices[0].finish_reason == "length"
-    assert (chunks[-1].choices, chunks[-1].usage) == ([], whole.usage)
+    assert (chunks[-1].choices, counts(chunks[-1].usage)) == ([], counts(whole.usage))
 
 
 def test_a_completion_has_sixteen_tokens_unless_asked(client: openai.OpenAI) -> None:
