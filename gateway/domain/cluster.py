@@ -106,9 +106,15 @@ class LoadFailure:
 
     cause: str
     attempts: int
-    """The number of failed loads in a row. A replica that breaks after it was ready counts from its second time on."""
+    """The number of failed loads in a row. It is not positive if replicas broke after they were ready and no load has
+    failed: 0 for the first time, -1 for the second, and so on."""
     retry_at: float
     """The time of the next attempt, in seconds of the registry's clock."""
+
+    @property
+    def times_broken(self) -> int:
+        """How often in a row replicas broke after they were ready, or 0 if a load has failed."""
+        return max(0, 1 - self.attempts)
 
 
 @dataclass(frozen=True)

@@ -77,11 +77,10 @@ class PlanBuilder:
         spec = self.working.snapshot.models.get(replica.model)
         if spec is None or spec.revision != replica.revision:
             return
-        first = 0 if is_first_forgiven else 1
-        attempts = self.failures[spec.name].attempts + 1 if spec.name in self.failures else first
+        attempts = _next_attempts(self.failures.get(spec.name), was_ready=is_first_forgiven)
         failure = LoadFailure(cause, attempts, self.working.now + backoff_seconds(attempts))
         self.failures[spec.name] = failure
-        because = f"failure {attempts} in a row" if attempts else "it broke"
+        because = f"failure {attempts} in a row" if attempts > 0 else f"it broke {failure.times_broken} times in a row"
         self._set_load_failure.append(SetLoadFailure(spec.name, failure, because))
 
     def clear_load_failure(self, spec: ModelSpec) -> None:
@@ -115,9 +114,16 @@ class PlanBuilder:
         )
 
 
+def _next_attempts(before: LoadFailure | None, *, was_ready: bool) -> int:
+    """Returns `LoadFailure.attempts` after one more failure. Once a load has failed, what breaks counts upwards too."""
+    if was_ready:
+        return 0 if before is None else before.attempts + (1 if before.attempts > 0 else -1)
+    return 1 if before is None else abs(before.attempts) + 1
+
+
 def backoff_seconds(attempts: int) -> float:
-    """Returns how long a model is left alone after that many failures in a row (L9).
+    """Returns how long a model is left alone after that many failures in a row (`LoadFailure.attempts`, L9).
 
     It is 0 for no attempt: a replica that was ready has broken for the first time.
     """
-    return 0.0 if attempts == 0 else doubled_seconds(BACKOFF_FIRST_SECONDS, attempts - 1, BACKOFF_MAX_SECONDS)
+    return 0.0 if attempts == 0 else doubled_seconds(BACKOFF_FIRST_SECONDS, abs(attempts) - 1, BACKOFF_MAX_SECONDS)

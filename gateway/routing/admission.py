@@ -17,7 +17,7 @@ from typing import Final
 
 import trio
 
-from gateway.domain.errors import GatewayError, ModelNotFound, Overloaded
+from gateway.domain.errors import ModelNotFound, Overloaded
 from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.inference import Origin
 from gateway.domain.pacing import doubled_seconds
@@ -359,7 +359,8 @@ class Admission:
         return self.loads.index.of(model, self._view().candidates.get(model, ()), now)
 
     def _check_can_serve(self, request: PendingRequest) -> None:
-        error: GatewayError | None = immediate_rejection(self._view(), request.model, self._wall_clock())
+        patience = request.since + self._limits.load_wait_seconds - trio.current_time()
+        error = immediate_rejection(self._view(), request.model, self._wall_clock(), patience)
         if error is not None:
             raise error
 

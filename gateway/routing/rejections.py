@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Container, Sequence
 from typing import Final, Protocol
 
-from gateway.domain.cluster import NodeStatus, Progress
+from gateway.domain.cluster import LoadFailure, NodeStatus, Progress
 from gateway.domain.errors import (
     BackendFailed,
     GatewayError,
@@ -60,13 +60,16 @@ class UnknownOutlook:
         return False
 
 
-def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> GatewayError | None:
+def immediate_rejection(
+    view: FleetView, model: ModelName, wall_now: float, patience_seconds: float = 0.0
+) -> GatewayError | None:
     """Returns the error if no amount of waiting can help now, or None if waiting can help:
 
     - The model does not exist, or not any more.
     - Its last load failed, it is too early for another try, no other load is running, and no node that has the model is
       only temporarily silent (L9, L10, H12). A replica that was ready and broke for the first time (no attempt has
-      failed) is replaced at once, even if `wall_now` is a moment behind the registry's clock.
+      failed) is replaced at once, even if `wall_now` is a moment behind the registry's clock. One that broke again is
+      waited for if the pause ends within `patience_seconds`, which is how long the request can still wait.
     """
     if model not in view.state.models:
         return ModelNotFound(model)
@@ -75,11 +78,19 @@ def immediate_rejection(view: FleetView, model: ModelName, wall_now: float) -> G
         return None
     if view.candidates.get(model) or coming_up(view, model):
         return None
+    if failure.times_broken and failure.retry_at - wall_now < patience_seconds:
+        return None
     return ModelLoadFailed(
-        f"The model '{model}' could not be loaded: {failure.cause}",
+        f"The model '{model}' {_what_failed(failure)}: {failure.cause}",
         retry_after_seconds=max(1.0, failure.retry_at - wall_now),
         param="model",
     )
+
+
+def _what_failed(failure: LoadFailure) -> str:
+    if not failure.times_broken:
+        return "could not be loaded"
+    return f"was loaded and broke {failure.times_broken} times in a row, the last time like this"
 
 
 def timeout_rejection(

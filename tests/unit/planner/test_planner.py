@@ -188,6 +188,7 @@ def test_l9_what_breaks_after_it_was_ready_is_replaced_at_once_the_first_time_on
     [mark] = again.set_load_failure
     assert mark.failure is not None
     assert mark.failure.retry_at == NOW + 10
+    assert mark.failure.times_broken == 2
 
 
 def test_l9_failures_are_forgiven_once_a_replica_has_lived_for_a_while() -> None:

@@ -38,6 +38,19 @@ def test_l9_a_replica_that_broke_for_the_first_time_is_waited_for(attempts: int,
     assert isinstance(rejection, ModelLoadFailed) is is_rejected
 
 
+@pytest.mark.parametrize(("patience", "is_rejected"), [(11.0, False), (9.0, True)])
+def test_a_replica_that_broke_again_is_waited_for_if_the_pause_fits(patience: float, is_rejected: bool) -> None:
+    broke = {MODEL: LoadFailure("was killed by SIGKILL", -1, NOW + 10)}
+    rejection = immediate_rejection(view(nodes=[node()], failures=broke), MODEL, NOW, patience)
+    assert isinstance(rejection, ModelLoadFailed) is is_rejected
+    if rejection is not None:
+        assert "was loaded and broke 2 times in a row" in rejection.message
+
+
+def test_l10_a_load_that_failed_is_told_at_once_however_patient_the_request_is() -> None:
+    assert isinstance(immediate_rejection(view(nodes=[node()], failures=FAILED), MODEL, NOW, 60.0), ModelLoadFailed)
+
+
 @pytest.mark.parametrize("observed", sorted(COMING_UP))
 def test_what_loads_on_a_silent_node_is_waited_for(observed: Observed) -> None:
     assert after_a_failure(SILENT, replica("r", observed=observed)) is None
