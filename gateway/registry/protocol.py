@@ -140,6 +140,10 @@ class ModelRegistry(StateReader, Protocol):
         """Requests that the loaded replicas of a model be unloaded: `ClusterState.unloads` has the present time from
         now on. Returns False if there is no such model."""
 
+    async def retry_model(self, name: ModelName) -> bool:
+        """Ends the pause after a load failure: the next try may be made now. The number of failures in a row stays.
+        Returns False, and writes nothing, if no pause is left."""
+
 
 class NodeRegistry(StateReader, Protocol):
     """The writes of nodes: by workers about themselves and their replicas, by the health monitor, and by admins."""

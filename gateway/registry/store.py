@@ -130,6 +130,13 @@ class Store(ABC):
         )
         return outcome.after is not None
 
+    async def retry_model(self, name: ModelName) -> bool:
+        """Ends the pause after a load failure. Returns False if no pause is left."""
+        outcome = await self._transact(
+            "retry_model", lambda tables, now: model_writes.retried(tables, name, now), RowScope(model=name)
+        )
+        return outcome.after is not None
+
     async def record_requirement(self, name: ModelName, revision: Revision, requirement: Requirement) -> bool:
         """Stores what a replica takes. Returns False if `revision` is old or a measurement would become an estimate."""
         outcome = await self._transact(

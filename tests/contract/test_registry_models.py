@@ -165,6 +165,21 @@ async def test_w12_a_file_model_can_be_unloaded_and_an_unknown_one_can_not(regis
         assert not await registry.unload_model(spec("other").name)
 
 
+async def test_a_retry_ends_the_pause_and_keeps_the_number_of_failures(
+    registry: Registry, clock: SettableClock
+) -> None:
+    clock.seconds = 1000.0
+    await registry.put_model(API_SPEC)
+    await know(registry)
+    async with bumping(registry, 1):
+        assert await registry.retry_model(MODEL)
+    assert (await registry.read_state()).failures == {MODEL: LoadFailure("exit code 1", 2, 1000.0)}
+    assert (await registry.read_events(1))[0].kind == "model.retried"
+    async with bumping(registry, 0):
+        assert not await registry.retry_model(MODEL)
+        assert not await registry.retry_model(spec("other").name)
+
+
 # Requirements
 
 

@@ -207,6 +207,7 @@ some_call = st.one_of(
     calls("put_model", specs),
     calls("remove_model", model_names),
     calls("unload_model", model_names),
+    calls("retry_model", model_names),
     calls("record_capabilities", model_names, st.sampled_from([PresentRevision(), Revision("r")]), capabilities),
     calls("record_requirement", model_names, st.sampled_from([PresentRevision(), Revision("r")]), requirements),
     calls("register_node", registrations),

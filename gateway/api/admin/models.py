@@ -90,7 +90,9 @@ class ModelService:
         return json_response({"removed": name})
 
     async def load(self, name: ModelName, wait_seconds: float) -> Response:
-        """Requests a load. It answers 202 while the load is in progress, and 200 if `wait` saw it finish."""
+        """Requests a load, which is tried at once even if the last one has just failed. It answers 202 while the load
+        is in progress, and 200 if `wait` saw it finish."""
+        await self.registry.retry_model(name)
         await self._find(name)
         self.loads.request(name)
         is_over = False

@@ -1,11 +1,11 @@
 """Computes the difference between two moments of the tables: the rows to write, and the lines of the audit trail."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import itemgetter
 from typing import TypeVar
 
-from gateway.domain.cluster import Replica
+from gateway.domain.cluster import LoadFailure, Replica
 from gateway.domain.ids import ModelName, NodeId, ReplicaId
 from gateway.registry.protocol import Event, NodeOverrides
 from gateway.registry.tables import LeaderTerm, ModelRow, NodeRow, Tables
@@ -33,6 +33,13 @@ class Changes:
         """Returns whether any row differs, and so whether there is a new version."""
         removed = self.removed_models or self.removed_replicas or self.removed_nodes
         return bool(removed or self.models or self.nodes or self.replicas or self.leader_term)
+
+
+def _failure_event(name: ModelName, old: LoadFailure | None, new: LoadFailure | None) -> tuple[str, str, str]:
+    if new is None:
+        return "model.failure_cleared", name, ""
+    is_retry = old is not None and new == replace(old, retry_at=new.retry_at) and new.retry_at < old.retry_at
+    return ("model.retried", name, "") if is_retry else ("model.failed", name, new.cause)
 
 
 def difference(before: Tables, after: Tables, now: float, epoch: int | None = None) -> Changes:
@@ -87,7 +94,7 @@ def _model_events(old: ModelRow | None, new: ModelRow) -> Iterator[tuple[str, st
         yield "model.declared", name, f"revision {new.spec.revision}"
         return
     if new.failure != old.failure:
-        yield ("model.failure_cleared", name, "") if new.failure is None else ("model.failed", name, new.failure.cause)
+        yield _failure_event(name, old.failure, new.failure)
     if new.unload_at != old.unload_at:
         yield "model.unloaded", name, ""
 

@@ -55,6 +55,14 @@ def unloaded(tables: Tables, name: ModelName, now: float) -> Tables | None:
     return None if row is None else _with(tables, replace(row, unload_at=now))
 
 
+def retried(tables: Tables, name: ModelName, now: float) -> Tables | None:
+    """Ends the pause after a load failure at `now`. Returns None if no pause is left."""
+    row = tables.models.get(name)
+    if row is None or row.failure is None or row.failure.retry_at <= now:
+        return None
+    return _with(tables, replace(row, failure=replace(row.failure, retry_at=now)))
+
+
 def requirement_recorded(
     tables: Tables, name: ModelName, revision: Revision, requirement: Requirement
 ) -> Tables | None:
