@@ -61,7 +61,7 @@ class GrpcBackends:
         self, target: Target, generation: Generation, request_id: RequestId, on_end: OnEnd
     ) -> AsyncIterator[AnswerStream]:
         """Calls PredictStream and yields its answer as it comes. Leaving the context ends the call."""
-        stream = _GrpcAnswerStream(target, _reply_reader(target, generation), on_end)
+        stream = _GrpcAnswerStream(target, translate.ReplyReader(generation, target.context_size), on_end)
         try:
             try:
                 await self._start(
@@ -75,7 +75,7 @@ class GrpcBackends:
 
     async def generate(self, target: Target, generation: Generation, request_id: RequestId) -> Completion:
         """Calls Predict, and returns the whole answer. Raises `RouteError` or `GatewayError`."""
-        reader = _reply_reader(target, generation)
+        reader = translate.ReplyReader(generation, target.context_size)
         reply, trailers = await self._unary(
             target, "Predict", _generation_request(target, generation, request_id), pb.Reply
         )
@@ -153,12 +153,6 @@ class _Request:
     """Makes the message. It is called when the request is sent, and the result is not kept, because it is a copy of all
     that the client has sent."""
     is_large: bool
-
-
-def _reply_reader(target: Target, generation: Generation) -> translate.ReplyReader:
-    return translate.ReplyReader(
-        generation.sampling.max_tokens, target.context_size, single_call=generation.single_call
-    )
 
 
 def _generation_request(target: Target, generation: Generation, request_id: RequestId) -> _Request:

@@ -194,16 +194,17 @@ def embedding(result: pb.EmbeddingResult) -> Embedding:
 
 
 class ReplyReader:
-    """Turns the replies of one generation into parts, then into its completion.
+    """Turns the replies to one generation into parts, then into its completion.
 
     Backends may split a UTF-8 sequence between two replies, so the text is decoded incrementally. `chat_deltas` is
     preferred if a backend fills it, because it separates reasoning and tool calls from the answer.
 
-    `context_size` is that of the model, if it is known. No answer has more tokens, whatever the request asks for. With
-    `single_call` everything after the first tool call is dropped.
+    `context_size` is that of the model, if it is known. No answer has more tokens, whatever the request asks for. If
+    the request wants a single call, everything after the first tool call is dropped.
     """
 
-    def __init__(self, max_tokens: int | None, context_size: int | None = None, *, single_call: bool = False) -> None:
+    def __init__(self, generation: Generation, context_size: int | None = None) -> None:
+        max_tokens = generation.sampling.max_tokens
         self._decoder = _Utf8Decoder("replace")
         self._max_tokens = max_tokens
         self._context_size = context_size
@@ -214,7 +215,7 @@ class ReplyReader:
         self._prompt_tokens = 0
         self._completion_tokens = 0
         self._tool_calls: list[ToolCallDelta] = []
-        self._single_call = single_call
+        self._single_call = generation.single_call
         self.is_after_call = False
         """Whether the first tool call is over, and it is the only one that is wanted."""
 
@@ -269,7 +270,7 @@ class ReplyReader:
         """Returns the completion. `text`, `reasoning` and `logprobs` are those of a unary answer, and empty after a
         stream. The rest of a split character is added to the text. `cached` is the trailer `CACHED_TOKENS`."""
         return Completion(
-            finish_reason=self._finish_reason(finish_reason),
+            finish_reason=FINISH_REASONS.get(finish_reason) or self._likely_finish_reason(),
             prompt_tokens=self._prompt_tokens,
             completion_tokens=self._completion_tokens,
             text=text + self._decoder.decode(b"", final=True),
@@ -279,12 +280,9 @@ class ReplyReader:
             cached_tokens=int(cached) if cached.isdecimal() and len(cached) <= COUNT_DIGITS_MAX else None,
         )
 
-    def _finish_reason(self, reason: str | None) -> FinishReason:
-        """Returns the backend's finish reason. A backend that gives none has reached the limit if it made that many
+    def _likely_finish_reason(self) -> FinishReason:
+        """Returns the finish reason for a backend that gives none. It has reached the limit if it made that many
         tokens, or filled the context."""
-        known = FINISH_REASONS.get(reason)
-        if known is not None:
-            return known
         if self._max_tokens is not None and self._completion_tokens >= self._max_tokens:
             return FinishReason.LENGTH
         if self._context_size is not None and self._prompt_tokens + self._completion_tokens >= self._context_size:

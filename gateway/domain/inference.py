@@ -126,11 +126,6 @@ class Generation:
     suffix: str | None = None
     """The text that follows the answer to a raw prompt. None means that the answer only continues the prompt."""
 
-    @property
-    def demands_call(self) -> bool:
-        """Whether an answer without a tool call is none."""
-        return self.tool_choice is not None
-
 
 @dataclass(frozen=True)
 class EmbeddingInput:

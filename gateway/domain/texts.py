@@ -16,7 +16,7 @@ def is_visible_ascii(text: str) -> bool:
 def quoted(text: str, characters_max: int = QUOTED_CHARACTERS_MAX) -> str:
     """Returns the text, cut if it is too long. A cut text shows its length: "/aaa... (30000 characters)"."""
     if len(text) <= characters_max:
-        return escaped(text)
+        return text if text.isprintable() else escaped(text)
     return f"{escaped(text[:characters_max])}... ({len(text)} characters)"
 
 

@@ -15,7 +15,7 @@ from gateway.api.openai.schema import parse_chat
 from gateway.backends.pb import backend_pb2 as pb
 from gateway.backends.translate import ReplyReader, predict_options
 from gateway.domain.ids import ModelName, RequestId
-from gateway.domain.inference import Completion, Delta
+from gateway.domain.inference import Completion, Delta, Generation, Sampling
 from gateway.engines.llama_cpp.requests import generation_request
 from gateway.engines.llama_cpp.sampling import SamplingLimits
 
@@ -50,9 +50,13 @@ def replies(draw: st.DrawFn) -> list[pb.Reply]:
     return whole[: draw(st.integers(0, len(whole)))]
 
 
+def reply_reader() -> ReplyReader:
+    return ReplyReader(Generation(MODEL, "", Sampling()))
+
+
 def unary(answer: Sequence[pb.Reply]) -> dict[str, Any]:
     """The message of an answer that is not streamed."""
-    reader = ReplyReader(None)
+    reader = reply_reader()
     deltas = [reader.delta(reply) for reply in answer]
     text, reasoning = "".join(each.text for each in deltas), "".join(each.reasoning for each in deltas)
     body = chat_completion(REQUEST, MODEL, 9, reader.completion("length", text=text, reasoning=reasoning))
@@ -62,7 +66,7 @@ def unary(answer: Sequence[pb.Reply]) -> dict[str, Any]:
 
 def streamed(answer: Sequence[pb.Reply], *, ended: bool) -> dict[str, Any]:
     """The message that the official client puts together. A stream that breaks has no ending."""
-    reader, encoder = ReplyReader(None), ChatChunks(REQUEST, MODEL, 9, include_usage=False)
+    reader, encoder = reply_reader(), ChatChunks(REQUEST, MODEL, 9, include_usage=False)
     deltas: list[Delta] = [reader.delta(reply) for reply in answer]
     chunks = [*encoder.opening(), *(encoder.text(each.text, each.reasoning, each.tool_calls) for each in deltas)]
     end: Completion = reader.completion("length")

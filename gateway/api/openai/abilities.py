@@ -16,11 +16,8 @@ from gateway.domain.model_spec import ModelSpec
 UNSUPPORTED: Final = "unsupported_parameter"
 
 
-def check_abilities(spec: ModelSpec | None, generations: Sequence[Generation]) -> None:
-    """Raises `BadRequest` for a parameter that the model's backend may not understand. An unknown model (None) is for
-    others to refuse."""
-    if spec is None or spec.backend in BUILTIN_BACKENDS:
-        return
+def check_abilities(spec: ModelSpec, generations: Sequence[Generation]) -> None:
+    """Raises `BadRequest` for a parameter that the model's backend, which is not built in, may not understand."""
     param = next((param for generation in generations for param in _special(generation)), None)
     if param is not None:
         raise unsupported_by(spec, param)

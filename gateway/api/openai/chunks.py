@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic_core import to_json
 
-from gateway.api.openai.encode import chat_id, completion_id, tool_call_id, usage
+from gateway.api.openai.encode import CHAT_ID, COMPLETION_ID, tool_call_id, usage
 from gateway.api.openai.logprobs import chat_logprobs, text_logprobs
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Delta, ToolCallDelta
@@ -83,7 +83,7 @@ class ChatChunks(ChunkEncoder):
         self, request_id: RequestId, model: ModelName, created: int, *, include_usage: bool, index: int = 0
     ) -> None:
         kind = "chat.completion.chunk"
-        super().__init__(chat_id(request_id), kind, model, created, include_usage=include_usage, index=index)
+        super().__init__(CHAT_ID + request_id, kind, model, created, include_usage=include_usage, index=index)
         self._request_id: Final = request_id
         self._index: Final = index
         self._begun_calls: Final = set[int]()
@@ -138,7 +138,7 @@ class CompletionChunks(ChunkEncoder):
         index: int = 0,
         echo: str = "",
     ) -> None:
-        answer_id, kind = completion_id(request_id), "text_completion"
+        answer_id, kind = COMPLETION_ID + request_id, "text_completion"
         super().__init__(answer_id, kind, model, created, include_usage=include_usage, index=index)
         self._echo: Final = echo
         self._offset = 0

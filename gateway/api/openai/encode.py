@@ -20,6 +20,10 @@ from gateway.domain.model_spec import Capabilities, ModelSpec
 
 EncodingFormat = Literal["float", "base64"]
 OWNER: Final = "gateway"
+CHAT_ID: Final = "chatcmpl-"
+"""The beginning of the `id` of a chat answer. The request id follows."""
+COMPLETION_ID: Final = "cmpl-"
+"""The beginning of the `id` of a text completion. The request id follows."""
 
 
 def chat_completion(
@@ -29,7 +33,7 @@ def chat_completion(
     `answers`."""
     choices = [_chat_choice(request_id, index, answer) for index, answer in enumerate(answers)]
     return _answer(
-        answer_id=chat_id(request_id),
+        answer_id=CHAT_ID + request_id,
         kind="chat.completion",
         model=model,
         created=created,
@@ -72,7 +76,7 @@ def text_completion(
     are wanted. The object has no field for reasoning, so that stays part of the text, as the model wrote it."""
     choices = [_text_choice(index, answer, echoes[index] if echoes else "") for index, answer in enumerate(answers)]
     return _answer(
-        answer_id=completion_id(request_id),
+        answer_id=COMPLETION_ID + request_id,
         kind="text_completion",
         model=model,
         created=created,
@@ -85,16 +89,6 @@ def _text_choice(index: int, answer: Completion, echo: str) -> dict[str, Any]:
     logprobs = text_logprobs(answer.logprobs) if answer.logprobs else None
     text = echo + answer.reasoning + answer.text
     return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": answer.finish_reason}
-
-
-def chat_id(request_id: RequestId) -> str:
-    """Returns the `id` of a chat answer, which is made from the request id."""
-    return f"chatcmpl-{request_id}"
-
-
-def completion_id(request_id: RequestId) -> str:
-    """Returns the `id` of a text completion, which is made from the request id."""
-    return f"cmpl-{request_id}"
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int | None = None) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from gateway.api.openai.chunks import ChatChunks, ChunkEncoder, CompletionChunks
 from gateway.api.openai.errors import error_object
 from gateway.api.openai.tolerance import IGNORED_PARAMETERS, names_header
 from gateway.api.openai.tools import check_call
+from gateway.domain.builtin_backends import BUILTIN_BACKENDS
 from gateway.domain.errors import ModelNotFound
 from gateway.domain.ids import ModelName, RequestId
 from gateway.domain.inference import Completion, Generation, Origin
@@ -163,12 +164,15 @@ class OpenAiApi:
     async def _generate(
         self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, chunks: Chunks, answer: Answer
     ) -> None:
-        model, created = call.generation.model, int(self._wall_clock())
+        first, created = call.generations[0], int(self._wall_clock())
+        model = first.model
         self._record_model(exchange, model, call.user)
         self._check_kind(model, Ability.GENERATES)
-        if call.generation.suffix is not None:
+        if first.suffix is not None:
             self._check_infill(model)
-        check_abilities(self._views.current.state.models.get(model), call.generations)
+        spec = self._views.current.state.models.get(model)
+        if spec is not None and spec.backend not in BUILTIN_BACKENDS:
+            check_abilities(spec, call.generations)
         if call.stream:
             encoders = [
                 chunks(exchange.request_id, model, created, include_usage=call.include_usage, index=index)
@@ -176,17 +180,29 @@ class OpenAiApi:
             ]
             await self._stream(exchange, origin, call, encoders)
             return
-        if len(call.generations) == 1:
-            found = [await self._router.generate(call.generation, origin)]
-        else:
-            found = await call_each(lambda each: self._router.generate(each, origin), call.generations)
+        if len(call.generations) > 1:
+            await self._answer_with_choices(
+                exchange, origin, call, partial(answer, exchange.request_id, model, created)
+            )
+            return
+        completion, candidate = await self._router.generate(first, origin)
+        headers = self._record_replica(exchange, candidate)
+        self._record_tokens(exchange, model, completion.prompt_tokens, completion.completion_tokens)
+        if first.tool_choice is not None:
+            check_call(first, completion)
+        await exchange.respond(200, answer(exchange.request_id, model, created, completion), headers=headers)
+
+    async def _answer_with_choices(
+        self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, answer: Callable[..., bytes]
+    ) -> None:
+        """Answers with several choices at once."""
+        found = await call_each(lambda each: self._router.generate(each, origin), call.generations)
         completions = [completion for completion, _ in found]
         headers = self._record_replica(exchange, found[0][1])
         self._record_answers(exchange, call, completions)
         for completion in completions:
             check_call(call.generation, completion)
-        body = answer(exchange.request_id, model, created, *completions, copies=call.copies)
-        await exchange.respond(200, body, headers=headers)
+        await exchange.respond(200, answer(*completions, copies=call.copies), headers=headers)
 
     async def _stream(
         self, exchange: Exchange, origin: Origin, call: schema.GenerationCall, encoders: Sequence[ChunkEncoder]

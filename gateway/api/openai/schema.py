@@ -37,6 +37,7 @@ from gateway.api.openai.parameters import (
     TOP_LOGPROBS_MAX,
     GenerationBody,
     Name,
+    StreamOptions,
     TokenLimit,
     User,
     wire_seed,
@@ -227,14 +228,14 @@ def _chat_call(given: Mapping[str, Any]) -> ChatCall:
         single_call=tools is not None and parsed.parallel_tool_calls is False,
         **rare,
     )
-    copies = parsed.n or 1
+    copies, options = parsed.n or 1, parsed.stream_options
     return ChatCall(
-        repeated([generation], copies),
+        (generation,) if copies == 1 else repeated([generation], copies),
         stream=bool(parsed.stream),
-        include_usage=_wants_usage(parsed),
+        include_usage=options is not None and _wants_usage(parsed, options),
         user=user,
         kept_bytes=_generation_bytes(generation) + OBJECT_BYTES * (copies - 1),
-        counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
+        counts_in_each_chunk=options is not None and options.counts_in_each_chunk,
         copies=copies,
     )
 
@@ -280,14 +281,14 @@ def _completion_call(given: Mapping[str, Any]) -> CompletionCall:
         replace(first, prompt=kept_text(prompt)) if isinstance(prompt, str) else replace(first, tokens=prompt)
         for prompt in parsed.prompt
     ]
-    copies = parsed.n or 1
+    copies, options = parsed.n or 1, parsed.stream_options
     return CompletionCall(
         repeated(prompts, copies),
         stream=bool(parsed.stream),
-        include_usage=_wants_usage(parsed),
+        include_usage=options is not None and _wants_usage(parsed, options),
         user=parsed.user,
         kept_bytes=sum(map(_generation_bytes, prompts)) + OBJECT_BYTES * len(prompts) * (copies - 1),
-        counts_in_each_chunk=parsed.stream_options is not None and parsed.stream_options.counts_in_each_chunk,
+        counts_in_each_chunk=options is not None and options.counts_in_each_chunk,
         copies=copies,
         echo=bool(parsed.echo),
     )
@@ -339,14 +340,12 @@ def _sampling(body: GenerationBody, max_tokens: int | None) -> Sampling:
     )
 
 
-def _wants_usage(body: GenerationBody) -> bool:
+def _wants_usage(body: GenerationBody, options: StreamOptions) -> bool:
     """Returns whether the stream ends with a usage chunk. Raises `BadRequest` if there is no stream to end."""
-    if body.stream_options is None:
-        return False
     if not body.stream:
         message = "The 'stream_options' parameter is only allowed when 'stream' is enabled."
         raise BadRequest(message, param="stream_options", code=INVALID_VALUE)
-    return bool(body.stream_options.include_usage)
+    return bool(options.include_usage)
 
 
 def _generation_bytes(generation: Generation) -> int:

@@ -199,7 +199,7 @@ def offer(tools: Sequence[Tool], choice: ToolChoice | None) -> tuple[str | None,
 
 def check_call(generation: Generation, answer: Completion) -> None:
     """Raises `BackendFailed` for an answer without a call, if the request demands one."""
-    if not generation.demands_call or answer.tool_calls:
+    if generation.tool_choice is None or answer.tool_calls:
         return
     why = "reached its limit of tokens before it" if answer.finish_reason is FinishReason.LENGTH else "made none"
     raise BackendFailed(f"'tool_choice' demands a tool call, and the model {why}.", param="tool_choice")

@@ -152,29 +152,33 @@ def test_embedding_text_goes_where_backends_look_for_it() -> None:
     assert list(embedding_options(EmbeddingInput(MODEL, (3, 4)), REQUEST).EmbeddingTokens) == [3, 4]
 
 
+def reply_reader(max_tokens: int | None, context_size: int | None = None, *, single_call: bool = False) -> ReplyReader:
+    return ReplyReader(Generation(MODEL, "", Sampling(max_tokens=max_tokens), single_call=single_call), context_size)
+
+
 @given(st.text(), st.data())
 def test_text_survives_any_split_into_replies(text: str, data: st.DataObject) -> None:
     raw = text.encode()
     cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=6)))
     parts = [raw[start:end] for start, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-    reader = ReplyReader(None)
+    reader = reply_reader(None)
     read = "".join(reader.delta(pb.Reply(message=part)).text for part in parts) + reader.completion("stop").text
     assert read == text
 
 
 def test_the_rest_of_a_split_character_is_part_of_what_ends_the_answer() -> None:
     """Nobody sends its end any more; that something was there is told all the same."""
-    streamed = ReplyReader(None)
+    streamed = reply_reader(None)
     assert streamed.delta(pb.Reply(message="a🙂".encode()[:-1])).text == "a"
     assert streamed.completion("length").text == "\ufffd"
-    whole = ReplyReader(None)
+    whole = reply_reader(None)
     part = whole.delta(pb.Reply(message="é".encode()[:1]))
     assert whole.completion("length", text="ab" + part.text).text == "ab\ufffd"
 
 
 def test_counts_never_go_back() -> None:
     """Some backends send a total in the last reply only, some count up, some send 0 after it."""
-    reader = ReplyReader(None)
+    reader = reply_reader(None)
     reader.delta(pb.Reply(tokens=5, prompt_tokens=3))
     reader.delta(pb.Reply())
     completion = reader.completion(None)
@@ -189,7 +193,7 @@ def test_counts_never_go_back() -> None:
 def test_a_backend_that_filled_its_context_has_reached_the_limit(
     context_size: int | None, finish: FinishReason
 ) -> None:
-    reader = ReplyReader(100, context_size)
+    reader = reply_reader(100, context_size)
     reader.delta(pb.Reply(message=b"x", tokens=4, prompt_tokens=6))
     assert reader.completion(None).finish_reason is finish
 
@@ -202,7 +206,7 @@ def test_a_limit_above_the_context_is_the_context(context_size: int | None, limi
 
 
 def test_an_unknown_finish_reason_is_none() -> None:
-    assert ReplyReader(None).completion("content_filter").finish_reason is FinishReason.STOP
+    assert reply_reader(None).completion("content_filter").finish_reason is FinishReason.STOP
 
 
 def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
@@ -211,7 +215,7 @@ def reply(*calls: pb.ToolCallDelta, content: str = "") -> pb.Reply:
 
 def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
     """Of two calls at once, of which one begins later; some backends repeat the id and the name."""
-    reader = ReplyReader(None)
+    reader = reply_reader(None)
     parts = [
         reader.delta(reply(pb.ToolCallDelta(index=0, id="c1", name="f", arguments='{"a'), content="Well.")),
         reader.delta(reply(pb.ToolCallDelta(index=1, name="g", arguments="{}"))),
@@ -241,7 +245,7 @@ def test_a_call_comes_in_parts_and_is_whole_at_the_end() -> None:
 def test_an_answer_that_calls_says_so_unless_the_backend_knows_better(
     said: str | None, max_tokens: int | None, finish: FinishReason
 ) -> None:
-    reader = ReplyReader(max_tokens)
+    reader = reply_reader(max_tokens)
     reader.delta(pb.Reply(tokens=5, chat_deltas=[pb.ChatDelta(tool_calls=[pb.ToolCallDelta(name="f")])]))
     assert reader.completion(said).finish_reason is finish
 
@@ -265,7 +269,7 @@ def test_a_vector_of_numbers_and_a_count_that_is_none() -> None:
 
 
 def test_counts_that_can_not_be_are_none() -> None:
-    reader = ReplyReader(5)
+    reader = reply_reader(5)
     part = reader.delta(pb.Reply(message=b"x", tokens=-3, prompt_tokens=-(2**31)))
     assert (part.prompt_tokens, part.completion_tokens) == (0, 0)
 
@@ -279,26 +283,26 @@ def deltas_until_endless(reader: ReplyReader, reply: Callable[[int], pb.Reply]) 
 
 
 def test_an_answer_ends_at_what_was_asked_for_and_a_little_more() -> None:
-    assert deltas_until_endless(ReplyReader(5), lambda number: pb.Reply(message=b"x", tokens=number)) == 5 + 64 + 1
-    assert deltas_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x")) == 5 + 64 + 1
+    assert deltas_until_endless(reply_reader(5), lambda number: pb.Reply(message=b"x", tokens=number)) == 5 + 64 + 1
+    assert deltas_until_endless(reply_reader(5), lambda _: pb.Reply(message=b"x")) == 5 + 64 + 1
 
 
 def test_a_backend_that_counts_may_send_a_token_in_parts_but_not_for_ever() -> None:
-    halves = ReplyReader(100)
+    halves = reply_reader(100)
     for number in range(1, 201):
         halves.delta(pb.Reply(message=b"x", tokens=(number + 1) // 2))
         assert not halves.is_endless
-    assert deltas_until_endless(ReplyReader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
+    assert deltas_until_endless(reply_reader(5), lambda _: pb.Reply(message=b"x", tokens=1)) == 4 * (5 + 64) + 1
 
 
 def test_without_a_limit_the_context_is_one() -> None:
-    assert deltas_until_endless(ReplyReader(None, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
-    assert deltas_until_endless(ReplyReader(10_000, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+    assert deltas_until_endless(reply_reader(None, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
+    assert deltas_until_endless(reply_reader(10_000, 100), lambda _: pb.Reply(message=b"x")) == 100 + 64 + 1
 
 
 def test_bytes_are_bounded_whatever_the_tokens() -> None:
     large = b"x" * 2**20
-    assert deltas_until_endless(ReplyReader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64
+    assert deltas_until_endless(reply_reader(None), lambda _: pb.Reply(message=large, tokens=1)) == 64
 
 
 def test_a_grammar_is_sent_with_the_parameter_that_it_comes_from() -> None:
@@ -318,7 +322,7 @@ def call_part(index: int, arguments: str, text: str = "") -> pb.Reply:
 
 
 def test_what_comes_after_the_only_call_that_is_wanted_is_dropped() -> None:
-    reader = ReplyReader(None, single_call=True)
+    reader = reply_reader(None, single_call=True)
     assert reader.delta(pb.Reply(message=b"see")).text == "see"
     assert [part.arguments for part in reader.delta(call_part(0, "{")).tool_calls] == ["{"]
     assert [part.arguments for part in reader.delta(call_part(0, "}")).tool_calls] == ["}"]
@@ -329,7 +333,7 @@ def test_what_comes_after_the_only_call_that_is_wanted_is_dropped() -> None:
 
 
 def test_text_after_the_only_call_ends_it_too() -> None:
-    reader = ReplyReader(None, single_call=True)
+    reader = reply_reader(None, single_call=True)
     reader.delta(call_part(3, "{}"))
     assert reader.delta(pb.Reply(message=b"\n")).text == ""
     assert is_after_call(reader) is False
@@ -352,16 +356,16 @@ def test_what_a_request_asks_besides_is_sent_where_our_engine_reads_it() -> None
 def test_probabilities_are_read_from_openais_form() -> None:
     entry = {"token": "a", "bytes": [97], "logprob": float("-inf")}
     text = json.dumps({"content": [{**entry, "top_logprobs": [{**entry, "logprob": -1}]}]}).encode()
-    found = ReplyReader(None).delta(pb.Reply(message=b"a", logprobs=text)).logprobs
+    found = reply_reader(None).delta(pb.Reply(message=b"a", logprobs=text)).logprobs
     assert found == (TokenLogprob("a", -9999.0, (97,), (TokenLogprob("a", -1.0, (97,)),)),)
 
 
 @pytest.mark.parametrize("text", [b"no", b"[]", b"{}", b'{"content": [{}]}', b'{"content": 5}', b"\xff"])
 def test_probabilities_that_cannot_be_read_are_the_backends_fault(text: bytes) -> None:
     with pytest.raises(BackendFailed, match="probabilities"):
-        ReplyReader(None).delta(pb.Reply(message=b"a", logprobs=text))
+        reply_reader(None).delta(pb.Reply(message=b"a", logprobs=text))
 
 
 @pytest.mark.parametrize(("trailer", "expected"), [("", None), ("12", 12), ("-1", None), ("9" * 20, None)])
 def test_cached_tokens_are_those_of_the_trailer(trailer: str, expected: int | None) -> None:
-    assert ReplyReader(None).completion("stop", cached=trailer).cached_tokens == expected
+    assert reply_reader(None).completion("stop", cached=trailer).cached_tokens == expected

@@ -15,8 +15,6 @@ from gateway.domain.inference import Generation
 def repeated(generations: Sequence[Generation], copies: int) -> tuple[Generation, ...]:
     """Returns `copies` of each generation. Each copy has a seed of its own, if the request has one, because equal ones
     would give equal answers."""
-    if copies == 1:
-        return tuple(generations)
     return tuple(_copy(generation, index) for generation in generations for index in range(copies))
 
 
