@@ -47,7 +47,7 @@ def test_a_replica_that_broke_again_is_waited_for_if_the_pause_fits(patience: fl
         assert "was loaded and broke 2 times in a row" in rejection.message
 
 
-def test_l10_a_load_that_failed_is_told_at_once_however_patient_the_request_is() -> None:
+def test_l10_a_load_that_failed_is_an_error_at_once_however_long_the_request_may_wait() -> None:
     assert isinstance(immediate_rejection(view(nodes=[node()], failures=FAILED), MODEL, NOW, 60.0), ModelLoadFailed)
 
 
