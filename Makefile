@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PEERS  := .bench-peers
+CLIENTS := .example-clients
 ARGS   ?=
 JOBS   ?= 4
 PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
@@ -12,7 +13,7 @@ PYTEST := $(BIN)/pytest -n $(JOBS) --dist worksteal
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slow check unit sim properties lint fmt bench bench-peers proto parameters clean
+.PHONY: help run test test-slow check unit sim properties lint fmt bench bench-peers clients proto parameters clean
 
 help: ## List the targets of this file.
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name says; do printf '%-11s %s\n' "$$name" "$$says"; done
@@ -65,6 +66,15 @@ $(PEERS)/.installed:
 	-$(PEERS)/litellm/bin/pip install -q --disable-pip-version-check 'litellm[proxy]'
 	@touch $@
 
+clients: $(VENV)/.dev $(CLIENTS)/.installed ## Install the client libraries that examples/clients/ uses.
+
+# Without npm the clients for Node are not installed, and their tests say so.
+$(CLIENTS)/.installed: examples/clients/requirements.txt examples/clients/node/package-lock.json
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install -q --disable-pip-version-check -r examples/clients/requirements.txt
+	-npm ci --prefix examples/clients/node --no-audit --no-fund
+	@touch $@
+
 # tests/test_generated_code.py fails when the generated code is stale.
 proto: $(VENV)/.dev ## Generate the protobuf code from proto/.
 	$(BIN)/python scripts/generate_proto.py
@@ -74,7 +84,7 @@ parameters: $(VENV)/.dev ## Generate docs/parameters.md from the table of parame
 	$(BIN)/python -m scripts.generate_parameters
 
 clean: ## Remove the environment and all caches.
-	rm -rf $(VENV) $(PEERS) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PEERS) $(CLIENTS) examples/clients/node/node_modules build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # install EXTRAS: makes the environment if it is not there, and installs the gateway with these extras into it.
 define install

@@ -8,13 +8,22 @@ skips. `python -m tests.programs` prints the Debian packages of all programs tha
 import os
 import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final, NoReturn
 
 import pytest
 
 PACKAGES: Final[Mapping[str, str]] = MappingProxyType(
-    {"cc": "gcc", "curl": "curl", "ip": "iproute2", "openssl": "openssl", "systemd-analyze": "systemd"},
+    {
+        "cc": "gcc",
+        "curl": "curl",
+        "ip": "iproute2",
+        "node": "nodejs",
+        "npm": "npm",
+        "openssl": "openssl",
+        "systemd-analyze": "systemd",
+    },
 )
 """Debian's package of each program that a test may ask for."""
 NEEDS: Final = "needs "
@@ -30,6 +39,12 @@ def need_programs(*programs: str) -> None:
     for program in programs:
         if shutil.which(program) is None:
             _give_up(f"{NEEDS}the program `{program}` (Debian: apt-get install {PACKAGES[program]})")
+
+
+def need_installed(path: Path, command: str) -> None:
+    """Skips or fails the running test unless `path`, which `command` installs, is here."""
+    if not path.exists():
+        _give_up(f"{NEEDS}what `{command}` installs")
 
 
 def lacks_rights(of: str) -> NoReturn:
