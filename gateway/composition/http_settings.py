@@ -63,11 +63,15 @@ def listener_tls(config: Config, *protocols: str) -> SSLContext | None:
     return context
 
 
+def api_keys(config: Config) -> list[Key]:
+    """Returns the configured API keys, by their hashes."""
+    return [Key(key.name, bytes.fromhex(key.digest), Role[key.role.upper()]) for key in config.auth.api_keys]
+
+
 def _authenticator(config: Config, cluster_secret: bytes) -> Authenticator:
-    keys = [Key(key.name, bytes.fromhex(key.digest), Role[key.role.upper()]) for key in config.auth.api_keys]
     token = config.auth.join_token
     return Authenticator(
-        keys,
+        api_keys(config),
         allow_anonymous=config.auth.allow_anonymous,
         join_token_sha256=sha256(token.get_secret_value()) if token is not None else None,
         is_credential=partial(is_credential, cluster_secret),

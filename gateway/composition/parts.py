@@ -10,6 +10,7 @@ from gateway.api.admin.documents import StatusSource
 from gateway.api.admin.metrics_source import readings
 from gateway.api.admin.replica_logs import open_replica_tail
 from gateway.api.admin.routes import Readiness
+from gateway.api.http.auth import Authenticator
 from gateway.api.http.http_app import HttpApp
 from gateway.api.http.stream_keepalive import StreamKeepalive
 from gateway.backends.dial import Dial
@@ -37,6 +38,7 @@ class Gateway:
     lag: LoopLag
     ready: Callable[[], Readiness]
     app: HttpApp
+    authenticator: Authenticator
     keepalive: StreamKeepalive | None
     """Sends comments to streams that wait. None if `server.stream_keepalive` is off."""
 
@@ -65,12 +67,20 @@ async def open_parts(
         ready = partial(_readiness, shared)
         interval = config.server.stream_keepalive
         keepalive = StreamKeepalive(interval) if interval else None
+        settings = http_settings(config, shared.id, shared.cluster_secret, place)
         app = build_http_app(
-            http_settings(config, shared.id, shared.cluster_secret, place),
+            settings,
             _http_parts(shared, routing, control, lag, ready, keepalive=keepalive),
         )
         yield Gateway(
-            shared=shared, routing=routing, control=control, lag=lag, ready=ready, app=app, keepalive=keepalive
+            shared=shared,
+            routing=routing,
+            control=control,
+            lag=lag,
+            ready=ready,
+            app=app,
+            authenticator=settings.authenticator,
+            keepalive=keepalive,
         )
 
 

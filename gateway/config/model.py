@@ -81,6 +81,8 @@ class ServerSection(Section):
     port: Port = 8080
     worker_port: Port = Field(default_factory=_next_port)
     """The port at which workers of other machines connect. It is opened only if there is a join token."""
+    watch_config: Flag = False
+    """Whether the gateway reads its configuration file again when it has changed, as at SIGHUP."""
     reuse_port: Flag = False
     """Whether other gateways of this user on this machine may listen on `port` as well (SO_REUSEPORT). The kernel then
     divides the connections between them."""

@@ -90,6 +90,13 @@ class Authenticator:
         else:
             self.anonymous = Caller("local", Role.ADMIN) if self.trusts_this_machine else NOBODY
 
+    def replace_keys(self, keys: Sequence[Key]) -> None:
+        """Has other API keys open the gateway from the next request on. Raises `ValueError` if there are none now or
+        before: whom a gateway without keys trusts is decided when it starts."""
+        if not keys or not self._keys:
+            raise ValueError("a gateway with keys keeps some, and one without gets none")
+        self._keys = tuple(keys)
+
     def authorize(self, authorization: str | None, needed: Role) -> Caller:
         """Returns the caller. Raises `Unauthenticated` for no or a wrong key, `Forbidden` for one whose role is too
         low."""

@@ -38,9 +38,9 @@ def serve(arguments: argparse.Namespace) -> int:
     if arguments.processes is not None:
         return _serve_in_processes(arguments, config, load, notifier)
     with without_rich():
-        from gateway.cli.processes.gateway import serve_here  # here, since a supervisor needs nothing of it
+        from gateway.cli.processes.gateway import ConfigSource, serve_here  # here: a supervisor needs nothing of it
 
-    return serve_here(config, place, notifier)
+    return serve_here(config, ConfigSource(load, find_config(arguments.config)), place, notifier)
 
 
 def _load(arguments: argparse.Namespace, place: ProcessPlace | None) -> Config:

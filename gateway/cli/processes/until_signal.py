@@ -23,6 +23,7 @@ Ts = TypeVarTuple("Ts")
 
 STOP_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SHOW_TASKS: Final = signal.SIGUSR1
+RELOAD: Final = signal.SIGHUP
 EXPECTED: Final = (StartupError, RegistryError)
 """The errors whose messages are for the user. Any other error is a bug."""
 
@@ -45,21 +46,26 @@ def run_program(main: Callable[[*Ts], Awaitable[None]], *args: *Ts) -> int:
 
 
 @asynccontextmanager
-async def running_until_signal() -> AsyncIterator[trio.Event]:
+async def running_until_signal(reload: Callable[[], None] | None = None) -> AsyncIterator[trio.Event]:
     """Yields an event that SIGTERM and SIGINT set. A second one of them ends the process at once, and the kernel ends
     the backends with it (they ask for that at their start). SIGUSR1 prints the tree of tasks, and the process goes on.
+
+    `reload` is called at each SIGHUP. Without it somebody else handles that signal.
     """
     stop = trio.Event()
-    with trio.open_signal_receiver(*STOP_SIGNALS, SHOW_TASKS) as signals:
+    numbers = (*STOP_SIGNALS, SHOW_TASKS) if reload is None else (*STOP_SIGNALS, SHOW_TASKS, RELOAD)
+    with trio.open_signal_receiver(*numbers) as signals:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch_signals, signals, stop)
+            nursery.start_soon(_watch_signals, signals, stop, reload)
             yield stop
             nursery.cancel_scope.cancel()
 
 
-async def _watch_signals(signals: AsyncIterator[int], stop: trio.Event) -> None:
+async def _watch_signals(signals: AsyncIterator[int], stop: trio.Event, reload: Callable[[], None] | None) -> None:
     async for number in signals:
-        if number == SHOW_TASKS:
+        if number == RELOAD and reload is not None:
+            reload()
+        elif number == SHOW_TASKS:
             print(task_tree(), file=sys.stderr, flush=True)
         elif stop.is_set():
             os._exit(128 + number)

@@ -50,10 +50,15 @@ def worker(arguments: argparse.Namespace) -> int:
 
 
 async def _run_until_signal(config: Config, join: Join) -> None:
-    async with running_until_signal() as stop, trio.open_nursery() as nursery:
+    async with running_until_signal(_say_nothing_is_reloaded) as stop, trio.open_nursery() as nursery:
         name = await nursery.start(partial(run_worker, config, join, stop))
         freeze_startup_objects()
         print(f"gateway worker {__version__} has joined as {name}", file=sys.stderr, flush=True)
+
+
+def _say_nothing_is_reloaded() -> None:
+    """Answers SIGHUP, which ends a process that does not handle it."""
+    log.warning("worker.reload_unsupported", remedy="restart the worker to read its configuration again")
 
 
 def _urls(text: str) -> tuple[str, ...]:
