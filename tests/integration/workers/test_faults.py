@@ -87,6 +87,8 @@ def test_m7_a_request_without_a_byte_is_rerouted_when_its_worker_is_killed(tmp_p
     config = held_fleet_config(gate, TWICE, health=PATIENT)
     with running_fleet(tmp_path, config, "one", "two") as fleet:
         replicas = fleet.wait_serving("one", "two", model=HELD)
+        # The gateway has a connection to each: a call on its way to a new one would be refused instead of lost.
+        assert {node_of(fleet.gateway.chat(HELD, max_tokens=1)) for _ in range(4)} == {"one", "two"}
         answer = in_background(lambda: fleet.gateway.chat(HELD, max_tokens=HELD_TOKENS))
         name = wait_for(lambda: busy_node(fleet), "one of them to have it")
         fleet.workers[name].kill()
