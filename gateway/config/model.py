@@ -297,6 +297,8 @@ class ModelEntry(Section):
     """`"all"` means one replica on each node that the selector allows, instead of the two counts."""
     selector: Labels = Field(default_factory=nothing)
     exclusive_group: Name | None = None
+    pinned: Flag = False
+    """Whether replicas stay once they are loaded; see `ModelSpec.pinned`."""
     load_timeout: PositiveDuration | None = None
     """How long a load may take. None means that it depends on the size of the artifact."""
     rollout: Literal["replace", "surge"] = "replace"
@@ -320,6 +322,7 @@ class ModelEntry(Section):
             on_every_node=self.replicas == "all",
             selector=self.selector,
             exclusive_group=self.exclusive_group,
+            pinned=self.pinned,
             load_timeout_seconds=self.load_timeout,
             rollout=self.rollout,
         )

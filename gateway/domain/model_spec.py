@@ -51,6 +51,8 @@ class ModelSpec:
     """Whether `replicas = "all"`: one replica on each node that the selector allows."""
     selector: Mapping[str, str] = field(default_factory=lambda: NOTHING)
     exclusive_group: str | None = None
+    pinned: bool = False
+    """Whether replicas that are loaded stay although nobody uses them, or another model needs their room."""
     load_timeout_seconds: float | None = None
     rollout: Literal["replace", "surge"] = "replace"
     """The way in which a new revision replaces old replicas. With `replace` they take no new request at once, with

@@ -4,7 +4,7 @@ Pure.
 | a replica                                                        | may be preempted                     |
 |------------------------------------------------------------------|--------------------------------------|
 | has a request, or has just become ready                          | not now: the newcomer waits          |
-| is one of those that its model has to have                       | never                                |
+| is one of those that its model has to have, or is pinned         | never                                |
 | is of a model for which requests wait                            | for requests that have waited longer |
 | else                                                             | yes                                  |
 
@@ -109,9 +109,10 @@ def _with_sum(candidates: Iterable[PreemptionCandidate]) -> CandidateList:
 
 
 def is_preemptible(working: WorkingState, replica: Replica) -> bool:
-    """Tells whether the replica is ready, of the current revision, and one that its model could do without."""
+    """Tells whether the replica is ready, of the current revision, not pinned, and one that its model could do
+    without."""
     spec = working.snapshot.models.get(replica.model)
-    if spec is None or replica.revision != spec.revision:
+    if spec is None or spec.pinned or replica.revision != spec.revision:
         return False
     if replica.observed is not Observed.READY or is_leaving(replica):
         return False

@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Final
 
 from gateway.domain.cluster import Node, NodeStatus, Replica
-from gateway.domain.ids import ModelName
+from gateway.domain.ids import ModelName, ReplicaId
 from gateway.domain.lifecycle import COMING_UP, FINAL, Desired, Observed
 from gateway.domain.model_spec import ModelSpec
 from gateway.domain.routability import matches_selector
@@ -100,8 +100,8 @@ def surplus_replicas(live: Iterable[Replica], spec: ModelSpec) -> list[tuple[Rep
 def exclusive_group_conflicts(working: WorkingState, node: Node) -> list[tuple[Replica, str]]:
     """Returns the replicas that have to leave the node because of an exclusive group, each with the reason (R17).
 
-    A change of the specs may put several models of one group on one node. The model that is in use stays, or else the
-    one that has been there longest.
+    A change of the specs may put several models of one group on one node. A pinned model stays, or else one that is in
+    use, or else the one that has been there longest.
     """
     groups: dict[str, list[Replica]] = {}
     for replica in working.node_info(node).replicas:
@@ -110,7 +110,13 @@ def exclusive_group_conflicts(working: WorkingState, node: Node) -> list[tuple[R
             groups.setdefault(spec.exclusive_group, []).append(replica)
     found: list[tuple[Replica, str]] = []
     for group, members in groups.items():
-        first = min(members, key=lambda each: (not working.usage_of(each).open, each.since, each.id)).model
+        first = min(members, key=lambda each: _claim_to_node(working, each)).model
         because = f"'{first}' of its exclusive group '{group}' is on its node"
         found += [(each, because) for each in members if each.model != first]
     return found
+
+
+def _claim_to_node(working: WorkingState, replica: Replica) -> tuple[bool, bool, float, ReplicaId]:
+    """Returns the key by which one model of an exclusive group keeps its node, the strongest claim first."""
+    is_pinned = working.snapshot.models[replica.model].pinned
+    return not is_pinned, not working.usage_of(replica).open, replica.since, replica.id

@@ -63,12 +63,13 @@ def scale_up(working: WorkingState, spec: ModelSpec) -> ScaleUp:
 
 
 def scale_down(working: WorkingState, spec: ModelSpec, limits: WatchdogLimits) -> tuple[Replica, Action] | None:
-    """Returns the one replica that the model could do without, and what to do about it. Returns None if it needs all.
+    """Returns the one replica that the model could do without, and what to do about it. Returns None if it needs all
+    or is pinned.
 
     An idle replica stays if all others are full: the next request would bring it back at once.
     """
     live = working.live_replicas(spec)
-    if len(live) <= working.min_replicas(spec) or working.waiting_since(spec.name) is not None:
+    if spec.pinned or len(live) <= working.min_replicas(spec) or working.waiting_since(spec.name) is not None:
         return None
     if _is_any_leaving(working, spec):
         return None
@@ -80,9 +81,12 @@ def scale_down(working: WorkingState, spec: ModelSpec, limits: WatchdogLimits) -
 
 
 def abandon_load(working: WorkingState, spec: ModelSpec, replica: Replica) -> Action:
-    """Stops a load for which no request waits any more, if the model need not be there and has no ready replica."""
+    """Stops a load for which no request waits any more, if the model need not be there and has no ready replica. A
+    pinned model is loaded to the end."""
     live = working.live_replicas(spec)
     if replica.observed not in COMING_UP or working.min_replicas(spec) or working.waiting_since(spec.name) is not None:
+        return Action()
+    if spec.pinned:
         return Action()
     if any(each.observed is Observed.READY for each in live):
         return Action()

@@ -162,6 +162,7 @@ async def test_l17_declared_models_are_stored_completely(registry: Registry) -> 
         on_every_node=True,
         selector={"gpu.vendor": "nvidia"},
         exclusive_group="big",
+        pinned=True,
         load_timeout_seconds=90.5,
     )
     async with bumping(registry, 1):

@@ -115,7 +115,7 @@ async def test_a8_what_is_known_of_a_revision_goes_with_it(registry: Registry) -
 async def test_a8_scheduling_alone_changes_nothing_of_what_is_known(registry: Registry) -> None:
     await registry.put_model(API_SPEC)
     await know(registry)
-    await registry.put_model(replace(API_SPEC, min_replicas=1, rollout="surge"))
+    await registry.put_model(replace(API_SPEC, min_replicas=1, rollout="surge", pinned=True))
     state = await registry.read_state()
     assert (state.failures, state.requirements, state.unloads) == (
         {MODEL: FAILURE},

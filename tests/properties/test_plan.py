@@ -46,6 +46,7 @@ def specs(draw: st.DrawFn) -> list[ModelSpec]:
             context_size=draw(st.sampled_from([None, 8])),
             selector=draw(st.sampled_from([{}, {"tier": "gpu"}])),
             exclusive_group=draw(st.sampled_from([None, "big"])),
+            pinned=draw(st.booleans()),
             on_every_node=draw(st.sampled_from([False, False, True])),
             rollout=draw(st.sampled_from(["replace", "surge"])),
         )

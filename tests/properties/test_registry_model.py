@@ -96,6 +96,7 @@ specs = st.builds(
     on_every_node=st.booleans(),
     selector=mappings,
     exclusive_group=maybe(texts),
+    pinned=st.booleans(),
     load_timeout_seconds=maybe(seconds),
     rollout=st.sampled_from(["replace", "surge"]),
     source=st.sampled_from(["file", "api"]),

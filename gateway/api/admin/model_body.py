@@ -117,6 +117,7 @@ def spec_body(spec: ModelSpec) -> dict[str, Any]:
         **({"replicas": "all"} if spec.on_every_node else counts),
         "selector": dict(spec.selector) or None,
         "exclusive_group": spec.exclusive_group,
+        "pinned": spec.pinned or None,
         "load_timeout": None if spec.load_timeout_seconds is None else duration_text(spec.load_timeout_seconds),
         "rollout": spec.rollout,
     }

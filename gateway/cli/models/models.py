@@ -72,6 +72,8 @@ def _act(client: ApiClient, arguments: argparse.Namespace) -> int:
 def _row(model: Mapping[str, Any]) -> dict[str, Any]:
     most = model["max_replicas"] or "any"
     counts = "every node" if model["spec"].get("replicas") == "all" else f"{model['min_replicas']}/{most}"
+    if model["spec"].get("pinned"):
+        counts += " pinned"
     # A gateway of an earlier version says nothing of either.
     abilities = [name for name in ABILITIES if model.get("capabilities", {}).get(name)]
     return {

@@ -50,6 +50,17 @@ def test_r17_exclusive_models_take_turns_and_one_that_streams_is_not_evicted(tmp
         assert gateway.metric_sum("gateway_in_flight") == 0
 
 
+def test_a_pinned_model_loads_on_demand_and_then_keeps_its_place(tmp_path: Path) -> None:
+    model, more = 'exclusive_group = "big"\npinned = true', '[reconciler]\nscale_down_delay = "0s"\n'
+    with running_gateway(tmp_path, scripted_config({"tokens": 1}, model=model, more=more) + B) as gateway:
+        assert loaded(gateway) == set()
+        assert gateway.chat(A, max_tokens=1).status_code == 200
+        refused = gateway.chat("b", max_tokens=1)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "insufficient_capacity")
+        assert loaded(gateway) == {A}
+        assert gateway.model(A)["spec"]["pinned"] is True
+
+
 def test_a8_a_surge_serves_from_the_old_replica_until_the_new_one_is_ready(tmp_path: Path) -> None:
     with running_gateway(tmp_path, TWO_REPLICAS) as gateway, gateway.client() as client:
         assert client.put("/api/models/served", json={**SERVED, "context_size": 1024}).status_code == 201

@@ -54,11 +54,17 @@ def put_body() -> Any:
 
 def test_models_are_listed(gateway: str, capsys: pytest.CaptureFixture[str]) -> None:
     everywhere = {**MODEL, "name": "b", "max_replicas": 0, "spec": {"replicas": "all"}}
-    reply("/api/models", {"models": [MODEL, {**MODEL, "name": "a", "max_replicas": 0}, everywhere]})
+    pinned = {**MODEL, "name": "c", "spec": {"pinned": True}}
+    reply("/api/models", {"models": [MODEL, {**MODEL, "name": "a", "max_replicas": 0}, everywhere, pinned]})
     assert main(["models", "list", "--url", gateway]) == 0
     header, *rows = lines_of(capsys.readouterr().out)
     at = header.index("MIN/MAX")
-    assert [(row[0], row[at]) for row in rows] == [("org/tiny", "0/2"), ("a", "0/any"), ("b", "every node")]
+    assert [(row[0], row[at]) for row in rows] == [
+        ("org/tiny", "0/2"),
+        ("a", "0/any"),
+        ("b", "every node"),
+        ("c", "0/2 pinned"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -269,6 +269,14 @@ def test_what_its_owner_wants_to_be_there_is_never_evicted() -> None:
     assert evicted(decide(everywhere)) == []
 
 
+def test_what_is_pinned_is_never_evicted_and_need_not_be_there() -> None:
+    pinned = spec(A, pinned=True)
+    seen = fleet(loaded(A), needs={A: 10, MODEL: 20}, nodes=[box(free=14)], of=[pinned])
+    assert (places(decide(seen)), evicted(decide(seen))) == ([], [])
+    assert [short for _, short in why(decide(seen))] == [True]
+    assert places(decide(fleet(needs={A: 10}, waiting=[], of=[pinned]))) == []
+
+
 def test_of_two_above_a_floor_of_one_only_one_is_evicted() -> None:
     two = spec(A, min_replicas=1, max_replicas=2)
     rows = [replica("a1", two), replica("a2", two, slot=1)]
@@ -344,6 +352,13 @@ def test_r17_on_the_only_node_the_idle_one_gives_way_and_the_used_one_does_not()
     assert why(decided) == [(reason, True)]
 
 
+def test_r17_what_is_pinned_keeps_its_node_from_the_others_of_its_group() -> None:
+    pair = [spec(A, pinned=True, **GROUP), spec(**GROUP)]
+    decided = decide(fleet(loaded(A), needs={A: 1, MODEL: 1}, of=pair))
+    assert (places(decided), evicted(decided)) == ([], [])
+    assert [short for _, short in why(decided)] == [True]
+
+
 def test_r17_not_even_while_the_other_one_leaves() -> None:
     pair = [spec(A, **GROUP), spec(**GROUP)]
     decided = decide(fleet(loaded(A, desired=Desired.STOP), needs={A: 1, MODEL: 1}, of=pair))
@@ -356,6 +371,8 @@ def test_r17_models_that_become_exclusive_by_an_edit_part() -> None:
     seen = fleet(*rows, needs={A: 1, MODEL: 1}, waiting=[], of=pair)
     assert evicted(decide(seen)) == ["m1"]
     assert evicted(decide(seen, {"m1": BUSY})) == ["a1"]
+    pinned = fleet(*rows, needs={A: 1, MODEL: 1}, waiting=[], of=[spec(A, **GROUP), spec(pinned=True, **GROUP)])
+    assert evicted(decide(pinned)) == ["a1"]
 
 
 def test_p5_a_minimum_beyond_the_room_is_shown_and_nothing_moves() -> None:

@@ -93,6 +93,28 @@ def test_without_a_floor_the_last_idle_one_goes_too() -> None:
     assert ends(decide(fleet(*several(1)), {"r0": Usage(0, 300.0, 0.0)})) == [("r0", Desired.DRAIN)]
 
 
+PINNED = spec(max_replicas=3, pinned=True)
+
+
+def test_what_is_pinned_never_goes_because_it_is_idle() -> None:
+    limits = WatchdogLimits(idle_seconds=100, scale_down_seconds=300)
+    usage = {f"r{slot}": Usage(0, 900.0, 0.0) for slot in range(2)}
+    decided = decide(fleet(*several(2, PINNED), of=PINNED), usage, limits)
+    assert (ends(decided), decided.replan_at) == ([], None)
+
+
+def test_what_is_pinned_still_ends_above_its_maximum_and_when_it_is_stuck() -> None:
+    narrow = spec(max_replicas=1, pinned=True)
+    assert len(ends(decide(fleet(*several(2, narrow), of=narrow)))) == 1
+    stuck = decide(fleet(*several(1, PINNED), of=PINNED), {"r0": Usage(1, 0.0, 60.0)}, WatchdogLimits(busy_seconds=60))
+    assert ends(stuck) == [("r0", Desired.STOP)]
+
+
+def test_a_load_of_what_is_pinned_goes_on_although_nobody_waits_any_more() -> None:
+    loading = replica("r", PINNED, observed=Observed.LOADING, since=NOW - 900)
+    assert ends(plan_for(fleet(loading, of=PINNED), NOW, history=PlanningHistory({MODEL: 0.0}))) == []
+
+
 def test_nothing_goes_while_requests_wait_for_the_model() -> None:
     assert ends(decide(fleet(*several(2), waiting_since=NOW))) == []
 

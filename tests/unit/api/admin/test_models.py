@@ -119,6 +119,7 @@ FULL: Final[dict[str, Any]] = {
     "max_replicas": 0,
     "selector": {"gpu.vendor": "nvidia"},
     "exclusive_group": "g",
+    "pinned": True,
     "load_timeout": "0.5s",
     "rollout": "surge",
 }
