@@ -610,12 +610,16 @@ async def test_h11_the_clock_is_the_servers(
     def servers() -> float:
         return float(postgres_server.ask(emptied_postgres_url, "SELECT extract(epoch FROM clock_timestamp())")[0])
 
+    began = time.monotonic()
     async with open_postgres_registry(bridge, emptied_postgres_url) as registry:
         before = servers()
         now = await registry.now()
+        # The clock is counted on by a steady one, and a machine may set its wall clock back a little meanwhile.
+        ahead_max = time.monotonic() - began
         peer_states = await registry.sync_peers(PeerState(GATEWAY), 10)
-        assert before <= now <= servers()
-        assert now <= peer_states.now <= servers()
+        assert before <= now <= servers() + ahead_max
+        assert now <= peer_states.now + ahead_max
+        assert peer_states.now <= servers()
 
 
 async def test_a_row_that_is_as_it_was_is_not_parsed_again(bridge: Bridge, emptied_postgres_url: str) -> None:
