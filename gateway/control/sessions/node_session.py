@@ -54,15 +54,23 @@ UNWRITTEN_MAX: Final = 10_000
 UP: Final = frozenset({Observed.READY, Observed.DRAINING})
 
 
-def desired_set(state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str]) -> DesiredSet:
-    """Returns all replicas that `node_id` should run, and the epoch of the plan (L13). A replica whose model was
-    removed is left out, which stops it. Pure."""
+def desired_set(
+    state: ClusterState, node_id: NodeId, token_of: Callable[[ReplicaId], str], sent: DesiredSet | None = None
+) -> DesiredSet:
+    """Returns all replicas that `node_id` should run, and the epoch of the plan (L13). Pure.
+
+    A worker stops what is not listed. A replica whose model was removed drains first, so it stays listed by the spec
+    that `sent` has, the set before. A session that never sent one leaves the replica out.
+    """
+    sent_specs = {} if sent is None else {each.replica_id: each.spec for each in sent.replicas}
+    replicas = [each for each in state.replicas.values() if each.node_id == node_id and each.observed not in FINAL]
+    specs = [state.models.get(each.model) or sent_specs.get(each.id) for each in replicas]
     return DesiredSet(
         state.epoch,
         tuple(
-            DesiredReplica(replica.id, state.models[replica.model], replica.desired, token_of(replica.id))
-            for replica in state.replicas.values()
-            if replica.node_id == node_id and replica.model in state.models and replica.observed not in FINAL
+            DesiredReplica(replica.id, spec, replica.desired, token_of(replica.id))
+            for replica, spec in zip(replicas, specs, strict=True)
+            if spec is not None
         ),
     )
 
@@ -259,8 +267,8 @@ class NodeSession:
         It starts when the view shows this session's node: until then the view may list replicas that ended with an
         earlier agent.
         """
-        settings, sent = self._settings, None
-        view = settings.views.current
+        settings, view = self._settings, self._settings.views.current
+        sent: DesiredSet | None = None
         while not self._has_joined(view):
             view = await settings.views.wait_change(view)
         while True:
@@ -268,7 +276,7 @@ class NodeSession:
                 raise SessionRefused("this node was removed, or its worker has registered anew", register_again=True)
             if view.state.nodes[self.node_id].session > self.number:
                 raise SessionRefused(SUPERSEDED)
-            current = desired_set(view.state, self.node_id, settings.token_of)
+            current = desired_set(view.state, self.node_id, settings.token_of, sent)
             if current != sent:
                 await self._to_worker.send(current)
                 sent = current

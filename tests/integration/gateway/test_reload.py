@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.integration.fleet import DONE, HELD, Stream, fleet_config, held_fleet_config, running_fleet
 from tests.integration.harness import WAIT_SECONDS, GatewayProcess, running_gateway, wait_for
 
 TINY = '[[models]]\nname = "{name}"\nbackend = "llama-cpp"\nartifact = "builtin:tiny"\n'
@@ -85,6 +86,27 @@ def test_a_stream_that_runs_is_not_cut(gateway: GatewayProcess) -> None:
     reader.join(WAIT_SECONDS)
     assert [line for line in lines if line][-1] == "data: [DONE]"
     assert '"finish_reason":"length"' in "".join(lines)
+
+
+def test_a_stream_of_a_model_that_is_gone_from_the_file_is_not_cut(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    config = held_fleet_config(gate, "", worker="embedded = true")
+    with running_gateway(tmp_path / "gateway", config) as gateway:
+        stream = Stream(gateway, HELD, tokens=2)
+        reload(gateway, config[: config.index("[[models]]")])
+        wait_for(lambda: [each["state"] for each in gateway.status()["replicas"]] == ["draining"], "the drain")
+        gate.touch()
+        assert stream.result()[-1] == DONE
+        wait_for(lambda: not gateway.status()["replicas"], "the replica to end after its stream")
+
+
+def test_a_worker_says_that_it_reloads_nothing_and_goes_on(tmp_path: Path) -> None:
+    with running_fleet(tmp_path, fleet_config(), "far") as fleet:
+        worker = fleet.workers["far"]
+        worker.send_signal(signal.SIGHUP)
+        wait_for(lambda: '"event": "worker.reload_unsupported"' in worker.log, "the worker's answer")
+        assert fleet.gateway.chat().status_code == 200
+        assert worker.joins == 1
 
 
 def test_a_bad_file_changes_nothing_and_its_lines_are_in_the_log(gateway: GatewayProcess) -> None:

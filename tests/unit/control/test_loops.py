@@ -688,6 +688,17 @@ def test_the_desired_set_is_complete_and_only_the_nodes_own() -> None:
     assert (wanted.epoch, [desired_replica.replica_id for desired_replica in wanted.replicas]) == (7, ["mine"])
 
 
+def test_a_replica_of_a_removed_model_stays_listed_by_the_spec_that_was_sent() -> None:
+    """A worker stops what is not listed, which would cut the requests that a drain lets end."""
+    before = desired_set(state([replica("mine")]), NODE, str)
+    removed = state([replica("mine", desired=Desired.DRAIN), replica("unsent", slot=1)], specs=())
+    after = desired_set(removed, NODE, str, before)
+    assert [(each.replica_id, each.spec, each.desired) for each in after.replicas] == [
+        ("mine", before.replicas[0].spec, Desired.DRAIN)
+    ]
+    assert desired_set(removed, NODE, str, after) == after
+
+
 def test_a_token_does_not_show() -> None:
     wanted = desired_set(state([replica("mine")]), NODE, lambda _who: "very-secret")
     assert "very-secret" not in repr(wanted)
