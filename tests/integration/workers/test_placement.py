@@ -51,12 +51,21 @@ def test_r17_exclusive_models_take_turns_and_one_that_streams_is_not_evicted(tmp
 
 
 def test_a_pinned_model_loads_on_demand_and_then_keeps_its_place(tmp_path: Path) -> None:
-    model, more = 'exclusive_group = "big"\npinned = true', '[reconciler]\nscale_down_delay = "0s"\n'
+    model = 'exclusive_group = "big"\npinned = true'
+    more = '[reconciler]\nscale_down_delay = "0s"\n[routing]\nload_wait = "1s"\n'
     with running_gateway(tmp_path, scripted_config({"tokens": 1}, model=model, more=more) + B) as gateway:
         assert loaded(gateway) == set()
+        with gateway.client() as client:
+            assert client.post(f"/api/models/{A}/load").status_code in {200, 202}
+        wait_for(lambda: gateway.model(A)["ready"] == 1, "the pinned model to be ready")
         assert gateway.chat(A, max_tokens=1).status_code == 200
-        refused = gateway.chat("b", max_tokens=1)
-        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "insufficient_capacity")
+
+        def is_refused_for_room() -> bool:
+            refused = gateway.chat("b", max_tokens=1)
+            assert refused.status_code == 503, refused.text
+            return bool(refused.json()["error"]["code"] == "insufficient_capacity")
+
+        wait_for(is_refused_for_room, "the planner to find no room for the rival")
         assert loaded(gateway) == {A}
         assert gateway.model(A)["spec"]["pinned"] is True
 
