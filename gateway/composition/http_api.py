@@ -32,7 +32,7 @@ from gateway.api.openai.schema import body_schemas
 from gateway.domain.errors import GatewayError, Unavailable
 from gateway.domain.ids import GatewayId
 from gateway.observability.metrics import Metrics, Reading
-from gateway.registry.protocol import Registry, RegistryError
+from gateway.registry.protocol import Registry, RegistryError, WritesRefused
 from gateway.routing.admission import Admission
 from gateway.routing.router import Router
 
@@ -45,8 +45,11 @@ REGISTRY_RETRY_AFTER_SECONDS: Final = 5.0
 def _registry_unavailable(error: Exception) -> GatewayError:
     """Returns the error for the client. The cause names servers and users, so it goes to the log only."""
     log.warning("request.registry_unavailable", error=str(error))
+    why = "can't be used now; its log says why"
+    if isinstance(error, WritesRefused):
+        why = f"refuses writes: {error.cause}"
     return Unavailable(
-        "The gateway's registry can't be used now; its log says why. What is loaded is served on.",
+        f"The gateway's registry {why}. What is loaded is served on.",
         retry_after_seconds=REGISTRY_RETRY_AFTER_SECONDS,
         code="registry_unavailable",
     )

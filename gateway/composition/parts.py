@@ -127,5 +127,11 @@ def _readiness(shared: SharedParts) -> Readiness:
     view, peers = shared.views.current, shared.peers
     leads = shared.is_leader() or view.state.leader in peers.states
     listens = bool(shared.listeners.url) and not shared.stop.is_set()
-    checks = {"registry": peers.connected, "control": peers.connected and leads, "listener": listens}
-    return Readiness(checks, can_serve=listens and view is not EMPTY_VIEW)
+    refused = view.state.writes_refused
+    checks = {
+        "registry": peers.connected and refused is None,
+        "control": peers.connected and leads,
+        "listener": listens,
+    }
+    causes = {} if refused is None else {"registry": refused}
+    return Readiness(checks, can_serve=listens and view is not EMPTY_VIEW, causes=causes)

@@ -63,7 +63,7 @@ class FailureReporter:
                 try:
                     await self.registry.record_broken(replica_id, failure.because, lost=failure.lost)
                 except RegistryError as error:
-                    log.warning("failure_report.write_failed", replica_id=replica_id, error=str(error))
+                    log.log(error.log_level, "failure_report.write_failed", replica_id=replica_id, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
                 else:
                     log.warning("control.replica_broken", replica_id=replica_id, because=failure.because)

@@ -222,7 +222,9 @@ class HealthMonitor:
                     log.info("health.node_changed", node=node.name, condition=change.condition, was=node.condition)
                 self._written_on[node.id] = change.version
             except RegistryError as error:
-                log.warning("health.write_failed", node=node.name, condition=change.condition, error=str(error))
+                log.log(
+                    error.log_level, "health.write_failed", node=node.name, condition=change.condition, error=str(error)
+                )
                 return trio.current_time() + RETRY_SECONDS
         return inf
 

@@ -82,7 +82,7 @@ class LeaderElection:
             with trio.move_on_after(self.term_seconds):
                 epoch = await self.registry.acquire_or_renew(self.gateway_id, self.term_seconds)
         except RegistryError as error:
-            log.warning("leadership.unknown", error=str(error))
+            log.log(error.log_level, "leadership.unknown", error=str(error))
             epoch = self.epoch  # until its term is over
             asked_at = self._until - self.term_seconds
         self._set(epoch, asked_at + self.term_seconds)

@@ -81,7 +81,7 @@ class Reconciler:
             self.election.lose()
             return 0
         except RegistryError as error:
-            log.warning("control.registry_unavailable", error=str(error))
+            log.log(error.log_level, "control.registry_unavailable", error=str(error))
             return RETRY_SECONDS
 
     async def _plan_and_apply(self, epoch: int) -> float:

@@ -80,7 +80,7 @@ class RequirementEstimates:
             try:
                 await self._registry.record_requirement(spec.name, spec.revision, requirement)
             except RegistryError as error:
-                log.warning("model.estimate_write_failed", model=spec.name, error=str(error))
+                log.log(error.log_level, "model.estimate_write_failed", model=spec.name, error=str(error))
                 await trio.sleep(RETRY_SECONDS)
             else:
                 return

@@ -149,6 +149,8 @@ class ClusterState:
     """The epoch of the leader's term, or 0 if no gateway has led yet."""
     capabilities: Mapping[ModelName, Capabilities] = field(default_factory=dict)
     """The abilities of the models' current revisions, as far as a backend has said them."""
+    writes_refused: str | None = None
+    """The reason why the registry takes no writes now, so that nothing can be loaded. None if it takes them."""
 
 
 EMPTY_STATE: Final = ClusterState(

@@ -1,9 +1,10 @@
 """The contract of the registry. Every store keeps it, and one suite checks it (tests/contract/test_registry.py)."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Final, Protocol, runtime_checkable
+from typing import ClassVar, Final, Protocol, runtime_checkable
 
 from gateway.bridge import Bridge
 from gateway.config.model import RegistrySection
@@ -21,6 +22,20 @@ RETRY_SECONDS: Final = 1.0
 
 class RegistryError(Exception):
     """The store cannot be used. The message says why and, if there is a remedy, what to do."""
+
+    log_level: ClassVar[int] = logging.WARNING
+    """The level at which a loop logs a try that failed."""
+
+
+class WritesRefused(RegistryError):
+    """The store can be read, but takes no writes now. It has logged that once, and will find out when they work."""
+
+    log_level = logging.DEBUG
+
+    def __init__(self, message: str, cause: str) -> None:
+        """`cause` is the part of the message that names no file, for clients."""
+        super().__init__(message)
+        self.cause = cause
 
 
 class RegistryLocked(RegistryError):

@@ -66,6 +66,7 @@ def immediate_rejection(
     """Returns the error if no amount of waiting can help now, or None if waiting can help:
 
     - The model does not exist, or not any more.
+    - It is not loaded, and the registry takes no writes, so that nothing can be (H15).
     - Its last load failed, it is too early for another try, no other load is running, and no node that has the model is
       only temporarily silent (L9, L10, H12). A replica that was ready and broke for the first time (no attempt has
       failed) is replaced at once, even if `wall_now` is a moment behind the registry's clock. One that broke again is
@@ -73,6 +74,8 @@ def immediate_rejection(
     """
     if model not in view.state.models:
         return ModelNotFound(model)
+    if view.state.writes_refused and not view.candidates.get(model) and not coming_up(view, model):
+        return _writes_refused(model, view.state.writes_refused)
     failure = view.state.failures.get(model)
     if failure is None or not failure.attempts or wall_now >= failure.retry_at:
         return None
@@ -84,6 +87,14 @@ def immediate_rejection(
         f"The model '{model}' {_what_failed(failure)}: {failure.cause}",
         retry_after_seconds=max(1.0, failure.retry_at - wall_now),
         param="model",
+    )
+
+
+def _writes_refused(model: ModelName, cause: str) -> Unavailable:
+    return Unavailable(
+        f"The model '{model}' is not loaded, and nothing can be: the gateway's registry refuses writes: {cause}",
+        retry_after_seconds=RETRY_AFTER_SECONDS,
+        code="registry_unavailable",
     )
 
 

@@ -5,7 +5,7 @@ envelope.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -21,6 +21,7 @@ from gateway.api.http.errors import ErrorPolicy
 from gateway.api.http.http_app import AdminRoute
 from gateway.api.http.json_body import JsonBody
 from gateway.domain.ids import ModelName
+from gateway.domain.model_spec import NOTHING
 from gateway.observability.metrics import Metrics, Reading
 from gateway.registry.protocol import Registry
 from gateway.routing.admission import Admission
@@ -47,6 +48,8 @@ class Readiness:
     """The parts that are checked, each with whether it works."""
     can_serve: bool
     """Whether the gateway has had a snapshot and is not shutting down."""
+    causes: Mapping[str, str] = field(default_factory=lambda: NOTHING)
+    """The reasons why parts do not work, as far as they are known."""
 
     @property
     def status(self) -> str:
@@ -84,7 +87,9 @@ def build_admin_app(
     async def readyz() -> Response:
         """Answers whether this gateway can serve, and which parts work."""
         now = ready()
-        document = {"status": now.status, "checks": dict(now.checks)}
+        document: dict[str, object] = {"status": now.status, "checks": dict(now.checks)}
+        if now.causes:
+            document["causes"] = dict(now.causes)
         return json_response(document, status=200 if now.can_serve else 503)
 
     @admin_app.get("/metrics")

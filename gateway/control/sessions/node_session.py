@@ -294,7 +294,7 @@ class NodeSession:
                 try:
                     await self._write()
                 except RegistryError as error:
-                    log.warning("session.report_write_failed", node=self._hello.name, error=str(error))
+                    log.log(error.log_level, "session.report_write_failed", node=self._hello.name, error=str(error))
                     await trio.sleep(RETRY_SECONDS)
 
     async def _wait_turn(self) -> None:

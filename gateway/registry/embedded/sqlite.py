@@ -3,11 +3,14 @@
 All statements run on a worker thread, one transaction at a time (a `CapacityLimiter` of 1, in order of arrival). A
 caller that is cancelled while it queues has done nothing. Once its transaction has begun, the caller waits for the
 thread to the end. So there are no half-done transactions, and no commit that nobody learns of.
+
+While the file refuses writes (a full disk), reports of workers are kept in `refused_writes`, and reads show them.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -15,11 +18,13 @@ import structlog
 import trio
 
 from gateway.domain.cluster import ClusterState
-from gateway.domain.ids import new_id
+from gateway.domain.ids import GatewayId, NodeId, new_id
+from gateway.domain.session import Report
 from gateway.registry import rows
 from gateway.registry.embedded.base import EmbeddedStore
+from gateway.registry.embedded.refused_writes import RefusedWrites
 from gateway.registry.embedded.sqlite_file import SqliteFile, SqliteTransaction, database_path
-from gateway.registry.protocol import Event
+from gateway.registry.protocol import Event, WritesRefused
 from gateway.registry.row_cache import RowCache
 from gateway.registry.store import After, Clock, Decision, MakeId, Outcome, RowScope
 from gateway.registry.tables import EVENTS_KEPT, LeaderTerm, Tables
@@ -53,6 +58,7 @@ PUT_REPLICA: Final = _upsert("replicas", "id", rows.REPLICA_COLUMNS)
 ADD_EVENT: Final = (
     "INSERT INTO events (at, kind, subject, detail, epoch) VALUES (:at, :kind, :subject, :detail, :epoch)"
 )
+TRY_WRITE: Final = "UPDATE state_version SET version = version"
 TRIM_EVENTS: Final = "DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - :kept"
 
 
@@ -89,11 +95,19 @@ class SqliteRegistry(EmbeddedStore):
         self._file = file
         self._one_transaction = trio.CapacityLimiter(1)
         self._rows = _RowReader()
+        self._file_version = version
+        """The version in the file, as of the last transaction that has ended."""
+        self._refused = RefusedWrites()
+        """It changes between two transactions only, in their order, so that two states of one version are equal."""
 
     async def read_state(self) -> ClusterState:
         """Reads the state of the fleet in one read transaction. Raises `RegistryError` if the file can't be used."""
-        tables = await self._run("read_state", self._rows.tables, mode="DEFERRED")
-        return tables.state(self._demand())
+        tables, cause = await self._run("read_state", self._read, mode="DEFERRED")
+        state = tables.state(self._demand())
+        return state if cause is None else replace(state, writes_refused=cause)
+
+    def _read(self, transaction: SqliteTransaction) -> tuple[Tables, str | None]:
+        return self._refused.applied(self._rows.tables(transaction)), self._refused.cause
 
     async def read_events(self, newest: int) -> tuple[Event, ...]:
         """Returns the last `newest` lines of the audit trail, the newest first. Raises `RegistryError`."""
@@ -107,31 +121,83 @@ class SqliteRegistry(EmbeddedStore):
         epoch: int | None = None,
     ) -> Outcome[After]:
         # Reading everything is no round trip. Only registrations read less: anybody with the join token may send many.
-        outcome, version = await self._run(method, partial(self._decide, decide, scope, epoch))
-        self._advance_version(version)
+        outcome, _ = await self._run(method, partial(self._decide, decide, scope, epoch), committed=self._committed)
         return outcome
+
+    def _committed(self, result: tuple[Outcome[After], int]) -> None:
+        outcome, self._file_version = result
+        if outcome.changed:
+            self._refused.accept()
 
     def _decide(
         self, decide: Decision[After], scope: RowScope, epoch: int | None, transaction: SqliteTransaction
     ) -> tuple[Outcome[After], int]:
         now = self._clock()
-        before = self._with_term(self._rows.part(transaction, scope))
+        stored = self._with_term(self._rows.part(transaction, scope))
+        before = replace(stored, version=stored.version + self._refused.changes)
         after = decide(before, now)
         changes = difference(before, before if after is None else after, now, epoch)
         if changes:
             _write(transaction, changes)
-        return Outcome(before, after, changed=bool(changes)), before.version + bool(changes)
+        return Outcome(before, after, changed=bool(changes)), stored.version + bool(changes)
 
-    async def _run(self, method: str, work: Callable[[SqliteTransaction], Result], mode: str = "IMMEDIATE") -> Result:
+    async def record_reports(self, node_id: NodeId, session: int, reports: Sequence[Report]) -> bool:
+        """Stores what a worker reports of its replicas. Reads show it even if the file refuses it. Returns False if
+        `session` is not the node's newest. Raises `WritesRefused`."""
+        try:
+            recorded = await super().record_reports(node_id, session, reports)
+        except WritesRefused:
+            await self._change_refused(partial(self._refused.keep, node_id, session, tuple(reports), self._clock()))
+            raise
+        if node_id in self._refused:
+            await self._change_refused(partial(self._refused.forget, node_id))
+        return recorded
+
+    async def _renew_term(self, gateway_id: GatewayId, term_seconds: float) -> int | None:
+        """Renews the term in memory, and sees whether a file that has refused writes takes them again: after a refused
+        request of an admin nobody else may try."""
+        if self._refused.cause is not None:
+            with suppress(WritesRefused):
+                await self._run("try_write", _try_write, committed=lambda _: self._refused.accept())
+        return await super()._renew_term(gateway_id, term_seconds)
+
+    async def _change_refused(self, change: Callable[[], None]) -> None:
+        """Applies a change between two transactions, and wakes readers."""
+        async with self._one_transaction:
+            change()
+            self._advance_version(self._file_version + self._refused.changes)
+
+    async def _run(
+        self,
+        method: str,
+        work: Callable[[SqliteTransaction], Result],
+        mode: str = "IMMEDIATE",
+        committed: Callable[[Result], None] = lambda _: None,
+    ) -> Result:
+        """Runs a transaction, then `committed` with its result, before any other transaction begins."""
+
         def run() -> Result:
-            """Runs the transaction in a worker thread, and counts its statements."""
-            with self._file.transaction(mode) as transaction:
-                try:
-                    return work(transaction)
-                finally:
-                    self._statements[method] += transaction.statements
+            """Runs in a worker thread, and counts the statements."""
+            try:
+                with self._file.transaction(mode) as transaction:
+                    try:
+                        result = work(transaction)
+                    finally:
+                        self._statements[method] += transaction.statements
+            except WritesRefused as error:
+                self._refused.refuse(error)
+                raise
+            committed(result)
+            return result
 
-        return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
+        try:
+            return await trio.to_thread.run_sync(run, limiter=self._one_transaction)
+        finally:
+            self._advance_version(self._file_version + self._refused.changes)
+
+
+def _try_write(transaction: SqliteTransaction) -> None:
+    transaction.rows(TRY_WRITE)
 
 
 def _load_version(file: SqliteFile) -> tuple[int, list[str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from gateway.private_files import make_private, narrow, try_lock
-from gateway.registry.protocol import RegistryError, RegistryLocked
+from gateway.registry.protocol import RegistryError, RegistryLocked, WritesRefused
 from gateway.registry.rows import SqlValue
 
 URL_PREFIX: Final = "sqlite:///"
@@ -101,8 +101,8 @@ class SqliteFile:
     @contextmanager
     def transaction(self, mode: str = "IMMEDIATE") -> Iterator[SqliteTransaction]:
         """Runs a transaction, all or nothing: an exception inside rolls it back. Raises `RegistryError` for what SQLite
-        cannot do."""
-        with _named_by_link(self.path):
+        cannot do, and `WritesRefused` if that is a write."""
+        with _named_by_link(self.path, writes=mode != "DEFERRED"):
             self._connection.execute(f"BEGIN {mode}")
             try:
                 yield SqliteTransaction(self._connection)
@@ -200,17 +200,18 @@ def _migrate(connection: sqlite3.Connection) -> None:
 
 
 @contextmanager
-def _named_by_link(path: Path) -> Iterator[None]:
-    """Translates SQLite's errors to `RegistryError`, with the file and, if there is one, the remedy."""
+def _named_by_link(path: Path, *, writes: bool = False) -> Iterator[None]:
+    """Translates SQLite's errors to `RegistryError`, with the file and, if there is one, the remedy. `writes` says that
+    an error means a refused write."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _explained(path, error) from error
+        raise _explained(path, error, writes=writes) from error
     except (OverflowError, UnicodeError) as error:
         raise RegistryError(f"registry {path} can't store a value: {error}") from error
 
 
-def _explained(path: Path, error: sqlite3.Error) -> RegistryError:
+def _explained(path: Path, error: sqlite3.Error, *, writes: bool) -> RegistryError:
     match getattr(error, "sqlite_errorcode", 0) & 0xFF:  # The upper bits say where the error happened.
         case sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_CORRUPT:
             return _damaged(path, str(error))
@@ -220,9 +221,12 @@ def _explained(path: Path, error: sqlite3.Error) -> RegistryError:
             remedy = "; close the program that has it open"
         case sqlite3.SQLITE_FULL:
             remedy = "; free some disk space"
+        case sqlite3.SQLITE_IOERR:
+            remedy = "; see whether its disk works and has space"
         case _:
             remedy = ""
-    return RegistryError(f"registry {path} can't be used: {error}{remedy}")
+    message = f"registry {path} can't be used: {error}{remedy}"
+    return WritesRefused(message, f"{error}{remedy}") if writes else RegistryError(message)
 
 
 def _damaged(path: Path, what: str) -> RegistryError:

@@ -20,12 +20,20 @@ from gateway.domain.model_spec import ModelSpec
 from gateway.domain.peers import PeerState
 from gateway.domain.plan_write import ControlWrite
 from gateway.domain.resources import UNKNOWN, Capacity, Gpu, Requirement, VramBudget
+from gateway.domain.session import Report
 from gateway.registry.embedded.memory import MemoryRegistry
 from gateway.registry.embedded.sqlite import SqliteRegistry, open_sqlite_registry
-from gateway.registry.embedded.sqlite_file import migrations
+from gateway.registry.embedded.sqlite_file import SqliteFile, migrations
 from gateway.registry.open import open_registry
 from gateway.registry.postgres.registry import PostgresRegistry
-from gateway.registry.protocol import DeclaredInFile, NodeEdit, NodeOverrides, RegistryError, RegistryLocked
+from gateway.registry.protocol import (
+    DeclaredInFile,
+    NodeEdit,
+    NodeOverrides,
+    RegistryError,
+    RegistryLocked,
+    WritesRefused,
+)
 from gateway.registry.tables import EVENTS_KEPT
 from tests.contract.samples import (
     GATEWAY,
@@ -466,3 +474,52 @@ def test_every_migration_has_its_number_and_there_is_no_gap() -> None:
     names = sorted(file.name for file in folder.iterdir())
     assert [int(name.partition("_")[0]) for name in names] == list(range(1, len(names) + 1))
     assert len(migrations()) == len(names)
+
+
+def refuse_writes(file: SqliteFile, *, refused: bool) -> None:
+    with file.transaction("DEFERRED") as transaction:
+        transaction.rows(f"PRAGMA query_only = {int(refused)}")
+
+
+async def test_h15_reports_are_read_while_the_file_refuses_them(path: Path) -> None:
+    file = SqliteFile.open(path)
+    with closing(file):
+        registry = SqliteRegistry(file, lambda: 1000.0, 0)
+        await registry.declare_models([spec()])
+        session = await join(registry)
+        await place(registry, replica())
+        before = await registry.read_state()
+        refuse_writes(file, refused=True)
+        ended = [Report(REPLICA, Observed.GONE, exit_code=-9)]
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):
+                with pytest.raises(WritesRefused, match="readonly"):
+                    await registry.record_reports(NODE, session, ended)
+            during = await registry.read_state()
+            with trio.fail_after(5):
+                await registry.wait_newer(before.version)
+            refuse_writes(file, refused=False)
+            assert await registry.record_reports(NODE, session, ended)
+        after = await registry.read_state()
+        assert (before.replicas[REPLICA].observed, before.writes_refused) == (Observed.PLACED, None)
+        assert (during.replicas[REPLICA].observed, during.replicas[REPLICA].exit_code) == (Observed.GONE, -9)
+        assert during.writes_refused is not None
+        assert str(path) not in during.writes_refused
+        assert (after.replicas[REPLICA].observed, after.writes_refused) == (Observed.GONE, None)
+        assert before.version < during.version < after.version
+        assert [entry["event"] for entry in logs] == ["registry.writes_refused", "registry.writes_accepted"]
+
+
+async def test_h15_a_leader_finds_out_that_writes_work_again(path: Path) -> None:
+    file = SqliteFile.open(path)
+    with closing(file):
+        registry = SqliteRegistry(file, lambda: 1000.0, 0)
+        await lead(registry)
+        refuse_writes(file, refused=True)
+        with pytest.raises(WritesRefused):
+            await registry.put_model(spec())
+        assert await registry.acquire_or_renew(GATEWAY, 10) is not None
+        assert (await registry.read_state()).writes_refused is not None
+        refuse_writes(file, refused=False)
+        assert await registry.acquire_or_renew(GATEWAY, 10) is not None
+        assert (await registry.read_state()).writes_refused is None

@@ -1,5 +1,7 @@
 """What a request is told while the nodes that could serve it come, go or are silent."""
 
+from dataclasses import replace
+
 import pytest
 
 from gateway.domain.cluster import LoadFailure, Node, NodeStatus, Replica
@@ -113,6 +115,19 @@ def test_who_waits_for_a_load_while_the_registry_is_away_gets_that_as_the_reason
     assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
     loading = view(replica("r", observed=Observed.LOADING))
     assert timeout_rejection(loading, MODEL, 60, (), control_paused=True).code == "model_loading"
+
+
+def test_h15_a_model_that_cannot_be_loaded_without_writes_is_refused_at_once_with_the_cause() -> None:
+    def rejection_of(seen: FleetView) -> GatewayError | None:
+        refusing = replace(seen, state=replace(seen.state, writes_refused="the disk is full"))
+        return immediate_rejection(refusing, MODEL, NOW, 60.0)
+
+    error = rejection_of(view(replica("r", observed=Observed.GONE)))
+    assert error is not None
+    assert (error.status, error.code, error.retry_after_seconds) == (503, "registry_unavailable", 5)
+    assert error.message.endswith("the gateway's registry refuses writes: the disk is full")
+    assert rejection_of(view(replica("r"))) is None
+    assert rejection_of(view(replica("r", observed=Observed.LOADING))) is None
 
 
 def test_p4_what_serves_or_comes_up_has_no_shortage_of_room() -> None:
