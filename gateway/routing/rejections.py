@@ -83,9 +83,10 @@ def immediate_rejection(
         return None
     if failure.times_broken and failure.retry_at - wall_now < patience_seconds:
         return None
+    retry_seconds = max(1.0, failure.retry_at - wall_now)
     return ModelLoadFailed(
-        f"The model '{model}' {_what_failed(failure)}: {failure.cause}",
-        retry_after_seconds=max(1.0, failure.retry_at - wall_now),
+        f"The model '{model}' {_what_failed(failure, retry_seconds)}: {failure.cause}",
+        retry_after_seconds=retry_seconds,
         param="model",
     )
 
@@ -98,10 +99,11 @@ def _writes_refused(model: ModelName, cause: str) -> Unavailable:
     )
 
 
-def _what_failed(failure: LoadFailure) -> str:
+def _what_failed(failure: LoadFailure, retry_seconds: float) -> str:
     if not failure.times_broken:
         return "could not be loaded"
-    return f"was loaded and broke {failure.times_broken} times in a row, the last time like this"
+    again = f"is loaded again in {retry_seconds:.0f} s"
+    return f"was loaded and broke {failure.times_broken} times in a row, and {again}; the last time"
 
 
 def timeout_rejection(

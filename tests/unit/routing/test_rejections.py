@@ -46,7 +46,10 @@ def test_a_replica_that_broke_again_is_waited_for_if_the_pause_fits(patience: fl
     rejection = immediate_rejection(view(nodes=[node()], failures=broke), MODEL, NOW, patience)
     assert isinstance(rejection, ModelLoadFailed) is is_rejected
     if rejection is not None:
-        assert "was loaded and broke 2 times in a row" in rejection.message
+        assert rejection.message == (
+            f"The model '{MODEL}' was loaded and broke 2 times in a row, and is loaded again in 10 s; the last time: "
+            "was killed by SIGKILL"
+        )
 
 
 def test_l10_a_load_that_failed_is_an_error_at_once_however_long_the_request_may_wait() -> None:
