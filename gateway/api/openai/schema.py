@@ -9,12 +9,12 @@ OpenAI API reference, endpoints chat/completions, completions and embeddings.
 The file is longer than others because it has the bodies of three endpoints, which share most of their parameters.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from sys import getsizeof
 from types import MappingProxyType
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
@@ -57,6 +57,8 @@ from gateway.domain.inference import (
     Text,
     kept_text,
 )
+
+Call = TypeVar("Call", bound="GenerationCall")
 
 COMPLETION_TOKENS_DEFAULT: Final = 16
 """OpenAI's default of `max_tokens` for /v1/completions; chat has none."""
@@ -201,13 +203,14 @@ class EmbeddingsBody(JsonBody):
     user: User | None = None
 
 
-def parse_chat(body: bytes, ignore_unknown: bool = False) -> ChatCall:
-    """Parses a chat request. Raises `BadRequest`."""
+def _parse(
+    read: Callable[[Mapping[str, Any]], Call], table: ParameterTable, body: bytes, ignore_unknown: bool = False
+) -> Call:
     given = parse_object(body)
     try:
-        return _chat_call(given)
+        return read(given)
     except BadRequest as refusal:
-        call, ignored = read_rewritten(_chat_call, given, CHAT, refusal, ignore_unknown=ignore_unknown)
+        call, ignored = read_rewritten(read, given, table, refusal, ignore_unknown=ignore_unknown)
         return replace(call, ignored=ignored)
 
 
@@ -240,6 +243,10 @@ def _chat_call(given: Mapping[str, Any]) -> ChatCall:
     )
 
 
+parse_chat = partial(_parse, _chat_call, CHAT)
+"""Parses the body of a chat request. Raises `BadRequest`."""
+
+
 def _rare_fields(parsed: ChatBody, *, has_tools: bool) -> dict[str, Any]:
     """Returns the fields of a generation that few chats ask for. Raises `BadRequest`."""
     grammar, grammar_param = answer_grammar(parsed.response_format, parsed.grammar, has_tools=has_tools)
@@ -253,16 +260,6 @@ def _rare_fields(parsed: ChatBody, *, has_tools: bool) -> dict[str, Any]:
         "grammar": grammar,
         "grammar_param": grammar_param,
     }
-
-
-def parse_completion(body: bytes, ignore_unknown: bool = False) -> CompletionCall:
-    """Parses a completion request. Raises `BadRequest`."""
-    given = parse_object(body)
-    try:
-        return _completion_call(given)
-    except BadRequest as refusal:
-        call, ignored = read_rewritten(_completion_call, given, COMPLETIONS, refusal, ignore_unknown=ignore_unknown)
-        return replace(call, ignored=ignored)
 
 
 def _completion_call(given: Mapping[str, Any]) -> CompletionCall:
@@ -292,6 +289,10 @@ def _completion_call(given: Mapping[str, Any]) -> CompletionCall:
         copies=copies,
         echo=bool(parsed.echo),
     )
+
+
+parse_completion = partial(_parse, _completion_call, COMPLETIONS)
+"""Parses the body of a completion request. Raises `BadRequest`."""
 
 
 def parse_embeddings(body: bytes, ignore_unknown: bool = False) -> EmbeddingsCall:
